@@ -1,0 +1,12 @@
+"""Entry point of the `k2` script and of `python -m k2cli`."""
+
+from k2cli.commands.app import app
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="k2")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command line: parse, call one function, print. Typer and Rich live only here."""

@@ -1,0 +1,56 @@
+"""The Typer app, and the one place where an error becomes a message and an exit code."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from k2cli import __version__
+from k2cli.commands import output
+from k2cli.errors import K2Error
+
+
+class K2Group(TyperGroup):
+    """Turn a K2Error into `error:` and `hint:` lines on stderr and its exit code."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run the command. A reader that went away (`| head`) ends it quietly with 0."""
+        try:
+            return super().invoke(ctx)
+        except K2Error as exc:
+            output.error(exc)
+            raise typer.Exit(exc.exit_code) from exc
+        except BrokenPipeError as exc:
+            # Later flushes of stdout, at exit, must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from exc
+
+
+app = typer.Typer(
+    cls=K2Group,
+    name="k2",
+    help="Market data from exchanges and files into a lakehouse, and answers out of it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"k2 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Market data from exchanges and files into a lakehouse, and answers out of it."""

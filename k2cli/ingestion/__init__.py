@@ -1,0 +1,1 @@
+"""What brings records in and carries them."""

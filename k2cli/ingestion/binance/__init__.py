@@ -1,0 +1,1 @@
+"""Binance: protocol (pure parsing), client (connections), simulator (the exchange, locally)."""

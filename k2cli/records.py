@@ -1,0 +1,158 @@
+"""The record kinds, derived from the Avro schemas in schemas/*.avsc.
+
+The .avsc files are the one definition of every record. A `RecordKind` carries what the rest of
+k2 needs of one: its Arrow schema (the exact schema of every RecordBatch that flows), its table,
+its columns of note. Enums become strings; docs travel as Arrow field metadata.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+_PRIMITIVES: Final[Mapping[str, pa.DataType]] = {
+    "string": pa.string(),
+    "long": pa.int64(),
+    "int": pa.int32(),
+    "boolean": pa.bool_(),
+}
+_LOGICAL: Final[Mapping[str, pa.DataType]] = {
+    "timestamp-micros": pa.timestamp("us", tz="UTC"),
+    "timestamp-millis": pa.timestamp("ms", tz="UTC"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordKind:
+    """What k2 knows of one kind of record; a further kind is a value, not a copy of code."""
+
+    name: str  # what users call it, and the last part of a topic's name
+    table: str  # Iceberg table name
+    arrow: pa.Schema  # columns in the order of the .avsc
+    id_column: str  # {exchange}-{the exchange's id}
+    sort_by: tuple[str, ...]  # order of the rows within one commit, and of answers
+    partition_by: str  # day-partition column
+    is_dense: bool  # ids count up by one, so that a hole is suspected loss
+
+
+def schema_text(stem: str) -> str:
+    """Return the text of schemas/{stem}.avsc, from the wheel or from the checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "schemas", package.parent / "schemas"):
+        path = folder / f"{stem}.avsc"
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    raise FileNotFoundError(f"schemas/{stem}.avsc")
+
+
+def avro_to_arrow_schema(avsc: Mapping[str, Any]) -> pa.Schema:
+    """Derive the Arrow schema of an Avro record.
+
+    Decimals keep precision and scale, timestamps become UTC, enums and strings `string`;
+    a union with null makes the field nullable. Other unions and nested records are refused.
+    """
+    return pa.schema(
+        [_field(field["name"], field["type"], field["doc"]) for field in avsc["fields"]]
+    )
+
+
+def _field(name: str, avro: Any, doc: str | None = None) -> pa.Field:
+    is_nullable = isinstance(avro, list) and "null" in avro
+    if is_nullable:
+        (avro,) = [branch for branch in avro if branch != "null"]
+    metadata = {"doc": doc} if doc else None
+    return pa.field(name, _data_type(avro), nullable=is_nullable, metadata=metadata)
+
+
+def _data_type(avro: Any) -> pa.DataType:
+    match avro:
+        case str():
+            return _PRIMITIVES[avro]
+        case {"logicalType": "decimal", "precision": int(precision), "scale": int(scale)}:
+            return pa.decimal128(precision, scale)
+        case {"logicalType": str(logical)}:
+            return _LOGICAL[logical]
+        case {"type": "enum"}:
+            return pa.string()
+        case {"type": "array", "items": items}:
+            return pa.list_(_field("element", items))
+        case {"type": "map", "values": values}:
+            return pa.map_(pa.string(), _field("value", values))
+        case _:
+            raise ValueError(f"no Arrow type for the Avro type {avro!r}")
+
+
+TRADES: Final = RecordKind(
+    name="trades",
+    table="trades_v2",
+    arrow=avro_to_arrow_schema(json.loads(schema_text("trade_v2"))),
+    id_column="trade_id",
+    sort_by=("symbol", "timestamp", "source_sequence"),
+    partition_by="timestamp",
+    is_dense=True,
+)
+QUOTES: Final = RecordKind(
+    name="quotes",
+    table="quotes_v2",
+    arrow=avro_to_arrow_schema(json.loads(schema_text("quote_v2"))),
+    id_column="quote_id",
+    sort_by=("symbol", "timestamp", "source_sequence"),
+    partition_by="timestamp",
+    is_dense=False,
+)
+KINDS: Final[Mapping[str, RecordKind]] = {kind.name: kind for kind in (TRADES, QUOTES)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableFiles:
+    """The data files of one table that a plan left over, and how their columns are called.
+
+    `columns` maps the field id that the Parquet files carry to the column's name today, so that
+    files written before a column was renamed or added read right.
+    """
+
+    kind: RecordKind
+    paths: tuple[str, ...]  # newest partition first
+    columns: Mapping[int, str]
+    rows: int  # rows in these files, before any filter inside them
+
+
+MAX_NUMBER: Final = 2**62 - 1  # the largest number that fits a message id
+_HEX: Final = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), dtype="<u2")
+
+
+@cache
+def _id_prefix(series: str) -> npt.NDArray[np.uint8]:
+    digest = int.from_bytes(hashlib.sha256(series.encode()).digest()[:8]) >> 4  # 60 bits
+    head, tail = digest >> 12, digest & 0xFFF
+    text = f"{head >> 16:08x}-{head & 0xFFFF:04x}-8{tail:03x}-"
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def message_ids(series: str, numbers: npt.NDArray[np.int64]) -> pa.StringArray:
+    """Make the message ids of records from what identifies them: their series and number.
+
+    A series is one run of numbers, for instance `BINANCE/trade/BTCUSDT` with the trade ids or a
+    file's digest with its row numbers. The id is a UUID of version 8 (RFC 9562, section 5.8):
+    60 bits of the series' SHA-256, then the number in the lowest 62 bits. So two numbers of one
+    series never share an id, and ids of a series sort and compress like their numbers.
+    `numbers` lie in 0..MAX_NUMBER.
+    """
+    count = len(numbers)
+    variant = numbers.astype(np.uint64) | np.uint64(1 << 63)
+    digits = _HEX[variant.astype(">u8").view(np.uint8).reshape(count, 8)]
+    digits = digits.view(np.uint8).reshape(count, 16)
+    text = np.empty((count, 36), dtype=np.uint8)
+    text[:, :19] = _id_prefix(series)
+    text[:, 19:23] = digits[:, :4]
+    text[:, 23] = ord("-")
+    text[:, 24:] = digits[:, 4:]
+    offsets = np.arange(0, 36 * (count + 1), 36, dtype=np.int32)
+    return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(text))

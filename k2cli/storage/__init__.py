@@ -1,0 +1,1 @@
+"""Iceberg: catalog, tables, the exactly-once append, maintenance. pyiceberg lives only here."""
