@@ -7,7 +7,7 @@ its columns of note. Enums become strings; docs travel as Arrow field metadata.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -136,21 +136,23 @@ def _id_prefix(series: str) -> npt.NDArray[np.uint8]:
     return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
-def message_ids(series: str, numbers: npt.NDArray[np.int64]) -> pa.StringArray:
+def message_ids(
+    series: Sequence[str], codes: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]
+) -> pa.StringArray:
     """Make the message ids of records from what identifies them: their series and number.
 
-    A series is one run of numbers, for instance `BINANCE/trade/BTCUSDT` with the trade ids or a
-    file's digest with its row numbers. The id is a UUID of version 8 (RFC 9562, section 5.8):
-    60 bits of the series' SHA-256, then the number in the lowest 62 bits. So two numbers of one
-    series never share an id, and ids of a series sort and compress like their numbers.
-    `numbers` lie in 0..MAX_NUMBER.
+    A series is one run of numbers, for instance `BINANCE/trades/BTCUSDT` with the trade ids or a
+    file's digest with its row numbers; `codes` tells each record's place in `series`. The id is a
+    UUID of version 8 (RFC 9562, section 5.8): 60 bits of the series' SHA-256, then the number in
+    the lowest 62 bits. So two numbers of one series never share an id, and ids of a series sort
+    and compress like their numbers. `numbers` lie in 0..MAX_NUMBER.
     """
     count = len(numbers)
     variant = numbers.astype(np.uint64) | np.uint64(1 << 63)
     digits = _HEX[variant.astype(">u8").view(np.uint8).reshape(count, 8)]
     digits = digits.view(np.uint8).reshape(count, 16)
     text = np.empty((count, 36), dtype=np.uint8)
-    text[:, :19] = _id_prefix(series)
+    text[:, :19] = np.stack([_id_prefix(name) for name in series])[codes]
     text[:, 19:23] = digits[:, :4]
     text[:, 23] = ord("-")
     text[:, 24:] = digits[:, 4:]

@@ -1,0 +1,149 @@
+"""The exactly-once append: rows and the position they reach in one snapshot."""
+
+import random
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+from pyiceberg.table.update.snapshot import ExpireSnapshots
+
+from k2cli.config import TableSettings
+from k2cli.errors import Conflict
+from k2cli.records import RecordKind
+from k2cli.storage.datafiles import write_data_files
+from k2cli.storage.expire import expired_snapshots, unreferenced_files
+from k2cli.storage.position import Advance, Gap, Position
+
+POSITION_PREFIX: Final = "k2.position."
+_ATTEMPTS: Final = 20
+_MAX_WAIT_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """What an append did. Without new rows no snapshot is made and `snapshot_id` is None."""
+
+    snapshot_id: int | None
+    rows: int
+    duplicates: int
+    gaps: Sequence[Gap]
+    took_ms: float
+
+
+def append_rows(
+    table: Table,
+    kind: RecordKind,
+    rows: pa.Table,
+    *,
+    position: Position | None,
+    settings: TableSettings,
+) -> Commit:
+    """Append the rows that the table does not hold yet as one Iceberg snapshot.
+
+    What is new is judged by `position` against the newest snapshot that holds one, again after
+    every lost race, so two writers of the same feed never double a row. Snapshots past the
+    settings are expired in the same commit, and what only they referred to is deleted.
+
+    Raises:
+        Conflict: other writers won too often; nothing was written.
+    """
+    started = time.perf_counter()
+    for attempt in range(_ATTEMPTS):
+        carried = carried_positions(table)
+        advance = _advance(position, carried, rows)
+        snapshot_id = None
+        if advance.rows.num_rows > 0:
+            if position is not None:
+                carried[position.key] = advance.reached
+            files = write_data_files(table, kind, advance.rows)
+            snapshot_id = _try_commit(table, files, carried, settings)
+            if snapshot_id is None:
+                time.sleep(random.uniform(0, min(_MAX_WAIT_S, 0.02 * 2**attempt)))
+                table.refresh()
+                continue
+        if position is not None:
+            position.committed(advance)
+        return Commit(
+            snapshot_id=snapshot_id,
+            rows=advance.rows.num_rows,
+            duplicates=advance.duplicates,
+            gaps=advance.gaps,
+            took_ms=round((time.perf_counter() - started) * 1000, 1),
+        )
+    raise Conflict(
+        f"other writers of table {kind.table} won {_ATTEMPTS} times in a row",
+        hint="run the command again, or let fewer processes write",
+    )
+
+
+def _advance(position: Position | None, carried: dict[str, str], rows: pa.Table) -> Advance:
+    if position is None:
+        return Advance(rows=rows, duplicates=0, reached="")
+    return position.advance(carried.get(position.key), rows)
+
+
+def _try_commit(
+    table: Table, files: Sequence[DataFile], properties: dict[str, str], settings: TableSettings
+) -> int | None:
+    """Commit the files as one snapshot; None after a lost race, with the files deleted again.
+
+    When the outcome is unknown (the catalog's answer was lost), the table itself tells.
+    """
+    expired = expired_snapshots(table.metadata, settings)
+    doomed = unreferenced_files(table, expired)
+    transaction = table.transaction()
+    append = transaction.update_snapshot(snapshot_properties=properties).merge_append()
+    try:
+        for file in files:
+            append.append_data_file(file)
+        append.commit()
+        if expired:
+            ExpireSnapshots(transaction).by_ids(sorted(expired)).commit()
+        transaction.commit_transaction()
+    except CommitFailedException:
+        _delete(table, (file.file_path for file in files))
+        return None
+    except CommitStateUnknownException:
+        table.refresh()
+        if table.snapshot_by_id(append.snapshot_id) is None:
+            _delete(table, (file.file_path for file in files))
+            return None
+    except BaseException:
+        _delete(table, (file.file_path for file in files))
+        raise
+    _delete(table, doomed)
+    return append.snapshot_id
+
+
+def carried_positions(table: Table) -> dict[str, str]:
+    """Read the positions of all sources: those of the nearest ancestor that k2 wrote.
+
+    A snapshot of another engine (a compaction) carries none, so the search goes on below it.
+    """
+    snapshot = table.current_snapshot()
+    while snapshot is not None:
+        if snapshot.summary is not None:
+            found = {
+                key: value
+                for key, value in snapshot.summary.additional_properties.items()
+                if key.startswith(POSITION_PREFIX)
+            }
+            if found:
+                return found
+        parent = snapshot.parent_snapshot_id
+        snapshot = table.snapshot_by_id(parent) if parent is not None else None
+    return {}
+
+
+def _delete(table: Table, paths: Iterable[str]) -> None:
+    """Delete files that nothing refers to; one that cannot go is garbage, not an error."""
+    for path in paths:
+        try:
+            table.io.delete(path)
+        except OSError:
+            continue

@@ -1,0 +1,65 @@
+"""What keeps a table's past bounded: which snapshots go, and which files go with them."""
+
+import time
+
+from pyiceberg.table import Table
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import Operation, Snapshot
+
+from k2cli.config import TableSettings
+
+
+def expired_snapshots(metadata: TableMetadata, settings: TableSettings) -> set[int]:
+    """Choose the snapshots that the next commit lets go.
+
+    A snapshot stays while it is among the last `keep_snapshots`, younger than `keep_for`, or the
+    head of a branch or tag. They go a batch at a time, since each time costs a little.
+    """
+    newest_first = sorted(
+        metadata.snapshots, key=lambda s: (s.sequence_number or 0, s.timestamp_ms), reverse=True
+    )
+    protected = {ref.snapshot_id for ref in metadata.refs.values()}
+    kept_since_ms = (time.time() - settings.keep_for) * 1000
+    # The commit to come is one of those to keep.
+    candidates = newest_first[settings.keep_snapshots - 1 :]
+    expired = {
+        snapshot.snapshot_id
+        for snapshot in candidates
+        if snapshot.timestamp_ms < kept_since_ms and snapshot.snapshot_id not in protected
+    }
+    batch = max(1, settings.keep_snapshots // 4)
+    return expired if len(expired) >= batch else set()
+
+
+def unreferenced_files(table: Table, expired: set[int]) -> set[str]:
+    """List the files that only these snapshots refer to: manifest lists, manifests, data files.
+
+    Data files can only be among them if a kept snapshot's history rewrote or deleted some;
+    while all are appends, every data file lives on, and no manifest is opened to find out.
+    """
+    if not expired:
+        return set()
+    snapshots = table.metadata.snapshots
+    gone = [snapshot for snapshot in snapshots if snapshot.snapshot_id in expired]
+    kept = [snapshot for snapshot in snapshots if snapshot.snapshot_id not in expired]
+    kept_manifests = {m.manifest_path: m for s in kept for m in s.manifests(table.io)}
+    gone_manifests = {m.manifest_path: m for s in gone for m in s.manifests(table.io)}
+    only_gone = {path: m for path, m in gone_manifests.items() if path not in kept_manifests}
+    doomed = {snapshot.manifest_list for snapshot in gone} | set(only_gone)
+    if not all(map(_is_append, snapshots)):
+        live = {
+            entry.data_file.file_path
+            for manifest in kept_manifests.values()
+            for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+        }
+        doomed |= {
+            entry.data_file.file_path
+            for manifest in only_gone.values()
+            for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+            if entry.data_file.file_path not in live
+        }
+    return doomed
+
+
+def _is_append(snapshot: Snapshot) -> bool:
+    return snapshot.summary is not None and snapshot.summary.operation is Operation.APPEND

@@ -1,0 +1,294 @@
+"""The lakehouse: a catalog, its tables, and what k2 does with them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import (
+    NamespaceAlreadyExistsError,
+    NoSuchTableError,
+    TableAlreadyExistsError,
+)
+from pyiceberg.expressions import (
+    AlwaysTrue,
+    And,
+    BooleanExpression,
+    GreaterThanOrEqual,
+    In,
+    LessThan,
+)
+from pyiceberg.table import Table
+from sqlalchemy.engine import URL
+
+from k2cli.config import Settings, TableSettings
+from k2cli.errors import BadData, NotFound
+from k2cli.records import KINDS, RecordKind, TableFiles
+from k2cli.storage.append import Commit, append_rows
+from k2cli.storage.position import Position
+from k2cli.storage.tables import create_table
+from k2cli.storage.vendor import translated
+
+NAMESPACE: Final = "market_data"
+_CATALOG_FILE: Final = "catalog.db"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInfo:
+    """One snapshot of a table, as people want to see it."""
+
+    snapshot_id: int
+    committed_at: datetime
+    operation: str
+    added_rows: int
+    total_rows: int
+    total_files: int
+    refs: tuple[str, ...]  # branches and tags that point at it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableInfo:
+    """What a table is, and how large."""
+
+    name: str
+    kind: str
+    location: str
+    rows: int
+    files: int
+    size_bytes: int
+    snapshots: int
+    last_commit: datetime | None
+    partition: str
+    sort_order: str
+    columns: tuple[tuple[int, str, str, bool, str], ...]  # id, name, type, required, doc
+    properties: dict[str, str]
+
+
+class Lake:
+    """An open catalog. Made by `open_lake`, which also closes it."""
+
+    def __init__(self, *, catalog: Catalog, where: str, settings: TableSettings) -> None:
+        self._catalog = catalog
+        self._where = where
+        self._settings = settings
+
+    def create_tables(self) -> None:
+        """Create the namespace and every table that is missing. Safe to run twice, and at once."""
+        with translated(f"cannot create the tables in {self._where}"):
+            with suppress(NamespaceAlreadyExistsError):
+                self._catalog.create_namespace_if_not_exists(NAMESPACE)
+            for kind in KINDS.values():
+                if not self._catalog.table_exists((NAMESPACE, kind.table)):
+                    with suppress(TableAlreadyExistsError):
+                        create_table(self._catalog, (NAMESPACE, kind.table), kind)
+
+    def table(self, kind: RecordKind) -> Table:
+        """Load a table as it is now.
+
+        Raises:
+            NotFound: nothing was ever written.
+        """
+        with translated(f"cannot open table {kind.table} in {self._where}"):
+            try:
+                return self._catalog.load_table((NAMESPACE, kind.table))
+            except NoSuchTableError as exc:
+                raise _no_table(kind.table, self._where) from exc
+
+    def kinds(self) -> list[RecordKind]:
+        """The record kinds that have a table here."""
+        with translated(f"cannot list the tables in {self._where}"):
+            return [
+                kind
+                for kind in KINDS.values()
+                if self._catalog.table_exists((NAMESPACE, kind.table))
+            ]
+
+    def append(
+        self, kind: RecordKind, rows: pa.Table, *, position: Position | None = None
+    ) -> Commit:
+        """Append rows, and the position they reach, as one snapshot. See `append_rows`."""
+        table = self.table(kind)
+        with translated(f"cannot write to table {kind.table} in {self._where}"):
+            return append_rows(table, kind, rows, position=position, settings=self._settings)
+
+    def plan(
+        self,
+        kind: RecordKind,
+        *,
+        symbols: Sequence[str] = (),
+        exchanges: Sequence[str] = (),
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> TableFiles:
+        """Find the data files that can hold rows of these symbols and times, newest day first.
+
+        Times are aware; `start` is inclusive, `end` exclusive. Statistics prune whole files:
+        rows inside them still need the filter.
+
+        Raises:
+            NotFound: the table does not exist.
+            BadData: another engine left row-level deletes, which k2 does not apply.
+        """
+        table = self.table(kind)
+        with translated(f"cannot plan a read of table {kind.table} in {self._where}"):
+            scan = table.scan(row_filter=_row_filter(kind, symbols, exchanges, start, end))
+            tasks = list(scan.plan_files())
+        if any(task.delete_files for task in tasks):
+            raise BadData(
+                f"table {kind.table} has row-level deletes, which k2 does not read",
+                hint="compact the table with the engine that deleted the rows",
+            )
+        tasks.sort(key=lambda task: task.file.partition[0], reverse=True)
+        return TableFiles(
+            kind=kind,
+            paths=tuple(task.file.file_path.removeprefix("file://") for task in tasks),
+            columns={field.field_id: field.name for field in table.schema().fields},
+            rows=sum(task.file.record_count for task in tasks),
+        )
+
+    def describe(self, kind: RecordKind) -> TableInfo:
+        """Tell what a table is and how large."""
+        table = self.table(kind)
+        metadata = table.metadata
+        current = table.current_snapshot()
+        summary = _summary(current)
+        schema = table.schema()
+        return TableInfo(
+            name=f"{NAMESPACE}.{kind.table}",
+            kind=kind.name,
+            location=table.location(),
+            rows=int(summary.get("total-records", 0)),
+            files=int(summary.get("total-data-files", 0)),
+            size_bytes=int(summary.get("total-files-size", 0)),
+            snapshots=len(metadata.snapshots),
+            last_commit=_utc(current.timestamp_ms) if current else None,
+            partition=", ".join(
+                f"{field.transform}({schema.find_column_name(field.source_id)})"
+                for field in table.spec().fields
+            ),
+            sort_order=", ".join(
+                str(schema.find_column_name(field.source_id)) for field in table.sort_order().fields
+            ),
+            columns=tuple(
+                (field.field_id, field.name, str(field.field_type), field.required, field.doc or "")
+                for field in schema.fields
+            ),
+            properties=dict(table.properties),
+        )
+
+    def snapshots(self, kind: RecordKind) -> list[SnapshotInfo]:
+        """List the snapshots that a table still keeps, newest first."""
+        table = self.table(kind)
+        refs = table.metadata.refs
+        infos = []
+        for snapshot in table.metadata.snapshots:
+            summary = _summary(snapshot)
+            infos.append(
+                SnapshotInfo(
+                    snapshot_id=snapshot.snapshot_id,
+                    committed_at=_utc(snapshot.timestamp_ms),
+                    operation=summary.get("operation", ""),
+                    added_rows=int(summary.get("added-records", 0)),
+                    total_rows=int(summary.get("total-records", 0)),
+                    total_files=int(summary.get("total-data-files", 0)),
+                    refs=tuple(
+                        name
+                        for name, ref in refs.items()
+                        if ref.snapshot_id == snapshot.snapshot_id
+                    ),
+                )
+            )
+        return sorted(infos, key=lambda info: info.committed_at, reverse=True)
+
+
+@contextmanager
+def open_lake(settings: Settings, *, create: bool = False) -> Iterator[Lake]:
+    """Open the catalog that the settings name; without any, the embedded one under `home`.
+
+    With `create` the embedded catalog and all tables are made where they are missing.
+
+    Raises:
+        NotFound: no embedded catalog is there, and `create` is off.
+        ConfigError: the folder cannot be written.
+        BadData: the catalog file is damaged.
+        Unavailable: the catalog does not answer.
+    """
+    where, properties = str(settings.home), dict(settings.catalog)
+    if "uri" not in properties and "type" not in properties:
+        path = settings.home / _CATALOG_FILE
+        with translated(f"cannot use the folder {settings.home}"):
+            if create:
+                settings.home.mkdir(parents=True, exist_ok=True)
+            elif not path.exists():
+                raise _no_table("", where)
+        properties = {**_embedded(path), **properties}
+    else:
+        where = f"catalog {properties.get('uri', properties.get('type'))}"
+    with translated(f"cannot open the catalog in {where}"):
+        catalog = load_catalog("k2", **properties)
+    try:
+        lake = Lake(catalog=catalog, where=where, settings=settings.table)
+        if create:
+            lake.create_tables()
+        yield lake
+    finally:
+        catalog.close()
+
+
+def _embedded(path: Path) -> dict[str, str]:
+    url = URL.create("sqlite", database=str(path), query={"timeout": "30"})
+    return {
+        "type": "sql",
+        "uri": url.render_as_string(),
+        "warehouse": str(path.parent / "warehouse"),
+    }
+
+
+def _no_table(name: str, where: str) -> NotFound:
+    what = f"table {name}" if name else "a table"
+    return NotFound(
+        f"there is not {what} in {where} yet",
+        hint="k2 demo, or k2 stream binance --symbols BTCUSDT",
+    )
+
+
+def _row_filter(
+    kind: RecordKind,
+    symbols: Sequence[str],
+    exchanges: Sequence[str],
+    start: datetime | None,
+    end: datetime | None,
+) -> BooleanExpression:
+    row_filter: BooleanExpression = AlwaysTrue()
+    if symbols:
+        row_filter = And(row_filter, _predicate(In, "symbol", set(symbols)))
+    if exchanges:
+        row_filter = And(row_filter, _predicate(In, "exchange", set(exchanges)))
+    if start is not None:
+        row_filter = And(
+            row_filter, _predicate(GreaterThanOrEqual, kind.partition_by, start.isoformat())
+        )
+    if end is not None:
+        row_filter = And(row_filter, _predicate(LessThan, kind.partition_by, end.isoformat()))
+    return row_filter
+
+
+def _predicate(
+    make: Callable[..., BooleanExpression], column: str, value: object
+) -> BooleanExpression:
+    """Build a predicate; its constructor takes more than its annotations admit."""
+    return make(column, value)
+
+
+def _summary(snapshot: Any) -> dict[str, str]:
+    if snapshot is None or snapshot.summary is None:
+        return {}
+    return {"operation": snapshot.summary.operation.value, **snapshot.summary.additional_properties}
+
+
+def _utc(timestamp_ms: int) -> datetime:
+    return datetime.fromtimestamp(timestamp_ms / 1000, tz=UTC)
