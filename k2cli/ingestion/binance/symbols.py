@@ -85,30 +85,12 @@ _QUOTES: Final = sorted(
     reverse=True,
 )
 # Assets whose last letter makes `...USD` look like BUSD or TUSD: BNBUSD is BNB/USD.
-_ENDS_IN_B: Final = frozenset(["BNB", "SHIB", "ARB", "ORB", "CKB", "GLMB", "DGB", "SUB", "COMB"])
-_ENDS_IN_T: Final = frozenset(
-    [
-        "DOT",
-        "BAT",
-        "GRT",
-        "APT",
-        "VET",
-        "LPT",
-        "GMT",
-        "MNT",
-        "QNT",
-        "ANT",
-        "STPT",
-        "ONT",
-        "FORT",
-        "IOT",
-        "RNDRT",
-        "OMGT",
-        "HNT",
-        "KNT",
-        "BNT",
-        "NMT",
-    ]
+_LOOKS_LIKE_BUSD: Final = frozenset({"BNB", "SHIB", "ARB", "ORB", "CKB", "GLMB", "DGB"})
+_LOOKS_LIKE_TUSD: Final = frozenset(
+    {
+        *("DOT", "BAT", "GRT", "APT", "VET", "LPT", "GMT", "MNT", "QNT", "ANT"),
+        *("STPT", "ONT", "FORT", "IOT", "HNT", "BNT"),
+    }
 )
 _SYMBOL: Final = re.compile(r"[A-Z0-9]{2,30}(?:_(?:PERP|[0-9]{6}))?")
 _SPLIT: Final = re.compile(r"([A-Z0-9]{1,20})[/-]([A-Z0-9]{1,20})")
@@ -140,8 +122,8 @@ def parse_symbol(text: str) -> Instrument:
 def _hides_usd(base: str, quote: str) -> bool:
     match quote:
         case "BUSD":
-            return base + "B" in _ENDS_IN_B
+            return base + "B" in _LOOKS_LIKE_BUSD
         case "TUSD":
-            return base + "T" in _ENDS_IN_T
+            return base + "T" in _LOOKS_LIKE_TUSD
         case _:
             return False

@@ -1,0 +1,284 @@
+"""Connections to the exchange, as a source of batches.
+
+One thread runs the connections and puts every frame, with the time it came, into a queue; the
+thread that iterates over `batches` takes what has come since, parses it and yields it. When the
+queue is long the connections stop reading, so that back-pressure reaches the exchange and memory
+stays bounded.
+"""
+
+import asyncio
+import random
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from k2cli.errors import K2Error, Unavailable
+from k2cli.flow import Batch
+from k2cli.ingestion.binance.protocol import Channel, FrameParser, stream_names, stream_url
+from k2cli.ingestion.binance.symbols import Instrument, Venue
+
+# 200 names keep the URL far below the 8 KiB that servers take; the exchange allows 1024.
+STREAMS_PER_CONNECTION: Final = 200
+_CHUNK_FRAMES: Final = 4096  # parsed at once
+_TICK_S: Final = 0.05  # how long frames gather before they are parsed
+_QUEUE_HIGH: Final = 64 * 1024  # frames; reading pauses above, and goes on below the low mark
+_QUEUE_LOW: Final = _QUEUE_HIGH // 2
+_MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+_BACKOFF_FIRST_S: Final = 0.5
+_BACKOFF_MAX_S: Final = 30.0
+_SHUTDOWN: Final = b"serverShutdown"
+_SHUTDOWN_MAX_BYTES: Final = 256
+_RETRIED_STATUS: Final = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.IM_A_TEAPOT,  # the exchange's "banned for a while"
+)
+
+Observer = Callable[..., None]  # observe("connected", url=...): an event and its fields
+_Entry = tuple[int, bytes | None]  # receive time and frame; without a frame: session number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """What to subscribe to, where, and when to give up on a connection or to end."""
+
+    venue: Venue
+    instruments: Sequence[Instrument]
+    channels: Sequence[Channel]
+    urls: Sequence[str]  # bases, in failover order
+    connect_timeout_s: float = 10.0  # for the first connection; later outages are waited out
+    stale_after_s: float = 60.0
+    max_messages: int | None = None
+
+
+class BinanceStream:
+    """The exchange's live stream as a `Source`."""
+
+    def __init__(self, *, options: StreamOptions, observe: Observer) -> None:
+        self._options = options
+        self._observe = observe
+        self._parser = FrameParser(venue=options.venue, instruments=options.instruments)
+        self._queue: deque[_Entry] = deque()
+        self._received = 0
+        self._session = 0
+        self._is_paused = False
+        self._stopped = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connections: asyncio.Task[None] | None = None
+        self.reconnects = 0
+
+    def stop(self) -> None:
+        """Stop reading; frames read before still come out of `batches`. Any thread, any time."""
+        self._stopped.set()
+        if self._loop is not None and self._connections is not None:
+            with suppress(RuntimeError):  # the loop is closed: the connections are gone
+                self._loop.call_soon_threadsafe(self._connections.cancel)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield what has come since the last batch, or a tick, until the end.
+
+        Raises:
+            Unavailable: no connection was made in time, or the exchange refuses for good.
+        """
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="binance") as executor:
+            connections = executor.submit(self._run)
+            try:
+                yield from self._batches(connections)
+            finally:
+                self.stop()
+        connections.result()
+
+    def _batches(self, connections: Future[None]) -> Iterator[Batch]:
+        position, session = 1, 0
+        while self._queue or not connections.done():
+            frames, times, session = self._take(session)
+            if frames:
+                parsed = self._parser.parse(frames, times, first=position)
+                yield Batch(
+                    rows=parsed.rows,
+                    rejects=parsed.rejects,
+                    messages=len(frames),
+                    session=session,
+                )
+                position += len(frames)
+            else:
+                yield Batch(session=session)
+            if len(self._queue) < _CHUNK_FRAMES:
+                wait([connections], timeout=_TICK_S)
+
+    def _take(self, session: int) -> tuple[list[bytes], list[int], int]:
+        """Take a chunk off the queue, of one session only."""
+        frames: list[bytes] = []
+        times: list[int] = []
+        queue = self._queue
+        for _ in range(min(len(queue), _CHUNK_FRAMES)):
+            received_us, frame = queue[0]
+            if frame is None:
+                if frames:
+                    break
+                session = received_us
+            else:
+                frames.append(frame)
+                times.append(received_us)
+            queue.popleft()
+        return frames, times, session
+
+    # Below: in the thread of the connections.
+
+    def _run(self) -> None:
+        with suppress(asyncio.CancelledError):
+            asyncio.run(self._connect_all())
+
+    async def _connect_all(self) -> None:
+        options = self._options
+        names = stream_names(options.instruments, options.channels)
+        self._loop = asyncio.get_running_loop()
+        self._connections = asyncio.current_task()
+        if self._stopped.is_set():
+            return
+        try:
+            async with asyncio.TaskGroup() as group:
+                for start in range(0, len(names), STREAMS_PER_CONNECTION):
+                    some = names[start : start + STREAMS_PER_CONNECTION]
+                    group.create_task(self._keep_connected(some))
+        except* K2Error as failures:
+            raise failures.exceptions[0] from None
+
+    async def _keep_connected(self, names: Sequence[str]) -> None:
+        """Hold one connection open for these streams, until cancelled."""
+        options = self._options
+        urls = [
+            stream_url(base, names, has_microseconds=options.venue.has_microseconds)
+            for base in options.urls
+        ]
+        deadline = time.monotonic() + options.connect_timeout_s
+        is_first, attempt = True, 0
+        while True:
+            base = options.urls[attempt % len(urls)]
+            received = self._received
+            reason = "closed"
+            try:
+                async with self._open(urls[attempt % len(urls)]) as connection:
+                    self._observe("connected", url=base, streams=len(names))
+                    if not is_first:
+                        self.reconnects += 1
+                        self._session += 1
+                        self._queue.append((self._session, None))
+                    is_first = False
+                    await self._read(connection)
+                    if self._is_enough():
+                        self.stop()
+                    reason = "the exchange shuts the server down"
+            except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as exc:
+                reason = _reason(exc)
+                self._give_up(exc, base, is_first=is_first, is_late=time.monotonic() > deadline)
+            attempt = 0 if self._received > received else attempt + 1
+            delay_s = _backoff_s(attempt // len(urls))
+            self._observe("disconnected", url=base, reason=reason, retry_in_s=round(delay_s, 2))
+            await asyncio.sleep(delay_s)
+
+    def _open(self, url: str) -> connect:
+        return connect(
+            url,
+            create_connection=_Connection,
+            compression=None,
+            open_timeout=min(10.0, self._options.connect_timeout_s),
+            close_timeout=1,
+            ping_interval=None,  # the server pings; ours would count as inbound messages
+            max_size=_MAX_FRAME_BYTES,
+            max_queue=(4096, 1024),
+        )
+
+    async def _read(self, connection: ClientConnection) -> None:
+        """Read until the connection ends, enough was read, or the exchange says goodbye."""
+        watchdog = asyncio.create_task(self._watch(connection))
+        receive, append, now = connection.recv, self._queue.append, time.time_ns
+        try:
+            while not self._is_enough():
+                frame = await receive(decode=False)
+                if _SHUTDOWN in frame and len(frame) < _SHUTDOWN_MAX_BYTES:
+                    return
+                append((now() // 1000, frame))
+                self._received += 1
+                if len(self._queue) > _QUEUE_HIGH:
+                    await self._drained()
+        finally:
+            watchdog.cancel()
+
+    def _is_enough(self) -> bool:
+        limit = self._options.max_messages
+        return limit is not None and self._received >= limit
+
+    async def _drained(self) -> None:
+        self._is_paused = True
+        while len(self._queue) > _QUEUE_LOW:
+            await asyncio.sleep(_TICK_S / 5)
+        self._is_paused = False
+
+    async def _watch(self, connection: ClientConnection) -> None:
+        """Cut a connection on which nothing comes, not even a ping."""
+        assert isinstance(connection, _Connection)
+        stale_after_s = self._options.stale_after_s
+        while True:
+            await asyncio.sleep(stale_after_s / 10)
+            silent_s = time.monotonic() - connection.last_data
+            if silent_s > stale_after_s and not self._is_paused:
+                self._observe("stale", silent_s=round(silent_s, 1))
+                connection.transport.abort()
+
+    def _give_up(self, exc: Exception, base: str, *, is_first: bool, is_late: bool) -> None:
+        """Raise where another try is pointless: refused for good, or never connected in time."""
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            raise Unavailable(
+                f"{base}: the server's certificate is not valid: {exc.verify_message}",
+                hint="a private authority is trusted with SSL_CERT_FILE=ca.pem",
+            ) from exc
+        if not is_first:
+            return
+        if isinstance(exc, InvalidStatus) and _is_final(exc.response.status_code):
+            raise Unavailable(
+                f"{base} refuses the connection: HTTP {exc.response.status_code}",
+                hint="check --symbols and --url; 451 means not served where you are",
+            ) from exc
+        if is_late:
+            raise Unavailable(
+                f"no connection to {', '.join(self._options.urls)}: {_reason(exc)}",
+                hint="check the network, or name another server with --url",
+            ) from exc
+
+
+class _Connection(ClientConnection):
+    """A connection that knows when data last came, pings included."""
+
+    last_data = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self.last_data = time.monotonic()
+        super().data_received(data)
+
+
+def _is_final(status: int) -> bool:
+    is_refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+    return is_refused and status not in _RETRIED_STATUS
+
+
+def _reason(exc: Exception) -> str:
+    return str(exc) or type(exc).__name__
+
+
+def _backoff_s(round_number: int) -> float:
+    """Wait longer with every round over the servers, with full jitter; at once the first time."""
+    if round_number == 0:
+        return 0.0
+    ceiling = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2.0**round_number)
+    return random.uniform(0, ceiling)
