@@ -1,7 +1,7 @@
 """What flows from a source to a sink, and the contracts of both."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ class Reject:
 class Batch:
     """Rows of one or more kinds, and what was read to get them.
 
-    `session` changes when the source was interrupted: what came in between is not known.
+    `session` counts how often the source was interrupted: what came in between is not known.
     A batch without messages is a tick: time passed, nothing came.
     """
 
@@ -77,4 +77,4 @@ class Totals:
     missing: int = 0
     commits: int = 0
     reconnects: int = 0
-    duration_s: float = field(default=0.0)
+    duration_s: float = 0.0

@@ -9,6 +9,9 @@ from typer.core import TyperGroup
 
 from k2cli import __version__
 from k2cli.commands import output
+from k2cli.commands.query import query_app
+from k2cli.commands.simulate import simulate_app
+from k2cli.commands.stream import stream_app
 from k2cli.errors import K2Error
 
 
@@ -54,3 +57,8 @@ def root(
     ] = False,
 ) -> None:
     """Market data from exchanges and files into a lakehouse, and answers out of it."""
+
+
+app.add_typer(stream_app, name="stream")
+app.add_typer(simulate_app, name="simulate")
+app.add_typer(query_app, name="query")

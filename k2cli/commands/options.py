@@ -1,21 +1,74 @@
 """Every shared option as an Annotated type, declared once."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
-from k2cli.config import Settings, load_settings
+from k2cli.commands.output import Format
+from k2cli.config import Settings, load_settings, parse_duration_s
 
 HomeOpt = Annotated[
     Path | None,
     typer.Option(
         "--home",
-        help="Folder of the embedded tables and of k2.toml [default: $K2_HOME or ~/.k2].",
-        show_default=False,
+        help="Folder of the embedded tables and of k2.toml.",
+        show_default="$K2_HOME or ~/.k2",
     ),
 ]
+
+SymbolOpt = Annotated[
+    list[str] | None,
+    typer.Option("--symbol", "-s", help="Only these symbols: repeat it, or separate by commas."),
+]
+ExchangeOpt = Annotated[
+    list[str] | None,
+    typer.Option("--exchange", help="Only these exchanges: repeat it, or separate by commas."),
+]
+StartOpt = Annotated[
+    str | None,
+    typer.Option("--start", help="From this time on: 2024-08-08T10:30Z, -15m, -7d, today, now."),
+]
+EndOpt = Annotated[
+    str | None, typer.Option("--end", help="Before this time; a date is its midnight in UTC.")
+]
+ColumnsOpt = Annotated[
+    list[str] | None,
+    typer.Option("--columns", "-c", help="Only these columns, in this order, by commas."),
+]
+LimitOpt = Annotated[
+    int | None, typer.Option("--limit", "-n", min=1, help="At most this many rows.")
+]
+FormatOpt = Annotated[
+    Format | None,
+    typer.Option(
+        "--format",
+        "-f",
+        help="How the answer is written.",
+        show_default="by the file's name, else table on a terminal, csv in a pipe",
+    ),
+]
+OutputOpt = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Write this file, all or nothing, instead of stdout."),
+]
+ForceOpt = Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")]
+
+
+class Order(StrEnum):
+    """Which way the time runs."""
+
+    ASC = "asc"
+    DESC = "desc"
+
+
+OrderOpt = Annotated[Order, typer.Option("--order", help="By time: asc is oldest first.")]
+
+
+# For typer.Option(..., **DURATION): a time such as 500ms, 60s, 15m, 6h or 7d, in seconds.
+DURATION: Final[dict[str, Any]] = {"parser": parse_duration_s, "metavar": "DURATION"}
 
 
 def settings(home: Path | None = None) -> Settings:

@@ -1,8 +1,37 @@
 """stdout is data, stderr is talk. Machine formats never pass through Rich."""
 
+import errno
+import itertools
+import os
+import secrets
+import shutil
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
-from k2cli.errors import K2Error
+from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from k2cli.query.engine import Answer
+
+PREVIEW_ROWS: Final = 100  # of a table on a terminal, unless --limit says otherwise
+_BLOCK_ROWS: Final = 1_000  # rows that decide how wide the columns of a table are
+# Columns that a table on a narrow terminal leaves out first.
+_DETAILS: Final = (
+    *("vendor_data", "message_id", "ingestion_timestamp", "platform_sequence"),
+    *("trade_conditions", "asset_class", "trade_id", "quote_id", "source_sequence", "currency"),
+)
+_GAP: Final = "  "
+_NUMBERS: Final = frozenset(
+    {"tinyint", "smallint", "integer", "bigint", "hugeint", "decimal", "float", "double"}
+    | {"utinyint", "usmallint", "uinteger", "ubigint", "uhugeint", "bignum"}
+)
 
 
 def note(message: str) -> None:
@@ -10,8 +39,318 @@ def note(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+def data(line: str) -> None:
+    """Print a line of data on stdout."""
+    print(line)
+
+
 def error(exc: K2Error) -> None:
     """Print an expected failure and, on a line of its own, what mends it."""
     print(f"error: {exc}", file=sys.stderr)
     if exc.hint:
         print(f"hint: {exc.hint}", file=sys.stderr)
+
+
+class Format(StrEnum):
+    """How an answer is written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    NDJSON = "ndjson"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+    MARKDOWN = "markdown"
+
+
+_BINARY: Final = frozenset({Format.PARQUET, Format.ARROW})
+_EXTENSIONS: Final = {
+    ".csv": Format.CSV,
+    ".json": Format.JSON,
+    ".ndjson": Format.NDJSON,
+    ".jsonl": Format.NDJSON,
+    ".parquet": Format.PARQUET,
+    ".arrow": Format.ARROW,
+    ".feather": Format.ARROW,
+    ".md": Format.MARKDOWN,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Where an answer goes, and in which format. Made by `choose_output`."""
+
+    format: Format
+    path: Path | None  # None is stdout
+    is_forced: bool = False  # replace the file if it exists
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person sees the answer at once."""
+        return self.path is None and sys.stdout.isatty()
+
+    def write(self, answer: "Answer", *, is_limited: bool = False) -> None:
+        """Run the answer and write it; says on stderr when there is nothing, or more.
+
+        `is_limited` tells that the user chose how many rows they want to see.
+        """
+        is_preview = self.is_terminal and self.format is Format.TABLE and not is_limited
+        if is_preview:
+            answer = answer.first(PREVIEW_ROWS + 1)
+        with self._opened() as sink:
+            rows = self._write(answer, sink, is_preview=is_preview)
+        if rows == 0:
+            note("nothing matched")
+        elif is_preview and rows > PREVIEW_ROWS:
+            note(f"the first {PREVIEW_ROWS} rows; all of them: --format csv, or -o FILE")
+
+    @contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        try:
+            if self.path is None:
+                sys.stdout.flush()
+                yield sys.stdout.buffer
+                sys.stdout.flush()
+            elif self.path.exists() and not self.path.is_file():
+                with self.path.open("wb") as sink:  # a device or a named pipe
+                    yield sink
+            else:
+                with _replaced(self.path, is_forced=self.is_forced) as sink:
+                    yield sink
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise _os_error(self.path, exc) from exc
+
+    def _write(self, answer: "Answer", sink: BinaryIO, *, is_preview: bool) -> int:
+        from k2cli.query.render import COPIES
+
+        match self.format:
+            case Format.JSON:
+                array = _JsonArray(sink)
+                rows = answer.copy(COPIES["ndjson"], cast(BinaryIO, array))
+                array.finish()
+            case Format.ARROW:
+                rows = _write_arrow(answer.batches(), sink, is_stream=self.path is None)
+            case Format.MARKDOWN:
+                rows = _write_markdown(answer, sink)
+            case Format.TABLE:
+                limit = PREVIEW_ROWS if is_preview else None
+                width = shutil.get_terminal_size().columns if self.is_terminal else None
+                rows = _write_table(answer, sink, limit=limit, width=width)
+            case _:
+                rows = answer.copy(COPIES[self.format], sink)
+        return rows
+
+
+def choose_output(chosen: Format | None, path: Path | None, *, is_forced: bool) -> Output:
+    """Settle format and destination before any work is done.
+
+    Raises:
+        UsageError: the file exists, its format is unclear, or bytes would go to a terminal.
+        NotFound: the folder of the file does not exist.
+    """
+    if path is None or str(path) == "-":
+        return Output(format=_format_for_stdout(chosen), path=None)
+    is_special = path.exists() and not path.is_file() and not path.is_dir()
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint="-o takes the name of a file")
+    if not path.parent.is_dir():
+        raise NotFound(f"folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}")
+    if path.is_file() and not is_forced:
+        raise _exists(path)
+    found = chosen or _EXTENSIONS.get(path.suffix.lower()) or (Format.CSV if is_special else None)
+    if found is None:
+        known = " ".join(_EXTENSIONS)
+        raise UsageError(f"no format for {path}", hint=f"add --format, or name it one of {known}")
+    return Output(format=found, path=path, is_forced=is_forced)
+
+
+def _format_for_stdout(chosen: Format | None) -> Format:
+    is_terminal = sys.stdout.isatty()
+    if chosen in _BINARY and is_terminal:
+        raise UsageError(
+            f"{chosen} is not for a terminal", hint=f"write a file: -o answer.{chosen}"
+        )
+    return chosen or (Format.TABLE if is_terminal else Format.CSV)
+
+
+def _exists(path: Path) -> UsageError:
+    return UsageError(f"{path} exists", hint="--force replaces it")
+
+
+@contextmanager
+def _replaced(path: Path, *, is_forced: bool) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of `path` when all is written, or never."""
+    target = path.resolve()
+    temporary = target.with_name(f".k2-{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as sink:
+            yield sink
+            sink.flush()
+            os.fsync(sink.fileno())
+        if is_forced:
+            temporary.replace(target)
+        else:
+            os.link(temporary, target)  # unlike a rename, refuses when the file exists
+    except FileExistsError as exc:
+        raise _exists(path) from exc
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _os_error(path: Path | None, exc: OSError) -> K2Error:
+    message = f"cannot write {path or 'to stdout'}: {exc.strerror or exc}"
+    is_lasting = exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+    return UsageError(message) if is_lasting else Unavailable(message)
+
+
+class _JsonArray:
+    """Turns lines of JSON, in chunks of any size, into one array with an item on each line."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+        self._lead = b"[\n"
+
+    def write(self, chunk: memoryview) -> None:
+        """Put a comma between lines. The last line's end is held back: more may follow, or not."""
+        text = bytes(chunk)
+        body = text.removesuffix(b"\n")
+        self._sink.write(self._lead + body.replace(b"\n", b",\n"))
+        self._lead = b",\n" if len(body) < len(text) else b""
+
+    def flush(self) -> None:
+        """Nothing is held back that could be written."""
+
+    def finish(self) -> None:
+        """Close the array."""
+        self._sink.write(b"[]\n" if self._lead == b"[\n" else b"\n]\n")
+
+
+def _write_arrow(batches: Iterator["pa.RecordBatch"], sink: BinaryIO, *, is_stream: bool) -> int:
+    import pyarrow as pa
+
+    first = next(batches)
+    rows = 0
+    open_writer = pa.ipc.new_stream if is_stream else pa.ipc.new_file
+    with open_writer(sink, first.schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            rows += batch.num_rows
+    return rows
+
+
+Row = Sequence[str]
+
+
+def _rows(answer: "Answer") -> Iterator[Row]:
+    """Stream the rows as text; null is an empty text."""
+    from k2cli.query.render import as_text
+
+    for batch in answer.batches(as_text):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield ["" if cell is None else cell for cell in row]
+
+
+def _are_numbers(answer: "Answer") -> list[bool]:
+    return [of.id in _NUMBERS for _, of in answer.columns]
+
+
+def _write_markdown(answer: "Answer", sink: BinaryIO) -> int:
+    count = 0
+    for row in _rows(answer):
+        if count == 0:
+            names = _markdown_line([name for name, _ in answer.columns])
+            rule = "|".join("---:" if number else "---" for number in _are_numbers(answer))
+            sink.write(f"{names}|{rule}|\n".encode())
+        sink.write(_markdown_line(row).encode())
+        count += 1
+    return count
+
+
+def _markdown_line(cells: Row) -> str:
+    escaped = (
+        cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>") for cell in cells
+    )
+    return f"| {' | '.join(escaped)} |\n"
+
+
+def _write_table(answer: "Answer", sink: BinaryIO, *, limit: int | None, width: int | None) -> int:
+    """Write rows in columns as wide as the first rows need; return how many there are.
+
+    Past `limit` rows are counted, not written. On a screen of `width`, columns of detail that do
+    not fit are left out, with a note.
+    """
+    rows = _rows(answer)
+    block = list(itertools.islice(rows, _BLOCK_ROWS))
+    if not block:
+        return 0
+    layout = _Layout.fitting(answer, block, width)
+    sink.write(layout.header().encode())
+    count = 0
+    for count, row in enumerate(itertools.chain(block, rows), start=1):
+        if limit is None or count <= limit:
+            sink.write(layout.line(row).encode())
+    if layout.left_out:
+        note(f"left out: {', '.join(layout.left_out)}; choose with --columns")
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The columns that a table shows: name, place in the row, width, whether it is a number."""
+
+    columns: Sequence[tuple[str, int, int, bool]]
+    left_out: Sequence[str]
+
+    @classmethod
+    def fitting(cls, answer: "Answer", rows: Sequence[Row], width: int | None) -> "_Layout":
+        names = [name for name, _ in answer.columns]
+        widths = [
+            max(_cell_width(line) for cell in (name, *cells) for line in _lines(cell))
+            for name, cells in zip(names, zip(*rows, strict=True), strict=True)
+        ]
+        shown = dict.fromkeys(range(len(names)))
+        left_out: list[str] = []
+        for detail in _DETAILS:
+            total = sum(widths[place] + len(_GAP) for place in shown) - len(_GAP)
+            if width is None or total <= width:
+                break
+            if detail in names and len(shown) > 1:
+                shown.pop(names.index(detail), None)
+                left_out.append(detail)
+        numbers = _are_numbers(answer)
+        return cls([(names[at], at, widths[at], numbers[at]) for at in shown], left_out)
+
+    def header(self) -> str:
+        """The names, and a line below them."""
+        names = [name for name, *_ in self.columns]
+        return self._text(names) + self._text(["-" * width for _, _, width, _ in self.columns])
+
+    def line(self, row: Row) -> str:
+        """One row; as many lines as its highest cell."""
+        cells = [_lines(row[at]) for _, at, _, _ in self.columns]
+        return "".join(map(self._text, itertools.zip_longest(*cells, fillvalue="")))
+
+    def _text(self, cells: Row) -> str:
+        padded = []
+        for cell, (_, _, width, is_number) in zip(cells, self.columns, strict=True):
+            space = " " * (width - _cell_width(cell))
+            padded.append(space + cell if is_number else cell + space)
+        return _GAP.join(padded).rstrip() + "\n"
+
+
+def _lines(cell: str) -> list[str]:
+    """Split a cell's lines, with what could move a terminal's cursor written out."""
+    if cell.isprintable():
+        return [cell]
+    return [
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        for line in cell.split("\n")
+    ]
+
+
+def _cell_width(text: str) -> int:
+    from rich.cells import cell_len
+
+    return len(text) if text.isascii() else cell_len(text)

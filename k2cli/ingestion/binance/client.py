@@ -24,8 +24,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from k2cli.errors import K2Error, Unavailable
 from k2cli.flow import Batch
-from k2cli.ingestion.binance.protocol import Channel, FrameParser, stream_names, stream_url
-from k2cli.ingestion.binance.symbols import Instrument, Venue
+from k2cli.ingestion.binance.protocol import FrameParser, stream_names, stream_url
+from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue
 
 # 200 names keep the URL far below the 8 KiB that servers take; the exchange allows 1024.
 STREAMS_PER_CONNECTION: Final = 200
@@ -75,7 +75,6 @@ class BinanceStream:
         self._stopped = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: asyncio.Task[None] | None = None
-        self.reconnects = 0
 
     def stop(self) -> None:
         """Stop reading; frames read before still come out of `batches`. Any thread, any time."""
@@ -171,7 +170,6 @@ class BinanceStream:
                 async with self._open(urls[attempt % len(urls)]) as connection:
                     self._observe("connected", url=base, streams=len(names))
                     if not is_first:
-                        self.reconnects += 1
                         self._session += 1
                         self._queue.append((self._session, None))
                     is_first = False

@@ -13,7 +13,6 @@ does not fit is found only when a column as a whole does not.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
@@ -26,19 +25,12 @@ from msgspec import UNSET, UnsetType
 
 from k2cli.errors import UsageError
 from k2cli.flow import Reject
-from k2cli.ingestion.binance.symbols import Instrument, Venue, parse_symbol
+from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue, parse_symbol
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids
 
 MICROSECONDS_FROM: Final = 10**15  # a time at or above it is in microseconds, below in milliseconds
 _YEAR_9999_US: Final = 253_402_300_799_999_999
 _DECIMAL: Final = TRADES.arrow.field("price").type
-
-
-class Channel(StrEnum):
-    """The kinds of stream that k2 subscribes to."""
-
-    TRADE = "trade"
-    BOOK_TICKER = "bookTicker"
 
 
 def stream_names(instruments: Sequence[Instrument], channels: Sequence[Channel]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The exchange's markets, and how a symbol splits into base and quote asset.
+"""The exchange's markets and channels, and how a symbol splits into base and quote asset.
 
 Offline the split is found by the quote asset at the end of the symbol. Where that is not enough
 (a new quote asset), the user writes the split: `FOO/BAR`.
@@ -19,6 +19,13 @@ class Market(StrEnum):
     US = "us"
     USDM = "usdm"
     COINM = "coinm"
+
+
+class Channel(StrEnum):
+    """The kinds of stream that k2 subscribes to."""
+
+    TRADE = "trade"
+    BOOK_TICKER = "bookTicker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

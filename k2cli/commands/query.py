@@ -1,0 +1,155 @@
+"""k2 query: answers out of the tables."""
+
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from k2cli.commands.options import (
+    ColumnsOpt,
+    EndOpt,
+    ExchangeOpt,
+    ForceOpt,
+    FormatOpt,
+    HomeOpt,
+    LimitOpt,
+    Order,
+    OrderOpt,
+    OutputOpt,
+    StartOpt,
+    SymbolOpt,
+    settings,
+    split_commas,
+)
+from k2cli.commands.output import Output, choose_output
+from k2cli.config import Settings
+from k2cli.errors import NotFound
+
+if TYPE_CHECKING:
+    from k2cli.query.questions import Selection
+    from k2cli.records import RecordKind, TableFiles
+
+query_app = typer.Typer(name="query", help="Answers out of the tables.", no_args_is_help=True)
+
+
+@query_app.command(
+    "quotes",
+    help="Print quotes by time.\n\n"
+    "Example: k2 query quotes --symbol BTCUSDT,ETHUSDT --start today -o quotes.parquet",
+)
+@query_app.command(
+    "trades",
+    help="Print trades by time.\n\n"
+    "Example: k2 query trades --symbol BTCUSDT --start -2h --order desc --limit 20",
+)
+def rows(
+    context: typer.Context,
+    *,
+    symbol: SymbolOpt = None,
+    exchange: ExchangeOpt = None,
+    start: StartOpt = None,
+    end: EndOpt = None,
+    columns: ColumnsOpt = None,
+    order: OrderOpt = Order.ASC,
+    limit: LimitOpt = None,
+    fmt: FormatOpt = None,
+    output: OutputOpt = None,
+    force: ForceOpt = False,
+    home: HomeOpt = None,
+) -> None:
+    """Print the rows of the record kind that the command is named after."""
+    from k2cli.query.questions import Selection, check_columns
+    from k2cli.query.timespan import parse_timespan
+    from k2cli.records import KINDS
+
+    kind = KINDS[str(context.info_name)]
+    out = choose_output(fmt, output, is_forced=force)
+    selection = Selection(
+        symbols=[word.upper() for word in split_commas(symbol)],
+        exchanges=[word.upper() for word in split_commas(exchange)],
+        span=parse_timespan(start, end, now=datetime.now(UTC)),
+        columns=split_commas(columns),
+        is_descending=order is Order.DESC,
+        limit=limit,
+    )
+    check_columns(kind, selection.columns)
+    _print_rows(settings(home), kind, selection, out)
+
+
+@query_app.command()
+def symbols(
+    fmt: FormatOpt = None, output: OutputOpt = None, force: ForceOpt = False, home: HomeOpt = None
+) -> None:
+    """Print every symbol, how many trades and quotes there are of it, and from when to when.
+
+    Example: k2 query symbols --format json
+    """
+    from k2cli.query.engine import open_engine
+    from k2cli.query.questions import list_symbols
+    from k2cli.storage.lake import open_lake
+
+    out = choose_output(fmt, output, is_forced=force)
+    config = settings(home)
+    with open_lake(config) as lake:
+        plans = [lake.plan(kind) for kind in lake.kinds()]
+        if not plans:
+            raise NotFound(f"there are no tables in {config.home}", hint="k2 stream or k2 load")
+        with open_engine(config.query, plans) as engine:
+            out.write(list_symbols(engine, [plan.kind for plan in plans]))
+
+
+@query_app.command()
+def sql(
+    statement: Annotated[
+        str, typer.Argument(help="DuckDB SQL over `trades` and `quotes`; - reads it from stdin.")
+    ],
+    fmt: FormatOpt = None,
+    output: OutputOpt = None,
+    force: ForceOpt = False,
+    home: HomeOpt = None,
+) -> None:
+    """Run a SELECT over the tables. It can change nothing and read no other files.
+
+    Example: k2 query sql "select symbol, max(price) from trades group by all"
+    """
+    from k2cli.query.engine import open_engine
+
+    out = choose_output(fmt, output, is_forced=force)
+    text = sys.stdin.read() if statement == "-" else statement
+    config = settings(home)
+    with open_engine(config.query, _plans(config)) as engine:
+        out.write(engine.ask_sql(text))
+
+
+def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", out: Output) -> None:
+    from k2cli.query.engine import open_engine
+    from k2cli.query.questions import select_rows
+    from k2cli.storage.lake import open_lake
+
+    with open_lake(config) as lake:
+        plan = lake.plan(
+            kind,
+            symbols=selection.symbols,
+            exchanges=selection.exchanges,
+            start=selection.span.start,
+            end=selection.span.end,
+        )
+        with open_engine(config.query, [plan]) as engine:
+            answer = select_rows(engine, kind, selection)
+            out.write(answer, is_limited=selection.limit is not None)
+
+
+def _plans(config: Settings) -> "list[TableFiles]":
+    """Plan all files of every table; one that does not exist yet is empty."""
+    from k2cli.records import KINDS, TableFiles
+    from k2cli.storage.lake import open_lake
+
+    plans = {
+        kind.name: TableFiles(kind=kind, paths=(), columns={}, rows=0) for kind in KINDS.values()
+    }
+    with suppress(NotFound), open_lake(config) as lake:
+        for kind in lake.kinds():
+            plans[kind.name] = lake.plan(kind)
+    return list(plans.values())

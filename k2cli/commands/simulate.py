@@ -1,0 +1,203 @@
+"""`k2 simulate`: play an exchange on this machine."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.options import split_commas
+from k2cli.config import parse_duration_s
+
+if TYPE_CHECKING:
+    from k2cli.ingestion.binance.simulator import SimulatorOptions
+
+simulate_app = typer.Typer(
+    no_args_is_help=True, help="Play an exchange on this machine, to try k2 and to test it."
+)
+
+
+class Shape(StrEnum):
+    """The market whose frame shapes are played."""
+
+    spot = "spot"
+    usdm = "usdm"
+    coinm = "coinm"
+
+
+_MARKET = "Market"
+_PACE = "Pace"
+_FAULTS = "Faults"
+
+
+def _duration_s(option: str, text: str) -> float:
+    try:
+        return parse_duration_s(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint=option) from exc
+
+
+def _count(help_text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        help=help_text, min=1, rich_help_panel=_FAULTS, show_default=False, metavar="N"
+    )
+    return option
+
+
+@simulate_app.command()
+def binance(
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)
+    ] = 9443,
+    symbols: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Symbols that are traded, a comma list.",
+            show_default="whatever is asked for",
+            rich_help_panel=_MARKET,
+        ),
+    ] = None,
+    channels: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Channels that are offered, a comma list.",
+            show_default="trade,aggTrade,bookTicker",
+            rich_help_panel=_MARKET,
+        ),
+    ] = None,
+    market: Annotated[
+        Shape, typer.Option(help="Whose frame shapes to play.", rich_help_panel=_MARKET)
+    ] = Shape.spot,
+    seed: Annotated[
+        int,
+        typer.Option(help="Same seed and id, same price.", min=0, rich_help_panel=_MARKET),
+    ] = 0,
+    first_id: Annotated[
+        int | None,
+        typer.Option(
+            help="Id to begin with.",
+            min=0,
+            max=2**51,
+            show_default="from the clock, so that a later run has higher ids",
+            rich_help_panel=_MARKET,
+        ),
+    ] = None,
+    frames: Annotated[
+        Path | None,
+        typer.Option(
+            help="Play a recording instead: one JSON frame a line, plain, .gz or .zst; "
+            "a leading receive time is dropped.",
+            show_default=False,
+            rich_help_panel=_MARKET,
+        ),
+    ] = None,
+    loop: Annotated[
+        bool,
+        typer.Option("--loop", help="Start the recording over at its end.", rich_help_panel=_PACE),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="End the market after N frames of a connection.",
+            min=1,
+            metavar="N",
+            show_default=False,
+            rich_help_panel=_PACE,
+        ),
+    ] = None,
+    close_at_end: Annotated[
+        bool,
+        typer.Option(
+            "--close-at-end",
+            help="Close with 1000 at the end; else the connection stays open and silent.",
+            rich_help_panel=_PACE,
+        ),
+    ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Frames per second of a connection.",
+            min=0.001,
+            show_default="as fast as possible",
+            rich_help_panel=_PACE,
+        ),
+    ] = None,
+    ping_interval: Annotated[
+        str, typer.Option(help="Time between pings.", rich_help_panel=_PACE)
+    ] = "20s",
+    pong_timeout: Annotated[
+        str,
+        typer.Option(help="Cut a client that does not answer a ping.", rich_help_panel=_PACE),
+    ] = "60s",
+    drop_after: Annotated[
+        int | None, _count("Cut the TCP connection after N frames of a connection.")
+    ] = None,
+    silent_after: Annotated[
+        int | None, _count("Stay open after N frames, but send nothing more, not even pings.")
+    ] = None,
+    shutdown_after: Annotated[
+        int | None, _count("Send serverShutdown after N frames, then close half a second later.")
+    ] = None,
+    garbage_every: Annotated[
+        int | None,
+        _count("Put a frame that is broken (no JSON, no UTF-8, cut off, empty) after every N."),
+    ] = None,
+    skip_every: Annotated[
+        int | None, _count("Leave out every N-th frame, so that its id is missing.")
+    ] = None,
+) -> None:
+    """Play Binance's WebSocket streams from a local server.
+
+    A synthetic market, or a recording with --frames. Every connection plays
+    the recording from its start; but after a cut of the simulator's own the
+    next connection of the same path goes on where the cut one stopped.
+
+    Example: k2 simulate binance --port 9443 --rate 50000
+    """
+    import asyncio
+
+    from k2cli.ingestion.binance.market import CHANNELS, MarketKind
+    from k2cli.ingestion.binance.simulator import SimulatorOptions
+
+    options = SimulatorOptions(
+        host=host,
+        port=port,
+        symbols=tuple(symbol.upper() for symbol in split_commas(symbols)),
+        channels=tuple(split_commas(channels)) or CHANNELS,
+        market=MarketKind(market),
+        seed=seed,
+        first_id=first_id,
+        frames=frames,
+        loop=loop,
+        limit=limit,
+        close_at_end=close_at_end,
+        rate=rate,
+        ping_interval_s=_duration_s("--ping-interval", ping_interval),
+        pong_timeout_s=_duration_s("--pong-timeout", pong_timeout),
+        drop_after=drop_after,
+        silent_after=silent_after,
+        shutdown_after=shutdown_after,
+        garbage_every=garbage_every,
+        skip_every=skip_every,
+    )
+    asyncio.run(_serve(options))
+
+
+async def _serve(options: "SimulatorOptions") -> None:
+    """Run until SIGINT or SIGTERM."""
+    import asyncio
+    import signal
+
+    from k2cli.ingestion.binance.simulator import open_simulator
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_simulator(options) as simulator:
+        output.note(f"listening on {simulator.url}")
+        names = ",".join(options.symbols) or "BTCUSDT,ETHUSDT"
+        output.note(f"connect with: k2 stream binance --url {simulator.url} --symbols {names}")
+        await stop.wait()

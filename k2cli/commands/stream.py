@@ -1,0 +1,257 @@
+"""`k2 stream`: a live exchange feed into the tables, or onto stdout."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.events import LogFormat, Observer, event_text, log_event
+from k2cli.commands.options import DURATION, HomeOpt, settings, split_commas
+from k2cli.config import Settings
+from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
+
+if TYPE_CHECKING:
+    from k2cli.commands.live import LiveView
+    from k2cli.flow import Sink, Totals
+
+stream_app = typer.Typer(help="Stream an exchange's live feed.", no_args_is_help=True)
+
+
+class Destination(StrEnum):
+    """Where rows go."""
+
+    TABLE = "table"
+    STDOUT = "stdout"
+
+
+class Summary(StrEnum):
+    """How the sums of a run are told: a line on stderr, or one JSON object on stdout."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@stream_app.callback()
+def stream() -> None:
+    """Stream an exchange's live feed into the tables."""
+
+
+@stream_app.command(
+    epilog="Example: k2 stream binance --symbols BTCUSDT,ETHUSDT --channels trade,bookTicker"
+)
+def binance(
+    symbols: Annotated[
+        list[str],
+        typer.Option(
+            "--symbols",
+            "-s",
+            help="What to stream: repeat it, or separate by commas. BTCUSDT or BTC/USDT.",
+            show_default=False,
+        ),
+    ],
+    channels: Annotated[
+        list[str],
+        typer.Option(
+            "--channels", help="trade becomes trades, bookTicker quotes; a comma list of both."
+        ),
+    ] = ["trade"],  # noqa: B006
+    market: Annotated[
+        Market, typer.Option("--market", help="Spot, Binance.US, USD-M or COIN-M futures.")
+    ] = Market.SPOT,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--url",
+            help="Server base such as ws://127.0.0.1:9443; repeat it for failover, in that order.",
+            show_default="the exchange's own",
+        ),
+    ] = None,
+    to: Annotated[
+        Destination, typer.Option("--to", help="Into the tables, or as ndjson onto stdout.")
+    ] = Destination.TABLE,
+    max_messages: Annotated[
+        int | None, typer.Option("--max-messages", min=1, help="End after this many data frames.")
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option("--duration", help="End after this time, such as 60s or 8h.", **DURATION),
+    ] = None,
+    flush_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--flush-rows", min=1, help="Commit after this many rows.", show_default="100000"
+        ),
+    ] = None,
+    flush_interval: Annotated[
+        float | None,
+        typer.Option("--flush-interval", help="Commit this often.", show_default="10s", **DURATION),
+    ] = None,
+    stale_after: Annotated[
+        float | None,
+        typer.Option(
+            "--stale-after",
+            help="Reopen a connection on which nothing comes for so long.",
+            show_default="60s",
+            **DURATION,
+        ),
+    ] = None,
+    connect_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--connect-timeout",
+            help="Give up if the first connection takes longer.",
+            show_default="10s",
+            **DURATION,
+        ),
+    ] = None,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            "--rejects",
+            help="File for frames that became no row.",
+            show_default="rejects/stream-binance.ndjson in the home folder",
+        ),
+    ] = None,
+    max_rejects: Annotated[
+        int | None,
+        typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
+    ] = None,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format",
+            help="Log lines instead of the live view.",
+            show_default="text, where stderr is no terminal",
+        ),
+    ] = None,
+    summary: Annotated[
+        Summary,
+        typer.Option(
+            "--summary",
+            help="At the end, a line on stderr, or a JSON object on stdout "
+            "(on stderr with --to stdout).",
+        ),
+    ] = Summary.TEXT,
+    home: HomeOpt = None,
+) -> None:
+    """Stream trades and quotes from Binance, exactly once, until stopped.
+
+    SIGINT and SIGTERM end it cleanly after a last commit; a second signal ends it at once.
+    A connection that drops is reopened; what the table holds already is not written twice.
+    """
+    config = settings(home)
+    instruments = [parse_symbol(symbol) for symbol in split_commas(symbols)]
+    chosen = [_channel(name) for name in split_commas(channels)]
+    if not instruments:
+        raise typer.BadParameter("no symbol given", param_hint="--symbols")
+
+    from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
+    from k2cli.pipeline import Pump, PumpPolicy
+    from k2cli.rejects import RejectLog
+
+    defaults, venue = config.stream, VENUES[market]
+    options = StreamOptions(
+        venue=venue,
+        instruments=instruments,
+        channels=chosen,
+        urls=url or venue.urls,
+        connect_timeout_s=connect_timeout or defaults.connect_timeout,
+        stale_after_s=stale_after or defaults.stale_after,
+        max_messages=max_messages,
+    )
+    policy = PumpPolicy(
+        flush_rows=flush_rows or defaults.flush_rows,
+        flush_interval_s=flush_interval or defaults.flush_interval,
+        duration_s=duration,
+        max_rejects=max_rejects,
+    )
+    reject_path = rejects or config.home / "rejects" / "stream-binance.ndjson"
+    title = f"{venue.exchange} {','.join(channel.value for channel in chosen)}"
+    with ExitStack() as stack:
+        view = _view(stack, title, log_format, to)
+        observe = view.on_event if view else log_event(log_format or LogFormat.TEXT)
+        source = BinanceStream(options=options, observe=observe)
+        pump = Pump(
+            source=source,
+            sink=_open_sink(stack, to, config, venue.exchange, observe),
+            rejects=stack.enter_context(RejectLog(reject_path)),
+            policy=policy,
+            observe=observe,
+        )
+        stack.enter_context(_stopped_by_signals(source.stop))
+        if view:
+            view.watch(pump.totals)
+        try:
+            pump.run(view.on_batch if view else lambda _: None)
+        finally:
+            stack.close()
+            _print_summary(pump.totals, summary, to)
+
+
+def _channel(name: str) -> Channel:
+    try:
+        return Channel(name)
+    except ValueError as exc:
+        raise typer.BadParameter(
+            f"{name!r} is not one of {', '.join(Channel)}", param_hint="--channels"
+        ) from exc
+
+
+def _view(
+    stack: ExitStack, title: str, log_format: LogFormat | None, to: Destination
+) -> "LiveView | None":
+    """Open the live view where people look: stderr is a terminal, and no log was asked for."""
+    if log_format or to is Destination.STDOUT or not sys.stderr.isatty():
+        return None
+    from k2cli.commands.live import LiveView
+
+    return stack.enter_context(LiveView(title=title))
+
+
+def _open_sink(
+    stack: ExitStack, to: Destination, config: Settings, exchange: str, observe: Observer
+) -> "Sink":
+    from k2cli.pipeline import NdjsonSink, TableSink
+    from k2cli.storage.lake import open_lake
+
+    if to is Destination.STDOUT:
+        return NdjsonSink(out=sys.stdout.buffer, exchange=exchange)
+    lake = stack.enter_context(open_lake(config, create=True))
+    return TableSink(lake=lake, exchange=exchange, observe=observe)
+
+
+@contextmanager
+def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM end the run cleanly, and a second one at once."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        stop()
+
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _print_summary(totals: "Totals", summary: Summary, to: Destination) -> None:
+    sums = {**asdict(totals), "duration_s": round(totals.duration_s, 3)}
+    if summary is Summary.TEXT:
+        output.note(event_text("summary", sums))
+    elif to is Destination.STDOUT:
+        output.note(json.dumps(sums))
+    else:
+        output.data(json.dumps(sums))

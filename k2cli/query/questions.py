@@ -1,0 +1,82 @@
+"""The questions about any kind of record, as SQL over its view. Values are always parameters."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from k2cli.errors import UsageError
+from k2cli.query.engine import Answer, Engine
+from k2cli.query.render import quoted
+from k2cli.query.timespan import Timespan
+from k2cli.records import RecordKind
+
+EVER = Timespan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which rows and columns of one kind of record, in which order. Empty means all."""
+
+    symbols: Sequence[str] = ()
+    exchanges: Sequence[str] = ()
+    span: Timespan = EVER
+    columns: Sequence[str] = ()
+    is_descending: bool = False
+    limit: int | None = None
+
+
+def check_columns(kind: RecordKind, columns: Iterable[str]) -> None:
+    """Refuse names that the kind of record does not have.
+
+    Raises:
+        UsageError: names the nearest column that exists.
+    """
+    for name in columns:
+        if name not in kind.arrow.names:
+            nearest = difflib.get_close_matches(name, kind.arrow.names, n=1, cutoff=0.0)
+            raise UsageError(
+                f"{kind.name} have no column {name!r}", hint=f"the nearest one is {nearest[0]}"
+            )
+
+
+def select_rows(engine: Engine, kind: RecordKind, selection: Selection) -> Answer:
+    """Ask for rows by time, then the exchange's number, symbol and message id.
+
+    That order is total, so the same rows always come in the same order; descending is its exact
+    reverse.
+    """
+    check_columns(kind, selection.columns)
+    columns = ", ".join(map(quoted, selection.columns)) or "*"
+    condition, values = filters(kind, selection)
+    way = "DESC NULLS FIRST" if selection.is_descending else "ASC NULLS LAST"
+    keys = (kind.partition_by, "source_sequence", "symbol", "message_id")
+    order = ", ".join(f"{quoted(key)} {way}" for key in keys)
+    sql = f"SELECT {columns} FROM {quoted(kind.name)} WHERE {condition} ORDER BY {order}"
+    if selection.limit is not None:
+        sql += f" LIMIT {selection.limit:d}"
+    return engine.ask(sql, values)
+
+
+def filters(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]:
+    """Make the condition of a selection, with a `?` for each of the values returned."""
+    conditions, values = ["true"], list[object]()
+    for column, words in (("symbol", selection.symbols), ("exchange", selection.exchanges)):
+        if words:
+            conditions.append(f"{column} IN ({', '.join('?' for _ in words)})")
+            values.extend(words)
+    for operator, moment in ((">=", selection.span.start), ("<", selection.span.end)):
+        if moment is not None:
+            conditions.append(f"{quoted(kind.partition_by)} {operator} ?")
+            values.append(moment)
+    return " AND ".join(conditions), values
+
+
+def list_symbols(engine: Engine, kinds: Iterable[RecordKind]) -> Answer:
+    """Ask for every symbol of every exchange: how many rows of each kind, from when to when."""
+    each = " UNION ALL ".join(
+        f"SELECT exchange, symbol, '{kind.name}' AS kind, count(*) AS rows,"
+        f' min("{kind.partition_by}") AS first_time, max("{kind.partition_by}") AS last_time'
+        f" FROM {quoted(kind.name)} GROUP BY exchange, symbol"
+        for kind in kinds
+    )
+    return engine.ask(f"FROM ({each}) ORDER BY exchange, symbol, kind")
