@@ -169,7 +169,7 @@ class Pump:
             self.totals.duration_s = time.monotonic() - started
         if self._has_too_many_rejects():
             raise BadData(
-                f"{self.totals.rejects} rejects, more than --max-rejects {self._policy.max_rejects}",
+                f"{self.totals.rejects} rejects; allowed are {self._policy.max_rejects}",
                 hint=f"see {self._rejects.path}",
             )
         return self.totals

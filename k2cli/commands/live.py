@@ -87,7 +87,7 @@ class LiveView:
         table.add_column("kind")
         for name in ("rows/s", "last price", "last id", "age"):
             table.add_column(name, justify="right")
-        lines = sorted(list(self._lines.items()))
+        lines = sorted(self._lines.copy().items())
         for (symbol, kind), line in lines[:_MAX_ROWS]:
             table.add_row(
                 symbol,

@@ -1,8 +1,7 @@
 """`k2 simulate`: play an exchange on this machine."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,14 +15,6 @@ if TYPE_CHECKING:
 simulate_app = typer.Typer(
     no_args_is_help=True, help="Play an exchange on this machine, to try k2 and to test it."
 )
-
-
-class Shape(StrEnum):
-    """The market whose frame shapes are played."""
-
-    spot = "spot"
-    usdm = "usdm"
-    coinm = "coinm"
 
 
 _MARKET = "Market"
@@ -69,8 +60,9 @@ def binance(
         ),
     ] = None,
     market: Annotated[
-        Shape, typer.Option(help="Whose frame shapes to play.", rich_help_panel=_MARKET)
-    ] = Shape.spot,
+        Literal["spot", "usdm", "coinm"],
+        typer.Option(help="Whose frame shapes to play.", rich_help_panel=_MARKET),
+    ] = "spot",
     seed: Annotated[
         int,
         typer.Option(help="Same seed and id, same price.", min=0, rich_help_panel=_MARKET),
@@ -152,8 +144,8 @@ def binance(
     """Play Binance's WebSocket streams from a local server.
 
     A synthetic market, or a recording with --frames. Every connection plays
-    the recording from its start; but after a cut of the simulator's own the
-    next connection of the same path goes on where the cut one stopped.
+    the recording from its start; but after a cut of the simulator's own, the
+    next connection with the same path goes on where the cut one stopped.
 
     Example: k2 simulate binance --port 9443 --rate 50000
     """

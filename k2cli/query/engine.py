@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from k2cli.config import QuerySettings
-from k2cli.errors import BadData, ConfigError, Unavailable, UsageError
+from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
 from k2cli.query.render import Column, Copy, Expression, as_exchanged, literal, projection, quoted
 from k2cli.records import TableFiles
 
@@ -28,49 +28,49 @@ _EXPLAIN: Final = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?(\([^()]*\)\s*)?(?=\w|\
 # Statements about tables have small answers, and must not see the view that an answer lives in.
 _ABOUT: Final = re.compile(r"\s*(SHOW|DESCRIBE|DESC|SUMMARIZE)\b", re.IGNORECASE)
 _ANSWER: Final = "k2_answer"
+# Syntax and unknown names, what DuckDB cannot do, files that are not the table's.
+_MISTAKES: Final = (
+    duckdb.ProgrammingError,
+    duckdb.NotSupportedError,
+    duckdb.DependencyException,
+    duckdb.PermissionException,
+)
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn what DuckDB raises about data, files and memory into errors of k2.
+def translated(*, is_from_user: bool = False) -> Iterator[None]:
+    """Turn what DuckDB raises into errors of k2.
 
-    What is left (syntax, unknown names, internal errors) is a bug in k2's own SQL: a traceback.
+    Mistakes in SQL that the user wrote are usage errors. In k2's own SQL they are bugs, like
+    DuckDB's internal errors: they pass, and end in a traceback.
     """
     try:
         yield
     except duckdb.InterruptException as exc:
         raise KeyboardInterrupt from exc
-    except duckdb.OutOfMemoryException as exc:
+    except duckdb.Error as exc:
+        error = _expected(exc, is_from_user=is_from_user)
+        if error is None:
+            raise
+        raise error from exc
+
+
+def _expected(exc: duckdb.Error, *, is_from_user: bool) -> K2Error | None:
+    reason = str(exc).partition("\n")[0]
+    if isinstance(exc, duckdb.OutOfMemoryException):
         hint = "raise query.memory_limit (K2_QUERY_MEMORY_LIMIT), or free space in $TMPDIR"
-        raise Unavailable(_first_line(exc), hint=hint) from exc
-    except duckdb.IOException as exc:
-        raise Unavailable(_first_line(exc)) from exc
-    except (duckdb.DataError, duckdb.InvalidInputException) as exc:
-        raise BadData(_first_line(exc)) from exc
-
-
-@contextmanager
-def translated_sql() -> Iterator[None]:
-    """Like `translated`, for SQL that the user wrote: there, mistakes in it are usage errors."""
-    try:
-        with translated():
-            yield
-    except (
-        duckdb.ProgrammingError,
-        duckdb.NotSupportedError,
-        duckdb.PermissionException,
-        duckdb.DependencyException,
-    ) as exc:
-        raise UsageError(_first_line(exc), hint=_candidates(exc)) from exc
-
-
-def _first_line(exc: duckdb.Error) -> str:
-    return str(exc).partition("\n")[0]
-
-
-def _candidates(exc: duckdb.Error) -> str | None:
-    lines = str(exc).splitlines()
-    return next((line for line in lines if line.startswith("Candidate bindings")), None)
+        return Unavailable(reason, hint=hint)
+    if isinstance(exc, duckdb.IOException):
+        return Unavailable(reason)
+    if isinstance(exc, duckdb.DataError | duckdb.InvalidInputException):
+        return BadData(reason)
+    if is_from_user and isinstance(exc, _MISTAKES):
+        lines = str(exc).splitlines()
+        hints = (line for line in lines if line.startswith("Candidate bindings"))
+        return UsageError(reason, hint=next(hints, None))
+    if isinstance(exc, duckdb.PermissionException):  # DuckDB looks for a folder of that name
+        return Unavailable(f"a data file is gone: {reason}", hint="run it again")
+    return None
 
 
 @contextmanager
@@ -89,7 +89,9 @@ def open_engine(settings: QuerySettings, files: Iterable[TableFiles]) -> Iterato
         closing(_connect(settings, spill)) as connection,
     ):
         engine = Engine(connection=connection, reader=reader, writer=writer)
-        allowed = [path for plan in plans for path in plan.paths] + [engine.pipe]
+        allowed = [engine.pipe]
+        for path in (path for plan in plans for path in plan.paths):
+            allowed += {path, _pattern(path)}
         with translated():
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute(f"SET allowed_paths = [{', '.join(map(literal, allowed))}]")
@@ -114,7 +116,7 @@ def _connect(settings: QuerySettings, spill: str) -> duckdb.DuckDBPyConnection:
     try:
         return duckdb.connect(":memory:", config=config)
     except duckdb.ProgrammingError as exc:
-        reason = f"query.memory_limit {settings.memory_limit!r}: {_first_line(exc)}"
+        reason = f"query.memory_limit {settings.memory_limit!r}: {exc!s}"
         raise ConfigError(
             reason, hint="write it as 1GB, in k2.toml or K2_QUERY_MEMORY_LIMIT"
         ) from exc
@@ -149,13 +151,13 @@ def _source(plan: TableFiles) -> str:
         f"{field_id}: {{name: {literal(name)}, type: {literal(types[name])}, default_value: NULL}}"
         for name, field_id in stored.items()
     )
-    paths = ", ".join(map(_path_literal, plan.paths))
+    paths = ", ".join(literal(_pattern(path)) for path in plan.paths)
     return f"SELECT {columns} FROM read_parquet([{paths}], schema = MAP {{{by_id}}})"
 
 
-def _path_literal(path: str) -> str:
-    """Quote a path, with what DuckDB would take for a pattern in it made literal."""
-    return literal(re.sub(r"[\[*?]", r"[\g<0>]", path))
+def _pattern(path: str) -> str:
+    """Write a path as the pattern that matches only it: DuckDB takes every path for a pattern."""
+    return re.sub(r"[\[*?]", r"[\g<0>]", path)
 
 
 class Engine:
@@ -180,7 +182,7 @@ class Engine:
         Raises:
             UsageError: it is not one statement that only reads, or names what is not there.
         """
-        with translated_sql():
+        with translated(is_from_user=True):
             *types, statement = self._checked(text)
             for each in types:  # what a PIVOT needs: the type of its columns
                 self.connection.execute(each)
@@ -304,4 +306,4 @@ class Answer:
         return f"SELECT {projection(self.columns, render)} FROM ({self._sql})"
 
     def _translated(self) -> AbstractContextManager[None]:
-        return translated_sql() if self._is_from_user else translated()
+        return translated(is_from_user=self._is_from_user)

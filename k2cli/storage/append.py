@@ -1,7 +1,9 @@
 """The exactly-once append: rows and the position they reach in one snapshot."""
 
 import random
+import re
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -81,6 +83,15 @@ def append_rows(
     )
 
 
+def has_moved_on(table: Table) -> bool:
+    """Reload a table, and tell whether another writer committed since it was loaded.
+
+    If so, a metadata file that was not there may just have been expired.
+    """
+    before = table.metadata_location
+    return table.refresh().metadata_location != before
+
+
 def _advance(position: Position | None, carried: dict[str, str], rows: pa.Table) -> Advance:
     if position is None:
         return Advance(rows=rows, duplicates=0, reached="")
@@ -94,30 +105,51 @@ def _try_commit(
 
     When the outcome is unknown (the catalog's answer was lost), the table itself tells.
     """
-    expired = expired_snapshots(table.metadata, settings)
-    doomed = unreferenced_files(table, expired)
     transaction = table.transaction()
     append = transaction.update_snapshot(snapshot_properties=properties).merge_append()
+    doomed: set[str] = set()
+    is_committed = False
     try:
+        expired = expired_snapshots(table.metadata, settings)
+        doomed = unreferenced_files(table, expired)
         for file in files:
             append.append_data_file(file)
         append.commit()
         if expired:
             ExpireSnapshots(transaction).by_ids(sorted(expired)).commit()
         transaction.commit_transaction()
+        is_committed = True
     except CommitFailedException:
-        _delete(table, (file.file_path for file in files))
+        return None
+    except FileNotFoundError:
+        if not has_moved_on(table):
+            raise
         return None
     except CommitStateUnknownException:
-        table.refresh()
-        if table.snapshot_by_id(append.snapshot_id) is None:
-            _delete(table, (file.file_path for file in files))
+        is_committed = table.refresh().snapshot_by_id(append.snapshot_id) is not None
+        if not is_committed:
             return None
-    except BaseException:
-        _delete(table, (file.file_path for file in files))
-        raise
-    _delete(table, doomed)
+    finally:
+        if not is_committed:
+            _delete(table, (file.file_path for file in files))
+    _delete(table, doomed | _merged_manifests(table, append.snapshot_id, append.commit_uuid))
     return append.snapshot_id
+
+
+def _merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) -> set[str]:
+    """List the manifests that a commit wrote and at once merged into larger ones.
+
+    pyiceberg numbers the manifests of a commit, {commit uuid}-m0.avro and so on, and leaves those
+    that its snapshot does not refer to where they are.
+    """
+    snapshot = table.snapshot_by_id(snapshot_id)
+    if snapshot is None:
+        return set()
+    used = {manifest.manifest_path for manifest in snapshot.manifests(table.io)}
+    pattern = re.compile(rf"{commit_uuid}-m(\d+)\.avro$")
+    last = max(int(match[1]) for match in map(pattern.search, used) if match)
+    place = table.location_provider().new_metadata_location
+    return {place(f"{commit_uuid}-m{number}.avro") for number in range(last)} - used
 
 
 def carried_positions(table: Table) -> dict[str, str]:

@@ -22,13 +22,13 @@ from pyiceberg.expressions import (
     In,
     LessThan,
 )
-from pyiceberg.table import Table
+from pyiceberg.table import FileScanTask, Table
 from sqlalchemy.engine import URL
 
 from k2cli.config import Settings, TableSettings
 from k2cli.errors import BadData, NotFound
 from k2cli.records import KINDS, RecordKind, TableFiles
-from k2cli.storage.append import Commit, append_rows
+from k2cli.storage.append import Commit, append_rows, has_moved_on
 from k2cli.storage.position import Position
 from k2cli.storage.tables import create_table
 from k2cli.storage.vendor import translated
@@ -134,9 +134,9 @@ class Lake:
             BadData: another engine left row-level deletes, which k2 does not apply.
         """
         table = self.table(kind)
+        row_filter = _row_filter(kind, symbols, exchanges, start, end)
         with translated(f"cannot plan a read of table {kind.table} in {self._where}"):
-            scan = table.scan(row_filter=_row_filter(kind, symbols, exchanges, start, end))
-            tasks = list(scan.plan_files())
+            tasks = _plan_files(table, row_filter)
         if any(task.delete_files for task in tasks):
             raise BadData(
                 f"table {kind.table} has row-level deletes, which k2 does not read",
@@ -254,6 +254,16 @@ def _no_table(name: str, where: str) -> NotFound:
         f"there is not {what} in {where} yet",
         hint="k2 demo, or k2 stream binance --symbols BTCUSDT",
     )
+
+
+def _plan_files(table: Table, row_filter: BooleanExpression) -> list[FileScanTask]:
+    """Plan over the newest snapshot; over a newer one where writers expired that meanwhile."""
+    while True:
+        try:
+            return list(table.scan(row_filter=row_filter).plan_files())
+        except FileNotFoundError:
+            if not has_moved_on(table):
+                raise
 
 
 def _row_filter(

@@ -1,4 +1,6 @@
-"""What the simulated exchange plays: a synthetic market, or frames that were recorded. Pure.
+"""What the simulated exchange plays: a synthetic market, or recorded frames.
+
+No sockets and no clock here: `take` is told the time.
 
 In the synthetic market every frame is a function of seed, stream and id: two connections that
 see the same id see the same price. So a connection needs no more state than the next id of each

@@ -210,18 +210,17 @@ def _stream_names(params: object, request_id: object) -> dict[str, None]:
     return dict.fromkeys(params)
 
 
-_MOST_IN_HEADER: Final = 125
+_SIZE_IN_16_BITS: Final = 126
+_SIZE_IN_64_BITS: Final = 127
 
 
 def _header(size: int) -> bytes:
     """Return the header of an unmasked text frame (RFC 6455, section 5.2)."""
-    if size < 126:  # noqa: PLR2004
+    if size < _SIZE_IN_16_BITS:
         return bytes((0x81, size))
-    return (
-        struct.pack(">BBH", 0x81, 126, size)
-        if size < 1 << 16
-        else struct.pack(">BBQ", 0x81, 127, size)
-    )
+    if size < 1 << 16:
+        return struct.pack(">BBH", 0x81, _SIZE_IN_16_BITS, size)
+    return struct.pack(">BBQ", 0x81, _SIZE_IN_64_BITS, size)
 
 
 _HEADERS: Final = tuple(_header(size) for size in range(1024))
@@ -252,11 +251,12 @@ class _Pace:
         if self._rate is None:
             await asyncio.sleep(0)  # others have their turn
             return most
+        burst = max(self._rate * _BURST_S, 1)
+        await asyncio.sleep(max((burst - self._due(self._rate)) / self._rate, 0))
         due = self._due(self._rate)
-        await asyncio.sleep(0 if due >= 1 else max(_BURST_S, (1 - due) / self._rate))
-        due = self._due(self._rate)
-        if due > self._rate * _MOST_BEHIND_S:  # a slow reader; what it missed is not caught up
-            self._started_s += due / self._rate - _MOST_BEHIND_S
+        behind = due - max(self._rate * _MOST_BEHIND_S, 2 * burst)
+        if behind > 0:  # a slow reader: what it missed longer ago is not caught up
+            self._started_s += behind / self._rate
         return min(int(due), most)
 
     def count(self, frames: int) -> None:
@@ -435,7 +435,7 @@ class _Connection:
     # --- the market
 
     async def _play(self) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # the client went away
             while not self._streams:
                 await self._wait_for_change()
             source = self._simulator.open_source(self._path, self._route)
@@ -454,6 +454,8 @@ class _Connection:
             if source.is_idle:
                 await self._wait_for_change()
                 source.follow(self._streams)
+                pace = _Pace(self._options.rate)
+                continue
             most = await pace.allow(min(_BLOCK_FRAMES, end - self._sent))
             if self._protocol.state is not State.OPEN:
                 return
@@ -577,7 +579,9 @@ class Simulator:
     def _forget(self, task: asyncio.Task[None]) -> None:
         del self._open[task]
         if not task.cancelled() and (exc := task.exception()) is not None:
-            task.get_loop().call_exception_handler({"message": "bug", "exception": exc})
+            task.get_loop().call_exception_handler(
+                {"message": "a connection of the simulator failed", "exception": exc}
+            )
 
     async def end_connections(self) -> None:
         """Send every client away, at once."""
@@ -660,7 +664,8 @@ async def open_simulator(options: SimulatorOptions) -> AsyncIterator[Simulator]:
             hint="--port 0 takes a free port" if is_taken else None,
         ) from exc
     port = server.sockets[0].getsockname()[1]
-    simulator.url = f"{'wss' if options.ssl else 'ws'}://{options.host}:{port}"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    simulator.url = f"{'wss' if options.ssl else 'ws'}://{host}:{port}"
     try:
         yield simulator
     finally:

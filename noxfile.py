@@ -1,0 +1,54 @@
+"""Sessions: `nox` runs lint and tests; `nox -s bench`, `docs` and `build` are asked for by name."""
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "tests"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def _install(session: nox.Session, group: str | None = None) -> None:
+    """Install k2 as users do, and the tools of one dependency group."""
+    session.install("-e", ".", *(nox.project.dependency_groups(PYPROJECT, group) if group else ()))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, types, the layers of the house, and the README's command reference."""
+    _install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+    session.run("cog", "--check", "--diff", "README.md")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run everything that this machine can run."""
+    _install(session)
+    session.run("k2", "--help", silent=True)  # with the runtime dependencies alone
+    session.install(*nox.project.dependency_groups(PYPROJECT, "test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure: figures and ratios on stdout, and in bench-results.json."""
+    _install(session)
+    session.run("python", "tests/bench/run.py", *session.posargs)
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Write the README's command reference from --help."""
+    _install(session, "lint")
+    session.run("cog", "-r", "README.md")
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """Build sdist and wheel into dist/."""
+    session.install("build")
+    session.run("python", "-m", "build", *session.posargs)

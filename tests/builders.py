@@ -1,0 +1,84 @@
+"""The only place that makes data: rows and tables of exactly the schema of their kind.
+
+Row `n` of a batch is the trade or quote of second `n` after START; everything else follows from
+`n` too, so that tests can tell what they must read.
+"""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+
+from k2cli.records import QUOTES, TRADES, RecordKind
+
+START = datetime(2024, 8, 8, 23, 55, tzinfo=UTC)
+
+Row = dict[str, Any]
+
+
+def trade_row(**over: Any) -> Row:
+    """Make one trade; keyword arguments replace its values."""
+    return {**_shared(0), **_trade(0)} | over
+
+
+def quote_row(**over: Any) -> Row:
+    """Make one quote; keyword arguments replace its values."""
+    return {**_shared(0), **_quote(0)} | over
+
+
+def trades_batch(n: int, **over: Any) -> pa.RecordBatch:
+    """Make `n` trades, one a second, of BTCUSDT and ETHUSDT in turn."""
+    return batch_of(TRADES, [{**_shared(i), **_trade(i)} | over for i in range(n)])
+
+
+def quotes_batch(n: int, **over: Any) -> pa.RecordBatch:
+    """Make `n` quotes, one a second, of BTCUSDT and ETHUSDT in turn."""
+    return batch_of(QUOTES, [{**_shared(i), **_quote(i)} | over for i in range(n)])
+
+
+def batch_of(kind: RecordKind, rows: list[Row]) -> pa.RecordBatch:
+    """Put rows into a batch of the kind's schema."""
+    return pa.RecordBatch.from_pylist(rows, schema=kind.arrow)
+
+
+def table_of(kind: RecordKind, rows: list[Row]) -> pa.Table:
+    """Put rows into a table of the kind's schema."""
+    return pa.Table.from_batches([batch_of(kind, rows)])
+
+
+def _shared(i: int) -> Row:
+    moment = START + timedelta(seconds=i, microseconds=55_000)
+    base = ("BTC", "ETH")[i % 2]
+    return {
+        "message_id": f"00000000-0000-8000-8000-{i:012x}",
+        "symbol": f"{base}USDT",
+        "exchange": "BINANCE",
+        "asset_class": "crypto",
+        "timestamp": moment,
+        "currency": "USDT",
+        "source_sequence": 1_000 + i,
+        "ingestion_timestamp": moment + timedelta(milliseconds=7),
+        "platform_sequence": None,
+        "vendor_data": {"base_asset": base, "is_buyer_maker": "true"},
+    }
+
+
+def _trade(i: int) -> Row:
+    return {
+        "trade_id": f"BINANCE-{1_000 + i}",
+        "price": Decimal("61800.00000000") + Decimal(i) / 100,
+        "quantity": Decimal("0.00000001") * (i + 1),
+        "side": ("BUY", "SELL")[i % 2],
+        "trade_conditions": [],
+    }
+
+
+def _quote(i: int) -> Row:
+    return {
+        "quote_id": f"BINANCE-{1_000 + i}",
+        "bid_price": Decimal("61799.99000000"),
+        "bid_quantity": Decimal("1.50000000"),
+        "ask_price": Decimal("61800.01000000"),
+        "ask_quantity": Decimal("0.25000000") + i,
+    }

@@ -1,0 +1,106 @@
+"""`k2 simulate binance` as a process of its own."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from websockets.sync.client import connect
+
+COMMAND = [sys.executable, "-m", "k2cli", "simulate", "binance"]
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *args], check=False, capture_output=True, text=True, timeout=20
+    )
+
+
+@contextmanager
+def simulating(*args: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    command = [*COMMAND, "--port", "0", *args]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            listening = process.stderr.readline()
+            assert listening.startswith("listening on ws://127.0.0.1:"), listening
+            yield listening.split()[-1], process
+        finally:
+            process.kill()
+
+
+def test_the_command_plays_until_it_is_told_to_stop() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        args = ["--symbols", "btcusdt,ETHUSDT", "--first-id", "7", "--rate", "100"]
+        with simulating(*args) as (url, process):
+            assert process.stderr is not None
+            hint = process.stderr.readline()
+            assert f"k2 stream binance --url {url} --symbols BTCUSDT,ETHUSDT" in hint
+            with connect(f"{url}/ws/btcusdt@trade", compression=None) as raw:
+                assert json.loads(raw.recv())["t"] == 7
+                process.send_signal(number)
+                assert process.wait(5) == 0
+            assert process.stderr.read() == ""
+
+
+def test_the_options_reach_the_simulator(tmp_path: Path) -> None:
+    frames = [b'{"e":"trade","s":"BTCUSDT","t":%d}' % number for number in range(10)]
+    (tmp_path / "frames").write_bytes(b"\n".join(frames))
+    args = ["--frames", str(tmp_path / "frames"), "--close-at-end", "--skip-every", "5"]
+    with (
+        simulating(*args, "--garbage-every", "4", "--rate", "1000") as (url, _),
+        connect(f"{url}/ws/btcusdt@trade", compression=None) as raw,
+    ):
+        received = [raw.recv(decode=False) for _ in range(10)]
+    assert received[4] == b"not json at all"
+    assert [json.loads(frame)["t"] for frame in received[:4]] == [0, 1, 2, 3]
+    assert json.loads(received[5])["t"] == 5
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--frames", "/nonexistent"], 4, "/nonexistent"),
+        (["--symbols", "BTC/USDT"], 2, "BTC/USDT"),
+        (["--channels", "kline_1m"], 2, "kline_1m"),
+        (["--ping-interval", "20"], 2, "--ping-interval"),
+        (["--drop-after", "0"], 2, "--drop-after"),
+        (["--market", "nasdaq"], 2, "nasdaq"),
+    ],
+)
+def test_wrong_options_say_so(args: list[str], code: int, words: str) -> None:
+    ended = run("--port", "0", *args)
+    assert (ended.returncode, ended.stdout) == (code, "")
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_port_in_use_is_unavailable_with_a_hint() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = run("--port", port)
+    assert ended.returncode == 5
+    assert "in use" in ended.stderr
+    assert "hint: --port" in ended.stderr
+
+
+def test_every_fault_is_in_the_help() -> None:
+    ended = run("--help")
+    for fault in ("drop-after", "silent-after", "shutdown-after", "garbage-every", "skip-every"):
+        assert re.search(rf"--{fault}\b", ended.stdout)
+
+
+def test_importing_the_command_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, k2cli.commands.simulate;"
+        "print([m for m in ('websockets', 'numpy', 'pyarrow', 'msgspec') if m in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = ended.stdout.strip()
+    assert loaded in ("[]", "['msgspec']")

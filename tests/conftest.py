@@ -1,0 +1,83 @@
+"""What all tests share: a home of their own, a way to run k2, and the recorded data."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from k2cli.config import Settings, load_settings
+from k2cli.storage.lake import Lake, open_lake
+
+REPOSITORY = Path(__file__).parent.parent
+RECORDINGS = REPOSITORY.parent / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of k2 gave back."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home folder that does not exist yet."""
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    """The default settings, in a home of their own."""
+    return load_settings({"K2_HOME": str(home)})
+
+
+@pytest.fixture
+def lake(settings: Settings) -> Iterator[Lake]:
+    """An empty lakehouse with all tables."""
+    with open_lake(settings, create=True) as lake:
+        yield lake
+
+
+@pytest.fixture
+def k2_env(home: Path) -> dict[str, str]:
+    """The environment that k2 runs in: this machine's, without any K2_* but the home."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("K2_")}
+    return {**env, "K2_HOME": str(home), "COLUMNS": "100"}
+
+
+@pytest.fixture
+def run(k2_env: dict[str, str]) -> Run:
+    """Run k2 as a user does, in a process of its own."""
+
+    def run_k2(
+        args: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: str = ""
+    ) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "k2cli", *args],
+            env={**k2_env, **(env or {})},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run_k2
+
+
+@pytest.fixture
+def recordings() -> Path:
+    """The folder of recorded market data, which is kept beside the repository."""
+    if not RECORDINGS.is_dir():
+        pytest.skip(f"no recorded data in {RECORDINGS}")
+    return RECORDINGS

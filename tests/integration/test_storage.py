@@ -1,0 +1,236 @@
+"""The exactly-once append against a real catalog."""
+
+import re
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from builders import START, quotes_batch, table_of, trade_row, trades_batch
+
+from k2cli.config import Settings, TableSettings, load_settings
+from k2cli.errors import BadData, ConfigError, NotFound
+from k2cli.records import QUOTES, TRADES, RecordKind
+from k2cli.storage.append import append_rows, carried_positions
+from k2cli.storage.lake import Lake, open_lake
+from k2cli.storage.position import StreamPosition
+
+
+def trades(*numbers: int) -> pa.Table:
+    rows = [
+        trade_row(source_sequence=n, timestamp=START + timedelta(milliseconds=n)) for n in numbers
+    ]
+    return table_of(TRADES, rows)
+
+
+def dense() -> StreamPosition:
+    return StreamPosition(series="BINANCE", is_dense=True)
+
+
+def stored(lake: Lake, kind: RecordKind = TRADES) -> pa.Table:
+    """All rows, read by field id from the files of the current snapshot, in the sort order."""
+    scan = lake.table(kind).scan().to_arrow()
+    return scan.sort_by([(name, "ascending") for name in kind.sort_by]).cast(kind.arrow)
+
+
+def numbers(lake: Lake) -> list[int]:
+    return sorted(stored(lake)["source_sequence"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch"), [(TRADES, trades_batch(400)), (QUOTES, quotes_batch(400))]
+)
+def test_rows_come_back_exactly(lake: Lake, kind: RecordKind, batch: pa.RecordBatch) -> None:
+    rows = pa.Table.from_batches([batch])
+    commit = lake.append(kind, rows)
+    expected = rows.sort_by([(name, "ascending") for name in kind.sort_by])
+    assert commit.rows == 400
+    assert stored(lake, kind).equals(expected)
+
+
+def test_rows_of_two_days_land_in_two_sorted_files(lake: Lake) -> None:
+    rows = pa.Table.from_batches([trades_batch(400)])  # from 23:55 on, one a second
+    lake.append(TRADES, rows)
+    paths = lake.plan(TRADES).paths
+    days = [re.search(r"timestamp_day=([\d-]+)", path) for path in paths]
+    assert [day and day[1] for day in days] == ["2024-08-09", "2024-08-08"]
+    for path in paths:
+        order = duckdb.sql(
+            "select symbol, epoch_us(timestamp), source_sequence from read_parquet($path)",
+            params={"path": path},
+        ).fetchall()
+        assert order == sorted(order)
+
+
+def test_plan_prunes_by_symbol_and_time(lake: Lake) -> None:
+    lake.append(TRADES, table_of(TRADES, [trade_row(symbol="AAAUSDT")]))
+    lake.append(TRADES, table_of(TRADES, [trade_row(symbol="ZZZUSDT")]))
+    later = trade_row(symbol="AAAUSDT", timestamp=START + timedelta(days=3))
+    lake.append(TRADES, table_of(TRADES, [later]))
+    assert len(lake.plan(TRADES).paths) == 3
+    assert len(lake.plan(TRADES, symbols=["AAAUSDT"]).paths) == 2
+    assert len(lake.plan(TRADES, symbols=["AAAUSDT"], end=START + timedelta(days=1)).paths) == 1
+    assert lake.plan(TRADES, start=START + timedelta(days=9)).paths == ()
+    assert lake.plan(TRADES, exchanges=["ASX"]).paths == ()
+
+
+def test_replayed_rows_are_left_out(lake: Lake) -> None:
+    position = dense()
+    lake.append(TRADES, trades(1, 2, 3), position=position)
+    again = lake.append(TRADES, trades(1, 2, 3), position=position)
+    more = lake.append(TRADES, trades(3, 4), position=position)
+    assert (again.rows, again.duplicates, again.snapshot_id) == (0, 3, None)
+    assert (more.rows, more.duplicates) == (1, 1)
+    assert numbers(lake) == [1, 2, 3, 4]
+
+
+def test_writers_of_the_same_feed_never_double_a_row(settings: Settings, lake: Lake) -> None:
+    """Four writers push overlapping pieces of one feed at once, each through its own catalog."""
+    failures: list[BaseException] = []
+
+    def write(offset: int) -> None:
+        try:
+            with open_lake(settings) as own:
+                position = dense()
+                for start in range(offset, 400, 20):
+                    own.append(TRADES, trades(*range(start, start + 40)), position=position)
+        except BaseException as exc:
+            failures.append(exc)
+            raise
+
+    writers = [threading.Thread(target=write, args=(offset,)) for offset in (0, 5, 10, 15)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert failures == []
+    held = numbers(lake)
+    assert held == sorted(set(held))
+    assert held == list(range(held[0], held[-1] + 1))
+
+
+def test_writers_of_different_feeds_both_succeed(settings: Settings, lake: Lake) -> None:
+    spot, futures = dense(), StreamPosition(series="BINANCE_USDM", is_dense=True)
+    with open_lake(settings) as other:
+        for n in range(5):
+            lake.append(TRADES, trades(n), position=spot)
+            other.append(TRADES, trades(n), position=futures)
+    assert numbers(lake) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert set(carried_positions(lake.table(TRADES))) == {
+        "k2.position.BINANCE",
+        "k2.position.BINANCE_USDM",
+    }
+
+
+def test_position_is_found_below_a_foreign_snapshot(lake: Lake) -> None:
+    lake.append(TRADES, trades(1, 2), position=dense())
+    table = lake.table(TRADES)
+    table.append(trades(50).cast(table.schema().as_arrow()))  # as another engine would
+    again = lake.append(TRADES, trades(1, 2, 3), position=dense())
+    assert (again.rows, again.duplicates) == (1, 2)
+    assert numbers(lake) == [1, 2, 3, 50]
+
+
+def test_rolled_back_table_rolls_its_position_back(lake: Lake) -> None:
+    first = lake.append(TRADES, trades(1), position=dense())
+    lake.append(TRADES, trades(2), position=dense())
+    assert first.snapshot_id is not None
+    with lake.table(TRADES).manage_snapshots() as manage:
+        manage.rollback_to_snapshot(first.snapshot_id)
+    assert lake.append(TRADES, trades(1, 2), position=dense()).rows == 1
+    assert numbers(lake) == [1, 2]
+
+
+def test_metadata_stays_bounded_over_many_commits(tmp_path: Path) -> None:
+    settings = load_settings({"K2_HOME": str(tmp_path), "K2_TABLE_KEEP_SNAPSHOTS": "5"})
+    with open_lake(settings, create=True) as lake:
+        position = dense()
+        tagged = lake.append(TRADES, trades(0), position=position).snapshot_id
+        assert tagged is not None
+        with lake.table(TRADES).manage_snapshots() as manage:
+            manage.create_tag(tagged, "month-end")
+        for n in range(1, 120):
+            lake.append(TRADES, trades(n), position=position)
+        table = lake.table(TRADES)
+        snapshots = lake.snapshots(TRADES)
+        assert numbers(lake) == list(range(120))
+        assert 5 <= len(snapshots) <= 8
+        assert "month-end" in snapshots[-1].refs
+        assert table.scan(snapshot_id=tagged).to_arrow()["source_sequence"].to_pylist() == [0]
+        files = {path.name for path in (Path(table.location()) / "metadata").iterdir()}
+    reachable = {Path(table.metadata_location).name}
+    reachable |= {Path(entry.metadata_file).name for entry in table.metadata.metadata_log}
+    for snapshot in table.metadata.snapshots:
+        reachable.add(Path(snapshot.manifest_list).name)
+        reachable |= {Path(m.manifest_path).name for m in snapshot.manifests(table.io)}
+    assert files == reachable
+
+
+def test_snapshots_younger_than_keep_for_stay(tmp_path: Path) -> None:
+    settings = load_settings({"K2_HOME": str(tmp_path)})
+    keeping = Settings(
+        home=settings.home, table=TableSettings(keep_snapshots=2, keep_for=settings.table.keep_for)
+    )
+    day = load_settings({"K2_HOME": str(tmp_path), "K2_TABLE_KEEP_FOR": "1d"})
+    with open_lake(day, create=True) as lake:
+        for n in range(30):
+            lake.append(TRADES, trades(n))
+        assert len(lake.snapshots(TRADES)) == 30
+    with open_lake(keeping) as lake:
+        lake.append(TRADES, trades(30))
+        assert len(lake.snapshots(TRADES)) == 2
+
+
+def test_describe_tells_what_a_table_is(lake: Lake) -> None:
+    lake.append(TRADES, trades(1, 2))
+    info = lake.describe(TRADES)
+    assert (info.name, info.rows, info.files, info.snapshots) == ("market_data.trades_v2", 2, 1, 1)
+    assert info.partition == "day(timestamp)"
+    assert info.sort_order == "symbol, timestamp, source_sequence"
+    assert info.columns[6][1:4] == ("price", "decimal(18, 8)", True)
+    assert info.last_commit is not None
+    assert datetime.now(UTC) - info.last_commit < timedelta(minutes=1)
+
+
+def test_reading_a_home_without_tables_makes_nothing(home: Path, settings: Settings) -> None:
+    with pytest.raises(NotFound) as caught, open_lake(settings):
+        pass
+    assert "k2 stream" in str(caught.value.hint)
+    assert not home.exists()
+
+
+def test_damaged_catalog_is_bad_data(home: Path, settings: Settings) -> None:
+    home.mkdir()
+    (home / "catalog.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(BadData, match="not a database") as caught, open_lake(settings):
+        pass
+    assert "backup" in str(caught.value.hint)
+
+
+def test_home_that_is_a_file_is_a_wrong_setting(home: Path, settings: Settings) -> None:
+    home.write_text("")
+    with (
+        pytest.raises(ConfigError, match="cannot use the folder"),
+        open_lake(settings, create=True),
+    ):
+        pass
+
+
+def test_missing_metadata_file_is_bad_data(lake: Lake) -> None:
+    lake.append(TRADES, trades(1))
+    Path(lake.table(TRADES).metadata_location).unlink()
+    with pytest.raises(BadData, match="missing"):
+        lake.plan(TRADES)
+
+
+def test_lost_race_leaves_no_file_behind(settings: Settings, lake: Lake) -> None:
+    """A writer that loaded the table before another one committed must try again."""
+    table = lake.table(TRADES)
+    lake.append(TRADES, trades(1), position=dense())
+    commit = append_rows(table, TRADES, trades(1, 2), position=dense(), settings=settings.table)
+    assert (commit.rows, commit.duplicates) == (1, 1)
+    data = Path(table.location()) / "data"
+    assert len(list(data.rglob("*.parquet"))) == 2
+    assert numbers(lake) == [1, 2]

@@ -1,0 +1,388 @@
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import START, Row, quotes_batch, table_of, trade_row, trades_batch
+
+from k2cli.config import QuerySettings
+from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
+from k2cli.query.bars import one_minute_bars
+from k2cli.query.engine import Engine, arrow_to_duckdb_type, open_engine
+from k2cli.query.questions import Selection, list_symbols, select_rows
+from k2cli.query.render import COPIES, NdjsonRenderer
+from k2cli.query.timespan import Timespan
+from k2cli.records import KINDS, QUOTES, TRADES, RecordKind, TableFiles
+
+Open = Callable[..., AbstractContextManager[Engine]]
+
+
+def write_files(
+    folder: Path, kind: RecordKind, *tables: pa.Table, old_names: Mapping[str, str] = {}
+) -> TableFiles:
+    """Write Parquet files with field ids, as the table would."""
+    ids = {name: place for place, name in enumerate(kind.arrow.names, start=1)}
+    paths = []
+    for place, table in enumerate(tables):
+        fields = [
+            pa.field(old_names.get(field.name, field.name), field.type)
+            .with_metadata({"PARQUET:field_id": str(ids[field.name])})
+            for field in table.schema
+        ]  # fmt: skip
+        path = folder / f"{kind.name}-{place}.parquet"
+        pq.write_table(pa.table(table.columns, schema=pa.schema(fields)), path)
+        paths.append(str(path))
+    return TableFiles(
+        kind=kind,
+        paths=tuple(paths),
+        columns={field_id: name for name, field_id in ids.items()},
+        rows=sum(table.num_rows for table in tables),
+    )
+
+
+@pytest.fixture
+def over(tmp_path: Path) -> Open:
+    """Open an engine over trades that are given as batches, tables or rows."""
+
+    @contextmanager
+    def opened(*trades: pa.RecordBatch | pa.Table | list[Row]) -> Iterator[Engine]:
+        tables = [
+            table_of(TRADES, each)
+            if isinstance(each, list)
+            else pa.table(each)
+            if isinstance(each, pa.RecordBatch)
+            else each
+            for each in trades
+        ]
+        plans = [write_files(tmp_path, TRADES, *tables)]
+        with open_engine(QuerySettings(memory_limit="200MB", threads=2), plans) as engine:
+            yield engine
+
+    return opened
+
+
+@contextmanager
+def bare() -> Iterator[Engine]:
+    nothing = [TableFiles(kind=kind, paths=(), columns={}, rows=0) for kind in KINDS.values()]
+    with open_engine(QuerySettings(), nothing) as engine:
+        yield engine
+
+
+def test_types_of_every_kind_have_a_duckdb_type() -> None:
+    types = {field.name: arrow_to_duckdb_type(field.type) for field in TRADES.arrow}
+    assert types["price"] == "DECIMAL(18, 8)"
+    assert types["timestamp"] == "TIMESTAMPTZ"
+    assert types["trade_conditions"] == "VARCHAR[]"
+    assert types["vendor_data"] == "MAP(VARCHAR, VARCHAR)"
+
+
+def test_rows_come_back_as_they_were_stored(over: Open) -> None:
+    rows = [
+        trade_row(trade_conditions=["a", "b"], vendor_data=None, source_sequence=None),
+        trade_row(message_id="1", timestamp=START + timedelta(days=1), platform_sequence=7),
+    ]
+    with over(rows) as engine:
+        table = select_rows(engine, TRADES, Selection()).table()
+    assert table.to_pylist() == table_of(TRADES, rows).to_pylist()
+    assert table.schema.field("price").type == pa.decimal128(18, 8)
+    assert table.schema.field("timestamp").type == pa.timestamp("us", tz="UTC")
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_no_files_are_an_empty_relation_of_the_right_types(kind: RecordKind) -> None:
+    with bare() as engine:
+        table = select_rows(engine, kind, Selection()).table()
+    assert table.num_rows == 0
+    for field in kind.arrow:
+        found = table.schema.field(field.name).type
+        assert arrow_to_duckdb_type(found) == arrow_to_duckdb_type(field.type)
+
+
+def test_columns_are_found_by_field_id_and_absent_ones_are_null(tmp_path: Path) -> None:
+    stored = pa.table(trades_batch(2)).drop_columns(["platform_sequence", "vendor_data"])
+    plan = write_files(tmp_path, TRADES, stored, old_names={"price": "px"})
+    with open_engine(QuerySettings(), [plan]) as engine:
+        table = select_rows(engine, TRADES, Selection()).table()
+    assert table.column_names == TRADES.arrow.names
+    assert table["price"].to_pylist() == stored["price"].to_pylist()
+    assert table["vendor_data"].null_count == 2
+
+
+def test_paths_with_quotes_and_patterns_are_taken_literally(tmp_path: Path) -> None:
+    folder = tmp_path / "it's [a] *folder?" / "timestamp_day=2024-08-08"
+    folder.mkdir(parents=True)
+    plan = write_files(folder, TRADES, pa.table(trades_batch(3)))
+    with open_engine(QuerySettings(), [plan]) as engine:
+        table = select_rows(engine, TRADES, Selection()).table()
+    assert (table.num_rows, table.column_names) == (3, TRADES.arrow.names)
+
+
+def test_selection_filters_orders_and_cuts(over: Open) -> None:
+    selection = Selection(
+        symbols=["BTCUSDT", "NONE"],
+        exchanges=["BINANCE"],
+        span=Timespan(START, START + timedelta(seconds=8, microseconds=55_000)),
+        columns=["price", "trade_id"],
+        is_descending=True,
+        limit=2,
+    )
+    with over(trades_batch(20)) as engine:
+        table = select_rows(engine, TRADES, selection).table()
+    assert table.column_names == ["price", "trade_id"]
+    assert table["trade_id"].to_pylist() == ["BINANCE-1006", "BINANCE-1004"]
+
+
+def test_order_is_total_and_descending_its_reverse(over: Open) -> None:
+    keys = [(None, "BTCUSDT", "b"), (None, "BTCUSDT", "a"), (2, "X", "c"), (2, "B", "d")]
+    rows = [
+        trade_row(source_sequence=number, symbol=symbol, message_id=message_id)
+        for number, symbol, message_id in keys
+    ]
+    found = {}
+    for is_descending in (False, True):
+        with over(rows[:2], rows[2:]) as engine:
+            selection = Selection(columns=["message_id"], is_descending=is_descending)
+            found[is_descending] = select_rows(engine, TRADES, selection).table()[0].to_pylist()
+    assert found[False] == ["d", "c", "a", "b"]
+    assert found[True] == found[False][::-1]
+
+
+def test_values_are_never_sql(over: Open) -> None:
+    with over(trades_batch(4)) as engine:
+        answer = select_rows(engine, TRADES, Selection(symbols=["X' OR 1=1 --"]))
+        assert answer.table().num_rows == 0
+
+
+def test_unknown_column_names_the_nearest() -> None:
+    with bare() as engine, pytest.raises(UsageError) as caught:
+        select_rows(engine, TRADES, Selection(columns=["prise"]))
+    assert caught.value.hint == "the nearest one is price"
+
+
+def test_symbols_are_counted_over_all_kinds(tmp_path: Path) -> None:
+    plans = [
+        write_files(tmp_path, TRADES, pa.table(trades_batch(3))),
+        write_files(tmp_path, QUOTES, pa.table(quotes_batch(1))),
+    ]
+    with open_engine(QuerySettings(), plans) as engine:
+        table = list_symbols(engine, [TRADES, QUOTES]).table()
+    assert [tuple(row.values())[1:4] for row in table.to_pylist()] == [
+        ("BTCUSDT", "quotes", 1),
+        ("BTCUSDT", "trades", 2),
+        ("ETHUSDT", "trades", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select 1",
+        "select 1; -- done",
+        "-- first\nfrom trades order by price",
+        "with t as (select 1 as a) select a, a from t",
+        "values (1, 'x')",
+        "(select 1) union (select 2)",
+        "explain select * from trades",
+        "EXPLAIN ANALYZE select count(*) from trades",
+        "describe trades",
+        "summarize select price from trades",
+        "show tables",
+        "pivot (select symbol, side, price from trades) on side using max(price)",
+    ],
+)
+def test_sql_that_reads_is_answered(sql: str) -> None:
+    with bare() as engine:
+        assert engine.ask_sql(sql).table().num_columns > 0
+
+
+def test_show_tables_shows_the_two_views_only() -> None:
+    with bare() as engine:
+        assert engine.ask_sql("show tables").table()["name"].to_pylist() == ["quotes", "trades"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "",
+        "-- nothing",
+        "selec 1",
+        "select 1; select 2",
+        "select nope from trades",
+        "from nosuch",
+        "select nosuch(1)",
+        "select $1",
+        "insert into trades values (1)",
+        "delete from trades",
+        "create table t as select 1",
+        "drop view trades",
+        "copy trades to '{folder}/new.csv'",
+        "explain copy trades to '{folder}/new.csv'",
+        "explain analyze copy (select 1) to '{folder}/new.csv'",
+        "export database '{folder}/new'",
+        "attach '{folder}/new.db'",
+        "install httpfs",
+        "load httpfs",
+        "pragma version",
+        "pragma database_list",
+        "call pragma_version()",
+        "set enable_external_access = true",
+        "reset lock_configuration",
+        "select * from read_csv('/etc/passwd')",
+        "select * from read_text('/etc/passwd')",
+        "select * from read_blob('/etc/passwd')",
+        "select * from read_parquet('{folder}/*.parquet')",
+        "select * from '{folder}/secret.csv'",
+        "select * from glob('/etc/*')",
+        "select * from 'https://example.com/x.csv'",
+        "select 1) to '{folder}/new.csv' (format csv) --",
+        "from outside",
+    ],
+)
+def test_sql_that_does_more_than_read_is_refused(sql: str, tmp_path: Path) -> None:
+    outside = pa.table({"a": [1]})
+    assert outside.num_rows == 1  # a variable of Python is no table either
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    with bare() as engine, pytest.raises(UsageError) as caught:
+        engine.ask_sql(sql.format(folder=tmp_path)).table()
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select cast(s as int) from (values ('1'), ('x')) t(s)",
+        "select i * 9223372036854775807 from range(3) t(i)",
+        "select error('boom')",
+        "select cast(t.s as int) from range(1000000) r(i), (select 'x' as s) t",
+    ],
+)
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_sql_that_fails_while_it_runs_is_bad_data(sql: str, is_streamed: bool) -> None:
+    def ask(engine: Engine) -> None:
+        answer = engine.ask_sql(sql)
+        if is_streamed:
+            answer.table()
+        else:
+            answer.copy(COPIES["csv"], io.BytesIO())
+
+    with bare() as engine, pytest.raises(BadData):
+        ask(engine)
+
+
+def test_memory_that_does_not_suffice_is_unavailable() -> None:
+    nothing = TableFiles(kind=TRADES, paths=(), columns={}, rows=0)
+    with (
+        open_engine(QuerySettings(memory_limit="20MB"), [nothing]) as engine,
+        pytest.raises(Unavailable) as caught,
+    ):
+        engine.ask_sql("select list(i) from range(50000000) t(i)").copy(COPIES["csv"], io.BytesIO())
+    assert "memory_limit" in str(caught.value.hint)
+
+
+def test_memory_limit_that_is_not_one_is_a_config_error() -> None:
+    with (
+        pytest.raises(ConfigError, match="memory_limit"),
+        open_engine(QuerySettings(memory_limit="lots"), []),
+    ):
+        pass
+
+
+def test_file_that_is_gone_or_damaged_is_an_expected_error(tmp_path: Path) -> None:
+    plan = write_files(tmp_path, TRADES, pa.table(trades_batch(3)))
+    Path(plan.paths[0]).write_bytes(b"PAR1 not really PAR1")
+    with pytest.raises(K2Error), open_engine(QuerySettings(), [plan]) as engine:
+        select_rows(engine, TRADES, Selection()).table()
+    Path(plan.paths[0]).unlink()
+    with pytest.raises(Unavailable), open_engine(QuerySettings(), [plan]) as engine:
+        select_rows(engine, TRADES, Selection()).table()
+
+
+def test_copy_ends_when_nobody_reads_any_more() -> None:
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    with open(write_fd, "wb", buffering=0) as sink, bare() as engine:  # noqa: PTH123
+        started_s = time.monotonic()
+        with pytest.raises(BrokenPipeError):
+            engine.ask("FROM range(100000000)").copy(COPIES["csv"], sink)
+        assert time.monotonic() - started_s < 10
+
+
+def test_nothing_is_left_of_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    descriptors = len(os.listdir("/dev/fd"))  # noqa: PTH208
+    with bare() as engine:
+        engine.ask("SELECT 1").copy(COPIES["csv"], io.BytesIO())
+    assert len(os.listdir("/dev/fd")) == descriptors  # noqa: PTH208
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ndjson_of_a_batch_is_what_a_query_prints(over: Open) -> None:
+    batch = trades_batch(50)
+    sink = io.BytesIO()
+    with over(batch) as engine:
+        rows = select_rows(engine, TRADES, Selection()).copy(COPIES["ndjson"], sink)
+    with NdjsonRenderer() as renderer:
+        text = renderer.render(batch)
+        assert renderer.render(batch.slice(0, 0)) == b""
+        assert renderer.render(quotes_batch(1)).count(b"\n") == 1
+    assert (rows, text) == (50, sink.getvalue())
+    assert json.loads(text.splitlines()[3])["trade_id"] == "BINANCE-1003"
+
+
+def bar_rows() -> list[Row]:
+    """One minute whose first and last trades are told apart by sequence, and one other trade."""
+    places = [
+        (59, 5, "3", "1"), (1, 2, "2", "0.5"), (1, 1, "10", "0.00000001"), (59, 4, "9", "2"),
+        (60, 6, "7", "0"),
+    ]  # fmt: skip
+    return [
+        trade_row(
+            message_id=str(number),
+            timestamp=START + timedelta(seconds=second),
+            source_sequence=number,
+            price=Decimal(price),
+            quantity=Decimal(quantity),
+        )
+        for second, number, price, quantity in places
+    ]
+
+
+def test_bars_are_exact(over: Open) -> None:
+    with over(bar_rows()) as engine:
+        bar, empty = one_minute_bars(engine, Selection()).to_pylist()
+    volume = Decimal("3.50000001")
+    turnover = Decimal("22.0000001")
+    assert bar["minute"] == START
+    assert [bar[name] for name in ("open", "high", "low", "close")] == [10, 10, 2, 3]
+    assert (bar["volume"], bar["turnover"], bar["trades"]) == (volume, turnover, 4)
+    assert bar["vwap"] == (turnover / volume).quantize(Decimal("0.00000001"))
+    assert (empty["volume"], empty["vwap"], empty["trades"]) == (0, None, 1)
+
+
+def test_bars_of_the_largest_numbers_do_not_overflow(over: Open) -> None:
+    most = Decimal("9999999999.99999999")
+    with over([trade_row(price=most, quantity=most)]) as engine:
+        (bar,) = one_minute_bars(engine, Selection()).to_pylist()
+    assert (bar["turnover"], bar["vwap"]) == (
+        Decimal("99999999999999999800.0000000000000001"),
+        most,
+    )
+
+
+def test_bars_take_symbols_and_times(over: Open) -> None:
+    selection = Selection(
+        symbols=["ETHUSDT"], span=Timespan(START + timedelta(minutes=1), START + timedelta(hours=1))
+    )
+    with over(trades_batch(180)) as engine:
+        bars = one_minute_bars(engine, selection)
+    assert bars["symbol"].unique().to_pylist() == ["ETHUSDT"]
+    assert bars["trades"].to_pylist() == [30, 30]
