@@ -1,13 +1,13 @@
 """`k2 simulate`: play an exchange on this machine."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.options import split_commas
-from k2cli.config import parse_duration_s
+from k2cli.commands.options import DURATION, split_commas
+from k2cli.ingestion.binance.symbols import Market
 
 if TYPE_CHECKING:
     from k2cli.ingestion.binance.simulator import SimulatorOptions
@@ -20,13 +20,6 @@ simulate_app = typer.Typer(
 _MARKET = "Market"
 _PACE = "Pace"
 _FAULTS = "Faults"
-
-
-def _duration_s(option: str, text: str) -> float:
-    try:
-        return parse_duration_s(text)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc), param_hint=option) from exc
 
 
 def _count(help_text: str) -> typer.models.OptionInfo:
@@ -60,9 +53,9 @@ def binance(
         ),
     ] = None,
     market: Annotated[
-        Literal["spot", "usdm", "coinm"],
+        Market,
         typer.Option(help="Whose frame shapes to play.", rich_help_panel=_MARKET),
-    ] = "spot",
+    ] = Market.SPOT,
     seed: Annotated[
         int,
         typer.Option(help="Same seed and id, same price.", min=0, rich_help_panel=_MARKET),
@@ -117,13 +110,33 @@ def binance(
             rich_help_panel=_PACE,
         ),
     ] = None,
+    history: Annotated[
+        float | None,
+        typer.Option(
+            help="Begin the market's time so long ago, and let it run fast until it is now.",
+            show_default=False,
+            rich_help_panel=_PACE,
+            **DURATION,
+        ),
+    ] = None,
+    speed: Annotated[
+        float, typer.Option(help="How fast --history runs.", min=1, rich_help_panel=_PACE)
+    ] = 60,
     ping_interval: Annotated[
-        str, typer.Option(help="Time between pings.", rich_help_panel=_PACE)
-    ] = "20s",
+        float | None,
+        typer.Option(
+            help="Time between pings.", show_default="20s", rich_help_panel=_PACE, **DURATION
+        ),
+    ] = None,
     pong_timeout: Annotated[
-        str,
-        typer.Option(help="Cut a client that does not answer a ping.", rich_help_panel=_PACE),
-    ] = "60s",
+        float | None,
+        typer.Option(
+            help="Cut a client that does not answer a ping.",
+            show_default="60s",
+            rich_help_panel=_PACE,
+            **DURATION,
+        ),
+    ] = None,
     drop_after: Annotated[
         int | None, _count("Cut the TCP connection after N frames of a connection.")
     ] = None,
@@ -151,15 +164,15 @@ def binance(
     """
     import asyncio
 
-    from k2cli.ingestion.binance.market import CHANNELS, MarketKind
     from k2cli.ingestion.binance.simulator import SimulatorOptions
+    from k2cli.ingestion.binance.simulator.market import CHANNELS
 
     options = SimulatorOptions(
         host=host,
         port=port,
         symbols=tuple(symbol.upper() for symbol in split_commas(symbols)),
         channels=tuple(split_commas(channels)) or CHANNELS,
-        market=MarketKind(market),
+        market=market,
         seed=seed,
         first_id=first_id,
         frames=frames,
@@ -167,8 +180,10 @@ def binance(
         limit=limit,
         close_at_end=close_at_end,
         rate=rate,
-        ping_interval_s=_duration_s("--ping-interval", ping_interval),
-        pong_timeout_s=_duration_s("--pong-timeout", pong_timeout),
+        history_s=history or 0.0,
+        speed=speed,
+        ping_interval_s=ping_interval or 20.0,
+        pong_timeout_s=pong_timeout or 60.0,
         drop_after=drop_after,
         silent_after=silent_after,
         shutdown_after=shutdown_after,

@@ -160,6 +160,18 @@ def _pattern(path: str) -> str:
     return re.sub(r"[\[*?]", r"[\g<0>]", path)
 
 
+def _next_batch(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
+    try:
+        return reader.read_next_batch()
+    except StopIteration:
+        return None
+    except (OSError, pa.ArrowException) as exc:
+        # On the way through Arrow's C interface an error of DuckDB loses its type, not its text.
+        reason = str(exc).partition("\n")[0]
+        is_outside = reason.startswith(("Out of Memory Error", "IO Error"))
+        raise (Unavailable(reason) if is_outside else BadData(reason)) from exc
+
+
 class Engine:
     """An open DuckDB. Made by `open_engine`; gives one answer."""
 
@@ -295,8 +307,10 @@ class Answer:
             reader = self._engine.connection.execute(
                 self._rendered(render), self._values
             ).to_arrow_reader(_BATCH_ROWS)
-            yield pa.RecordBatch.from_pylist([], schema=reader.schema)
-            yield from reader
+        yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+        with reader:
+            while (batch := _next_batch(reader)) is not None:
+                yield batch
 
     def table(self) -> pa.Table:
         """Take all rows at once, for answers that are small."""

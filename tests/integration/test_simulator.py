@@ -20,7 +20,6 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as connect_sync
 
 from k2cli.errors import BadData, NotFound, Unavailable, UsageError
-from k2cli.ingestion.binance.market import MarketKind, stream_and_frame
 from k2cli.ingestion.binance.simulator import (
     GARBAGE,
     Simulator,
@@ -28,6 +27,8 @@ from k2cli.ingestion.binance.simulator import (
     open_simulator,
     running_simulator,
 )
+from k2cli.ingestion.binance.simulator.recording import stream_and_frame
+from k2cli.ingestion.binance.symbols import Market
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "binance"
 RECORDINGS = sorted(DATA.glob("*"))
@@ -381,7 +382,7 @@ def test_the_seed_decides_the_market(seed: int, is_same: bool) -> None:
 
 def test_futures_shapes() -> None:
     async def test() -> None:
-        settings = options(market=MarketKind.USDM)
+        settings = options(market=Market.USDM)
         path = "/ws/btcusdt@trade/btcusdt@bookTicker"
         async with open_simulator(settings) as simulator, client(simulator, path) as raw:
             frames = [json.loads(frame) for frame in await receive(raw, 10)]

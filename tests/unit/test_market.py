@@ -9,15 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from k2cli.ingestion.binance.market import (
-    Market,
-    MarketKind,
+from k2cli.ingestion.binance.simulator.market import SyntheticMarket, first_id_at, instrument
+from k2cli.ingestion.binance.simulator.recording import (
     Recording,
-    first_id_at,
-    instrument,
     recorded_lines,
     stream_and_frame,
 )
+from k2cli.ingestion.binance.symbols import Market
 
 NOW_US = 1_764_000_000_123_456
 TRADE = b'{"e":"trade","E":2,"s":"BTCUSDT","t":7,"p":"1.50","q":"2","T":1,"m":true,"M":true}'
@@ -26,7 +24,7 @@ FUTURES_BOOK = b'{"e":"bookTicker","u":9,"s":"BTCUSDT","b":"1","B":"1","a":"2","
 
 
 def take(
-    market: Market, streams: list[str], count: int, *, is_micros: bool = False
+    market: SyntheticMarket, streams: list[str], count: int, *, is_micros: bool = False
 ) -> list[dict[str, Any]]:
     play = market.play(is_combined=False, is_micros=is_micros)
     play.follow(streams)
@@ -34,14 +32,14 @@ def take(
 
 
 def test_trade_ids_increase_by_one_per_symbol() -> None:
-    trades = take(Market(first_id=100), ["btcusdt@trade", "ethusdt@trade"], 1000)
+    trades = take(SyntheticMarket(first_id=100), ["btcusdt@trade", "ethusdt@trade"], 1000)
     for symbol in ("BTCUSDT", "ETHUSDT"):
         ids = [trade["t"] for trade in trades if trade["s"] == symbol]
         assert ids == list(range(100, 600))
 
 
 def test_update_ids_increase_and_the_book_is_not_crossed() -> None:
-    quotes = take(Market(first_id=100), ["btcusdt@bookTicker"], 5000)
+    quotes = take(SyntheticMarket(first_id=100), ["btcusdt@bookTicker"], 5000)
     updates = [quote["u"] for quote in quotes]
     assert updates == sorted(set(updates))
     assert all(float(quote["b"]) < float(quote["a"]) for quote in quotes)
@@ -60,13 +58,13 @@ def test_update_ids_increase_and_the_book_is_not_crossed() -> None:
     ],
 )
 def test_frames_have_the_keys_of_their_market(kind: str, stream: str, keys: str) -> None:
-    (frame,) = take(Market(first_id=1, kind=MarketKind(kind)), [stream], 1)
+    (frame,) = take(SyntheticMarket(first_id=1, kind=Market(kind)), [stream], 1)
     assert list(frame) == keys.split()
 
 
 @pytest.mark.parametrize("symbol", ["BTCUSDT", "ETHBTC", "SHIBUSDT", "NEVERHEARDUSDT", "X"])
 def test_prices_and_quantities_are_positive_with_eight_decimals(symbol: str) -> None:
-    trades = take(Market(first_id=1), [f"{symbol.lower()}@trade"], 20_000)
+    trades = take(SyntheticMarket(first_id=1), [f"{symbol.lower()}@trade"], 20_000)
     for trade in trades:
         assert re.fullmatch(r"\d+\.\d{8}", trade["p"])
         assert re.fullmatch(r"\d+\.\d{8}", trade["q"])
@@ -76,19 +74,19 @@ def test_prices_and_quantities_are_positive_with_eight_decimals(symbol: str) -> 
 
 
 def test_futures_print_their_own_decimals() -> None:
-    (trade,) = take(Market(first_id=1, kind=MarketKind.COINM), ["ethusd_perp@trade"], 1)
+    (trade,) = take(SyntheticMarket(first_id=1, kind=Market.COINM), ["ethusd_perp@trade"], 1)
     assert re.fullmatch(r"\d{4}\.\d\d", trade["p"])
     assert re.fullmatch(r"\d+", trade["q"])
 
 
 def test_well_known_symbols_cost_what_one_expects() -> None:
-    bitcoin = instrument("BTCUSDT", MarketKind.SPOT)
+    bitcoin = instrument("BTCUSDT", Market.SPOT)
     assert bitcoin.base_ticks * bitcoin.tick == 67_000 * 10**8
 
 
 def test_same_seed_and_id_give_the_same_trade_whatever_else_is_followed() -> None:
     def content(seed: int, streams: list[str]) -> list[tuple[str, ...]]:
-        trades = take(Market(first_id=5, seed=seed), streams, 400)
+        trades = take(SyntheticMarket(first_id=5, seed=seed), streams, 400)
         keys = ("s", "t", "p", "q", "m")
         return [tuple(trade[key] for key in keys) for trade in trades if trade["s"] == "BTCUSDT"]
 
@@ -100,7 +98,7 @@ def test_same_seed_and_id_give_the_same_trade_whatever_else_is_followed() -> Non
 
 def test_blocks_do_not_change_the_content() -> None:
     def frames(blocks: list[int]) -> list[tuple[str, int, str]]:
-        play = Market(first_id=5).play(is_combined=False)
+        play = SyntheticMarket(first_id=5).play(is_combined=False)
         play.follow(["btcusdt@trade", "ethusdt@trade", "bnbusdt@trade"])
         taken = [json.loads(frame) for block in blocks for frame in play.take(block, NOW_US)]
         return sorted((trade["s"], trade["t"], trade["p"]) for trade in taken)
@@ -110,7 +108,7 @@ def test_blocks_do_not_change_the_content() -> None:
 
 @pytest.mark.parametrize(("is_micros", "unit_us"), [(False, 1000), (True, 1)])
 def test_times_are_the_given_clock_in_the_asked_unit(is_micros: bool, unit_us: int) -> None:
-    trades = take(Market(first_id=1), ["btcusdt@trade"], 1000, is_micros=is_micros)
+    trades = take(SyntheticMarket(first_id=1), ["btcusdt@trade"], 1000, is_micros=is_micros)
     times = [trade["T"] for trade in trades]
     assert times == sorted(times)
     assert all(trade["T"] <= trade["E"] <= NOW_US // unit_us for trade in trades)
@@ -118,7 +116,7 @@ def test_times_are_the_given_clock_in_the_asked_unit(is_micros: bool, unit_us: i
 
 
 def test_a_new_connection_begins_at_the_highest_id_reached() -> None:
-    market = Market(first_id=100)
+    market = SyntheticMarket(first_id=100)
     take(market, ["btcusdt@trade"], 50)
     take(market, ["ethusdt@trade"], 10)
     trades = take(market, ["btcusdt@trade", "ethusdt@trade"], 2)
@@ -126,7 +124,7 @@ def test_a_new_connection_begins_at_the_highest_id_reached() -> None:
 
 
 def test_a_stream_that_is_left_and_followed_again_goes_on() -> None:
-    play = Market(first_id=100).play(is_combined=False)
+    play = SyntheticMarket(first_id=100).play(is_combined=False)
     play.follow(["btcusdt@trade"])
     play.take(10, NOW_US)
     play.follow([])
@@ -137,7 +135,7 @@ def test_a_stream_that_is_left_and_followed_again_goes_on() -> None:
 
 
 def test_combined_frames_name_their_stream() -> None:
-    play = Market(first_id=1).play(is_combined=True)
+    play = SyntheticMarket(first_id=1).play(is_combined=True)
     play.follow(["btcusdt@trade"])
     (frame,) = play.take(1, NOW_US)
     assert frame.startswith(b'{"stream":"btcusdt@trade","data":{"e":"trade",')
@@ -145,7 +143,7 @@ def test_combined_frames_name_their_stream() -> None:
 
 
 def test_only_offered_symbols_and_channels_are_played() -> None:
-    market = Market(first_id=1, symbols=["BTCUSDT"], channels=["trade"])
+    market = SyntheticMarket(first_id=1, symbols=["BTCUSDT"], channels=["trade"])
     assert market.offers("btcusdt@trade")
     assert not market.offers("ethusdt@trade")
     assert not market.offers("btcusdt@bookTicker")

@@ -31,6 +31,8 @@ from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids
 MICROSECONDS_FROM: Final = 10**15  # a time at or above it is in microseconds, below in milliseconds
 _YEAR_9999_US: Final = 253_402_300_799_999_999
 _DECIMAL: Final = TRADES.arrow.field("price").type
+_MOST_DIGITS: Final = 38  # what a decimal128 holds
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def stream_names(instruments: Sequence[Instrument], channels: Sequence[Channel]) -> list[str]:
@@ -118,7 +120,7 @@ class FrameParser:
                 payload = self._decode(frame).data
                 if payload is UNSET:
                     payload = self._decode_raw(frame)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            except _UNREADABLE as exc:
                 reasons[place] = f"not a frame of the exchange: {exc}"
                 continue
             event = payload.e
@@ -197,8 +199,8 @@ class FrameParser:
     def _quotes(self, payloads: Sequence[_Payload], received: _Ints) -> Mapping[str, pa.Array]:
         common = self._common(QUOTES, payloads, [p.u for p in payloads], received)
         # Spot sends no times: the quote is valid from when it was received.
-        has_time = all(p.T is not UNSET for p in payloads)
-        times = _integers([p.T for p in payloads]) if has_time else received
+        pairs = zip(payloads, received.tolist(), strict=True)
+        times = _integers([now if p.T is UNSET else p.T for p, now in pairs])
         vendor = _VendorData(len(payloads))
         vendor.add_texts("event_type", [p.e for p in payloads])
         vendor.add_texts("event_time", [p.E for p in payloads])
@@ -261,7 +263,7 @@ class FrameParser:
             except UsageError as exc:
                 raise _Unfit(str(exc)) from exc
             if instrument.symbol != symbol:
-                raise _Unfit(f"{symbol!r} is not a symbol of the exchange")
+                raise _Unfit(f"{symbol[:80]!r} is not a symbol of the exchange")
             self._instruments[symbol] = instrument
         return instrument
 
@@ -279,6 +281,7 @@ class FrameParser:
                 return f"{kind.name}: {name} {str(value)[:80]!r} does not fit {_DECIMAL}: {exc}"
         try:
             self._instrument(payload.s if isinstance(payload.s, str) else "")
+            _microseconds(_integers([] if payload.T is UNSET else [payload.T]))
         except _Unfit as exc:
             return f"{kind.name}: {exc}"
         return None
@@ -365,16 +368,22 @@ def _integers(values: Sequence[object]) -> _Ints:
 
 
 def _decimals(values: Sequence[object]) -> pa.Array:
-    """Make an exact column of prices or quantities from their texts."""
-    column = pa.array(values, pa.string()).cast(_DECIMAL)
-    if len(column) and pc.min(column).as_py() < 0:
-        raise _Unfit("negative")
-    return column
+    """Make an exact column of prices or quantities from their texts: digits, at most one dot."""
+    texts = pa.array(values, pa.string())
+    _, _, characters = texts.buffers()
+    strange = characters.to_pybytes().translate(None, b"0123456789.") if characters else b""
+    # Arrow's parser must not see an exponent or a long fraction: it reads past its own tables.
+    if strange or (pc.max(pc.binary_length(texts)).as_py() or 0) > _MOST_DIGITS:
+        raise _Unfit("negative" if strange == b"-" else "not a plain number")
+    return texts.cast(_DECIMAL)
 
 
 def _microseconds(times: _Ints) -> _Ints:
     """Bring times to microseconds, each by its magnitude."""
-    return np.where(times >= MICROSECONDS_FROM, times, times * 1000)
+    times_us = np.where(times >= MICROSECONDS_FROM, times, times * 1000)
+    if len(times_us) and times_us.max() > _YEAR_9999_US:
+        raise _Unfit("later than the year 9999")
+    return times_us
 
 
 def _timestamps(times_us: _Ints) -> pa.Array:
@@ -386,7 +395,7 @@ def _why_unknown(frame: bytes, payload: _Payload) -> str:
         return f"unknown event {payload.e[:80]!r}"
     try:
         body = msgspec.json.decode(frame, type=_ErrorFrame)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return "neither a trade nor a quote"
     if body.error is not UNSET:
         return f"the exchange reports error {body.error.code}: {body.error.msg}"

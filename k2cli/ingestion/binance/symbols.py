@@ -21,6 +21,9 @@ class Market(StrEnum):
     COINM = "coinm"
 
 
+FUTURES: Final = frozenset({Market.USDM, Market.COINM})
+
+
 class Channel(StrEnum):
     """The kinds of stream that k2 subscribes to."""
 
@@ -114,7 +117,7 @@ def parse_symbol(text: str) -> Instrument:
     if split := _SPLIT.fullmatch(word):
         return Instrument(split[1] + split[2], split[1], split[2])
     if not _SYMBOL.fullmatch(word):
-        raise UsageError(f"{text!r} is not a symbol", hint="write it like BTCUSDT or BTC/USDT")
+        raise UsageError(f"{text[:80]!r} is not a symbol", hint="write it like BTCUSDT or BTC/USDT")
     pair = word.split("_")[0]
     for quote in _QUOTES:
         base = pair.removesuffix(quote)

@@ -1,37 +1,24 @@
-"""What the simulated exchange plays: a synthetic market, or recorded frames.
+"""A synthetic market, pure: no sockets, and no clock, `take` is told the time.
 
-No sockets and no clock here: `take` is told the time.
-
-In the synthetic market every frame is a function of seed, stream and id: two connections that
+Every frame is a function of seed, stream and id: two connections that
 see the same id see the same price. So a connection needs no more state than the next id of each
 of its streams. Prices and quantities are integers (ticks, steps) until they are printed.
 """
 
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from enum import StrEnum
 from functools import cache
-from itertools import islice
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
+
+from k2cli.ingestion.binance.symbols import FUTURES, Market
 
 Ints = npt.NDArray[np.int64]
-
-
-class MarketKind(StrEnum):
-    """The exchange's markets; they differ in the shape of their frames."""
-
-    SPOT = "spot"
-    USDM = "usdm"
-    COINM = "coinm"
 
 
 CHANNELS: Final = ("trade", "aggTrade", "bookTicker")
@@ -78,24 +65,6 @@ _QUOTE_USD: Final = _worth(_QUOTES)
 _USD: Final = _worth(f"{_QUOTES} {_BASES}")
 
 
-class FrameSource(Protocol):
-    """Where the frames of one connection come from."""
-
-    @property
-    def is_at_end(self) -> bool:
-        """Tell whether `take` will never return a frame again."""
-
-    @property
-    def is_idle(self) -> bool:
-        """Tell whether `take` returns nothing until other streams are followed."""
-
-    def follow(self, streams: Collection[str]) -> None:
-        """Play these streams from now on."""
-
-    def take(self, most: int, now_us: int) -> list[bytes]:
-        """Return the next frames in order, at most so many; none does not mean the end."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instrument:
     """How one symbol is priced and printed, in integers."""
@@ -109,17 +78,17 @@ class Instrument:
     quantity_decimals: int
 
 
-def instrument(symbol: str, kind: MarketKind) -> Instrument:
+def instrument(symbol: str, kind: Market) -> Instrument:
     """Price a symbol: well-known ones realistically, others by their name's checksum."""
     usd, quote_usd = _base_and_quote_usd(symbol.partition("_")[0])
     price, magnitude = usd / quote_usd, usd.adjusted()  # magnitude is 4 for 67000
     decimals = min(max(4 - price.adjusted(), 2), 8)
     quantity_decimals = min(max(magnitude + 1, 0), 5)
     lot = 10 ** max(-magnitude - 1, 0)
-    if kind is not MarketKind.SPOT:
-        quantity_decimals = 0 if kind is MarketKind.COINM else min(quantity_decimals, 3)
+    if kind in FUTURES:
+        quantity_decimals = 0 if kind is Market.COINM else min(quantity_decimals, 3)
     ticks = max(int(price.scaleb(decimals)), 1000)
-    printed = (8, 8) if kind is MarketKind.SPOT else (decimals, quantity_decimals)
+    printed = (decimals, quantity_decimals) if kind in FUTURES else (8, 8)
     return Instrument(
         symbol=symbol,
         base_ticks=ticks,
@@ -138,8 +107,6 @@ def _base_and_quote_usd(pair: str) -> tuple[Decimal, Decimal]:
     made_up = Decimal(1 + checksum % 900).scaleb(checksum // 900 % 4 - 2)
     return _USD.get(base, made_up), _QUOTE_USD[quote]
 
-
-# --- the synthetic market ------------------------------------------------------------------
 
 _PERIOD: Final = 1 << 18  # the walk closes after so many ids
 _MASK: Final = _PERIOD - 1
@@ -189,7 +156,7 @@ def _size_texts(seed: int, step: int, decimals: int) -> npt.NDArray[np.object_]:
     return np.array([_decimal_text(unit, decimals) for unit in units], dtype=object)
 
 
-class Market:
+class SyntheticMarket:
     """A synthetic market that plays on for ever.
 
     A connection begins at the highest id that any connection reached. The first id comes from
@@ -201,7 +168,7 @@ class Market:
         *,
         first_id: int,
         seed: int = 0,
-        kind: MarketKind = MarketKind.SPOT,
+        kind: Market = Market.SPOT,
         symbols: Collection[str] = (),
         channels: Collection[str] = CHANNELS,
     ) -> None:
@@ -270,7 +237,7 @@ class Play:
 
     is_at_end = False
 
-    def __init__(self, market: Market, *, is_combined: bool, is_micros: bool) -> None:
+    def __init__(self, market: SyntheticMarket, *, is_combined: bool, is_micros: bool) -> None:
         self._market = market
         self._is_combined = is_combined
         self._unit_us = 1 if is_micros else 1000
@@ -309,7 +276,7 @@ class Play:
 
     def _group(self, channel: str, streams: Sequence[str]) -> _Group:
         kind = self._market.kind
-        shape = (_SPOT if kind is MarketKind.SPOT else _FUTURES)[channel]
+        shape = (_FUTURES if kind in FUTURES else _SPOT)[channel]
         instruments = [instrument(stream.partition("@")[0].upper(), kind) for stream in streams]
         return _Group(
             marks="".join(mark for mark in _MARK.findall(shape) if mark != "S"),
@@ -428,130 +395,3 @@ class Play:
             "E": lambda: time(times - _MOST_LAG_US + chance.lag_us[at]),
         }
         return {mark: makers[mark]() for mark in dict.fromkeys(group.marks)}
-
-
-# --- recorded frames -----------------------------------------------------------------------
-
-_BLOCK_BYTES: Final = 1 << 20
-_MOST_LINES: Final = 5000  # searched in one go
-_COMPRESSION: Final = {".gz": "gzip", ".zst": "zstd"}
-_RECEIVED: Final = re.compile(rb"\d+ ")
-
-
-class _Recorded(msgspec.Struct):
-    """What tells the stream of a recorded frame, wrapped or raw."""
-
-    stream: str | None = None
-    data: msgspec.Raw = msgspec.Raw()
-    e: str | None = None
-    s: str | None = None
-    u: msgspec.Raw = msgspec.Raw()
-
-
-_decode_recorded = msgspec.json.Decoder(_Recorded).decode
-
-
-def stream_and_frame(line: bytes) -> tuple[str | None, bytes]:
-    """Split a recorded line into its stream and the raw frame, the bytes as they were recorded.
-
-    {"stream":"btcusdt@trade","data":{"e":"trade","s":"BTCUSDT",...}}
-    {"u":499869768,"s":"NKNUSDT","b":"0.3521","B":"672","a":"0.3526","A":"3199"}
-
-    A line that is no market frame has no stream.
-    """
-    try:
-        found = _decode_recorded(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None, line
-    if found.stream is not None and len(found.data):
-        return found.stream, bytes(found.data)
-    event = found.e or ("bookTicker" if len(found.u) else None)
-    if found.s is None or event is None:
-        return None, line
-    return f"{found.s.lower()}@{event}", line
-
-
-def recorded_lines(path: Path) -> Iterator[bytes]:
-    """Read a recording line by line: plain, .gz or .zst; a leading receive time is dropped.
-
-    Raises:
-        OSError: the file cannot be read, or its compression is damaged.
-    """
-    rest = b""
-    with pa.input_stream(str(path), compression=_COMPRESSION.get(path.suffix)) as file:
-        while block := file.read(_BLOCK_BYTES):
-            *lines, rest = (rest + block).split(b"\n")
-            yield from _frames_of(lines)
-    yield from _frames_of([rest])
-
-
-def _frames_of(lines: Iterable[bytes]) -> Iterator[bytes]:
-    for line in lines:
-        received = _RECEIVED.match(line)
-        frame = line[received.end() if received else 0 :].rstrip(b"\r")
-        if frame:
-            yield frame
-
-
-class Recording:
-    """One connection's way through a recorded file."""
-
-    def __init__(
-        self, path: Path, *, is_combined: bool, is_looped: bool = False, position: int = 0
-    ) -> None:
-        self.is_at_end = False
-        self.position = position  # lines taken of this pass
-        self._path = path
-        self._is_combined = is_combined
-        self._is_looped = is_looped
-        self._streams: frozenset[str] = frozenset()
-        self._is_played = position > 0
-        self._lines: Iterator[bytes] = islice(recorded_lines(path), position, None)
-
-    @property
-    def is_idle(self) -> bool:
-        """Tell whether no stream is followed."""
-        return not self._streams
-
-    def follow(self, streams: Collection[str]) -> None:
-        """Play these streams from now on."""
-        self._streams = frozenset(streams)
-
-    def take(self, most: int, now_us: int) -> list[bytes]:  # noqa: ARG002
-        """Return the next frames of the followed streams, after a bounded search.
-
-        Raises:
-            OSError: the file cannot be read, or its compression is damaged.
-        """
-        frames: list[bytes] = []
-        if most < 1:
-            return frames
-        start = self.position
-        for line in islice(self._lines, _MOST_LINES):
-            self.position += 1
-            frame = self._fitted(line)
-            if frame is not None:
-                frames.append(frame)
-                if len(frames) == most:
-                    break
-        self._is_played = self._is_played or bool(frames)
-        if len(frames) < most and self.position - start < _MOST_LINES:
-            self._end_pass()
-        return frames
-
-    def _end_pass(self) -> None:
-        """Start over, unless a whole pass had nothing to play."""
-        self.is_at_end = not (self._is_looped and self._is_played)
-        self.position = 0 if self._is_looped else self.position
-        self._is_played = False
-        self._lines = iter(recorded_lines(self._path)) if self._is_looped else iter(())
-
-    def _fitted(self, line: bytes) -> bytes | None:
-        stream, frame = stream_and_frame(line)
-        if stream is None:
-            return line
-        if stream not in self._streams:
-            return None
-        if not self._is_combined:
-            return frame
-        return line if frame is not line else b'{"stream":"%b","data":%b}' % (stream.encode(), line)

@@ -1,0 +1,10 @@
+"""The exchange, played on this machine: its protocol, its limits and its bad days.
+
+market: a synthetic market; recording: recorded frames; wire: paths, control messages, framing;
+connection: one client; server: all of them.
+"""
+
+from k2cli.ingestion.binance.simulator.options import GARBAGE, SimulatorOptions
+from k2cli.ingestion.binance.simulator.server import Simulator, open_simulator, running_simulator
+
+__all__ = ["GARBAGE", "Simulator", "SimulatorOptions", "open_simulator", "running_simulator"]

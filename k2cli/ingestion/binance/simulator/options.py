@@ -1,0 +1,73 @@
+"""What the simulated exchange is asked to play, and what a connection plays."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from ssl import SSLContext
+from typing import Final, Protocol
+
+from k2cli.ingestion.binance.simulator.market import CHANNELS
+from k2cli.ingestion.binance.symbols import Market
+
+# What --garbage-every puts between the frames, in turn.
+GARBAGE: Final = (
+    b"not json at all",
+    b'{"stream":"btcusdt@trade","data":{"e":"trade","E":17231613480',
+    b"\xff\xfe{\x00\x80}",
+    b'{"e":"trade","s":null,"t":"x","p":12.5}',
+    b"",
+    b"[1,2,3]",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatorOptions:
+    """What the simulated exchange plays, how fast, and how it misbehaves.
+
+    Counts of frames are market frames of one connection; garbage does not count. Of
+    `drop_after`, `silent_after`, `shutdown_after` and `limit`, the smallest ends a connection.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0  # 0 takes a free one
+    ssl: SSLContext | None = None
+    market: Market = Market.SPOT
+    symbols: tuple[str, ...] = ()  # none: whatever is asked for
+    channels: tuple[str, ...] = CHANNELS
+    seed: int = 0
+    first_id: int | None = None  # none: from the clock
+    frames: Path | None = None  # a recording, instead of the synthetic market
+    loop: bool = False
+    limit: int | None = None  # frames of a connection, then the market has ended
+    close_at_end: bool = False
+    rate: float | None = None  # frames/s of a connection; none: as fast as possible
+    history_s: float = 0.0  # how long ago the synthetic market's time begins
+    speed: float = 60.0  # how fast its time runs until it is now
+    drop_after: int | None = None
+    silent_after: int | None = None
+    shutdown_after: int | None = None
+    shutdown_grace_s: float = 0.5
+    garbage_every: int | None = None
+    skip_every: int | None = None
+    ping_interval_s: float = 20.0
+    pong_timeout_s: float = 60.0
+    max_streams: int = 1024
+    max_inbound_per_s: int = 5
+
+
+class FrameSource(Protocol):
+    """Where the frames of one connection come from."""
+
+    @property
+    def is_at_end(self) -> bool:
+        """Tell whether `take` will never return a frame again."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether `take` returns nothing until other streams are followed."""
+
+    def follow(self, streams: Collection[str]) -> None:
+        """Play these streams from now on."""
+
+    def take(self, most: int, now_us: int) -> list[bytes]:
+        """Return the next frames in order, at most so many; none does not mean the end."""

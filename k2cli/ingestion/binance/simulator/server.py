@@ -1,0 +1,188 @@
+"""The simulated exchange as a server: on an event loop, or in a thread of its own."""
+
+import asyncio
+import contextlib
+import errno
+import re
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_futures
+from typing import Any, Final
+
+from k2cli.errors import BadData, NotFound, Unavailable, UsageError
+from k2cli.ingestion.binance.simulator.connection import Connection
+from k2cli.ingestion.binance.simulator.market import CHANNELS, SyntheticMarket, first_id_at
+from k2cli.ingestion.binance.simulator.options import FrameSource, SimulatorOptions
+from k2cli.ingestion.binance.simulator.recording import Recording, recorded_lines
+from k2cli.ingestion.binance.simulator.wire import Route
+
+_WRITE_BUFFER_BYTES: Final = 1 << 18
+_MOST_HEAD_BYTES: Final = 1 << 20  # a URL may name 1024 streams
+_SYMBOL: Final = re.compile(r"[A-Z0-9]+(_[A-Z0-9]+)?")
+
+
+class Simulator:
+    """A running exchange, and what it has seen. `open_simulator` makes one."""
+
+    def __init__(self, *, options: SimulatorOptions) -> None:
+        self.options = options
+        self.connections = 0  # opened until now
+        self.frames_sent = 0  # market frames, over all connections
+        self.paths: list[str] = []  # of all handshakes, refused ones too
+        self.url = ""
+        self._started_us = time.time_ns() // 1000
+        self._market = SyntheticMarket(
+            first_id=_first_id(options),
+            seed=options.seed,
+            kind=options.market,
+            symbols=options.symbols,
+            channels=options.channels,
+        )
+        self._stopped: dict[str, deque[int]] = {}  # path -> lines of a recording, by cut
+        self._open: dict[asyncio.Task[None], Connection] = {}
+
+    @property
+    def open_connections(self) -> int:
+        """How many clients are connected now."""
+        return len(self._open)
+
+    def market_time_us(self) -> int:
+        """Tell the time in the market: now, or on the way from `history_s` ago to now."""
+        now_us = time.time_ns() // 1000
+        began_us = self._started_us - self.options.history_s * 1_000_000
+        return min(now_us, int(began_us + (now_us - self._started_us) * self.options.speed))
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a client that has connected."""
+        writer.transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+        connection = Connection(self, reader, writer)
+        task = asyncio.create_task(connection.serve())
+        self._open[task] = connection
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        del self._open[task]
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            task.get_loop().call_exception_handler(
+                {"message": "a connection of the simulator failed", "exception": exc}
+            )
+
+    async def end_connections(self) -> None:
+        """Send every client away, at once."""
+        tasks = list(self._open)
+        for task, connection in self._open.items():
+            connection.go_away()
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def open_source(self, path: str, route: Route) -> FrameSource:
+        """Open what a new connection plays."""
+        if self.options.frames is None:
+            return self._market.play(is_combined=route.is_combined, is_micros=route.is_micros)
+        return Recording(
+            self.options.frames,
+            is_combined=route.is_combined,
+            is_looped=self.options.loop,
+            position=self._resume_position(path),
+        )
+
+    def resume_from(self, path: str, position: int) -> None:
+        """Let the next connection of the same path go on after this many lines."""
+        self._stopped.setdefault(path, deque()).append(position)
+
+    def _resume_position(self, path: str) -> int:
+        stopped = self._stopped.get(path)
+        return stopped.popleft() if stopped else 0
+
+
+def _first_id(options: SimulatorOptions) -> int:
+    if options.first_id is not None:
+        return options.first_id
+    return first_id_at(time.time_ns() // 1000)
+
+
+def _check(options: SimulatorOptions) -> None:
+    for symbol in options.symbols:
+        if _SYMBOL.fullmatch(symbol) is None:
+            raise UsageError(f"{symbol!r} is not a symbol", hint="--symbols BTCUSDT,ETHUSDT")
+    for channel in options.channels:
+        if channel not in CHANNELS:
+            raise UsageError(
+                f"{channel!r} is not a channel", hint=f"--channels {','.join(CHANNELS)}"
+            )
+    if options.frames is None:
+        return
+    if not options.frames.is_file():
+        raise NotFound(f"no file {options.frames}", hint="--frames takes one JSON frame a line")
+    try:
+        next(recorded_lines(options.frames), None)
+    except OSError as exc:
+        raise BadData(f"{options.frames} cannot be read: {exc}") from exc
+
+
+@contextlib.asynccontextmanager
+async def open_simulator(options: SimulatorOptions) -> AsyncIterator[Simulator]:
+    """Run a simulator on this event loop.
+
+    Raises:
+        UsageError: a symbol or channel that cannot be one.
+        NotFound: the recording does not exist.
+        BadData: the recording cannot be read.
+        Unavailable: the port is taken, or cannot be listened on.
+    """
+    _check(options)
+    simulator = Simulator(options=options)
+    try:
+        server = await asyncio.start_server(
+            simulator.accept,
+            options.host,
+            options.port,
+            ssl=options.ssl,
+            limit=_MOST_HEAD_BYTES,
+        )
+    except OSError as exc:
+        is_taken = exc.errno == errno.EADDRINUSE
+        reason = "the port is in use" if is_taken else exc.strerror or str(exc)
+        raise Unavailable(
+            f"cannot listen on {options.host}:{options.port}: {reason}",
+            hint="--port 0 takes a free port" if is_taken else None,
+        ) from exc
+    port = server.sockets[0].getsockname()[1]
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    simulator.url = f"{'wss' if options.ssl else 'ws'}://{host}:{port}"
+    try:
+        yield simulator
+    finally:
+        server.close()
+        await simulator.end_connections()
+
+
+@contextlib.contextmanager
+def running_simulator(options: SimulatorOptions) -> Iterator[Simulator]:
+    """Run a simulator in a thread of its own, for callers without an event loop.
+
+    Raises what `open_simulator` raises.
+    """
+    started: Future[tuple[Simulator, Callable[[], object]]] = Future()
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        async with open_simulator(options) as simulator:
+            started.set_result((simulator, lambda: loop.call_soon_threadsafe(stop.set)))
+            await stop.wait()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="simulator") as executor:
+        ended = executor.submit(asyncio.run, run())
+        either: tuple[Future[Any], ...] = (started, ended)
+        wait_for_futures(either, return_when=FIRST_COMPLETED)
+        if ended.done():
+            ended.result()
+        simulator, stop = started.result()
+        try:
+            yield simulator
+        finally:
+            stop()
+            ended.result()
