@@ -191,6 +191,21 @@ def _section(cls: type[S], name: str, raw: dict[str, dict[str, Any]], origin: di
         raise ConfigError(f"{key} (from {origin.get(key, 'the defaults')}): {reason}") from exc
 
 
+def settings_document(settings: Settings) -> dict[str, dict[str, object]]:
+    """Return the settings by section, as they would stand in the file, with secrets hidden."""
+    document: dict[str, dict[str, object]] = {
+        "catalog": {key: redacted(key, value) for key, value in settings.catalog.items()}
+    }
+    for name in _SECTIONS:
+        values = msgspec.structs.asdict(getattr(settings, name))
+        document[name] = {
+            key: f"{value:g}s" if isinstance(value, float) else value
+            for key, value in values.items()
+            if value is not None
+        }
+    return document
+
+
 def is_secret(key: str) -> bool:
     """Tell by a setting's name whether its value must never be shown."""
     return _SECRET.search(key) is not None

@@ -39,7 +39,7 @@ class Committed:
 
     rows: int = 0
     duplicates: int = 0
-    missing: int = 0  # numbers that the exchange skipped
+    missing: int = 0  # numbers that were skipped while streaming
     commits: int = 0
 
 

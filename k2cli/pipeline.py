@@ -54,9 +54,9 @@ class TableSink:
             total.rows += commit.rows
             total.duplicates += commit.duplicates
             for gap in commit.gaps:
-                total.missing += gap.missing
+                total.missing += 0 if gap.is_restart else gap.missing
                 self._observe(
-                    "gap",
+                    "restart_gap" if gap.is_restart else "gap",
                     table=kind.table,
                     symbol=gap.symbol,
                     first=gap.first,

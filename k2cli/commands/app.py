@@ -9,9 +9,12 @@ from typer.core import TyperGroup
 
 from k2cli import __version__
 from k2cli.commands import output
+from k2cli.commands.config import config_app
+from k2cli.commands.demo import demo
 from k2cli.commands.query import query_app
 from k2cli.commands.simulate import simulate_app
 from k2cli.commands.stream import stream_app
+from k2cli.commands.table import table_app
 from k2cli.errors import K2Error
 
 
@@ -59,6 +62,9 @@ def root(
     """Market data from exchanges and files into a lakehouse, and answers out of it."""
 
 
+app.command(epilog="Example: k2 demo")(demo)
 app.add_typer(stream_app, name="stream")
-app.add_typer(simulate_app, name="simulate")
 app.add_typer(query_app, name="query")
+app.add_typer(table_app, name="table")
+app.add_typer(config_app, name="config")
+app.add_typer(simulate_app, name="simulate")

@@ -57,6 +57,16 @@ OutputOpt = Annotated[
 ForceOpt = Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")]
 
 
+class TextOrJson(StrEnum):
+    """How a description is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+TextOrJsonOpt = Annotated[TextOrJson, typer.Option("--format", "-f", help="For people, or JSON.")]
+
+
 class Order(StrEnum):
     """Which way the time runs."""
 

@@ -177,7 +177,8 @@ def binance(
     reject_path = rejects or config.home / "rejects" / "stream-binance.ndjson"
     title = f"{venue.exchange} {','.join(channel.value for channel in chosen)}"
     with ExitStack() as stack:
-        view = _view(stack, title, log_format, to)
+        is_watched = log_format is None and to is Destination.TABLE
+        view = open_view(stack, title) if is_watched else None
         observe = view.on_event if view else log_event(log_format or LogFormat.TEXT)
         source = BinanceStream(options=options, observe=observe)
         pump = Pump(
@@ -206,11 +207,9 @@ def _channel(name: str) -> Channel:
         ) from exc
 
 
-def _view(
-    stack: ExitStack, title: str, log_format: LogFormat | None, to: Destination
-) -> "LiveView | None":
-    """Open the live view where people look: stderr is a terminal, and no log was asked for."""
-    if log_format or to is Destination.STDOUT or not sys.stderr.isatty():
+def open_view(stack: ExitStack, title: str) -> "LiveView | None":
+    """Open the live view where people look: stderr is a terminal."""
+    if not sys.stderr.isatty():
         return None
     from k2cli.commands.live import LiveView
 

@@ -20,8 +20,9 @@ Column = tuple[str, "DuckDBPyType"]
 Expression = Callable[[str, "DuckDBPyType"], str]
 
 _SECONDS: Final = "%Y-%m-%dT%H:%M:%S"
+_ZONED: Final = "timestamp with time zone"
 _TIME_FORMAT: Final = {
-    "timestamp with time zone": f"{_SECONDS}.%fZ",
+    _ZONED: f"{_SECONDS}.%fZ",
     "timestamp": f"{_SECONDS}.%f",
     "timestamp_s": f"{_SECONDS}.%f",
     "timestamp_ms": f"{_SECONDS}.%f",
@@ -70,6 +71,12 @@ def as_text(expression: str, of: "DuckDBPyType") -> str:
     return expression if of.id == "varchar" else f"CAST({expression} AS VARCHAR)"
 
 
+def as_csv(expression: str, of: "DuckDBPyType") -> str:
+    """Leave to the csv writer what it writes as `as_text` does: it is faster at it."""
+    is_writers = of.id not in _TIME_FORMAT and of.id not in _NESTED
+    return expression if is_writers or of.id == _ZONED else as_text(expression, of)
+
+
 def as_json(expression: str, of: "DuckDBPyType", depth: int = 0) -> str:
     """Make a value such that DuckDB's `to_json` renders it as k2 wants it."""
     if of.id in _NESTED:
@@ -99,8 +106,7 @@ def projection(columns: Sequence[Column], render: Expression) -> str:
 
 def _iso(expression: str, of: "DuckDBPyType") -> str:
     # strftime of the plain type: on the one with a zone it is half as fast. The zone is UTC.
-    has_zone = of.id == "timestamp with time zone"
-    moment = f"CAST({expression} AS TIMESTAMP)" if has_zone else expression
+    moment = f"CAST({expression} AS TIMESTAMP)" if of.id == _ZONED else expression
     return f"strftime({moment}, '{_TIME_FORMAT[of.id]}')"
 
 
@@ -153,7 +159,9 @@ def json_object(columns: Sequence[Column]) -> str:
 
 
 COPIES: Final[Mapping[str, Copy]] = {
-    "csv": Copy(as_text, "FORMAT csv, HEADER true"),
+    "csv": Copy(
+        as_csv, f"FORMAT csv, HEADER true, TIMESTAMPFORMAT {literal(_TIME_FORMAT[_ZONED])}"
+    ),
     "ndjson": Copy(as_json, "FORMAT json"),
     "parquet": Copy(as_exchanged, "FORMAT parquet, COMPRESSION zstd"),
 }

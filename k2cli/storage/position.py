@@ -30,12 +30,13 @@ _ENCODING: Final = "z1:"
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Numbers of a symbol that the exchange skipped in one commit: suspected loss."""
+    """Numbers of a symbol that are missing in front of or within one commit: suspected loss."""
 
     symbol: str
     first: int  # lowest missing number
     last: int  # highest missing number
     missing: int  # how many between them
+    is_restart: bool = False  # they passed by before this run began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,8 @@ class StreamPosition:
     def __init__(self, *, series: str, is_dense: bool) -> None:
         self.key = f"k2.position.{series}"
         self._is_dense = is_dense
-        self._tops: dict[str, int] = {}
+        self._tops: dict[str, int] = {}  # since the last interruption
+        self._streamed: set[str] = set()  # symbols of which this run has committed rows
 
     def interrupted(self) -> None:
         """Take note that the connection was lost: what follows may not join what came before."""
@@ -81,6 +83,7 @@ class StreamPosition:
     def committed(self, advance: Advance) -> None:
         """Remember up to where the stream ran on without an interruption."""
         self._tops.update(advance.tops or {})
+        self._streamed.update(advance.tops or {})
 
     def advance(self, held: str | None, rows: pa.Table) -> Advance:
         """Split rows into new ones and duplicates, by `symbol` and `source_sequence`."""
@@ -103,9 +106,8 @@ class StreamPosition:
             is_new[places[fresh]] = True
             joined = _join(ranges, self._runs(symbol, batch[fresh]))
             tops[symbol] = int(batch[-1])
-            if self._is_dense and (holes := _holes_above(ranges, joined)):
-                missing = sum(last - first + 1 for first, last in holes)
-                gaps.append(Gap(symbol, holes[0][0], holes[-1][1], missing))
+            if self._is_dense:
+                gaps += self._gaps(symbol, ranges, joined)
             position[symbol] = _closed(joined, limit)
         new_rows = rows if is_new.all() else rows.filter(pa.array(is_new))
         return Advance(
@@ -115,6 +117,24 @@ class StreamPosition:
             gaps=gaps,
             tops=tops,
         )
+
+    def _gaps(self, symbol: str, before: Ranges, after: Ranges) -> list[Gap]:
+        """Sum up the holes that opened above `before`, those of a restart on their own."""
+        holes = _holes_above(before, after)
+        is_restart = bool(before) and symbol not in self._streamed
+        restart = [hole for hole in holes if is_restart and hole[0] == before[-1][1] + 1]
+        skipped = holes[len(restart) :]
+        return [
+            Gap(
+                symbol,
+                first=some[0][0],
+                last=some[-1][1],
+                missing=sum(last - first + 1 for first, last in some),
+                is_restart=some is restart,
+            )
+            for some in (restart, skipped)
+            if some
+        ]
 
     def _runs(self, symbol: str, numbers: npt.NDArray[np.int64]) -> list[Range]:
         if len(numbers) == 0:

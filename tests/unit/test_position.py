@@ -72,10 +72,22 @@ def test_advance_takes_rows_older_than_all(dense: StreamPosition) -> None:
 
 
 def test_advance_reports_a_gap_once(dense: StreamPosition) -> None:
-    first = dense.advance(encode_position({"BTCUSDT": ((1, 5),)}), trades(8, 9, 12))
+    first = dense.advance(None, trades(5, 8, 9, 12))
     assert first.gaps == [Gap("BTCUSDT", first=6, last=11, missing=4)]
     second = dense.advance(first.reached, trades(13))
     assert second.gaps == []
+
+
+def test_numbers_passed_before_the_run_are_a_gap_of_their_own(dense: StreamPosition) -> None:
+    held = encode_position({"BTCUSDT": ((1, 5),)})
+    first = dense.advance(held, trades(8, 9, 12))
+    assert first.gaps == [
+        Gap("BTCUSDT", first=6, last=7, missing=2, is_restart=True),
+        Gap("BTCUSDT", first=10, last=11, missing=2),
+    ]
+    dense.committed(first)
+    dense.interrupted()
+    assert dense.advance(first.reached, trades(14)).gaps == [Gap("BTCUSDT", 13, 13, 1)]
 
 
 def test_advance_tells_symbols_apart(dense: StreamPosition) -> None:

@@ -1,0 +1,124 @@
+"""`k2 demo`: the whole way in half a minute, offline."""
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.events import LogFormat, log_event
+from k2cli.commands.options import settings
+from k2cli.config import Settings
+from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
+
+if TYPE_CHECKING:
+    from k2cli.flow import Totals
+
+_SYMBOLS: Final = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "BNBEUR")
+_RATE: Final = 4000.0  # frames a second
+_HISTORY_S: Final = 3600.0  # the market's last hour ...
+_SPEED: Final = 900.0  # ... goes by in four seconds
+
+
+def demo(
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            "--home",
+            help="Folder for the tables of the demo.",
+            show_default="demo in the home folder",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, max=20, help="How long to stream.")
+    ] = 6,
+) -> None:
+    """See it work: a simulated exchange, its stream into tables, and answers out of them.
+
+    Needs no network and nothing installed but k2. Run it as often as you like: every run adds
+    to the tables.
+    """
+    config = settings(home or settings().home / "demo")
+    _say(1, f"streaming {', '.join(_SYMBOLS)} from a simulated exchange into {config.home}")
+    totals = _stream(config, seconds)
+    output.note(
+        f"{totals.messages:,} messages became {totals.rows:,} rows in {totals.commits} commits, "
+        f"{totals.rejects} rejects, {totals.missing} missing, {totals.duplicates} twice"
+    )
+    _ask(config)
+    _say(5, "now you:")
+    flag = f" --home {config.home}"
+    for command in (
+        f"k2 query trades --symbol BTCUSDT --start -15m --limit 10{flag}",
+        f"k2 query trades --symbol ETHUSDT -o eth.parquet{flag}",
+        f'k2 query sql "select symbol, sum(quantity) from trades group by all"{flag}',
+        "k2 simulate binance --port 9443    # and in another terminal:",
+        "k2 stream binance --symbols BTCUSDT,ETHUSDT --url ws://127.0.0.1:9443",
+        "k2 stream binance --symbols BTCUSDT,ETHUSDT    # the real exchange",
+    ):
+        output.note(f"   {command}")
+
+
+def _say(step: int, text: str) -> None:
+    output.note(f"\n{step}. {text}")
+
+
+def _stream(config: Settings, seconds: float) -> "Totals":
+    from k2cli.commands.stream import open_view
+    from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
+    from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
+    from k2cli.pipeline import Pump, PumpPolicy, TableSink
+    from k2cli.rejects import RejectLog
+    from k2cli.storage.lake import open_lake
+
+    venue = VENUES[Market.SPOT]
+    market = SimulatorOptions(rate=_RATE, history_s=_HISTORY_S, speed=_SPEED)
+    with ExitStack() as stack:
+        simulator = stack.enter_context(running_simulator(market))
+        lake = stack.enter_context(open_lake(config, create=True))
+        rejects = stack.enter_context(RejectLog(config.home / "rejects" / "demo.ndjson"))
+        view = open_view(stack, f"{venue.exchange} at {simulator.url}")
+        observe = view.on_event if view else log_event(LogFormat.TEXT)
+        options = StreamOptions(
+            venue=venue,
+            instruments=[parse_symbol(symbol) for symbol in _SYMBOLS],
+            channels=list(Channel),
+            urls=[simulator.url],
+        )
+        pump = Pump(
+            source=BinanceStream(options=options, observe=observe),
+            sink=TableSink(lake=lake, exchange=venue.exchange, observe=observe),
+            rejects=rejects,
+            policy=PumpPolicy(flush_rows=100_000, flush_interval_s=2, duration_s=seconds),
+            observe=observe,
+        )
+        if view:
+            view.watch(pump.totals)
+        return pump.run(view.on_batch if view else lambda _: None)
+
+
+def _ask(config: Settings) -> None:
+    from k2cli.commands.chart import candles
+    from k2cli.query.bars import one_minute_bars
+    from k2cli.query.engine import open_engine
+    from k2cli.query.questions import Selection, list_symbols, select_rows
+    from k2cli.records import KINDS, TRADES
+    from k2cli.storage.lake import open_lake
+
+    out = output.Output(format=output.Format.TABLE, path=None)
+    with (
+        open_lake(config) as lake,
+        open_engine(config.query, [lake.plan(kind) for kind in KINDS.values()]) as engine,
+    ):
+        _say(2, "k2 query trades --order desc --limit 5")
+        columns = ("timestamp", "symbol", "side", "price", "quantity", "trade_id")
+        newest = Selection(columns=columns, is_descending=True, limit=5)
+        out.write(select_rows(engine, TRADES, newest), is_limited=True)
+        _say(3, "one-minute bars of BTCUSDT")
+        bars = one_minute_bars(engine, Selection(symbols=["BTCUSDT"]))
+        width = min(shutil.get_terminal_size().columns, 100)
+        output.data(candles(bars.slice(max(bars.num_rows - 60, 0)), title="BTCUSDT", width=width))
+        _say(4, "k2 query symbols")
+        out.write(list_symbols(engine, KINDS.values()), is_limited=True)

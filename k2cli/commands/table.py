@@ -1,0 +1,113 @@
+"""`k2 table`: what the tables are, and what became of them."""
+
+import json
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.options import (
+    ForceOpt,
+    FormatOpt,
+    HomeOpt,
+    OutputOpt,
+    TextOrJson,
+    TextOrJsonOpt,
+    settings,
+)
+from k2cli.errors import NotFound
+
+if TYPE_CHECKING:
+    from k2cli.records import RecordKind
+    from k2cli.storage.lake import TableInfo
+
+table_app = typer.Typer(help="Look at the tables.", no_args_is_help=True)
+
+TableArg = Annotated[
+    str, typer.Argument(help="trades or quotes, or a table's full name.", show_default=False)
+]
+
+
+@table_app.command("list")
+def list_tables(
+    fmt: FormatOpt = None, out: OutputOpt = None, force: ForceOpt = False, home: HomeOpt = None
+) -> None:
+    """List the tables: rows, files, size, snapshots and the last commit.
+
+    Example: k2 table list --format json
+    """
+    from k2cli.storage.lake import open_lake
+
+    chosen = output.choose_output(fmt, out, is_forced=force)
+    with open_lake(settings(home)) as lake:
+        infos = [lake.describe(kind) for kind in lake.kinds()]
+    names = ("kind", "name", "rows", "files", "size_bytes", "snapshots", "last_commit", "location")
+    output.write_rows(chosen, [{name: getattr(info, name) for name in names} for info in infos])
+
+
+@table_app.command()
+def describe(table: TableArg, fmt: TextOrJsonOpt = TextOrJson.TEXT, home: HomeOpt = None) -> None:
+    """Describe a table: columns with their meaning, partitions, order, size, properties.
+
+    Example: k2 table describe trades
+    """
+    from k2cli.storage.lake import open_lake
+
+    kind = _kind(table)
+    with open_lake(settings(home)) as lake:
+        info = lake.describe(kind)
+    if fmt is TextOrJson.JSON:
+        output.data(json.dumps(asdict(info), default=str))
+    else:
+        output.data(_description(info))
+
+
+@table_app.command()
+def snapshots(
+    table: TableArg,
+    fmt: FormatOpt = None,
+    out: OutputOpt = None,
+    force: ForceOpt = False,
+    home: HomeOpt = None,
+) -> None:
+    """List the snapshots that a table keeps, newest first, with the branches and tags on them.
+
+    Example: k2 table snapshots trades
+    """
+    from k2cli.storage.lake import open_lake
+
+    chosen = output.choose_output(fmt, out, is_forced=force)
+    kind = _kind(table)
+    with open_lake(settings(home)) as lake:
+        infos = lake.snapshots(kind)
+    output.write_rows(chosen, [{**asdict(info), "refs": ",".join(info.refs)} for info in infos])
+
+
+def _kind(table: str) -> "RecordKind":
+    from k2cli.records import KINDS
+
+    name = table.rpartition(".")[2].lower()
+    for kind in KINDS.values():
+        if name in (kind.name, kind.table):
+            return kind
+    raise NotFound(f"there is no table {table!r}", hint=f"there are {' and '.join(KINDS)}")
+
+
+def _description(info: "TableInfo") -> str:
+    shown = [field.name for field in fields(info) if field.name not in ("columns", "properties")]
+    width = max(len(name) for name in shown)
+    lines = [f"{name:{width}}  {_text(getattr(info, name))}" for name in shown]
+    names = max(len(name) for _, name, *_ in info.columns)
+    types = max(len(of) for _, _, of, *_ in info.columns)
+    lines += ["", "columns"]
+    for number, name, of, is_required, doc in info.columns:
+        need = "required" if is_required else "optional"
+        lines.append(f"  {number:2}  {name:{names}}  {of:{types}}  {need}  {doc}".rstrip())
+    lines += ["", "properties"]
+    lines += [f"  {key} = {value}" for key, value in sorted(info.properties.items())]
+    return "\n".join(lines)
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

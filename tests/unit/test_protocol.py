@@ -1,0 +1,442 @@
+"""Stream names and URLs out, frames in: each frame is one row or one reject."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from k2cli.errors import UsageError
+from k2cli.ingestion.binance.protocol import FrameParser, Parsed, stream_names, stream_url
+from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
+from k2cli.records import QUOTES, TRADES, RecordKind
+
+RECEIVED_US = 1_723_161_350_000_000
+SPOT_TRADE = {
+    **{"e": "trade", "E": 1723161348056, "s": "BTCUSDT", "t": 3735685016},
+    **{"p": "61800.12000000", "q": "0.00010000", "T": 1723161348055, "m": True, "M": True},
+}
+OLD_TRADE = {**SPOT_TRADE, "b": 20720542158, "a": 20720542592}
+FUTURES_TRADE = {
+    **{"e": "trade", "E": 1721347022708, "T": 1721347022707, "s": "ETHUSDT", "t": 4217896584},
+    **{"p": "3424.98", "q": "0.007", "X": "MARKET", "m": False},
+}
+SPOT_QUOTE = {
+    **{"u": 499869768, "s": "NKNUSDT", "b": "0.35210000", "B": "672.00000000"},
+    **{"a": "0.35260000", "A": "3199.00000000"},
+}
+FUTURES_QUOTE = {
+    **{"e": "bookTicker", "u": 4984028370881, "s": "BTCUSDT", "b": "63943.90", "B": "46.371"},
+    **{"a": "63944.00", "A": "0.095", "T": 1721347022507, "E": 1721347022510},
+}
+
+
+def combined(payload: object, stream: str = "btcusdt@trade") -> bytes:
+    return json.dumps({"stream": stream, "data": payload}).encode()
+
+
+def parse(*frames: bytes, market: Market = Market.SPOT, symbols: Sequence[str] = ()) -> Parsed:
+    instruments = [parse_symbol(symbol) for symbol in symbols]
+    parser = FrameParser(venue=VENUES[market], instruments=instruments)
+    times = [RECEIVED_US + place for place in range(len(frames))]
+    return parser.parse(frames, times, first=1)
+
+
+def rows_of(parsed: Parsed, kind: RecordKind) -> list[dict[str, Any]]:
+    batches = [rows for found, rows in parsed.rows if found is kind]
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def row_of(payload: object, kind: RecordKind = TRADES, **over: Any) -> dict[str, Any]:
+    parsed = parse(combined(payload), **over)
+    assert parsed.rejects == []
+    (row,) = rows_of(parsed, kind)
+    return row
+
+
+def reason_of(frame: bytes) -> str:
+    """The reason why a frame is rejected; as it came, and alone."""
+    parsed = parse(frame)
+    assert parsed.rows == []
+    (reject,) = parsed.rejects
+    assert (reject.raw, reject.position, reject.received_us) == (frame, 1, RECEIVED_US)
+    return reject.reason
+
+
+# --- names and URLs
+
+
+def test_stream_names_are_lower_case_and_keep_the_channel_as_it_is() -> None:
+    instruments = [parse_symbol("BTC/USDT"), parse_symbol("ETHUSD_PERP")]
+    assert stream_names(instruments, list(Channel)) == [
+        *("btcusdt@trade", "btcusdt@bookTicker"),
+        *("ethusd_perp@trade", "ethusd_perp@bookTicker"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("base", "has_microseconds", "url"),
+    [
+        ("wss://x.y:9443", True, "wss://x.y:9443/stream?streams=a@trade/b@trade&timeUnit=MICROSECOND"),
+        ("wss://x.y:9443", False, "wss://x.y:9443/stream?streams=a@trade/b@trade"),
+        ("ws://127.0.0.1:1/", False, "ws://127.0.0.1:1/stream?streams=a@trade/b@trade"),
+        ("ws://[::1]:1/proxy", False, "ws://[::1]:1/proxy/stream?streams=a@trade/b@trade"),
+    ],
+)  # fmt: skip
+def test_stream_url_is_the_combined_path(base: str, has_microseconds: bool, url: str) -> None:
+    assert stream_url(base, ["a@trade", "b@trade"], has_microseconds=has_microseconds) == url
+
+
+@pytest.mark.parametrize("base", ["", "127.0.0.1:9443", "http://x.y", "ws://", "ws://x.y?a=b"])
+def test_stream_url_of_no_websocket_base_is_a_usage_error(base: str) -> None:
+    with pytest.raises(UsageError, match="is not a WebSocket base"):
+        stream_url(base, ["a@trade"], has_microseconds=False)
+
+
+# --- rows
+
+
+def test_spot_trade_becomes_a_row() -> None:
+    row = row_of(SPOT_TRADE)
+    assert row.pop("message_id")
+    assert dict(row.pop("vendor_data")) == {
+        "is_buyer_maker": "true",
+        "event_type": "trade",
+        "event_time": "1723161348056",
+        "trade_time": "1723161348055",
+        "base_asset": "BTC",
+        "quote_asset": "USDT",
+        "is_best_match": "true",
+    }
+    assert row == {
+        "trade_id": "BINANCE-3735685016",
+        "symbol": "BTCUSDT",
+        "exchange": "BINANCE",
+        "asset_class": "crypto",
+        "timestamp": datetime(2024, 8, 8, 23, 55, 48, 55_000, tzinfo=UTC),
+        "price": Decimal("61800.12"),
+        "quantity": Decimal("0.0001"),
+        "currency": "USDT",
+        "side": "SELL",
+        "trade_conditions": [],
+        "source_sequence": 3735685016,
+        "ingestion_timestamp": datetime(2024, 8, 8, 23, 55, 50, tzinfo=UTC),
+        "platform_sequence": None,
+    }
+
+
+def test_spot_quote_becomes_a_row_of_the_time_it_came() -> None:
+    row = row_of(SPOT_QUOTE, QUOTES)
+    assert row.pop("message_id")
+    assert dict(row.pop("vendor_data")) == {"base_asset": "NKN", "quote_asset": "USDT"}
+    assert row == {
+        "quote_id": "BINANCE-499869768",
+        "symbol": "NKNUSDT",
+        "exchange": "BINANCE",
+        "asset_class": "crypto",
+        "timestamp": datetime(2024, 8, 8, 23, 55, 50, tzinfo=UTC),
+        "bid_price": Decimal("0.3521"),
+        "bid_quantity": Decimal(672),
+        "ask_price": Decimal("0.3526"),
+        "ask_quantity": Decimal(3199),
+        "currency": "USDT",
+        "source_sequence": 499869768,
+        "ingestion_timestamp": datetime(2024, 8, 8, 23, 55, 50, tzinfo=UTC),
+        "platform_sequence": None,
+    }
+
+
+def test_futures_trade_carries_the_order_type() -> None:
+    row = row_of(FUTURES_TRADE, market=Market.USDM)
+    vendor = dict(row["vendor_data"])
+    assert (row["exchange"], row["asset_class"]) == ("BINANCE_USDM", "futures")
+    assert row["trade_id"] == "BINANCE_USDM-4217896584"
+    assert vendor["order_type"] == "MARKET"
+    assert "is_best_match" not in vendor
+
+
+def test_futures_quote_keeps_the_times_of_the_exchange() -> None:
+    row = row_of(FUTURES_QUOTE, QUOTES, market=Market.USDM)
+    assert row["timestamp"] == datetime(2024, 7, 18, 23, 57, 2, 507_000, tzinfo=UTC)
+    assert dict(row["vendor_data"]) == {
+        "event_type": "bookTicker",
+        "event_time": "1721347022510",
+        "transaction_time": "1721347022507",
+        "base_asset": "BTC",
+        "quote_asset": "USDT",
+    }
+
+
+def test_old_trade_carries_the_order_ids() -> None:
+    vendor = dict(row_of(OLD_TRADE)["vendor_data"])
+    assert vendor["buyer_order_id"] == "20720542158"
+    assert vendor["seller_order_id"] == "20720542592"
+
+
+@pytest.mark.parametrize(("is_maker", "side"), [(True, "SELL"), (False, "BUY")])
+def test_side_is_who_took_liquidity(is_maker: bool, side: str) -> None:
+    row = row_of({**SPOT_TRADE, "m": is_maker})
+    assert row["side"] == side
+    assert dict(row["vendor_data"])["is_buyer_maker"] == str(is_maker).lower()
+
+
+def test_optional_fields_of_one_row_do_not_leak_into_its_neighbours() -> None:
+    parsed = parse(
+        combined({**SPOT_TRADE, "t": 1, "b": 7, "a": 8}),
+        combined({**SPOT_TRADE, "t": 2, "X": "NA"}),
+        combined({name: value for name, value in SPOT_TRADE.items() if name != "M"}),
+    )
+    optional = {"buyer_order_id", "seller_order_id", "order_type", "is_best_match"}
+    found = [
+        {key: value for key, value in row["vendor_data"] if key in optional}
+        for row in rows_of(parsed, TRADES)
+    ]
+    assert found == [
+        {"buyer_order_id": "7", "seller_order_id": "8", "is_best_match": "true"},
+        {"order_type": "NA", "is_best_match": "true"},
+        {},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("time", "us"),
+    [
+        (1723161348055, 1723161348055_000),
+        (1723161348055_123, 1723161348055_123),
+        (999_999_999_999, 999_999_999_999_000),  # 2001 in milliseconds
+        (10**15, 10**15),  # 2001 in microseconds
+    ],
+)
+def test_unit_of_a_time_is_told_by_its_magnitude(time: int, us: int) -> None:
+    (_, rows), *_ = parse(combined({**SPOT_TRADE, "T": time})).rows
+    assert rows["timestamp"].cast(pa.int64()).to_pylist() == [us]
+
+
+def test_unit_of_a_time_is_told_for_each_value() -> None:
+    times = [1723161348055, 1723161348055_123, 1723161348056]
+    (_, rows), *_ = parse(*(combined({**SPOT_TRADE, "T": time}) for time in times)).rows
+    expected = [1723161348055_000, 1723161348055_123, 1723161348056_000]
+    assert rows["timestamp"].cast(pa.int64()).to_pylist() == expected
+    assert [dict(v.as_py())["trade_time"] for v in rows["vendor_data"]] == [str(t) for t in times]
+
+
+def test_quote_without_a_time_leaves_the_times_of_its_neighbours() -> None:
+    bare = {name: value for name, value in FUTURES_QUOTE.items() if name not in "TE"}
+    parsed = parse(combined(FUTURES_QUOTE), combined(bare), market=Market.USDM)
+    (_, rows), *_ = parsed.rows
+    expected = [1721347022507_000, RECEIVED_US + 1]
+    assert rows["timestamp"].cast(pa.int64()).to_pylist() == expected
+
+
+def test_raw_frame_without_envelope_is_a_row_too() -> None:
+    parsed = parse(json.dumps(SPOT_TRADE).encode(), json.dumps(SPOT_QUOTE).encode())
+    assert [row["trade_id"] for row in rows_of(parsed, TRADES)] == ["BINANCE-3735685016"]
+    assert [row["quote_id"] for row in rows_of(parsed, QUOTES)] == ["BINANCE-499869768"]
+
+
+def test_unknown_fields_are_passed_over() -> None:
+    row = row_of({**SPOT_TRADE, "new": {"deep": [1, None]}, "z": "more"})
+    assert row["trade_id"] == "BINANCE-3735685016"
+
+
+def test_currency_is_the_quote_asset_of_each_symbol() -> None:
+    symbols = ["BTCUSDT", "ETHBTC", "BNBUSD", "OMGBUSD"]
+    parsed = parse(*(combined({**SPOT_TRADE, "s": symbol}) for symbol in symbols))
+    found = [(row["symbol"], row["currency"]) for row in rows_of(parsed, TRADES)]
+    assert found == list(zip(symbols, ["USDT", "BTC", "USD", "BUSD"], strict=True))
+
+
+def test_split_that_the_user_wrote_decides_the_currency() -> None:
+    row = row_of({**SPOT_TRADE, "s": "FOOBAR"}, symbols=["FOO/BAR"])
+    assert (row["currency"], dict(row["vendor_data"])["base_asset"]) == ("BAR", "FOO")
+
+
+def test_message_id_is_a_function_of_the_trade() -> None:
+    again = {**SPOT_TRADE, "E": 1, "M": False}
+    assert row_of(SPOT_TRADE)["message_id"] == row_of(again)["message_id"]
+
+
+def test_message_id_differs_between_trades_symbols_markets_and_kinds() -> None:
+    quote = {**SPOT_QUOTE, "s": "BTCUSDT", "u": SPOT_TRADE["t"]}
+    ids = [
+        *(row_of(SPOT_TRADE, market=market)["message_id"] for market in Market),
+        row_of({**SPOT_TRADE, "t": 3735685017})["message_id"],
+        row_of({**SPOT_TRADE, "s": "ETHUSDT"})["message_id"],
+        row_of(quote, QUOTES)["message_id"],
+    ]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("9999999999.99999999", "9999999999.99999999"),
+        ("0.00000001", "0.00000001"),
+        ("0", "0"),
+        ("12", "12"),
+        ("1.0000000000", "1"),
+        ("0000000000000000000001.5", "1.5"),
+    ],
+)
+def test_price_at_the_edge_stays_exact(text: str, value: str) -> None:
+    assert row_of({**SPOT_TRADE, "p": text})["price"] == Decimal(value)
+
+
+# --- rejects
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b"", "truncated"),
+        (b"not json at all", "not a frame"),
+        (b"\xff\xfe{\x00\x80}", "not a frame"),
+        (b"\xef\xbb\xbf{}", "not a frame"),
+        (b"null", "got `null`"),
+        (b"[1,2,3]", "got `array`"),
+        (b'"text"', "got `str`"),
+        (b"17", "got `int`"),
+        (b"{}", "neither a trade nor a quote"),
+        (b'{"data":{}}', "neither a trade nor a quote"),
+        (b'{"data":null}', "got `null`"),
+        (b'{"data":[]}', "got `array`"),
+        (b'{"result":null,"id":1}', "neither a trade nor a quote"),
+        (combined(SPOT_TRADE)[:-30], "truncated"),
+        (combined(SPOT_TRADE) + b"}", "trailing"),
+        (combined(SPOT_TRADE).replace(b'"trade"', b'"tr\xffde"'), "utf-8"),
+        (combined(SPOT_TRADE).replace(b'"BTCUSDT"', b'"\\ud800"'), "not a frame"),
+        (combined(SPOT_TRADE).replace(b'"BTCUSDT"', b'"\xed\xa0\x80"'), "utf-8"),
+        (combined({**SPOT_TRADE, "e": "aggTrade"}), "unknown event 'aggTrade'"),
+        (combined({**SPOT_TRADE, "e": "x" * 1_000_000}), "unknown event 'xxxxx"),
+        (combined({**SPOT_TRADE, "e": None}), "got `null`"),
+    ],
+)
+def test_frame_that_is_no_message_is_rejected(frame: bytes, reason: str) -> None:
+    found = reason_of(frame)
+    assert reason in found
+    assert len(found) < 300
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        ({"code": 2, "msg": "bad", "id": 1}, "the exchange reports error 2: bad"),
+        ({"id": 1, "error": {"code": -1121, "msg": "No."}}, "the exchange reports error -1121: No."),
+        ({"code": 5}, "the exchange reports error 5: "),
+        ({"code": "5"}, "neither a trade nor a quote"),
+        ({"error": None}, "neither a trade nor a quote"),
+    ],
+)  # fmt: skip
+def test_error_of_the_exchange_is_the_reason(frame: object, reason: str) -> None:
+    assert reason_of(json.dumps(frame).encode()) == reason
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b'{"code":1,"msg":"\xff"}',
+        b'{"error":{"code":1,"msg":"\xff\xfe"}}',
+        b'{"code":1' + b"0" * 5_000 + b',"msg":"x"}',
+        b'{"code":1e400}',
+    ],
+)
+def test_unreadable_error_of_the_exchange_is_rejected(frame: bytes) -> None:
+    assert reason_of(frame) == "neither a trade nor a quote"
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"x":', b'{"data":', b'{"error":'])
+def test_nesting_of_any_depth_is_rejected(opening: bytes) -> None:
+    closing = b"]" if opening == b"[" else b"}"
+    # Around Python's own limit, where one decoder may give up and another one not; and far above.
+    for depth in (*range(960, 1010), 100_000):
+        nested = opening * depth + b"1" + closing * depth
+        assert reason_of(nested)
+        assert reason_of(b'{"data":{"x":' + nested + b"}}")
+
+
+@pytest.mark.parametrize("name", ["E", "T", "s", "t", "p", "q", "m"])
+def test_trade_that_lacks_a_field_is_rejected(name: str) -> None:
+    payload = {key: value for key, value in SPOT_TRADE.items() if key != name}
+    assert reason_of(combined(payload)) == f"trades: lacks {name}"
+
+
+@pytest.mark.parametrize("name", ["s", "b", "B", "a", "A"])
+def test_quote_that_lacks_a_field_is_rejected(name: str) -> None:
+    payload = {key: value for key, value in SPOT_QUOTE.items() if key != name}
+    assert reason_of(combined(payload)) == f"quotes: lacks {name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("E", "1723161348056"), ("E", 0), ("E", -1), ("E", None), ("E", 10**18)),
+        *(("T", 1.5), ("T", True), ("T", None), ("T", 10**400), ("T", 999_999_999_999_999)),
+        *(("t", -1), ("t", 2**62), ("t", 2**64), ("t", "17"), ("t", 1.0), ("t", True)),
+        *(("p", 61800.12), ("p", 61800), ("p", None), ("p", []), ("q", {}), ("q", True)),
+        *(("m", 1), ("m", "true"), ("m", None), ("M", 0), ("X", 1), ("b", 10**5000)),
+        *(("s", None), ("s", 5), ("s", ""), ("s", "btcusdt"), ("s", "BTC/USDT"), ("s", "FOOBAR")),
+        *(("s", "BTCUSDT "), ("s", "X" * 5_000_000)),
+    ],
+)
+def test_trade_with_an_impossible_value_is_rejected(name: str, value: object) -> None:
+    frame = combined(SPOT_TRADE).decode()
+    old, new = (json.dumps({name: v})[1:-1] if v != 10**5000 else f'"b": 1{"0" * 5000}'
+                for v in (SPOT_TRADE.get(name), value))  # fmt: skip
+    frame = frame.replace(old, new) if name in SPOT_TRADE else frame[:-2] + f", {new}}}}}"
+    assert len(reason_of(frame.encode())) < 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", ".", "-", "1.2.3", "1,5", "1_000", "0x10", "NaN", "inf", "-1", "-0.00000001"),
+        *("+1", " 1", "1 ", "1\n", "10000000000", "99999999999.99999999", "0.000000001"),
+        *("1.000000001", "٣", "1e5", "1e-9", "1e999999999", "1e99999999999999999999"),
+        # Arrow's parser reads out of bounds for these: wrong values, or the end of the process.
+        *("1e-50", "1e-1000", "1e-999999999", "0e-999999999", "0." + "0" * 100 + "1"),
+        *("0" * 5_000_000, "9" * 5_000),
+    ],
+)
+@pytest.mark.parametrize("name", ["p", "q"])
+def test_number_that_does_not_fit_is_rejected(name: str, text: str) -> None:
+    reason = reason_of(combined({**SPOT_TRADE, name: text}))
+    assert f"trades: {name} {text[:80]!r} does not fit" in reason
+    assert len(reason) < 400
+
+
+@pytest.mark.parametrize("name", ["b", "B", "a", "A"])
+@pytest.mark.parametrize("value", ["-1", "1e-999999999", "x", 5])
+def test_number_of_a_quote_that_does_not_fit_is_rejected(name: str, value: object) -> None:
+    assert name in reason_of(combined({**SPOT_QUOTE, name: value}))
+
+
+def test_last_of_two_equal_keys_counts() -> None:
+    frame = combined(SPOT_TRADE).replace(b'"p": ', b'"p": "1.5", "p": ')
+    (row,) = rows_of(parse(frame), TRADES)
+    assert row["price"] == Decimal("61800.12")
+
+
+def test_bad_frames_among_good_ones_cost_only_themselves() -> None:
+    bad = [
+        b"",
+        b"\xff",
+        combined({**SPOT_TRADE, "p": "-1"}),
+        combined({**SPOT_TRADE, "s": "FOOBAR"}),
+        combined({**SPOT_TRADE, "T": 999_999_999_999_999}),
+        combined({**SPOT_QUOTE, "A": "x"}),
+        combined({name: value for name, value in SPOT_TRADE.items() if name != "m"}),
+    ]
+    frames = []
+    for number, frame in enumerate(bad):
+        frames += [combined({**SPOT_TRADE, "t": number}), frame]
+        frames.append(combined({**SPOT_QUOTE, "u": number}))
+    parsed = parse(*frames)
+    assert [row["source_sequence"] for row in rows_of(parsed, TRADES)] == list(range(7))
+    assert [row["source_sequence"] for row in rows_of(parsed, QUOTES)] == list(range(7))
+    assert [reject.raw for reject in parsed.rejects] == bad
+    assert [reject.position for reject in parsed.rejects] == [2 + 3 * n for n in range(7)]
+    received = [row["ingestion_timestamp"].microsecond for row in rows_of(parsed, TRADES)]
+    assert received == [3 * n for n in range(7)]
