@@ -9,13 +9,15 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
 
 from k2cli.errors import ConfigError, Unavailable
 from k2cli.flow import Reject
+
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RejectLog:
@@ -28,21 +30,22 @@ class RejectLog:
 
     def __init__(self, path: Path) -> None:
         self.path: Final = path
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
+        self._failure: OSError | None = None
 
     def __enter__(self) -> "RejectLog":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # `sync` has told already what cannot be written
+                self._file.close()
 
     def write(self, rejects: Sequence[Reject]) -> None:
         """Append rejects, a line each."""
         with self._translated():
             if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("a", encoding="utf-8")
+                self._file = _open_for_lines(self.path)
             self._file.writelines(map(_reject_line, rejects))
 
     def sync(self) -> None:
@@ -50,14 +53,18 @@ class RejectLog:
         if self._file is not None:
             with self._translated():
                 self._file.flush()
-                os.fsync(self._file.fileno())
+                if self.path.is_file():  # a pipe or a device cannot be synced
+                    os.fsync(self._file.fileno())
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
+            if self._failure is not None:  # what was to be written then is lost
+                raise self._failure
             yield
         except OSError as exc:
-            if exc.errno == errno.ENOSPC:
+            self._failure = exc
+            if exc.errno in _NO_SPACE:
                 raise Unavailable(f"cannot write rejects to {self.path}: {exc.strerror}") from exc
             raise ConfigError(
                 f"cannot write rejects to {self.path}: {exc.strerror}",
@@ -65,7 +72,21 @@ class RejectLog:
             ) from exc
 
 
-def _reject_line(reject: Reject) -> str:
+def _open_for_lines(path: Path) -> IO[bytes]:
+    """Open a file for appending, on a new line even where a run was cut off within one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_cut = False
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            is_cut = file.read() != b"\n"
+    lines = path.open("ab")
+    if is_cut:
+        lines.write(b"\n")
+    return lines
+
+
+def _reject_line(reject: Reject) -> bytes:
     received = datetime.fromtimestamp(reject.received_us / 1_000_000, tz=UTC)
     line: dict[str, object] = {
         "reason": reject.reason,
@@ -76,4 +97,5 @@ def _reject_line(reject: Reject) -> str:
         line["raw"] = reject.raw.decode()
     except UnicodeDecodeError:
         line["raw_base64"] = base64.b64encode(reject.raw).decode()
-    return json.dumps(line, ensure_ascii=False) + "\n"
+    # Half of a surrogate pair becomes the escape that JSON has for it.
+    return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

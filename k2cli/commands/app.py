@@ -62,7 +62,7 @@ def root(
     """Market data from exchanges and files into a lakehouse, and answers out of it."""
 
 
-app.command(epilog="Example: k2 demo")(demo)
+app.command()(demo)
 app.add_typer(stream_app, name="stream")
 app.add_typer(query_app, name="query")
 app.add_typer(table_app, name="table")

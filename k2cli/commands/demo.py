@@ -39,6 +39,8 @@ def demo(
 
     Needs no network and nothing installed but k2. Run it as often as you like: every run adds
     to the tables.
+
+    Example: k2 demo
     """
     config = settings(home or settings().home / "demo")
     _say(1, f"streaming {', '.join(_SYMBOLS)} from a simulated exchange into {config.home}")

@@ -45,9 +45,7 @@ def stream() -> None:
     """Stream an exchange's live feed into the tables."""
 
 
-@stream_app.command(
-    epilog="Example: k2 stream binance --symbols BTCUSDT,ETHUSDT --channels trade,bookTicker"
-)
+@stream_app.command()
 def binance(
     symbols: Annotated[
         list[str],
@@ -147,6 +145,8 @@ def binance(
 
     SIGINT and SIGTERM end it cleanly after a last commit; a second signal ends it at once.
     A connection that drops is reopened; what the table holds already is not written twice.
+
+    Example: k2 stream binance --symbols BTCUSDT,ETHUSDT --channels trade,bookTicker
     """
     config = settings(home)
     instruments = [parse_symbol(symbol) for symbol in split_commas(symbols)]

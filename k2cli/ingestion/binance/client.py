@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Event
 
 from k2cli.errors import K2Error, Unavailable
 from k2cli.flow import Batch
@@ -31,8 +34,8 @@ from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue
 STREAMS_PER_CONNECTION: Final = 200
 _CHUNK_FRAMES: Final = 4096  # parsed at once
 _TICK_S: Final = 0.05  # how long frames gather before they are parsed
-_QUEUE_HIGH: Final = 64 * 1024  # frames; reading pauses above, and goes on below the low mark
-_QUEUE_LOW: Final = _QUEUE_HIGH // 2
+_QUEUE_HIGH_BYTES: Final = 16 * 1024 * 1024  # of frames; reading pauses above ...
+_QUEUE_LOW_BYTES: Final = _QUEUE_HIGH_BYTES // 2  # ... and goes on below
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 30.0
@@ -43,6 +46,8 @@ _RETRIED_STATUS: Final = (
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.IM_A_TEAPOT,  # the exchange's "banned for a while"
 )
+
+_DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 Observer = Callable[..., None]  # observe("connected", url=...): an event and its fields
 _Entry = tuple[int, bytes | None]  # receive time and frame; without a frame: session number
@@ -70,8 +75,9 @@ class BinanceStream:
         self._parser = FrameParser(venue=options.venue, instruments=options.instruments)
         self._queue: deque[_Entry] = deque()
         self._received = 0
+        self._received_bytes = 0  # written by the connections' thread
+        self._parsed_bytes = 0  # written by the thread that takes the batches
         self._session = 0
-        self._is_paused = False
         self._stopped = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: asyncio.Task[None] | None = None
@@ -100,7 +106,7 @@ class BinanceStream:
     def _batches(self, connections: Future[None]) -> Iterator[Batch]:
         position, session = 1, 0
         while self._queue or not connections.done():
-            frames, times, session = self._take(session)
+            frames, times, session = self._next_chunk(session)
             if frames:
                 parsed = self._parser.parse(frames, times, first=position)
                 yield Batch(
@@ -110,12 +116,13 @@ class BinanceStream:
                     session=session,
                 )
                 position += len(frames)
+                self._parsed_bytes += sum(map(len, frames))
             else:
                 yield Batch(session=session)
             if len(self._queue) < _CHUNK_FRAMES:
                 wait([connections], timeout=_TICK_S)
 
-    def _take(self, session: int) -> tuple[list[bytes], list[int], int]:
+    def _next_chunk(self, session: int) -> tuple[list[bytes], list[int], int]:
         """Take a chunk off the queue, of one session only."""
         frames: list[bytes] = []
         times: list[int] = []
@@ -164,19 +171,14 @@ class BinanceStream:
         is_first, attempt = True, 0
         while True:
             base = options.urls[attempt % len(urls)]
-            received = self._received
-            reason = "closed"
+            received, reason = self._received, ""
             try:
-                async with self._open(urls[attempt % len(urls)]) as connection:
-                    self._observe("connected", url=base, streams=len(names))
-                    if not is_first:
-                        self._session += 1
-                        self._queue.append((self._session, None))
+                async with self._open(urls[attempt % len(urls)], is_first=is_first) as connection:
+                    assert isinstance(connection, _Connection)
                     is_first = False
+                    self._begin_session(connection)
+                    self._observe("connected", url=base, streams=len(names))
                     await self._read(connection)
-                    if self._is_enough():
-                        self.stop()
-                    reason = "the exchange shuts the server down"
             except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as exc:
                 reason = _reason(exc)
                 self._give_up(exc, base, is_first=is_first, is_late=time.monotonic() > deadline)
@@ -185,52 +187,72 @@ class BinanceStream:
             self._observe("disconnected", url=base, reason=reason, retry_in_s=round(delay_s, 2))
             await asyncio.sleep(delay_s)
 
-    def _open(self, url: str) -> connect:
+    def _open(self, url: str, *, is_first: bool) -> connect:
+        make = partial(_Connection, take=self._take, is_reconnected=not is_first)
         return connect(
             url,
-            create_connection=_Connection,
+            create_connection=make,  # type: ignore[arg-type]
             compression=None,
             open_timeout=min(10.0, self._options.connect_timeout_s),
             close_timeout=1,
             ping_interval=None,  # the server pings; ours would count as inbound messages
             max_size=_MAX_FRAME_BYTES,
-            max_queue=(4096, 1024),
         )
 
-    async def _read(self, connection: ClientConnection) -> None:
-        """Read until the connection ends, enough was read, or the exchange says goodbye."""
+    def _begin_session(self, connection: "_Connection") -> None:
+        """Mark in the queue, once, where the frames of a reconnected stream begin."""
+        if connection.is_reconnected:
+            connection.is_reconnected = False
+            self._session += 1
+            self._queue.append((self._session, None))
+
+    async def _read(self, connection: "_Connection") -> None:
+        """Wait for the end of the connection, while `_take` takes what comes.
+
+        Raises:
+            ConnectionClosed: always, with the reason.
+        """
         watchdog = asyncio.create_task(self._watch(connection))
-        receive, append, now = connection.recv, self._queue.append, time.time_ns
         try:
-            while not self._is_enough():
-                frame = await receive(decode=False)
-                if _SHUTDOWN in frame and len(frame) < _SHUTDOWN_MAX_BYTES:
-                    return
-                append((now() // 1000, frame))
-                self._received += 1
-                if len(self._queue) > _QUEUE_HIGH:
-                    await self._drained()
+            await connection.recv()
         finally:
             watchdog.cancel()
 
-    def _is_enough(self) -> bool:
+    def _take(self, connection: "_Connection", frame: bytes) -> None:
+        """Put a frame into the queue, up to the last one that is wanted."""
         limit = self._options.max_messages
-        return limit is not None and self._received >= limit
+        if limit is not None and self._received >= limit:
+            return
+        if _SHUTDOWN in frame and len(frame) < _SHUTDOWN_MAX_BYTES:
+            connection.transport.abort()  # the exchange says goodbye: reconnect at once
+            return
+        self._begin_session(connection)
+        self._queue.append((connection.received_us, frame))
+        self._received += 1
+        self._received_bytes += len(frame)
+        if self._received == limit:
+            self.stop()
+        elif self._is_full(_QUEUE_HIGH_BYTES) and not connection.is_paused:
+            connection.pause()
+            self._resume_when_drained(connection)
 
-    async def _drained(self) -> None:
-        self._is_paused = True
-        while len(self._queue) > _QUEUE_LOW:
-            await asyncio.sleep(_TICK_S / 5)
-        self._is_paused = False
+    def _is_full(self, limit_bytes: int) -> bool:
+        return self._received_bytes - self._parsed_bytes > limit_bytes
 
-    async def _watch(self, connection: ClientConnection) -> None:
+    def _resume_when_drained(self, connection: "_Connection") -> None:
+        if self._is_full(_QUEUE_LOW_BYTES):
+            loop = asyncio.get_running_loop()
+            loop.call_later(_TICK_S / 5, self._resume_when_drained, connection)
+        else:
+            connection.resume()
+
+    async def _watch(self, connection: "_Connection") -> None:
         """Cut a connection on which nothing comes, not even a ping."""
-        assert isinstance(connection, _Connection)
         stale_after_s = self._options.stale_after_s
         while True:
             await asyncio.sleep(stale_after_s / 10)
-            silent_s = time.monotonic() - connection.last_data
-            if silent_s > stale_after_s and not self._is_paused:
+            silent_s = time.monotonic() - connection.last_data_s
+            if silent_s > stale_after_s and not connection.is_paused:
                 self._observe("stale", silent_s=round(silent_s, 1))
                 connection.transport.abort()
 
@@ -256,13 +278,54 @@ class BinanceStream:
 
 
 class _Connection(ClientConnection):
-    """A connection that knows when data last came, pings included."""
+    """A connection that hands every message over as it comes, without a queue of its own.
 
-    last_data = 0.0
+    `received_us` and `last_data_s` tell when data last came, pings included.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        take: Callable[["_Connection", bytes], None],
+        is_reconnected: bool,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_reconnected = is_reconnected
+        self.received_us = 0
+        self.last_data_s = time.monotonic()
+        self.is_paused = False
+        self._take = take
+        self._fragments: list[bytes] = []
 
     def data_received(self, data: bytes) -> None:
-        self.last_data = time.monotonic()
+        self.received_us = time.time_ns() // 1000
+        self.last_data_s = time.monotonic()
         super().data_received(data)
+
+    def process_event(self, event: Event) -> None:
+        if not isinstance(event, Frame) or event.opcode not in _DATA:
+            super().process_event(event)
+        elif event.fin and not self._fragments:
+            self._take(self, bytes(event.data))
+        else:
+            self._fragments.append(bytes(event.data))
+            if event.fin:
+                message = b"".join(self._fragments)
+                self._fragments.clear()
+                self._take(self, message)
+
+    def pause(self) -> None:
+        """Stop reading from the network, so that the exchange feels the back-pressure."""
+        self.is_paused = True
+        self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        self.is_paused = False
+        self.last_data_s = time.monotonic()
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
 
 def _is_final(status: int) -> bool:
