@@ -72,7 +72,7 @@ class StreamSettings(_Section, frozen=True, kw_only=True):
     flush_rows: PositiveInt = 100_000
     flush_interval: Duration = Duration(10)
     stale_after: Duration = Duration(60)
-    connect_timeout: Duration = Duration(30)
+    connect_timeout: Duration = Duration(10)
 
 
 class QuerySettings(_Section, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -141,6 +141,17 @@ class Output:
             case _:
                 rows = answer.copy(COPIES[self.format], sink)
         return rows
+
+
+def write_rows(out: Output, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows that are there already, a mapping each, all with the same names."""
+    import pyarrow as pa
+
+    from k2cli.config import QuerySettings
+    from k2cli.query.engine import open_engine
+
+    with open_engine(QuerySettings(), []) as engine:
+        out.write(engine.ask_table(pa.Table.from_pylist(list(rows))), is_limited=True)
 
 
 def choose_output(chosen: Format | None, path: Path | None, *, is_forced: bool) -> Output:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, fields
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -110,4 +111,10 @@ def _description(info: "TableInfo") -> str:
 
 
 def _text(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    match value:
+        case int():
+            return f"{value:,}"
+        case datetime():
+            return value.isoformat().replace("+00:00", "Z")
+        case _:
+            return str(value)

@@ -188,6 +188,12 @@ class Engine:
         with translated():
             return Answer(engine=self, sql=sql, values=values, is_from_user=False)
 
+    def ask_table(self, rows: pa.Table) -> "Answer":
+        """Make an answer of rows that are there already, to be written like any other."""
+        with translated():
+            self.connection.register(_ANSWER, rows)
+            return Answer(engine=self, sql=f"FROM {_ANSWER}", values=(), is_from_user=False)
+
     def ask_sql(self, text: str) -> "Answer":
         """Check a statement that the user wrote.
 
@@ -236,6 +242,7 @@ class Engine:
         """Let DuckDB write a query's rows, and move the bytes into `sink`; return the rows."""
         pump = _Pump(self._reader, sink)
         pump.start()
+        counted = None
         try:
             with self._writer:
                 copy = f"COPY ({sql}) TO {literal(self.pipe)} ({options})"
@@ -243,6 +250,8 @@ class Engine:
         except duckdb.IOException as exc:
             raise pump.failure or exc from exc
         finally:
+            if counted is None:  # an interrupted COPY keeps the pipe open, and the pump waiting
+                self.connection.close()
             pump.join()
         if pump.failure:
             raise pump.failure

@@ -249,9 +249,10 @@ def _embedded(path: Path) -> dict[str, str]:
 
 
 def _no_table(name: str, where: str) -> NotFound:
-    what = f"table {name}" if name else "a table"
     return NotFound(
-        f"there is not {what} in {where} yet",
+        f"there is no table {name} in {where} yet"
+        if name
+        else f"there are no tables in {where} yet",
         hint="k2 demo, or k2 stream binance --symbols BTCUSDT",
     )
 

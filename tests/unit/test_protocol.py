@@ -15,23 +15,28 @@ from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbo
 from k2cli.records import QUOTES, TRADES, RecordKind
 
 RECEIVED_US = 1_723_161_350_000_000
-SPOT_TRADE = {
-    **{"e": "trade", "E": 1723161348056, "s": "BTCUSDT", "t": 3735685016},
-    **{"p": "61800.12000000", "q": "0.00010000", "T": 1723161348055, "m": True, "M": True},
-}
+SPOT_TRADE = json.loads(
+    '{"e":"trade","E":1723161348056,"s":"BTCUSDT","t":3735685016,'
+    '"p":"61800.12000000","q":"0.00010000","T":1723161348055,"m":true,"M":true}'
+)
 OLD_TRADE = {**SPOT_TRADE, "b": 20720542158, "a": 20720542592}
-FUTURES_TRADE = {
-    **{"e": "trade", "E": 1721347022708, "T": 1721347022707, "s": "ETHUSDT", "t": 4217896584},
-    **{"p": "3424.98", "q": "0.007", "X": "MARKET", "m": False},
-}
-SPOT_QUOTE = {
-    **{"u": 499869768, "s": "NKNUSDT", "b": "0.35210000", "B": "672.00000000"},
-    **{"a": "0.35260000", "A": "3199.00000000"},
-}
-FUTURES_QUOTE = {
-    **{"e": "bookTicker", "u": 4984028370881, "s": "BTCUSDT", "b": "63943.90", "B": "46.371"},
-    **{"a": "63944.00", "A": "0.095", "T": 1721347022507, "E": 1721347022510},
-}
+FUTURES_TRADE = json.loads(
+    '{"e":"trade","E":1721347022708,"T":1721347022707,"s":"ETHUSDT","t":4217896584,'
+    '"p":"3424.98","q":"0.007","X":"MARKET","m":false}'
+)
+SPOT_QUOTE = json.loads(
+    '{"u":499869768,"s":"NKNUSDT","b":"0.35210000","B":"672.00000000",'
+    '"a":"0.35260000","A":"3199.00000000"}'
+)
+FUTURES_QUOTE = json.loads(
+    '{"e":"bookTicker","u":4984028370881,"s":"BTCUSDT","b":"63943.90","B":"46.371",'
+    '"a":"63944.00","A":"0.095","T":1721347022507,"E":1721347022510}'
+)
+
+
+def short(value: object) -> str:
+    """Name a parameter, however large it is."""
+    return repr(value)[:30]
 
 
 def combined(payload: object, stream: str = "btcusdt@trade") -> bytes:
@@ -313,6 +318,7 @@ def test_price_at_the_edge_stays_exact(text: str, value: str) -> None:
         (combined({**SPOT_TRADE, "e": "x" * 1_000_000}), "unknown event 'xxxxx"),
         (combined({**SPOT_TRADE, "e": None}), "got `null`"),
     ],
+    ids=short,
 )
 def test_frame_that_is_no_message_is_rejected(frame: bytes, reason: str) -> None:
     found = reason_of(frame)
@@ -324,12 +330,12 @@ def test_frame_that_is_no_message_is_rejected(frame: bytes, reason: str) -> None
     ("frame", "reason"),
     [
         ({"code": 2, "msg": "bad", "id": 1}, "the exchange reports error 2: bad"),
-        ({"id": 1, "error": {"code": -1121, "msg": "No."}}, "the exchange reports error -1121: No."),
+        ({"id": 1, "error": {"code": -2, "msg": "No."}}, "the exchange reports error -2: No."),
         ({"code": 5}, "the exchange reports error 5: "),
         ({"code": "5"}, "neither a trade nor a quote"),
         ({"error": None}, "neither a trade nor a quote"),
     ],
-)  # fmt: skip
+)
 def test_error_of_the_exchange_is_the_reason(frame: object, reason: str) -> None:
     assert reason_of(json.dumps(frame).encode()) == reason
 
@@ -342,6 +348,7 @@ def test_error_of_the_exchange_is_the_reason(frame: object, reason: str) -> None
         b'{"code":1' + b"0" * 5_000 + b',"msg":"x"}',
         b'{"code":1e400}',
     ],
+    ids=short,
 )
 def test_unreadable_error_of_the_exchange_is_rejected(frame: bytes) -> None:
     assert reason_of(frame) == "neither a trade nor a quote"
@@ -370,23 +377,22 @@ def test_quote_that_lacks_a_field_is_rejected(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "json_value"),
     [
-        *(("E", "1723161348056"), ("E", 0), ("E", -1), ("E", None), ("E", 10**18)),
-        *(("T", 1.5), ("T", True), ("T", None), ("T", 10**400), ("T", 999_999_999_999_999)),
-        *(("t", -1), ("t", 2**62), ("t", 2**64), ("t", "17"), ("t", 1.0), ("t", True)),
-        *(("p", 61800.12), ("p", 61800), ("p", None), ("p", []), ("q", {}), ("q", True)),
-        *(("m", 1), ("m", "true"), ("m", None), ("M", 0), ("X", 1), ("b", 10**5000)),
-        *(("s", None), ("s", 5), ("s", ""), ("s", "btcusdt"), ("s", "BTC/USDT"), ("s", "FOOBAR")),
-        *(("s", "BTCUSDT "), ("s", "X" * 5_000_000)),
+        *(("E", '"1723161348056"'), ("E", "0"), ("E", "-1"), ("E", "null"), ("E", "1" + 18 * "0")),
+        *(("T", "1.5"), ("T", "true"), ("T", "null"), ("T", "1" * 400), ("T", "9" * 15)),
+        *(("t", "-1"), ("t", str(2**62)), ("t", str(2**64)), ("t", '"17"'), ("t", "1e400")),
+        *(("t", "1.5"), ("t", "true"), ("p", "61800.12"), ("p", "61800"), ("p", "null")),
+        *(("p", "[]"), ("q", "{}"), ("q", "true"), ("m", "1"), ("m", '"true"'), ("m", "null")),
+        *(("M", "0"), ("X", "1"), ("b", "1" * 5_000), ("s", "null"), ("s", "5"), ("s", '""')),
+        *(("s", '"btcusdt"'), ("s", '"BTC/USDT"'), ("s", '"FOOBAR"'), ("s", '"BTCUSDT "')),
+        ("s", f'"{"X" * 5_000_000}"'),
     ],
+    ids=short,
 )
-def test_trade_with_an_impossible_value_is_rejected(name: str, value: object) -> None:
-    frame = combined(SPOT_TRADE).decode()
-    old, new = (json.dumps({name: v})[1:-1] if v != 10**5000 else f'"b": 1{"0" * 5000}'
-                for v in (SPOT_TRADE.get(name), value))  # fmt: skip
-    frame = frame.replace(old, new) if name in SPOT_TRADE else frame[:-2] + f", {new}}}}}"
-    assert len(reason_of(frame.encode())) < 300
+def test_trade_with_an_impossible_value_is_rejected(name: str, json_value: str) -> None:
+    marked = combined({**SPOT_TRADE, name: "?"})
+    assert len(reason_of(marked.replace(b'"?"', json_value.encode()))) < 300
 
 
 @pytest.mark.parametrize(
@@ -399,6 +405,7 @@ def test_trade_with_an_impossible_value_is_rejected(name: str, value: object) ->
         *("1e-50", "1e-1000", "1e-999999999", "0e-999999999", "0." + "0" * 100 + "1"),
         *("0" * 5_000_000, "9" * 5_000),
     ],
+    ids=short,
 )
 @pytest.mark.parametrize("name", ["p", "q"])
 def test_number_that_does_not_fit_is_rejected(name: str, text: str) -> None:

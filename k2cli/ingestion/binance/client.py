@@ -171,7 +171,7 @@ class BinanceStream:
         is_first, attempt = True, 0
         while True:
             base = options.urls[attempt % len(urls)]
-            received, reason = self._received, ""
+            connection, reason = None, ""
             try:
                 async with self._open(urls[attempt % len(urls)], is_first=is_first) as connection:
                     assert isinstance(connection, _Connection)
@@ -182,8 +182,13 @@ class BinanceStream:
             except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as exc:
                 reason = _reason(exc)
                 self._give_up(exc, base, is_first=is_first, is_late=time.monotonic() > deadline)
-            attempt = 0 if self._received > received else attempt + 1
+            has_received = False
+            if isinstance(connection, _Connection):
+                has_received, reason = connection.has_received, connection.farewell or reason
+            attempt = 0 if has_received else attempt + 1
             delay_s = _backoff_s(attempt // len(urls))
+            if is_first:
+                delay_s = min(delay_s, max(0.0, deadline - time.monotonic()))
             self._observe("disconnected", url=base, reason=reason, retry_in_s=round(delay_s, 2))
             await asyncio.sleep(delay_s)
 
@@ -224,9 +229,11 @@ class BinanceStream:
         if limit is not None and self._received >= limit:
             return
         if _SHUTDOWN in frame and len(frame) < _SHUTDOWN_MAX_BYTES:
-            connection.transport.abort()  # the exchange says goodbye: reconnect at once
+            connection.farewell = "the exchange shuts the server down"
+            connection.transport.abort()  # reconnect at once
             return
         self._begin_session(connection)
+        connection.has_received = True
         self._queue.append((connection.received_us, frame))
         self._received += 1
         self._received_bytes += len(frame)
@@ -292,6 +299,8 @@ class _Connection(ClientConnection):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.is_reconnected = is_reconnected
+        self.has_received = False  # any frame
+        self.farewell = ""  # what the exchange said before it went
         self.received_us = 0
         self.last_data_s = time.monotonic()
         self.is_paused = False

@@ -1,0 +1,62 @@
+"""Simulated exchange -> `k2 stream` -> table, against a client that only counts the frames."""
+
+import json
+from pathlib import Path
+
+from processes import (
+    SYMBOLS,
+    check_equal,
+    check_summary,
+    helper,
+    output_of,
+    simulated_exchange,
+    stream_command,
+)
+from report import Aim, Line, Setup
+
+from k2cli.config import load_settings
+from k2cli.ingestion.binance.protocol import stream_names, stream_url
+from k2cli.ingestion.binance.symbols import Channel, parse_symbol
+from k2cli.records import TRADES
+from k2cli.storage.lake import open_lake
+
+_ROUNDS = 3
+
+
+def run(setup: Setup) -> list[Line]:
+    """Stream trades of ten symbols from one server, in turns; the best round counts."""
+    messages = 100_000 if setup.is_quick else 1_000_000
+    streamed, counted = [], []
+    with simulated_exchange() as url:
+        for number in range(_ROUNDS):
+            streamed.append(_stream(url, messages, setup.folder / f"home{number}"))
+            counted.append(_count(url, messages, setup.folder))
+    common = {
+        "value": max(streamed),
+        "unit": "rows/s",
+        "samples": streamed,
+        "reference": max(counted),
+        "against": "a bare websockets client",
+        "reference_samples": counted,
+    }
+    what = f"{messages:,} trades from the exchange into the table"
+    return [
+        Line(what=what, aim=Aim("ratio", ">=", 0.5), **common),
+        Line(what=f"{what}, as such", aim=Aim("value", ">=", 50_000), **common),
+    ]
+
+
+def _stream(url: str, messages: int, home: Path) -> float:
+    """Return rows/s by the command's own clock: from before connecting to the last commit."""
+    summary = json.loads(output_of(stream_command(url, messages), home=home))
+    check_summary(summary, messages)
+    with open_lake(load_settings({"K2_HOME": str(home)})) as lake:
+        check_equal(lake.plan(TRADES).rows, messages)
+    return summary["rows"] / summary["duration_s"]
+
+
+def _count(url: str, messages: int, home: Path) -> float:
+    names = stream_names([parse_symbol(symbol) for symbol in SYMBOLS], [Channel.TRADE])
+    whole_url = stream_url(url, names, has_microseconds=True)
+    took_s = output_of(helper("bare_client.py", whole_url, str(messages)), home=home)
+    return messages / float(took_s)

@@ -1,0 +1,347 @@
+"""k2 query, as a user runs it, against a real table."""
+
+import csv
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from builders import START, quotes_batch, table_of, trade_row, trades_batch
+from conftest import Result, Run
+from k2cli.commands.app import app
+from k2cli.commands.output import Format
+from k2cli.config import load_settings
+from k2cli.records import QUOTES, TRADES
+from k2cli.storage.lake import open_lake
+
+ODD = trade_row(
+    message_id="odd",
+    symbol="ODD",
+    timestamp=START + timedelta(days=1),
+    price=Decimal("0.00000001"),
+    quantity=Decimal("9999999999.99999999"),
+    trade_conditions=["@", 'F,"I"'],
+    source_sequence=None,
+    platform_sequence=2**63 - 1,
+    vendor_data={"a,b": 'c"\n| é', "empty": ""},
+)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with 600 trades of two symbols and an odd one, and 3 quotes."""
+    home = tmp_path_factory.mktemp("lake") / "home"
+    with open_lake(load_settings({"K2_HOME": str(home)}), create=True) as lake:
+        lake.append(TRADES, pa.Table.from_batches([trades_batch(600)]))
+        lake.append(TRADES, table_of(TRADES, [ODD]))
+        lake.append(QUOTES, pa.Table.from_batches([quotes_batch(3)]))
+    return home
+
+
+@pytest.fixture
+def k2(filled: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run `k2 query` in this process, over the filled home; stdout is bytes."""
+    for name in [name for name in os.environ if name.startswith("K2_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("K2_HOME", str(filled))
+
+    def run_query(*args: object, code: int = 0, stdin: str = "") -> Any:
+        result = CliRunner().invoke(app, ["query", *map(str, args)], input=stdin)
+        assert result.exit_code == code, result.output
+        return result
+
+    return run_query
+
+
+def expected() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pa.Table.from_batches([trades_batch(600)]).to_pylist()
+    return rows + table_of(TRADES, [ODD]).to_pylist()
+
+
+def iso(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def as_written(row: dict[str, Any]) -> dict[str, Any]:
+    """Make of a row what a JSON parser reads of it."""
+    out = dict(row)
+    for name, value in row.items():
+        if isinstance(value, datetime):
+            out[name] = iso(value)
+        elif isinstance(value, Decimal):
+            out[name] = f"{value:.8f}"
+        elif name == "vendor_data":
+            out[name] = dict(value)
+    return out
+
+
+def test_csv_reads_back_exactly(k2: Any) -> None:
+    text = k2("trades").stdout_bytes.decode()
+    assert "\r" not in text
+    rows = list(csv.DictReader(io.StringIO(text)))
+    for row, stored in zip(rows, map(as_written, expected()), strict=True):
+        for name in ("vendor_data", "trade_conditions"):
+            assert json.loads(row.pop(name)) == stored.pop(name)
+        assert row == {name: "" if value is None else str(value) for name, value in stored.items()}
+
+
+@pytest.mark.parametrize("fmt", ["json", "ndjson"])
+def test_json_reads_back_exactly(k2: Any, fmt: str) -> None:
+    text = k2("trades", "--format", fmt).stdout
+    rows = json.loads(text) if fmt == "json" else [json.loads(line) for line in text.splitlines()]
+    assert rows == [as_written(row) for row in expected()]
+
+
+@pytest.mark.parametrize("fmt", ["parquet", "arrow"])
+def test_binary_formats_keep_values_and_types(k2: Any, fmt: str) -> None:
+    source = pa.BufferReader(k2("trades", "-f", fmt).stdout_bytes)
+    table = pq.read_table(source) if fmt == "parquet" else pa.ipc.open_stream(source).read_all()
+    assert table.to_pylist() == expected()
+    assert table.schema.field("price").type == pa.decimal128(18, 8)
+    assert table.schema.field("timestamp").type == pa.timestamp("us", tz="UTC")
+    assert pa.types.is_map(table.schema.field("vendor_data").type)
+    assert pa.types.is_list(table.schema.field("trade_conditions").type)
+
+
+@pytest.mark.parametrize("fmt", ["table", "markdown"])
+def test_tables_show_exact_values(k2: Any, fmt: str) -> None:
+    text = k2("trades", "--symbol", "odd,ETHUSDT", "--format", fmt).stdout
+    assert "0.00000001" in text
+    assert "9999999999.99999999" in text
+    assert iso(START + timedelta(seconds=1, microseconds=55_000)) in text
+    assert len(text.splitlines()) == 2 + 301
+
+
+@pytest.mark.parametrize(
+    ("args", "trade_ids"),
+    [
+        (["--symbol", "btcusdt", "--limit", "2"], [1000, 1002]),
+        (["--symbol", "BTCUSDT,ETHUSDT", "-n", "2", "--order", "desc"], [1599, 1598]),
+        (["--symbol", "BTCUSDT", "--symbol", "NONE", "-n", "1"], [1000]),
+        (["--exchange", "binance", "--start", "2024-08-08T23:55:02.055Z", "-n", "1"], [1002]),
+        (["--end", "2024-08-08T23:55:01.055", "-n", "5"], [1000]),
+        (["--end", "2024-08-09", "--order", "desc", "-n", "1"], [1299]),
+        (["--start", "2024-08-09T02:00:00.055+02:00", "-n", "1"], [1300]),
+        (["--exchange", "ASX"], []),
+        (["--start", "-15m"], []),
+        (["--symbol", "X' OR 1=1 --"], []),
+        (["--exchange", "X'; DROP VIEW trades; --"], []),
+    ],
+)
+def test_options_choose_rows(k2: Any, args: list[str], trade_ids: list[int]) -> None:
+    result = k2("trades", *args, "--columns", "trade_id")
+    assert result.stdout.split() == ["trade_id", *(f"BINANCE-{number}" for number in trade_ids)]
+    assert result.stderr == ("" if trade_ids else "nothing matched\n")
+
+
+def test_columns_keep_their_order(k2: Any) -> None:
+    text = k2("quotes", "-c", "ask_price,symbol", "-c", "bid_price", "-n", 1).stdout
+    assert text == "ask_price,symbol,bid_price\n61800.01000000,BTCUSDT,61799.99000000\n"
+
+
+@pytest.mark.parametrize(
+    ("fmt", "text"),
+    [("csv", "price\n"), ("json", "[]\n"), ("ndjson", ""), ("table", ""), ("markdown", "")],
+)
+def test_nothing_matched_is_an_empty_answer_and_a_note(k2: Any, fmt: str, text: str) -> None:
+    result = k2("trades", "--symbol", "NONE", "--columns", "price", "--format", fmt)
+    assert (result.stdout, result.stderr) == (text, "nothing matched\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["trades", "--columns", "prise"], 2, "hint: the nearest one is price"),
+        (["trades", "--start", "now", "--end", "today"], 2, "not before"),
+        (["trades", "--start", "2024-08-08", "--end", "2024-08-08"], 2, "not before"),
+        (["trades", "--start", "soon"], 2, "--start 'soon' is not a time"),
+        (["trades", "--limit", "0"], 2, "--limit"),
+        (["trades", "--format", "xml"], 2, "xml"),
+        (["trades", "-o", "answer.txt"], 2, "--format"),
+        (["trades", "-o", "/"], 2, "folder"),
+        (["trades", "-o", "/no/such/folder/x.csv"], 4, "hint: mkdir -p /no/such/folder"),
+        (["sql", "selec 1"], 2, 'syntax error at or near "selec"'),
+        (["sql", "select cast(symbol as int) from trades"], 6, "Conversion Error"),
+        (["sql", "copy trades to 'x.csv'"], 2, "COPY is not allowed"),
+        (["sql", "from read_csv('/etc/passwd')"], 2, "/etc/passwd"),
+    ],
+)
+def test_failures_say_what_is_wrong(k2: Any, args: list[str], code: int, said: str) -> None:
+    result = k2(*args, code=code)
+    assert result.stdout == ""
+    assert said in result.stderr
+
+
+def test_missing_tables_are_not_found_except_for_sql(run: Run, home: Path) -> None:
+    assert run(["query", "trades"]).exit_code == 4
+    assert run(["query", "symbols"]).exit_code == 4
+    result = run(["query", "sql", "select count(*) n from trades, quotes"])
+    assert (result.exit_code, result.stdout) == (0, "n\n0\n")
+    assert not home.exists()
+
+
+def test_symbols_lists_both_kinds(k2: Any) -> None:
+    rows = json.loads(k2("symbols", "-f", "json").stdout)
+    assert [(row["symbol"], row["kind"], row["rows"]) for row in rows] == [
+        ("BTCUSDT", "quotes", 2), ("BTCUSDT", "trades", 300), ("ETHUSDT", "quotes", 1),
+        ("ETHUSDT", "trades", 300), ("ODD", "trades", 1),
+    ]  # fmt: skip
+    assert rows[4]["first_time"] == rows[4]["last_time"] == iso(START + timedelta(days=1))
+
+
+def test_sql_reads_stdin(k2: Any) -> None:
+    sql = "-- how many\nselect count(*) AS n, max(price) AS p from trades;\n"
+    assert k2("sql", "-", stdin=sql).stdout == "n,p\n601,61805.99000000\n"
+
+
+EXTENSIONS = ["csv", "json", "ndjson", "jsonl", "parquet", "arrow", "feather", "md"]
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_output_takes_its_format_from_the_name(k2: Any, tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"quotes.{extension}"
+    assert k2("quotes", "-o", path).stdout == ""
+    assert list(tmp_path.iterdir()) == [path]
+    match extension:
+        case "parquet":
+            assert pq.read_table(path).num_rows == 3
+        case "arrow" | "feather":
+            assert pa.ipc.open_file(path).read_all().num_rows == 3
+        case _:
+            form = {"jsonl": "ndjson", "md": "markdown"}.get(extension, extension)
+            assert path.read_text() == k2("quotes", "-f", form).stdout
+
+
+def test_output_does_not_overwrite_without_force(k2: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("mine")
+    assert "--force" in k2("quotes", "-o", path, code=2).stderr
+    assert path.read_text() == "mine"
+    k2("quotes", "-o", path, "--format", "json", "--force")
+    assert len(json.loads(path.read_text())) == 3
+
+
+@pytest.mark.parametrize("fmt", list(Format))
+def test_output_is_all_or_nothing(k2: Any, tmp_path: Path, fmt: str) -> None:
+    path = tmp_path / "x.out"
+    path.write_text("mine")
+    failing = "select case when i = 900000 then error('boom') else i end from range(1000000) t(i)"
+    assert "boom" in k2("sql", failing, "-o", path, "-f", fmt, "--force", code=6).stderr
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("x.out", "mine")]
+
+
+def test_output_follows_links_and_leaves_devices(k2: Any, tmp_path: Path) -> None:
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    k2("quotes", "-o", tmp_path / "link.csv", "--force")
+    assert (tmp_path / "real.csv").read_text().startswith("message_id,")
+    assert (tmp_path / "link.csv").is_symlink()
+    k2("quotes", "-o", "/dev/null")
+    assert not Path("/dev/null").is_file()
+
+
+def process(filled: Path, *args: str, **options: Any) -> subprocess.Popen[bytes]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("K2_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "k2cli", "query", *args],
+        env={**env, "K2_HOME": str(filled), "COLUMNS": "80"},
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("fmt", ["csv", "ndjson", "json", "table", "markdown", "arrow"])
+def test_reader_that_goes_away_ends_it_quietly(filled: Path, fmt: str) -> None:
+    sql = "select i, i * 2 as j from range(5000000) t(i)"
+    k2 = process(filled, "sql", sql, "-f", fmt, stdout=subprocess.PIPE)
+    assert k2.stdout is not None
+    assert len(k2.stdout.readline()) > 0
+    k2.stdout.close()
+    _, said = k2.communicate(timeout=30)
+    assert (k2.returncode, said) == (0, b"")
+
+
+def test_stdout_appended_to_a_file_keeps_what_is_there(filled: Path, tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    path.write_text("before\n")
+    with path.open("ab") as appended:
+        process(filled, "sql", "select 1 as a", stdout=appended).communicate(timeout=30)
+    assert path.read_text() == "before\na\n1\n"
+
+
+@pytest.mark.parametrize("fmt", ["csv", "table"])
+def test_interrupt_leaves_nothing(filled: Path, tmp_path: Path, fmt: str) -> None:
+    sql = "select i, random() as r from range(3000000000) t(i) order by r"
+    path = tmp_path / "x.out"
+    k2 = process(filled, "sql", sql, "-f", fmt, "-o", str(path), cwd=tmp_path)
+    deadline_s = time.monotonic() + 20
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    k2.send_signal(signal.SIGINT)
+    _, said = k2.communicate(timeout=20)
+    assert k2.returncode == 130, said
+    assert list(tmp_path.iterdir()) == []
+
+
+def on_terminal(filled: Path, *args: str) -> Result:
+    master, slave = pty.openpty()
+    k2 = process(filled, *args, stdout=slave)
+    os.close(slave)
+    shown = b""
+    with open(master, "rb", buffering=0) as terminal:  # noqa: PTH123
+        while True:
+            try:
+                shown += terminal.read(65536) or b""
+            except OSError:  # the other end is closed
+                break
+    _, said = k2.communicate(timeout=30)
+    return Result(k2.returncode, shown.decode().replace("\r\n", "\n"), said.decode())
+
+
+def test_terminal_shows_a_table_of_the_first_rows_that_fits(filled: Path) -> None:
+    result = on_terminal(filled, "trades")
+    lines = result.stdout.splitlines()
+    assert (result.exit_code, len(lines)) == (0, 2 + 100)
+    assert lines[0].split() == ["symbol", "exchange", "timestamp", "price", "quantity", "side"]
+    assert max(map(len, lines)) <= 80
+    assert "the first 100 rows" in result.stderr
+    assert "vendor_data" in result.stderr
+
+
+def test_terminal_shows_all_rows_of_a_limit(filled: Path) -> None:
+    result = on_terminal(filled, "trades", "--limit", "150", "-c", "trade_id")
+    assert (len(result.stdout.splitlines()), result.stderr) == (2 + 150, "")
+
+
+def test_terminal_gets_no_bytes(filled: Path) -> None:
+    result = on_terminal(filled, "trades", "--format", "parquet")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "hint: write a file: -o answer.parquet" in result.stderr
+
+
+def test_terminal_is_safe_from_control_characters(filled: Path) -> None:
+    result = on_terminal(filled, "sql", "select 'a' || chr(27) || '[2J' || chr(10) || 'b' as x")
+    assert result.stdout == "x\n--------\na\\x1b[2J\nb\n"
+
+
+def test_help_loads_no_heavy_package() -> None:
+    code = (
+        "import sys, k2cli.commands.app;"
+        "print([m for m in ('duckdb', 'pyarrow', 'numpy', 'pyiceberg') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

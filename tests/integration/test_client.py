@@ -1,0 +1,562 @@
+"""The client against servers on this machine: failover, reconnects, limits, TLS."""
+
+import asyncio
+import json
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from k2cli.errors import Unavailable
+from k2cli.flow import Batch
+from k2cli.ingestion.binance.client import (
+    STREAMS_PER_CONNECTION,
+    BinanceStream,
+    StreamOptions,
+)
+from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
+from k2cli.ingestion.binance.symbols import VENUES, Channel, Instrument, Market, parse_symbol
+
+BTC = parse_symbol("BTCUSDT")
+DEAD = "ws://127.0.0.1:1"  # nothing listens there
+
+
+@dataclass
+class Read:
+    """What a stream gave, from the first batch to the last."""
+
+    batches: list[Batch] = field(default_factory=list)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def messages(self) -> int:
+        return sum(batch.messages for batch in self.batches)
+
+    @property
+    def rejects(self) -> int:
+        return sum(len(batch.rejects) for batch in self.batches)
+
+    @property
+    def sessions(self) -> list[int]:
+        return sorted({batch.session for batch in self.batches if batch.messages})
+
+    @property
+    def numbers(self) -> list[int]:
+        return [
+            number
+            for batch in self.batches
+            for _, rows in batch.rows
+            for number in rows["source_sequence"].to_pylist()
+        ]
+
+    def values(self, event: str, name: str) -> list[Any]:
+        return [fields[name] for found, fields in self.events if found == event]
+
+
+def stream_of(
+    *urls: str, read: Read | None = None, market: Market = Market.SPOT, **over: Any
+) -> BinanceStream:
+    read = Read() if read is None else read
+    options = {"instruments": [BTC], "channels": [Channel.TRADE], **over}
+    return BinanceStream(
+        options=StreamOptions(venue=VENUES[market], urls=urls, **options),
+        observe=lambda event, **fields: read.events.append((event, fields)),
+    )
+
+
+def read_all(*urls: str, **over: Any) -> Read:
+    """Read a stream to its end."""
+    read = Read()
+    read.batches.extend(stream_of(*urls, read=read, **over).batches())
+    return read
+
+
+def read_until(is_enough: Callable[[Read], bool], *urls: str, **over: Any) -> Read:
+    """Read a stream until enough has come, at most some seconds."""
+    read = Read()
+    stream = stream_of(*urls, read=read, **over)
+    deadline = time.monotonic() + 15
+    for batch in stream.batches():
+        read.batches.append(batch)
+        if is_enough(read):
+            stream.stop()
+        assert time.monotonic() < deadline, read.events
+    return read
+
+
+@contextmanager
+def serving(handle: Callable[[ServerConnection], Awaitable[None]], **options: Any) -> Iterator[str]:
+    """Run a server of a few lines, for what the simulator does not do."""
+    ready: list[Any] = []
+    is_ready = threading.Event()
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        async with serve(handle, "127.0.0.1", 0, compression=None, **options) as server:
+            ready.extend([asyncio.get_running_loop(), stop, server.sockets[0].getsockname()[1]])
+            is_ready.set()
+            await stop.wait()
+
+    with ThreadPoolExecutor(1) as executor:
+        ended = executor.submit(asyncio.run, run())
+        assert is_ready.wait(5)
+        loop, stop, port = ready
+        try:
+            yield f"ws://127.0.0.1:{port}"
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            ended.result(10)
+
+
+def trade_frame(number: int, symbol: str = "BTCUSDT") -> str:
+    payload = {
+        "e": "trade",
+        "E": 1723161348056,
+        "s": symbol,
+        "t": number,
+        "p": "1.5",
+        "q": "2",
+        "T": 1723161348055,
+        "m": True,
+    }
+    return json.dumps({"stream": f"{symbol.lower()}@trade", "data": payload})
+
+
+def many_instruments(count: int) -> Sequence[Instrument]:
+    return [Instrument(f"S{n}USDT", f"S{n}", "USDT") for n in range(count)]
+
+
+# --- what is asked for
+
+
+@pytest.mark.parametrize(
+    ("market", "unit"),
+    [
+        (Market.SPOT, "&timeUnit=MICROSECOND"),
+        (Market.US, "&timeUnit=MICROSECOND"),
+        (Market.USDM, ""),
+        (Market.COINM, ""),
+    ],
+)
+def test_path_is_combined_and_asks_for_microseconds_where_known(market: Market, unit: str) -> None:
+    instruments = [parse_symbol("BTCUSDT"), parse_symbol("ETHUSD_PERP")]
+    with running_simulator(SimulatorOptions(first_id=1)) as simulator:
+        read_all(
+            simulator.url,
+            market=market,
+            instruments=instruments,
+            channels=list(Channel),
+            max_messages=1,
+        )
+        names = "btcusdt@trade/btcusdt@bookTicker/ethusd_perp@trade/ethusd_perp@bookTicker"
+        assert simulator.paths == [f"/stream?streams={names}{unit}"]
+
+
+def test_many_streams_are_split_over_connections() -> None:
+    instruments = many_instruments(STREAMS_PER_CONNECTION + 50)
+    with running_simulator(SimulatorOptions(first_id=1, rate=2_000)) as simulator:
+        read = read_until(
+            lambda read: (
+                len(
+                    {
+                        s
+                        for b in read.batches
+                        for _, rows in b.rows
+                        for s in rows["symbol"].to_pylist()
+                    }
+                )
+                == len(instruments)
+            ),
+            simulator.url,
+            instruments=instruments,
+        )
+        streams = sorted(len(path.split("/")) - 1 for path in simulator.paths)
+        assert streams == [50, STREAMS_PER_CONNECTION]
+        asked = {name for path in simulator.paths for name in re.findall(r"s\d+usdt@trade", path)}
+    assert asked == {f"{i.symbol.lower()}@trade" for i in instruments}
+    assert read.sessions == [0]
+
+
+# --- the end
+
+
+@pytest.mark.parametrize("count", [1, 2, 999, 4096, 20_000])
+def test_max_messages_is_exact(count: int) -> None:
+    with running_simulator(SimulatorOptions(first_id=100)) as simulator:
+        read = read_all(simulator.url, max_messages=count)
+    assert read.numbers == [100 + n for n in range(count)]
+    assert [event for event, _ in read.events] == ["connected"]
+
+
+def test_max_messages_counts_bad_frames_too() -> None:
+    with running_simulator(SimulatorOptions(first_id=100, garbage_every=3)) as simulator:
+        read = read_all(simulator.url, max_messages=403)
+    assert (read.messages, len(read.numbers), read.rejects) == (403, 303, 100)
+    assert read.numbers == list(range(100, 403))
+    positions = [reject.position for batch in read.batches for reject in batch.rejects]
+    assert positions == list(range(4, 404, 4))
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_max_messages_is_exact_over_several_connections(attempt: int) -> None:
+    instruments = many_instruments(3 * STREAMS_PER_CONNECTION)
+    with running_simulator(SimulatorOptions(first_id=1, seed=attempt)) as simulator:
+        read = read_all(simulator.url, instruments=instruments, max_messages=1_000 + attempt)
+    assert read.messages == 1_000 + attempt
+
+
+def test_stop_from_another_thread_ends_the_stream() -> None:
+    with running_simulator(SimulatorOptions(first_id=100, rate=5_000)) as simulator:
+        read = Read()
+        stream = stream_of(simulator.url, read=read)
+        timer = threading.Timer(0.3, stream.stop)
+        timer.start()
+        started = time.monotonic()
+        read.batches.extend(stream.batches())
+        assert time.monotonic() - started < 3
+        timer.join()
+    assert read.numbers == [100 + n for n in range(read.messages)]
+    assert read.messages > 0
+
+
+def test_stop_before_the_start_connects_to_nothing() -> None:
+    with running_simulator(SimulatorOptions()) as simulator:
+        stream = stream_of(simulator.url)
+        stream.stop()
+        assert sum(batch.messages for batch in stream.batches()) == 0
+        assert simulator.paths == []
+
+
+def test_stop_while_nothing_answers_ends_the_stream() -> None:
+    read = read_until(lambda read: len(read.batches) > 3, DEAD, connect_timeout_s=60)
+    assert read.messages == 0
+
+
+def test_reader_that_goes_away_ends_the_connections() -> None:
+    with running_simulator(SimulatorOptions(first_id=1, rate=1_000)) as simulator:
+        batches = stream_of(simulator.url).batches()
+        next(batches)
+        batches.close()  # type: ignore[attr-defined]
+        deadline = time.monotonic() + 3
+        while simulator.open_connections and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert simulator.open_connections == 0
+
+
+# --- interruptions
+
+
+def test_dead_server_is_passed_over_for_the_next_one() -> None:
+    with (
+        running_simulator(SimulatorOptions(first_id=1)) as second,
+        running_simulator(SimulatorOptions(first_id=1)) as third,
+    ):
+        read = read_all(DEAD, second.url, third.url, max_messages=10)
+        assert (second.connections, third.connections) == (1, 0)
+    assert read.values("disconnected", "url") == [DEAD]
+    assert read.values("connected", "url") == [second.url]
+    assert read.sessions == [0]  # nothing was interrupted
+
+
+def test_dropped_connection_is_reopened_and_is_a_new_session() -> None:
+    with running_simulator(SimulatorOptions(first_id=100, drop_after=50)) as simulator:
+        read = read_until(lambda read: len(read.sessions) >= 4, simulator.url)
+    assert read.sessions[:4] == [0, 1, 2, 3]
+    assert len(read.values("connected", "url")) >= 4
+    for batch in read.batches:  # a batch never mixes what came before and after
+        assert batch.messages <= 50
+
+
+def test_server_shutdown_notice_leads_to_a_reconnect_at_once() -> None:
+    options = SimulatorOptions(first_id=100, shutdown_after=20, shutdown_grace_s=30)
+    with running_simulator(options) as simulator:
+        started = time.monotonic()
+        read = read_until(lambda read: 1 in read.sessions, simulator.url)
+        assert time.monotonic() - started < 5
+    assert "shuts the server down" in read.values("disconnected", "reason")[0]
+    assert read.rejects == 0  # the notice is no market data
+    assert read.messages == len(read.numbers)
+
+
+def test_silent_connection_is_reopened() -> None:
+    options = SimulatorOptions(first_id=100, silent_after=20, ping_interval_s=60)
+    with running_simulator(options) as simulator:
+        read = read_until(lambda read: 2 in read.sessions, simulator.url, stale_after_s=0.2)
+    assert len(read.values("stale", "silent_s")) >= 2
+    assert all(0.2 <= silent_s < 2 for silent_s in read.values("stale", "silent_s"))
+
+
+def test_connection_that_only_pings_is_not_stale() -> None:
+    options = SimulatorOptions(first_id=100, limit=10, ping_interval_s=0.3)
+    with running_simulator(options) as simulator:
+        started = time.monotonic()
+        read = read_until(
+            lambda _: time.monotonic() - started > 1.5, simulator.url, stale_after_s=0.6
+        )
+    assert read.values("stale", "silent_s") == []
+    assert read.sessions == [0]
+
+
+def test_slow_reader_does_not_make_a_connection_stale() -> None:
+    with running_simulator(SimulatorOptions(first_id=1)) as simulator:
+        read = Read()
+        stream = stream_of(simulator.url, read=read, stale_after_s=0.2)
+        for number, batch in enumerate(stream.batches()):
+            read.batches.append(batch)
+            time.sleep(0.15)
+            if number == 8:
+                stream.stop()
+                break
+    assert read.values("stale", "silent_s") == []
+
+
+def test_connection_that_is_refused_waits_although_another_one_receives() -> None:
+    """The frames of one connection say nothing about the health of another one."""
+    accepted: list[str] = []
+    refused: list[str] = []
+
+    async def handle(connection: ServerConnection) -> None:
+        with suppress(ConnectionClosed):
+            for number in range(100_000):
+                await connection.send(trade_frame(number))
+                await asyncio.sleep(0.001)
+
+    def admit(connection: ServerConnection, request: Any) -> Any:
+        if accepted:
+            refused.append(request.path)
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "full")
+        accepted.append(request.path)
+        return None
+
+    with serving(handle, process_request=admit) as url:
+        started = time.monotonic()
+        read = read_until(
+            lambda _: time.monotonic() - started > 1.5,
+            url,
+            instruments=many_instruments(STREAMS_PER_CONNECTION + 1),
+        )
+    assert read.messages > 0
+    assert 1 <= len(refused) < 20
+
+
+# --- refusals
+
+
+def test_server_that_is_not_there_is_unavailable_in_time() -> None:
+    for _ in range(5):  # the waits between attempts are random
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match=re.escape(DEAD)):
+            read_all(DEAD, connect_timeout_s=0.25)
+        assert 0.25 <= time.monotonic() - started < 0.75
+
+
+def test_server_that_never_answers_is_unavailable_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"ws://127.0.0.1:{mute.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match=re.escape(url)):
+            read_all(url, DEAD, connect_timeout_s=0.6)
+        assert 0.6 <= time.monotonic() - started < 1.5
+
+
+def test_server_that_speaks_no_websocket_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(5)
+        url = f"ws://127.0.0.1:{server.getsockname()[1]}"
+        is_over = threading.Event()
+
+        def answer() -> None:
+            while not is_over.is_set():
+                with suppress(OSError):
+                    client, _ = server.accept()
+                    with client:
+                        client.recv(4096)
+                        client.sendall(b"220 mail.example ESMTP\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            with pytest.raises(Unavailable, match=re.escape(url)):
+                read_all(url, connect_timeout_s=0.4)
+        finally:
+            is_over.set()
+            with socket.create_connection(server.getsockname()):
+                pass
+            thread.join()
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 451])
+def test_refusal_for_good_is_unavailable_at_once(status: int) -> None:
+    tries: list[str] = []
+
+    async def handle(connection: ServerConnection) -> None:
+        pass
+
+    def refuse(connection: ServerConnection, request: Any) -> Any:
+        tries.append(request.path)
+        return connection.respond(HTTPStatus(status), "no")
+
+    with serving(handle, process_request=refuse) as url:
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match=f"HTTP {status}"):
+            read_all(url, connect_timeout_s=30)
+        assert time.monotonic() - started < 3
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize("status", [418, 429, 500, 503])
+def test_refusal_for_now_is_tried_again(status: int) -> None:
+    tries: list[str] = []
+
+    async def handle(connection: ServerConnection) -> None:
+        await connection.send(trade_frame(1))
+        await connection.wait_closed()
+
+    def refuse_once(connection: ServerConnection, request: Any) -> Any:
+        tries.append(request.path)
+        return connection.respond(HTTPStatus(status), "wait") if len(tries) == 1 else None
+
+    with serving(handle, process_request=refuse_once) as url:
+        read = read_all(url, connect_timeout_s=30, max_messages=1)
+    assert read.numbers == [1]
+    assert len(tries) == 2
+
+
+def test_outage_after_the_first_connection_is_waited_out() -> None:
+    """Also longer than the time that the first connection may take."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    read = Read()
+    stream = stream_of(f"ws://127.0.0.1:{port}", read=read, connect_timeout_s=0.3)
+    batches = stream.batches()
+    with running_simulator(SimulatorOptions(port=port, first_id=1, rate=1_000)):
+        while not read.messages:
+            read.batches.append(next(batches))
+    until = time.monotonic() + 0.8
+    while time.monotonic() < until:
+        read.batches.append(next(batches))
+    with running_simulator(SimulatorOptions(port=port, first_id=1, rate=1_000)):
+        deadline = time.monotonic() + 20
+        while 1 not in read.sessions and time.monotonic() < deadline:
+            read.batches.append(next(batches))
+        stream.stop()
+        read.batches.extend(batches)
+    assert read.sessions == [0, 1]
+
+
+# --- frames
+
+
+def test_frame_of_five_megabytes_costs_only_itself() -> None:
+    async def handle(connection: ServerConnection) -> None:
+        await connection.send(trade_frame(1))
+        await connection.send("x" * 5_000_000)
+        await connection.send(trade_frame(2)[:-1] + ',"pad":"' + "y" * 5_000_000 + '"}')
+        await connection.send(b"\xff\xfe")
+        await connection.send(["", trade_frame(3)[:50]])  # in fragments
+        await connection.send(trade_frame(4))
+        await connection.wait_closed()
+
+    with serving(handle) as url:
+        read = read_all(url, max_messages=6)
+    assert read.numbers == [1, 2, 4]
+    rejects = [reject for batch in read.batches for reject in batch.rejects]
+    assert [reject.position for reject in rejects] == [2, 4, 5]
+    assert [len(reject.raw) for reject in rejects] == [5_000_000, 2, 50]
+    assert read.sessions == [0]
+
+
+def test_receive_times_are_of_now_and_in_order() -> None:
+    with running_simulator(SimulatorOptions(first_id=1)) as simulator:
+        before = time.time()
+        read = read_all(simulator.url, max_messages=1_000)
+        after = time.time()
+    times = [
+        moment.timestamp()
+        for batch in read.batches
+        for _, rows in batch.rows
+        for moment in rows["ingestion_timestamp"].to_pylist()
+    ]
+    assert times == sorted(times)
+    assert before - 0.001 <= times[0] <= times[-1] <= after
+
+
+def test_slow_reader_holds_the_exchange_back() -> None:
+    with running_simulator(SimulatorOptions(first_id=1)) as simulator:
+        read = Read()
+        stream = stream_of(simulator.url, read=read)
+        batches = stream.batches()
+        while not read.messages:
+            read.batches.append(next(batches))
+        sent = [0, -1]  # in the meantime nobody reads
+        while sent[-1] != sent[-2]:
+            time.sleep(0.4)
+            sent.append(simulator.frames_sent)
+            queued = list(stream._queue)
+            assert sum(len(frame) for _, frame in queued if frame) < 20_000_000
+        assert len(sent) < 40
+        while read.messages < 2 * sent[-1]:
+            read.batches.append(next(batches))
+        stream.stop()
+        read.batches.extend(batches)
+    assert read.numbers == list(range(1, read.messages + 1))
+    assert read.sessions == [0]
+
+
+# --- TLS
+
+
+def server_tls(authority: trustme.CA, *names: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(context)
+    return context
+
+
+def test_certificate_of_an_unknown_authority_is_refused_at_once() -> None:
+    options = SimulatorOptions(ssl=server_tls(trustme.CA(), "127.0.0.1"))
+    with running_simulator(options) as simulator:
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="certificate") as caught:
+            read_all(simulator.url, connect_timeout_s=30)
+        assert time.monotonic() - started < 3
+        assert simulator.connections == 0
+    assert "SSL_CERT_FILE" in str(caught.value.hint)
+
+
+def test_certificate_of_a_trusted_authority_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    options = SimulatorOptions(ssl=server_tls(authority, "127.0.0.1"), first_id=1)
+    with running_simulator(options) as simulator:
+        assert simulator.url.startswith("wss://")
+        assert read_all(simulator.url, max_messages=5).numbers == [1, 2, 3, 4, 5]
+
+
+def test_certificate_for_another_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    options = SimulatorOptions(ssl=server_tls(authority, "stream.example"))
+    with (
+        running_simulator(options) as simulator,
+        pytest.raises(Unavailable, match="certificate"),
+    ):
+        read_all(simulator.url)

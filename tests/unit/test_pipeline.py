@@ -1,0 +1,309 @@
+"""The pump: totals, when it commits, and what it keeps when something ends early."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import batch_of, quotes_batch, trade_row, trades_batch
+
+from k2cli.errors import BadData, Unavailable
+from k2cli.flow import Batch, Committed, Reject, Totals
+from k2cli.pipeline import NdjsonSink, Pump, PumpPolicy, TableSink
+from k2cli.records import QUOTES, TRADES, RecordKind
+from k2cli.rejects import RejectLog
+from k2cli.storage.lake import Lake
+
+HOUR_S = 3600.0
+
+
+@dataclass
+class MemorySource:
+    """Yields what it was given until it is told to stop; then fails, if it shall."""
+
+    given: Sequence[Batch]
+    failure: Exception | None = None
+    pause_s: float = 0.0
+    is_stopped: bool = False
+
+    def batches(self) -> Iterator[Batch]:
+        for batch in self.given:
+            if self.is_stopped:
+                return
+            time.sleep(self.pause_s)
+            yield batch
+        if self.failure is not None:
+            raise self.failure
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+@dataclass
+class MemorySink:
+    """Keeps what it is told in order: rows written, commits, interruptions."""
+
+    fails_at_commit: int | None = None
+    log: list[str] = field(default_factory=list)
+    pending: int = 0
+    commits: int = 0
+
+    def write(self, kind: RecordKind, rows: Any) -> None:
+        self.log.append(f"{kind.name} {rows.num_rows}")
+        self.pending += rows.num_rows
+
+    def commit(self) -> Committed:
+        self.log.append("commit")
+        self.commits += 1
+        if self.commits == self.fails_at_commit:
+            raise Unavailable("the disk is full")
+        rows, self.pending = self.pending, 0
+        return Committed(rows=rows, duplicates=2, missing=3, commits=1 if rows else 0)
+
+    def interrupted(self) -> None:
+        self.log.append("interrupted")
+
+
+def trades(count: int, **over: Any) -> Batch:
+    return Batch(rows=[(TRADES, trades_batch(count))], messages=count, **over)
+
+
+def rejected(*raws: bytes, first: int = 1) -> Batch:
+    rejects = [
+        Reject(raw=raw, position=place, received_us=0, reason=f"bad {raw!r}")
+        for place, raw in enumerate(raws, first)
+    ]
+    return Batch(rejects=rejects, messages=len(raws))
+
+
+@pytest.fixture
+def rejects(tmp_path: Path) -> Iterator[RejectLog]:
+    with RejectLog(tmp_path / "rejects.ndjson") as log:
+        yield log
+
+
+def pump_of(
+    source: MemorySource,
+    sink: Any,
+    rejects: RejectLog,
+    events: list[Any] | None = None,
+    **over: Any,
+) -> Pump:
+    policy = {"flush_rows": 1_000_000, "flush_interval_s": HOUR_S, **over}
+    return Pump(
+        source=source,
+        sink=sink,
+        rejects=rejects,
+        policy=PumpPolicy(**policy),
+        observe=lambda event, **fields: events is not None and events.append((event, fields)),
+    )
+
+
+def test_totals_are_the_sums_of_batches_and_commits(rejects: RejectLog) -> None:
+    given = [
+        trades(5),
+        Batch(rows=[(TRADES, trades_batch(2)), (QUOTES, quotes_batch(3))], messages=5),
+        rejected(b"x", b"y"),
+        Batch(),
+    ]
+    sink = MemorySink()
+    totals = pump_of(MemorySource(given), sink, rejects).run()
+    assert totals.duration_s > 0
+    assert {**asdict(totals), "duration_s": 0} == {
+        "messages": 12,
+        "rows": 10,
+        "rejects": 2,
+        "duplicates": 2,
+        "missing": 3,
+        "commits": 1,
+        "reconnects": 0,
+        "duration_s": 0,
+    }
+    assert sink.log == ["trades 5", "trades 2", "quotes 3", "commit"]
+
+
+def test_commit_comes_after_flush_rows(rejects: RejectLog) -> None:
+    sink = MemorySink()
+    pump_of(MemorySource([trades(4)] * 5), sink, rejects, flush_rows=8).run()
+    two = ["trades 4", "trades 4", "commit"]
+    assert sink.log == [*two, *two, "trades 4", "commit"]
+
+
+def test_commit_comes_after_the_flush_interval_also_without_new_rows(rejects: RejectLog) -> None:
+    sink = MemorySink()
+    source = MemorySource([trades(1), *[Batch()] * 4], pause_s=0.06)
+    pump_of(source, sink, rejects, flush_interval_s=0.1).run()
+    assert sink.log == ["trades 1", "commit", "commit"]  # the last one at the end, of nothing
+
+
+def test_nothing_pending_is_not_committed_while_running(rejects: RejectLog) -> None:
+    sink = MemorySink()
+    source = MemorySource([Batch()] * 5, pause_s=0.02)
+    pump_of(source, sink, rejects, flush_interval_s=0.01).run()
+    assert sink.log == ["commit"]
+
+
+def test_new_session_commits_before_the_sink_is_told(rejects: RejectLog) -> None:
+    sink = MemorySink()
+    given = [trades(1), trades(2, session=1), trades(3, session=1), trades(4, session=3)]
+    totals = pump_of(MemorySource(given), sink, rejects).run()
+    assert sink.log == [
+        *("trades 1", "commit", "interrupted"),
+        *("trades 2", "trades 3", "commit", "interrupted"),
+        *("trades 4", "commit"),
+    ]
+    assert totals.reconnects == 3
+
+
+def test_duration_stops_the_source(rejects: RejectLog) -> None:
+    source = MemorySource([trades(1)] * 1_000, pause_s=0.01)
+    totals = pump_of(source, MemorySink(), rejects, duration_s=0.1).run()
+    assert source.is_stopped
+    assert 0.1 <= totals.duration_s < 5
+    assert totals.messages < 1_000
+
+
+def test_source_that_fails_keeps_what_was_read(rejects: RejectLog) -> None:
+    sink = MemorySink()
+    pump = pump_of(MemorySource([trades(3)], failure=Unavailable("gone")), sink, rejects)
+    with pytest.raises(Unavailable, match="gone"):
+        pump.run()
+    assert sink.log == ["trades 3", "commit"]
+    assert pump.totals.rows == 3
+
+
+def test_sink_that_fails_is_not_asked_again(rejects: RejectLog) -> None:
+    sink = MemorySink(fails_at_commit=2)
+    pump = pump_of(MemorySource([trades(1)] * 5), sink, rejects, flush_rows=1)
+    with pytest.raises(Unavailable, match="disk is full"):
+        pump.run()
+    assert sink.log == ["trades 1", "commit", "trades 1", "commit"]
+    assert pump.totals.rows == 1
+
+
+def test_every_batch_is_seen_with_the_totals_so_far(rejects: RejectLog) -> None:
+    given = [trades(1), Batch(), rejected(b"x")]
+    seen: list[tuple[Batch, int]] = []
+    pump = pump_of(MemorySource(given), MemorySink(), rejects)
+    pump.run(lambda batch: seen.append((batch, pump.totals.messages)))
+    assert seen == list(zip(given, [1, 1, 2], strict=True))
+
+
+# --- rejects
+
+
+def test_rejects_go_into_the_file_and_are_told(rejects: RejectLog, tmp_path: Path) -> None:
+    events: list[Any] = []
+    source = MemorySource([rejected(b"x", b"y", first=7)])
+    pump_of(source, MemorySink(), rejects, events).run()
+    file = tmp_path / "rejects.ndjson"
+    assert [json.loads(line)["raw"] for line in file.read_text().splitlines()] == ["x", "y"]
+    fields = {"count": 2, "position": 7, "reason": "bad b'x'", "file": str(file)}
+    assert events == [("reject", fields)]
+
+
+def test_rejects_are_in_the_file_before_rows_are_committed(
+    rejects: RejectLog, tmp_path: Path
+) -> None:
+    found: list[int] = []
+
+    class Looking(MemorySink):
+        def commit(self) -> Committed:
+            found.append(len((tmp_path / "rejects.ndjson").read_text().splitlines()))
+            return super().commit()
+
+    pump_of(MemorySource([rejected(b"x"), trades(1)]), Looking(), rejects).run()
+    assert found == [1]
+
+
+def test_more_rejects_than_allowed_end_the_run_with_all_before_committed(
+    rejects: RejectLog,
+) -> None:
+    sink = MemorySink()
+    source = MemorySource([trades(5), rejected(b"x"), trades(2), rejected(b"y"), trades(9)])
+    pump = pump_of(source, sink, rejects, max_rejects=1)
+    with pytest.raises(BadData, match="2 rejects; allowed are 1") as caught:
+        pump.run()
+    assert str(rejects.path) in str(caught.value.hint)
+    assert sink.log == ["trades 5", "trades 2", "commit"]
+
+
+def test_as_many_rejects_as_allowed_are_fine(rejects: RejectLog) -> None:
+    source = MemorySource([rejected(b"x"), rejected(b"y")])
+    assert pump_of(source, MemorySink(), rejects, max_rejects=2).run().rejects == 2
+
+
+def test_no_reject_is_allowed_with_zero(rejects: RejectLog) -> None:
+    with pytest.raises(BadData):
+        pump_of(MemorySource([rejected(b"x")]), MemorySink(), rejects, max_rejects=0).run()
+
+
+def test_rejects_that_cannot_be_written_end_the_run_before_a_commit() -> None:
+    sink = MemorySink()
+    with (
+        RejectLog(Path("/dev/full")) as full,
+        pytest.raises(Unavailable, match="cannot write rejects"),
+    ):
+        pump_of(MemorySource([trades(1), rejected(b"x")]), sink, full).run()
+    assert "commit" not in sink.log
+
+
+# --- the sinks
+
+
+def test_table_sink_reports_what_it_did(lake: Lake, rejects: RejectLog) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    sink = TableSink(
+        lake=lake, exchange="BINANCE", observe=lambda event, **f: events.append((event, f))
+    )
+    rows = batch_of(TRADES, [trade_row(source_sequence=n) for n in (1, 2, 2, 5)])
+    given = [Batch(rows=[(TRADES, rows), (QUOTES, quotes_batch(2))], messages=6)]
+    totals = pump_of(MemorySource(given), sink, rejects).run()
+    assert (totals.rows, totals.duplicates, totals.missing, totals.commits) == (5, 1, 2, 2)
+    kinds = [(event, fields["table"]) for event, fields in events]
+    assert kinds == [("gap", "trades_v2"), ("commit", "trades_v2"), ("commit", "quotes_v2")]
+    gap, commit, _ = (fields for _, fields in events)
+    assert gap == {"table": "trades_v2", "symbol": "BTCUSDT", "first": 3, "last": 4, "missing": 2}
+    assert (commit["rows"], commit["duplicates"]) == (3, 1)
+    assert commit["snapshot_id"] == lake.snapshots(TRADES)[0].snapshot_id
+    assert commit["took_ms"] > 0
+
+
+def test_table_sink_makes_no_snapshot_of_duplicates(lake: Lake, rejects: RejectLog) -> None:
+    events: list[str] = []
+    for _ in range(2):
+        sink = TableSink(lake=lake, exchange="X", observe=lambda event, **_: events.append(event))
+        totals = pump_of(MemorySource([trades(10)]), sink, rejects).run()
+    assert (totals.rows, totals.duplicates, totals.commits) == (0, 10, 0)
+    assert events.count("commit") == 1
+
+
+def test_markets_do_not_share_a_position(lake: Lake, rejects: RejectLog) -> None:
+    for exchange in ("BINANCE", "BINANCE_US"):
+        sink = TableSink(lake=lake, exchange=exchange, observe=lambda *_, **__: None)
+        assert pump_of(MemorySource([trades(10)]), sink, rejects).run().rows == 10
+
+
+def test_ndjson_sink_prints_each_row_once(rejects: RejectLog) -> None:
+    out = BytesIO()
+    sink = NdjsonSink(out=out, exchange="BINANCE")
+    totals = pump_of(MemorySource([trades(4), trades(6, session=1)]), sink, rejects).run()
+    numbers = [json.loads(line)["source_sequence"] for line in out.getvalue().splitlines()]
+    assert sorted(numbers) == [1_000 + n for n in range(6)]
+    assert (totals.rows, totals.duplicates, totals.commits) == (6, 4, 0)
+
+
+def test_ndjson_sink_prints_at_once(rejects: RejectLog) -> None:
+    out = BytesIO()
+    lengths: list[int] = []
+    pump = pump_of(MemorySource([trades(2)]), NdjsonSink(out=out, exchange="X"), rejects)
+    pump.run(lambda _: lengths.append(len(out.getvalue().splitlines())))
+    assert lengths == [2]
+
+
+def test_totals_begin_at_nothing() -> None:
+    assert set(asdict(Totals()).values()) == {0}
