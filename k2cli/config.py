@@ -78,7 +78,7 @@ class StreamSettings(_Section, frozen=True, kw_only=True):
 class QuerySettings(_Section, frozen=True, kw_only=True):
     """What a query may use; beyond the memory limit DuckDB spills to disk."""
 
-    memory_limit: str = "1GB"
+    memory_limit: str = "2GB"
     threads: PositiveInt | None = None
 
 

@@ -153,6 +153,8 @@ def binance(
     chosen = [_channel(name) for name in split_commas(channels)]
     if not instruments:
         raise typer.BadParameter("no symbol given", param_hint="--symbols")
+    if not chosen:
+        raise typer.BadParameter("no channel given", param_hint="--channels")
 
     from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
     from k2cli.pipeline import Pump, PumpPolicy

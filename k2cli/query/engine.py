@@ -11,7 +11,8 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import BinaryIO, Final
 
 import duckdb
@@ -46,8 +47,10 @@ def translated(*, is_from_user: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except duckdb.InterruptException as exc:
-        raise KeyboardInterrupt from exc
+    except RuntimeError as exc:
+        if isinstance(exc.__cause__, KeyboardInterrupt):  # what DuckDB makes of Ctrl-C
+            raise KeyboardInterrupt from exc
+        raise
     except duckdb.Error as exc:
         error = _expected(exc, is_from_user=is_from_user)
         if error is None:
@@ -99,7 +102,11 @@ def open_engine(settings: QuerySettings, files: Iterable[TableFiles]) -> Iterato
             connection.execute("SET lock_configuration = true")
             for plan in plans:
                 connection.execute(f"CREATE VIEW {quoted(plan.kind.name)} AS {_source(plan)}")
-        yield engine
+        try:
+            yield engine
+        except KeyboardInterrupt:
+            connection.interrupt()  # otherwise closing it waits for the query's end
+            raise
 
 
 def _connect(settings: QuerySettings, spill: str) -> duckdb.DuckDBPyConnection:
@@ -244,14 +251,14 @@ class Engine:
         pump.start()
         counted = None
         try:
-            with self._writer:
-                copy = f"COPY ({sql}) TO {literal(self.pipe)} ({options})"
-                counted = self.connection.execute(copy, list(values)).fetchone()
+            copy = f"COPY ({sql}) TO {literal(self.pipe)} ({options})"
+            counted = self.connection.execute(copy, list(values)).fetchone()
         except duckdb.IOException as exc:
             raise pump.failure or exc from exc
         finally:
-            if counted is None:  # an interrupted COPY keeps the pipe open, and the pump waiting
-                self.connection.close()
+            if counted is None:
+                pump.stop(self._writer)
+            self._writer.close()
             pump.join()
         if pump.failure:
             raise pump.failure
@@ -266,6 +273,14 @@ class _Pump(threading.Thread):
         self._source = source
         self._sink = sink
         self.failure: OSError | None = None
+        self._is_stopped = False
+
+    def stop(self, writer: BinaryIO) -> None:
+        """End it without an end of the data: an interrupted COPY keeps its end of the pipe."""
+        self._is_stopped = True
+        os.set_blocking(writer.fileno(), False)
+        with suppress(OSError):  # full: then there is something to wake up for; or closed
+            os.write(writer.fileno(), b"\0")
 
     def run(self) -> None:
         buffer = bytearray(_CHUNK_BYTES)
@@ -273,6 +288,8 @@ class _Pump(threading.Thread):
         with self._source as source:  # closing it makes DuckDB's next write fail
             try:
                 while size := source.readinto(buffer):  # type: ignore[attr-defined]
+                    if self._is_stopped:
+                        return
                     self._sink.write(view[:size])
                 self._sink.flush()
             except OSError as exc:
@@ -317,9 +334,17 @@ class Answer:
                 self._rendered(render), self._values
             ).to_arrow_reader(_BATCH_ROWS)
         yield pa.RecordBatch.from_pylist([], schema=reader.schema)
-        with reader:
-            while (batch := _next_batch(reader)) is not None:
+        # In a thread, because a wait for it can be interrupted, and DuckDB's own work cannot.
+        with reader, ThreadPoolExecutor(1) as worker:
+            while (batch := self._wait(worker.submit(_next_batch, reader))) is not None:
                 yield batch
+
+    def _wait(self, next_batch: Future[pa.RecordBatch | None]) -> pa.RecordBatch | None:
+        try:
+            return next_batch.result()
+        except KeyboardInterrupt:
+            self._engine.connection.interrupt()
+            raise
 
     def table(self) -> pa.Table:
         """Take all rows at once, for answers that are small."""

@@ -17,10 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
-
 from builders import START, quotes_batch, table_of, trade_row, trades_batch
 from conftest import Result, Run
+from typer.testing import CliRunner
+
 from k2cli.commands.app import app
 from k2cli.commands.output import Format
 from k2cli.config import load_settings
@@ -292,7 +292,11 @@ def test_interrupt_leaves_nothing(filled: Path, tmp_path: Path, fmt: str) -> Non
         time.sleep(0.05)
     time.sleep(0.5)
     k2.send_signal(signal.SIGINT)
-    _, said = k2.communicate(timeout=20)
+    try:
+        _, said = k2.communicate(timeout=20)
+    finally:
+        k2.kill()
+        k2.communicate()
     assert k2.returncode == 130, said
     assert list(tmp_path.iterdir()) == []
 

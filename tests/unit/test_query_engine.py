@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from builders import START, Row, quotes_batch, table_of, trade_row, trades_batch
+
 from k2cli.config import QuerySettings
 from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
 from k2cli.query.bars import one_minute_bars

@@ -67,9 +67,15 @@ class StreamOptions:
 
 
 class BinanceStream:
-    """The exchange's live stream as a `Source`."""
+    """The exchange's live stream as a `Source`.
+
+    Raises:
+        UsageError: one of the bases is no ws:// or wss:// URL.
+    """
 
     def __init__(self, *, options: StreamOptions, observe: Observer) -> None:
+        for base in options.urls:
+            stream_url(base, [], has_microseconds=options.venue.has_microseconds)
         self._options = options
         self._observe = observe
         self._parser = FrameParser(venue=options.venue, instruments=options.instruments)

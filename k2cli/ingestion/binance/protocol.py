@@ -13,7 +13,7 @@ does not fit is found only when a column as a whole does not.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -113,31 +113,12 @@ class FrameParser:
     def parse(self, frames: Sequence[bytes], received_us: Sequence[int], *, first: int) -> Parsed:
         """Parse a chunk of frames, received at these UTC microseconds; `first` numbers them."""
         reasons: dict[int, str] = {}
-        trades: _Group = ([], [])
-        quotes: _Group = ([], [])
-        for place, frame in enumerate(frames):
-            try:
-                payload = self._decode(frame).data
-                if payload is UNSET:
-                    payload = self._decode_raw(frame)
-            except _UNREADABLE as exc:
-                reasons[place] = f"not a frame of the exchange: {exc}"
-                continue
-            event = payload.e
-            if event == "trade":
-                payloads, places = trades
-            elif event == "bookTicker" or (event is UNSET and payload.u is not UNSET):
-                payloads, places = quotes
-            else:
-                reasons[place] = _why_unknown(frame, payload)
-                continue
-            payloads.append(payload)
-            places.append(place)
+        trades, quotes = self._grouped(frames) or self._sorted_out(frames, reasons)
         received = np.array(received_us, dtype=np.int64)
         rows = []
         for kind, group in ((TRADES, trades), (QUOTES, quotes)):
-            batch = self._build(kind, group, received, reasons)
-            if batch.num_rows:
+            batch = self._build(kind, group, received, reasons) if group[0] else None
+            if batch is not None and batch.num_rows:
                 rows.append((kind, batch))
         rejects = [
             Reject(
@@ -150,14 +131,58 @@ class FrameParser:
         ]
         return Parsed(rows=rows, rejects=rejects)
 
+    def _grouped(self, frames: Sequence[bytes]) -> "tuple[_Group, _Group] | None":
+        """Decode frames that are all good, the fast path; None if one of them is not."""
+        decode = self._decode
+        try:
+            payloads = cast("list[_Payload]", [decode(frame).data for frame in frames])
+            events = [payload.e for payload in payloads]
+        except (*_UNDECODABLE, AttributeError):  # the data of a raw frame is UNSET
+            return None
+        count = len(payloads)
+        trades = [place for place, event in enumerate(events) if event == "trade"]
+        if len(trades) == count:
+            return (payloads, range(count)), ([], [])
+        quotes = [place for place, event in enumerate(events) if event != "trade"]
+        others = [payloads[place] for place in quotes] if trades else payloads
+        if not _are_quotes(others):
+            return None
+        return ([payloads[place] for place in trades], trades), (others, quotes)
+
+    def _sorted_out(
+        self, frames: Sequence[bytes], reasons: dict[int, str]
+    ) -> "tuple[_Group, _Group]":
+        """Decode frames one by one; those that are neither trade nor quote enter `reasons`."""
+        trades: tuple[list[_Payload], list[int]] = ([], [])
+        quotes: tuple[list[_Payload], list[int]] = ([], [])
+        for place, frame in enumerate(frames):
+            try:
+                payload = self._decode(frame).data
+                if payload is UNSET:
+                    payload = self._decode_raw(frame)
+            except _UNDECODABLE as exc:
+                reasons[place] = f"not a frame of the exchange: {exc}"
+                continue
+            if payload.e == "trade":
+                payloads, places = trades
+            elif _are_quotes([payload]):
+                payloads, places = quotes
+            else:
+                reasons[place] = _why_unknown(frame, payload)
+                continue
+            payloads.append(payload)
+            places.append(place)
+        return trades, quotes
+
     def _build(
         self, kind: RecordKind, group: "_Group", received: _Ints, reasons: dict[int, str]
     ) -> pa.RecordBatch:
         """Build a batch of one kind; payloads that do not fit leave it and enter `reasons`."""
         payloads, places = group
         columns = self._trades if kind is TRADES else self._quotes
+        times = received if len(places) == len(received) else received[places]
         try:
-            return _batch(kind, columns(payloads, received[places]))
+            return _batch(kind, columns(payloads, times))
         except (pa.ArrowException, TypeError, _Unfit):
             faults = [self._fault(kind, payload) for payload in payloads]
         fit = [number for number, fault in enumerate(faults) if fault is None]
@@ -175,12 +200,16 @@ class FrameParser:
         is_maker = _integers([p.m for p in payloads])
         vendor = _VendorData(len(payloads))
         vendor.add("is_buyer_maker", _BOOLEANS, is_maker)
-        vendor.add_texts("event_type", [p.e for p in payloads])
+        vendor.add("event_type", _TRADE, np.zeros(len(payloads), dtype=np.int64))
         vendor.add_numbers("event_time", _integers([p.E for p in payloads]))
         vendor.add_numbers("trade_time", trade_time)
         vendor.add("base_asset", common.bases, common.codes)
         vendor.add("quote_asset", common.quotes, common.codes)
-        vendor.add_texts("is_best_match", [_BOOLEAN_TEXT.get(p.M) for p in payloads])
+        is_best = [p.M for p in payloads]
+        if UNSET in is_best:
+            vendor.add_texts("is_best_match", [_BOOLEAN_TEXT.get(best) for best in is_best])
+        else:
+            vendor.add("is_best_match", _BOOLEANS, _integers(is_best))
         vendor.add_texts("order_type", [p.X for p in payloads])
         vendor.add_texts("buyer_order_id", [p.b for p in payloads])
         vendor.add_texts("seller_order_id", [p.a for p in payloads])
@@ -287,11 +316,13 @@ class FrameParser:
         return None
 
 
-_Group = tuple[list[_Payload], list[int]]  # payloads, and their places in the chunk
+_Group = tuple[Sequence[_Payload], Sequence[int]]  # payloads, and their places in the chunk
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _REQUIRED: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "trades": (("E", "T", "s", "t", "p", "q", "m"), ("p", "q")),
     "quotes": (("s", "u", "b", "B", "a", "A"), ("b", "B", "a", "A")),
 }
+_TRADE: Final = pa.array(["trade"])
 _BOOLEANS: Final = pa.array(["false", "true"])
 _BOOLEAN_TEXT: Final[Mapping[object, str]] = {False: "false", True: "true"}
 _SIDES: Final = pa.array(["BUY", "SELL"])  # the buyer is the maker: the seller took liquidity
@@ -330,11 +361,11 @@ class _VendorData:
 
     def add_texts(self, key: str, values: Sequence[object]) -> None:
         """Add an entry with a few distinct values; None and UNSET leave the row without it."""
+        if values.count(UNSET) == len(values):
+            return
         distinct = dict.fromkeys(values)
         distinct.pop(None, None)
         distinct.pop(UNSET, None)
-        if not distinct:
-            return
         codes: dict[object, int] = {value: code for code, value in enumerate(distinct)}
         pool = pa.array([str(value) for value in distinct], pa.string())
         self.add(key, pool, np.array([codes.get(value, -1) for value in values], dtype=np.int64))
@@ -345,15 +376,28 @@ class _VendorData:
         starts = np.cumsum([0, *(len(pool) for pool in self._pools)])[:width]
         places = np.stack(self._places, axis=1)
         is_there = places >= 0
-        offsets = np.zeros(self._count + 1, dtype=np.int32)
-        np.cumsum(is_there.sum(axis=1), out=offsets[1:])
-        values = (places + starts)[is_there]
-        keys = np.broadcast_to(np.arange(width), places.shape)[is_there]
+        values = places + starts
+        keys = np.broadcast_to(np.arange(width), places.shape)
+        if is_there.all():
+            offsets = np.arange(0, width * (self._count + 1), width, dtype=np.int32)
+            values, keys = values.ravel(), keys.ravel()
+        else:
+            offsets = np.zeros(self._count + 1, dtype=np.int32)
+            np.cumsum(is_there.sum(axis=1), out=offsets[1:])
+            values, keys = values[is_there], keys[is_there]
         return pa.MapArray.from_arrays(
             pa.array(offsets),
             pa.array(self._keys).take(pa.array(keys)),
             pa.concat_arrays(self._pools).take(pa.array(values)),
         )
+
+
+def _are_quotes(payloads: Sequence[_Payload]) -> bool:
+    """Tell bookTickers; on spot they name no event, and only they have an update id."""
+    events = [payload.e for payload in payloads]
+    named, unnamed = events.count("bookTicker"), events.count(UNSET)
+    has_ids = unnamed == 0 or UNSET not in [payload.u for payload in payloads]
+    return has_ids and named + unnamed == len(payloads)
 
 
 def _batch(kind: RecordKind, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
