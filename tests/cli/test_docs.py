@@ -4,8 +4,8 @@ import tomllib
 
 import pytest
 import reference
-
 from conftest import REPOSITORY, Run
+
 from k2cli import __version__
 from k2cli.errors import K2Error
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from k2cli.config import Settings
+from k2cli.config import Settings, load_settings
 from k2cli.flow import Totals
 from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
 from k2cli.ingestion.binance.simulator import Simulator, SimulatorOptions, running_simulator
@@ -117,7 +117,6 @@ def stream(
     symbols: list[str],
     *,
     count: int,
-    flush_rows: int = 100_000,
 ) -> Totals:
     """Stream so many messages of both channels into the tables."""
 
@@ -136,7 +135,9 @@ def stream(
             source=BinanceStream(options=options, observe=observe),
             sink=TableSink(lake=lake, exchange=VENUES[market].exchange, observe=observe),
             rejects=rejects,
-            policy=PumpPolicy(flush_rows=flush_rows, flush_interval_s=60, duration_s=30),
+            policy=PumpPolicy(
+                flush_rows=settings.stream.flush_rows, flush_interval_s=60, duration_s=30
+            ),
             observe=observe,
         )
         return pump.run()
@@ -291,11 +292,10 @@ def test_recording_with_bad_frames_in_it_loses_none_of_the_good_ones(
     assert (totals.messages, totals.rows, totals.rejects) == (9000, 8000, 1000)
 
 
-def test_small_commits_add_up(folder: Path, settings: Settings) -> None:
+def test_small_commits_add_up(folder: Path, home: Path) -> None:
+    settings = load_settings({"K2_HOME": str(home), "K2_STREAM_FLUSH_ROWS": "300"})
     expected = read_recorded(folder / OLDER)
     with playing(expected.path, rate=4_000) as simulator:
-        totals = stream(
-            simulator, settings, Market.SPOT, ["BTCUSDT"], count=expected.count, flush_rows=300
-        )
+        totals = stream(simulator, settings, Market.SPOT, ["BTCUSDT"], count=expected.count)
     assert totals.commits > 2
     assert stored_trades(settings) == expected.trades

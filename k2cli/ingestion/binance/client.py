@@ -34,7 +34,7 @@ from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue
 STREAMS_PER_CONNECTION: Final = 200
 _CHUNK_FRAMES: Final = 4096  # parsed at once
 _TICK_S: Final = 0.05  # how long frames gather before they are parsed
-_QUEUE_HIGH_BYTES: Final = 16 * 1024 * 1024  # of frames; reading pauses above ...
+_QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # of frames; reading pauses above ...
 _QUEUE_LOW_BYTES: Final = _QUEUE_HIGH_BYTES // 2  # ... and goes on below
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _BACKOFF_FIRST_S: Final = 0.5

@@ -1,0 +1,271 @@
+"""`k2 stream` on the command line: exit codes, messages, summaries, rejects."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run
+
+from k2cli.config import Settings
+from k2cli.ingestion.binance.simulator import (
+    GARBAGE,
+    Simulator,
+    SimulatorOptions,
+    running_simulator,
+)
+from k2cli.records import TRADES
+from k2cli.storage.lake import open_lake
+
+STREAM = ("stream", "binance")
+BTC = ("--symbols", "BTCUSDT")
+DEAD = ("--url", "ws://127.0.0.1:1")
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with running_simulator(SimulatorOptions(first_id=100)) as running:
+        yield running
+
+
+@pytest.fixture
+def bad_simulator() -> Iterator[Simulator]:
+    """Puts one kind of garbage after the other behind every tenth trade."""
+    with running_simulator(SimulatorOptions(first_id=100, garbage_every=10)) as running:
+        yield running
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# --- what ends well
+
+
+def test_summary_is_a_line_on_stderr(run: Run, simulator: Simulator) -> None:
+    result = run([*STREAM, *BTC, "--url", simulator.url, "--max-messages", "7"])
+    assert (result.exit_code, result.stdout) == (0, "")
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("summary messages=7 rows=7 rejects=0 duplicates=0 missing=0 commits=1")
+
+
+def test_summary_as_json_is_all_that_stdout_gets(run: Run, simulator: Simulator) -> None:
+    args = ("--max-messages", "7", "--summary", "json")
+    result = run([*STREAM, *BTC, "--url", simulator.url, *args])
+    summary = json.loads(result.stdout)
+    assert summary.pop("duration_s") > 0
+    assert summary == {
+        "messages": 7,
+        "rows": 7,
+        "rejects": 0,
+        "duplicates": 0,
+        "missing": 0,
+        "commits": 1,
+        "reconnects": 0,
+    }
+
+
+def test_duration_ends_the_stream(run: Run, simulator: Simulator) -> None:
+    args = ("--duration", "500ms", "--summary", "json")
+    result = run([*STREAM, *BTC, "--url", simulator.url, *args])
+    assert result.exit_code == 0
+    assert 0.5 <= json.loads(result.stdout)["duration_s"] < 5
+
+
+def test_home_option_wins_over_the_variable(
+    run: Run, simulator: Simulator, tmp_path: Path, home: Path
+) -> None:
+    other = tmp_path / "other"
+    args = ("--max-messages", "1", "--home", str(other))
+    assert run([*STREAM, *BTC, "--url", simulator.url, *args]).exit_code == 0
+    assert (other / "catalog.db").exists()
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    "symbols", [["-s", "btcusdt", "-s", "ETH/USDT"], ["-s", "BTC-USDT,ethusdt"]]
+)
+def test_symbols_repeat_or_come_by_commas(
+    run: Run, simulator: Simulator, symbols: list[str]
+) -> None:
+    args = ("--channels", "trade,bookTicker", "--max-messages", "1")
+    assert run([*STREAM, *symbols, "--url", simulator.url, *args]).exit_code == 0
+    names = "btcusdt@trade/btcusdt@bookTicker/ethusdt@trade/ethusdt@bookTicker"
+    assert simulator.paths == [f"/stream?streams={names}&timeUnit=MICROSECOND"]
+
+
+def test_dead_server_is_followed_by_the_next_one(run: Run, simulator: Simulator) -> None:
+    result = run([*STREAM, *BTC, *DEAD, "--url", simulator.url, "--max-messages", "5"])
+    assert result.exit_code == 0
+    assert "disconnected url=ws://127.0.0.1:1" in result.stderr
+
+
+def test_silent_connection_is_reopened(run: Run) -> None:
+    options = SimulatorOptions(first_id=100, silent_after=20, ping_interval_s=60)
+    with running_simulator(options) as simulator:
+        args = ("--stale-after", "500ms", "--max-messages", "30", "--summary", "json")
+        result = run([*STREAM, *BTC, "--url", simulator.url, *args])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["reconnects"] == 1
+    assert "stale" in result.stderr
+
+
+# --- rejects
+
+
+def test_rejects_are_kept_in_the_home_folder(
+    run: Run, bad_simulator: Simulator, home: Path, settings: Settings
+) -> None:
+    args = ("--max-messages", "66", "--summary", "json")
+    result = run([*STREAM, *BTC, "--url", bad_simulator.url, *args])
+    assert result.exit_code == 0
+    summary = json.loads(result.stdout)
+    assert (summary["messages"], summary["rows"], summary["rejects"]) == (66, 60, 6)
+    rejects = lines(home / "rejects" / "stream-binance.ndjson")
+    assert [reject["position"] for reject in rejects] == [11, 22, 33, 44, 55, 66]
+    assert [reject.get("raw") for reject in rejects] == [
+        None if raw == GARBAGE[2] else raw.decode() for raw in GARBAGE
+    ]
+    assert rejects[2]["raw_base64"] == "//57AIB9"
+    assert all(reject["reason"] and reject["received"].endswith("Z") for reject in rejects)
+    with open_lake(settings) as lake:
+        assert lake.describe(TRADES).rows == 60
+
+
+def test_rejects_go_into_the_named_file(
+    run: Run, bad_simulator: Simulator, home: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.ndjson"
+    args = ("--max-messages", "22", "--rejects", str(file))
+    result = run([*STREAM, *BTC, "--url", bad_simulator.url, *args])
+    assert result.exit_code == 0
+    assert len(lines(file)) == 2
+    assert f"file={file}" in result.stderr
+    assert not (home / "rejects").exists()
+
+
+def test_no_rejects_make_no_file(run: Run, simulator: Simulator, home: Path) -> None:
+    run([*STREAM, *BTC, "--url", simulator.url, "--max-messages", "5"])
+    assert not (home / "rejects").exists()
+
+
+def test_too_many_rejects_exit_with_6_and_all_before_committed(
+    run: Run, settings: Settings
+) -> None:
+    options = SimulatorOptions(first_id=100, garbage_every=10, rate=2_000)
+    with running_simulator(options) as simulator:
+        args = ("--max-rejects", "3", "--summary", "json")
+        result = run([*STREAM, *BTC, "--url", simulator.url, *args])
+    assert result.exit_code == 6
+    assert "rejects; allowed are 3" in result.stderr
+    assert "hint: see " in result.stderr
+    assert "Traceback" not in result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["rows"] + summary["rejects"] == summary["messages"]
+    with open_lake(settings) as lake:
+        assert lake.describe(TRADES).rows == summary["rows"] >= 40
+
+
+def test_rejects_below_a_file_are_a_wrong_setting(
+    run: Run, bad_simulator: Simulator, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    args = ("--rejects", str(tmp_path / "file" / "r.ndjson"), "--max-messages", "100")
+    result = run([*STREAM, *BTC, "--url", bad_simulator.url, *args])
+    assert result.exit_code == 3
+    assert "hint: name another file with --rejects" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# --- what ends badly
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--symbols", "BTC USDT"], "'BTC USDT' is not a symbol"),
+        (["--symbols", "FOOBAR"], "hint: write where it splits, for instance FOO/BAR"),
+        (["--symbols", "BTCUSDT,@@"], "'@@' is not a symbol"),
+        (["--symbols", " , "], "no symbol given"),
+        ([], "--symbols"),
+        ([*BTC, "--channels", "kline_1m"], "'kline_1m' is not one of trade, bookTicker"),
+        ([*BTC, "--market", "nasdaq"], "nasdaq"),
+        ([*BTC, "--url", "http://127.0.0.1:1"], "is not a WebSocket base"),
+        ([*BTC, "--max-messages", "0"], "--max-messages"),
+        ([*BTC, "--max-messages", "many"], "--max-messages"),
+        ([*BTC, "--flush-rows", "0"], "--flush-rows"),
+        ([*BTC, "--duration", "60"], "500ms, 60s, 15m"),
+        ([*BTC, "--stale-after", "-1s"], "--stale-after"),
+        ([*BTC, "--to", "printer"], "printer"),
+        ([*BTC, "--log-format", "xml"], "xml"),
+    ],
+)
+def test_wrong_option_says_so(run: Run, home: Path, args: list[str], words: str) -> None:
+    result = run([*STREAM, *(() if "--url" in args else DEAD), *args])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not home.exists()
+
+
+def test_channels_without_a_channel_say_so(run: Run) -> None:
+    result = run([*STREAM, *BTC, *DEAD, "--channels", ",", "--connect-timeout", "100ms"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--channels" in result.stderr
+
+
+def test_server_that_is_not_there_exits_with_5_in_time(run: Run) -> None:
+    started = time.monotonic()
+    result = run([*STREAM, *BTC, *DEAD, "--connect-timeout", "500ms"])
+    assert time.monotonic() - started < 5
+    assert result.exit_code == 5
+    assert "error: no connection to ws://127.0.0.1:1" in result.stderr
+    assert "hint: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "words"),
+    [
+        ("/nowhere", BTC, "HTTP 404"),
+        ("", ("--symbols", ",".join(f"S{n}/USDT" for n in range(11))), "HTTP 400"),
+    ],
+)
+def test_refusal_exits_with_5_at_once(
+    run: Run, path: str, args: tuple[str, ...], words: str
+) -> None:
+    with running_simulator(SimulatorOptions(max_streams=10)) as simulator:
+        started = time.monotonic()
+        result = run([*STREAM, *args, "--url", simulator.url + path, "--connect-timeout", "30s"])
+        assert time.monotonic() - started < 5
+        assert len(simulator.paths) == 1
+    assert result.exit_code == 5
+    assert f"error: {simulator.url}{path} refuses the connection: {words}" in result.stderr
+
+
+def test_home_below_a_file_exits_with_3(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run([*STREAM, *BTC, *DEAD], env={"K2_HOME": str(tmp_path / "file" / "home")})
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert f"error: cannot use the folder {tmp_path / 'file' / 'home'}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_damaged_catalog_exits_with_6(run: Run, home: Path) -> None:
+    home.mkdir()
+    (home / "catalog.db").write_bytes(b"this is no database" * 100)
+    result = run([*STREAM, *BTC, *DEAD])
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert "error: " in result.stderr
+    assert "hint: the catalog file is damaged" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_shows_an_example_and_every_option(run: Run) -> None:
+    result = run([*STREAM, "--help"])
+    assert result.exit_code == 0
+    assert "k2 stream binance --symbols BTCUSDT,ETHUSDT" in " ".join(result.stdout.split())
+    for option in ("max-messages", "duration", "rejects", "stale-after", "log-format", "summary"):
+        assert f"--{option}" in result.stdout
