@@ -1,7 +1,7 @@
 """Source -> sink: the one place where they meet. Totals, flush policy, rejects, the end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -13,7 +13,7 @@ from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import Lake
-from k2cli.storage.position import StreamPosition
+from k2cli.storage.position import Gap, StreamPosition
 
 Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
 
@@ -53,16 +53,7 @@ class TableSink:
             batches.clear()
             total.rows += commit.rows
             total.duplicates += commit.duplicates
-            for gap in commit.gaps:
-                total.missing += 0 if gap.is_restart else gap.missing
-                self._observe(
-                    "restart_gap" if gap.is_restart else "gap",
-                    table=kind.table,
-                    symbol=gap.symbol,
-                    first=gap.first,
-                    last=gap.last,
-                    missing=gap.missing,
-                )
+            total.missing += _report_gaps(self._observe, kind, commit.gaps)
             if commit.snapshot_id is not None:
                 total.commits += 1
                 self._observe(
@@ -84,8 +75,9 @@ class TableSink:
 class NdjsonSink:
     """Rows as ndjson onto a stream at once; a commit only counts them."""
 
-    def __init__(self, *, out: BinaryIO, exchange: str) -> None:
+    def __init__(self, *, out: BinaryIO, exchange: str, observe: Observer) -> None:
         self._out = out
+        self._observe = observe
         self._renderer = NdjsonRenderer()
         self._positions = _positions(exchange)
         self._held: dict[str, str] = {}
@@ -102,7 +94,7 @@ class NdjsonSink:
         self._out.flush()
         self._written.rows += advance.rows.num_rows
         self._written.duplicates += advance.duplicates
-        self._written.missing += sum(gap.missing for gap in advance.gaps)
+        self._written.missing += _report_gaps(self._observe, kind, advance.gaps)
 
     def commit(self) -> Committed:
         """Return what was printed since the last commit."""
@@ -113,6 +105,20 @@ class NdjsonSink:
         """Let what follows not join what came before."""
         for position in self._positions.values():
             position.interrupted()
+
+
+def _report_gaps(observe: Observer, kind: RecordKind, gaps: Sequence[Gap]) -> int:
+    """Tell every gap; return how many numbers were skipped while streaming."""
+    for gap in gaps:
+        observe(
+            "restart_gap" if gap.is_restart else "gap",
+            table=kind.table,
+            symbol=gap.symbol,
+            first=gap.first,
+            last=gap.last,
+            missing=gap.missing,
+        )
+    return sum(gap.missing for gap in gaps if not gap.is_restart)
 
 
 def _positions(exchange: str) -> dict[str, StreamPosition]:

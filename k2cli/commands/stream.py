@@ -225,7 +225,7 @@ def _open_sink(
     from k2cli.storage.lake import open_lake
 
     if to is Destination.STDOUT:
-        return NdjsonSink(out=sys.stdout.buffer, exchange=exchange)
+        return NdjsonSink(out=sys.stdout.buffer, exchange=exchange, observe=observe)
     lake = stack.enter_context(open_lake(config, create=True))
     return TableSink(lake=lake, exchange=exchange, observe=observe)
 

@@ -4,7 +4,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,7 @@ from pyiceberg.table.update.snapshot import ExpireSnapshots
 from k2cli.config import TableSettings
 from k2cli.errors import Conflict
 from k2cli.records import RecordKind
-from k2cli.storage.datafiles import write_data_files
+from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.expire import expired_snapshots, unreferenced_files
 from k2cli.storage.position import Advance, Gap, Position
 
@@ -131,8 +131,8 @@ def _try_commit(
             return None
     finally:
         if not is_committed:
-            _delete(table, (file.file_path for file in files))
-    _delete(table, doomed | _merged_manifests(table, append.snapshot_id, append.commit_uuid))
+            delete_files(table, (file.file_path for file in files))
+    delete_files(table, doomed | _merged_manifests(table, append.snapshot_id, append.commit_uuid))
     return append.snapshot_id
 
 
@@ -170,12 +170,3 @@ def carried_positions(table: Table) -> dict[str, str]:
         parent = snapshot.parent_snapshot_id
         snapshot = table.snapshot_by_id(parent) if parent is not None else None
     return {}
-
-
-def _delete(table: Table, paths: Iterable[str]) -> None:
-    """Delete files that nothing refers to; one that cannot go is garbage, not an error."""
-    for path in paths:
-        try:
-            table.io.delete(path)
-        except OSError:
-            continue

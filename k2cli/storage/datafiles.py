@@ -5,7 +5,8 @@ themselves get a dictionary; pyiceberg's own append spends several times that on
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -41,7 +42,35 @@ def write_data_files(table: Table, kind: RecordKind, rows: pa.Table) -> list[Dat
     provider puts them.
     """
     schema = arrow_schema_with_ids(kind.arrow, table.schema())
-    return [_write_file(table, kind, day, part, schema) for day, part in _sorted_days(kind, rows)]
+    files: list[DataFile] = []
+    paths: list[str] = []
+    try:
+        for day, part in _sorted_days(kind, rows):
+            key = _day_key(table, day)
+            name = f"{uuid.uuid4()}.parquet"
+            paths.append(table.location_provider().new_data_location(name, key))
+            files.append(
+                _write_file(
+                    table, kind, paths[-1], key, pa.Table.from_arrays(part.columns, schema=schema)
+                )
+            )
+    except BaseException:
+        delete_files(table, paths)
+        raise
+    return files
+
+
+def delete_files(table: Table, paths: Iterable[str]) -> None:
+    """Delete files that nothing refers to; one that cannot go is garbage, not an error."""
+    for path in paths:
+        with suppress(OSError):
+            table.io.delete(path)
+
+
+def _day_key(table: Table, day: int) -> PartitionKey:
+    spec = table.spec()
+    value = PartitionFieldValue(field=spec.fields[0], value=day)
+    return PartitionKey(field_values=[value], partition_spec=spec, schema=table.schema())
 
 
 def _sorted_days(kind: RecordKind, rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
@@ -68,28 +97,23 @@ def _sort_key(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 
 def _write_file(
-    table: Table, kind: RecordKind, day: int, rows: pa.Table, schema: pa.Schema
+    table: Table, kind: RecordKind, path: str, key: PartitionKey, rows: pa.Table
 ) -> DataFile:
-    spec = table.spec()
-    key = PartitionKey(
-        field_values=[PartitionFieldValue(field=spec.fields[0], value=day)],
-        partition_spec=spec,
-        schema=table.schema(),
-    )
-    path = table.location_provider().new_data_location(f"{uuid.uuid4()}.parquet", key)
     output = table.io.new_output(path)
     with (
         output.create() as stream,
         pq.ParquetWriter(
             stream,
-            schema,
+            rows.schema,
             compression="zstd",
-            use_dictionary=[name for name in _DICTIONARY if name.split(".")[0] in schema.names],
+            use_dictionary=[
+                name for name in _DICTIONARY if name.split(".")[0] in rows.column_names
+            ],
             column_encoding={"message_id": "DELTA_BYTE_ARRAY", kind.id_column: "DELTA_BYTE_ARRAY"},
             store_decimal_as_integer=True,
         ) as writer,
     ):
-        writer.write_table(pa.Table.from_arrays(rows.columns, schema=schema), ROW_GROUP_ROWS)
+        writer.write_table(rows, ROW_GROUP_ROWS)
     statistics = data_file_statistics_from_parquet_metadata(
         parquet_metadata=writer.writer.metadata,
         stats_columns=compute_statistics_plan(table.schema(), table.properties),
@@ -102,7 +126,7 @@ def _write_file(
         partition=key.partition,
         file_size_in_bytes=len(output),
         sort_order_id=None,
-        spec_id=spec.spec_id,
+        spec_id=key.partition_spec.spec_id,
         equality_ids=None,
         key_metadata=None,
         **statistics.to_serialized_dict(),

@@ -1,7 +1,8 @@
 """The lakehouse: a catalog, its tables, and what k2 does with them."""
 
+import fcntl
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,7 +219,8 @@ def open_lake(settings: Settings, *, create: bool = False) -> Iterator[Lake]:
         Unavailable: the catalog does not answer.
     """
     where, properties = str(settings.home), dict(settings.catalog)
-    if "uri" not in properties and "type" not in properties:
+    is_embedded = "uri" not in properties and "type" not in properties
+    if is_embedded:
         path = settings.home / _CATALOG_FILE
         with translated(f"cannot use the folder {settings.home}"):
             if create:
@@ -228,15 +230,25 @@ def open_lake(settings: Settings, *, create: bool = False) -> Iterator[Lake]:
         properties = {**_embedded(path), **properties}
     else:
         where = f"catalog {properties.get('uri', properties.get('type'))}"
-    with translated(f"cannot open the catalog in {where}"):
-        catalog = load_catalog("k2", **properties)
-    try:
-        lake = Lake(catalog=catalog, where=where, settings=settings.table)
-        if create:
-            lake.create_tables()
+    with ExitStack() as stack:
+        with _alone(settings.home) if create and is_embedded else nullcontext():
+            with translated(f"cannot open the catalog in {where}"):
+                catalog = load_catalog("k2", **properties)
+            stack.callback(catalog.close)
+            lake = Lake(catalog=catalog, where=where, settings=settings.table)
+            if create:
+                lake.create_tables()
         yield lake
-    finally:
-        catalog.close()
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Let one process at a time create the catalog: pyiceberg's own steps race each other."""
+    with ExitStack() as stack:
+        with translated(f"cannot use the folder {home}"):
+            lock = stack.enter_context((home / "catalog.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _embedded(path: Path) -> dict[str, str]:

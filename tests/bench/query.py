@@ -1,8 +1,7 @@
 """`k2 query trades` of a large table into files, against DuckDB on the same data files by hand."""
 
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,7 +9,7 @@ from typing import Final
 import pyarrow.parquet as pq
 from by_hand import copy_by_hand
 from data import trades
-from processes import K2, SYMBOLS, check_equal, environment, helper, watched
+from processes import K2, SYMBOLS, check_equal, helper, output_of, watched
 from report import Aim, Line, Setup
 
 from k2cli.commands.output import choose_output
@@ -37,13 +36,12 @@ class _Table:
     paths: Sequence[str]
 
 
-def run(setup: Setup) -> list[Line]:
+def run(setup: Setup) -> Iterator[Line]:
     """Fill a table, ask for one symbol of ten in both formats, and for everything once."""
     table = _filled(setup.folder, 1_000_000 if setup.is_quick else 10_000_000)
-    lines: list[Line] = []
     for extension in ("csv", "parquet"):
-        lines += _compare(table, extension)
-    return [*lines, *_everything(table)]
+        yield from _compare(table, extension)
+    yield from _everything(table)
 
 
 def _filled(folder: Path, rows: int) -> _Table:
@@ -111,13 +109,12 @@ def _ask(settings: Settings, target: Path) -> None:
 
 def _run_command(table: _Table, target: Path) -> None:
     command = [*K2, "query", "trades", "--symbol", _SYMBOL, "-o", str(target)]
-    subprocess.run(command, env=environment(table.settings.home), check=True)
+    output_of(command, home=table.settings.home)
 
 
 def _run_script(table: _Table, target: Path) -> None:
     command = helper("by_hand.py", str(target), _SYMBOL)
-    paths = "\n".join(table.paths)
-    subprocess.run(command, input=paths, stdout=subprocess.DEVNULL, text=True, check=True)
+    output_of(command, home=table.settings.home, text="\n".join(table.paths))
 
 
 def _count_rows(path: Path) -> int:

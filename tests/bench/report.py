@@ -72,6 +72,7 @@ class Result:
     name: str
     took_s: float
     lines: Sequence[Line]
+    failure: str = ""  # why it found no more
 
 
 def show(results: Sequence[Result]) -> None:
@@ -92,6 +93,8 @@ def show(results: Sequence[Result]) -> None:
             is_last = number == len(result.lines) - 1
             name = result.name if number == 0 else ""
             table.add_row(name, *_cells(line), end_section=is_last)
+        if result.failure:
+            table.add_row(result.name, "[red]failed[/]", end_section=True)
     console.print(table)
 
 
@@ -134,6 +137,7 @@ def as_json(results: Sequence[Result], *, is_quick: bool) -> Mapping[str, Any]:
         "benchmarks": {
             result.name: {
                 "took_s": round(result.took_s, 1),
+                "failure": result.failure,
                 "lines": [
                     {**asdict(line), "ratio": line.ratio, "is_met": line.is_met}
                     for line in result.lines

@@ -1,14 +1,13 @@
 """The time until `k2 --help` has answered, against a Python that does nothing."""
 
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from processes import K2, environment, output_of
+from processes import K2, output_of
 from report import Aim, Line, Setup
 
 _ROUNDS: Final = 10
@@ -56,7 +55,7 @@ def run(setup: Setup) -> list[Line]:
 
 def _time_ms(command: Sequence[str], home: Path) -> float:
     started = time.perf_counter()
-    subprocess.run(command, env=environment(home), stdout=subprocess.DEVNULL, check=True)
+    output_of(command, home=home)
     return (time.perf_counter() - started) * 1000
 
 

@@ -14,7 +14,7 @@ _EVERY_S = 0.05
 
 
 def main() -> None:
-    """Watch to the end; the command's exit code is in the result."""
+    """Watch to the end, and exit as the command did."""
     result, *command = sys.argv[1:]
     started = time.perf_counter()
     pid = os.posix_spawnp(command[0], command, os.environ)
@@ -26,12 +26,12 @@ def main() -> None:
         samples.append(_resident_kb(pid))
         time.sleep(_EVERY_S)
     found = {
-        "exit_code": os.waitstatus_to_exitcode(status),
         "took_s": time.perf_counter() - started,
         "peak_kb": usage.ru_maxrss,
         "samples_kb": samples,
     }
     Path(result).write_text(json.dumps(found), encoding="utf-8")
+    sys.exit(abs(os.waitstatus_to_exitcode(status)))
 
 
 def _resident_kb(pid: int) -> int:

@@ -444,6 +444,9 @@ def test_file_size_limit_ends_with_a_message_and_what_was_reported(
     held = numbers(settings)
     assert_is_one_run(held, 100)
     assert len(held) == sum(event["rows"] for event in commits)
+    with open_lake(settings) as lake:
+        planned = set(lake.plan(TRADES).paths)
+    assert {str(path) for path in (settings.home / "warehouse").rglob("*.parquet")} == planned
     with running_simulator(SimulatorOptions(first_id=100)) as simulator:
         again = run(command(simulator.url, "--max-messages", str(len(held) + 10))[3:])
     assert again.exit_code == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import batch_of, quotes_batch, trade_row, trades_batch
+from builders import table_of, trade_row, trades_batch
 
 from k2cli.errors import BadData, Unavailable
 from k2cli.flow import Batch, Committed, Reject, Totals
@@ -288,9 +288,26 @@ def test_markets_do_not_share_a_position(lake: Lake, rejects: RejectLog) -> None
         assert pump_of(MemorySource([trades(10)]), sink, rejects).run().rows == 10
 
 
+def ndjson_sink(out: BytesIO, events: list[str] | None = None) -> NdjsonSink:
+    def observe(event: str, **_: object) -> None:
+        if events is not None:
+            events.append(event)
+
+    return NdjsonSink(out=out, exchange="BINANCE", observe=observe)
+
+
+def test_ndjson_sink_tells_gaps(rejects: RejectLog) -> None:
+    events: list[str] = []
+    later = table_of(TRADES, [trade_row(source_sequence=1_005)]).to_batches()[0]
+    source = MemorySource([trades(1), Batch(rows=[(TRADES, later)], messages=1)])
+    totals = pump_of(source, ndjson_sink(BytesIO(), events), rejects).run()
+    assert events == ["gap"]
+    assert totals.missing == 4
+
+
 def test_ndjson_sink_prints_each_row_once(rejects: RejectLog) -> None:
     out = BytesIO()
-    sink = NdjsonSink(out=out, exchange="BINANCE")
+    sink = ndjson_sink(out)
     totals = pump_of(MemorySource([trades(4), trades(6, session=1)]), sink, rejects).run()
     numbers = [json.loads(line)["source_sequence"] for line in out.getvalue().splitlines()]
     assert sorted(numbers) == [1_000 + n for n in range(6)]
@@ -300,7 +317,7 @@ def test_ndjson_sink_prints_each_row_once(rejects: RejectLog) -> None:
 def test_ndjson_sink_prints_at_once(rejects: RejectLog) -> None:
     out = BytesIO()
     lengths: list[int] = []
-    pump = pump_of(MemorySource([trades(2)]), NdjsonSink(out=out, exchange="X"), rejects)
+    pump = pump_of(MemorySource([trades(2)]), ndjson_sink(out), rejects)
     pump.run(lambda _: lengths.append(len(out.getvalue().splitlines())))
     assert lengths == [2]
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -32,7 +32,7 @@ from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue
 
 # 200 names keep the URL far below the 8 KiB that servers take; the exchange allows 1024.
 STREAMS_PER_CONNECTION: Final = 200
-_CHUNK_FRAMES: Final = 4096  # parsed at once
+_CHUNK_FRAMES: Final = 4096  # parsed at once, about
 _TICK_S: Final = 0.05  # how long frames gather before they are parsed
 _QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # of frames; reading pauses above ...
 _QUEUE_LOW_BYTES: Final = _QUEUE_HIGH_BYTES // 2  # ... and goes on below
@@ -50,7 +50,15 @@ _RETRIED_STATUS: Final = (
 _DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 Observer = Callable[..., None]  # observe("connected", url=...): an event and its fields
-_Entry = tuple[int, bytes | None]  # receive time and frame; without a frame: session number
+
+
+class _Burst(NamedTuple):
+    """Frames that came with one read from the network."""
+
+    session: int
+    received_us: int
+    frames: list[bytes]
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +87,10 @@ class BinanceStream:
         self._options = options
         self._observe = observe
         self._parser = FrameParser(venue=options.venue, instruments=options.instruments)
-        self._queue: deque[_Entry] = deque()
+        self._queue: deque[_Burst] = deque()
         self._received = 0
-        self._received_bytes = 0  # written by the connections' thread
-        self._parsed_bytes = 0  # written by the thread that takes the batches
+        self._queued_bytes = 0  # written by the connections' thread ...
+        self._taken_bytes = 0  # ... and by the one that takes the batches: both only grow
         self._session = 0
         self._stopped = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -122,27 +130,23 @@ class BinanceStream:
                     session=session,
                 )
                 position += len(frames)
-                self._parsed_bytes += sum(map(len, frames))
             else:
                 yield Batch(session=session)
-            if len(self._queue) < _CHUNK_FRAMES:
+            if len(frames) < _CHUNK_FRAMES:
                 wait([connections], timeout=_TICK_S)
 
     def _next_chunk(self, session: int) -> tuple[list[bytes], list[int], int]:
-        """Take a chunk off the queue, of one session only."""
+        """Take frames off the queue, with the times they came, of one session only."""
         frames: list[bytes] = []
         times: list[int] = []
-        queue = self._queue
-        for _ in range(min(len(queue), _CHUNK_FRAMES)):
-            received_us, frame = queue[0]
-            if frame is None:
-                if frames:
-                    break
-                session = received_us
-            else:
-                frames.append(frame)
-                times.append(received_us)
-            queue.popleft()
+        while self._queue and len(frames) < _CHUNK_FRAMES:
+            if frames and self._queue[0].session != session:
+                break
+            burst = self._queue.popleft()
+            session = burst.session
+            frames += burst.frames
+            times += [burst.received_us] * len(burst.frames)
+            self._taken_bytes += burst.size_bytes
         return frames, times, session
 
     # Below: in the thread of the connections.
@@ -211,11 +215,11 @@ class BinanceStream:
         )
 
     def _begin_session(self, connection: "_Connection") -> None:
-        """Mark in the queue, once, where the frames of a reconnected stream begin."""
+        """Let what comes from now on belong to another session than what came before."""
         if connection.is_reconnected:
             connection.is_reconnected = False
             self._session += 1
-            self._queue.append((self._session, None))
+            self._queue.append(_Burst(self._session, 0, [], 0))
 
     async def _read(self, connection: "_Connection") -> None:
         """Wait for the end of the connection, while `_take` takes what comes.
@@ -229,28 +233,38 @@ class BinanceStream:
         finally:
             watchdog.cancel()
 
-    def _take(self, connection: "_Connection", frame: bytes) -> None:
-        """Put a frame into the queue, up to the last one that is wanted."""
-        limit = self._options.max_messages
-        if limit is not None and self._received >= limit:
-            return
-        if _SHUTDOWN in frame and len(frame) < _SHUTDOWN_MAX_BYTES:
-            connection.farewell = "the exchange shuts the server down"
-            connection.transport.abort()  # reconnect at once
-            return
+    def _take(self, connection: "_Connection", frames: list[bytes]) -> None:
+        """Put frames into the queue, up to the last one that is wanted."""
         self._begin_session(connection)
+        if _SHUTDOWN in b"".join(frames):
+            frames = self._without_goodbye(connection, frames)
+        limit = self._options.max_messages
+        if limit is not None:
+            frames = frames[: limit - self._received]
+        if not frames:
+            return
         connection.has_received = True
-        self._queue.append((connection.received_us, frame))
-        self._received += 1
-        self._received_bytes += len(frame)
+        size_bytes = sum(map(len, frames))
+        burst = _Burst(self._session, connection.received_us, frames, size_bytes)
+        self._queue.append(burst)
+        self._received += len(frames)
+        self._queued_bytes += size_bytes
         if self._received == limit:
             self.stop()
         elif self._is_full(_QUEUE_HIGH_BYTES) and not connection.is_paused:
             connection.pause()
             self._resume_when_drained(connection)
 
+    def _without_goodbye(self, connection: "_Connection", frames: list[bytes]) -> list[bytes]:
+        """Leave the notice of a shutdown out, and reconnect at once if it is one."""
+        kept = [f for f in frames if _SHUTDOWN not in f or len(f) >= _SHUTDOWN_MAX_BYTES]
+        if len(kept) < len(frames):
+            connection.farewell = "the exchange shuts the server down"
+            connection.transport.abort()
+        return kept
+
     def _is_full(self, limit_bytes: int) -> bool:
-        return self._received_bytes - self._parsed_bytes > limit_bytes
+        return self._queued_bytes - self._taken_bytes > limit_bytes
 
     def _resume_when_drained(self, connection: "_Connection") -> None:
         if self._is_full(_QUEUE_LOW_BYTES):
@@ -291,7 +305,7 @@ class BinanceStream:
 
 
 class _Connection(ClientConnection):
-    """A connection that hands every message over as it comes, without a queue of its own.
+    """A connection that hands its messages over as they come, without a queue of its own.
 
     `received_us` and `last_data_s` tell when data last came, pings included.
     """
@@ -299,7 +313,7 @@ class _Connection(ClientConnection):
     def __init__(
         self,
         *args: Any,
-        take: Callable[["_Connection", bytes], None],
+        take: Callable[["_Connection", list[bytes]], None],
         is_reconnected: bool,
         **kwargs: Any,
     ) -> None:
@@ -311,24 +325,27 @@ class _Connection(ClientConnection):
         self.last_data_s = time.monotonic()
         self.is_paused = False
         self._take = take
+        self._messages: list[bytes] = []  # of the current read
         self._fragments: list[bytes] = []
 
     def data_received(self, data: bytes) -> None:
         self.received_us = time.time_ns() // 1000
         self.last_data_s = time.monotonic()
         super().data_received(data)
+        if self._messages:
+            messages, self._messages = self._messages, []
+            self._take(self, messages)
 
     def process_event(self, event: Event) -> None:
         if not isinstance(event, Frame) or event.opcode not in _DATA:
             super().process_event(event)
         elif event.fin and not self._fragments:
-            self._take(self, bytes(event.data))
+            self._messages.append(bytes(event.data))
         else:
             self._fragments.append(bytes(event.data))
             if event.fin:
-                message = b"".join(self._fragments)
+                self._messages.append(b"".join(self._fragments))
                 self._fragments.clear()
-                self._take(self, message)
 
     def pause(self) -> None:
         """Stop reading from the network, so that the exchange feels the back-pressure."""
