@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import table_of, trade_row, trades_batch
+from builders import batch_of, quotes_batch, table_of, trade_row, trades_batch
 
 from k2cli.errors import BadData, Unavailable
 from k2cli.flow import Batch, Committed, Reject, Totals
