@@ -156,10 +156,14 @@ def binance(
     if not chosen:
         raise typer.BadParameter("no channel given", param_hint="--channels")
 
+    import pyarrow as pa
+
     from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
     from k2cli.pipeline import Pump, PumpPolicy
     from k2cli.rejects import RejectLog
 
+    # Arrow's own allocators keep memory between commits that this one gives back.
+    pa.set_memory_pool(pa.system_memory_pool())
     defaults, venue = config.stream, VENUES[market]
     options = StreamOptions(
         venue=venue,
