@@ -95,7 +95,7 @@ def symbols(
     with open_lake(config) as lake:
         plans = [lake.plan(kind) for kind in lake.kinds()]
         if not plans:
-            raise NotFound(f"there are no tables in {config.home}", hint="k2 demo, or k2 stream binance --symbols BTCUSDT")
+            raise NotFound(f"there are no tables in {config.home} yet", hint="k2 demo")
         with open_engine(config.query, plans) as engine:
             out.write(list_symbols(engine, [plan.kind for plan in plans]))
 
