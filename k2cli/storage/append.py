@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
-from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
+from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, RESTError
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.table.update.snapshot import ExpireSnapshots
+from sqlalchemy.exc import DatabaseError
 
 from k2cli.config import TableSettings
 from k2cli.errors import Conflict
@@ -103,12 +104,13 @@ def _try_commit(
 ) -> int | None:
     """Commit the files as one snapshot; None after a lost race, with the files deleted again.
 
-    When the outcome is unknown (the catalog's answer was lost), the table itself tells.
+    When the outcome is unknown (the catalog's answer was lost), the table itself tells. Where it
+    cannot tell either, the files stay: garbage if the commit did not land, rows if it did.
     """
+    paths = [file.file_path for file in files]
     transaction = table.transaction()
     append = transaction.update_snapshot(snapshot_properties=properties).merge_append()
     doomed: set[str] = set()
-    is_committed = False
     try:
         expired = expired_snapshots(table.metadata, settings)
         doomed = unreferenced_files(table, expired)
@@ -118,20 +120,18 @@ def _try_commit(
         if expired:
             ExpireSnapshots(transaction).by_ids(sorted(expired)).commit()
         transaction.commit_transaction()
-        is_committed = True
-    except CommitFailedException:
-        return None
-    except FileNotFoundError:
-        if not has_moved_on(table):
+    except (CommitFailedException, FileNotFoundError) as exc:
+        is_lost = isinstance(exc, CommitFailedException) or has_moved_on(table)
+        delete_files(table, paths)
+        if not is_lost:
             raise
         return None
-    except CommitStateUnknownException:
-        is_committed = table.refresh().snapshot_by_id(append.snapshot_id) is not None
-        if not is_committed:
+    except (CommitStateUnknownException, DatabaseError, OSError, RESTError) as exc:
+        if table.refresh().snapshot_by_id(append.snapshot_id) is None:
+            delete_files(table, paths)
+            if not isinstance(exc, CommitStateUnknownException):
+                raise
             return None
-    finally:
-        if not is_committed:
-            delete_files(table, (file.file_path for file in files))
     delete_files(table, doomed | _merged_manifests(table, append.snapshot_id, append.commit_uuid))
     return append.snapshot_id
 

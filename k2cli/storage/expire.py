@@ -34,8 +34,9 @@ def expired_snapshots(metadata: TableMetadata, settings: TableSettings) -> set[i
 def unreferenced_files(table: Table, expired: set[int]) -> set[str]:
     """List the files that only these snapshots refer to: manifest lists, manifests, data files.
 
-    Data files can only be among them if a kept snapshot's history rewrote or deleted some;
-    while all are appends, every data file lives on, and no manifest is opened to find out.
+    Data files can only be among them if some snapshot rewrote or deleted files, or the table was
+    rolled back; while all are appends in one line, every data file lives on, and no manifest is
+    opened to find out.
     """
     if not expired:
         return set()
@@ -46,7 +47,7 @@ def unreferenced_files(table: Table, expired: set[int]) -> set[str]:
     gone_manifests = {m.manifest_path: m for s in gone for m in s.manifests(table.io)}
     only_gone = {path: m for path, m in gone_manifests.items() if path not in kept_manifests}
     doomed = {snapshot.manifest_list for snapshot in gone} | set(only_gone)
-    if not all(map(_is_append, snapshots)):
+    if not (all(map(_is_append, snapshots)) and expired <= _ancestors(table.metadata)):
         live = {
             entry.data_file.file_path
             for manifest in kept_manifests.values()
@@ -63,3 +64,14 @@ def unreferenced_files(table: Table, expired: set[int]) -> set[str]:
 
 def _is_append(snapshot: Snapshot) -> bool:
     return snapshot.summary is not None and snapshot.summary.operation is Operation.APPEND
+
+
+def _ancestors(metadata: TableMetadata) -> set[int]:
+    """Name the snapshots that the current one builds on, itself included."""
+    found: set[int] = set()
+    snapshot = metadata.current_snapshot()
+    while snapshot is not None:
+        found.add(snapshot.snapshot_id)
+        parent = snapshot.parent_snapshot_id
+        snapshot = metadata.snapshot_by_id(parent) if parent is not None else None
+    return found

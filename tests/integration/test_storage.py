@@ -4,14 +4,17 @@ import re
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pytest
 from builders import START, quotes_batch, table_of, trade_row, trades_batch
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.exceptions import CommitStateUnknownException
 
 from k2cli.config import Settings, TableSettings, load_settings
-from k2cli.errors import BadData, ConfigError, NotFound
+from k2cli.errors import BadData, ConfigError, Conflict, NotFound
 from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.storage.append import append_rows, carried_positions
 from k2cli.storage.lake import Lake, open_lake
@@ -141,6 +144,55 @@ def test_rolled_back_table_rolls_its_position_back(lake: Lake) -> None:
         manage.rollback_to_snapshot(first.snapshot_id)
     assert lake.append(TRADES, trades(1, 2), position=dense()).rows == 1
     assert numbers(lake) == [1, 2]
+
+
+def test_data_files_of_rolled_back_snapshots_go_with_them(tmp_path: Path) -> None:
+    settings = load_settings({"K2_HOME": str(tmp_path), "K2_TABLE_KEEP_SNAPSHOTS": "4"})
+    with open_lake(settings, create=True) as lake:
+        first = lake.append(TRADES, trades(1))
+        lake.append(TRADES, trades(2))
+        assert first.snapshot_id is not None
+        with lake.table(TRADES).manage_snapshots() as manage:
+            manage.rollback_to_snapshot(first.snapshot_id)
+        for n in range(3, 12):
+            lake.append(TRADES, trades(n))
+        assert numbers(lake) == [1, *range(3, 12)]
+        planned = set(lake.plan(TRADES).paths)
+    assert {str(path) for path in tmp_path.rglob("*.parquet")} == planned
+
+
+class LostAnswer(SqlCatalog):
+    """A catalog that commits, or not, and then loses the answer."""
+
+    is_committing = True
+
+    def commit_table(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_committing:
+            super().commit_table(*args, **kwargs)
+        raise CommitStateUnknownException("the answer was lost")
+
+
+@pytest.mark.parametrize("is_committing", [True, False])
+def test_lost_answer_is_settled_by_looking(
+    home: Path, settings: Settings, lake: Lake, is_committing: bool
+) -> None:
+    url = f"sqlite:///{home}/catalog.db"
+    catalog = LostAnswer("k2", uri=url, warehouse=str(home / "warehouse"))
+    catalog.is_committing = is_committing
+    table = catalog.load_table("market_data.trades_v2")
+    try:
+        if is_committing:
+            commit = append_rows(
+                table, TRADES, trades(1), position=dense(), settings=settings.table
+            )
+            assert commit.rows == 1
+        else:
+            with pytest.raises(Conflict):
+                append_rows(table, TRADES, trades(1), position=dense(), settings=settings.table)
+    finally:
+        catalog.close()
+    assert numbers(lake) == [1] * is_committing
+    assert len(list(home.rglob("*.parquet"))) == is_committing
 
 
 def test_metadata_stays_bounded_over_many_commits(tmp_path: Path) -> None:
