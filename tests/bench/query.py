@@ -23,7 +23,6 @@ _SYMBOL: Final = SYMBOLS[1]
 _PIECE_ROWS: Final = 250_000  # of one append
 _DAYS: Final = 5
 _DAY_US: Final = 86_400_000_000
-_ROUNDS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +39,7 @@ def run(setup: Setup) -> Iterator[Line]:
     """Fill a table, ask for one symbol of ten in both formats, and for everything once."""
     table = _filled(setup.folder, 1_000_000 if setup.is_quick else 10_000_000)
     for extension in ("csv", "parquet"):
-        yield from _compare(table, extension)
+        yield from _compare(table, extension, rounds=3 if setup.is_quick else 5)
     yield from _everything(table)
 
 
@@ -55,7 +54,7 @@ def _filled(folder: Path, rows: int) -> _Table:
     return _Table(settings=settings, folder=folder, rows=rows, paths=plan.paths)
 
 
-def _compare(table: _Table, extension: str) -> list[Line]:
+def _compare(table: _Table, extension: str, *, rounds: int) -> list[Line]:
     """Measure in turns, in this process and as processes of their own; the best round counts."""
     target = table.folder / f"answer.{extension}"
     ways: dict[str, Callable[[Path], object]] = {
@@ -65,7 +64,7 @@ def _compare(table: _Table, extension: str) -> list[Line]:
         "hand script": lambda path: _run_script(table, path),
     }
     samples: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for name, way in ways.items():
             samples[name].append(_time_s(way, target, table.rows // len(SYMBOLS)))
     what = f"{table.rows // len(SYMBOLS):,} of {table.rows:,} rows to {extension}"
