@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from k2cli.commands.output import Format
+from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, load_settings, parse_duration_s
 
 HomeOpt = Annotated[
@@ -65,6 +65,16 @@ class TextOrJson(StrEnum):
 
 
 TextOrJsonOpt = Annotated[TextOrJson, typer.Option("--format", "-f", help="For people, or JSON.")]
+
+
+SummaryOpt = Annotated[
+    Summary,
+    typer.Option(
+        "--summary",
+        help="At the end, a line on stderr, or a JSON object on stdout "
+        "(on stderr with --to stdout).",
+    ),
+]
 
 
 class Order(StrEnum):

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import secrets
 import shutil
@@ -13,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
+from k2cli.commands.events import event_text
 from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +44,23 @@ def note(message: str) -> None:
 def data(line: str) -> None:
     """Print a line of data on stdout."""
     print(line)
+
+
+class Summary(StrEnum):
+    """How the sums of a run are told: a line on stderr, or one JSON object on stdout."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def summary(sums: Mapping[str, object], form: Summary, *, is_data_on_stdout: bool) -> None:
+    """Tell the sums of a run at its end."""
+    if form is Summary.TEXT:
+        note(event_text("summary", dict(sums)))
+    elif is_data_on_stdout:
+        note(json.dumps(sums))
+    else:
+        data(json.dumps(sums))
 
 
 def error(exc: K2Error) -> None:
@@ -143,15 +162,13 @@ class Output:
         return rows
 
 
-def write_rows(out: Output, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows that are there already, a mapping each, all with the same names."""
-    import pyarrow as pa
-
+def write_table(out: Output, rows: "pa.Table") -> None:
+    """Write rows that are there already."""
     from k2cli.config import QuerySettings
     from k2cli.query.engine import open_engine
 
     with open_engine(QuerySettings(), []) as engine:
-        out.write(engine.ask_table(pa.Table.from_pylist(list(rows))), is_limited=True)
+        out.write(engine.ask_table(rows), is_limited=True)
 
 
 def choose_output(chosen: Format | None, path: Path | None, *, is_forced: bool) -> Output:

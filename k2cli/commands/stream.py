@@ -1,6 +1,5 @@
 """`k2 stream`: a live exchange feed into the tables, or onto stdout."""
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,14 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogFormat, Observer, event_text, log_event
-from k2cli.commands.options import DURATION, HomeOpt, settings, split_commas
+from k2cli.commands.events import LogFormat, Observer, log_event
+from k2cli.commands.options import (
+    DURATION,
+    HomeOpt,
+    SummaryOpt,
+    settings,
+    split_commas,
+)
 from k2cli.config import Settings
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
 
 if TYPE_CHECKING:
     from k2cli.commands.live import LiveView
-    from k2cli.flow import Sink, Totals
+    from k2cli.flow import Sink
 
 stream_app = typer.Typer(help="Stream an exchange's live feed.", no_args_is_help=True)
 
@@ -31,13 +36,6 @@ class Destination(StrEnum):
 
     TABLE = "table"
     STDOUT = "stdout"
-
-
-class Summary(StrEnum):
-    """How the sums of a run are told: a line on stderr, or one JSON object on stdout."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @stream_app.callback()
@@ -131,14 +129,7 @@ def binance(
             show_default="text, where stderr is no terminal",
         ),
     ] = None,
-    summary: Annotated[
-        Summary,
-        typer.Option(
-            "--summary",
-            help="At the end, a line on stderr, or a JSON object on stdout "
-            "(on stderr with --to stdout).",
-        ),
-    ] = Summary.TEXT,
+    summary: SummaryOpt = output.Summary.TEXT,
     home: HomeOpt = None,
 ) -> None:
     """Stream trades and quotes from Binance, exactly once, until stopped.
@@ -201,7 +192,8 @@ def binance(
             pump.run(view.on_batch if view else lambda _: None)
         finally:
             stack.close()
-            _print_summary(pump.totals, summary, to)
+            sums = {**asdict(pump.totals), "duration_s": round(pump.totals.duration_s, 3)}
+            output.summary(sums, summary, is_data_on_stdout=to is Destination.STDOUT)
 
 
 def _channel(name: str) -> Channel:
@@ -250,13 +242,3 @@ def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def _print_summary(totals: "Totals", summary: Summary, to: Destination) -> None:
-    sums = {**asdict(totals), "duration_s": round(totals.duration_s, 3)}
-    if summary is Summary.TEXT:
-        output.note(event_text("summary", sums))
-    elif to is Destination.STDOUT:
-        output.note(json.dumps(sums))
-    else:
-        output.data(json.dumps(sums))

@@ -38,13 +38,16 @@ def list_tables(
 
     Example: k2 table list --format json
     """
+    import pyarrow as pa
+
     from k2cli.storage.lake import open_lake
 
     chosen = output.choose_output(fmt, out, is_forced=force)
     with open_lake(settings(home)) as lake:
         infos = [lake.describe(kind) for kind in lake.kinds()]
     names = ("kind", "name", "rows", "files", "size_bytes", "snapshots", "last_commit", "location")
-    output.write_rows(chosen, [{name: getattr(info, name) for name in names} for info in infos])
+    rows = [{name: getattr(info, name) for name in names} for info in infos]
+    output.write_table(chosen, pa.Table.from_pylist(rows))
 
 
 @table_app.command()
@@ -76,13 +79,17 @@ def snapshots(
 
     Example: k2 table snapshots trades
     """
-    from k2cli.storage.lake import open_lake
+    import pyarrow as pa
+
+    from k2cli.storage.lake import SnapshotInfo, open_lake
 
     chosen = output.choose_output(fmt, out, is_forced=force)
     kind = _kind(table)
     with open_lake(settings(home)) as lake:
         infos = lake.snapshots(kind)
-    output.write_rows(chosen, [{**asdict(info), "refs": ",".join(info.refs)} for info in infos])
+    rows = [{**asdict(info), "refs": ",".join(info.refs)} for info in infos]
+    none = {field.name: pa.array([], pa.string()) for field in fields(SnapshotInfo)}
+    output.write_table(chosen, pa.Table.from_pylist(rows) if rows else pa.table(none))
 
 
 def _kind(table: str) -> "RecordKind":

@@ -4,7 +4,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,9 +20,10 @@ from k2cli.errors import Conflict
 from k2cli.records import RecordKind
 from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.expire import expired_snapshots, unreferenced_files
+from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.position import Advance, Gap, Position
 
-POSITION_PREFIX: Final = "k2.position."
+_CARRIED_PREFIX: Final = "k2."  # what every snapshot takes over from the one before
 _ATTEMPTS: Final = 20
 _MAX_WAIT_S: Final = 1.0
 
@@ -56,30 +57,62 @@ def append_rows(
         Conflict: other writers won too often; nothing was written.
     """
     started = time.perf_counter()
-    for attempt in range(_ATTEMPTS):
-        carried = carried_positions(table)
-        advance = _advance(position, carried, rows)
-        snapshot_id = None
-        if advance.rows.num_rows > 0:
-            if position is not None:
-                carried[position.key] = advance.reached
-            files = write_data_files(table, kind, advance.rows)
-            snapshot_id = _try_commit(table, files, carried, settings)
-            if snapshot_id is None:
-                time.sleep(random.uniform(0, min(_MAX_WAIT_S, 0.02 * 2**attempt)))
-                table.refresh()
-                continue
+    advance = Advance(rows=rows, duplicates=0, reached="")
+
+    def attempt(carried: dict[str, str]) -> Attempt | None:
+        nonlocal advance
+        properties = carried
         if position is not None:
-            position.committed(advance)
-        return Commit(
-            snapshot_id=snapshot_id,
-            rows=advance.rows.num_rows,
-            duplicates=advance.duplicates,
-            gaps=advance.gaps,
-            took_ms=round((time.perf_counter() - started) * 1000, 1),
-        )
+            advance = position.advance(carried.get(position.key), rows)
+            properties = {**carried, position.key: advance.reached}
+        if advance.rows.num_rows == 0:
+            return None
+        files = write_data_files(table, kind, advance.rows)
+        scratch = [file.file_path for file in files]
+        return Attempt(files=files, properties=properties, scratch=scratch)
+
+    snapshot_id = commit_attempts(table, attempt, settings)
+    if position is not None:
+        position.committed(advance)
+    return Commit(
+        snapshot_id=snapshot_id,
+        rows=advance.rows.num_rows,
+        duplicates=advance.duplicates,
+        gaps=advance.gaps,
+        took_ms=round((time.perf_counter() - started) * 1000, 1),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What one try to commit adds to the table."""
+
+    files: Sequence[DataFile]
+    properties: Mapping[str, str]  # of the snapshot: all that is carried on, and what is new
+    scratch: Sequence[str]  # files that are of no use if another writer is faster
+
+
+def commit_attempts(
+    table: Table, attempt: Callable[[dict[str, str]], Attempt | None], settings: TableSettings
+) -> int | None:
+    """Commit what `attempt` makes of the newest snapshot's properties, anew after a lost race.
+
+    Returns the snapshot's id, or None when `attempt` found that there is nothing to add.
+
+    Raises:
+        Conflict: other writers won too often; nothing was written.
+    """
+    for number in range(_ATTEMPTS):
+        made = attempt(carried_properties(table))
+        if made is None:
+            return None
+        snapshot_id = _try_commit(table, made, settings)
+        if snapshot_id is not None:
+            return snapshot_id
+        time.sleep(random.uniform(0, min(_MAX_WAIT_S, 0.02 * 2**number)))
+        table.refresh()
     raise Conflict(
-        f"other writers of table {kind.table} won {_ATTEMPTS} times in a row",
+        f"other writers of {'.'.join(table.name())} won {_ATTEMPTS} times in a row",
         hint="run the command again, or let fewer processes write",
     )
 
@@ -93,28 +126,20 @@ def has_moved_on(table: Table) -> bool:
     return table.refresh().metadata_location != before
 
 
-def _advance(position: Position | None, carried: dict[str, str], rows: pa.Table) -> Advance:
-    if position is None:
-        return Advance(rows=rows, duplicates=0, reached="")
-    return position.advance(carried.get(position.key), rows)
-
-
-def _try_commit(
-    table: Table, files: Sequence[DataFile], properties: dict[str, str], settings: TableSettings
-) -> int | None:
-    """Commit the files as one snapshot; None after a lost race, with the files deleted again.
+def _try_commit(table: Table, made: Attempt, settings: TableSettings) -> int | None:
+    """Commit an attempt as one snapshot; None after a lost race, with its scratch deleted.
 
     When the outcome is unknown (the catalog's answer was lost), the table itself tells. Where it
     cannot tell either, the files stay: garbage if the commit did not land, rows if it did.
     """
-    paths = [file.file_path for file in files]
     transaction = table.transaction()
-    append = transaction.update_snapshot(snapshot_properties=properties).merge_append()
+    append = transaction.update_snapshot(snapshot_properties=dict(made.properties)).merge_append()
     doomed: set[str] = set()
     try:
         expired = expired_snapshots(table.metadata, settings)
-        doomed = unreferenced_files(table, expired)
-        for file in files:
+        next_log = made.properties.get(LOADS_KEY)
+        doomed = unreferenced_files(table, expired, next_log=next_log)
+        for file in made.files:
             append.append_data_file(file)
         append.commit()
         if expired:
@@ -122,13 +147,13 @@ def _try_commit(
         transaction.commit_transaction()
     except (CommitFailedException, FileNotFoundError) as exc:
         is_lost = isinstance(exc, CommitFailedException) or has_moved_on(table)
-        delete_files(table, paths)
+        delete_files(table, made.scratch)
         if not is_lost:
             raise
         return None
     except (CommitStateUnknownException, DatabaseError, OSError, RESTError) as exc:
         if table.refresh().snapshot_by_id(append.snapshot_id) is None:
-            delete_files(table, paths)
+            delete_files(table, made.scratch)
             if not isinstance(exc, CommitStateUnknownException):
                 raise
             return None
@@ -147,15 +172,16 @@ def _merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) ->
         return set()
     used = {manifest.manifest_path for manifest in snapshot.manifests(table.io)}
     pattern = re.compile(rf"{commit_uuid}-m(\d+)\.avro$")
-    last = max(int(match[1]) for match in map(pattern.search, used) if match)
+    last = max((int(match[1]) for match in map(pattern.search, used) if match), default=-1)
     place = table.location_provider().new_metadata_location
     return {place(f"{commit_uuid}-m{number}.avro") for number in range(last)} - used
 
 
-def carried_positions(table: Table) -> dict[str, str]:
-    """Read the positions of all sources: those of the nearest ancestor that k2 wrote.
+def carried_properties(table: Table) -> dict[str, str]:
+    """Read what k2 knows of the table: positions of streams, and where the loads are listed.
 
-    A snapshot of another engine (a compaction) carries none, so the search goes on below it.
+    They stand in the nearest ancestor that k2 wrote: a snapshot of another engine (a compaction)
+    carries none, so the search goes on below it.
     """
     snapshot = table.current_snapshot()
     while snapshot is not None:
@@ -163,7 +189,7 @@ def carried_positions(table: Table) -> dict[str, str]:
             found = {
                 key: value
                 for key, value in snapshot.summary.additional_properties.items()
-                if key.startswith(POSITION_PREFIX)
+                if key.startswith(_CARRIED_PREFIX)
             }
             if found:
                 return found

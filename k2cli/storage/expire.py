@@ -7,6 +7,7 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot
 
 from k2cli.config import TableSettings
+from k2cli.storage.loads import KEY, segment_paths
 
 
 def expired_snapshots(metadata: TableMetadata, settings: TableSettings) -> set[int]:
@@ -31,12 +32,12 @@ def expired_snapshots(metadata: TableMetadata, settings: TableSettings) -> set[i
     return expired if len(expired) >= batch else set()
 
 
-def unreferenced_files(table: Table, expired: set[int]) -> set[str]:
+def unreferenced_files(table: Table, expired: set[int], *, next_log: str | None) -> set[str]:
     """List the files that only these snapshots refer to: manifest lists, manifests, data files.
 
     Data files can only be among them if some snapshot rewrote or deleted files, or the table was
     rolled back; while all are appends in one line, every data file lives on, and no manifest is
-    opened to find out.
+    opened to find out. `next_log` is the log of loads that the commit to come will name.
     """
     if not expired:
         return set()
@@ -47,6 +48,8 @@ def unreferenced_files(table: Table, expired: set[int]) -> set[str]:
     gone_manifests = {m.manifest_path: m for s in gone for m in s.manifests(table.io)}
     only_gone = {path: m for path, m in gone_manifests.items() if path not in kept_manifests}
     doomed = {snapshot.manifest_list for snapshot in gone} | set(only_gone)
+    kept_logs = [next_log, *map(_log, kept)]
+    doomed |= segment_paths(table, map(_log, gone)) - segment_paths(table, kept_logs)
     if not (all(map(_is_append, snapshots)) and expired <= _ancestors(table.metadata)):
         live = {
             entry.data_file.file_path
@@ -60,6 +63,10 @@ def unreferenced_files(table: Table, expired: set[int]) -> set[str]:
             if entry.data_file.file_path not in live
         }
     return doomed
+
+
+def _log(snapshot: Snapshot) -> str | None:
+    return snapshot.summary.additional_properties.get(KEY) if snapshot.summary else None
 
 
 def _is_append(snapshot: Snapshot) -> bool:

@@ -29,7 +29,10 @@ from sqlalchemy.engine import URL
 from k2cli.config import Settings, TableSettings
 from k2cli.errors import BadData, NotFound
 from k2cli.records import KINDS, RecordKind, TableFiles
-from k2cli.storage.append import Commit, append_rows, has_moved_on
+from k2cli.storage.append import Commit, append_rows, carried_properties, has_moved_on
+from k2cli.storage.fileload import FileLoad
+from k2cli.storage.loads import KEY as LOADS_KEY
+from k2cli.storage.loads import list_loads, loaded_before
 from k2cli.storage.position import Position
 from k2cli.storage.tables import create_table
 from k2cli.storage.vendor import translated
@@ -115,6 +118,24 @@ class Lake:
         table = self.table(kind)
         with translated(f"cannot write to table {kind.table} in {self._where}"):
             return append_rows(table, kind, rows, position=position, settings=self._settings)
+
+    def load_file(self, kind: RecordKind) -> FileLoad:
+        """Begin to load a file: a context manager that takes rows and commits them at once."""
+        return FileLoad(
+            table=self.table(kind), kind=kind, settings=self._settings, where=self._where
+        )
+
+    def loaded_before(self, kind: RecordKind, digests: Sequence[str]) -> set[str]:
+        """Tell which files, by their sha256, a table holds already."""
+        table = self.table(kind)
+        with translated(f"cannot read the loads of table {kind.table} in {self._where}"):
+            return loaded_before(table, carried_properties(table).get(LOADS_KEY), digests)
+
+    def loads(self, kind: RecordKind) -> pa.Table:
+        """List the files that were loaded into a table, newest first."""
+        table = self.table(kind)
+        with translated(f"cannot read the loads of table {kind.table} in {self._where}"):
+            return list_loads(table, carried_properties(table).get(LOADS_KEY))
 
     def plan(
         self,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import commits
+import load
 import memory
 import parse
 import query
@@ -35,6 +36,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Setup], Iterable[Line]]]] = {
     "stream": stream.run,
     "memory": memory.run,
     "query": query.run,
+    "load": load.run,
     "commits": commits.run,
 }
 

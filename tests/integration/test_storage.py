@@ -16,7 +16,7 @@ from pyiceberg.exceptions import CommitStateUnknownException
 from k2cli.config import Settings, TableSettings, load_settings
 from k2cli.errors import BadData, ConfigError, Conflict, NotFound
 from k2cli.records import QUOTES, TRADES, RecordKind
-from k2cli.storage.append import append_rows, carried_positions
+from k2cli.storage.append import append_rows, carried_properties
 from k2cli.storage.lake import Lake, open_lake
 from k2cli.storage.position import StreamPosition
 
@@ -121,7 +121,7 @@ def test_writers_of_different_feeds_both_succeed(settings: Settings, lake: Lake)
             lake.append(TRADES, trades(n), position=spot)
             other.append(TRADES, trades(n), position=futures)
     assert numbers(lake) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert set(carried_positions(lake.table(TRADES))) == {
+    assert set(carried_properties(lake.table(TRADES))) == {
         "k2.position.BINANCE",
         "k2.position.BINANCE_USDM",
     }

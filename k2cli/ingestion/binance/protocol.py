@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import UNSET, UnsetType
@@ -26,12 +25,20 @@ from msgspec import UNSET, UnsetType
 from k2cli.errors import UsageError
 from k2cli.flow import Reject
 from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue, parse_symbol
+from k2cli.ingestion.columns import (
+    DECIMAL,
+    YEAR_9999_US,
+    Ints,
+    Unfit,
+    VendorData,
+    decimals,
+    integers,
+    microseconds,
+    timestamps,
+    to_batch,
+)
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids
 
-MICROSECONDS_FROM: Final = 10**15  # a time at or above it is in microseconds, below in milliseconds
-_YEAR_9999_US: Final = 253_402_300_799_999_999
-_DECIMAL: Final = TRADES.arrow.field("price").type
-_MOST_DIGITS: Final = 38  # what a decimal128 holds
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -53,9 +60,8 @@ def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> st
     return f"{base.rstrip('/')}/stream?streams={'/'.join(names)}{unit}"
 
 
-_Ints = npt.NDArray[np.int64]
 _Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
-_Time = Annotated[int, msgspec.Meta(ge=1, le=_YEAR_9999_US)]
+_Time = Annotated[int, msgspec.Meta(ge=1, le=YEAR_9999_US)]
 
 
 class _Payload(msgspec.Struct, gc=False):
@@ -175,15 +181,15 @@ class FrameParser:
         return trades, quotes
 
     def _build(
-        self, kind: RecordKind, group: "_Group", received: _Ints, reasons: dict[int, str]
+        self, kind: RecordKind, group: "_Group", received: Ints, reasons: dict[int, str]
     ) -> pa.RecordBatch:
         """Build a batch of one kind; payloads that do not fit leave it and enter `reasons`."""
         payloads, places = group
         columns = self._trades if kind is TRADES else self._quotes
         times = received if len(places) == len(received) else received[places]
         try:
-            return _batch(kind, columns(payloads, times))
-        except (pa.ArrowException, TypeError, _Unfit):
+            return to_batch(kind, columns(payloads, times))
+        except (pa.ArrowException, TypeError, Unfit):
             faults = [self._fault(kind, payload) for payload in payloads]
         fit = [number for number, fault in enumerate(faults) if fault is None]
         if len(fit) == len(faults):
@@ -192,16 +198,16 @@ class FrameParser:
             {place: fault for place, fault in zip(places, faults, strict=True) if fault is not None}
         )
         kept = [payloads[number] for number in fit]
-        return _batch(kind, columns(kept, received[[places[number] for number in fit]]))
+        return to_batch(kind, columns(kept, received[[places[number] for number in fit]]))
 
-    def _trades(self, payloads: Sequence[_Payload], received: _Ints) -> Mapping[str, pa.Array]:
+    def _trades(self, payloads: Sequence[_Payload], received: Ints) -> Mapping[str, pa.Array]:
         common = self._common(TRADES, payloads, [p.t for p in payloads], received)
-        trade_time = _integers([p.T for p in payloads])
-        is_maker = _integers([p.m for p in payloads])
-        vendor = _VendorData(len(payloads))
+        trade_time = integers([p.T for p in payloads])
+        is_maker = integers([p.m for p in payloads])
+        vendor = VendorData(len(payloads))
         vendor.add("is_buyer_maker", _BOOLEANS, is_maker)
         vendor.add("event_type", _TRADE, np.zeros(len(payloads), dtype=np.int64))
-        vendor.add_numbers("event_time", _integers([p.E for p in payloads]))
+        vendor.add_numbers("event_time", integers([p.E for p in payloads]))
         vendor.add_numbers("trade_time", trade_time)
         vendor.add("base_asset", common.bases, common.codes)
         vendor.add("quote_asset", common.quotes, common.codes)
@@ -209,15 +215,15 @@ class FrameParser:
         if UNSET in is_best:
             vendor.add_texts("is_best_match", [_BOOLEAN_TEXT.get(best) for best in is_best])
         else:
-            vendor.add("is_best_match", _BOOLEANS, _integers(is_best))
+            vendor.add("is_best_match", _BOOLEANS, integers(is_best))
         vendor.add_texts("order_type", [p.X for p in payloads])
         vendor.add_texts("buyer_order_id", [p.b for p in payloads])
         vendor.add_texts("seller_order_id", [p.a for p in payloads])
         return {
             **common.columns,
-            "timestamp": _timestamps(_microseconds(trade_time)),
-            "price": _decimals([p.p for p in payloads]),
-            "quantity": _decimals([p.q for p in payloads]),
+            "timestamp": timestamps(microseconds(trade_time)),
+            "price": decimals([p.p for p in payloads]),
+            "quantity": decimals([p.q for p in payloads]),
             "side": _SIDES.take(pa.array(is_maker)),
             "trade_conditions": pa.ListArray.from_arrays(
                 pa.array(np.zeros(len(payloads) + 1, dtype=np.int32)), pa.array([], pa.string())
@@ -225,12 +231,12 @@ class FrameParser:
             "vendor_data": vendor.build(),
         }
 
-    def _quotes(self, payloads: Sequence[_Payload], received: _Ints) -> Mapping[str, pa.Array]:
+    def _quotes(self, payloads: Sequence[_Payload], received: Ints) -> Mapping[str, pa.Array]:
         common = self._common(QUOTES, payloads, [p.u for p in payloads], received)
         # Spot sends no times: the quote is valid from when it was received.
         pairs = zip(payloads, received.tolist(), strict=True)
-        times = _integers([now if p.T is UNSET else p.T for p, now in pairs])
-        vendor = _VendorData(len(payloads))
+        times = integers([now if p.T is UNSET else p.T for p, now in pairs])
+        vendor = VendorData(len(payloads))
         vendor.add_texts("event_type", [p.e for p in payloads])
         vendor.add_texts("event_time", [p.E for p in payloads])
         vendor.add_texts("transaction_time", [p.T for p in payloads])
@@ -238,11 +244,11 @@ class FrameParser:
         vendor.add("quote_asset", common.quotes, common.codes)
         return {
             **common.columns,
-            "timestamp": _timestamps(_microseconds(times)),
-            "bid_price": _decimals([p.b for p in payloads]),
-            "bid_quantity": _decimals([p.B for p in payloads]),
-            "ask_price": _decimals([p.a for p in payloads]),
-            "ask_quantity": _decimals([p.A for p in payloads]),
+            "timestamp": timestamps(microseconds(times)),
+            "bid_price": decimals([p.b for p in payloads]),
+            "bid_quantity": decimals([p.B for p in payloads]),
+            "ask_price": decimals([p.a for p in payloads]),
+            "ask_quantity": decimals([p.A for p in payloads]),
             "vendor_data": vendor.build(),
         }
 
@@ -251,7 +257,7 @@ class FrameParser:
         kind: RecordKind,
         payloads: Sequence[_Payload],
         numbers: Sequence[int | UnsetType],
-        received: _Ints,
+        received: Ints,
     ) -> "_Common":
         """Build the columns that trades and quotes share, by symbol and the exchange's number."""
         symbols = pa.array([p.s for p in payloads], pa.string())
@@ -260,7 +266,7 @@ class FrameParser:
         names = encoded.dictionary.to_pylist()
         instruments = [self._instrument(name) for name in names]
         quotes = pa.array([i.quote for i in instruments], pa.string())
-        venue, sequence = self._venue, _integers(numbers)
+        venue, sequence = self._venue, integers(numbers)
         texts = pa.array(sequence).cast(pa.string())
         series = [f"{venue.exchange}/{kind.name}/{name}" for name in names]
         same = pa.array(np.zeros(len(payloads), dtype=np.int32))
@@ -278,7 +284,7 @@ class FrameParser:
                 "asset_class": pa.array([venue.asset_class]).take(same),
                 "currency": quotes.take(encoded.indices),
                 "source_sequence": pa.array(sequence),
-                "ingestion_timestamp": _timestamps(received),
+                "ingestion_timestamp": timestamps(received),
                 "platform_sequence": pa.nulls(len(payloads), pa.int64()),
             },
         )
@@ -290,28 +296,28 @@ class FrameParser:
             try:
                 instrument = parse_symbol(symbol)
             except UsageError as exc:
-                raise _Unfit(str(exc)) from exc
+                raise Unfit(str(exc)) from exc
             if instrument.symbol != symbol:
-                raise _Unfit(f"{symbol[:80]!r} is not a symbol of the exchange")
+                raise Unfit(f"{symbol[:80]!r} is not a symbol of the exchange")
             self._instruments[symbol] = instrument
         return instrument
 
     def _fault(self, kind: RecordKind, payload: _Payload) -> str | None:
         """Say why a payload is no row of its kind, or None: the slow, explaining path."""
-        required, decimals = _REQUIRED[kind.name]
+        required, numeric = _REQUIRED[kind.name]
         missing = [name for name in required if getattr(payload, name) is UNSET]
         if missing:
             return f"{kind.name}: lacks {', '.join(missing)}"
-        for name in decimals:
+        for name in numeric:
             value = getattr(payload, name)
             try:
-                _decimals([value])
-            except (pa.ArrowException, _Unfit) as exc:
-                return f"{kind.name}: {name} {str(value)[:80]!r} does not fit {_DECIMAL}: {exc}"
+                decimals([value])
+            except (pa.ArrowException, Unfit) as exc:
+                return f"{kind.name}: {name} {str(value)[:80]!r} does not fit {DECIMAL}: {exc}"
         try:
             self._instrument(payload.s if isinstance(payload.s, str) else "")
-            _microseconds(_integers([] if payload.T is UNSET else [payload.T]))
-        except _Unfit as exc:
+            microseconds(integers([] if payload.T is UNSET else [payload.T]))
+        except Unfit as exc:
             return f"{kind.name}: {exc}"
         return None
 
@@ -328,68 +334,12 @@ _BOOLEAN_TEXT: Final[Mapping[object, str]] = {False: "false", True: "true"}
 _SIDES: Final = pa.array(["BUY", "SELL"])  # the buyer is the maker: the seller took liquidity
 
 
-class _Unfit(Exception):
-    """A column holds a value that its kind cannot."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Common:
-    codes: _Ints  # place of each row's symbol in bases and quotes
+    codes: Ints  # place of each row's symbol in bases and quotes
     bases: pa.StringArray
     quotes: pa.StringArray
     columns: Mapping[str, pa.Array]
-
-
-class _VendorData:
-    """Build a map<string, string> column from columns of texts, an entry a column and row."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._keys: list[str] = []
-        self._pools: list[pa.Array] = []
-        self._places: list[_Ints] = []  # in the pool; below 0: the row has no such entry
-
-    def add(self, key: str, pool: pa.Array, places: _Ints) -> None:
-        """Add an entry whose value for each row stands at `places` in `pool`."""
-        self._keys.append(key)
-        self._pools.append(pool)
-        self._places.append(places)
-
-    def add_numbers(self, key: str, numbers: _Ints) -> None:
-        """Add an entry with a number as text in every row."""
-        self.add(key, pa.array(numbers).cast(pa.string()), np.arange(self._count))
-
-    def add_texts(self, key: str, values: Sequence[object]) -> None:
-        """Add an entry with a few distinct values; None and UNSET leave the row without it."""
-        if values.count(UNSET) == len(values):
-            return
-        distinct = dict.fromkeys(values)
-        distinct.pop(None, None)
-        distinct.pop(UNSET, None)
-        codes: dict[object, int] = {value: code for code, value in enumerate(distinct)}
-        pool = pa.array([str(value) for value in distinct], pa.string())
-        self.add(key, pool, np.array([codes.get(value, -1) for value in values], dtype=np.int64))
-
-    def build(self) -> pa.MapArray:
-        """Return the column; entries stand in the order in which they were added."""
-        width = len(self._keys)
-        starts = np.cumsum([0, *(len(pool) for pool in self._pools)])[:width]
-        places = np.stack(self._places, axis=1)
-        is_there = places >= 0
-        values = places + starts
-        keys = np.broadcast_to(np.arange(width), places.shape)
-        if is_there.all():
-            offsets = np.arange(0, width * (self._count + 1), width, dtype=np.int32)
-            values, keys = values.ravel(), keys.ravel()
-        else:
-            offsets = np.zeros(self._count + 1, dtype=np.int32)
-            np.cumsum(is_there.sum(axis=1), out=offsets[1:])
-            values, keys = values[is_there], keys[is_there]
-        return pa.MapArray.from_arrays(
-            pa.array(offsets),
-            pa.array(self._keys).take(pa.array(keys)),
-            pa.concat_arrays(self._pools).take(pa.array(values)),
-        )
 
 
 def _are_quotes(payloads: Sequence[_Payload]) -> bool:
@@ -398,40 +348,6 @@ def _are_quotes(payloads: Sequence[_Payload]) -> bool:
     named, unnamed = events.count("bookTicker"), events.count(UNSET)
     has_ids = unnamed == 0 or UNSET not in [payload.u for payload in payloads]
     return has_ids and named + unnamed == len(payloads)
-
-
-def _batch(kind: RecordKind, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays(
-        [columns[name] for name in kind.arrow.names], schema=kind.arrow
-    )
-
-
-def _integers(values: Sequence[object]) -> _Ints:
-    """Make a column of integers; UNSET among them raises TypeError."""
-    return np.array(values, dtype=np.int64)
-
-
-def _decimals(values: Sequence[object]) -> pa.Array:
-    """Make an exact column of prices or quantities from their texts: digits, at most one dot."""
-    texts = pa.array(values, pa.string())
-    _, _, characters = texts.buffers()
-    strange = characters.to_pybytes().translate(None, b"0123456789.") if characters else b""
-    # Arrow's parser must not see an exponent or a long fraction: it reads past its own tables.
-    if strange or (pc.max(pc.binary_length(texts)).as_py() or 0) > _MOST_DIGITS:
-        raise _Unfit("negative" if strange == b"-" else "not a plain number")
-    return texts.cast(_DECIMAL)
-
-
-def _microseconds(times: _Ints) -> _Ints:
-    """Bring times to microseconds, each by its magnitude."""
-    times_us = np.where(times >= MICROSECONDS_FROM, times, times * 1000)
-    if len(times_us) and times_us.max() > _YEAR_9999_US:
-        raise _Unfit("later than the year 9999")
-    return times_us
-
-
-def _timestamps(times_us: _Ints) -> pa.Array:
-    return pa.array(times_us).cast(pa.timestamp("us", tz="UTC"))
 
 
 def _why_unknown(frame: bytes, payload: _Payload) -> str:

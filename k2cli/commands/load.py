@@ -1,0 +1,384 @@
+"""`k2 load`: history out of files into the tables, safe in cron jobs."""
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.options import (
+    ForceOpt,
+    FormatOpt,
+    HomeOpt,
+    OutputOpt,
+    SummaryOpt,
+    settings,
+    split_commas,
+)
+from k2cli.config import Settings
+from k2cli.errors import BadData
+from k2cli.ingestion.binance.symbols import Market
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from k2cli.flow import Batch
+    from k2cli.ingestion.csv.layout import Layout
+    from k2cli.ingestion.csv.source import CsvOptions
+    from k2cli.loading import Allowance, FileSums, FileToLoad, LoadPolicy, LoadTotals
+    from k2cli.query.render import NdjsonRenderer
+
+load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
+_PREVIEW_ROWS = 5
+
+
+class LoadTo(StrEnum):
+    """Where the rows of files go."""
+
+    TABLE = "table"
+    STDOUT = "stdout"
+
+
+@load_app.command("csv")
+def load_csv(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, globs or folders: .csv, .csv.gz, .csv.zst, .zip; - is stdin.",
+            show_default=False,
+        ),
+    ],
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            "-l",
+            help="A name that `k2 load layouts` lists, or a TOML file.",
+            show_default=False,
+        ),
+    ],
+    symbol: Annotated[
+        str | None, typer.Option("--symbol", "-s", help="The symbol, where no column has it.")
+    ] = None,
+    exchange: Annotated[
+        str | None, typer.Option("--exchange", help="The exchange, where the layout has none.")
+    ] = None,
+    asset_class: Annotated[
+        str | None,
+        typer.Option("--asset-class", help="equities, crypto, futures or options."),
+    ] = None,
+    currency: Annotated[
+        str | None, typer.Option("--currency", help="The currency, where no column has it.")
+    ] = None,
+    market: Annotated[
+        Market, typer.Option("--market", help="Of the exchange's own files.")
+    ] = Market.SPOT,
+    timezone: Annotated[
+        str | None,
+        typer.Option("--timezone", help="Of local times.", show_default="the layout's"),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", help="company_info.csv: the symbol of the number a file is named after."
+        ),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="Take fields from other columns: price=Px,quantity=Qty.",
+            show_default=False,
+        ),
+    ] = None,
+    to: Annotated[
+        LoadTo, typer.Option("--to", help="Into the table, or as ndjson onto stdout.")
+    ] = LoadTo.TABLE,
+    checksum: Annotated[
+        bool, typer.Option("--checksum", help="Verify the .CHECKSUM file beside each file.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Load a file again that was loaded before.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Parse all, show counts, first rows and rejects; no more."),
+    ] = False,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            "--rejects",
+            help="File for lines that became no row.",
+            show_default="rejects/load-csv.ndjson in the home folder",
+        ),
+    ] = None,
+    max_rejects: Annotated[
+        str,
+        typer.Option("--max-rejects", help="Rejects that a file may have: N, or P% of its lines."),
+    ] = "0",
+    summary: SummaryOpt = output.Summary.TEXT,
+    home: HomeOpt = None,
+) -> None:
+    """Load CSV files, each all or nothing, and each only once.
+
+    A file's digest is recorded in the commit that holds its rows: a second run loads nothing,
+    says so and exits 0. A file with more rejects than allowed is not loaded (exit code 6); the
+    other files are.
+
+    Example: k2 load csv BTCUSDT-trades-2026-01-12.zip --layout binance-trades
+    """
+    from k2cli.ingestion.csv.layout import load_layout
+    from k2cli.ingestion.csv.source import CsvOptions
+    from k2cli.loading import LoadPolicy
+    from k2cli.rejects import RejectLog
+
+    config = settings(home)
+    source = _Source(
+        layout_name=layout,
+        layout=load_layout(layout).mapped(_renames(columns)),
+        options=CsvOptions(
+            symbol=symbol,
+            exchange=exchange,
+            asset_class=asset_class,
+            currency=currency,
+            market=market,
+            timezone=timezone,
+            reference=reference,
+        ),
+        is_checked=checksum,
+    )
+    started = time.monotonic()
+    with ExitStack() as stack:
+        log = RejectLog(rejects or config.home / "rejects" / "load-csv.ndjson")
+        log = stack.enter_context(log)
+        policy = LoadPolicy(rejects=log, allowance=_allowance(max_rejects), is_forced=force)
+        limit = _PREVIEW_ROWS if dry_run else None
+        if dry_run or to is LoadTo.STDOUT:
+            handle = _printing(stack, policy, limit=limit)
+        else:
+            handle = _loading(stack, policy, config)
+        totals = _load_each(source.files(stack, paths), handle)
+    totals.duration_s = round(time.monotonic() - started, 3)
+    output.summary(asdict(totals), summary, is_data_on_stdout=to is LoadTo.STDOUT or dry_run)
+    if totals.failed:
+        raise BadData(f"{totals.failed} of {totals.files} files not loaded")
+
+
+@load_app.command()
+def layouts(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this one, as TOML.", show_default=False)
+    ] = None,
+) -> None:
+    """List the layouts, or show one: the start of a layout of your own.
+
+    Example: k2 load layouts binance-trades > my.toml
+    """
+    from k2cli.ingestion.csv.layout import layout_names, layout_text
+
+    if name is None:
+        output.data("\n".join(layout_names()))
+    else:
+        output.data(layout_text(name).rstrip())
+
+
+@load_app.command()
+def history(
+    fmt: FormatOpt = None, out: OutputOpt = None, force: ForceOpt = False, home: HomeOpt = None
+) -> None:
+    """List the files that were loaded, newest first: when, from where, how many rows.
+
+    Example: k2 load history --format csv
+    """
+    import pyarrow as pa
+
+    from k2cli.storage.lake import open_lake
+
+    chosen = output.choose_output(fmt, out, is_forced=force)
+    with open_lake(settings(home)) as lake:
+        loads = [
+            table.add_column(0, "table", pa.array([kind.table] * table.num_rows, pa.string()))
+            for kind, table in ((kind, lake.loads(kind)) for kind in lake.kinds())
+        ]
+    newest_first = pa.concat_tables(loads).sort_by([("loaded_at", "descending")])
+    output.write_table(chosen, newest_first)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """Which files are read, and how."""
+
+    layout_name: str
+    layout: "Layout"
+    options: "CsvOptions"
+    is_checked: bool
+
+    def files(self, stack: ExitStack, words: list[str]) -> "Iterator[FileToLoad]":
+        """Find the files and hash them, one at a time."""
+        from k2cli.loading import check_digest, file_digest, find_files
+
+        for word in words:
+            is_stdin = word == "-"
+            paths = [stack.enter_context(_spooled_stdin())] if is_stdin else find_files([word])
+            for path in paths:
+                digest = file_digest(path)
+                if self.is_checked:
+                    check_digest(path, digest)
+                yield self._file(path, "-" if is_stdin else str(path.absolute()), digest)
+
+    def _file(self, path: Path, name: str, digest: str) -> "FileToLoad":
+        from k2cli.ingestion.csv.source import read_csv
+        from k2cli.loading import FileToLoad
+
+        return FileToLoad(
+            path=name,
+            digest=digest,
+            size_bytes=path.stat().st_size,
+            layout=self.layout_name,
+            kind=self.layout.record,
+            reader=read_csv(path, self.layout, self.options),
+        )
+
+
+@contextmanager
+def _spooled_stdin() -> Iterator[Path]:
+    """Put stdin into a temporary file: its digest is needed before its rows."""
+    with tempfile.NamedTemporaryFile(prefix="k2-stdin-", suffix=".csv") as spool:
+        shutil.copyfileobj(sys.stdin.buffer, spool)
+        spool.flush()
+        yield Path(spool.name)
+
+
+def _renames(columns: list[str] | None) -> dict[str, str]:
+    pairs = [word.partition("=") for word in split_commas(columns)]
+    for field, equals, column in pairs:
+        if not (field and equals and column):
+            raise typer.BadParameter("write it like price=Px,quantity=Qty", param_hint="--map")
+    return {field: column for field, _, column in pairs}
+
+
+def _allowance(text: str) -> "Allowance":
+    from k2cli.loading import Allowance
+
+    try:
+        if text.endswith("%"):
+            allowance = Allowance(percent=float(text[:-1]))
+        else:
+            allowance = Allowance(count=int(text))
+    except ValueError as exc:
+        raise typer.BadParameter(
+            f"{text!r} is neither a number nor like 0.1%", param_hint="--max-rejects"
+        ) from exc
+    if (allowance.percent or 0) < 0 or allowance.count < 0:
+        raise typer.BadParameter("it cannot be negative", param_hint="--max-rejects")
+    return allowance
+
+
+Handle = Callable[["FileToLoad"], "tuple[FileSums, bool]"]  # its sums, and whether it is new
+
+
+def _printing(stack: ExitStack, policy: "LoadPolicy", *, limit: int | None) -> Handle:
+    """Print the rows of every file, or the first ones; nothing is recorded."""
+    from k2cli.loading import pump_file
+    from k2cli.query.render import NdjsonRenderer
+
+    renderer = stack.enter_context(NdjsonRenderer())
+
+    def handle(file: "FileToLoad") -> "tuple[FileSums, bool]":
+        return pump_file(file, _Printer(renderer, limit=limit), policy), True
+
+    return handle
+
+
+def _loading(stack: ExitStack, policy: "LoadPolicy", config: Settings) -> Handle:
+    """Load every file into its table."""
+    from k2cli.loading import load_into_table
+    from k2cli.storage.lake import open_lake
+
+    lake = stack.enter_context(open_lake(config, create=True))
+
+    def handle(file: "FileToLoad") -> "tuple[FileSums, bool]":
+        with _progress(file) as on_batch:
+            sums, snapshot_id = load_into_table(file, lake, policy, on_batch)
+        return sums, snapshot_id is not None
+
+    return handle
+
+
+class _Printer:
+    """Rows as ndjson onto stdout, all of them or the first ones."""
+
+    def __init__(self, renderer: "NdjsonRenderer", *, limit: int | None) -> None:
+        self._renderer = renderer
+        self._left = limit
+
+    def write(self, rows: "pa.RecordBatch") -> None:
+        """Print rows."""
+        shown = rows if self._left is None else rows.slice(0, self._left)
+        if self._left is not None:
+            self._left -= shown.num_rows
+        sys.stdout.buffer.write(self._renderer.render(shown))
+
+
+def _load_each(files: "Iterator[FileToLoad]", handle: Handle) -> "LoadTotals":
+    """Handle file after file; one that does not fit is told and counted, and the rest goes on."""
+    from k2cli.loading import LoadTotals
+
+    totals = LoadTotals()
+    for file in files:
+        totals.files += 1
+        totals.size_bytes += file.size_bytes
+        try:
+            sums, is_loaded = handle(file)
+        except BadData as exc:
+            totals.failed += 1
+            output.error(exc)
+            continue
+        totals.loaded += is_loaded
+        totals.skipped += not is_loaded
+        totals.rows += sums.rows if is_loaded else 0
+        totals.rejects += sums.rejects
+        if sys.stderr.isatty() or not is_loaded:
+            what = f"{sums.rows:,} rows" if is_loaded else "loaded before, skipped"
+            output.note(f"{file.path}: {what}")
+    return totals
+
+
+@contextmanager
+def _progress(file: "FileToLoad") -> "Iterator[Callable[[Batch], None]]":
+    """Show lines and rate of a file on a terminal; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(file=sys.stderr)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(
+            "{task.percentage:>3.0f}% {task.fields[rows]:,} rows {task.fields[rate]:,.0f}/s"
+        ),
+        TimeRemainingColumn(),
+    )
+    started = time.monotonic()
+    rows = 0
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(Path(file.path).name, total=file.size_bytes, rows=0, rate=0.0)
+
+        def on_batch(batch: "Batch") -> None:
+            nonlocal rows
+            rows += batch.messages
+            rate = rows / max(time.monotonic() - started, 0.001)
+            progress.update(task, completed=file.reader.bytes_read, rows=rows, rate=rate)
+
+        yield on_batch

@@ -1,0 +1,127 @@
+"""Columns, made whole: exact decimals, times, and the map of what only the vendor knows.
+
+A column either fits as a whole or raises `Unfit` (or an Arrow error); finding the one bad value
+in it is up to the caller.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec import UNSET
+
+from k2cli.records import TRADES, RecordKind
+
+MICROSECONDS_FROM: Final = 10**15  # a time at or above it is in microseconds, below in milliseconds
+YEAR_9999_US: Final = 253_402_300_799_999_999
+DECIMAL: Final = TRADES.arrow.field("price").type
+_MOST_DIGITS: Final = 38  # what a decimal128 holds
+
+Ints = npt.NDArray[np.int64]
+
+
+class Unfit(Exception):
+    """A column holds a value that its kind cannot."""
+
+
+class VendorData:
+    """Build a map<string, string> column from columns of texts, an entry a column and row."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._keys: list[str] = []
+        self._pools: list[pa.Array] = []
+        self._places: list[Ints] = []  # in the pool; below 0: the row has no such entry
+
+    def add(self, key: str, pool: pa.Array, places: Ints) -> None:
+        """Add an entry whose value for each row stands at `places` in `pool`."""
+        self._keys.append(key)
+        self._pools.append(pool)
+        self._places.append(places)
+
+    def add_numbers(self, key: str, numbers: Ints) -> None:
+        """Add an entry with a number as text in every row."""
+        self.add(key, pa.array(numbers).cast(pa.string()), np.arange(self._count))
+
+    def add_texts(self, key: str, values: Sequence[object]) -> None:
+        """Add an entry with a few distinct values; None and UNSET leave the row without it."""
+        if values.count(UNSET) == len(values):
+            return
+        distinct = dict.fromkeys(values)
+        distinct.pop(None, None)
+        distinct.pop(UNSET, None)
+        codes: dict[object, int] = {value: code for code, value in enumerate(distinct)}
+        pool = pa.array([str(value) for value in distinct], pa.string())
+        self.add(key, pool, np.array([codes.get(value, -1) for value in values], dtype=np.int64))
+
+    def build(self) -> pa.MapArray:
+        """Return the column; entries stand in the order in which they were added."""
+        width = len(self._keys)
+        starts = np.cumsum([0, *(len(pool) for pool in self._pools)])[:width]
+        places = np.stack(self._places, axis=1)
+        is_there = places >= 0
+        values = places + starts
+        keys = np.broadcast_to(np.arange(width), places.shape)
+        if is_there.all():
+            offsets = np.arange(0, width * (self._count + 1), width, dtype=np.int32)
+            values, keys = values.ravel(), keys.ravel()
+        else:
+            offsets = np.zeros(self._count + 1, dtype=np.int32)
+            np.cumsum(is_there.sum(axis=1), out=offsets[1:])
+            values, keys = values[is_there], keys[is_there]
+        return pa.MapArray.from_arrays(
+            pa.array(offsets),
+            pa.array(self._keys).take(pa.array(keys)),
+            pa.concat_arrays(self._pools).take(pa.array(values)),
+        )
+
+
+def to_batch(kind: RecordKind, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    """Put columns into a batch of the kind's schema."""
+    return pa.RecordBatch.from_arrays(
+        [columns[name] for name in kind.arrow.names], schema=kind.arrow
+    )
+
+
+def integers(values: Sequence[object]) -> Ints:
+    """Make a column of integers; UNSET among them raises TypeError."""
+    return np.array(values, dtype=np.int64)
+
+
+def decimals(values: Sequence[object]) -> pa.Array:
+    """Make an exact column of prices or quantities from their texts: digits, at most one dot."""
+    return decimals_of(pa.array(values, pa.string()))
+
+
+def decimals_of(texts: pa.StringArray) -> pa.Array:
+    """Make an exact column of prices or quantities from a column of texts."""
+    strange = characters(texts).translate(None, b"0123456789.")
+    # Arrow's parser must not see an exponent or a long fraction: it reads past its own tables.
+    if strange or (pc.max(pc.binary_length(texts)).as_py() or 0) > _MOST_DIGITS:
+        raise Unfit("negative" if strange == b"-" else "not a plain number")
+    return texts.cast(DECIMAL)
+
+
+def characters(texts: pa.StringArray) -> bytes:
+    """Return all bytes of a column of texts, one value after the other."""
+    _, offsets, data = texts.buffers()
+    if not data or not len(texts):
+        return b""
+    ends = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return bytes(data[int(ends[0]) : int(ends[-1])].to_pybytes())
+
+
+def microseconds(times: Ints) -> Ints:
+    """Bring times to microseconds, each by its magnitude."""
+    times_us = np.where(times >= MICROSECONDS_FROM, times, times * 1000)
+    if len(times_us) and times_us.max() > YEAR_9999_US:
+        raise Unfit("later than the year 9999")
+    return times_us
+
+
+def timestamps(times_us: Ints) -> pa.Array:
+    """Make a column of UTC times."""
+    return pa.array(times_us).cast(pa.timestamp("us", tz="UTC"))

@@ -1,0 +1,245 @@
+"""Layouts: what the columns of a CSV file are, and what becomes of them.
+
+A layout is a TOML file (see layouts/*.toml for the built-in ones):
+
+    kind = "trades"            # or "quotes"
+    header = "sniff"           # none, sniff or required
+    columns = ["id", "px"]     # in file order; with a header, names find their columns
+    optional = []              # columns at the end that a file may lack
+    lower_case = []            # columns whose text is brought to lower case
+    rest = false               # true: columns that nothing else uses go to vendor_data
+    file_stem = "company_id"   # entry of vendor_data for the number that the file is named after
+    market = false             # true: a Binance market says exchange, asset class and currency
+
+    [fields]                   # field of the record = its column, or a list of which one is there
+    [time]                     # how = "epoch", "iso", "auto" or "format"; formats; zone
+    [side]                     # text of the side column = side; `other` for all other texts
+    [vendor_data]              # entry = its column
+    [constants]                # exchange, asset_class, currency
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from k2cli.errors import ConfigError, NotFound, UsageError
+from k2cli.records import KINDS, RecordKind
+
+ASSET_CLASSES: Final = ("equities", "crypto", "futures", "options")
+_SIDES: Final = ("BUY", "SELL", "SELL_SHORT", "UNKNOWN")
+_DECIMALS: Final[Mapping[str, tuple[str, ...]]] = {
+    "trades": ("price", "quantity"),
+    "quotes": ("bid_price", "bid_quantity", "ask_price", "ask_quantity"),
+}
+_SHARED: Final = ("symbol", "exchange", "asset_class", "currency", "id", "source_sequence")
+_TIMES: Final = ("timestamp", "date", "time")
+_SUFFIX: Final = ".toml"
+_EXAMPLE: Final = datetime(2024, 8, 8, tzinfo=UTC)
+
+
+class TimeRule(msgspec.Struct, frozen=True, kw_only=True):
+    """How the time of a row is read.
+
+    `epoch`: milliseconds or microseconds since 1970, by the magnitude of each value. `iso`: ISO
+    8601 text, in `zone` where it tells no offset. `auto`: either, seconds too. `format`: the
+    fields date and time (or timestamp, by `date_format` alone) in strptime formats, in `zone`.
+    """
+
+    how: Literal["epoch", "iso", "auto", "format"]
+    date_format: str = "%Y-%m-%d"
+    time_format: str = "%H:%M:%S.%f"
+    zone: str = "UTC"
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """What the columns of a CSV file are, and what becomes of them."""
+
+    kind: Literal["trades", "quotes"]
+    header: Literal["none", "sniff", "required"]
+    fields: Mapping[str, str | tuple[str, ...]]
+    time: TimeRule
+    columns: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    lower_case: tuple[str, ...] = ()
+    rest: bool = False
+    file_stem: str | None = None
+    market: bool = False
+    side: Mapping[str, str] = {}
+    vendor_data: Mapping[str, str] = {}
+    constants: Mapping[str, str] = {}
+
+    @property
+    def record(self) -> RecordKind:
+        """The kind of record that a row becomes."""
+        return KINDS[self.kind]
+
+    @property
+    def decimals(self) -> tuple[str, ...]:
+        """The fields that are prices and quantities."""
+        return _DECIMALS[self.kind]
+
+    def candidates(self, field: str) -> tuple[str, ...]:
+        """The names that the column of a field may have; the first one there is taken."""
+        names = self.fields.get(field, ())
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    def mapped(self, renames: Mapping[str, str]) -> "Layout":
+        """Take fields from other columns: {"price": "Px"}.
+
+        Raises:
+            UsageError: no such field, or no such column in a layout without header.
+        """
+        known = _known_fields(self.kind)
+        for field, column in renames.items():
+            if field not in known:
+                raise UsageError(
+                    f"{field!r} is no field of {self.kind}", hint=_nearest(field, known)
+                )
+            if self.header == "none" and column not in self.columns:
+                raise UsageError(
+                    f"the layout has no column {column!r}", hint=f"one of {', '.join(self.columns)}"
+                )
+        return msgspec.structs.replace(self, fields={**self.fields, **renames})
+
+
+def layout_names() -> list[str]:
+    """Return the names of the built-in layouts."""
+    names = (entry.name for entry in _folder().iterdir())
+    return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+
+
+def layout_text(name: str) -> str:
+    """Return the TOML text of a built-in layout.
+
+    Raises:
+        NotFound: no such layout.
+    """
+    if name not in layout_names():
+        raise NotFound(
+            f"no layout {name!r}", hint=f"a path of a .toml file, or {', '.join(layout_names())}"
+        )
+    return str((_folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8"))
+
+
+def load_layout(name_or_path: str | Path) -> Layout:
+    """Load a built-in layout by its name, or one from a .toml file.
+
+    Raises:
+        NotFound: no such layout or file.
+        ConfigError: the file does not describe a layout; the message names key and file.
+    """
+    text = str(name_or_path)
+    if not text.endswith(_SUFFIX) and "/" not in text:
+        return parse_layout(layout_text(text), origin=f"layout {text}")
+    try:
+        return parse_layout(Path(text).expanduser().read_text(encoding="utf-8"), origin=text)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise NotFound(
+            f"layout file {text} does not exist", hint=f"built in: {', '.join(layout_names())}"
+        ) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"layout file {text} cannot be read: {exc}") from exc
+
+
+def parse_layout(text: str, *, origin: str) -> Layout:
+    """Read a layout from TOML; `origin` names it in messages.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value cannot be right.
+    """
+    try:
+        document: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{origin} is not TOML: {exc}") from exc
+    _check_keys(document, Layout.__struct_fields__, "", origin)
+    if isinstance(document.get("time"), dict):
+        _check_keys(document["time"], TimeRule.__struct_fields__, "time.", origin)
+    try:
+        layout = msgspec.convert(document, Layout)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{origin}: {exc}") from exc
+    _check(layout, origin)
+    return layout
+
+
+def _check(layout: Layout, origin: str) -> None:
+    _check_keys(layout.fields, _known_fields(layout.kind), "fields.", origin)
+    _check_keys(layout.constants, ("exchange", "asset_class", "currency"), "constants.", origin)
+    needed = [*layout.decimals, *_time_fields(layout)]
+    for field in needed:
+        if field not in layout.fields:
+            raise ConfigError(f"{origin} lacks fields.{field}")
+    _check_values(layout, origin)
+    if len(set(layout.columns)) < len(layout.columns):
+        raise ConfigError(f"{origin}: columns names one twice")
+    if layout.columns[len(layout.columns) - len(layout.optional) :] != layout.optional:
+        raise ConfigError(f"{origin}: optional must be the last of columns")
+    if layout.header != "required":
+        _check_columns(layout, origin)
+
+
+def _check_values(layout: Layout, origin: str) -> None:
+    for text, side in layout.side.items():
+        if side not in _SIDES:
+            raise ConfigError(f"{origin}: side.{text} is none of {', '.join(_SIDES)}")
+    if layout.constants.get("asset_class", "equities") not in ASSET_CLASSES:
+        raise ConfigError(f"{origin}: constants.asset_class is none of {', '.join(ASSET_CLASSES)}")
+    for pattern in (layout.time.date_format, layout.time.time_format):
+        if not _is_pattern(pattern):
+            raise ConfigError(
+                f"{origin}: {pattern!r} is no format of strptime without an offset",
+                hint='for texts with an offset, how = "iso"',
+            )
+
+
+def _check_columns(layout: Layout, origin: str) -> None:
+    """Without a header, every column that is used must stand in `columns`."""
+    used = {f"fields.{field}": layout.candidates(field) for field in layout.fields}
+    used |= {f"vendor_data.{key}": (column,) for key, column in layout.vendor_data.items()}
+    for key, columns in used.items():
+        for column in columns:
+            if column not in layout.columns:
+                raise ConfigError(
+                    f"{origin}: {key} is from {column!r}, which is not in columns",
+                    hint=_nearest(column, layout.columns),
+                )
+
+
+def _is_pattern(pattern: str) -> bool:
+    try:
+        datetime.strptime(f"{_EXAMPLE.strftime(pattern)} +0000", f"{pattern} %z")
+    except (ValueError, re.error):
+        return False
+    return True
+
+
+def _time_fields(layout: Layout) -> Sequence[str]:
+    is_split = layout.time.how == "format" and "timestamp" not in layout.fields
+    return ("date", "time") if is_split else ("timestamp",)
+
+
+def _known_fields(kind: str) -> tuple[str, ...]:
+    side = ("side",) if kind == "trades" else ()
+    return (*_DECIMALS[kind], *side, *_TIMES, *_SHARED)
+
+
+def _check_keys(found: Iterable[str], known: Sequence[str], section: str, origin: str) -> None:
+    for key in found:
+        if key not in known:
+            raise ConfigError(f"unknown key {section}{key} in {origin}", hint=_nearest(key, known))
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"the nearest known one is {nearest[0]}" if nearest else None
+
+
+def _folder() -> Any:
+    return resources.files("k2cli.ingestion.csv") / "layouts"

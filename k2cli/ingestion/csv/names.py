@@ -1,0 +1,128 @@
+"""What a file's name and the options say of its rows: symbol, exchange, currency."""
+
+import csv
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from k2cli.errors import BadData, ConfigError, NotFound, UsageError
+from k2cli.ingestion.binance.symbols import VENUES, Market, parse_symbol
+from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
+from k2cli.ingestion.csv.rows import plain_name
+
+_NAMED: Final = re.compile(
+    r"(?:(?P<market>spot|us|usdm|um|coinm|cm)-)?(?P<symbol>[A-Za-z0-9_]+)"
+    r"-(?:trades|quotes|bookTicker)-[0-9]{4}-[0-9]{2}(?:-[0-9]{2})?"
+)
+_SUFFIXES: Final = (".gz", ".zst", ".zip", ".csv", ".txt")
+_MARKETS: Final[Mapping[str, Market]] = {
+    **{market.value: market for market in Market},
+    "um": Market.USDM,
+    "cm": Market.COINM,
+}
+_OPTIONS: Final = {
+    "symbol": "give it with --symbol, or --reference company_info.csv with a line for the file",
+    "exchange": "give it with --exchange",
+    "asset_class": f"give it with --asset-class: {', '.join(ASSET_CLASSES)}",
+    "currency": "give it with --currency",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CsvOptions:
+    """What the user says of a file, over what its columns and its layout say."""
+
+    symbol: str | None = None
+    exchange: str | None = None
+    asset_class: str | None = None
+    currency: str | None = None
+    market: Market | None = None  # of a Binance layout; else the file's name, else spot
+    timezone: str | None = None
+    reference: Path | None = None  # company_info.csv: the file's stem -> symbol
+
+
+def stem_of(path: Path) -> str:
+    """Return a file's name without its folder and endings: `7078` of `x/7078.csv.gz`."""
+    name = path.name
+    while name.lower().endswith(_SUFFIXES):
+        name = name.rpartition(".")[0]
+    return name
+
+
+def file_values(
+    layout: Layout, options: CsvOptions, stem: str, columns: Collection[str]
+) -> dict[str, str]:
+    """Tell what holds for a whole file: option, else (in `columns`) the row, else the layout.
+
+    Raises:
+        UsageError: something is said nowhere; the hint names the option.
+        NotFound, ConfigError, BadData: the reference cannot be read or has no such line.
+    """
+    values = {
+        name: value.strip() for name in _OPTIONS if (value := getattr(options, name)) is not None
+    }
+    if empty := [name for name, value in values.items() if not value]:
+        raise UsageError(f"--{empty[0].replace('_', '-')} is empty")
+    named = _NAMED.fullmatch(stem)
+    if "symbol" not in values and "symbol" not in columns:
+        values["symbol"] = _symbol(options, stem, named)
+    defaults = dict(layout.constants)
+    if layout.market:
+        venue = VENUES[options.market or _market(named)]
+        defaults |= {"exchange": venue.exchange, "asset_class": venue.asset_class}
+        if "symbol" in values:
+            parse_symbol(values["symbol"])  # unknown ones fail here, not row by row
+    values |= {name: value for name, value in defaults.items() if name not in {*values, *columns}}
+    for name, hint in _OPTIONS.items():
+        # The currency of a Binance trade comes from its symbol, whether file or row tells that.
+        if name not in {*values, *columns} and not (layout.market and name == "currency"):
+            raise UsageError(f"nothing tells the {name.replace('_', ' ')}", hint=hint)
+    if values.get("asset_class", "equities") not in ASSET_CLASSES:
+        raise UsageError(
+            f"{values['asset_class']!r} is no asset class", hint=_OPTIONS["asset_class"]
+        )
+    return values
+
+
+def _market(named: re.Match[str] | None) -> Market:
+    return _MARKETS[named["market"]] if named and named["market"] else Market.SPOT
+
+
+def _symbol(options: CsvOptions, stem: str, named: re.Match[str] | None) -> str:
+    if named:
+        return named["symbol"]
+    if options.reference is None or not stem:
+        raise UsageError("nothing tells the symbol", hint=_OPTIONS["symbol"])
+    symbols = _read_reference(options.reference)
+    found = symbols.get(_company(stem), set())
+    if len(found) == 1:
+        return next(iter(found))
+    many = f"several symbols ({', '.join(sorted(found))})" if found else "no symbol"
+    raise UsageError(f"{options.reference} has {many} for {stem}", hint=_OPTIONS["symbol"])
+
+
+def _company(text: str) -> str:
+    return text.strip().lstrip("0") or "0"
+
+
+def _read_reference(path: Path) -> dict[str, set[str]]:
+    """Read company ids and their symbols; a company that was renamed has several."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise NotFound(f"reference {path} does not exist") from exc
+    except OSError as exc:
+        raise ConfigError(f"reference {path} cannot be read: {exc.strerror}") from exc
+    except (UnicodeDecodeError, csv.Error) as exc:
+        raise BadData(f"reference {path} is not CSV: {exc}") from exc
+    symbols: dict[str, set[str]] = {}
+    for row in rows:
+        line = {plain_name(key): value for key, value in row.items() if isinstance(key, str)}
+        if "companyid" not in line or "symbol" not in line:
+            raise BadData(f"reference {path} lacks the columns company_id and symbol")
+        if line["companyid"] and line["symbol"]:
+            symbols.setdefault(_company(line["companyid"]), set()).add(line["symbol"].strip())
+    return symbols

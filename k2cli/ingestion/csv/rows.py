@@ -1,0 +1,355 @@
+"""Columns of text into rows of a record kind, whole columns at a time.
+
+A column that does not fit is halved until the rows that do not fit stand alone; those come back
+with the reason, all others become rows.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2cli.errors import BadData, UsageError
+from k2cli.ingestion.binance.symbols import Instrument, parse_symbol
+from k2cli.ingestion.columns import Ints, Unfit, VendorData, decimals_of, timestamps, to_batch
+from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
+from k2cli.ingestion.csv.times import times_us, whole_numbers
+from k2cli.records import message_ids
+
+_HALVE_ABOVE: Final = 32  # rows; fewer are tried one by one
+_LONGEST_NAME: Final = 64  # characters of a symbol, exchange or currency
+_SHOWN: Final = 80  # characters of a value in a reason
+_DECIMAL_TEXT: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?")
+_NEGATIVE_TEXT: Final = re.compile(r"-[0-9]*\.?[0-9]*")
+_SCALE: Final = 8
+_INTEGER_DIGITS: Final = 10
+_NO_CONDITIONS: Final = pa.array([], pa.string())
+
+Cells = Sequence[pa.StringArray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What holds for every row of a file, and so stands in none of its columns."""
+
+    zone: str
+    values: Mapping[str, str] = field(default_factory=dict)  # symbol, exchange, ...
+    entries: Mapping[str, str] = field(default_factory=dict)  # of vendor_data
+    identity: str = ""  # of the file, where its rows have no ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Where the columns of one file are: what a layout comes to with the file's own names."""
+
+    names: tuple[str, ...]
+    fields: Mapping[str, int]
+    vendor: tuple[tuple[str, int], ...]
+    lower: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The rows of a block, and why others are none, by their place in it."""
+
+    rows: Sequence[pa.RecordBatch]
+    faults: Mapping[int, str]
+
+
+def find_columns(layout: Layout, names: Sequence[str]) -> Columns:
+    """Find the columns that a layout names among a file's.
+
+    Raises:
+        BadData: a needed column is not there, or a name is there twice.
+    """
+    names = tuple(name or f"column_{number}" for number, name in enumerate(names, start=1))
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadData(f"the header names {twice!r} twice")
+    fields: dict[str, int] = {}
+    for name in layout.fields:
+        places = [_find(names, candidate) for candidate in layout.candidates(name)]
+        there = [place for place in places if place is not None]
+        if there:
+            fields[name] = there[0]
+    time = ("timestamp",) if "timestamp" in layout.fields else ("date", "time")
+    for name in (*layout.decimals, *time):
+        if name not in fields:
+            raise BadData(
+                f"no column for {name} among {', '.join(names)[:200]}",
+                hint=f"name it with --map {name}=COLUMN",
+            )
+    return Columns(
+        names=names,
+        fields=fields,
+        vendor=_vendor_columns(layout, names, fields),
+        lower=frozenset(p for n in layout.lower_case if (p := _find(names, n)) is not None),
+    )
+
+
+def _vendor_columns(
+    layout: Layout, names: Sequence[str], fields: Mapping[str, int]
+) -> tuple[tuple[str, int], ...]:
+    found = [(key, _find(names, column)) for key, column in layout.vendor_data.items()]
+    vendor = [(key, place) for key, place in found if place is not None]
+    if layout.rest:
+        used = {*fields.values(), *(place for _, place in vendor)}
+        vendor += [(name, place) for place, name in enumerate(names) if place not in used]
+    return tuple(vendor)
+
+
+def plain_name(name: str) -> str:
+    """Return what is left of a column's name when case and signs do not matter: `quoteqty`."""
+    return "".join(char for char in name.lower() if char.isalnum())
+
+
+def _find(names: Sequence[str], wanted: str) -> int | None:
+    """Find a column by its name, or else by the only name that differs in case and signs."""
+    if wanted in names:
+        return names.index(wanted)
+    plain = [place for place, name in enumerate(names) if plain_name(name) == plain_name(wanted)]
+    return plain[0] if len(plain) == 1 and plain_name(wanted) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """A column of few distinct texts."""
+
+    names: Sequence[str]
+    codes: Ints
+
+    def column(self) -> pa.StringArray:
+        return pa.array(self.names, pa.string()).take(pa.array(self.codes))
+
+
+class RowBuilder:
+    """Turn the columns of one file into rows."""
+
+    def __init__(self, layout: Layout, columns: Columns, facts: Facts) -> None:
+        self._layout = layout
+        self._columns = columns
+        self._facts = facts
+        self.kind: Final = layout.record
+        self._instruments: dict[str, Instrument] = {}
+
+    def build(self, cells: Cells, numbers: Ints, received_us: int) -> Built:
+        """Build rows; `numbers` are those of the rows in the file, for rows without an id."""
+        rows: list[pa.RecordBatch] = []
+        faults: dict[int, str] = {}
+        parts = [(0, len(numbers))] if len(numbers) else []
+        while parts:
+            start, count = parts.pop()
+            part = [column.slice(start, count) for column in cells]
+            try:
+                rows.append(self._rows(part, numbers[start : start + count], received_us))
+            except Unfit as exc:
+                if count == 1:
+                    faults[start] = str(exc)
+                else:
+                    parts += reversed(_split(start, count))
+        return Built(rows, faults)
+
+    def _rows(self, cells: Cells, numbers: Ints, received_us: int) -> pa.RecordBatch:
+        cells = [
+            pc.ascii_lower(column) if place in self._columns.lower else column
+            for place, column in enumerate(cells)
+        ]
+        count, layout = len(numbers), self._layout
+        symbols = self._symbols(cells, count)
+        exchanges = self._labels("exchange", cells, count)
+        moments = self._times(cells)
+        columns: dict[str, pa.Array] = {
+            **self._ids(cells, symbols, exchanges, numbers, moments),
+            "symbol": symbols.column(),
+            "exchange": exchanges.column(),
+            "asset_class": self._asset_classes(cells, count).column(),
+            "currency": self._currencies(cells, symbols, count).column(),
+            "timestamp": timestamps(moments),
+            "ingestion_timestamp": timestamps(np.full(count, received_us, dtype=np.int64)),
+            "platform_sequence": pa.nulls(count, pa.int64()),
+            "vendor_data": self._vendor_data(cells, symbols, count),
+        }
+        for name in layout.decimals:
+            columns[name] = self._decimals(name, cells)
+        if layout.kind == "trades":
+            columns["side"] = self._sides(cells, count)
+            columns["trade_conditions"] = pa.ListArray.from_arrays(
+                pa.array(np.zeros(count + 1, dtype=np.int32)), _NO_CONDITIONS
+            )
+        return to_batch(self.kind, columns)
+
+    def _unfit(self, name: str, cells: Cells, reason: object) -> Unfit:
+        """Say which column does not fit, and what it holds where the row stands alone."""
+        place = self._columns.fields[name]
+        shown = ""
+        if len(cells[place]) == 1:
+            shown = f" {cells[place][0].as_py()[:_SHOWN]!r}"
+        return Unfit(f"{self._columns.names[place]}{shown} {reason}")
+
+    def _decimals(self, name: str, cells: Cells) -> pa.Array:
+        texts = cells[self._columns.fields[name]]
+        try:
+            return decimals_of(texts)
+        except (Unfit, pa.ArrowException) as exc:
+            reason = _why_no_decimal(texts[0].as_py()) if len(texts) == 1 else "does not fit"
+            raise self._unfit(name, cells, reason) from exc
+
+    def _times(self, cells: Cells) -> Ints:
+        fields = self._columns.fields
+        names = ["timestamp"] if "timestamp" in fields else ["date", "time"]
+        parts = [cells[fields[name]] for name in names]
+        try:
+            return times_us(self._layout.time, self._facts.zone, parts)
+        except Unfit as exc:
+            if len(parts) == 1 or len(parts[0]) > 1:
+                raise self._unfit(names[0], cells, exc) from exc
+            both = " ".join(part[0].as_py()[:_SHOWN] for part in parts)
+            raise Unfit(f"date and time {both!r}: {exc}") from exc
+
+    def _numbers(self, name: str, cells: Cells, texts: pa.StringArray) -> Ints:
+        try:
+            return whole_numbers(texts)
+        except Unfit as exc:
+            raise self._unfit(name, cells, exc) from exc
+
+    def _ids(
+        self, cells: Cells, symbols: _Labels, exchanges: _Labels, numbers: Ints, moments: Ints
+    ) -> dict[str, pa.Array]:
+        exchange = exchanges.column()
+        if "id" in self._columns.fields:
+            ids = self._numbers("id", cells, cells[self._columns.fields["id"]])
+            series, codes = _series(self.kind.name, symbols, exchanges)
+            texts = pa.array(ids).cast(pa.string())
+            sequence = pa.array(ids)
+        else:
+            ids = numbers
+            series = [f"{self._facts.identity}/{self.kind.name}"]
+            codes = np.zeros(len(ids), dtype=np.int64)
+            pair = [pa.array(part).cast(pa.string()) for part in (moments // 1000, numbers)]
+            texts = pc.binary_join_element_wise(*pair, "-")
+            sequence = pa.nulls(len(ids), pa.int64())
+        return {
+            "message_id": message_ids(series, codes, ids),
+            self.kind.id_column: pc.binary_join_element_wise(exchange, texts, "-"),
+            "source_sequence": self._sequence(cells, sequence),
+        }
+
+    def _sequence(self, cells: Cells, otherwise: pa.Array) -> pa.Array:
+        place = self._columns.fields.get("source_sequence")
+        if place is None:
+            return otherwise
+        texts = cells[place]
+        is_there = pc.greater(pc.binary_length(texts), 0)
+        if pc.all(is_there).as_py():
+            return pa.array(self._numbers("source_sequence", cells, texts))
+        filled = pc.if_else(is_there, texts, "0")
+        numbers = self._numbers("source_sequence", cells, filled)
+        return pc.if_else(is_there, pa.array(numbers), pa.scalar(None, pa.int64()))
+
+    def _labels(self, name: str, cells: Cells, count: int) -> _Labels:
+        """Return a column of names, or the one name that holds for the whole file."""
+        if name in self._facts.values:
+            return _Labels([self._facts.values[name]], np.zeros(count, dtype=np.int64))
+        encoded = cells[self._columns.fields[name]].dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+        for text in names:
+            if not text or text != text.strip() or not text.isprintable():
+                raise self._unfit(name, cells, "is not a name" if text else "is empty")
+            if len(text) > _LONGEST_NAME:
+                raise self._unfit(name, cells, f"is longer than {_LONGEST_NAME} characters")
+        return _Labels(names, encoded.indices.to_numpy().astype(np.int64))
+
+    def _symbols(self, cells: Cells, count: int) -> _Labels:
+        labels = self._labels("symbol", cells, count)
+        if not self._layout.market:
+            return labels
+        try:
+            names = [self._instrument(name).symbol for name in labels.names]
+        except UsageError as exc:
+            raise self._unfit("symbol", cells, f"is unknown: {exc}") from exc
+        return _Labels(names, labels.codes)
+
+    def _instrument(self, text: str) -> Instrument:
+        instrument = self._instruments.get(text)
+        if instrument is None:
+            instrument = parse_symbol(text)
+            self._instruments |= {text: instrument, instrument.symbol: instrument}
+        return instrument
+
+    def _asset_classes(self, cells: Cells, count: int) -> _Labels:
+        labels = self._labels("asset_class", cells, count)
+        if not set(labels.names) <= set(ASSET_CLASSES):
+            raise self._unfit("asset_class", cells, f"is none of {', '.join(ASSET_CLASSES)}")
+        return labels
+
+    def _currencies(self, cells: Cells, symbols: _Labels, count: int) -> _Labels:
+        if "currency" in self._facts.values or "currency" in self._columns.fields:
+            return self._labels("currency", cells, count)
+        return _Labels([self._instrument(name).quote for name in symbols.names], symbols.codes)
+
+    def _sides(self, cells: Cells, count: int) -> pa.StringArray:
+        values = dict(self._layout.side)
+        other = values.pop("other", None)
+        if "side" not in self._columns.fields:
+            return pa.array(["UNKNOWN"]).take(pa.array(np.zeros(count, dtype=np.int32)))
+        texts = pc.ascii_lower(cells[self._columns.fields["side"]])
+        codes = pc.index_in(texts, value_set=pa.array(list(values), pa.string()))
+        sides = pa.array([*values.values(), other], pa.string())
+        if codes.null_count:
+            if other is None:
+                raise self._unfit("side", cells, f"is none of {', '.join(values)}")
+            codes = pc.fill_null(codes, len(values))
+        return sides.take(codes)
+
+    def _vendor_data(self, cells: Cells, symbols: _Labels, count: int) -> pa.Array:
+        vendor = VendorData(count)
+        for key, text in self._facts.entries.items():
+            vendor.add(key, pa.array([text]), np.zeros(count, dtype=np.int64))
+        for key, place in self._columns.vendor:
+            texts, rows = cells[place], np.arange(count)
+            is_empty = pc.equal(pc.binary_length(texts), 0)
+            if pc.any(is_empty).as_py():
+                rows = np.where(is_empty.to_numpy(zero_copy_only=False), -1, rows)
+            vendor.add(key, texts, rows)
+        if self._layout.market:
+            instruments = [self._instrument(name) for name in symbols.names]
+            vendor.add("base_asset", pa.array([i.base for i in instruments]), symbols.codes)
+            vendor.add("quote_asset", pa.array([i.quote for i in instruments]), symbols.codes)
+        elif not self._columns.vendor and not self._facts.entries:
+            return pa.nulls(count, self.kind.arrow.field("vendor_data").type)
+        return vendor.build()
+
+
+def _split(start: int, count: int) -> list[tuple[int, int]]:
+    if count <= _HALVE_ABOVE:
+        return [(place, 1) for place in range(start, start + count)]
+    half = count // 2
+    return [(start, half), (start + half, count - half)]
+
+
+def _series(kind: str, symbols: _Labels, exchanges: _Labels) -> tuple[list[str], Ints]:
+    """Name the series of ids that rows belong to: one for each exchange and symbol."""
+    width = len(symbols.names)
+    names = [
+        f"{exchange}/{kind}/{symbol}" for exchange in exchanges.names for symbol in symbols.names
+    ]
+    return names, exchanges.codes * width + symbols.codes
+
+
+def _why_no_decimal(text: str) -> str:
+    if not text:
+        return "is empty"
+    if _NEGATIVE_TEXT.fullmatch(text) and len(text) > 1:
+        return "is negative"
+    match = _DECIMAL_TEXT.fullmatch(text)
+    if match is None or text == ".":
+        return "is not a plain number"
+    if len((match[2] or "").rstrip("0")) > _SCALE:
+        return f"has more than {_SCALE} decimals"
+    if len(match[1].lstrip("0")) > _INTEGER_DIGITS:
+        return f"has more than {_INTEGER_DIGITS} digits before the point"
+    return "has too many digits"

@@ -1,0 +1,361 @@
+"""CSV files into batches.
+
+The file is read in blocks of whole lines, and each block is parsed column by column. A block that
+does not parse is gone through line by line; so every line becomes a row or a reject, except for
+blank ones. A line ends at a line feed, always: a quoted value that holds one is a reject.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from k2cli.errors import BadData
+from k2cli.flow import Batch, Reject
+from k2cli.ingestion.columns import Ints
+from k2cli.ingestion.csv.files import open_plain, open_raw, read_plain
+from k2cli.ingestion.csv.layout import Layout
+from k2cli.ingestion.csv.names import CsvOptions, file_values, stem_of
+from k2cli.ingestion.csv.rows import Cells, Facts, RowBuilder, find_columns, plain_name
+from k2cli.ingestion.csv.times import check_zone
+
+__all__ = ["BLOCK_BYTES", "CsvOptions", "CsvSource", "read_csv"]
+
+BLOCK_BYTES: Final = 8 << 20
+_HALVE_ABOVE: Final = 64  # lines; fewer are parsed one by one
+_LONGEST_LINE: Final = 16 << 20
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+def read_csv(
+    source: Path | IO[bytes], layout: Layout, options: CsvOptions, *, digest: str | None = None
+) -> "CsvSource":
+    """Open a CSV file (plain, .gz, .zst or .zip), or read one from a stream such as stdin.
+
+    Rows without an id are told apart by the file's digest: who knows it already passes it.
+
+    Raises:
+        NotFound: no such file.
+        ConfigError: no permission to read it.
+        UsageError: it is a folder, or the time zone is unknown.
+    """
+    zone = options.timezone or layout.time.zone
+    check_zone(zone)
+    return CsvSource(source, layout, options, zone=zone, digest=digest)
+
+
+class CsvSource:
+    """A CSV file as a source of batches; iterate it once.
+
+    Iterating raises BadData where the file as a whole does not fit (no such columns, compressed
+    data cut off, written to while it was read), and UsageError where an option must be given.
+    """
+
+    def __init__(
+        self,
+        source: Path | IO[bytes],
+        layout: Layout,
+        options: CsvOptions,
+        *,
+        zone: str,
+        digest: str | None,
+    ) -> None:
+        self._path = source if isinstance(source, Path) else None
+        self._raw = open_raw(source)
+        self._layout = layout
+        self._options = options
+        self._zone = zone
+        self._known_digest = digest
+        self._digest: str | None = None
+        self._is_stopped = False
+
+    @property
+    def name(self) -> str:
+        """The file's path, or `stdin`."""
+        return self._raw.name
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file as it is, compressed or not."""
+        return self._raw.size_bytes
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of `size_bytes` was read."""
+        return self._raw.bytes_read
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the file as it is, known when all batches were read."""
+        if self._digest is None:
+            raise RuntimeError("the file was not read to its end")
+        return self._digest
+
+    def hash(self) -> str:
+        """Hash the file without reading it, to know beforehand whether it was loaded already."""
+        return self._digest or self._raw.hash_whole()
+
+    def stop(self) -> None:
+        """Ask for the end after the current block; then there is no `digest`."""
+        self._is_stopped = True
+
+    def close(self) -> None:
+        """Close the file."""
+        self._raw.close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the rows and rejects of the file, a block at a time, and close it."""
+        with self._raw, open_plain(self._raw, self._path.suffix if self._path else "") as stream:
+            yield from self._parsed(stream)
+            if not self._is_stopped:
+                self._digest = self._raw.finish(self._known_digest)
+
+    def _parsed(self, stream: IO[bytes]) -> Iterator[Batch]:
+        parser: _BlockParser | None = None
+        first = 1
+        for block in self._blocks(stream):
+            if self._is_stopped:
+                return
+            body = block
+            count = _count_lines(block)
+            if parser is None:
+                parser, body = self._begin(block)
+            skipped = count - _count_lines(body)
+            if body:
+                yield parser.parse(body, first=first + skipped)
+            first += count
+
+    def _blocks(self, stream: IO[bytes]) -> Iterator[bytes]:
+        """Cut the stream into blocks of whole lines."""
+        rest = b""
+        is_first = True
+        while data := read_plain(stream, BLOCK_BYTES, self.name):
+            if is_first:
+                data, is_first = data.removeprefix(_BOM), False
+            head, newline, tail = data.rpartition(b"\n")
+            if newline:
+                yield rest + head + newline
+                rest = tail
+            else:
+                rest += data
+            if len(rest) > _LONGEST_LINE:
+                raise BadData(f"{self.name} has a line of more than {_LONGEST_LINE >> 20} MB")
+        if rest:
+            yield rest
+
+    def _begin(self, block: bytes) -> "tuple[_BlockParser, bytes]":
+        """Look at the first line: return a parser, and the block without header."""
+        line, _, body = block.partition(b"\n")
+        cells = _cells_of(line)
+        layout = self._layout
+        if layout.header == "required" or (layout.header == "sniff" and _is_header(layout, cells)):
+            names: Sequence[str] = [cell.strip() for cell in cells or ()]
+        else:
+            names, body = _unnamed(layout, cells), block
+        columns = find_columns(layout, names)
+        stem = stem_of(self._path) if self._path else ""
+        entries = {layout.file_stem: stem} if layout.file_stem and stem.isdecimal() else {}
+        facts = Facts(
+            zone=self._zone,
+            values=file_values(layout, self._options, stem, columns.fields),
+            entries=entries,
+            identity="" if "id" in columns.fields else self._known_digest or self.hash(),
+        )
+        has_header = body is not block
+        return _BlockParser(columns.names, RowBuilder(layout, columns, facts), has_header), body
+
+
+class _BlockParser:
+    """Turn blocks of lines into batches."""
+
+    def __init__(self, names: Sequence[str], builder: RowBuilder, has_header: bool) -> None:
+        self._names = names
+        self._builder = builder
+        self._kind = builder.kind
+        self._header_lines = int(has_header)
+        self._convert = pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+        )
+        self._read = pa.csv.ReadOptions(column_names=list(names))
+
+    def parse(self, block: bytes, *, first: int) -> Batch:
+        """Parse whole lines, of which the first is line `first` of the file."""
+        now_us = time.time_ns() // 1000
+        reasons: dict[int, str] = {}
+        count = _count_lines(block)
+        cells, places = self._table(block, count, reasons)
+        built = self._builder.build(cells, places + (first - self._header_lines), now_us)
+        reasons |= {int(places[place]): reason for place, reason in built.faults.items()}
+        lines = block.split(b"\n") if reasons else []
+        rejects = [
+            Reject(
+                raw=lines[place].removesuffix(b"\r"),
+                position=first + place,
+                received_us=now_us,
+                reason=reasons[place],
+            )
+            for place in sorted(reasons)
+        ]
+        rows = sum(batch.num_rows for batch in built.rows)
+        return Batch(
+            rows=[(self._kind, batch) for batch in _joined(built.rows)],
+            rejects=rejects,
+            messages=rows + len(rejects),
+        )
+
+    def _table(self, block: bytes, count: int, reasons: dict[int, str]) -> tuple[Cells, Ints]:
+        """Cut a block into columns; return them with the place of each row among the lines."""
+        tables: list[Cells] = []
+        places: list[Ints] = []
+        parts = [(block, 0, count)]
+        while parts:
+            part, start, size = parts.pop()
+            cells = self._columns(part, size)
+            if cells is not None:
+                tables.append(cells)
+                places.append(np.arange(start, start + size))
+            elif size > _HALVE_ABOVE:
+                cut = _middle(part)
+                head, tail = part[:cut], part[cut:]
+                size_of_head = _count_lines(head)
+                parts.append((tail, start + size_of_head, size - size_of_head))
+                parts.append((head, start, size_of_head))
+            else:
+                cells, kept = self._line_by_line(part.split(b"\n")[:size], start, reasons)
+                tables.append(cells)
+                places.append(kept)
+        if len(tables) == 1:
+            return tables[0], places[0]
+        columns = zip(*tables, strict=True)
+        return [pa.concat_arrays(column) for column in columns], np.concatenate(places)
+
+    def _columns(self, block: bytes, count: int) -> Cells | None:
+        """Parse lines all of which are good, the fast path; None if one of them is not."""
+        if b"\0" in block or block.startswith(_BOM) or _has_bare_return(block):
+            return None
+        try:
+            table = pa.csv.read_csv(
+                pa.BufferReader(_ended(block)),
+                read_options=self._read,
+                convert_options=self._convert,
+            )
+        except pa.ArrowInvalid:
+            return None
+        if table.num_rows != count:  # blank lines, or quotes over several lines
+            return None
+        cells = [column.combine_chunks() for column in table.columns]
+        # Arrow closes a quote that is open at the end of what it looks at.
+        if b'"' in block and pc.any(pc.ends_with(cells[-1], "\n")).as_py():
+            return None
+        return cells
+
+    def _line_by_line(
+        self, lines: Sequence[bytes], start: int, reasons: dict[int, str]
+    ) -> tuple[Cells, Ints]:
+        """Parse lines one by one; those that are no row of the file enter `reasons`."""
+        rows: list[Sequence[str]] = []
+        places: list[int] = []
+        for place, line in enumerate(lines, start=start):
+            if line in (b"", b"\r"):
+                continue
+            try:
+                cells = _parse_line(line)
+            except _BadLine as exc:
+                reasons[place] = str(exc)
+                continue
+            if len(cells) != len(self._names):
+                reasons[place] = f"has {len(cells)} columns, not {len(self._names)}"
+                continue
+            rows.append(cells)
+            places.append(place)
+        columns = zip(*rows, strict=True) if rows else [() for _ in self._names]
+        cells_of_all = [pa.array(column, pa.string()) for column in columns]
+        return cells_of_all, np.array(places, dtype=np.int64)
+
+
+class _BadLine(Exception):
+    """A line that is not CSV."""
+
+
+def _parse_line(line: bytes) -> list[str]:
+    """Cut one line into its cells, exactly as it is cut among others."""
+    line = line.removesuffix(b"\r")
+    if b"\0" in line:
+        raise _BadLine("holds a NUL byte")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as exc:
+        raise _BadLine(f"is not UTF-8 at byte {exc.start + 1}") from exc
+    if b'"' in line:
+        return _parse_quoted(line)
+    if b"\r" in line:
+        raise _BadLine("holds a carriage return")
+    return text.split(",")
+
+
+def _parse_quoted(line: bytes) -> list[str]:
+    names = [f"f{number}" for number in range(line.count(b",") + 1)]  # Arrow's, at most these
+    try:
+        table = pa.csv.read_csv(
+            pa.BufferReader(_ended(line)),
+            read_options=pa.csv.ReadOptions(autogenerate_column_names=True, use_threads=False),
+            convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+        )
+    except pa.ArrowInvalid as exc:
+        raise _BadLine("is not CSV: a quote is not closed") from exc
+    if table.num_rows != 1:
+        raise _BadLine("holds a carriage return")
+    return [column[0].as_py() for column in table.columns]
+
+
+def _cells_of(line: bytes) -> list[str] | None:
+    try:
+        return _parse_line(line) if line.strip() else None
+    except _BadLine:
+        return None
+
+
+def _is_header(layout: Layout, cells: Sequence[str] | None) -> bool:
+    known = {plain_name(name) for name in layout.columns}
+    known |= {plain_name(name) for field in layout.fields for name in layout.candidates(field)}
+    return any(plain_name(cell) in known for cell in cells or ())
+
+
+def _unnamed(layout: Layout, cells: Sequence[str] | None) -> Sequence[str]:
+    """Name the columns of a file without header: as many as its first line has, if that fits."""
+    names, width = layout.columns, len(cells or ())
+    is_known = len(names) - len(layout.optional) <= width <= len(names)
+    return names[:width] if is_known else names
+
+
+def _count_lines(block: bytes) -> int:
+    return block.count(b"\n") + (not block.endswith(b"\n") and bool(block))
+
+
+def _ended(lines: bytes) -> bytes:
+    return lines if lines.endswith(b"\n") else lines + b"\n"
+
+
+def _has_bare_return(block: bytes) -> bool:
+    """Tell whether a carriage return stands elsewhere than before a line feed."""
+    return b"\r" in block and block.count(b"\r") != block.count(b"\r\n") + block.endswith(b"\r")
+
+
+def _middle(block: bytes) -> int:
+    """Return where a line begins, near the middle of several lines."""
+    before = block.rfind(b"\n", 0, len(block) // 2)
+    return 1 + (before if before >= 0 else block.index(b"\n"))
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> Sequence[pa.RecordBatch]:
+    if len(batches) < 2:  # noqa: PLR2004
+        return batches
+    return list(pa.Table.from_batches(batches).combine_chunks().to_batches())

@@ -1,0 +1,214 @@
+"""Files -> table: which files, whether they are new, and all or nothing of each.
+
+Like pipeline.py this is where sources and sinks meet; here the source has an end, and what is
+committed is a file, not an interval.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import pyarrow as pa
+
+from k2cli.errors import BadData, NotFound
+from k2cli.flow import Batch
+from k2cli.records import RecordKind
+from k2cli.rejects import RejectLog
+from k2cli.storage.lake import Lake
+from k2cli.storage.loads import LoadEntry
+
+SUFFIXES: Final = (".csv", ".csv.gz", ".csv.zst", ".zip")
+_PERCENT: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How many rejects a file may have: a number, or a share of its lines."""
+
+    count: int = 0
+    percent: float | None = None
+
+    def is_exceeded(self, rejects: int, lines: int) -> bool:
+        """Tell whether so many rejects among so many lines are too many."""
+        if self.percent is None:
+            return rejects > self.count
+        return rejects * _PERCENT > self.percent * lines
+
+    def __str__(self) -> str:
+        return str(self.count) if self.percent is None else f"{self.percent:g}%"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPolicy:
+    """What becomes of rejects, and of files that were loaded before."""
+
+    rejects: RejectLog
+    allowance: Allowance
+    is_forced: bool = False  # load again what was loaded before
+
+
+class Reader(Protocol):
+    """Reads one file, once."""
+
+    @property
+    def bytes_read(self) -> int:
+        """How many of the file's bytes were read so far."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the file's batches; lines are their messages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileToLoad:
+    """A file on its way into the table."""
+
+    path: str  # as the log of loads names it
+    digest: str  # sha256 of its bytes, in hex
+    size_bytes: int
+    layout: str
+    kind: RecordKind
+    reader: Reader
+
+
+@dataclass(slots=True, kw_only=True)
+class LoadTotals:
+    """The sums of one run."""
+
+    files: int = 0
+    loaded: int = 0
+    skipped: int = 0  # loaded before
+    failed: int = 0  # more rejects than allowed, or unreadable
+    rows: int = 0
+    rejects: int = 0
+    size_bytes: int = 0
+    duration_s: float = 0.0
+
+
+class Target(Protocol):
+    """Takes the rows of one file."""
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Take rows over."""
+
+
+@dataclass(slots=True)
+class FileSums:
+    """What came of one file so far."""
+
+    lines: int = 0
+    rows: int = 0
+    rejects: int = 0
+
+
+def find_files(words: Sequence[str]) -> list[Path]:
+    """Find the files that paths, globs and folders name, each once, in sorted order.
+
+    Raises:
+        NotFound: a file does not exist, or a folder or glob has no match.
+    """
+    found: dict[Path, None] = {}
+    for word in words:
+        path = Path(word).expanduser()
+        if path.is_dir():
+            matches = [p for p in sorted(path.rglob("*")) if p.name.lower().endswith(SUFFIXES)]
+        elif path.exists() or not any(mark in word for mark in "*?["):
+            matches = [path]
+        else:
+            matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        if not matches:
+            raise NotFound(
+                f"{word} matches no file", hint=f"a folder's files end in {' '.join(SUFFIXES)}"
+            )
+        if not matches[0].exists():
+            raise NotFound(f"no file {word}")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_digest(path: Path, digest: str) -> None:
+    """Compare a file with the `.CHECKSUM` file beside it, in the format of sha256sum.
+
+    Raises:
+        NotFound: there is none.
+        BadData: it names another sum.
+    """
+    beside = path.with_name(f"{path.name}.CHECKSUM")
+    if not beside.is_file():
+        raise NotFound(f"no file {beside}", hint="leave --checksum out, or fetch it")
+    words = beside.read_text(encoding="utf-8", errors="replace").split()
+    if not words or words[0].lower() != digest:
+        raise BadData(f"{path} does not match {beside.name}", hint="fetch the file again")
+
+
+def pump_file(
+    file: FileToLoad,
+    target: Target,
+    policy: LoadPolicy,
+    on_batch: Callable[[Batch], None] = lambda _: None,
+) -> FileSums:
+    """Move a file's rows into a target, and its rejects into their file; commit nothing.
+
+    Raises:
+        BadData: more rejects than allowed, or the file cannot be read to its end.
+    """
+    rejects, allowance = policy.rejects, policy.allowance
+    sums = FileSums()
+    first = ""
+    for batch in file.reader:
+        sums.lines += batch.messages
+        sums.rejects += len(batch.rejects)
+        if batch.rejects:
+            first = first or f"line {batch.rejects[0].position}: {batch.rejects[0].reason}"
+            rejects.write(batch.rejects)
+        for _, rows in batch.rows:
+            sums.rows += rows.num_rows
+            target.write(rows)
+        on_batch(batch)
+        if allowance.percent is None and allowance.is_exceeded(sums.rejects, sums.lines):
+            break
+    rejects.sync()
+    if allowance.is_exceeded(sums.rejects, sums.lines):
+        raise BadData(
+            f"{file.path}: {sums.rejects} rejects, allowed are {allowance}; the first is {first}",
+            hint=f"see {rejects.path}; --max-rejects allows more",
+        )
+    return sums
+
+
+def load_into_table(
+    file: FileToLoad,
+    lake: Lake,
+    policy: LoadPolicy,
+    on_batch: Callable[[Batch], None] = lambda _: None,
+) -> tuple[FileSums, int | None]:
+    """Load one file, all or nothing. Returns its sums and the snapshot's id.
+
+    The id is None for a file that was loaded before: then nothing is read, or nothing added.
+
+    Raises:
+        BadData: more rejects than allowed, or the file cannot be read to its end.
+        Conflict: other writers won too often.
+    """
+    if not policy.is_forced and lake.loaded_before(file.kind, [file.digest]):
+        return FileSums(), None
+    with lake.load_file(file.kind) as target:
+        sums = pump_file(file, target, policy, on_batch)
+        entry = LoadEntry(
+            loaded_at=time.time_ns() // 1000,
+            path=file.path,
+            digest=file.digest,
+            size_bytes=file.size_bytes,
+            layout=file.layout,
+            rows=sums.rows,
+            rejects=sums.rejects,
+        )
+        return sums, target.commit(entry, is_forced=policy.is_forced)

@@ -1,0 +1,92 @@
+"""A file into a table, all or nothing, and only once."""
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from pyiceberg.table import Table
+
+from k2cli.config import TableSettings
+from k2cli.records import RecordKind
+from k2cli.storage.append import Attempt, commit_attempts
+from k2cli.storage.datafiles import delete_files, write_data_files
+from k2cli.storage.loads import KEY, LoadEntry, extended, loaded_before
+from k2cli.storage.vendor import translated
+
+if TYPE_CHECKING:
+    from pyiceberg.manifest import DataFile
+
+_FILE_ROWS = 200_000  # rows of one data file; what is in memory at once
+
+
+class FileLoad:
+    """Takes the rows of one file and commits them with the file's entry in the log of loads.
+
+    Data files are written as rows come, invisible until the commit; without one they are deleted.
+    """
+
+    def __init__(
+        self, *, table: Table, kind: RecordKind, settings: TableSettings, where: str
+    ) -> None:
+        self._table = table
+        self._kind = kind
+        self._settings = settings
+        self._what = f"cannot write to table {kind.table} in {where}"
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
+        self._files: list[DataFile] = []
+        self._is_committed = False
+
+    def __enter__(self) -> "FileLoad":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._is_committed:
+            delete_files(self._table, (file.file_path for file in self._files))
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Take rows over."""
+        self._pending.append(rows)
+        self._pending_rows += rows.num_rows
+        if self._pending_rows >= _FILE_ROWS:
+            self._write_files()
+
+    def commit(self, entry: LoadEntry, *, is_forced: bool) -> int | None:
+        """Commit all rows and the entry as one snapshot; return its id.
+
+        Returns None, and adds nothing, if the file turns out to be loaded already, be it since a
+        moment ago by another process; with `is_forced` it is loaded again.
+
+        Raises:
+            Conflict: other writers won too often; nothing was written.
+        """
+        self._write_files()
+        with translated(self._what):
+            snapshot_id = commit_attempts(
+                self._table,
+                lambda carried: self._attempt(carried, entry, is_forced),
+                self._settings,
+            )
+        self._is_committed = snapshot_id is not None
+        return snapshot_id
+
+    def _attempt(
+        self, carried: dict[str, str], entry: LoadEntry, is_forced: bool
+    ) -> Attempt | None:
+        log = carried.get(KEY)
+        if not is_forced and loaded_before(self._table, log, [entry.digest]):
+            return None
+        value, segment = extended(self._table, log, [entry])
+        return Attempt(files=self._files, properties={**carried, KEY: value}, scratch=[segment])
+
+    def _write_files(self) -> None:
+        if self._pending:
+            rows = pa.Table.from_batches(self._pending)
+            self._pending, self._pending_rows = [], 0
+            with translated(self._what):
+                self._files += write_data_files(self._table, self._kind, rows)

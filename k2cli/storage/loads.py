@@ -1,0 +1,103 @@
+"""Which files were loaded into a table: a log that lives and dies with the table's snapshots.
+
+The log is a few immutable Parquet segments beside the table's metadata; the snapshot's property
+`k2.loads` names them. A load adds a segment of one entry and merges it with segments that are not
+larger, so that 100,000 loads are some 17 segments and a look-up reads only their digests. Since
+the property is carried from snapshot to snapshot, the log outlives every snapshot that is expired,
+and a table that is rolled back to before a load has not loaded that file.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyiceberg.table import Table
+
+KEY: Final = "k2.loads"
+_SCHEMA: Final = pa.schema(
+    [
+        pa.field("loaded_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("digest", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("layout", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("rejects", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadEntry:
+    """One file that was loaded."""
+
+    loaded_at: int  # UTC microseconds
+    path: str
+    digest: str  # sha256 of the file's bytes, as they lie on disk, in hex
+    size_bytes: int
+    layout: str
+    rows: int
+    rejects: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    name: str
+    rows: int
+
+
+def loaded_before(table: Table, log: str | None, digests: Sequence[str]) -> set[str]:
+    """Tell which of these digests the log holds."""
+    wanted = pa.array(digests, pa.string())
+    found: set[str] = set()
+    for segment in _segments(log):
+        column = _read(table, segment, ["digest"])["digest"]
+        found.update(column.filter(pc.is_in(column, wanted)).to_pylist())
+    return found
+
+
+def list_loads(table: Table, log: str | None) -> pa.Table:
+    """Return all entries of the log, newest first."""
+    tables = [_read(table, segment) for segment in _segments(log)]
+    return pa.concat_tables([_SCHEMA.empty_table(), *tables]).sort_by(
+        [("loaded_at", "descending"), ("path", "ascending")]
+    )
+
+
+def extended(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tuple[str, str]:
+    """Write a segment with these entries, merged with those that are not larger.
+
+    Returns the property's new value, and the path of the segment that was written.
+    """
+    kept = _segments(log)
+    rows = pa.Table.from_pylist([asdict(entry) for entry in entries], schema=_SCHEMA)
+    while kept and kept[-1].rows <= rows.num_rows:
+        rows = pa.concat_tables([_read(table, kept.pop()), rows])
+    segment = _Segment(f"k2-loads-{uuid.uuid4()}", rows.num_rows)
+    path = _path(table, segment)
+    with table.io.new_output(path).create() as stream:
+        pq.write_table(rows, stream, compression="zstd")
+    return ",".join(f"{each.name}:{each.rows}" for each in [*kept, segment]), path
+
+
+def segment_paths(table: Table, logs: Iterable[str | None]) -> set[str]:
+    """Return the files that these logs consist of."""
+    return {_path(table, segment) for log in logs for segment in _segments(log)}
+
+
+def _segments(log: str | None) -> list[_Segment]:
+    pairs = (word.rpartition(":") for word in (log or "").split(",") if word)
+    return [_Segment(name, int(rows)) for name, _, rows in pairs]
+
+
+def _path(table: Table, segment: _Segment) -> str:
+    return table.location_provider().new_metadata_location(f"{segment.name}.parquet")
+
+
+def _read(table: Table, segment: _Segment, columns: list[str] | None = None) -> pa.Table:
+    with table.io.new_input(_path(table, segment)).open() as stream:
+        return pq.read_table(stream, columns=columns)

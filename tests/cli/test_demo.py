@@ -1,0 +1,18 @@
+"""`k2 demo`: a newcomer's first minute, twice in a row."""
+
+from pathlib import Path
+
+from conftest import Run
+
+
+def test_demo_works_twice_in_a_row(run: Run, home: Path) -> None:
+    for _ in range(2):
+        result = run(["demo", "--seconds", "2"])
+        assert result.exit_code == 0, result.stderr
+        assert "0 rejects, 0 missing, 0 twice" in result.stderr
+        assert "k2 query trades --symbol BTCUSDT" in result.stderr
+        assert "┤" in result.stdout  # the chart
+        for word in ("BTCUSDT", "ETHUSDT", "quotes", "trades"):
+            assert word in result.stdout
+    assert (home / "demo" / "catalog.db").is_file()
+    assert not (home / "catalog.db").exists()

@@ -1,0 +1,93 @@
+"""`k2 table` and `k2 config`: looking around."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from builders import trades_batch
+from conftest import Run
+
+from k2cli.config import Settings
+from k2cli.records import TRADES
+from k2cli.storage.lake import open_lake
+
+
+@pytest.fixture
+def filled(settings: Settings) -> None:
+    """Trades in two commits, and an empty table of quotes."""
+    with open_lake(settings, create=True) as lake:
+        for _ in range(2):
+            lake.append(TRADES, pa.Table.from_batches([trades_batch(10)]))
+
+
+@pytest.mark.usefixtures("filled")
+def test_list_tells_size_and_age_of_every_table(run: Run) -> None:
+    listed = json.loads(run(["table", "list", "--format", "json"]).stdout)
+    assert [(each["kind"], each["rows"], each["snapshots"]) for each in listed] == [
+        ("trades", 20, 2),
+        ("quotes", 0, 0),
+    ]
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize("name", ["trades", "trades_v2", "market_data.trades_v2"])
+def test_describe_shows_columns_with_their_meaning(run: Run, name: str) -> None:
+    text = run(["table", "describe", name]).stdout
+    assert "day(timestamp)" in text
+    assert "decimal(18, 8)" in text
+    assert "The aggressor side" in text
+    assert json.loads(run(["table", "describe", name, "-f", "json"]).stdout)["rows"] == 20
+
+
+@pytest.mark.usefixtures("filled")
+def test_snapshots_are_listed_newest_first(run: Run) -> None:
+    listed = json.loads(run(["table", "snapshots", "trades", "-f", "json"]).stdout)
+    assert [each["total_rows"] for each in listed] == [20, 10]
+    assert listed[0]["refs"] == "main"
+
+
+@pytest.mark.usefixtures("filled")
+def test_snapshots_of_an_empty_table_are_none(run: Run) -> None:
+    result = run(["table", "snapshots", "quotes", "-f", "json"])
+    assert (result.exit_code, result.stdout) == (0, "[]\n")
+
+
+@pytest.mark.parametrize("command", [["list"], ["describe", "trades"], ["snapshots", "trades"]])
+def test_no_tables_is_not_found(run: Run, command: list[str], home: Path) -> None:
+    result = run(["table", *command])
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "hint: k2 demo" in result.stderr
+    assert not home.exists()
+
+
+def test_unknown_table_is_not_found(run: Run) -> None:
+    result = run(["table", "describe", "bars"])
+    assert result.exit_code == 4
+    assert "trades and quotes" in result.stderr
+
+
+def test_config_shows_what_is_in_force_without_secrets(run: Run, home: Path) -> None:
+    home.mkdir()
+    (home / "k2.toml").write_text('[table]\nkeep_for = "6h"\n')
+    env = {"K2_CATALOG_S3__SECRET_ACCESS_KEY": "hush", "K2_STREAM_FLUSH_ROWS": "5"}
+    text = run(["config", "show"], env=env).stdout
+    assert "hush" not in text
+    assert '"s3.secret-access-key" = "********"' in text
+    assert "flush_rows = 5" in text
+    assert 'keep_for = "21600s"' in text
+    assert json.loads(run(["config", "show", "-f", "json"], env=env).stdout)["home"] == str(home)
+
+
+def test_config_path_is_printed_before_the_file_exists(run: Run, home: Path) -> None:
+    result = run(["config", "path"])
+    assert result.stdout == f"{home / 'k2.toml'}\n"
+    assert "does not exist" in result.stderr
+
+
+def test_wrong_setting_is_exit_3(run: Run, home: Path) -> None:
+    home.mkdir()
+    (home / "k2.toml").write_text("[table]\nkeep_fro = 1\n")
+    result = run(["config", "show"])
+    assert result.exit_code == 3
+    assert "hint: the nearest known one is keep_for" in result.stderr

@@ -1,0 +1,95 @@
+"""Layouts: the built-in ones, files of the user's own, and what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+
+from k2cli.errors import ConfigError, NotFound, UsageError
+from k2cli.ingestion.csv.layout import layout_names, layout_text, load_layout, parse_layout
+from k2cli.records import QUOTES, TRADES
+
+BUILT_IN = ["asx-quotes", "asx-trades", "binance-trades", "generic-quotes", "generic-trades"]
+
+
+def test_the_built_in_layouts_load_and_their_text_is_the_layout() -> None:
+    assert layout_names() == BUILT_IN
+    for name in BUILT_IN:
+        layout = load_layout(name)
+        assert layout.record is (QUOTES if name.endswith("quotes") else TRADES)
+        assert parse_layout(layout_text(name), origin="text") == layout
+
+
+def test_a_layout_of_ones_own_is_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(layout_text("asx-trades"))
+    assert load_layout(path) == load_layout(str(path)) == load_layout("asx-trades")
+
+
+@pytest.mark.parametrize("name", ["asx-trade", "", "no/such.toml", "/no/such.toml"])
+def test_an_unknown_layout_is_not_found_and_the_hint_lists_them(name: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        load_layout(name)
+    assert "asx-quotes, asx-trades, binance-trades" in str(caught.value.hint)
+
+
+def test_a_layout_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"my\.toml cannot be read"):
+        load_layout(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message", "hint"),
+    [
+        ("columns =", "colums =", "unknown key colums in my.toml", "columns"),
+        ("zone =", "zne =", "unknown key time.zne in my.toml", "zone"),
+        ("price =", "prise =", "unknown key fields.prise in my.toml", "price"),
+        ("currency =", "curency =", "unknown key constants.curency in my.toml", "currency"),
+        ('price = "price"', 'price = "pric"', "fields.price is from 'pric'", "price"),
+        ('venue = "venue"', 'venue = "venu"', "vendor_data.venue is from 'venu'", "venue"),
+        ('price = "price"', "", "my.toml lacks fields.price", None),
+        ('time = "time"', "", "my.toml lacks fields.time", None),
+        ('kind = "trades"', 'kind = "bars"', "my.toml: Invalid enum value 'bars'", None),
+        ('kind = "trades"', "kind = ", "my.toml is not TOML", None),
+        ('kind = "trades"', "", "my.toml: Object missing required field `kind`", None),
+        ('"price", "volume"', '"price", "price"', "columns names one twice", None),
+        ("%m/%d/%Y", "%m/%Q", "is no format of strptime", "iso"),
+        ("%H:%M:%S.%f", "%H:%M:%S%z", "is no format of strptime", "iso"),
+        ("%H:%M:%S.%f", "%H:%H", "is no format of strptime", "iso"),
+        ('"equities"', '"stocks"', "constants.asset_class is none of", None),
+        ('header = "none"', 'header = "none"\noptional = ["date"]', "the last of columns", None),
+        ("[constants]", '[side]\nb = "buy"\n[constants]', "side.b is none of", None),
+    ],
+)
+def test_a_wrong_layout_names_key_file_and_the_nearest(
+    old: str, new: str, message: str, hint: str | None
+) -> None:
+    text = layout_text("asx-trades")
+    assert old in text
+    with pytest.raises(ConfigError) as caught:
+        parse_layout(text.replace(old, new), origin="my.toml")
+    assert message in str(caught.value)
+    assert (hint or "") in str(caught.value.hint)
+
+
+def test_mapped_takes_a_field_from_another_column() -> None:
+    layout = load_layout("generic-trades").mapped({"price": "Px"})
+    assert layout.candidates("price") == ("Px",)
+    assert layout.candidates("quantity")[0] == "quantity"
+
+
+@pytest.mark.parametrize(
+    ("name", "renames", "message", "hint"),
+    [
+        ("generic-trades", {"prise": "Px"}, "'prise' is no field of trades", "price"),
+        ("generic-quotes", {"side": "Side"}, "'side' is no field of quotes", ""),
+        ("asx-trades", {"price": "Px"}, "the layout has no column 'Px'", "date, time, price"),
+    ],
+)
+def test_mapped_refuses_unknown_names(
+    name: str, renames: dict[str, str], message: str, hint: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        load_layout(name).mapped(renames)
+    assert hint in str(caught.value.hint)
