@@ -11,6 +11,7 @@ from k2cli import __version__
 from k2cli.commands import output
 from k2cli.commands.config import config_app
 from k2cli.commands.demo import demo
+from k2cli.commands.export import export_app
 from k2cli.commands.load import load_app
 from k2cli.commands.query import query_app
 from k2cli.commands.simulate import simulate_app
@@ -67,6 +68,7 @@ app.command()(demo)
 app.add_typer(stream_app, name="stream")
 app.add_typer(load_app, name="load")
 app.add_typer(query_app, name="query")
+app.add_typer(export_app, name="export")
 app.add_typer(table_app, name="table")
 app.add_typer(config_app, name="config")
 app.add_typer(simulate_app, name="simulate")

@@ -102,6 +102,7 @@ class Output:
     format: Format
     path: Path | None  # None is stdout
     is_forced: bool = False  # replace the file if it exists
+    has_header: bool = True  # of csv
 
     @property
     def is_terminal(self) -> bool:
@@ -142,7 +143,7 @@ class Output:
             raise _os_error(self.path, exc) from exc
 
     def _write(self, answer: "Answer", sink: BinaryIO, *, is_preview: bool) -> int:
-        from k2cli.query.render import COPIES
+        from k2cli.query.render import COPIES, CSV_WITHOUT_HEADER
 
         match self.format:
             case Format.JSON:
@@ -157,6 +158,8 @@ class Output:
                 limit = PREVIEW_ROWS if is_preview else None
                 width = shutil.get_terminal_size().columns if self.is_terminal else None
                 rows = _write_table(answer, sink, limit=limit, width=width)
+            case Format.CSV if not self.has_header:
+                rows = answer.copy(CSV_WITHOUT_HEADER, sink)
             case _:
                 rows = answer.copy(COPIES[self.format], sink)
         return rows

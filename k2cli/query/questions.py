@@ -48,13 +48,18 @@ def select_rows(engine: Engine, kind: RecordKind, selection: Selection) -> Answe
     check_columns(kind, selection.columns)
     columns = ", ".join(map(quoted, selection.columns)) or "*"
     condition, values = filters(kind, selection)
-    way = "DESC NULLS FIRST" if selection.is_descending else "ASC NULLS LAST"
-    keys = (kind.partition_by, "source_sequence", "symbol", "message_id")
-    order = ", ".join(f"{quoted(key)} {way}" for key in keys)
+    order = ordering(kind, is_descending=selection.is_descending)
     sql = f"SELECT {columns} FROM {quoted(kind.name)} WHERE {condition} ORDER BY {order}"
     if selection.limit is not None:
         sql += f" LIMIT {selection.limit:d}"
     return engine.ask(sql, values)
+
+
+def ordering(kind: RecordKind, *, is_descending: bool) -> str:
+    """Make the total order of rows: time, the exchange's number, symbol, message id."""
+    way = "DESC NULLS FIRST" if is_descending else "ASC NULLS LAST"
+    keys = (kind.partition_by, "source_sequence", "symbol", "message_id")
+    return ", ".join(f"{quoted(key)} {way}" for key in keys)
 
 
 def filters(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]:

@@ -167,6 +167,9 @@ COPIES: Final[Mapping[str, Copy]] = {
 }
 
 
+CSV_WITHOUT_HEADER: Final = Copy(as_text, "FORMAT csv, HEADER false")
+
+
 class NdjsonRenderer:
     """Renders record batches as the text that `k2 query --format ndjson` prints of them.
 

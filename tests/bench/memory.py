@@ -8,7 +8,7 @@ from report import Aim, Line, Setup
 
 def run(setup: Setup) -> list[Line]:
     """Watch one long stream: its peak, and whether the end is higher than the second quarter."""
-    messages = 500_000 if setup.is_quick else 2_000_000
+    messages = 1_000_000 if setup.is_quick else 2_000_000
     with simulated_exchange() as url:
         seen = watched(stream_command(url, messages), home=setup.folder / "home")
     check_summary(json.loads(seen.stdout), messages)

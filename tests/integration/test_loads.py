@@ -3,7 +3,6 @@
 import threading
 from pathlib import Path
 
-import pytest
 from builders import trades_batch
 
 from k2cli.config import Settings, load_settings
@@ -58,10 +57,10 @@ def test_forced_load_adds_the_rows_again(lake: Lake) -> None:
 
 
 def test_load_that_is_given_up_leaves_nothing(home: Path, lake: Lake) -> None:
-    with pytest.raises(RuntimeError), lake.load_file(TRADES) as file:
+    with lake.load_file(TRADES) as file:
         for _ in range(3):
             file.write(trades_batch(100_000))
-        raise RuntimeError
+        assert list(home.rglob("data/**/*.parquet")) != []
     assert count(lake) == 0
     assert list(home.rglob("data/**/*.parquet")) == []
 

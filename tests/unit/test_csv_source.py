@@ -592,3 +592,11 @@ def test_a_time_in_one_column_with_a_format_of_its_own(folder: Path) -> None:
     assert [row["timestamp"] for row in loaded.rows] == [datetime(2024, 8, 8, 11, 30, tzinfo=UTC)]
     assert [row["vendor_data"] for row in loaded.rows] == [None]
     assert [reject.position for reject in loaded.rejects] == [2]
+
+
+def test_times_with_and_without_an_offset_in_one_file_beside_a_bad_line(folder: Path) -> None:
+    times = ["2024-08-08 10:00", "2024-08-08T12:00+02:00", "never", "1723111200"]
+    loaded = generic(folder, "timestamp,price,quantity\n" + "".join(f"{t},1,2\n" for t in times))
+    assert {row["timestamp"] for row in loaded.rows} == {datetime(2024, 8, 8, 10, tzinfo=UTC)}
+    assert [row["trade_id"][-2:] for row in loaded.rows] == ["-1", "-2", "-4"]
+    assert [(r.position, r.raw) for r in loaded.rejects] == [(4, b"never,1,2")]

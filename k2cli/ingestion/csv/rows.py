@@ -1,11 +1,11 @@
 """Columns of text into rows of a record kind, whole columns at a time.
 
-A column that does not fit is halved until the rows that do not fit stand alone; those come back
-with the reason, all others become rows.
+Where a column does not fit it is halved until the rows that do not fit stand alone; those come
+back with the reason, all others become rows.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,6 +30,7 @@ _INTEGER_DIGITS: Final = 10
 _NO_CONDITIONS: Final = pa.array([], pa.string())
 
 Cells = Sequence[pa.StringArray]
+_Check = Callable[[Cells, int], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +77,7 @@ def find_columns(layout: Layout, names: Sequence[str]) -> Columns:
         there = [place for place in places if place is not None]
         if there:
             fields[name] = there[0]
-    time = ("timestamp",) if "timestamp" in layout.fields else ("date", "time")
-    for name in (*layout.decimals, *time):
+    for name in (*layout.decimals, *_time_fields(layout.fields)):
         if name not in fields:
             raise BadData(
                 f"no column for {name} among {', '.join(names)[:200]}",
@@ -138,20 +138,63 @@ class RowBuilder:
 
     def build(self, cells: Cells, numbers: Ints, received_us: int) -> Built:
         """Build rows; `numbers` are those of the rows in the file, for rows without an id."""
+        if not len(numbers):
+            return Built([], {})
+        try:
+            return Built([self._rows(cells, numbers, received_us)], {})
+        except Unfit:
+            faults = self._faults(cells, len(numbers))
+        kept = np.setdiff1d(np.arange(len(numbers)), list(faults))
+        fit = [column.take(pa.array(kept)) for column in cells]
         rows: list[pa.RecordBatch] = []
-        faults: dict[int, str] = {}
-        parts = [(0, len(numbers))] if len(numbers) else []
-        while parts:
-            start, count = parts.pop()
-            part = [column.slice(start, count) for column in cells]
-            try:
-                rows.append(self._rows(part, numbers[start : start + count], received_us))
-            except Unfit as exc:
-                if count == 1:
-                    faults[start] = str(exc)
-                else:
-                    parts += reversed(_split(start, count))
+
+        def add(start: int, count: int) -> None:
+            part = [column.slice(start, count) for column in fit]
+            rows.append(self._rows(part, numbers[kept[start : start + count]], received_us))
+
+        # What fits row by row need not fit together: times with and without an offset.
+        faults |= {int(kept[place]): why for place, why in _each_that_fails(add, len(kept))}
         return Built(rows, faults)
+
+    def _faults(self, cells: Cells, count: int) -> dict[int, str]:
+        """Find the rows that do not fit, a column at a time."""
+        faults: dict[int, str] = {}
+        for names, check in self._checks():
+            for place, why in self._faults_of(check, names, cells, count):
+                faults.setdefault(place, why)
+        return faults
+
+    def _faults_of(
+        self, check: _Check, names: Sequence[str], cells: Cells, count: int
+    ) -> Iterator[tuple[int, str]]:
+        places = [self._columns.fields[name] for name in names]
+        part = list(cells)
+
+        def attempt(start: int, size: int) -> None:
+            for place in places:
+                part[place] = cells[place].slice(start, size)
+            check(part, size)
+
+        return _each_that_fails(attempt, count)
+
+    def _checks(self) -> Iterator[tuple[Sequence[str], _Check]]:
+        """Yield what can fail, with the fields that it looks at."""
+        there = self._columns.fields
+        yield _time_fields(there), lambda cells, _: self._times(cells)
+        for name in self._layout.decimals:
+            yield (name,), self._decimals_check(name)
+        by_field: dict[str, _Check] = {
+            "id": lambda cells, _: self._numbers("id", cells, cells[there["id"]]),
+            "source_sequence": lambda cells, _: self._sequence(cells, None),
+            "symbol": self._symbols,
+            "exchange": lambda cells, count: self._labels("exchange", cells, count),
+            "asset_class": self._asset_classes,
+            "currency": lambda cells, count: self._labels("currency", cells, count),
+            "side": self._sides,
+        }
+        for name, check in by_field.items():
+            if name in there:
+                yield (name,), check
 
     def _rows(self, cells: Cells, numbers: Ints, received_us: int) -> pa.RecordBatch:
         cells = [
@@ -198,9 +241,12 @@ class RowBuilder:
             reason = _why_no_decimal(texts[0].as_py()) if len(texts) == 1 else "does not fit"
             raise self._unfit(name, cells, reason) from exc
 
+    def _decimals_check(self, name: str) -> _Check:
+        return lambda cells, _: self._decimals(name, cells)
+
     def _times(self, cells: Cells) -> Ints:
         fields = self._columns.fields
-        names = ["timestamp"] if "timestamp" in fields else ["date", "time"]
+        names = _time_fields(fields)
         parts = [cells[fields[name]] for name in names]
         try:
             return times_us(self._layout.time, self._facts.zone, parts)
@@ -324,11 +370,29 @@ class RowBuilder:
         return vendor.build()
 
 
+def _each_that_fails(attempt: Callable[[int, int], None], count: int) -> Iterator[tuple[int, str]]:
+    """Try parts (start, count) of rows, in order and ever smaller; yield those that fail alone."""
+    parts = [(0, count)] if count else []
+    while parts:
+        start, size = parts.pop()
+        try:
+            attempt(start, size)
+        except Unfit as exc:
+            if size == 1:
+                yield start, str(exc)
+            else:
+                parts += reversed(_split(start, size))
+
+
 def _split(start: int, count: int) -> list[tuple[int, int]]:
     if count <= _HALVE_ABOVE:
         return [(place, 1) for place in range(start, start + count)]
     half = count // 2
     return [(start, half), (start + half, count - half)]
+
+
+def _time_fields(fields: Collection[str]) -> Sequence[str]:
+    return ("timestamp",) if "timestamp" in fields else ("date", "time")
 
 
 def _series(kind: str, symbols: _Labels, exchanges: _Labels) -> tuple[list[str], Ints]:

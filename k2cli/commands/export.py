@@ -1,0 +1,94 @@
+"""`k2 export`: rows out of the tables as files in the layout they came in."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from k2cli.commands.options import (
+    EndOpt,
+    ExchangeOpt,
+    ForceOpt,
+    HomeOpt,
+    LimitOpt,
+    OutputOpt,
+    StartOpt,
+    SymbolOpt,
+    settings,
+    split_commas,
+)
+from k2cli.commands.output import Format, choose_output
+from k2cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from k2cli.ingestion.csv.layout import Layout
+
+export_app = typer.Typer(help="Write rows as files in a layout.", no_args_is_help=True)
+
+
+@export_app.command(
+    "quotes",
+    help="Write quotes as CSV in a layout: the way back of `k2 load csv`.\n\n"
+    "Example: k2 export quotes --symbol BHP --layout asx-quotes -o quotes.csv",
+)
+@export_app.command(
+    "trades",
+    help="Write trades as CSV in a layout: the way back of `k2 load csv`.\n\n"
+    "Example: k2 export trades --symbol BTCUSDT --layout binance-trades -o trades.csv",
+)
+def rows(
+    context: typer.Context,
+    *,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            "-l",
+            help="A name that `k2 load layouts` lists, or a TOML file.",
+            show_default=False,
+        ),
+    ],
+    symbol: SymbolOpt = None,
+    exchange: ExchangeOpt = None,
+    start: StartOpt = None,
+    end: EndOpt = None,
+    limit: LimitOpt = None,
+    output: OutputOpt = None,
+    force: ForceOpt = False,
+    home: HomeOpt = None,
+) -> None:
+    """Write the rows of the record kind that the command is named after."""
+    from k2cli.exporting import exported
+    from k2cli.ingestion.csv.layout import load_layout
+    from k2cli.query.engine import open_engine
+    from k2cli.query.questions import Selection
+    from k2cli.query.timespan import parse_timespan
+    from k2cli.storage.lake import open_lake
+
+    chosen = load_layout(layout)
+    _check_kind(chosen, str(context.info_name))
+    out = choose_output(Format.CSV, output, is_forced=force)
+    out = replace(out, has_header=chosen.header == "required")
+    selection = Selection(
+        symbols=[word.upper() for word in split_commas(symbol)],
+        exchanges=[word.upper() for word in split_commas(exchange)],
+        span=parse_timespan(start, end, now=datetime.now(UTC)),
+        limit=limit,
+    )
+    config = settings(home)
+    with open_lake(config) as lake:
+        plan = lake.plan(
+            chosen.record,
+            symbols=selection.symbols,
+            exchanges=selection.exchanges,
+            start=selection.span.start,
+            end=selection.span.end,
+        )
+        with open_engine(config.query, [plan]) as engine:
+            out.write(exported(engine, chosen, selection))
+
+
+def _check_kind(layout: "Layout", name: str) -> None:
+    if layout.kind != name:
+        raise UsageError(f"the layout is one of {layout.kind}", hint=f"k2 export {layout.kind} ...")

@@ -1,0 +1,105 @@
+"""Table -> files in the layout they came in: the way back of a load, by the same description.
+
+Every column of the layout is filled from where a load puts it: an entry of vendor_data as it was
+written, a field of the record, a time in the layout's own way. What a row never had (a streamed
+trade has no quote quantity) is made from its fields where it follows from them, else left empty.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from k2cli.ingestion.csv.layout import Layout
+from k2cli.query.engine import Answer, Engine
+from k2cli.query.questions import Selection, filters, ordering
+from k2cli.query.render import literal, quoted
+
+# Entries of vendor_data that follow from the record's fields.
+_DERIVED: Final[Mapping[str, str]] = {
+    "quote_quantity": "CAST(CAST(price AS DECIMAL(19, 8)) * quantity AS VARCHAR)",
+    "trade_time": "CAST(epoch_us(timestamp) AS VARCHAR)",
+    "is_buyer_maker": "CASE side WHEN 'SELL' THEN 'true' WHEN 'BUY' THEN 'false' END",
+}
+
+
+def exported(engine: Engine, layout: Layout, selection: Selection) -> Answer:
+    """Ask for the rows of a selection, in its order, with a layout's columns as text.
+
+    A layout that names no columns gets those of its fields, then one for every entry that
+    vendor_data has in any row of the selection.
+    """
+    kind = layout.record
+    condition, values = filters(kind, selection)
+    columns = {name: _expression(layout, name) for name in layout.columns}
+    if not columns:
+        columns = _columns_in_use(engine, layout, condition, values)
+    projection = ", ".join(f"{made} AS {quoted(name)}" for name, made in columns.items())
+    order = ordering(kind, is_descending=selection.is_descending)
+    limit = "" if selection.limit is None else f" LIMIT {selection.limit:d}"
+    source = f"FROM {quoted(kind.name)} WHERE {condition} ORDER BY {order}{limit}"
+    return engine.ask(f"SELECT {projection} {source}", values)
+
+
+def _columns_in_use(
+    engine: Engine, layout: Layout, condition: str, values: Sequence[object]
+) -> dict[str, str]:
+    """Fill the columns of fields that any row has, and of all entries of vendor_data."""
+    kind = layout.record
+    source = f"FROM {quoted(kind.name)} WHERE {condition}"
+    names = f"SELECT DISTINCT unnest(map_keys(vendor_data)) AS name {source} ORDER BY name"
+    entries = {name: _entry(name) for name in engine.ask(names, values).table()["name"].to_pylist()}
+    fields = {field: _field(layout, field) for field in layout.fields}
+    counts = ", ".join(f"count({made}) AS {quoted(field)}" for field, made in fields.items())
+    (used,) = engine.ask(f"SELECT {counts} {source}", values).table().to_pylist()
+    columns = {layout.candidates(field)[0]: made for field, made in fields.items() if used[field]}
+    return entries | columns
+
+
+def _expression(layout: Layout, column: str) -> str:
+    """Make the SQL that fills one column."""
+    field = _field_of(layout, column)
+    made = [_entry(name) for name, source in layout.vendor_data.items() if source == column]
+    made += [
+        _DERIVED[name]
+        for name, source in layout.vendor_data.items()
+        if source == column and name in _DERIVED
+    ]
+    if field is not None:
+        made.append(_field(layout, field))
+    if not made:
+        made.append("NULL")  # a column that a load does not keep
+    return f"coalesce({', '.join(made)})" if len(made) > 1 else made[0]
+
+
+def _field_of(layout: Layout, column: str) -> str | None:
+    fields = (name for name in layout.fields if layout.candidates(name)[:1] == (column,))
+    return next(fields, None)
+
+
+def _entry(name: str) -> str:
+    return f"vendor_data[{literal(name)}]"
+
+
+def _field(layout: Layout, field: str) -> str:
+    kind, rule = layout.record, layout.time
+    local = f"timezone({literal(rule.zone)}, timestamp)"
+    epoch = "CAST(epoch_us(timestamp) AS VARCHAR)"
+    iso = "strftime(CAST(timestamp AS TIMESTAMP), '%Y-%m-%dT%H:%M:%S.%fZ')"
+    special = {
+        "date": f"strftime({local}, {literal(rule.date_format)})",
+        "time": f"strftime({local}, {literal(rule.time_format)})",
+        "timestamp": epoch if rule.how == "epoch" else iso,
+        # The exchange's id, which is then also its number; other ids are made of time and row.
+        "id": f"CASE {kind.id_column} WHEN concat(exchange, '-', source_sequence)"
+        " THEN CAST(source_sequence AS VARCHAR) END",
+        "side": _side(layout.side),
+    }
+    return special.get(field, f"CAST({quoted(field)} AS VARCHAR)")
+
+
+def _side(texts: Mapping[str, str]) -> str:
+    first: dict[str, str] = {}
+    for text, side in texts.items():
+        if text != "other":
+            first.setdefault(side, text)
+    whens = " ".join(f"WHEN {literal(side)} THEN {literal(text)}" for side, text in first.items())
+    return f"CASE side {whens} END" if whens else "''"

@@ -1,0 +1,96 @@
+"""`k2 export`: load -> export -> load is the identity."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from conftest import Run
+
+from k2cli.config import load_settings
+from k2cli.records import KINDS
+from k2cli.storage.lake import open_lake
+
+# What depends on when and from which file a row was loaded.
+_OWN = ("message_id", "ingestion_timestamp", "trade_id", "quote_id")
+
+
+def rows_of(home: Path, kind: str, *, has_ids: bool) -> pa.Table:
+    """All rows but what is a load's own, in an order of their own."""
+    with open_lake(load_settings({"K2_HOME": str(home)})) as lake:
+        table = lake.table(KINDS[kind]).scan().to_arrow().cast(KINDS[kind].arrow)
+    own = _OWN if not has_ids else ("ingestion_timestamp",)
+    kept = table.drop_columns([name for name in own if name in table.column_names])
+    plain = [f.name for f in kept.schema if not pa.types.is_nested(f.type)]
+    return kept.sort_by([(name, "ascending") for name in plain])
+
+
+def there_and_back(
+    run: Run, tmp_path: Path, source: Path, layout: str, kind: str, *options: str
+) -> tuple[pa.Table, pa.Table, str]:
+    homes = [tmp_path / "one", tmp_path / "two"]
+    out = tmp_path / source.name
+    layouts = ["--layout", layout]
+    for home, path in zip(homes, (source, out), strict=True):
+        args = ["load", "csv", str(path), *layouts, *options, "--home", str(home)]
+        loaded = run(args)
+        assert loaded.exit_code == 0, loaded.stderr
+        if home == homes[0]:
+            args = ["export", kind, *layouts, "-o", str(out), "--home", str(home)]
+            exported = run(args)
+            assert exported.exit_code == 0, exported.stderr
+    has_ids = layout == "binance-trades"
+    first, second = (rows_of(home, kind, has_ids=has_ids) for home in homes)
+    return first, second, out.read_text()
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        ("binance-derived/spot-BTCUSDT-trades-2024-08-08.csv", "binance-trades", "trades", ()),
+        (
+            "binance-derived/usdm-ETHUSDT-trades-2024-07-18.csv",
+            "binance-trades",
+            "trades",
+            ("--market", "usdm"),
+        ),
+        ("asx/trades/7078.csv", "asx-trades", "trades", ("--symbol", "BHP")),
+        ("asx/quotes/7181.csv", "asx-quotes", "quotes", ("--symbol", "X")),
+    ],
+)
+def test_sample_comes_back_as_it_was(
+    run: Run, tmp_path: Path, recordings: Path, sample: tuple[str, str, str, tuple[str, ...]]
+) -> None:
+    name, layout, kind, options = sample
+    first, second, _ = there_and_back(run, tmp_path, recordings / name, layout, kind, *options)
+    assert first.num_rows > 500
+    assert second.equals(first)
+
+
+def test_generic_file_comes_back_with_its_own_columns(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "in" / "mine.csv"
+    source.parent.mkdir()
+    source.write_text(
+        "symbol,timestamp,price,quantity,side,currency,desk\n"
+        "A,2024-08-08T10:00:00Z,1.5,2,buy,USD,north\n"
+        'A,2024-08-08T10:00:00Z,1.5,2,sell,USD,"a ""quoted"", desk"\n'
+    )
+    options = ("--exchange", "X", "--asset-class", "crypto")
+    first, second, text = there_and_back(
+        run, tmp_path, source, "generic-trades", "trades", *options
+    )
+    assert second.equals(first)
+    assert "desk" in text.splitlines()[0]
+
+
+def test_layout_of_the_other_kind_is_refused(run: Run, tmp_path: Path) -> None:
+    result = run(["export", "trades", "--layout", "asx-quotes", "-o", str(tmp_path / "x.csv")])
+    assert result.exit_code == 2
+    assert "k2 export quotes" in result.stderr
+
+
+def test_file_is_not_overwritten(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("mine")
+    result = run(["export", "trades", "--layout", "asx-trades", "-o", str(path)])
+    assert result.exit_code == 2
+    assert path.read_text() == "mine"
