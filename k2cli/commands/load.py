@@ -79,8 +79,13 @@ def load_csv(
         str | None, typer.Option("--currency", help="The currency, where no column has it.")
     ] = None,
     market: Annotated[
-        Market, typer.Option("--market", help="Of the exchange's own files.")
-    ] = Market.SPOT,
+        Market | None,
+        typer.Option(
+            "--market",
+            help="Market of the exchange's own files.",
+            show_default="as the file's name begins (usdm-...), else spot",
+        ),
+    ] = None,
     timezone: Annotated[
         str | None,
         typer.Option("--timezone", help="Of local times.", show_default="the layout's"),
@@ -244,7 +249,7 @@ class _Source:
             size_bytes=path.stat().st_size,
             layout=self.layout_name,
             kind=self.layout.record,
-            reader=read_csv(path, self.layout, self.options),
+            reader=read_csv(path, self.layout, self.options, digest=digest),
         )
 
 

@@ -15,6 +15,7 @@ _PROPERTIES: Final[Mapping[str, str]] = {
     # What keeps the thousandth commit as cheap as the tenth.
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "50",
+    "commit.manifest.target-size-bytes": "1048576",  # the most that one merge writes again
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "10",
     "write.parquet.compression-codec": "zstd",
