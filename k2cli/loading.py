@@ -4,7 +4,6 @@ Like pipeline.py this is where sources and sinks meet; here the source has an en
 committed is a file, not an interval.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -126,12 +125,6 @@ def find_files(words: Sequence[str]) -> list[Path]:
             raise NotFound(f"no file {word}")
         found |= dict.fromkeys(matches)
     return list(found)
-
-
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_digest(path: Path, digest: str) -> None:

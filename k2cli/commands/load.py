@@ -1,15 +1,13 @@
 """`k2 load`: history out of files into the tables, safe in cron jobs."""
 
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
@@ -170,7 +168,7 @@ def load_csv(
             handle = _printing(stack, policy, limit=limit)
         else:
             handle = _loading(stack, policy, config)
-        totals = _load_each(source.files(stack, paths), handle)
+        totals = _load_each(source.files(paths), handle)
     totals.duration_s = round(time.monotonic() - started, 3)
     output.summary(asdict(totals), summary, is_data_on_stdout=to is LoadTo.STDOUT or dry_run)
     if totals.failed:
@@ -226,40 +224,33 @@ class _Source:
     options: "CsvOptions"
     is_checked: bool
 
-    def files(self, stack: ExitStack, words: list[str]) -> "Iterator[FileToLoad]":
-        """Find the files and hash them, one at a time."""
-        from k2cli.loading import check_digest, file_digest, find_files
+    def files(self, words: list[str]) -> "Iterator[FileToLoad]":
+        """Open the files, one at a time."""
+        from k2cli.loading import find_files
 
         for word in words:
-            is_stdin = word == "-"
-            paths = [stack.enter_context(_spooled_stdin())] if is_stdin else find_files([word])
-            for path in paths:
-                digest = file_digest(path)
-                if self.is_checked:
-                    check_digest(path, digest)
-                yield self._file(path, "-" if is_stdin else str(path.absolute()), digest)
+            if word == "-":
+                yield from self._opened(sys.stdin.buffer, "-")
+            else:
+                for path in find_files([word]):
+                    yield from self._opened(path, str(path.absolute()))
 
-    def _file(self, path: Path, name: str, digest: str) -> "FileToLoad":
+    def _opened(self, source: "Path | IO[bytes]", name: str) -> "Iterator[FileToLoad]":
         from k2cli.ingestion.csv.source import read_csv
-        from k2cli.loading import FileToLoad
+        from k2cli.loading import FileToLoad, check_digest
 
-        return FileToLoad(
-            path=name,
-            digest=digest,
-            size_bytes=path.stat().st_size,
-            layout=self.layout_name,
-            kind=self.layout.record,
-            reader=read_csv(path, self.layout, self.options, digest=digest),
-        )
-
-
-@contextmanager
-def _spooled_stdin() -> Iterator[Path]:
-    """Put stdin into a temporary file: its digest is needed before its rows."""
-    with tempfile.NamedTemporaryFile(prefix="k2-stdin-", suffix=".csv") as spool:
-        shutil.copyfileobj(sys.stdin.buffer, spool)
-        spool.flush()
-        yield Path(spool.name)
+        with closing(read_csv(source, self.layout, self.options)) as reader:
+            digest = reader.hash()
+            if self.is_checked:
+                check_digest(Path(name), digest)
+            yield FileToLoad(
+                path=name,
+                digest=digest,
+                size_bytes=reader.size_bytes,
+                layout=self.layout_name,
+                kind=self.layout.record,
+                reader=reader,
+            )
 
 
 def _renames(columns: list[str] | None) -> dict[str, str]:

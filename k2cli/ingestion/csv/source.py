@@ -32,12 +32,8 @@ _LONGEST_LINE: Final = 16 << 20
 _BOM: Final = b"\xef\xbb\xbf"
 
 
-def read_csv(
-    source: Path | IO[bytes], layout: Layout, options: CsvOptions, *, digest: str | None = None
-) -> "CsvSource":
+def read_csv(source: Path | IO[bytes], layout: Layout, options: CsvOptions) -> "CsvSource":
     """Open a CSV file (plain, .gz, .zst or .zip), or read one from a stream such as stdin.
-
-    Rows without an id are told apart by the file's digest: who knows it already passes it.
 
     Raises:
         NotFound: no such file.
@@ -46,7 +42,7 @@ def read_csv(
     """
     zone = options.timezone or layout.time.zone
     check_zone(zone)
-    return CsvSource(source, layout, options, zone=zone, digest=digest)
+    return CsvSource(source, layout, options, zone=zone)
 
 
 class CsvSource:
@@ -63,16 +59,13 @@ class CsvSource:
         options: CsvOptions,
         *,
         zone: str,
-        digest: str | None,
     ) -> None:
         self._path = source if isinstance(source, Path) else None
         self._raw = open_raw(source)
         self._layout = layout
         self._options = options
         self._zone = zone
-        self._known_digest = digest
         self._digest: str | None = None
-        self._is_stopped = False
 
     @property
     def name(self) -> str:
@@ -89,20 +82,13 @@ class CsvSource:
         """How much of `size_bytes` was read."""
         return self._raw.bytes_read
 
-    @property
-    def digest(self) -> str:
-        """The SHA-256 of the file as it is, known when all batches were read."""
-        if self._digest is None:
-            raise RuntimeError("the file was not read to its end")
-        return self._digest
-
     def hash(self) -> str:
-        """Hash the file without reading it, to know beforehand whether it was loaded already."""
-        return self._digest or self._raw.hash_whole()
+        """Return the SHA-256 of the file as it is, compressed or not; at any time.
 
-    def stop(self) -> None:
-        """Ask for the end after the current block; then there is no `digest`."""
-        self._is_stopped = True
+        What is read after that is checked against it.
+        """
+        self._digest = self._digest or self._raw.hash_whole()
+        return self._digest
 
     def close(self) -> None:
         """Close the file."""
@@ -115,15 +101,12 @@ class CsvSource:
         """Yield the rows and rejects of the file, a block at a time, and close it."""
         with self._raw, open_plain(self._raw, self._path.suffix if self._path else "") as stream:
             yield from self._parsed(stream)
-            if not self._is_stopped:
-                self._digest = self._raw.finish(self._known_digest)
+            self._digest = self._raw.finish(self._digest)
 
     def _parsed(self, stream: IO[bytes]) -> Iterator[Batch]:
         parser: _BlockParser | None = None
         first = 1
         for block in self._blocks(stream):
-            if self._is_stopped:
-                return
             body = block
             count = _count_lines(block)
             if parser is None:
@@ -167,7 +150,7 @@ class CsvSource:
             zone=self._zone,
             values=file_values(layout, self._options, stem, columns.fields),
             entries=entries,
-            identity="" if "id" in columns.fields else self._known_digest or self.hash(),
+            identity="" if "id" in columns.fields else self.hash(),
         )
         has_header = body is not block
         return _BlockParser(columns.names, RowBuilder(layout, columns, facts), has_header), body
