@@ -78,7 +78,7 @@ def _sorted_days(kind: RecordKind, rows: pa.Table) -> Iterator[tuple[int, pa.Tab
     days = rows[kind.partition_by].cast(pa.int64()).to_numpy() // _DAY_US
     keys = [_sort_key(rows[name]) for name in reversed(kind.sort_by)]
     order = np.lexsort((*keys, days))
-    ordered = rows.combine_chunks().take(pa.array(order))
+    ordered = rows.take(pa.array(order))
     present, starts = np.unique(days[order], return_index=True)
     for day, start, end in zip(present, starts, [*starts[1:], len(order)], strict=True):
         yield int(day), ordered.slice(start, end - start)
