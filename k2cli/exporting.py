@@ -5,12 +5,12 @@ written, a field of the record, a time in the layout's own way. What a row never
 trade has no quote quantity) is made from its fields where it follows from them, else left empty.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.query.engine import Answer, Engine
-from k2cli.query.questions import Selection, filters, ordering
+from k2cli.query.questions import Selection, filters, selected
 from k2cli.query.render import literal, quoted
 
 # Entries of vendor_data that follow from the record's fields.
@@ -27,23 +27,18 @@ def exported(engine: Engine, layout: Layout, selection: Selection) -> Answer:
     A layout that names no columns gets those of its fields, then one for every entry that
     vendor_data has in any row of the selection.
     """
-    kind = layout.record
-    condition, values = filters(kind, selection)
     columns = {name: _expression(layout, name) for name in layout.columns}
     if not columns:
-        columns = _columns_in_use(engine, layout, condition, values)
+        columns = _columns_in_use(engine, layout, selection)
     projection = ", ".join(f"{made} AS {quoted(name)}" for name, made in columns.items())
-    order = ordering(kind, is_descending=selection.is_descending)
-    limit = "" if selection.limit is None else f" LIMIT {selection.limit:d}"
-    source = f"FROM {quoted(kind.name)} WHERE {condition} ORDER BY {order}{limit}"
-    return engine.ask(f"SELECT {projection} {source}", values)
+    rows, values = selected(layout.record, selection)
+    return engine.ask(f"SELECT {projection} {rows}", values)
 
 
-def _columns_in_use(
-    engine: Engine, layout: Layout, condition: str, values: Sequence[object]
-) -> dict[str, str]:
+def _columns_in_use(engine: Engine, layout: Layout, selection: Selection) -> dict[str, str]:
     """Fill the columns of fields that any row has, and of all entries of vendor_data."""
     kind = layout.record
+    condition, values = filters(kind, selection)
     source = f"FROM {quoted(kind.name)} WHERE {condition}"
     names = f"SELECT DISTINCT unnest(map_keys(vendor_data)) AS name {source} ORDER BY name"
     entries = {name: _entry(name) for name in engine.ask(names, values).table()["name"].to_pylist()}

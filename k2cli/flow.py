@@ -1,12 +1,14 @@
 """What flows from a source to a sink, and the contracts of both."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
 
 from k2cli.records import RecordKind
+
+Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

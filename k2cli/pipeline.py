@@ -8,14 +8,12 @@ from typing import BinaryIO, Final
 import pyarrow as pa
 
 from k2cli.errors import BadData
-from k2cli.flow import Batch, Committed, Sink, Source, Totals
+from k2cli.flow import Batch, Committed, Observer, Sink, Source, Totals
 from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import Lake
 from k2cli.storage.position import Gap, StreamPosition
-
-Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,12 +47,16 @@ def select_rows(engine: Engine, kind: RecordKind, selection: Selection) -> Answe
     """
     check_columns(kind, selection.columns)
     columns = ", ".join(map(quoted, selection.columns)) or "*"
+    rows, values = selected(kind, selection)
+    return engine.ask(f"SELECT {columns} {rows}", values)
+
+
+def selected(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]:
+    """Make all of a query but what it selects: rows, order and limit, and the values of its `?`."""
     condition, values = filters(kind, selection)
     order = ordering(kind, is_descending=selection.is_descending)
-    sql = f"SELECT {columns} FROM {quoted(kind.name)} WHERE {condition} ORDER BY {order}"
-    if selection.limit is not None:
-        sql += f" LIMIT {selection.limit:d}"
-    return engine.ask(sql, values)
+    limit = "" if selection.limit is None else f" LIMIT {selection.limit:d}"
+    return f"FROM {quoted(kind.name)} WHERE {condition} ORDER BY {order}{limit}", values
 
 
 def ordering(kind: RecordKind, *, is_descending: bool) -> str:

@@ -26,7 +26,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event
 
 from k2cli.errors import K2Error, Unavailable
-from k2cli.flow import Batch
+from k2cli.flow import Batch, Observer
 from k2cli.ingestion.binance.protocol import FrameParser, stream_names, stream_url
 from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue
 
@@ -48,8 +48,6 @@ _RETRIED_STATUS: Final = (
 )
 
 _DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
-
-Observer = Callable[..., None]  # observe("connected", url=...): an event and its fields
 
 
 class _Burst(NamedTuple):
