@@ -8,7 +8,7 @@ its columns of note. Enums become strings; docs travel as Arrow field metadata.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +40,7 @@ class RecordKind:
     sort_by: tuple[str, ...]  # order of the rows within one commit, and of answers
     partition_by: str  # day-partition column
     is_dense: bool  # ids count up by one, so that a hole is suspected loss
+    avro: Mapping[str, Any] = field(compare=False, repr=False)  # the .avsc
 
 
 def schema_text(stem: str) -> str:
@@ -56,43 +57,51 @@ def avro_to_arrow_schema(avsc: Mapping[str, Any]) -> pa.Schema:
     """Derive the Arrow schema of an Avro record.
 
     Decimals keep precision and scale, timestamps become UTC, enums and strings `string`;
-    a union with null makes the field nullable. Other unions and nested records are refused.
+    a union with null makes the field nullable.
+
+    Raises:
+        ValueError: a type that none of our columns has: other unions, nested records, floats.
     """
     return pa.schema(
-        [_field(field["name"], field["type"], field["doc"]) for field in avsc["fields"]]
+        [arrow_field(each["name"], each["type"], each.get("doc")) for each in avsc["fields"]]
     )
 
 
-def _field(name: str, avro: Any, doc: str | None = None) -> pa.Field:
+def arrow_field(name: str, avro: Any, doc: str | None = None) -> pa.Field:
+    """Derive one column. See `avro_to_arrow_schema`."""
     is_nullable = isinstance(avro, list) and "null" in avro
     if is_nullable:
-        (avro,) = [branch for branch in avro if branch != "null"]
+        branches = [branch for branch in avro if branch != "null"]
+        avro = branches[0] if len(branches) == 1 else branches
     metadata = {"doc": doc} if doc else None
     return pa.field(name, _data_type(avro), nullable=is_nullable, metadata=metadata)
 
 
 def _data_type(avro: Any) -> pa.DataType:
     match avro:
-        case str():
+        case str() if avro in _PRIMITIVES:
             return _PRIMITIVES[avro]
         case {"logicalType": "decimal", "precision": int(precision), "scale": int(scale)}:
             return pa.decimal128(precision, scale)
-        case {"logicalType": str(logical)}:
+        case {"logicalType": str(logical)} if logical in _LOGICAL:
             return _LOGICAL[logical]
         case {"type": "enum"}:
             return pa.string()
         case {"type": "array", "items": items}:
-            return pa.list_(_field("element", items))
+            return pa.list_(arrow_field("element", items))
         case {"type": "map", "values": values}:
-            return pa.map_(pa.string(), _field("value", values))
+            return pa.map_(pa.string(), arrow_field("value", values))
         case _:
             raise ValueError(f"no Arrow type for the Avro type {avro!r}")
 
 
+_TRADE: Final = json.loads(schema_text("trade_v2"))
+_QUOTE: Final = json.loads(schema_text("quote_v2"))
 TRADES: Final = RecordKind(
     name="trades",
     table="trades_v2",
-    arrow=avro_to_arrow_schema(json.loads(schema_text("trade_v2"))),
+    arrow=avro_to_arrow_schema(_TRADE),
+    avro=_TRADE,
     id_column="trade_id",
     sort_by=("symbol", "timestamp", "source_sequence"),
     partition_by="timestamp",
@@ -101,7 +110,8 @@ TRADES: Final = RecordKind(
 QUOTES: Final = RecordKind(
     name="quotes",
     table="quotes_v2",
-    arrow=avro_to_arrow_schema(json.loads(schema_text("quote_v2"))),
+    arrow=avro_to_arrow_schema(_QUOTE),
+    avro=_QUOTE,
     id_column="quote_id",
     sort_by=("symbol", "timestamp", "source_sequence"),
     partition_by="timestamp",

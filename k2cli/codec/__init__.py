@@ -1,0 +1,1 @@
+"""Avro <-> RecordBatch, whole batches at a time."""

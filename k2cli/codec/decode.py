@@ -1,0 +1,137 @@
+"""Avro to RecordBatch: bodies of one writer's schema, decoded as one block.
+
+The bodies are joined into one object-container block, which polars-avro decodes at once. Avro
+has no marks between records, so a body that is too long and one that is too short could pass
+for two good ones. Therefore each body is followed by a random mark that the block's schema has
+as one more field: a record ends where its body ends exactly if its mark is found there.
+"""
+
+import io
+import json
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import fastavro
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from polars_avro import AvroError
+from polars_avro._avro_rs import AvroSource
+from polars_avro._source import seekable_factory
+
+from k2cli.codec.encode import varint
+from k2cli.records import avro_to_arrow_schema
+
+_MARK: Final = "k2_mark"
+_MARK_BYTES: Final = 16
+_CUTS: Final = 16  # into which a block that does not decode is cut
+_BLOCK_BYTES: Final = 1 << 28  # of bodies; columns of text end at 2 GiB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """Bodies that became rows, in their order, and those that did not."""
+
+    rows: pa.RecordBatch
+    places: npt.NDArray[np.int64]  # which body each row came from
+    rejects: Sequence[tuple[int, str]]  # which body, and why; ascending
+
+
+class Decoder:
+    """Decodes the bodies that one writer's schema describes into columns of that schema."""
+
+    def __init__(self, schema: Mapping[str, Any], columns: Collection[str]) -> None:
+        """Prepare for a writer's schema, of whose fields the batches have those in `columns`.
+
+        Raises:
+            ValueError: a column has a type that none of ours has.
+        """
+        self._schema = schema
+        fields = [field for field in schema["fields"] if field["name"] in columns]
+        self._arrow = avro_to_arrow_schema({"fields": fields})
+        self._columns = [*self._arrow.names, _MARK]
+        self._parsed = fastavro.parse_schema(dict(schema))
+        self._mark = secrets.token_bytes(_MARK_BYTES)
+        self._sync = secrets.token_bytes(_MARK_BYTES)
+        self._header = self._container_header()
+
+    def decode(self, bodies: Sequence[bytes]) -> Decoded:
+        """Decode bodies; what does not decode, to its last byte, is a reject."""
+        batches: list[pa.RecordBatch] = []
+        bad: list[int] = []
+        todo = [range(first, last) for first, last in reversed(_cuts(bodies))]
+        while todo:
+            part = todo.pop()
+            batch = self._block([bodies[place] for place in part])
+            if batch is not None:
+                batches.append(batch)
+            elif len(part) == 1:
+                bad.append(part.start)
+            else:  # cut, until the bad ones stand alone
+                step = -(-len(part) // _CUTS)
+                todo += [part[at : at + step] for at in reversed(range(0, len(part), step))]
+        good = np.ones(len(bodies), dtype=np.bool_)
+        good[bad] = False
+        rows = pa.Table.from_batches(batches, self._arrow).combine_chunks()
+        return Decoded(
+            rows=rows.to_batches()[0] if rows.num_rows else _no_rows(self._arrow),
+            places=np.flatnonzero(good),
+            rejects=[(place, self._reason(bodies[place])) for place in bad],
+        )
+
+    def _block(self, bodies: Sequence[bytes]) -> pa.RecordBatch | None:
+        """Decode bodies as one block; None if any of them is bad."""
+        data = self._mark.join([*bodies, b""])
+        size = varint(len(bodies)) + varint(len(data))
+        block = io.BytesIO(b"".join((self._header, size, data, self._sync)))
+        # Named, for it must outlive the error that it raises.
+        reader = AvroSource([seekable_factory(block)], False, False).batch_iter(
+            len(bodies), self._columns
+        )
+        try:
+            # The first batch and no more: asked for a second one, the reader never comes back
+            # from a block that has bytes left over. Here the marks tell whether there are any.
+            batch = pa.record_batch(next(reader))
+        except AvroError:
+            return None
+        if batch.num_rows != len(bodies):
+            return None
+        marks = batch.column(_MARK)
+        if not pc.all(pc.equal(marks, pa.scalar(self._mark, marks.type))).as_py():
+            return None
+        return batch.select(self._arrow.names).cast(self._arrow)
+
+    def _container_header(self) -> bytes:
+        """https://avro.apache.org/docs/1.12.0/specification/, "Object Container Files"."""
+        mark = {"name": _MARK, "type": {"type": "fixed", "name": _MARK, "size": _MARK_BYTES}}
+        schema = json.dumps({**self._schema, "fields": [*self._schema["fields"], mark]}).encode()
+        key = b"avro.schema"
+        meta = (varint(1), varint(len(key)), key, varint(len(schema)), schema, varint(0))
+        return b"".join((b"Obj\x01", *meta, self._sync))
+
+    def _reason(self, body: bytes) -> str:
+        """Say why a body that did not decode is bad."""
+        rest = io.BytesIO(body)
+        try:
+            fastavro.schemaless_reader(rest, self._parsed, None)
+        except (ValueError, EOFError, IndexError, ArithmeticError, OverflowError) as exc:
+            return f"the body does not decode: {str(exc) or type(exc).__name__}"
+        left = len(body) - rest.tell()
+        return f"{left} bytes are left over behind the record" if left else "does not decode"
+
+
+def _cuts(bodies: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Cut bodies into parts of bounded size."""
+    if not bodies:
+        return []
+    ends = np.cumsum([len(body) + _MARK_BYTES for body in bodies])
+    parts = ends // _BLOCK_BYTES
+    starts = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist()]
+    return list(zip(starts, [*starts[1:], len(bodies)], strict=True))
+
+
+def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)

@@ -1,0 +1,252 @@
+"""Avro messages: exact, fast, and every bad one found."""
+
+import io
+import json
+from decimal import Decimal
+from typing import Any
+
+import fastavro
+import pyarrow as pa
+import pytest
+from builders import START, batch_of, quotes_batch, trade_row, trades_batch
+
+from k2cli.codec.encode import encode_messages, varint, wire_header
+from k2cli.codec.resolve import Incompatible, KindDecoder
+from k2cli.records import KINDS, QUOTES, TRADES, RecordKind
+
+BATCHES = {"trades": trades_batch, "quotes": quotes_batch}
+
+
+def bodies_of(rows: pa.RecordBatch, kind: RecordKind = TRADES) -> list[bytes]:
+    return encode_messages(rows, kind.avro).to_pylist()
+
+
+def written(schema: dict[str, Any], *records: dict[str, Any]) -> list[bytes]:
+    """Write records with fastavro: the reference for every body."""
+    parsed = fastavro.parse_schema(schema)
+    bodies = []
+    for record in records:
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, parsed, record)
+        bodies.append(out.getvalue())
+    return bodies
+
+
+def as_records(rows: pa.RecordBatch) -> list[dict[str, Any]]:
+    return [{**row, "vendor_data": dict(row["vendor_data"])} for row in rows.to_pylist()]
+
+
+def evolved(*, drop: str = "", **fields: Any) -> dict[str, Any]:
+    """Return the schema of trades with a field dropped, changed or added."""
+    schema = json.loads(json.dumps(TRADES.avro))
+    kept = [field for field in schema["fields"] if field["name"] not in {drop, *fields}]
+    added = [{"name": name, **field} for name, field in fields.items()]
+    return {**schema, "fields": kept + added}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_bodies_are_those_that_fastavro_writes(kind: RecordKind):
+    rows = BATCHES[kind.name](100)
+    assert bodies_of(rows, kind) == written(dict(kind.avro), *as_records(rows))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_rows_come_back_as_they_were(kind: RecordKind):
+    rows = BATCHES[kind.name](1_000)
+    decoded = KindDecoder(kind.avro, kind).decode(bodies_of(rows, kind))
+    assert decoded.rows.equals(rows)
+    assert decoded.rows.schema.equals(kind.arrow)
+    assert decoded.places.tolist() == list(range(1_000))
+    assert decoded.rejects == []
+
+
+def test_nothing_becomes_nothing():
+    assert bodies_of(trades_batch(0)) == []
+    decoded = KindDecoder(TRADES.avro, TRADES).decode([])
+    assert (decoded.rows.num_rows, decoded.places.size, decoded.rejects) == (0, 0, [])
+
+
+def test_a_slice_encodes_like_its_rows():
+    rows = trades_batch(50, trade_conditions=["a", ""])
+    assert bodies_of(rows.slice(7, 20)) == bodies_of(rows)[7:27]
+
+
+def test_empty_and_full_lists_maps_and_nulls_side_by_side():
+    rows = batch_of(
+        TRADES,
+        [
+            trade_row(trade_conditions=[], vendor_data=None, source_sequence=None),
+            trade_row(trade_conditions=["x", "é" * 100], vendor_data={}),
+            trade_row(trade_conditions=[""], vendor_data={"k": "v" * 70, "": ""}),
+            trade_row(source_sequence=-(2**63), platform_sequence=2**63 - 1),
+        ],
+    )
+    assert KindDecoder(TRADES.avro, TRADES).decode(bodies_of(rows)).rows.equals(rows)
+    records = [
+        {**row, "vendor_data": None if row["vendor_data"] is None else dict(row["vendor_data"])}
+        for row in rows.to_pylist()
+    ]
+    assert bodies_of(rows) == written(dict(TRADES.avro), *records)
+
+
+def test_messages_carry_the_schema_id():
+    (message,) = encode_messages(trades_batch(1), TRADES.avro, header=wire_header(258)).to_pylist()
+    assert message[:5] == b"\x00\x00\x00\x01\x02"
+    assert message[5:] == bodies_of(trades_batch(1))[0]
+
+
+def test_an_unknown_symbol_of_an_enum_is_not_written():
+    with pytest.raises(ValueError, match="'HOLD' is not one of BUY, SELL"):
+        bodies_of(batch_of(TRADES, [trade_row(), trade_row(side="HOLD")]))
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (0, b"\x00"),
+        (-1, b"\x01"),
+        (63, b"\x7e"),
+        (64, b"\x80\x01"),
+        (-(2**63), b"\xff" * 9 + b"\1"),
+    ],
+)
+def test_varints_are_those_of_the_specification(number: int, expected: bytes):
+    assert varint(number) == expected
+
+
+def test_bad_bodies_are_told_from_good_ones():
+    good = bodies_of(trades_batch(400))
+    bodies = list(good)
+    bodies[10] = b""
+    bodies[20] += b"x"
+    bodies[30] = bodies[30][:-1]
+    bodies[40] = b"\xff" * 60
+    decoded = KindDecoder(TRADES.avro, TRADES).decode(bodies)
+    assert dict(decoded.rejects) == {
+        10: "the body does not decode: EOFError",
+        20: "1 bytes are left over behind the record",
+        30: "the body does not decode: EOFError",
+        40: decoded.rejects[3][1],
+    }
+    assert decoded.rejects[3][1].startswith("the body does not decode: ")
+    kept = [place for place in range(400) if place not in {10, 20, 30, 40}]
+    assert decoded.places.tolist() == kept
+    assert decoded.rows.equals(trades_batch(400).take(pa.array(kept)))
+
+
+def test_two_halves_never_pass_for_two_records():
+    one, two, three = bodies_of(trades_batch(3))
+    bodies = [one + two[:20], two[20:] + three, b""]
+    decoded = KindDecoder(TRADES.avro, TRADES).decode(bodies)
+    assert decoded.rows.num_rows == 0
+    assert [place for place, _ in decoded.rejects] == [0, 1, 2]
+
+
+def test_bodies_of_nothing_but_noise_end():
+    decoded = KindDecoder(TRADES.avro, TRADES).decode([bytes([n % 251]) * n for n in range(300)])
+    assert len(decoded.rejects) == 300
+
+
+def test_decimals_written_with_bytes_to_spare_are_read():
+    schema = evolved(price={"type": "bytes"})
+    row = {**as_records(trades_batch(1))[0], "price": (6_180_000_000_000).to_bytes(12)}
+    (body,) = written(schema, row)
+    moved = evolved(price=TRADES.avro["fields"][6])  # the same field, at the end
+    assert KindDecoder(moved, TRADES).decode([body]).rows["price"].to_pylist() == [Decimal(61800)]
+
+
+@pytest.mark.parametrize(
+    ("over", "reason"),
+    [
+        ({"price": Decimal(-1)}, "price is negative or does not fit decimal128(18, 8)"),
+        ({"timestamp": 2**62}, "timestamp is outside the years 1 to 9999"),
+        ({"quantity": Decimal(10**12)}, "quantity is negative or does not fit decimal128(18, 8)"),
+    ],
+)
+def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
+    wide = {"type": "bytes", "logicalType": "decimal", "precision": 30, "scale": 8}
+    schema = evolved(price={"type": wide}, quantity={"type": wide}, timestamp={"type": "long"})
+    moment = {"timestamp": int(START.timestamp() * 1_000_000)}
+    rows = [{**row, **moment} for row in as_records(trades_batch(3))]
+    rows[1] |= over
+    time = {"type": {"type": "long", "logicalType": "timestamp-micros"}}
+    read = evolved(price={"type": wide}, quantity={"type": wide}, timestamp=time)
+    decoded = KindDecoder(read, TRADES).decode(written(schema, *rows))
+    assert decoded.rejects == [(1, reason)]
+    assert decoded.places.tolist() == [0, 2]
+    assert decoded.rows.num_rows == 2
+
+
+def test_a_newer_schema_is_read_with_the_fields_we_know():
+    schema = evolved(venue={"type": ["null", "string"], "default": None}, score={"type": "double"})
+    rows = [{**row, "venue": "X", "score": 0.5} for row in as_records(trades_batch(3))]
+    assert KindDecoder(schema, TRADES).decode(written(schema, *rows)).rows.equals(trades_batch(3))
+
+
+def test_fields_that_an_older_schema_lacks_get_our_default():
+    schema = evolved(drop="trade_conditions")
+    rows = trades_batch(3)
+    decoded = KindDecoder(schema, TRADES).decode(written(schema, *as_records(rows)))
+    assert decoded.rows.equals(rows)
+
+
+def test_an_int_is_widened_to_our_long():
+    schema = evolved(source_sequence={"type": ["null", "int"], "default": None})
+    decoded = KindDecoder(schema, TRADES).decode(written(schema, *as_records(trades_batch(3))))
+    assert decoded.rows["source_sequence"].to_pylist() == [1_000, 1_001, 1_002]
+    assert decoded.rows.schema.equals(TRADES.arrow)
+
+
+def test_a_symbol_that_only_the_writer_knows_is_a_reject():
+    schema = evolved(
+        side={"type": {"type": "enum", "name": "TradeSide", "symbols": ["BUY", "CROSS", "SELL"]}}
+    )
+    rows = as_records(trades_batch(3))
+    rows[1]["side"] = "CROSS"
+    decoded = KindDecoder(schema, TRADES).decode(written(schema, *rows))
+    assert decoded.rejects == [(1, "side is CROSS")]
+    assert decoded.rows["side"].to_pylist() == ["BUY", "BUY"]
+
+
+def test_a_null_where_we_need_a_value_is_a_reject():
+    schema = evolved(currency={"type": ["null", "string"]})
+    rows = as_records(trades_batch(2))
+    rows[0]["currency"] = None
+    assert KindDecoder(schema, TRADES).decode(written(schema, *rows)).rejects == [
+        (0, "currency is null")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        (QUOTES.avro, "the schema is of QuoteV2, not of TradeV2"),
+        ({"type": "string"}, "the schema is of string, not of TradeV2"),
+        (evolved(drop="symbol"), "field symbol is missing, and has no default"),
+        (
+            evolved(price={"type": "double"}),
+            "field price: no Arrow type for the Avro type 'double'",
+        ),
+        (
+            evolved(
+                price={
+                    "type": {
+                        "type": "bytes",
+                        "logicalType": "decimal",
+                        "precision": 18,
+                        "scale": 6,
+                    }
+                }
+            ),
+            "field price is decimal128(18, 6), not decimal128(18, 8)",
+        ),
+        (
+            evolved(timestamp={"type": {"type": "long", "logicalType": "timestamp-millis"}}),
+            "field timestamp is timestamp[ms, tz=UTC], not timestamp[us, tz=UTC]",
+        ),
+    ],
+)
+def test_schemas_that_cannot_be_read_say_which_field(schema: dict[str, Any], reason: str):
+    with pytest.raises(Incompatible) as caught:
+        KindDecoder(schema, TRADES)
+    assert str(caught.value) == reason
