@@ -53,8 +53,10 @@ def append_rows(
     every lost race, so two writers of the same feed never double a row. Snapshots past the
     settings are expired in the same commit, and what only they referred to is deleted.
 
+    A position that moves without rows (all that was read is kept as rejects) makes a snapshot too.
+
     Raises:
-        Conflict: other writers won too often; nothing was written.
+        Conflict: other writers won too often, or own the position by now; nothing was written.
     """
     started = time.perf_counter()
     advance = Advance(rows=rows, duplicates=0, reached="")
@@ -65,9 +67,10 @@ def append_rows(
         if position is not None:
             advance = position.advance(carried.get(position.key), rows)
             properties = {**carried, position.key: advance.reached}
-        if advance.rows.num_rows == 0:
+        is_moved = position is not None and advance.reached != carried.get(position.key)
+        if advance.rows.num_rows == 0 and not is_moved:
             return None
-        files = write_data_files(table, kind, advance.rows)
+        files = write_data_files(table, kind, advance.rows) if advance.rows.num_rows else []
         scratch = [file.file_path for file in files]
         return Attempt(files=files, properties=properties, scratch=scratch)
 

@@ -119,6 +119,12 @@ class Lake:
         with translated(f"cannot write to table {kind.table} in {self._where}"):
             return append_rows(table, kind, rows, position=position, settings=self._settings)
 
+    def held(self, kind: RecordKind, key: str) -> str | None:
+        """Read the position that stands under this key in a table's newest snapshot."""
+        table = self.table(kind)
+        with translated(f"cannot read the position of table {kind.table} in {self._where}"):
+            return carried_properties(table).get(key)
+
     def load_file(self, kind: RecordKind) -> FileLoad:
         """Begin to load a file: a context manager that takes rows and commits them at once."""
         return FileLoad(

@@ -1,0 +1,104 @@
+"""How far a table has come on Kafka's topics, and whether it is still ours to go on: pure.
+
+The position is, for every partition that ever fed the table, the next offset to read. It is one
+property of the newest snapshot for all topics, so that rows and offsets become visible, or
+vanish, together. A topic is known by its id as well as by its name: one that was deleted and made
+again begins anew.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+from k2cli.errors import BadData, Conflict
+from k2cli.storage.position import Advance
+
+KEY: Final = "k2.kafka"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Partition:
+    """One partition of one topic, wherever that topic lives."""
+
+    topic: str
+    topic_id: str
+    number: int
+
+
+Offsets = Mapping[Partition, int]  # the next offset to read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """What a batch holds of one partition."""
+
+    expected: int | None  # where the table must stand; None: never written to
+    reached: int  # where it stands afterwards
+
+
+class PositionMoved(Conflict):
+    """Another consumer wrote these partitions, or the table was rolled back: read on from there."""
+
+
+class OffsetPosition:
+    """The position of one batch of rows out of Kafka. Nothing of it is written twice.
+
+    A table that does not stand where the batch begins belongs to another consumer by now, or was
+    rolled back: then the batch is not written at all.
+    """
+
+    key: Final = KEY
+
+    def __init__(self, spans: Mapping[Partition, Span]) -> None:
+        self._spans = spans
+
+    def advance(self, held: str | None, rows: pa.Table) -> Advance:
+        """Take all rows, if the table stands where they begin.
+
+        Raises:
+            PositionMoved: it does not.
+        """
+        offsets = dict(decode_offsets(held))
+        for partition, span in self._spans.items():
+            found = offsets.get(partition)
+            if found != span.expected:
+                raise PositionMoved(
+                    f"{partition.topic}/{partition.number} was expected at offset"
+                    f" {span.expected}, but the table stands at {found}"
+                )
+            offsets[partition] = span.reached
+        return Advance(rows=rows, duplicates=0, reached=encode_offsets(offsets))
+
+    def committed(self, advance: Advance) -> None:
+        """Nothing to remember: every batch has a position of its own."""
+
+
+def encode_offsets(offsets: Offsets) -> str:
+    """Write offsets as a property: {topic: {topic id: {partition: next offset}}}, as JSON."""
+    document: dict[str, dict[str, dict[str, int]]] = {}
+    for partition in sorted(offsets):
+        ids = document.setdefault(partition.topic, {})
+        ids.setdefault(partition.topic_id, {})[str(partition.number)] = offsets[partition]
+    return json.dumps(document, separators=(",", ":"))
+
+
+def decode_offsets(text: str | None) -> Offsets:
+    """Read what `encode_offsets` wrote; no property at all is no offsets.
+
+    Raises:
+        BadData: the property is not ours, or damaged.
+    """
+    if text is None:
+        return {}
+    try:
+        return {
+            Partition(topic, topic_id, int(number)): int(offset)
+            for topic, ids in json.loads(text).items()
+            for topic_id, partitions in ids.items()
+            for number, offset in partitions.items()
+        }
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise BadData(f"the table's Kafka position cannot be read: {exc}") from exc
