@@ -83,9 +83,10 @@ def _field(layout: Layout, field: str) -> str:
         "date": f"strftime({local}, {literal(rule.date_format)})",
         "time": f"strftime({local}, {literal(rule.time_format)})",
         "timestamp": epoch if rule.how == "epoch" else iso,
-        # The exchange's id, which is then also its number; other ids are made of time and row.
-        "id": f"CASE {kind.id_column} WHEN concat(exchange, '-', source_sequence)"
-        " THEN CAST(source_sequence AS VARCHAR) END",
+        # The exchange's own id; one that a load made of time and row is none.
+        "id": f"CASE WHEN NOT starts_with({kind.id_column},"
+        " concat(exchange, '-', epoch_us(timestamp) // 1000, '-'))"
+        f" THEN substr({kind.id_column}, length(exchange) + 2) END",
         "side": _side(layout.side),
     }
     return special.get(field, f"CAST({quoted(field)} AS VARCHAR)")

@@ -4,6 +4,7 @@ Like pipeline.py this is where sources and sinks meet; here the source has an en
 committed is a file, not an interval.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Final, Protocol
 
 import pyarrow as pa
 
-from k2cli.errors import BadData, NotFound
+from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.flow import Batch
 from k2cli.records import RecordKind
 from k2cli.rejects import RejectLog
@@ -47,14 +48,28 @@ class LoadPolicy:
     rejects: RejectLog
     allowance: Allowance
     is_forced: bool = False  # load again what was loaded before
+    is_following: bool = False  # load only complete lines, and those that were not loaded before
 
 
 class Reader(Protocol):
     """Reads one file, once."""
 
     @property
+    def size_bytes(self) -> int:
+        """How many bytes are read, with those that are skipped at the start."""
+
+    @property
     def bytes_read(self) -> int:
         """How many of the file's bytes were read so far."""
+
+    def hash(self) -> str:
+        """Return the SHA-256 of these bytes, in hex."""
+
+    def starts_with(self, size: int, digest: str) -> bool:
+        """Tell whether the first bytes have this SHA-256."""
+
+    def follow(self, done: int) -> None:
+        """Read complete lines alone, those after the first `done` bytes."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the file's batches; lines are their messages."""
@@ -65,8 +80,6 @@ class FileToLoad:
     """A file on its way into the table."""
 
     path: str  # as the log of loads names it
-    digest: str  # sha256 of its bytes, in hex
-    size_bytes: int
     layout: str
     kind: RecordKind
     reader: Reader
@@ -107,38 +120,52 @@ def find_files(words: Sequence[str]) -> list[Path]:
 
     Raises:
         NotFound: a file does not exist, or a folder or glob has no match.
+        ConfigError: no permission to look.
     """
     found: dict[Path, None] = {}
     for word in words:
         path = Path(word).expanduser()
-        if path.is_dir():
-            matches = [p for p in sorted(path.rglob("*")) if p.name.lower().endswith(SUFFIXES)]
-        elif path.exists() or not any(mark in word for mark in "*?["):
-            matches = [path]
-        else:
-            matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        try:
+            matches = _matches(path)
+            is_there = not matches or matches[0].exists()
+        except OSError as exc:
+            raise ConfigError(f"{exc.filename or word} cannot be read: {exc.strerror}") from exc
         if not matches:
             raise NotFound(
                 f"{word} matches no file", hint=f"a folder's files end in {' '.join(SUFFIXES)}"
             )
-        if not matches[0].exists():
+        if not is_there:
             raise NotFound(f"no file {word}")
         found |= dict.fromkeys(matches)
     return list(found)
 
 
-def check_digest(path: Path, digest: str) -> None:
+def _matches(path: Path) -> list[Path]:
+    if path.is_dir():
+        walk = os.walk(path, onerror=_raise)
+        files = (Path(folder, name) for folder, _, names in walk for name in names)
+        return sorted(file for file in files if file.name.lower().endswith(SUFFIXES))
+    if path.exists() or not any(mark in str(path) for mark in "*?["):
+        return [path]
+    return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+
+
+def _raise(exc: OSError) -> None:
+    raise exc
+
+
+def check_digest(file: FileToLoad) -> None:
     """Compare a file with the `.CHECKSUM` file beside it, in the format of sha256sum.
 
     Raises:
-        NotFound: there is none.
-        BadData: it names another sum.
+        BadData: there is none, or it names another sum.
     """
+    path = Path(file.path)
     beside = path.with_name(f"{path.name}.CHECKSUM")
     if not beside.is_file():
-        raise NotFound(f"no file {beside}", hint="leave --checksum out, or fetch it")
+        raise BadData(f"{path} has no {beside.name} beside it", hint="fetch it, or drop --checksum")
     words = beside.read_text(encoding="utf-8", errors="replace").split()
-    if not words or words[0].lower() != digest:
+    if not words or words[0].lower() != file.reader.hash():
         raise BadData(f"{path} does not match {beside.name}", hint="fetch the file again")
 
 
@@ -188,20 +215,46 @@ def load_into_table(
     The id is None for a file that was loaded before: then nothing is read, or nothing added.
 
     Raises:
-        BadData: more rejects than allowed, or the file cannot be read to its end.
+        BadData: more rejects than allowed, the file cannot be read to its end, or it is an earlier
+            file with more lines, or without some, and the policy does not say what is to be done.
         Conflict: other writers won too often.
     """
-    if not policy.is_forced and lake.loaded_before(file.kind, [file.digest]):
-        return FileSums(), None
+    reader = file.reader
+    before = None
+    if not policy.is_forced:
+        before = lake.newest_load(file.kind, file.path, file.layout)
+    is_grown = before is not None and reader.starts_with(before.size_bytes, before.digest)
+    offset = before.size_bytes if before and is_grown else 0
+    if policy.is_following:
+        reader.follow(offset)
+    if not policy.is_forced:
+        if lake.loaded_before(file.kind, [reader.hash()]):
+            return FileSums(), None
+        if before is not None and is_grown != policy.is_following:
+            raise _unclear(file, is_grown=is_grown)
     with lake.load_file(file.kind) as target:
         sums = pump_file(file, target, policy, on_batch)
         entry = LoadEntry(
             loaded_at=time.time_ns() // 1000,
             path=file.path,
-            digest=file.digest,
-            size_bytes=file.size_bytes,
+            digest=reader.hash(),
+            size_bytes=reader.size_bytes,
             layout=file.layout,
             rows=sums.rows,
             rejects=sums.rejects,
+            offset_bytes=offset,
         )
-        return sums, target.commit(entry, is_forced=policy.is_forced)
+        return sums, target.commit(entry, after=before, is_forced=policy.is_forced)
+
+
+def _unclear(file: FileToLoad, *, is_grown: bool) -> BadData:
+    """Refuse a file that would be loaded twice in part, or whose new lines cannot be told."""
+    if is_grown:
+        return BadData(
+            f"{file.path} was loaded before, when it was shorter",
+            hint="--follow-appends loads its new lines, --force all of it",
+        )
+    return BadData(
+        f"{file.path} was rewritten: it does not begin with what was loaded of it before",
+        hint="--force loads all of it, as does another name",
+    )

@@ -108,6 +108,13 @@ def load_csv(
     checksum: Annotated[
         bool, typer.Option("--checksum", help="Verify the .CHECKSUM file beside each file.")
     ] = False,
+    follow_appends: Annotated[
+        bool,
+        typer.Option(
+            "--follow-appends",
+            help="Load what was appended to a file since it was loaded: its new complete lines.",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Load a file again that was loaded before.")
     ] = False,
@@ -134,7 +141,8 @@ def load_csv(
 
     A file's digest is recorded in the commit that holds its rows: a second run loads nothing,
     says so and exits 0. A file with more rejects than allowed is not loaded (exit code 6); the
-    other files are.
+    other files are. A file that has grown since then is only loaded with --follow-appends or
+    --force.
 
     Example: k2 load csv BTCUSDT-trades-2026-01-12.zip --layout binance-trades
     """
@@ -143,6 +151,11 @@ def load_csv(
     from k2cli.loading import LoadPolicy
     from k2cli.rejects import RejectLog
 
+    is_written = to is LoadTo.TABLE and not dry_run
+    if follow_appends and not is_written:
+        raise typer.BadParameter("only into the table", param_hint="--follow-appends")
+    if (checksum or follow_appends) and "-" in paths:
+        raise typer.BadParameter("stdin is no file", param_hint="--checksum or --follow-appends")
     config = settings(home)
     source = _Source(
         layout_name=layout,
@@ -156,21 +169,24 @@ def load_csv(
             timezone=timezone,
             reference=reference,
         ),
-        is_checked=checksum,
     )
     started = time.monotonic()
     with ExitStack() as stack:
         log = RejectLog(rejects or config.home / "rejects" / "load-csv.ndjson")
         log = stack.enter_context(log)
-        policy = LoadPolicy(rejects=log, allowance=_allowance(max_rejects), is_forced=force)
-        limit = _PREVIEW_ROWS if dry_run else None
-        if dry_run or to is LoadTo.STDOUT:
-            handle = _printing(stack, policy, limit=limit)
-        else:
+        policy = LoadPolicy(
+            rejects=log,
+            allowance=_allowance(max_rejects),
+            is_forced=force,
+            is_following=follow_appends,
+        )
+        if is_written:
             handle = _loading(stack, policy, config)
-        totals = _load_each(source.files(paths), handle)
+        else:
+            handle = _printing(stack, policy, limit=_PREVIEW_ROWS if dry_run else None)
+        totals = _load_each(source.files(paths), _checked(handle) if checksum else handle)
     totals.duration_s = round(time.monotonic() - started, 3)
-    output.summary(asdict(totals), summary, is_data_on_stdout=to is LoadTo.STDOUT or dry_run)
+    output.summary(asdict(totals), summary, is_data_on_stdout=not is_written)
     if totals.failed:
         raise BadData(f"{totals.failed} of {totals.files} files not loaded")
 
@@ -222,7 +238,6 @@ class _Source:
     layout_name: str
     layout: "Layout"
     options: "CsvOptions"
-    is_checked: bool
 
     def files(self, words: list[str]) -> "Iterator[FileToLoad]":
         """Open the files, one at a time."""
@@ -237,16 +252,11 @@ class _Source:
 
     def _opened(self, source: "Path | IO[bytes]", name: str) -> "Iterator[FileToLoad]":
         from k2cli.ingestion.csv.source import read_csv
-        from k2cli.loading import FileToLoad, check_digest
+        from k2cli.loading import FileToLoad
 
         with closing(read_csv(source, self.layout, self.options)) as reader:
-            digest = reader.hash()
-            if self.is_checked:
-                check_digest(Path(name), digest)
             yield FileToLoad(
                 path=name,
-                digest=digest,
-                size_bytes=reader.size_bytes,
                 layout=self.layout_name,
                 kind=self.layout.record,
                 reader=reader,
@@ -279,6 +289,17 @@ def _allowance(text: str) -> "Allowance":
 
 
 Handle = Callable[["FileToLoad"], "tuple[FileSums, bool]"]  # its sums, and whether it is new
+
+
+def _checked(handle: Handle) -> Handle:
+    """Handle only files that match their checksum."""
+    from k2cli.loading import check_digest
+
+    def handle_checked(file: "FileToLoad") -> "tuple[FileSums, bool]":
+        check_digest(file)
+        return handle(file)
+
+    return handle_checked
 
 
 def _printing(stack: ExitStack, policy: "LoadPolicy", *, limit: int | None) -> Handle:
@@ -331,7 +352,7 @@ def _load_each(files: "Iterator[FileToLoad]", handle: Handle) -> "LoadTotals":
     totals = LoadTotals()
     for file in files:
         totals.files += 1
-        totals.size_bytes += file.size_bytes
+        totals.size_bytes += file.reader.size_bytes
         try:
             sums, is_loaded = handle(file)
         except BadData as exc:
@@ -369,7 +390,9 @@ def _progress(file: "FileToLoad") -> "Iterator[Callable[[Batch], None]]":
     started = time.monotonic()
     rows = 0
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(Path(file.path).name, total=file.size_bytes, rows=0, rate=0.0)
+        task = progress.add_task(
+            Path(file.path).name, total=file.reader.size_bytes, rows=0, rate=0.0
+        )
 
         def on_batch(batch: "Batch") -> None:
             nonlocal rows

@@ -30,6 +30,7 @@ _EXPLAIN: Final = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?(\([^()]*\)\s*)?(?=\w|\
 # Statements about tables have small answers, and must not see the view that an answer lives in.
 _ABOUT: Final = re.compile(r"\s*(SHOW|DESCRIBE|DESC|SUMMARIZE)\b", re.IGNORECASE)
 _ANSWER: Final = "k2_answer"
+_RUNS_TO_LEARN_WHY: Final = 5
 # Syntax and unknown names, what DuckDB cannot do, files that are not the table's.
 _MISTAKES: Final = (
     duckdb.ProgrammingError,
@@ -37,6 +38,14 @@ _MISTAKES: Final = (
     duckdb.DependencyException,
     duckdb.PermissionException,
 )
+
+
+class _Interrupted(Unavailable):
+    """A query was stopped, and nobody asked for it: one of its threads failed.
+
+    That thread's error says why, but now and then DuckDB hands out what another thread, stopped
+    because of it, had to say.
+    """
 
 
 @contextmanager
@@ -64,8 +73,8 @@ def _expected(exc: duckdb.Error, *, is_from_user: bool) -> K2Error | None:
     if isinstance(exc, duckdb.OutOfMemoryException):
         hint = "raise query.memory_limit (K2_QUERY_MEMORY_LIMIT), or free space in $TMPDIR"
         return Unavailable(reason, hint=hint)
-    if isinstance(exc, duckdb.IOException):
-        return Unavailable(reason)
+    if isinstance(exc, duckdb.IOException | duckdb.InterruptException):
+        return _outside(reason)
     if isinstance(exc, duckdb.DataError | duckdb.InvalidInputException):
         return BadData(reason)
     if is_from_user and isinstance(exc, _MISTAKES):
@@ -171,6 +180,12 @@ def _pattern(path: str) -> str:
     return re.sub(r"[\[*?]", r"[\g<0>]", path)
 
 
+def _outside(reason: str) -> Unavailable:
+    if reason.startswith("INTERRUPT Error"):
+        return _Interrupted(f"the query failed: {reason}", hint="run it again")
+    return Unavailable(reason)
+
+
 def _next_batch(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
     try:
         return reader.read_next_batch()
@@ -179,8 +194,8 @@ def _next_batch(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
     except (OSError, pa.ArrowException) as exc:
         # On the way through Arrow's C interface an error of DuckDB loses its type, not its text.
         reason = str(exc).partition("\n")[0]
-        is_outside = reason.startswith(("Out of Memory Error", "IO Error"))
-        raise (Unavailable(reason) if is_outside else BadData(reason)) from exc
+        is_outside = reason.startswith(("Out of Memory Error", "IO Error", "INTERRUPT Error"))
+        raise (_outside(reason) if is_outside else BadData(reason)) from exc
 
 
 class Engine:
@@ -327,21 +342,42 @@ class Answer:
 
     def copy(self, form: Copy, sink: BinaryIO) -> int:
         """Write all rows into `sink` in a form of `render.COPIES`; return how many."""
-        with self._translated():
-            sql = self._rendered(form.render)
-            return self._engine.copy(sql, self._values, form.options, sink)
+        sql = self._rendered(form.render)
+        try:
+            with self._translated():
+                return self._engine.copy(sql, self._values, form.options, sink)
+        except _Interrupted as exc:
+            raise self._failure(sql, exc) from exc
 
     def batches(self, render: Expression = as_exchanged) -> Iterator[pa.RecordBatch]:
         """Stream the rows; the first batch may be empty, later ones are not."""
+        sql = self._rendered(render)
+        try:
+            yield from self._streamed(sql)
+        except _Interrupted as exc:
+            raise self._failure(sql, exc) from exc
+
+    def _streamed(self, sql: str) -> Iterator[pa.RecordBatch]:
         with self._translated():
-            reader = self._engine.connection.execute(
-                self._rendered(render), self._values
-            ).to_arrow_reader(_BATCH_ROWS)
+            reader = self._engine.connection.execute(sql, self._values).to_arrow_reader(_BATCH_ROWS)
         yield pa.RecordBatch.from_pylist([], schema=reader.schema)
         # In a thread, because a wait for it can be interrupted, and DuckDB's own work cannot.
         with reader, ThreadPoolExecutor(1) as worker:
             while (batch := self._wait(worker.submit(_next_batch, reader))) is not None:
                 yield batch
+
+    def _failure(self, sql: str, interrupted: _Interrupted) -> K2Error:
+        """Learn why a query failed that only says it was interrupted: by running it again."""
+        for _ in range(_RUNS_TO_LEARN_WHY):
+            try:
+                for _ in self._streamed(sql):
+                    pass
+            except _Interrupted:
+                continue
+            except K2Error as exc:
+                return exc
+            break
+        return interrupted
 
     def _wait(self, next_batch: Future[pa.RecordBatch | None]) -> pa.RecordBatch | None:
         try:

@@ -7,10 +7,18 @@ import pyarrow as pa
 from pyiceberg.table import Table
 
 from k2cli.config import TableSettings
+from k2cli.errors import Conflict
 from k2cli.records import RecordKind
 from k2cli.storage.append import Attempt, commit_attempts
 from k2cli.storage.datafiles import delete_files, write_data_files
-from k2cli.storage.loads import KEY, LoadEntry, extended, loaded_before
+from k2cli.storage.loads import (
+    KEY,
+    FileState,
+    LoadEntry,
+    extended,
+    loaded_before,
+    newest_load,
+)
 from k2cli.storage.vendor import translated
 
 if TYPE_CHECKING:
@@ -56,31 +64,38 @@ class FileLoad:
         if self._pending_rows >= _FILE_ROWS:
             self._write_files()
 
-    def commit(self, entry: LoadEntry, *, is_forced: bool) -> int | None:
+    def commit(
+        self, entry: LoadEntry, *, after: FileState | None = None, is_forced: bool
+    ) -> int | None:
         """Commit all rows and the entry as one snapshot; return its id.
 
-        Returns None, and adds nothing, if the file turns out to be loaded already, be it since a
-        moment ago by another process; with `is_forced` it is loaded again.
+        `after` is how far the path was loaded when its rows were read. Returns None, and adds
+        nothing, if the file turns out to be loaded already, be it since a moment ago by another
+        process; with `is_forced` it is loaded again.
 
         Raises:
-            Conflict: other writers won too often; nothing was written.
+            Conflict: other writers won too often, or one loaded from this path meanwhile; nothing
+                was written.
         """
         self._write_files()
         with translated(self._what):
             snapshot_id = commit_attempts(
                 self._table,
-                lambda carried: self._attempt(carried, entry, is_forced),
+                lambda carried: self._attempt(carried, entry, after, is_forced),
                 self._settings,
             )
         self._is_committed = snapshot_id is not None
         return snapshot_id
 
     def _attempt(
-        self, carried: dict[str, str], entry: LoadEntry, is_forced: bool
+        self, carried: dict[str, str], entry: LoadEntry, after: FileState | None, is_forced: bool
     ) -> Attempt | None:
         log = carried.get(KEY)
-        if not is_forced and loaded_before(self._table, log, [entry.digest]):
-            return None
+        if not is_forced:
+            if loaded_before(self._table, log, [entry.digest]):
+                return None
+            if after != newest_load(self._table, log, entry.path, entry.layout):
+                raise Conflict(f"{entry.path} was loaded meanwhile", hint="run the command again")
         value, segment = extended(self._table, log, [entry])
         return Attempt(files=self._files, properties={**carried, KEY: value}, scratch=[segment])
 

@@ -32,7 +32,7 @@ from k2cli.records import KINDS, RecordKind, TableFiles
 from k2cli.storage.append import Commit, append_rows, carried_properties, has_moved_on
 from k2cli.storage.fileload import FileLoad
 from k2cli.storage.loads import KEY as LOADS_KEY
-from k2cli.storage.loads import list_loads, loaded_before
+from k2cli.storage.loads import FileState, list_loads, loaded_before, newest_load
 from k2cli.storage.position import Position
 from k2cli.storage.tables import create_table
 from k2cli.storage.vendor import translated
@@ -136,6 +136,12 @@ class Lake:
         table = self.table(kind)
         with translated(f"cannot read the loads of table {kind.table} in {self._where}"):
             return loaded_before(table, carried_properties(table).get(LOADS_KEY), digests)
+
+    def newest_load(self, kind: RecordKind, path: str, layout: str) -> FileState | None:
+        """Tell how far a path was loaded into a table."""
+        table = self.table(kind)
+        with translated(f"cannot read the loads of table {kind.table} in {self._where}"):
+            return newest_load(table, carried_properties(table).get(LOADS_KEY), path, layout)
 
     def loads(self, kind: RecordKind) -> pa.Table:
         """List the files that were loaded into a table, newest first."""

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
 KEY: Final = "k2.loads"
+STDIN: Final = "-"  # the path of what came from no file
+_OFFSET: Final = pa.field("offset_bytes", pa.int64())  # not in logs of k2 0.1.0
 _SCHEMA: Final = pa.schema(
     [
         pa.field("loaded_at", pa.timestamp("us", tz="UTC"), nullable=False),
@@ -27,21 +29,23 @@ _SCHEMA: Final = pa.schema(
         pa.field("layout", pa.string(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("rejects", pa.int64(), nullable=False),
+        _OFFSET,
     ]
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadEntry:
-    """One file that was loaded."""
+    """One file that was loaded, or what had been appended to it since an earlier load."""
 
     loaded_at: int  # UTC microseconds
     path: str
-    digest: str  # sha256 of the file's bytes, as they lie on disk, in hex
+    digest: str  # sha256 of the file's first `size_bytes`, as they lie on disk, in hex
     size_bytes: int
     layout: str
     rows: int
     rejects: int
+    offset_bytes: int = 0  # the first ones of these, which earlier loads took
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,30 @@ def loaded_before(table: Table, log: str | None, digests: Sequence[str]) -> set[
         column = _read(table, segment, ["digest"])["digest"]
         found.update(column.filter(pc.is_in(column, wanted)).to_pylist())
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """How far a file was loaded: so many of its first bytes, with this digest."""
+
+    size_bytes: int
+    digest: str
+
+
+def newest_load(table: Table, log: str | None, path: str, layout: str) -> FileState | None:
+    """Tell how far the newest load of a path by this layout went, if any took rows.
+
+    None for stdin, too.
+    """
+    if path == STDIN:
+        return None
+    took_rows = (pc.field("rows") > 0) | (pc.field("offset_bytes") > 0)
+    wanted = (pc.field("path") == path) & (pc.field("layout") == layout) & took_rows
+    for segment in reversed(_segments(log)):
+        found = _read(table, segment).filter(wanted)
+        if len(found):
+            return FileState(found["size_bytes"][-1].as_py(), found["digest"][-1].as_py())
+    return None
 
 
 def list_loads(table: Table, log: str | None) -> pa.Table:
@@ -100,4 +128,7 @@ def _path(table: Table, segment: _Segment) -> str:
 
 def _read(table: Table, segment: _Segment, columns: list[str] | None = None) -> pa.Table:
     with table.io.new_input(_path(table, segment)).open() as stream:
-        return pq.read_table(stream, columns=columns)
+        found = pq.ParquetFile(stream).read(columns, use_threads=False)
+    if columns is None and len(found.schema) < len(_SCHEMA):
+        found = found.append_column(_OFFSET, pa.nulls(len(found), _OFFSET.type))
+    return found

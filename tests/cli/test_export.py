@@ -82,6 +82,38 @@ def test_generic_file_comes_back_with_its_own_columns(run: Run, tmp_path: Path) 
     assert "desk" in text.splitlines()[0]
 
 
+def test_ids_of_any_kind_come_back(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "in" / "mine.csv"
+    source.parent.mkdir()
+    rows = [f"A,2024-08-08T10:00:0{n}Z,1.5,2,USD,{id_}\n" for n, id_ in enumerate(("7", "A1", ""))]
+    source.write_text("symbol,timestamp,price,quantity,currency,trade_id\n" + "".join(rows))
+    options = ("--exchange", "X", "--asset-class", "crypto")
+    first, second, text = there_and_back(
+        run, tmp_path, source, "generic-trades", "trades", *options
+    )
+    assert second.equals(first)
+    place = text.splitlines()[0].split(",").index("id")
+    assert [line.split(",")[place] for line in text.splitlines()[1:]] == ["7", "A1", ""]
+
+
+def test_answer_of_a_query_can_be_loaded(run: Run, tmp_path: Path, recordings: Path) -> None:
+    name = "spot-BTCUSDT-trades-2024-08-08.csv"
+    sample = recordings / "binance-derived" / name
+    homes = [tmp_path / "one", tmp_path / "two"]
+    answer = tmp_path / "answer.csv"
+    binance, generic = ["--layout", "binance-trades"], ["--layout", "generic-trades"]
+    for args in (
+        ["load", "csv", str(sample), *binance, "--home", str(homes[0])],
+        ["query", "trades", "-o", str(answer), "--home", str(homes[0])],
+        ["load", "csv", str(answer), *generic, "--home", str(homes[1])],
+    ):
+        result = run(args)
+        assert result.exit_code == 0, result.stderr
+    one, two = (rows_of(home, "trades", has_ids=True) for home in homes)
+    assert one.num_rows == 7_981
+    assert two.drop_columns("vendor_data").equals(one.drop_columns("vendor_data"))
+
+
 def test_layout_of_the_other_kind_is_refused(run: Run, tmp_path: Path) -> None:
     result = run(["export", "trades", "--layout", "asx-quotes", "-o", str(tmp_path / "x.csv")])
     assert result.exit_code == 2

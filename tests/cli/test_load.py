@@ -183,6 +183,26 @@ def test_checksum_is_verified(run: Run, dump: Path, is_right: bool) -> None:
     assert result.exit_code == (0 if is_right else 6)
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_file_without_its_checksum_is_left_out_and_the_others_are_loaded(
+    run: Run, dump: Path, tmp_path: Path, settings: Settings, is_there: bool
+) -> None:
+    other = tmp_path / "ETHUSDT-trades-2024-08-08.csv"
+    other.write_text(binance_lines(5, 7))
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    other.with_name(f"{other.name}.CHECKSUM").write_text(f"{digest}  {other.name}\n")
+    if is_there:
+        dump.with_name(f"{dump.name}.CHECKSUM").write_text(f"{digest}  {dump.name}\n")
+    args = ["load", "csv", str(dump), str(other), *BINANCE, "--checksum", "--summary", "json"]
+    result = run(args)
+    assert result.exit_code == 6
+    said = "does not match BTCUSDT-trades-2024-08-08.csv.CHECKSUM" if is_there else "has no"
+    assert f"error: {dump} {said}" in result.stderr
+    assert "1 of 2 files not loaded" in result.stderr
+    assert (sums(result)["loaded"], sums(result)["failed"], sums(result)["rows"]) == (1, 1, 7)
+    assert rows_of(settings) == 7
+
+
 def test_compressed_file_is_read(run: Run, dump: Path, tmp_path: Path, settings: Settings) -> None:
     packed = tmp_path / "BTCUSDT-trades-2024-08-08.csv.gz"
     packed.write_bytes(gzip.compress(dump.read_bytes()))
@@ -257,17 +277,22 @@ def test_samples_load_whole(run: Run, recordings: Path, settings: Settings) -> N
     assert rows_of(settings, QUOTES) == 60 + 14_312 + 549
 
 
+@pytest.mark.parametrize("options", [[], ["--follow-appends"]])
 def test_killed_load_leaves_all_or_nothing(
-    k2_env: dict[str, str], run: Run, dump: Path, settings: Settings
+    k2_env: dict[str, str], run: Run, dump: Path, settings: Settings, options: list[str]
 ) -> None:
-    dump.write_text(binance_lines(1, 400_000))
-    args = [sys.executable, "-m", "k2cli", "load", "csv", str(dump), *BINANCE]
+    before = 0
+    if options:
+        before = 1_000
+        assert run(["load", "csv", str(dump), *BINANCE, *options]).exit_code == 0
+    dump.write_text(binance_lines(100, 400_000))
+    args = [sys.executable, "-m", "k2cli", "load", "csv", str(dump), *BINANCE, *options]
     with open_lake(settings, create=True):
         pass
     for delay_s in (0.9, 1.3, 1.7, 2.1):
         with subprocess.Popen(args, env=k2_env, stderr=subprocess.DEVNULL) as process:
             time.sleep(delay_s)
             process.send_signal(signal.SIGKILL)
-        assert rows_of(settings) in (0, 400_000)
-    assert run(["load", "csv", str(dump), *BINANCE]).exit_code == 0
+        assert rows_of(settings) in (before, 400_000)
+    assert run(["load", "csv", str(dump), *BINANCE, *options]).exit_code == 0
     assert rows_of(settings) == 400_000

@@ -1,14 +1,18 @@
 """Files into a table: all or nothing, once, and known for ever after."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
+import pytest
 from builders import trades_batch
 
 from k2cli.config import Settings, load_settings
+from k2cli.errors import Conflict
 from k2cli.records import TRADES
 from k2cli.storage.lake import Lake, open_lake
-from k2cli.storage.loads import LoadEntry
+from k2cli.storage.loads import FileState, LoadEntry
 
 
 def entry(name: str, rows: int = 0) -> LoadEntry:
@@ -103,3 +107,39 @@ def test_loads_outlive_the_snapshots_that_are_expired(tmp_path: Path) -> None:
         assert load(lake, "file-0", 1) is None
     # 40 entries are 32 + 8; a few older segments belong to the snapshots that are kept.
     assert len(list(tmp_path.rglob("k2-loads-*.parquet"))) < 10
+
+
+def test_newest_load_of_a_path_is_found_among_many(tmp_path: Path) -> None:
+    settings = load_settings({"K2_HOME": str(tmp_path)})
+    with open_lake(settings, create=True) as lake:
+        for size in range(1, 12):
+            state = lake.newest_load(TRADES, "/data/a.csv", "generic-trades")
+            assert state == (FileState(size - 1, f"a{size - 1}") if size > 1 else None)
+            with lake.load_file(TRADES) as file:
+                file.write(trades_batch(1))
+                grown = replace(entry("a", 1), digest=f"a{size}", size_bytes=size)
+                assert file.commit(grown, after=state, is_forced=False) is not None
+            load(lake, f"other-{size}", 1)
+        assert lake.newest_load(TRADES, "/data/a.csv", "asx-trades") is None
+        assert lake.newest_load(TRADES, "-", "generic-trades") is None
+
+
+def test_path_that_was_loaded_meanwhile_is_a_conflict(home: Path, lake: Lake) -> None:
+    with lake.load_file(TRADES) as file:
+        file.write(trades_batch(5))
+        load(lake, "a", 10)
+        grown = replace(entry("a", 5), digest="longer", size_bytes=9)
+        with pytest.raises(Conflict, match=r"/data/a\.csv was loaded meanwhile"):
+            file.commit(grown, after=None, is_forced=False)
+    assert count(lake) == 10
+    assert len(list(home.rglob("data/**/*.parquet"))) == 1
+
+
+def test_log_without_offsets_is_read_and_extended(home: Path, lake: Lake) -> None:
+    load(lake, "a", 10)
+    (segment,) = home.rglob("k2-loads-*.parquet")
+    old = pq.ParquetFile(segment).read().drop_columns("offset_bytes")
+    pq.write_table(old, segment)
+    assert lake.newest_load(TRADES, "/data/a.csv", "generic-trades") == FileState(7, "a")
+    load(lake, "b", 1)
+    assert lake.loads(TRADES)["offset_bytes"].to_pylist() == [None, 0]

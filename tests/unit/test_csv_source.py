@@ -4,7 +4,9 @@ import gzip
 import hashlib
 import io
 import os
+import uuid
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -196,14 +198,32 @@ def test_bom_newlines_and_header(folder: Path, bom: bytes, newline: str, header:
     assert loaded.messages == 3
 
 
-def test_a_file_that_grows_while_it_is_read_is_bad_data(folder: Path) -> None:
-    path = folder / NAME
-    path.write_text(f"{LINE}\n")
-    batches = read_csv(path, load_layout("binance-trades"), CsvOptions()).batches()
-    next(batches)
+def grow(path: Path) -> None:
     with path.open("a") as file:
         file.write(f"{LINE}\n")
-    with pytest.raises(BadData, match="changed while it was read"):
+
+
+def rewrite(path: Path) -> None:
+    with path.open("r+") as file:
+        file.write("9")
+    os.utime(path, ns=(0, 0))  # the clock of a file system may be too coarse to tell
+
+
+def shorten(path: Path) -> None:
+    os.truncate(path, 7)
+
+
+@pytest.mark.parametrize("change", [grow, rewrite, shorten])
+def test_a_file_that_changes_while_it_is_read_is_bad_data(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr(source_module, "BLOCK_BYTES", len(LINE) + 1)
+    path = folder / NAME
+    path.write_text(f"{LINE}\n" * 2)
+    batches = read_csv(path, load_layout("binance-trades"), CsvOptions()).batches()
+    next(batches)
+    change(path)
+    with pytest.raises(BadData, match=f"{path} changed while it was read"):
         list(batches)
 
 
@@ -579,3 +599,66 @@ def test_times_with_and_without_an_offset_in_one_file_beside_a_bad_line(folder: 
     assert {row["timestamp"] for row in loaded.rows} == {datetime(2024, 8, 8, 10, tzinfo=UTC)}
     assert [row["trade_id"][-2:] for row in loaded.rows] == ["-1", "-2", "-4"]
     assert [(r.position, r.raw) for r in loaded.rejects] == [(4, b"never,1,2")]
+
+
+# --- ids
+
+
+IDS = {
+    "7": ("X-7", 7),
+    "007": ("X-7", 7),
+    "X-8": ("X-8", 8),
+    "Y-9": ("X-Y-9", None),
+    "A1B2": ("X-A1B2", None),
+    "X-A1B3": ("X-A1B3", None),
+    "0f8fad5b-d9cb-469f-a165-70867728950e": ("X-0f8fad5b-d9cb-469f-a165-70867728950e", None),
+    "-5": ("X--5", None),
+    "9" * 19: (f"X-{'9' * 19}", None),
+    "": ("X-1723075200000-10", None),
+    "é": ("X-é", None),
+}
+
+
+@pytest.mark.parametrize("block_bytes", [8 << 20, 40])
+def test_ids_may_be_numbers_or_texts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(source_module, "BLOCK_BYTES", block_bytes)
+    lines = "".join(f"{id_},2024-08-08,1,2\n" for id_ in IDS)
+    rows = generic(folder, f"trade_id,timestamp,price,quantity\n{lines}").rows
+    assert [(row["trade_id"], row["source_sequence"]) for row in rows] == list(IDS.values())
+    ids = [row["message_id"] for row in rows]
+    assert ids[0] == ids[1]  # one id
+    assert len(set(ids)) == len(IDS) - 1
+    assert {uuid.UUID(text).version for text in ids} == {8}
+    assert ids[4] == "baea52b1-4820-8d2c-a2ca-7e51ca832864"  # for ever
+
+
+def test_a_text_id_is_the_same_trade_in_every_file_of_its_symbol(folder: Path) -> None:
+    text = "id,timestamp,price,quantity\nA1,2024-08-08,1,2\n"
+    (one,) = generic(folder, text).rows
+    (again, _) = generic(folder, f"{text}A2,2024-08-08,1,2\n").rows
+    (other,) = generic(folder, text, symbol="OTHER").rows
+    assert one["message_id"] == again["message_id"]
+    assert one["message_id"] != other["message_id"]
+
+
+def test_a_sequence_column_stands_beside_text_ids(folder: Path) -> None:
+    text = "id,timestamp,price,quantity,sequence\nA1,2024-08-08,1,2,5\nA2,2024-08-08,1,2,\n"
+    assert [row["source_sequence"] for row in generic(folder, text).rows] == [5, None]
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        (" 7", "id ' 7' is not an id"),
+        ("a\tb", "id 'a\\tb' is not an id"),
+        ("x" * 129, f"id '{'x' * 80}' is longer than 128 characters"),
+    ],
+)
+def test_what_is_no_id_is_a_reject(folder: Path, cell: str, reason: str) -> None:
+    loaded = generic(
+        folder, f"id,timestamp,price,quantity\n{cell},2024-08-08,1,2\nA,2024-08-08,1,2\n"
+    )
+    assert [row["trade_id"] for row in loaded.rows] == ["X-A"]
+    assert [(r.position, r.reason) for r in loaded.rejects] == [(2, reason)]

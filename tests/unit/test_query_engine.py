@@ -386,3 +386,28 @@ def test_bars_take_symbols_and_times(over: Open) -> None:
         bars = one_minute_bars(engine, selection)
     assert bars["symbol"].unique().to_pylist() == ["ETHUSDT"]
     assert bars["trades"].to_pylist() == [30, 30]
+
+
+FAILS_LATE = (
+    "select case when i = 900000 then error('boom') else i end as x from range(1000000) t(i)"
+)
+
+
+def test_failure_that_only_says_it_was_interrupted_is_told_by_its_reason(over: Open) -> None:
+    with over() as engine:
+        batches = engine.ask_sql(FAILS_LATE).batches()
+        next(batches)
+        next(batches)
+        engine.connection.interrupt()  # as a thread of DuckDB does to the others when it fails
+        with pytest.raises(BadData, match="boom"):
+            list(batches)
+
+
+def test_interrupt_without_a_failure_is_worth_a_retry(over: Open) -> None:
+    with over() as engine:
+        batches = engine.ask_sql("from range(3000000)").batches()
+        next(batches)
+        next(batches)
+        engine.connection.interrupt()
+        with pytest.raises(Unavailable, match="INTERRUPT"):
+            list(batches)

@@ -7,6 +7,7 @@ import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
@@ -22,7 +23,10 @@ _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RawFile(io.RawIOBase):
-    """A file that counts and hashes its bytes as they are read, for as long as nobody seeks."""
+    """A file that counts and hashes its bytes as they are read, for as long as nobody seeks.
+
+    It is read from its start to its end, unless `cut` moves the end, and `skip` the start.
+    """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self.name = name
@@ -30,8 +34,10 @@ class RawFile(io.RawIOBase):
         self._file = file
         self._hash = hashlib.sha256()
         self._is_in_order = True
+        self._is_cut = False
         self._before = _state(file)
         self.size_bytes = self._before[0]
+        self._hashed = (0, hashlib.sha256())  # of so many of the first bytes; to go on from there
 
     def readable(self) -> bool:
         return True
@@ -40,7 +46,10 @@ class RawFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer))
+        most = len(buffer)
+        if self._is_cut:
+            most = min(most, self.size_bytes - self.bytes_read)
+        data = self._file.read(most)
         buffer[: len(data)] = data
         self.bytes_read = min(self.bytes_read + len(data), self.size_bytes)
         if self._is_in_order:
@@ -59,17 +68,33 @@ class RawFile(io.RawIOBase):
             self._file.close()
         super().close()
 
-    def first_bytes(self) -> bytes:
-        """Look at the first bytes, without reading them."""
-        return os.pread(self._file.fileno(), 4, 0)
+    def bytes_at(self, offset: int, size: int) -> bytes:
+        """Look at bytes before the end, without reading them."""
+        return os.pread(self._file.fileno(), max(min(size, self.size_bytes - offset), 0), offset)
 
-    def hash_whole(self) -> str:
-        """Hash the whole file, wherever reading stands."""
-        whole, offset = hashlib.sha256(), 0
-        while data := os.pread(self._file.fileno(), _CHUNK, offset):
-            whole.update(data)
-            offset += len(data)
-        return whole.hexdigest()
+    def cut(self, size: int) -> None:
+        """Take a file that may be written to for what it is up to here."""
+        self.size_bytes, self._is_cut = size, True
+
+    def skip(self, size: int) -> int:
+        """Begin to read after the first bytes; return how many line feeds are in them."""
+        self._hash = self._hash_of_first(size).copy()
+        self._file.seek(size)
+        self.bytes_read = size
+        return sum(data.count(b"\n") for data in self._chunks(0, size))
+
+    def hash(self, size: int | None = None) -> str:
+        """Hash the first bytes, else all, wherever reading stands."""
+        return self._hash_of_first(self.size_bytes if size is None else size).hexdigest()
+
+    def _hash_of_first(self, size: int) -> "hashlib._Hash":
+        """Hash on from where the last call ended, unless that is too far."""
+        start, digest = self._hashed if self._hashed[0] <= size else (0, hashlib.sha256())
+        digest = digest.copy()
+        for data in self._chunks(start, size):
+            digest.update(data)
+        self._hashed = (size, digest)
+        return digest
 
     def finish(self, expected: str | None) -> str:
         """Return the digest of the whole file, all of which was read.
@@ -80,11 +105,21 @@ class RawFile(io.RawIOBase):
         if self._is_in_order:
             while self.read(_CHUNK):
                 pass
-        digest = self._hash.hexdigest() if self._is_in_order else self.hash_whole()
+        digest = self._hash.hexdigest() if self._is_in_order else self._hash_again()
         self.bytes_read = self.size_bytes
-        if _state(self._file) != self._before or (expected and digest != expected):
+        is_changed = not self._is_cut and _state(self._file) != self._before
+        if is_changed or (expected and digest != expected):
             raise BadData(f"{self.name} changed while it was read", hint="load it again")
         return digest
+
+    def _hash_again(self) -> str:
+        self._hashed = (0, hashlib.sha256())
+        return self.hash()
+
+    def _chunks(self, start: int, end: int) -> Iterator[bytes]:
+        while start < end and (data := self.bytes_at(start, min(_CHUNK, end - start))):
+            start += len(data)
+            yield data
 
 
 def open_raw(source: Path | IO[bytes]) -> RawFile:
@@ -109,23 +144,27 @@ def open_raw(source: Path | IO[bytes]) -> RawFile:
         return RawFile(_spooled(file), str(source))
 
 
+def compression(raw: RawFile, suffix: str) -> str | None:
+    """Tell from a file's suffix, or else its first bytes, how it is compressed."""
+    first = raw.bytes_at(0, 4)
+    by_magic = (how for magic, how in _MAGIC.items() if first.startswith(magic))
+    return _BY_SUFFIX.get(suffix.lower()) or next(by_magic, None)
+
+
 def open_plain(raw: RawFile, suffix: str) -> IO[bytes]:
     """Open what a file holds: decompressed as its suffix or its first bytes tell.
 
     Raises:
         BadData: a zip archive that is broken, or does not hold exactly one file.
     """
-    first = raw.first_bytes()
-    by_magic = (how for magic, how in _MAGIC.items() if first.startswith(magic))
-    how = _BY_SUFFIX.get(suffix.lower()) or next(by_magic, None)
-    match how:
+    match compression(raw, suffix):
         case None:
             return io.BufferedReader(raw, _CHUNK)
         case "zip":
             return _member(raw)
-        case _ if not raw.size_bytes:
+        case how if not raw.size_bytes:
             raise BadData(f"{raw.name} is empty, not a {how} file")
-        case _:
+        case how:
             stream: IO[bytes] = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), how)
             return stream
 

@@ -11,7 +11,8 @@ A layout is a TOML file (see layouts/*.toml for the built-in ones):
     file_stem = "company_id"   # entry of vendor_data for the number that the file is named after
     market = false             # true: a Binance market says exchange, asset class and currency
 
-    [fields]                   # field of the record = its column, or a list of which one is there
+    [fields]                   # field of the record = its column, or a list of which one is there;
+                               # id: a number; without `market` any text, or empty
     [time]                     # how = "epoch", "iso", "auto" or "format"; formats; zone
     [side]                     # text of the side column = side; `other` for all other texts
     [vendor_data]              # entry = its column

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from k2cli.errors import BadData, UsageError
 from k2cli.ingestion.binance.symbols import Instrument, parse_symbol
 from k2cli.ingestion.columns import Ints, Unfit, VendorData, decimals_of, timestamps, to_batch
+from k2cli.ingestion.csv.ids import Labels, any_ids, check_ids, number_ids, place_ids
+from k2cli.ingestion.csv.ids import Rows as IdRows
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
 from k2cli.ingestion.csv.times import times_us, whole_numbers
-from k2cli.records import message_ids
 
 _HALVE_ABOVE: Final = 32  # rows; fewer are tried one by one
 _LONGEST_NAME: Final = 64  # characters of a symbol, exchange or currency
@@ -40,7 +41,7 @@ class Facts:
     zone: str
     values: Mapping[str, str] = field(default_factory=dict)  # symbol, exchange, ...
     entries: Mapping[str, str] = field(default_factory=dict)  # of vendor_data
-    identity: str = ""  # of the file, where its rows have no ids
+    identity: Callable[[], str] = str  # of the file, where its rows have no ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,17 +116,6 @@ def _find(names: Sequence[str], wanted: str) -> int | None:
     return plain[0] if len(plain) == 1 and plain_name(wanted) else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Labels:
-    """A column of few distinct texts."""
-
-    names: Sequence[str]
-    codes: Ints
-
-    def column(self) -> pa.StringArray:
-        return pa.array(self.names, pa.string()).take(pa.array(self.codes))
-
-
 class RowBuilder:
     """Turn the columns of one file into rows."""
 
@@ -184,7 +174,7 @@ class RowBuilder:
         for name in self._layout.decimals:
             yield (name,), self._decimals_check(name)
         by_field: dict[str, _Check] = {
-            "id": lambda cells, _: self._numbers("id", cells, cells[there["id"]]),
+            "id": lambda cells, _: self._check_ids(cells),
             "source_sequence": lambda cells, _: self._sequence(cells, None),
             "symbol": self._symbols,
             "exchange": lambda cells, count: self._labels("exchange", cells, count),
@@ -203,12 +193,19 @@ class RowBuilder:
         ]
         count, layout = len(numbers), self._layout
         symbols = self._symbols(cells, count)
-        exchanges = self._labels("exchange", cells, count)
         moments = self._times(cells)
+        ids = IdRows(
+            kind=self.kind.name,
+            identity=self._facts.identity,
+            exchanges=self._labels("exchange", cells, count),
+            symbols=symbols,
+            moments=moments,
+            places=numbers,
+        )
         columns: dict[str, pa.Array] = {
-            **self._ids(cells, symbols, exchanges, numbers, moments),
+            **self._ids(cells, ids),
             "symbol": symbols.column(),
-            "exchange": exchanges.column(),
+            "exchange": ids.exchanges.column(),
             "asset_class": self._asset_classes(cells, count).column(),
             "currency": self._currencies(cells, symbols, count).column(),
             "timestamp": timestamps(moments),
@@ -262,27 +259,30 @@ class RowBuilder:
         except Unfit as exc:
             raise self._unfit(name, cells, exc) from exc
 
-    def _ids(
-        self, cells: Cells, symbols: _Labels, exchanges: _Labels, numbers: Ints, moments: Ints
-    ) -> dict[str, pa.Array]:
-        exchange = exchanges.column()
-        if "id" in self._columns.fields:
-            ids = self._numbers("id", cells, cells[self._columns.fields["id"]])
-            series, codes = _series(self.kind.name, symbols, exchanges)
-            texts = pa.array(ids).cast(pa.string())
-            sequence = pa.array(ids)
+    def _ids(self, cells: Cells, rows: IdRows) -> dict[str, pa.Array]:
+        place = self._columns.fields.get("id")
+        if place is None:
+            ids = place_ids(rows)
+        elif self._layout.market:
+            ids = number_ids(rows, cells[place])
         else:
-            ids = numbers
-            series = [f"{self._facts.identity}/{self.kind.name}"]
-            codes = np.zeros(len(ids), dtype=np.int64)
-            pair = [pa.array(part).cast(pa.string()) for part in (moments // 1000, numbers)]
-            texts = pc.binary_join_element_wise(*pair, "-")
-            sequence = pa.nulls(len(ids), pa.int64())
+            ids = any_ids(rows, cells[place])
         return {
-            "message_id": message_ids(series, codes, ids),
-            self.kind.id_column: pc.binary_join_element_wise(exchange, texts, "-"),
-            "source_sequence": self._sequence(cells, sequence),
+            "message_id": ids.message_ids,
+            self.kind.id_column: pc.binary_join_element_wise(
+                rows.exchanges.column(), ids.texts, "-"
+            ),
+            "source_sequence": self._sequence(cells, ids.numbers),
         }
+
+    def _check_ids(self, cells: Cells) -> None:
+        texts = cells[self._columns.fields["id"]]
+        if self._layout.market:
+            self._numbers("id", cells, texts)
+        try:
+            check_ids(texts)
+        except Unfit as exc:
+            raise self._unfit("id", cells, exc) from exc
 
     def _sequence(self, cells: Cells, otherwise: pa.Array) -> pa.Array:
         place = self._columns.fields.get("source_sequence")
@@ -296,10 +296,10 @@ class RowBuilder:
         numbers = self._numbers("source_sequence", cells, filled)
         return pc.if_else(is_there, pa.array(numbers), pa.scalar(None, pa.int64()))
 
-    def _labels(self, name: str, cells: Cells, count: int) -> _Labels:
+    def _labels(self, name: str, cells: Cells, count: int) -> Labels:
         """Return a column of names, or the one name that holds for the whole file."""
         if name in self._facts.values:
-            return _Labels([self._facts.values[name]], np.zeros(count, dtype=np.int64))
+            return Labels([self._facts.values[name]], np.zeros(count, dtype=np.int64))
         encoded = cells[self._columns.fields[name]].dictionary_encode()
         names = encoded.dictionary.to_pylist()
         for text in names:
@@ -307,9 +307,9 @@ class RowBuilder:
                 raise self._unfit(name, cells, "is not a name" if text else "is empty")
             if len(text) > _LONGEST_NAME:
                 raise self._unfit(name, cells, f"is longer than {_LONGEST_NAME} characters")
-        return _Labels(names, encoded.indices.to_numpy().astype(np.int64))
+        return Labels(names, encoded.indices.to_numpy().astype(np.int64))
 
-    def _symbols(self, cells: Cells, count: int) -> _Labels:
+    def _symbols(self, cells: Cells, count: int) -> Labels:
         labels = self._labels("symbol", cells, count)
         if not self._layout.market:
             return labels
@@ -317,7 +317,7 @@ class RowBuilder:
             names = [self._instrument(name).symbol for name in labels.names]
         except UsageError as exc:
             raise self._unfit("symbol", cells, f"is unknown: {exc}") from exc
-        return _Labels(names, labels.codes)
+        return Labels(names, labels.codes)
 
     def _instrument(self, text: str) -> Instrument:
         instrument = self._instruments.get(text)
@@ -326,16 +326,16 @@ class RowBuilder:
             self._instruments |= {text: instrument, instrument.symbol: instrument}
         return instrument
 
-    def _asset_classes(self, cells: Cells, count: int) -> _Labels:
+    def _asset_classes(self, cells: Cells, count: int) -> Labels:
         labels = self._labels("asset_class", cells, count)
         if not set(labels.names) <= set(ASSET_CLASSES):
             raise self._unfit("asset_class", cells, f"is none of {', '.join(ASSET_CLASSES)}")
         return labels
 
-    def _currencies(self, cells: Cells, symbols: _Labels, count: int) -> _Labels:
+    def _currencies(self, cells: Cells, symbols: Labels, count: int) -> Labels:
         if "currency" in self._facts.values or "currency" in self._columns.fields:
             return self._labels("currency", cells, count)
-        return _Labels([self._instrument(name).quote for name in symbols.names], symbols.codes)
+        return Labels([self._instrument(name).quote for name in symbols.names], symbols.codes)
 
     def _sides(self, cells: Cells, count: int) -> pa.StringArray:
         values = dict(self._layout.side)
@@ -351,7 +351,7 @@ class RowBuilder:
             codes = pc.fill_null(codes, len(values))
         return sides.take(codes)
 
-    def _vendor_data(self, cells: Cells, symbols: _Labels, count: int) -> pa.Array:
+    def _vendor_data(self, cells: Cells, symbols: Labels, count: int) -> pa.Array:
         vendor = VendorData(count)
         for key, text in self._facts.entries.items():
             vendor.add(key, pa.array([text]), np.zeros(count, dtype=np.int64))
@@ -393,15 +393,6 @@ def _split(start: int, count: int) -> list[tuple[int, int]]:
 
 def _time_fields(fields: Collection[str]) -> Sequence[str]:
     return ("timestamp",) if "timestamp" in fields else ("date", "time")
-
-
-def _series(kind: str, symbols: _Labels, exchanges: _Labels) -> tuple[list[str], Ints]:
-    """Name the series of ids that rows belong to: one for each exchange and symbol."""
-    width = len(symbols.names)
-    names = [
-        f"{exchange}/{kind}/{symbol}" for exchange in exchanges.names for symbol in symbols.names
-    ]
-    return names, exchanges.codes * width + symbols.codes
 
 
 def _why_no_decimal(text: str) -> str:

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from k2cli.errors import BadData
+from k2cli.errors import BadData, UsageError
 from k2cli.flow import Batch, Reject
 from k2cli.ingestion.columns import Ints
-from k2cli.ingestion.csv.files import open_plain, open_raw, read_plain
+from k2cli.ingestion.csv.files import compression, open_plain, open_raw, read_plain
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.names import CsvOptions, file_values, stem_of
 from k2cli.ingestion.csv.rows import Cells, Facts, RowBuilder, find_columns, plain_name
@@ -29,6 +29,7 @@ __all__ = ["BLOCK_BYTES", "CsvOptions", "CsvSource", "read_csv"]
 BLOCK_BYTES: Final = 8 << 20
 _HALVE_ABOVE: Final = 64  # lines; fewer are parsed one by one
 _LONGEST_LINE: Final = 16 << 20
+_LOOK_BACK: Final = 1 << 20
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -66,6 +67,7 @@ class CsvSource:
         self._options = options
         self._zone = zone
         self._digest: str | None = None
+        self._lines_before = 0  # what is read
 
     @property
     def name(self) -> str:
@@ -87,8 +89,57 @@ class CsvSource:
 
         What is read after that is checked against it.
         """
-        self._digest = self._digest or self._raw.hash_whole()
+        self._digest = self._digest or self._raw.hash()
         return self._digest
+
+    def starts_with(self, size: int, digest: str) -> bool:
+        """Tell whether the file is at least so long, and its first bytes have this SHA-256."""
+        return size <= self.size_bytes and self._raw.hash(size) == digest
+
+    def follow(self, done: int) -> None:
+        """Read complete lines alone, and of those what comes after the first `done` bytes.
+
+        The file may go on growing. Rows keep the numbers that they have in the whole file.
+
+        Raises:
+            UsageError: the file is compressed, or no file.
+            BadData: the first bytes end within a line.
+        """
+        raw, path = self._raw, self._path
+        if path is None or not path.is_file():
+            raise UsageError(f"{self.name} is no file whose new lines can be told from the old")
+        if compression(raw, path.suffix):
+            raise UsageError(f"{self.name} is compressed", hint="only plain files can be followed")
+        start = done + self._unended(done)
+        raw.cut(self._end_of_lines(start))
+        self._digest = None
+        if start:
+            self._lines_before = raw.skip(start)
+
+    def _unended(self, done: int) -> int:
+        """Return how many bytes end the last of the lines that are done; 0 if it has its end."""
+        raw = self._raw
+        after = raw.bytes_at(done, 2)
+        if not done or not after or raw.bytes_at(done - 1, 1) == b"\n":
+            return 0
+        for end in (b"\n", b"\r\n"):
+            if after.startswith(end):
+                return len(end)
+        raise BadData(
+            f"{self.name} was loaded when its last line was not complete",
+            hint="--force loads all of it",
+        )
+
+    def _end_of_lines(self, start: int) -> int:
+        """Find where the last complete line ends."""
+        end = self.size_bytes
+        while end > start:
+            begin = max(end - _LOOK_BACK, start)
+            place = self._raw.bytes_at(begin, end - begin).rfind(b"\n")
+            if place >= 0:
+                return begin + place + 1
+            end = begin
+        return start
 
     def close(self) -> None:
         """Close the file."""
@@ -104,8 +155,8 @@ class CsvSource:
             self._digest = self._raw.finish(self._digest)
 
     def _parsed(self, stream: IO[bytes]) -> Iterator[Batch]:
-        parser: _BlockParser | None = None
-        first = 1
+        parser = self._begin(self._first_line())[0] if self._lines_before else None
+        first = 1 + self._lines_before
         for block in self._blocks(stream):
             body = block
             count = _count_lines(block)
@@ -116,10 +167,14 @@ class CsvSource:
                 yield parser.parse(body, first=first + skipped)
             first += count
 
+    def _first_line(self) -> bytes:
+        """Look at the first line again, where reading begins after it."""
+        return self._raw.bytes_at(0, _LONGEST_LINE).partition(b"\n")[0].removeprefix(_BOM)
+
     def _blocks(self, stream: IO[bytes]) -> Iterator[bytes]:
         """Cut the stream into blocks of whole lines."""
         rest = b""
-        is_first = True
+        is_first = not self._lines_before
         while data := read_plain(stream, BLOCK_BYTES, self.name):
             if is_first:
                 data, is_first = data.removeprefix(_BOM), False
@@ -143,14 +198,17 @@ class CsvSource:
             names: Sequence[str] = [cell.strip() for cell in cells or ()]
         else:
             names, body = _unnamed(layout, cells), block
-        columns = find_columns(layout, names)
+        try:
+            columns = find_columns(layout, names)
+        except BadData as exc:
+            raise BadData(f"{self.name}: {exc}", hint=exc.hint) from exc
         stem = stem_of(self._path) if self._path else ""
         entries = {layout.file_stem: stem} if layout.file_stem and stem.isdecimal() else {}
         facts = Facts(
             zone=self._zone,
             values=file_values(layout, self._options, stem, columns.fields),
             entries=entries,
-            identity="" if "id" in columns.fields else self.hash(),
+            identity=self.hash,
         )
         has_header = body is not block
         return _BlockParser(columns.names, RowBuilder(layout, columns, facts), has_header), body

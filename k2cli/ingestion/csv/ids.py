@@ -1,0 +1,152 @@
+"""Ids of rows: the exchange's own, a number or any text, or else the row's place in its file.
+
+A number belongs to the series of its exchange and symbol, as in a stream, so that the same trade
+has the same message id wherever it comes from. So has a text: its message id is made of series and
+text alone. A row without an id is told apart by the file's digest and its own number there.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2cli.ingestion.columns import Ints, Unfit
+from k2cli.ingestion.csv.times import whole_numbers
+from k2cli.records import message_ids
+
+_LONGEST: Final = 128  # characters of an id
+_NUMBER: Final = "^[0-9]{1,18}$"
+_VERSION: Final = (0xF << 76, 8 << 76)  # bits of a UUID, and what k2's are: RFC 9562, section 5.8
+_VARIANT: Final = (0b11 << 62, 0b10 << 62)
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """A column of few distinct texts."""
+
+    names: Sequence[str]
+    codes: Ints
+
+    def column(self) -> pa.StringArray:
+        """Write it out."""
+        return pa.array(self.names, pa.string()).take(pa.array(self.codes))
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """What identifies rows."""
+
+    message_ids: pa.StringArray
+    texts: pa.StringArray  # of the id column: behind the exchange and a dash
+    numbers: pa.Int64Array  # null where an id is no number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What ids are made of, beside the ids that a file has."""
+
+    kind: str
+    identity: Callable[[], str]  # of the file
+    exchanges: Labels
+    symbols: Labels
+    moments: Ints
+    places: Ints  # the rows' numbers in the file
+
+    @property
+    def codes(self) -> Ints:
+        """The place of each row's series in `series`."""
+        return self.exchanges.codes * len(self.symbols.names) + self.symbols.codes
+
+    @property
+    def series(self) -> list[str]:
+        """The series of ids that rows can belong to: one for each exchange and symbol."""
+        return [
+            f"{exchange}/{self.kind}/{symbol}"
+            for exchange in self.exchanges.names
+            for symbol in self.symbols.names
+        ]
+
+
+def number_ids(rows: Rows, texts: pa.StringArray) -> Ids:
+    """Make ids of a column of numbers.
+
+    Raises:
+        Unfit: one of them is none.
+    """
+    numbers = whole_numbers(texts)
+    column = pa.array(numbers)
+    ids = message_ids(rows.series, rows.codes, numbers)
+    return Ids(ids, column.cast(pa.string()), column)
+
+
+def place_ids(rows: Rows) -> Ids:
+    """Make ids for rows that have none: of their time and their number in the file."""
+    count = len(rows.places)
+    pair = [pa.array(part).cast(pa.string()) for part in (rows.moments // 1000, rows.places)]
+    series = [f"{rows.identity()}/{rows.kind}"]
+    ids = message_ids(series, np.zeros(count, dtype=np.int64), rows.places)
+    return Ids(ids, pc.binary_join_element_wise(*pair, "-"), pa.nulls(count, pa.int64()))
+
+
+def any_ids(rows: Rows, texts: pa.StringArray) -> Ids:
+    """Make ids of a column of numbers, of other texts, and of cells that are empty.
+
+    `{exchange}-` at the start of a text, as k2 writes it, is no part of the id.
+    """
+    try:
+        return number_ids(rows, texts)
+    except Unfit:
+        check_ids(texts)
+    texts = _without_exchange(texts, rows.exchanges)
+    is_number = pc.match_substring_regex(texts, _NUMBER)
+    is_empty = pc.equal(pc.binary_length(texts), 0)
+    numbers = pc.if_else(is_number, texts, None).cast(pa.int64())
+    ids = message_ids(rows.series, rows.codes, pc.fill_null(numbers, 0).to_numpy())
+    is_text = pc.invert(pc.or_(is_number, is_empty))
+    ids = pc.replace_with_mask(ids, is_text, _text_ids(rows, texts, is_text))
+    texts = pc.if_else(is_number, numbers.cast(pa.string()), texts)
+    if pc.any(is_empty).as_py():
+        otherwise = place_ids(rows)
+        ids = pc.if_else(is_empty, otherwise.message_ids, ids)
+        texts = pc.if_else(is_empty, otherwise.texts, texts)
+    return Ids(ids, texts, numbers)
+
+
+def check_ids(texts: pa.StringArray) -> None:
+    """Check a column of any ids.
+
+    Raises:
+        Unfit: one of them is too long, or has spaces around it or signs that cannot be printed.
+    """
+    is_padded = pc.not_equal(texts, pc.utf8_trim_whitespace(texts))
+    if pc.any(is_padded).as_py() or not pc.all(pc.utf8_is_printable(texts)).as_py():
+        raise Unfit("is not an id")
+    if (pc.max(pc.utf8_length(texts)).as_py() or 0) > _LONGEST:
+        raise Unfit(f"is longer than {_LONGEST} characters")
+
+
+def _without_exchange(texts: pa.StringArray, exchanges: Labels) -> pa.StringArray:
+    for code, name in enumerate(exchanges.names):
+        is_prefixed = pc.and_(pc.starts_with(texts, f"{name}-"), pa.array(exchanges.codes == code))
+        texts = pc.if_else(is_prefixed, pc.utf8_slice_codeunits(texts, len(name) + 1), texts)
+    return texts
+
+
+def _text_ids(rows: Rows, texts: pa.StringArray, is_text: pa.BooleanArray) -> pa.StringArray:
+    """Make the message ids of texts: UUIDs of version 8, 122 bits of a SHA-256."""
+    series = rows.series
+    codes = rows.codes[is_text.to_numpy(zero_copy_only=False)].tolist()
+    pairs = zip(codes, texts.filter(is_text).to_pylist(), strict=True)
+    return pa.array([_uuid(f"{series[code]}/{text}") for code, text in pairs], pa.string())
+
+
+def _uuid(name: str) -> str:
+    bits = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16])
+    for mask, value in (_VERSION, _VARIANT):
+        bits = bits & ~mask | value
+    return str(uuid.UUID(int=bits))

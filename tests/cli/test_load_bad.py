@@ -1,0 +1,281 @@
+"""`k2 load csv` of what it should not be given: exit code, message, and each reject."""
+
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from within import K2, k2_at
+
+from k2cli.config import Settings
+from k2cli.records import TRADES
+from k2cli.storage.lake import open_lake
+
+LINE = "3735685016,61800.12000000,0.00010000,6.18001200,1723161348055,True,True"
+HEADER = "id,price,qty,quote_qty,time,is_buyer_maker,is_best_match"
+NAME = "BTCUSDT-trades-2024-08-08.csv"
+BINANCE = ("--layout", "binance-trades")
+ASX = ("--layout", "asx-trades", "--symbol", "BHP")
+ASX_LINE = "03/10/2014,13:50:38.849,1.11,3667,0,,"
+GENERIC = (
+    *("--layout", "generic-trades", "--symbol", "A", "--exchange", "X"),
+    *("--asset-class", "crypto", "--currency", "USD"),
+)
+Rejects = list[tuple[int, str]]
+
+
+@pytest.fixture
+def k2(home: Path) -> K2:
+    return k2_at(home)
+
+
+def rejects_in(home: Path) -> Rejects:
+    path = home / "rejects" / "load-csv.ndjson"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(line["position"], line["reason"]) for line in map(json.loads, lines)]
+
+
+def rows_in(settings: Settings) -> int:
+    with open_lake(settings) as lake:
+        return lake.describe(TRADES).rows
+
+
+def binance(place: int, text: str) -> str:
+    cells = LINE.split(",")
+    cells[place] = text
+    return ",".join(cells)
+
+
+def asx(date: str, clock: str) -> str:
+    return ",".join([date, clock, *ASX_LINE.split(",")[2:]])
+
+
+def zipped(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, f"{LINE}\n")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data", ["", "\ufeff", HEADER, f"{HEADER}\r\n", "\n\n"], ids=["empty", "bom", "h", "hn", "nn"]
+)
+def test_file_without_rows_is_no_failure(k2: K2, home: Path, tmp_path: Path, data: str) -> None:
+    path = tmp_path / NAME
+    path.write_text(data, newline="")
+    result = k2("load", "csv", path, *BINANCE)
+    assert "files=1 loaded=1 skipped=0 failed=0 rows=0 rejects=0" in result.stderr
+    assert rejects_in(home) == []
+
+
+def test_bom_is_no_part_of_the_first_value(k2: K2, tmp_path: Path, settings: Settings) -> None:
+    path = tmp_path / NAME
+    path.write_text(f"\ufeff{LINE}\n")
+    k2("load", "csv", path, *BINANCE)
+    assert rows_in(settings) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "bad", "reason"),
+    [
+        (BINANCE, f"{LINE},1", "has 8 columns, not 7"),
+        (BINANCE, "1,2,3", "has 3 columns, not 7"),
+        (BINANCE, binance(0, "1.5"), "id '1.5' is not a whole number"),
+        (BINANCE, binance(1, "abc"), "price 'abc' is not a plain number"),
+        (BINANCE, binance(1, ""), "price '' is empty"),
+        (BINANCE, binance(1, "0.123456789"), "price '0.123456789' has more than 8 decimals"),
+        (
+            BINANCE,
+            binance(1, "12345678901"),
+            "price '12345678901' has more than 10 digits before the point",
+        ),
+        (BINANCE, binance(2, "-0.5"), "qty '-0.5' is negative"),
+        (BINANCE, binance(4, "yesterday"), "time 'yesterday' is not a whole number"),
+        (BINANCE, binance(4, "-11676096000000"), "time '-11676096000000' is not a whole number"),
+        (
+            BINANCE,
+            binance(4, "253402300800000"),
+            "time '253402300800000' is out of the years 1970 to 9999",
+        ),
+        (BINANCE, binance(1, "1\0"), "holds a NUL byte"),
+        (BINANCE, binance(1, "\udcff"), "is not UTF-8 at byte 12"),
+        (BINANCE, binance(1, '"1'), "is not CSV: a quote is not closed"),
+        (BINANCE, binance(1, '"1"x'), "price '1x' is not a plain number"),
+        (
+            ASX,
+            asx("02/30/2014", "10:00:00.000"),
+            "date and time '02/30/2014 10:00:00.000': is not a date or time like %m/%d/%Y",
+        ),
+        (
+            ASX,
+            asx("03/10/1600", "10:00:00.000"),
+            "date and time '03/10/1600 10:00:00.000': is out of the years 1970 to 9999",
+        ),
+        (
+            ASX,
+            asx("10/05/2014", "02:30:00.000"),
+            "date and time '10/05/2014 02:30:00.000': does not exist in Australia/Sydney: "
+            "clocks went forward",
+        ),
+        (
+            GENERIC,
+            "1600-01-01,1,2",
+            "timestamp '1600-01-01' is out of the years 1970 to 9999",
+        ),
+        (
+            GENERIC,
+            "2024-02-30,1,2",
+            "timestamp '2024-02-30' is not a time like 2024-08-08T23:55:48.056",
+        ),
+    ],
+)
+def test_bad_line_in_the_middle_is_told_and_the_file_left_out(
+    k2: K2, tmp_path: Path, options: tuple[str, ...], bad: str, reason: str
+) -> None:
+    good = {BINANCE: LINE, ASX: ASX_LINE, GENERIC: "1723161348055,1,2"}[options]
+    header = "timestamp,price,quantity\n" if options is GENERIC else ""
+    line = 4 if header else 3
+    path = tmp_path / (NAME if options is BINANCE else "7078.csv")
+    text = f"{header}{good}\n{good}\n{bad}\n{good}\n"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    result = k2("load", "csv", path, *options, code=6)
+    told, hint, summary, end = result.stderr.splitlines()
+    first = f"the first is line {line}: {reason}"
+    assert told == f"error: {path}: 1 rejects, allowed are 0; {first}"
+    log = tmp_path / "home" / "rejects" / "load-csv.ndjson"
+    assert hint == f"hint: see {log}; --max-rejects allows more"
+    assert summary.startswith("summary files=1 loaded=0 skipped=0 failed=1 rows=0")
+    assert end == "error: 1 of 1 files not loaded"
+    assert rejects_in(tmp_path / "home") == [(line, reason)]
+    result = k2("load", "csv", path, *options, "--max-rejects", "1")
+    assert "loaded=1 skipped=0 failed=0 rows=3 rejects=1" in result.stderr
+
+
+def test_line_feed_in_quotes_makes_two_rejects(
+    k2: K2, home: Path, tmp_path: Path, settings: Settings
+) -> None:
+    path = tmp_path / "x.csv"
+    good = '2024-08-08,1,2,"a, ""b"""\n'
+    path.write_text(f'timestamp,price,quantity,note\n{good}2024-08-08,1,2,"a\nb"\n{good}')
+    k2("load", "csv", path, *GENERIC, "--max-rejects", 2)
+    assert rejects_in(home) == [
+        (3, "is not CSV: a quote is not closed"),
+        (4, "has 1 columns, not 4"),
+    ]
+    assert rows_in(settings) == 2
+
+
+def test_last_moment_of_the_year_9999_is_stored(k2: K2, tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    path.write_text(f"{binance(4, '253402300799999')}\n")
+    k2("load", "csv", path, *BINANCE)
+    answer = k2("query", "trades", "--columns", "timestamp", "--format", "csv")
+    assert answer.stdout == "timestamp\n9999-12-31T23:59:59.999000Z\n"
+
+
+def test_local_time_that_comes_twice_is_the_first_one(k2: K2, tmp_path: Path) -> None:
+    path = tmp_path / "7078.csv"
+    path.write_text(f"{asx('04/06/2014', '02:30:00.000')}\n")
+    k2("load", "csv", path, *ASX)
+    answer = k2("query", "trades", "--columns", "timestamp", "--format", "csv")
+    assert answer.stdout == "timestamp\n2014-04-05T15:30:00.000000Z\n"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data", "said"),
+    [
+        (".gz", gzip.compress(os.urandom(9_000))[:5_000], "cannot be read to its end"),
+        (".gz", gzip.compress(f"{LINE}\n".encode() * 9)[:-6], "cannot be read to its end"),
+        (".gz", f"{LINE}\n".encode(), "cannot be read to its end"),
+        (".gz", b"", "is empty, not a gzip file"),
+        (".zip", zipped("a.csv", "b.csv"), "holds 2 files"),
+        (".zip", zipped("../a.csv"), "holds a file of the unsafe name '../a.csv'"),
+        (".zip", zipped("a.csv")[:40], "is not a zip archive"),
+    ],
+)
+def test_damaged_archive_is_left_out_and_the_next_file_loaded(
+    k2: K2, tmp_path: Path, suffix: str, data: bytes, said: str
+) -> None:
+    bad, good = tmp_path / f"{NAME}{suffix}", tmp_path / NAME.replace("BTC", "ETH")
+    bad.write_bytes(data)
+    good.write_text(f"{LINE}\n")
+    result = k2("load", "csv", bad, good, *BINANCE, code=6)
+    assert result.stderr.startswith(f"error: {bad} {said}")
+    assert "files=2 loaded=1 skipped=0 failed=1 rows=1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("no.csv", BINANCE, (4, "error: no file {path}\n")),
+        ("", BINANCE, (4, "error: {path} matches no file\nhint: a folder's files end in .csv")),
+        ("*.csv", BINANCE, (4, "error: {path} matches no file\n")),
+        ("x.csv/no.csv", BINANCE, (4, "error: no file {path}\n")),
+        ("FOOBARX-trades-2024-08-08.csv", BINANCE, (2, "error: cannot tell the quote asset")),
+        ("7078.csv", ASX[:2], (2, "error: nothing tells the symbol\nhint: give it with --symbol")),
+        ("x.txt", (*GENERIC, "--timezone", "Mars/Olympus"), (2, "error: unknown time zone")),
+        ("x.txt", GENERIC, (6, "error: {path}: the header names 'True' twice\n")),
+        ("h.txt", GENERIC, (6, "error: {path}: no column for timestamp among Px, Qty")),
+    ],
+)
+def test_what_cannot_be_begun_says_why(
+    k2: K2, tmp_path: Path, name: str, options: tuple[str, ...], said: tuple[int, str]
+) -> None:
+    path = tmp_path / "in" / name
+    (tmp_path / "in").mkdir()
+    if name and not re.search(r"\*|/|no", name):
+        path.write_text("Px,Qty,When\n" if name == "h.txt" else f"{LINE}\n")
+    code, text = said
+    result = k2("load", "csv", path, *options, code=code)
+    assert result.stderr.startswith(text.format(path=path))
+
+
+def test_company_that_the_reference_does_not_know(k2: K2, tmp_path: Path) -> None:
+    reference, path = tmp_path / "company_info.csv", tmp_path / "7078.csv"
+    reference.write_text("company_id,symbol\n1,ONE\n")
+    path.write_text(f"{ASX_LINE}\n")
+    options = ("--layout", "asx-trades", "--reference", reference)
+    result = k2("load", "csv", path, *options, code=2)
+    assert result.stderr.startswith(f"error: {reference} has no symbol for 7078\nhint: give it")
+
+
+def test_layout_file_with_an_unknown_key(k2: K2, tmp_path: Path) -> None:
+    layout = tmp_path / "my.toml"
+    text = k2("load", "layouts", "binance-trades").stdout
+    layout.write_text(text.replace("header =", "heading ="))
+    result = k2("load", "csv", "x.csv", "--layout", layout, code=3)
+    assert result.stderr == (
+        f"error: unknown key heading in {layout}\nhint: the nearest known one is header\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("closed", "named", "source"),
+    [
+        (f"in/{NAME}", f"in/{NAME}", f"in/{NAME}"),
+        ("in", f"in/{NAME}", f"in/{NAME}"),
+        ("in", "in", "."),
+    ],
+)
+def test_no_permission_is_told(tmp_path: Path, closed: str, named: str, source: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / NAME).write_text(f"{LINE}\n")
+    command = [sys.executable, "-m", "k2cli", "load", "csv", str(tmp_path / source), *BINANCE]
+    if os.geteuid() == 0:  # root reads what it likes, but for these capabilities
+        if not shutil.which("setpriv"):
+            pytest.skip("root, and no setpriv")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    (tmp_path / closed).chmod(0)
+    env = {**os.environ, "K2_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    (tmp_path / closed).chmod(0o755)
+    said = f"error: {tmp_path / named} cannot be read: Permission denied\n"
+    assert (done.returncode, done.stderr) == (3, said)

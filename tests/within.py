@@ -1,0 +1,23 @@
+"""k2 within the process of the tests: fast, where nothing hangs on a process of its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import Result
+from typer.testing import CliRunner
+
+from k2cli.commands.app import app
+
+K2 = Callable[..., Result]
+
+
+def k2_at(home: Path) -> K2:
+    """Return what runs k2 with this home, and checks its exit code."""
+
+    def run(*args: object, code: int = 0, stdin: bytes = b"") -> Result:
+        env = {"K2_HOME": str(home), "COLUMNS": "100"}
+        result = CliRunner().invoke(app, [*map(str, args)], env=env, input=stdin)
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
