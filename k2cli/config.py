@@ -5,9 +5,11 @@ The file is TOML, `$K2_HOME/k2.toml` or wherever K2_CONFIG points:
     [table]
     keep_for = "6h"
 
-A variable is named after section and key: K2_TABLE_KEEP_FOR=6h. The [catalog] section takes any
-property of a pyiceberg catalog; in variables `__` stands for a dot and `_` for a dash, as
-pyiceberg itself has it: K2_CATALOG_S3__ACCESS_KEY_ID is `s3.access-key-id`.
+A variable is named after section and key: K2_TABLE_KEEP_FOR=6h. Three sections are handed on as
+they are: [catalog] to pyiceberg, [kafka] to librdkafka, [schema_registry] to the registry's
+client. In their variables `_` stands for a dot: K2_KAFKA_BOOTSTRAP_SERVERS is
+`bootstrap.servers`. Those of the catalog are as pyiceberg itself has them, `__` for a dot and `_`
+for a dash: K2_CATALOG_S3__ACCESS_KEY_ID is `s3.access-key-id`.
 """
 
 import difflib
@@ -23,7 +25,8 @@ from k2cli.errors import ConfigError
 
 FILE_NAME: Final = "k2.toml"
 _SECRET = re.compile(
-    r"secret|password|token|credential|access[-_.]?key|api[-_.]?key", re.IGNORECASE
+    r"secret|password|token|credential|access[-_.]?key|api[-_.]?key|user[-_.]info|ssl[-_.]key",
+    re.IGNORECASE,
 )
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):([^/@\s]+)@")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -88,6 +91,8 @@ class Settings(_Section, frozen=True, kw_only=True):
     home: Path
     file: Path | None = None  # the config file that was read
     catalog: Mapping[str, str] = {}
+    kafka: Mapping[str, str] = {}  # as librdkafka names them
+    schema_registry: Mapping[str, str] = {}  # as confluent_kafka's SchemaRegistryClient names them
     table: TableSettings = TableSettings()
     stream: StreamSettings = StreamSettings()
     query: QuerySettings = QuerySettings()
@@ -98,6 +103,8 @@ _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     "stream": StreamSettings,
     "query": QuerySettings,
 }
+_OPEN_SECTIONS: Final = ("catalog", "kafka", "schema_registry")  # any key, handed on
+_UNDERSCORED: Final = ("log_level", "ssl_ca", "ssl_certificate", "ssl_key")  # of librdkafka
 
 
 def load_settings(env: Mapping[str, str]) -> Settings:
@@ -108,7 +115,7 @@ def load_settings(env: Mapping[str, str]) -> Settings:
     """
     home = Path(env.get("K2_HOME") or "~/.k2").expanduser().absolute()
     path = Path(env["K2_CONFIG"]).expanduser() if env.get("K2_CONFIG") else home / FILE_NAME
-    raw: dict[str, dict[str, Any]] = {"catalog": {}, **{name: {} for name in _SECTIONS}}
+    raw: dict[str, dict[str, Any]] = {name: {} for name in (*_OPEN_SECTIONS, *_SECTIONS)}
     origin: dict[str, str] = {}
     is_required = bool(env.get("K2_CONFIG"))
     found = _merge_file(raw, origin, path, is_required=is_required)
@@ -116,7 +123,9 @@ def load_settings(env: Mapping[str, str]) -> Settings:
     return Settings(
         home=home,
         file=path if found else None,
-        catalog={key: str(value) for key, value in raw["catalog"].items()},
+        **{
+            name: {key: _text(value) for key, value in raw[name].items()} for name in _OPEN_SECTIONS
+        },
         table=_section(TableSettings, "table", raw, origin),
         stream=_section(StreamSettings, "stream", raw, origin),
         query=_section(QuerySettings, "query", raw, origin),
@@ -138,8 +147,9 @@ def _merge_file(
         _check_known(section, raw, f"section [{section}] in {path}")
         if not isinstance(values, dict):
             raise ConfigError(f"{section} in {path} is not a section: write [{section}]")
-        for key, value in values.items():
-            if section in _SECTIONS:
+        is_open = section in _OPEN_SECTIONS
+        for key, value in (_flat(values) if is_open else values).items():
+            if not is_open:
                 _check_known(
                     key, _SECTIONS[section].__struct_fields__, f"key {section}.{key} in {path}"
                 )
@@ -159,13 +169,36 @@ def _merge_env(
     for name, value in env.items():
         if not name.startswith("K2_") or name in ("K2_HOME", "K2_CONFIG"):
             continue
-        section, _, key = name.removeprefix("K2_").lower().partition("_")
-        if section == "catalog":
-            key = key.replace("__", ".").replace("_", "-")
+        rest = name.removeprefix("K2_").lower()
+        section = next((each for each in _OPEN_SECTIONS if rest.startswith(f"{each}_")), "")
+        if section:
+            key = _open_key(section, rest.removeprefix(f"{section}_"))
         else:
             _check_known(name, [*known, "K2_HOME", "K2_CONFIG"], f"variable {name}")
+            section, _, key = rest.partition("_")
         raw[section][key] = value
         origin[f"{section}.{key}"] = f"variable {name}"
+
+
+def _open_key(section: str, words: str) -> str:
+    """Turn the end of a variable's name into the key that a vendor knows."""
+    if section == "catalog":
+        return words.replace("__", ".").replace("_", "-")
+    return words if words in _UNDERSCORED else words.replace("_", ".")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Undo what TOML makes of a bare key with dots: a table in a table."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_known(name: str, known: Any, what: str) -> None:
@@ -194,7 +227,8 @@ def _section(cls: type[S], name: str, raw: dict[str, dict[str, Any]], origin: di
 def settings_document(settings: Settings) -> dict[str, dict[str, object]]:
     """Return the settings by section, as they would stand in the file, with secrets hidden."""
     document: dict[str, dict[str, object]] = {
-        "catalog": {key: redacted(key, value) for key, value in settings.catalog.items()}
+        name: {key: redacted(key, value) for key, value in getattr(settings, name).items()}
+        for name in _OPEN_SECTIONS
     }
     for name in _SECTIONS:
         values = msgspec.structs.asdict(getattr(settings, name))

@@ -17,6 +17,7 @@ from k2cli.commands.query import query_app
 from k2cli.commands.simulate import simulate_app
 from k2cli.commands.stream import stream_app
 from k2cli.commands.table import table_app
+from k2cli.commands.topic import topic_app
 from k2cli.errors import K2Error
 
 
@@ -70,5 +71,6 @@ app.add_typer(load_app, name="load")
 app.add_typer(query_app, name="query")
 app.add_typer(export_app, name="export")
 app.add_typer(table_app, name="table")
+app.add_typer(topic_app, name="topic")
 app.add_typer(config_app, name="config")
 app.add_typer(simulate_app, name="simulate")

@@ -77,6 +77,16 @@ SummaryOpt = Annotated[
 ]
 
 
+KafkaOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kafka-option",
+        help="Any librdkafka setting, over those of [kafka]: bootstrap.servers=HOST:9092. "
+        "Repeat it.",
+    ),
+]
+
+
 class Order(StrEnum):
     """Which way the time runs."""
 
@@ -89,6 +99,17 @@ OrderOpt = Annotated[Order, typer.Option("--order", help="By time: asc is oldest
 
 # For typer.Option(..., **DURATION): a time such as 500ms, 60s, 15m, 6h or 7d, in seconds.
 DURATION: Final[dict[str, Any]] = {"parser": parse_duration_s, "metavar": "DURATION"}
+
+TIMEOUT_S: Final = 10.0
+TimeoutOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        help="Give up when a server does not answer for so long.",
+        show_default="10s",
+        **DURATION,
+    ),
+]
 
 
 def settings(home: Path | None = None) -> Settings:
@@ -103,3 +124,12 @@ def split_commas(values: list[str] | None) -> list[str]:
     """Flatten an option that is repeatable and takes comma lists; order kept, repeats dropped."""
     words = [word.strip() for value in values or [] for word in value.split(",")]
     return list(dict.fromkeys(word for word in words if word))
+
+
+def key_values(values: list[str] | None, option: str) -> dict[str, str]:
+    """Read an option that is repeated as KEY=VALUE."""
+    pairs = [value.partition("=") for value in values or []]
+    for key, sign, _ in pairs:
+        if not key or not sign:
+            raise typer.BadParameter(f"{key!r} is not KEY=VALUE", param_hint=option)
+    return {key: value for key, _, value in pairs}

@@ -45,6 +45,35 @@ def test_catalog_takes_any_property(tmp_path: Path) -> None:
     }
 
 
+def test_kafka_and_registry_take_any_setting(tmp_path: Path) -> None:
+    text = """
+        [kafka]
+        bootstrap.servers = "file:9092"
+        "security.protocol" = "SASL_SSL"
+        enable.ssl.certificate.verification = true
+        linger.ms = 5
+        [schema_registry]
+        url = "http://file:8081"
+    """
+    env = write(tmp_path, text) | {
+        "K2_KAFKA_BOOTSTRAP_SERVERS": "env:9092",
+        "K2_KAFKA_SASL_MECHANISM": "PLAIN",
+        "K2_KAFKA_LOG_LEVEL": "7",
+        "K2_SCHEMA_REGISTRY_URL": "http://env:8081",
+        "K2_SCHEMA_REGISTRY_BASIC_AUTH_USER_INFO": "me:hush",
+    }
+    settings = load_settings(env)
+    assert settings.kafka == {
+        "bootstrap.servers": "env:9092",
+        "security.protocol": "SASL_SSL",
+        "enable.ssl.certificate.verification": "true",
+        "linger.ms": "5",
+        "sasl.mechanism": "PLAIN",
+        "log_level": "7",
+    }
+    assert settings.schema_registry == {"url": "http://env:8081", "basic.auth.user.info": "me:hush"}
+
+
 @pytest.mark.parametrize(
     ("text", "env", "message", "hint"),
     [
@@ -87,6 +116,10 @@ def test_not_a_duration(text: str) -> None:
         ("s3.secret-access-key", "hush", "********"),
         ("s3.access-key-id", "hush", "********"),
         ("token", "hush", "********"),
+        ("sasl.password", "hush", "********"),
+        ("ssl.key.pem", "hush", "********"),
+        ("basic.auth.user.info", "me:hush", "********"),
+        ("sasl.oauthbearer.client.secret", "hush", "********"),
         ("uri", "postgresql://me:hush@db/k2", "postgresql://me:********@db/k2"),
         ("warehouse", "s3://bucket", "s3://bucket"),
     ],

@@ -1,0 +1,170 @@
+"""`k2 topic`: the topics that carry records, made, listed and described."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.options import (
+    DURATION,
+    TIMEOUT_S,
+    ForceOpt,
+    FormatOpt,
+    HomeOpt,
+    KafkaOpt,
+    OutputOpt,
+    TextOrJson,
+    TextOrJsonOpt,
+    TimeoutOpt,
+    key_values,
+    settings,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from k2cli.ingestion.kafka.topics import TopicInfo, Topics
+
+topic_app = typer.Typer(help="Make and look at Kafka topics.", no_args_is_help=True)
+
+TopicsArg = Annotated[
+    list[str], typer.Argument(help="Topics, such as market.crypto.trades.", show_default=False)
+]
+
+
+@topic_app.command()
+def create(
+    topics: TopicsArg,
+    partitions: Annotated[
+        int | None,
+        typer.Option(
+            "--partitions", min=1, help="How many partitions.", show_default="the brokers' own"
+        ),
+    ] = None,
+    replication: Annotated[
+        int | None,
+        typer.Option(
+            "--replication",
+            min=1,
+            help="On how many brokers each record is kept.",
+            show_default="the brokers' own",
+        ),
+    ] = None,
+    retention: Annotated[
+        float | None,
+        typer.Option(
+            "--retention",
+            help="How long records are kept, such as 7d.",
+            show_default="the brokers' own",
+            **DURATION,
+        ),
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option("--config", help="Any setting of a topic: cleanup.policy=compact. Repeat it."),
+    ] = None,
+    if_not_exists: Annotated[
+        bool, typer.Option("--if-not-exists", help="A topic that is there already is fine.")
+    ] = False,
+    timeout: TimeoutOpt = None,
+    kafka: KafkaOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """Create topics.
+
+    Example: k2 topic create market.crypto.trades --partitions 4 --retention 7d
+    """
+    from k2cli.errors import Conflict
+
+    wanted = key_values(config, "--config")
+    if retention is not None:
+        wanted["retention.ms"] = str(round(retention * 1000))
+    client = _open(home, kafka, timeout)
+    for topic in topics:
+        is_new = client.create(topic, partitions=partitions, replication=replication, config=wanted)
+        if not is_new and not if_not_exists:
+            raise Conflict(f"topic {topic} exists already", hint=f"k2 topic describe {topic}")
+        output.note(f"created topic {topic}" if is_new else f"topic {topic} exists already")
+
+
+@topic_app.command("list")
+def list_topics(
+    fmt: FormatOpt = None,
+    out: OutputOpt = None,
+    force: ForceOpt = False,
+    timeout: TimeoutOpt = None,
+    kafka: KafkaOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """List the topics: partitions, replicas, and how many records they hold.
+
+    Example: k2 topic list --format json
+    """
+    import pyarrow as pa
+
+    chosen = output.choose_output(fmt, out, is_forced=force)
+    client = _open(home, kafka, timeout)
+    infos = client.describe(client.names())
+    columns = {
+        "topic": pa.array([info.name for info in infos], pa.string()),
+        "partitions": pa.array([len(info.partitions) for info in infos], pa.int64()),
+        "replicas": pa.array([_replicas(info) for info in infos], pa.int64()),
+        "offsets": pa.array([_offsets(info) for info in infos], pa.int64()),
+    }
+    output.write_table(chosen, pa.table(columns))
+
+
+@topic_app.command()
+def describe(
+    topics: TopicsArg,
+    fmt: TextOrJsonOpt = TextOrJson.TEXT,
+    timeout: TimeoutOpt = None,
+    kafka: KafkaOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """Describe topics: id, partitions, leaders, replicas in sync, and the offsets they hold.
+
+    Example: k2 topic describe market.crypto.trades
+    """
+    infos = _open(home, kafka, timeout).describe(topics)
+    if fmt is TextOrJson.JSON:
+        output.data(json.dumps([asdict(info) for info in infos]))
+    else:
+        output.data("\n\n".join(_description(info) for info in infos))
+
+
+def _open(home: "Path | None", kafka: list[str] | None, timeout_s: float | None) -> "Topics":
+    from k2cli.ingestion.kafka.topics import Topics
+
+    options = {**settings(home).kafka, **key_values(kafka, "--kafka-option")}
+    return Topics(options, timeout_s=timeout_s or TIMEOUT_S)
+
+
+def _replicas(info: "TopicInfo") -> int:
+    return min((len(partition.replicas) for partition in info.partitions), default=0)
+
+
+def _offsets(info: "TopicInfo") -> int:
+    return sum(partition.next - partition.first for partition in info.partitions)
+
+
+def _description(info: "TopicInfo") -> str:
+    lines = [
+        f"topic       {info.name}",
+        f"id          {info.id}",
+        f"partitions  {len(info.partitions)}",
+        f"offsets     {_offsets(info):,}",
+        "",
+        f"{'partition':>9}  {'leader':>6}  {'replicas':<12}  {'in sync':<12}"
+        f"  {'first offset':>14}  {'next offset':>14}",
+    ]
+    for each in info.partitions:
+        replicas, in_sync = (",".join(map(str, ids)) for ids in (each.replicas, each.in_sync))
+        leader = "none" if each.leader is None else each.leader
+        lines.append(
+            f"{each.number:>9}  {leader:>6}  {replicas:<12}  {in_sync:<12}"
+            f"  {each.first:>14,}  {each.next:>14,}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""Rows onto topics: idempotent, acknowledged by all replicas, in order for every key."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+from confluent_kafka import KafkaError, Message, Producer
+
+from k2cli.codec.encode import encode_messages
+from k2cli.flow import Observer
+from k2cli.ingestion.kafka.vendor import PURGED, client_config, translate, translated, unreachable
+from k2cli.records import RecordKind
+
+if TYPE_CHECKING:
+    from k2cli.errors import K2Error
+
+_ROWS: Final = 16_384  # encoded at once; bounds what waits in memory outside librdkafka
+_QUEUE_BYTES: Final = 64 << 20  # waiting for the brokers; a full queue holds the reader up
+_WAIT_S: Final = 0.2
+_WARN_AFTER_S: Final = 5.0
+
+
+class TopicWriter:
+    """Produces rows. Made by `open_writer`.
+
+    What was written is safe once `flush` has returned. A record that the brokers refuse for good
+    is an error of the next `write` or `flush`, never a silent loss.
+    """
+
+    def __init__(self, *, kafka: Mapping[str, str], patience_s: float, observe: Observer) -> None:
+        self._kafka = kafka
+        self._patience_s = patience_s
+        self._observe = observe
+        self._failure: K2Error | None = None
+        with translated("cannot start a Kafka producer", kafka):
+            self._producer = Producer(
+                client_config(
+                    kafka,
+                    enable_idempotence=True,
+                    acks="all",
+                    compression_type="zstd",
+                    linger_ms=20,
+                    batch_size=1_000_000,
+                    queue_buffering_max_messages=500_000,
+                    queue_buffering_max_kbytes=_QUEUE_BYTES >> 10,
+                    # As the Java clients have it, so that a key's partition is the same for all.
+                    partitioner="murmur2_random",
+                    # An outage is waited out here, not record by record in the queue.
+                    message_timeout_ms=0,
+                    # Deliveries are counted by what is left in the queue: no call a record.
+                    delivery_report_only_error=True,
+                )
+                | {"on_delivery": self._on_delivery}
+            )
+
+    def write(self, topic: str, kind: RecordKind, rows: pa.RecordBatch, *, header: bytes) -> None:
+        """Queue rows, each as one message keyed by its symbol; wait while the queue is full.
+
+        Raises:
+            K2Error: the brokers refused a record, or could not be reached for too long.
+        """
+        produce = self._producer.produce
+        for start in range(0, rows.num_rows, _ROWS):
+            part = rows.slice(start, _ROWS)
+            values = encode_messages(part, kind.avro, header=header).to_pylist()
+            for key, value in zip(part["symbol"].to_pylist(), values, strict=True):
+                try:
+                    produce(topic, value, key)
+                except BufferError:
+                    self._wait_for_room()
+                    produce(topic, value, key)
+            self._producer.poll(0)
+            self._check()
+
+    def flush(self) -> None:
+        """Return when the brokers hold everything that was written.
+
+        Raises:
+            K2Error: they refused a record, or could not be reached for too long.
+        """
+        self._wait(lambda: self._producer.flush(_WAIT_S))
+        self._check()
+
+    def close(self) -> None:
+        """Throw away what the brokers have not taken; after `flush` that is nothing."""
+        self._producer.purge()
+        self._producer.flush(_WAIT_S)
+
+    def _wait_for_room(self) -> None:
+        full = len(self._producer)
+
+        def step() -> int:
+            self._producer.poll(_WAIT_S)
+            return max(0, len(self._producer) - full + 1)
+
+        self._wait(step)
+
+    def _wait(self, step: Callable[[], int]) -> None:
+        """Repeat `step` until it returns 0: how many records are in the way."""
+        left = step()
+        moved_at = warned_at = time.monotonic()
+        while left:
+            before, left = left, step()
+            now = time.monotonic()
+            if left < before:
+                moved_at = now
+            self._check()
+            stuck_s = now - moved_at
+            if stuck_s > self._patience_s:
+                raise unreachable(f"{len(self._producer)} records wait to be sent", self._kafka)
+            if stuck_s > _WARN_AFTER_S and now - warned_at > _WARN_AFTER_S:
+                warned_at = now
+                self._observe("kafka_away", waiting=len(self._producer), seconds=round(stuck_s, 1))
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        is_purged = error is not None and error.code() == PURGED
+        if error is not None and not is_purged and self._failure is None:
+            what = f"topic {message.topic()} refused a record"
+            self._failure = translate(what, error, self._kafka)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+@contextmanager
+def open_writer(
+    kafka: Mapping[str, str], *, observe: Observer, patience_s: float = math.inf
+) -> Iterator[TopicWriter]:
+    """Open a producer; with `patience_s` give up after so long without an answer.
+
+    Raises:
+        ConfigError: Kafka is not set up, or a setting is wrong.
+    """
+    writer = TopicWriter(kafka=kafka, patience_s=patience_s, observe=observe)
+    try:
+        yield writer
+    finally:
+        writer.close()

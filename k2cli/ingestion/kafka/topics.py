@@ -1,0 +1,121 @@
+"""Topics: made, listed, described."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from k2cli.errors import NotFound
+from k2cli.ingestion.kafka.vendor import client_config, translate, translated
+
+_DEAD_LETTERS: Final = ".dlq"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionInfo:
+    """One partition: who leads it, who follows, and which offsets it holds."""
+
+    number: int
+    leader: int | None  # None: nobody
+    replicas: tuple[int, ...]
+    in_sync: tuple[int, ...]
+    first: int  # the oldest offset that is still there
+    next: int  # the offset that the next record gets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicInfo:
+    """A topic; `id` tells it from one of the same name that was deleted."""
+
+    name: str
+    id: str
+    partitions: tuple[PartitionInfo, ...]
+
+
+def dead_letter_topic(topic: str) -> str:
+    """Return the topic that takes what could not be read from this one."""
+    return topic + _DEAD_LETTERS
+
+
+class Topics:
+    """What there is on the brokers. Every question is answered within `timeout_s`, or an error."""
+
+    def __init__(self, kafka: Mapping[str, str], *, timeout_s: float) -> None:
+        self._kafka = kafka
+        self._timeout_s = timeout_s
+        with translated("cannot start a Kafka client", kafka):
+            self._admin = AdminClient(client_config(kafka))
+
+    def names(self) -> list[str]:
+        """List the topics by name, without those that Kafka keeps for itself."""
+        with translated("cannot list the topics", self._kafka):
+            topics = self._admin.list_topics(timeout=self._timeout_s).topics
+        return sorted(name for name in topics if not name.startswith("__"))
+
+    def create(
+        self,
+        name: str,
+        *,
+        partitions: int | None,
+        replication: int | None,
+        config: Mapping[str, str],
+    ) -> bool:
+        """Create a topic; False if it is there already. None leaves a number to the brokers.
+
+        Raises:
+            BadData: the brokers do not take a name, a number or a setting.
+        """
+        topic = NewTopic(name, partitions or -1, replication or -1, config=dict(config))
+        futures = self._admin.create_topics([topic], request_timeout=self._timeout_s)
+        try:
+            futures[name].result()
+        except KafkaException as exc:
+            if exc.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                return False
+            raise translate(f"cannot create topic {name}", exc.args[0], self._kafka) from exc
+        return True
+
+    def describe(self, names: Sequence[str]) -> list[TopicInfo]:
+        """Describe topics, in this order.
+
+        Raises:
+            NotFound: one of them does not exist.
+        """
+        return [self._describe(name) for name in names]
+
+    def _describe(self, name: str) -> TopicInfo:
+        what = f"cannot describe topic {name}"
+        futures = self._admin.describe_topics(
+            TopicCollection([name]), request_timeout=self._timeout_s
+        )
+        try:
+            with translated(what, self._kafka):
+                topic = futures[name].result()
+        except NotFound as exc:
+            raise NotFound(f"topic {name} does not exist", hint=f"k2 topic create {name}") from exc
+        numbers = [partition.id for partition in topic.partitions]
+        first = self._offsets(name, numbers, OffsetSpec.earliest())
+        following = self._offsets(name, numbers, OffsetSpec.latest())
+        return TopicInfo(
+            name=name,
+            id=str(topic.topic_id),
+            partitions=tuple(
+                PartitionInfo(
+                    number=partition.id,
+                    leader=partition.leader.id if partition.leader else None,
+                    replicas=tuple(node.id for node in partition.replicas),
+                    in_sync=tuple(node.id for node in partition.isr),
+                    first=first[partition.id],
+                    next=following[partition.id],
+                )
+                for partition in topic.partitions
+            ),
+        )
+
+    def _offsets(self, name: str, numbers: Sequence[int], spec: OffsetSpec) -> dict[int, int]:
+        asked = {TopicPartition(name, number): spec for number in numbers}
+        futures = self._admin.list_offsets(asked, request_timeout=self._timeout_s)
+        with translated(f"cannot read the offsets of topic {name}", self._kafka):
+            return {place.partition: future.result().offset for place, future in futures.items()}

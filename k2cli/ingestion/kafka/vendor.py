@@ -1,0 +1,103 @@
+"""The border to librdkafka: settings go in, its errors become ours, once."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException
+
+from k2cli.errors import BadData, ConfigError, Conflict, K2Error, NotFound, Unavailable
+
+_LOG: Final = logging.getLogger("k2cli.kafka")
+_BOOTSTRAP: Final = "bootstrap.servers"
+PURGED: Final = KafkaError._PURGE_QUEUE
+_REFUSED: Final = frozenset(
+    {
+        KafkaError._AUTHENTICATION,
+        KafkaError._INVALID_ARG,
+        KafkaError._SSL,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.UNSUPPORTED_SASL_MECHANISM,
+    }
+)
+_NO_TOPIC: Final = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+    }
+)
+_UNFIT: Final = frozenset(
+    {
+        KafkaError.INVALID_CONFIG,
+        KafkaError.INVALID_PARTITIONS,
+        KafkaError.INVALID_RECORD,
+        KafkaError.INVALID_REPLICATION_FACTOR,
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError.TOPIC_EXCEPTION,
+    }
+)
+
+
+def bootstrap(kafka: Mapping[str, str]) -> str:
+    """Return the address of the brokers.
+
+    Raises:
+        ConfigError: none is set.
+    """
+    if not kafka.get(_BOOTSTRAP):
+        raise ConfigError(
+            "no Kafka is set up: kafka.bootstrap.servers is missing",
+            hint="export K2_KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9092",
+        )
+    return kafka[_BOOTSTRAP]
+
+
+def client_config(kafka: Mapping[str, str], **own: Any) -> dict[str, Any]:
+    """Put the user's librdkafka settings over ours; ours have `_` for a dot.
+
+    What librdkafka has to say goes to the logger `k2cli.kafka`, not to stderr.
+    """
+    bootstrap(kafka)
+    defaults = {key.replace("_", "."): value for key, value in own.items()}
+    return {"client.id": "k2", **defaults, **kafka, "logger": _LOG}
+
+
+@contextmanager
+def translated(what: str, kafka: Mapping[str, str]) -> Iterator[None]:
+    """Translate librdkafka's errors inside the block; `what` says what was being done.
+
+    Raises:
+        ConfigError: a setting is wrong, or the brokers refuse who we say we are.
+        NotFound: no such topic.
+        BadData: the brokers will never take this.
+        Unavailable: they do not answer.
+    """
+    try:
+        yield
+    except KafkaException as exc:
+        raise translate(what, exc.args[0], kafka) from exc
+
+
+def translate(what: str, error: KafkaError, kafka: Mapping[str, str]) -> K2Error:
+    """Make one of our errors of one of librdkafka's."""
+    message = f"{what}: {error.str()}"
+    if error.code() in _REFUSED:
+        return ConfigError(message, hint="see the [kafka] settings: k2 config show")
+    if error.code() in _NO_TOPIC:
+        return NotFound(message)
+    if error.code() in _UNFIT:
+        return BadData(message)
+    if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+        return Conflict(message)
+    return unreachable(message, kafka)
+
+
+def unreachable(what: str, kafka: Mapping[str, str]) -> Unavailable:
+    """Make the error of brokers that do not answer."""
+    return Unavailable(what, hint=f"is Kafka up at {bootstrap(kafka)}?")
