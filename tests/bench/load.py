@@ -1,15 +1,25 @@
-"""`k2 load csv` of a day's dump, against DuckDB turning the same file into Parquet by hand."""
+"""`k2 load csv` of a day's dump, against DuckDB's Parquet of it; and of a file after many."""
 
+import hashlib
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Final
 
 import duckdb
+from data import trades
 from processes import K2, check_equal, watched
 from report import Aim, Line, Setup
 
+from k2cli.config import load_settings
+from k2cli.records import TRADES
+from k2cli.storage.append import Attempt, commit_attempts
+from k2cli.storage.lake import open_lake
+from k2cli.storage.loads import KEY, FileState, LoadEntry, extended
+
 _TURNS: Final = 3
+_KNOWN_TURNS: Final = 9
 
 # The columns of a trade, with the same types, made and sorted in DuckDB's own SQL.
 _BY_HAND: Final = """
@@ -33,6 +43,11 @@ _BY_HAND: Final = """
 
 
 def run(setup: Setup) -> list[Line]:
+    """Load a large file, then small ones into a table that knows of many."""
+    return [*_dump(setup), *_known(setup)]
+
+
+def _dump(setup: Setup) -> list[Line]:
     """Load the same file into a new table, and COPY it by hand, in turns."""
     rows = 500_000 if setup.is_quick else 5_000_000
     source = setup.folder / "BTCUSDT-trades-2026-01-12.csv"
@@ -58,6 +73,85 @@ def run(setup: Setup) -> list[Line]:
         ),
         Line(what="its peak memory", value=max(peaks), unit="MB", aim=Aim("value", "<=", 700)),
     ]
+
+
+def _known(setup: Setup) -> list[Line]:
+    """Look files up and commit one, where many loads are recorded and where few are, in turns."""
+    many = 10_000 if setup.is_quick else 100_000
+    old, young = _Known(setup.folder / "old", many), _Known(setup.folder / "young", 1)
+    lookups, commits = ([], []), ([], [])
+    for _ in range(_KNOWN_TURNS):
+        for place, known in enumerate((old, young)):
+            lookups[place].append(known.look_up())
+            commits[place].append(known.load_one())
+    what = f"with {many:,} loads recorded, median"
+    return [
+        Line(
+            what=f"{name} {what}",
+            value=statistics.median(samples[0]),
+            unit="ms",
+            reference=statistics.median(samples[1]),
+            against="with one recorded",
+            aim=Aim("value", "<=", limit),
+            samples=samples[0],
+            reference_samples=samples[1],
+        )
+        for name, samples, limit in (("look-up", lookups, 100), ("load of a row", commits, 250))
+    ]
+
+
+class _Known:
+    """A table with so many loads in its log, in segments as so many single loads leave them."""
+
+    def __init__(self, home: Path, loads: int) -> None:
+        self._settings = load_settings({"K2_HOME": str(home)})
+        self._made = 0
+        with open_lake(self._settings, create=True) as lake:
+            table = lake.table(TRADES)
+            log: str | None = None
+            for bit in reversed(range(loads.bit_length())):
+                if loads >> bit & 1:
+                    log, _ = extended(table, log, [self._entry() for _ in range(1 << bit)])
+            attempt = Attempt(files=[], properties={KEY: log or ""}, scratch=[])
+            commit_attempts(table, lambda _: attempt, self._settings.table)
+            check_equal(len(lake.loads(TRADES)), loads)
+
+    def _entry(self) -> LoadEntry:
+        self._made += 1
+        path = f"/data/binance/spot/daily/trades/BTCUSDT-trades-{self._made:08d}.zip"
+        return LoadEntry(
+            loaded_at=1_768_176_000_000_000 + self._made,
+            path=path,
+            digest=hashlib.sha256(path.encode()).hexdigest(),
+            size_bytes=10_000_000 + self._made,
+            layout="binance-trades",
+            rows=1,
+            rejects=0,
+        )
+
+    def look_up(self) -> float:
+        """Ask for a file that was loaded first, and one that was not; by digest and by path."""
+        self._made, made = 0, self._made
+        first = self._entry()
+        self._made = made
+        with open_lake(self._settings) as lake:
+            started = time.perf_counter()
+            found = lake.loaded_before(TRADES, [first.digest, "none"])
+            state = lake.newest_load(TRADES, first.path, first.layout)
+            took_ms = (time.perf_counter() - started) * 1000
+        check_equal((found, state), ({first.digest}, FileState(first.size_bytes, first.digest)))
+        return took_ms
+
+    def load_one(self) -> float:
+        """Load a file of one row."""
+        with open_lake(self._settings) as lake:
+            started = time.perf_counter()
+            with lake.load_file(TRADES) as file:
+                file.write(trades(self._made, 1, step_us=1).to_batches()[0])
+                snapshot_id = file.commit(self._entry(), is_forced=False)
+            took_ms = (time.perf_counter() - started) * 1000
+        check_equal(snapshot_id is not None, True)
+        return took_ms
 
 
 def _command(source: Path) -> list[str]:

@@ -117,3 +117,38 @@ def test_any_bytes_after_a_good_line_are_rows_or_rejects(layout: str, data: byte
     rows, rejects = verdicts(layout, [GOOD[layout], *data.split(b"\n")], b"\n")
     assert rows >= 1
     assert rows + len(rejects) <= 2 + data.count(b"\n")
+
+
+Outcome = tuple[list[dict[str, object]], list[tuple[int, bytes, str]]]
+
+
+def outcome(path: Path, layout: str, done: int) -> tuple[Outcome, int]:
+    """Follow a file from `done` on: rows but for what is a load's own, rejects, and how far."""
+    rows: list[dict[str, object]] = []
+    rejects: list[tuple[int, bytes, str]] = []
+    source = read_csv(path, load_layout(layout), OPTIONS)
+    source.follow(done)
+    for batch in source:
+        for _, found in batch.rows:
+            rows += found.drop_columns(["message_id", "ingestion_timestamp"]).to_pylist()
+        rejects += [(each.position, each.raw, each.reason) for each in batch.rejects]
+    return (rows, rejects), source.size_bytes
+
+
+@given(damaged_file(), st.sets(st.integers(0, 3_000), max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_a_file_that_is_followed_has_the_rows_of_the_whole(
+    file: tuple[str, list[bytes], bytes], sizes: set[int]
+) -> None:
+    layout, lines, end = file
+    data = HEADERS[layout] + b"".join(line + end for line in lines)
+    rows, rejects = [], []
+    done = 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "7078.csv")
+        for size in sorted({*sizes, len(data)}):
+            path.write_bytes(data[:size])
+            (more_rows, more_rejects), done = outcome(path, layout, done)
+            rows += more_rows
+            rejects += more_rejects
+        assert ((rows, rejects), done) == outcome(path, layout, 0)
