@@ -75,9 +75,8 @@ class Decoder:
                 todo += [part[at : at + step] for at in reversed(range(0, len(part), step))]
         good = np.ones(len(bodies), dtype=np.bool_)
         good[bad] = False
-        rows = pa.Table.from_batches(batches, self._arrow).combine_chunks()
         return Decoded(
-            rows=rows.to_batches()[0] if rows.num_rows else _no_rows(self._arrow),
+            rows=pa.concat_batches(batches) if batches else empty_batch(self._arrow),
             places=np.flatnonzero(good),
             rejects=[(place, self._reason(bodies[place])) for place in bad],
         )
@@ -133,5 +132,6 @@ def _cuts(bodies: Sequence[bytes]) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(bodies)], strict=True))
 
 
-def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
+def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
+    """Make a batch without rows."""
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)

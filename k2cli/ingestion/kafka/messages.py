@@ -1,0 +1,101 @@
+"""Values of messages to rows: which schema, which rows, and what is none."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from k2cli.codec.decode import Decoded, empty_batch
+from k2cli.codec.encode import HEADER_BYTES, MAGIC
+from k2cli.codec.resolve import Incompatible, KindDecoder
+from k2cli.errors import BadData, NotFound
+from k2cli.ingestion.kafka.registry import Registry
+from k2cli.records import RecordKind
+
+_NOT_BYTES: Final = b""
+
+
+class MessageReader:
+    """Reads the values of messages that hold one kind of record, whoever wrote them."""
+
+    def __init__(self, *, registry: Registry, kind: RecordKind) -> None:
+        self._registry = registry
+        self._kind = kind
+        self._decoders: dict[bytes, KindDecoder] = {}  # by header
+
+    def read(self, values: Sequence[bytes | None], offsets: npt.NDArray[np.int64]) -> Decoded:
+        """Decode values, in their order; `platform_sequence` becomes the offset of each.
+
+        What is no record of the kind is a reject with its place in `values` and the reason.
+
+        Raises:
+            Unavailable: the registry does not tell a schema.
+        """
+        parts: list[tuple[pa.RecordBatch, npt.NDArray[np.int64]]] = []
+        rejects: list[tuple[int, str]] = []
+        for header, places in _by_header(values).items():
+            decoder = self._decoder(header)
+            if isinstance(decoder, str):
+                rejects += [(place, _value_reason(values[place]) or decoder) for place in places]
+                continue
+            bodies = [(values[place] or _NOT_BYTES)[HEADER_BYTES:] for place in places]
+            part = decoder.decode(bodies)
+            taken = np.asarray(places, dtype=np.int64)
+            parts.append((part.rows, taken[part.places]))
+            rejects += [(places[place], reason) for place, reason in part.rejects]
+        rows, places_taken = self._in_order(parts)
+        return Decoded(
+            rows=self._numbered(rows, offsets[places_taken]),
+            places=places_taken,
+            rejects=sorted(rejects),
+        )
+
+    def _decoder(self, header: bytes) -> KindDecoder | str:
+        """Return what decodes messages with this header, or why nothing does."""
+        if header in self._decoders:
+            return self._decoders[header]
+        if len(header) < HEADER_BYTES or header[0] != MAGIC:
+            return "not in the wire format of a schema registry"
+        schema_id = int.from_bytes(header[1:])
+        try:
+            found = self._decoders[header] = KindDecoder(
+                self._registry.schema(schema_id), self._kind
+            )
+        except (BadData, Incompatible, NotFound) as exc:
+            return f"schema id {schema_id}: {exc}"  # asked again: it may be there next time
+        return found
+
+    def _in_order(
+        self, parts: Sequence[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]
+    ) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
+        """Put rows that were decoded by different schemas back into one order."""
+        if len(parts) == 1:
+            return parts[0]
+        places = np.concatenate([np.zeros(0, np.int64), *(places for _, places in parts)])
+        order = np.argsort(places, kind="stable")
+        rows = pa.concat_batches([empty_batch(self._kind.arrow), *(rows for rows, _ in parts)])
+        return rows.take(pa.array(order)), places[order]
+
+    def _numbered(self, rows: pa.RecordBatch, offsets: npt.NDArray[np.int64]) -> pa.RecordBatch:
+        place = self._kind.arrow.get_field_index("platform_sequence")
+        return rows.set_column(place, self._kind.arrow.field(place), pa.array(offsets))
+
+
+def _by_header(values: Iterable[bytes | None]) -> dict[bytes, list[int]]:
+    groups: dict[bytes, list[int]] = {}
+    for place, value in enumerate(values):
+        groups.setdefault((value or _NOT_BYTES)[:HEADER_BYTES], []).append(place)
+    return groups
+
+
+def _value_reason(value: bytes | None) -> str | None:
+    """Say what is wrong with a value before any schema is asked for."""
+    if value is None:
+        return "a null value (tombstone)"
+    if len(value) < HEADER_BYTES:
+        return f"{len(value)} bytes are too short for a message"
+    if value[0] != MAGIC:
+        return f"it begins with byte {value[0]}, not with 0: not in a registry's wire format"
+    return None
