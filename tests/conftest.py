@@ -15,6 +15,8 @@ from k2cli.storage.lake import Lake, open_lake
 REPOSITORY = Path(__file__).parent.parent
 RECORDINGS = REPOSITORY.parent / "shared" / "data"
 
+pytest_plugins = ["services.fixtures"]
+
 
 @dataclass(frozen=True)
 class Result:

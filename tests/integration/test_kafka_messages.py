@@ -1,0 +1,260 @@
+"""Rows through a real broker and a real registry, side by side with Confluent's own serializers."""
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from builders import quotes_batch, trades_batch
+from confluent_kafka import Consumer, Message
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+from services.kafka import KafkaAddress
+from services.registry import RegistryAddress
+
+from k2cli.codec.encode import encode_messages, wire_header
+from k2cli.errors import BadData, ConfigError, Conflict, NotFound, Unavailable
+from k2cli.ingestion.kafka.messages import MessageReader
+from k2cli.ingestion.kafka.producer import open_writer
+from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
+from k2cli.ingestion.kafka.topics import Topics
+from k2cli.records import QUOTES, TRADES
+
+
+@pytest.fixture
+def schemas(registry: RegistryAddress) -> Iterator[Registry]:
+    with open_registry({"url": registry.url}, timeout_s=10) as opened:
+        yield opened
+
+
+@pytest.fixture
+def confluent(registry: RegistryAddress) -> Iterator[SchemaRegistryClient]:
+    with closing(SchemaRegistryClient({"url": registry.url})) as client:
+        yield client
+
+
+@pytest.fixture
+def topic(kafka: KafkaAddress, topic_name: str) -> str:
+    topics = Topics({"bootstrap.servers": kafka.bootstrap}, timeout_s=10)
+    assert topics.create(topic_name, partitions=4, replication=1, config={})
+    return topic_name
+
+
+def messages_of(kafka: KafkaAddress, topic: str, count: int) -> list[Message]:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": f"{topic}-reader",
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+        }
+    )
+    try:
+        consumer.subscribe([topic])
+        read: list[Message] = []
+        while len(read) < count:
+            some = consumer.consume(count, timeout=20)
+            assert some, f"only {len(read)} of {count} messages came"
+            read += some
+        assert not consumer.consume(1, timeout=0.3)
+        return read
+    finally:
+        consumer.close()
+
+
+def values_of(rows: pa.RecordBatch, schema_id: int) -> list[bytes]:
+    return encode_messages(rows, TRADES.avro, header=wire_header(schema_id)).to_pylist()
+
+
+def read(schemas: Registry, values: list[bytes | None]) -> Any:
+    return MessageReader(registry=schemas, kind=TRADES).read(
+        values, np.arange(100, 100 + len(values))
+    )
+
+
+def as_read(rows: pa.RecordBatch, offsets: list[int]) -> pa.RecordBatch:
+    place = TRADES.arrow.get_field_index("platform_sequence")
+    return rows.set_column(place, TRADES.arrow.field(place), pa.array(offsets, pa.int64()))
+
+
+def context(topic: str) -> SerializationContext:
+    return SerializationContext(topic, MessageField.VALUE)
+
+
+def test_rows_arrive_whole_and_in_the_order_of_their_symbol(
+    kafka: KafkaAddress, schemas: Registry, topic: str
+):
+    rows = trades_batch(20_000)
+    header = wire_header(schemas.register(subject_of(topic), TRADES.avro))
+    with open_writer({"bootstrap.servers": kafka.bootstrap}, observe=no_event) as writer:
+        writer.write(topic, TRADES, rows, header=header)
+        writer.flush()
+    messages = messages_of(kafka, topic, rows.num_rows)
+    decoded = MessageReader(registry=schemas, kind=TRADES).read(
+        [message.value() for message in messages],
+        np.array([message.offset() for message in messages]),
+    )
+    assert decoded.rejects == []
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        of_symbol = pa.compute.equal(rows["symbol"], symbol)
+        arrived = decoded.rows.filter(pa.compute.equal(decoded.rows["symbol"], symbol))
+        sent = rows.filter(of_symbol)
+        assert arrived.drop_columns("platform_sequence").equals(
+            sent.drop_columns("platform_sequence")
+        )
+    assert {message.key() for message in messages} == {b"BTCUSDT", b"ETHUSDT"}
+    by_key = {(message.key(), message.partition()) for message in messages}
+    assert len(by_key) == 2
+
+
+def no_event(event: str, **fields: object) -> None:
+    raise AssertionError(f"{event} {fields}")
+
+
+def test_confluents_deserializer_reads_our_messages(
+    confluent: SchemaRegistryClient, schemas: Registry, topic_name: str
+):
+    schema_id = schemas.register(subject_of(topic_name), TRADES.avro)
+    deserialize = AvroDeserializer(confluent)
+    rows = trades_batch(20)
+    read = [deserialize(value, context(topic_name)) for value in values_of(rows, schema_id)]
+    assert read == [{**row, "vendor_data": dict(row["vendor_data"])} for row in rows.to_pylist()]
+
+
+def test_we_read_the_messages_of_confluents_serializer(
+    confluent: SchemaRegistryClient, schemas: Registry, topic_name: str
+):
+    serialize = AvroSerializer(confluent, json.dumps(TRADES.avro))
+    rows = trades_batch(20)
+    values = [
+        serialize({**row, "vendor_data": dict(row["vendor_data"])}, context(topic_name))
+        for row in rows.to_pylist()
+    ]
+    decoded = read(schemas, values)
+    assert decoded.rejects == []
+    assert decoded.rows.equals(as_read(rows, list(range(100, 120))))
+
+
+def test_messages_of_two_schemas_keep_their_order(schemas: Registry, topic_name: str):
+    first = schemas.register(subject_of(topic_name), TRADES.avro)
+    field = {"name": "venue", "type": ["null", "string"], "default": None}
+    newer = {**TRADES.avro, "fields": [*TRADES.avro["fields"], field]}
+    second = schemas.register(subject_of(topic_name), newer)
+    assert second != first
+    rows = trades_batch(10)
+    bodies = encode_messages(rows, TRADES.avro).to_pylist()
+    values = [
+        wire_header(second) + body + b"\x02\x04XY" if place % 3 else wire_header(first) + body
+        for place, body in enumerate(bodies)
+    ]
+    decoded = read(schemas, values)
+    assert decoded.rejects == []
+    assert decoded.rows.equals(as_read(rows, list(range(100, 110))))
+
+
+def test_what_is_no_trade_is_a_reject_with_its_reason(schemas: Registry, topic_name: str):
+    schema_id = schemas.register(subject_of(topic_name), TRADES.avro)
+    other = schemas.register(subject_of(topic_name + "-quotes"), QUOTES.avro)
+    good = values_of(trades_batch(2), schema_id)
+    quote = encode_messages(quotes_batch(1), QUOTES.avro, header=wire_header(other)).to_pylist()[0]
+    unknown = 2**31 - 1
+    decoded = read(
+        schemas,
+        [
+            good[0],
+            None,
+            b"",
+            b"\x00\x00",
+            b'{"json": 1}',
+            wire_header(unknown),
+            quote,
+            good[1] + b"xy",
+            good[1],
+        ],
+    )
+    assert decoded.places.tolist() == [0, 8]
+    assert decoded.rows["platform_sequence"].to_pylist() == [100, 108]
+    reasons = dict(decoded.rejects)
+    assert reasons.pop(5).startswith(f"schema id {unknown}: cannot read schema {unknown}: ")
+    assert reasons == {
+        1: "a null value (tombstone)",
+        2: "0 bytes are too short for a message",
+        3: "2 bytes are too short for a message",
+        4: "it begins with byte 123, not with 0: not in a registry's wire format",
+        6: f"schema id {other}: the schema is of QuoteV2, not of TradeV2",
+        7: "2 bytes are left over behind the record",
+    }
+
+
+def test_the_registry_tells_what_is_wrong(schemas: Registry, topic_name: str):
+    subject = subject_of(topic_name)
+    with pytest.raises(NotFound, match=f"cannot find the schema of {subject}"):
+        schemas.find(subject, TRADES.avro)
+    schema_id = schemas.register(subject, TRADES.avro)
+    assert schemas.find(subject, TRADES.avro) == schema_id == schemas.register(subject, TRADES.avro)
+    fields = [field for field in TRADES.avro["fields"] if field["name"] != "symbol"]
+    narrower = {"name": "sector", "type": "string"}
+    with pytest.raises(Conflict, match=f"cannot register a schema as {subject}"):
+        schemas.register(subject, {**TRADES.avro, "fields": [*fields, narrower]})
+    with pytest.raises(BadData):
+        schemas.register(subject, {"type": "record", "name": "x"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"schema_registry\.url is missing"),
+        (
+            {"url": "http://127.0.0.1:1", "no.such": "1"},
+            r"wrong \[schema_registry\] settings: .*no",
+        ),
+        ({"url": "nowhere"}, r"wrong \[schema_registry\] settings"),
+    ],
+)
+def test_wrong_settings_of_the_registry(settings: dict[str, str], message: str):
+    with (
+        pytest.raises(ConfigError, match=message),
+        open_registry(settings, timeout_s=1),
+    ):
+        pass
+
+
+def test_a_registry_that_is_away():
+    settings = {"url": "http://127.0.0.1:1", "max.retries": "0"}
+    with (
+        pytest.raises(Unavailable) as caught,
+        open_registry(settings, timeout_s=1) as away,
+    ):
+        away.schema(1)
+    assert caught.value.hint == "is the schema registry up at http://127.0.0.1:1?"
+
+
+def test_a_record_that_the_broker_refuses_is_an_error(kafka: KafkaAddress, topic_name: str):
+    options = {"bootstrap.servers": kafka.bootstrap}
+    Topics(options, timeout_s=10).create(
+        topic_name, partitions=1, replication=1, config={"max.message.bytes": "1000"}
+    )
+    rows = trades_batch(10, trade_conditions=[secrets.token_hex(2_000)])
+    with open_writer(options, observe=no_event) as writer:
+        writer.write(topic_name, TRADES, rows, header=wire_header(1))
+        with pytest.raises(BadData, match=rf"topic {topic_name} refused a record: .*large"):
+            writer.flush()
+
+
+def test_brokers_that_are_away_are_an_error_after_a_while():
+    seen: list[str] = []
+    with open_writer(
+        {"bootstrap.servers": "127.0.0.1:1"},
+        observe=lambda event, **_fields: seen.append(event),
+        patience_s=1,
+    ) as writer:
+        writer.write("any", TRADES, trades_batch(3), header=wire_header(1))
+        with pytest.raises(Unavailable, match="3 records wait to be sent") as caught:
+            writer.flush()
+    assert caught.value.hint == "is Kafka up at 127.0.0.1:1?"
+    assert seen == []
