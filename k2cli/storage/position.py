@@ -51,9 +51,11 @@ class Advance:
 
 
 class Position(Protocol):
-    """A source's way of telling what is new. `key` names its snapshot property."""
+    """A source's way of telling what is new."""
 
-    key: str
+    @property
+    def key(self) -> str:
+        """Name of its snapshot property."""
 
     def advance(self, held: str | None, rows: pa.Table) -> Advance:
         """Tell which rows a table at position `held` (None: never written to) does not hold."""

@@ -12,6 +12,15 @@ from k2cli.errors import BadData, ConfigError, Conflict, K2Error, NotFound, Unav
 _LOG: Final = logging.getLogger("k2cli.kafka")
 _BOOTSTRAP: Final = "bootstrap.servers"
 PURGED: Final = KafkaError._PURGE_QUEUE
+AT_END: Final = KafkaError._PARTITION_EOF
+RETRIED: Final = frozenset(  # librdkafka goes on trying
+    {
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+    }
+)
 _REFUSED: Final = frozenset(
     {
         KafkaError._AUTHENTICATION,

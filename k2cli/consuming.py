@@ -1,0 +1,423 @@
+"""Topics -> tables, by any number of processes, exactly once.
+
+Rows and the offsets they reach are committed together, and a commit is refused where the table
+does not stand at the offset at which its rows begin (`storage/offsets.py`). So whoever reads a
+partition twice, for whatever reason, writes it once; the loser reads on from the table's offset.
+
+One thread reads and decodes, another one commits; at most one commit is under way.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from k2cli.errors import BadData, Unavailable
+from k2cli.flow import Observer
+from k2cli.ingestion.kafka.consumer import (
+    EARLIEST,
+    LATEST,
+    Message,
+    Place,
+    Rebalance,
+    TopicReader,
+)
+from k2cli.ingestion.kafka.deadletters import DeadLetter
+from k2cli.ingestion.kafka.messages import MessageReader
+from k2cli.records import KINDS, RecordKind
+from k2cli.storage.lake import Lake
+from k2cli.storage.offsets import (
+    KEY,
+    OffsetPosition,
+    Partition,
+    PositionMoved,
+    Span,
+    decode_offsets,
+)
+
+T = TypeVar("T")
+_READ: Final = 10_000  # messages at once
+_WAIT_S: Final = 0.2
+_RETRY_S: Final = (0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumePolicy:
+    """When to commit, where to begin, and when to stop."""
+
+    batch_rows: int
+    commit_interval_s: float
+    timeout_s: float  # for an answer to one question
+    start: str | int = EARLIEST  # or latest, or UTC milliseconds: where a table has no position
+    is_until_end: bool = False
+    max_messages: int | None = None
+    duration_s: float | None = None
+    is_bad_fatal: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class ConsumeTotals:
+    """The sums of one run."""
+
+    messages: int = 0
+    rows: int = 0
+    rejects: int = 0
+    missing: int = 0  # offsets that the brokers deleted before they were read
+    commits: int = 0
+    conflicts: int = 0  # commits that another consumer forestalled
+    duration_s: float = 0.0
+
+
+class DeadLetters(Protocol):
+    """Takes what became no row."""
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep them; they are durable when this returns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """A topic, and what is in it."""
+
+    topic: str
+    topic_id: str
+    kind: RecordKind
+    messages: MessageReader
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What was read, and is not committed yet."""
+
+    rows: dict[str, list[pa.RecordBatch]] = field(default_factory=dict)  # by kind
+    spans: dict[str, dict[Partition, Span]] = field(default_factory=dict)  # by kind
+    letters: list[DeadLetter] = field(default_factory=list)
+    newest_ms: dict[Place, int] = field(default_factory=dict)  # of the last message
+    messages: int = 0
+    since: float = 0.0  # monotonic
+
+
+class Consumption:
+    """Moves topics into their tables until stopped. `totals` are live."""
+
+    def __init__(
+        self,
+        *,
+        feeds: Sequence[Feed],
+        lake: Lake,
+        letters: DeadLetters,
+        policy: ConsumePolicy,
+        observe: Observer,
+    ) -> None:
+        self.totals: Final = ConsumeTotals()
+        self.committed_ms: Final[dict[Place, int]] = {}  # time of the newest committed message
+        self._feeds = {feed.topic: feed for feed in feeds}
+        self._lake = lake
+        self._letters = letters
+        self._policy = policy
+        self._observe = observe
+        self._pending = _Pending()
+        self._commit: Future[_Pending] | None = None
+        # Where the table stands once all that was handed over is committed; None: nowhere yet.
+        self._base: dict[Place, int | None] = {}
+        self._next: dict[Place, int] = {}  # where reading goes on
+        self._must_rewind = False
+        self._is_stopping = False
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+
+    @property
+    def rebalance(self) -> Rebalance:
+        """What a reader of these topics has to call."""
+        return Rebalance(assigned=self._assigned, revoked=self._revoked, lost=self._lost)
+
+    def stop(self) -> None:
+        """Ask for the end: what was read already is committed. Any thread."""
+        self._is_stopping = True
+
+    def run(
+        self, reader: TopicReader, on_read: Callable[[TopicReader], None] = lambda _: None
+    ) -> ConsumeTotals:
+        """Read, decode and commit to the end, and commit the rest.
+
+        Raises:
+            BadData: a message became no row, and that is to end the run; all before is committed.
+            K2Error: what does not mend itself.
+        """
+        started = time.monotonic()
+        self._reader = reader
+        reader.subscribe(list(self._feeds))
+        try:
+            while not self._is_over(started):
+                self._step()
+                self.totals.duration_s = time.monotonic() - started
+                on_read(reader)
+            self._flush()
+        except BadData:
+            self._flush()
+            raise
+        finally:
+            self._worker.shutdown()
+            self._commit, self._pending = None, _Pending()
+            self.totals.duration_s = time.monotonic() - started
+        return self.totals
+
+    def _is_over(self, started: float) -> bool:
+        policy, reader = self._policy, self._reader
+        if policy.duration_s is not None and time.monotonic() - started >= policy.duration_s:
+            return True
+        if policy.max_messages is not None and self.totals.messages >= policy.max_messages:
+            return True
+        is_at_end = reader.has_joined and reader.assigned <= reader.at_end
+        return self._is_stopping or (policy.is_until_end and is_at_end)
+
+    def _step(self) -> None:
+        at_most = _READ
+        if self._policy.max_messages is not None:
+            at_most = min(_READ, self._policy.max_messages - self.totals.messages)
+        messages = self._reader.read(at_most, _WAIT_S)
+        self._collect(is_waiting=False)
+        if self._must_rewind:
+            self._rewind()
+            return
+        by_topic: dict[str, list[Message]] = {}
+        for message in messages:
+            by_topic.setdefault(message.topic() or "", []).append(message)
+        for topic, some in by_topic.items():
+            self._take(self._feeds[topic], some)
+        self._commit_if_due()
+
+    def _take(self, feed: Feed, messages: list[Message]) -> None:
+        """Decode messages of one topic, and keep what they are for the next commit."""
+        numbers = np.array([message.partition() for message in messages], dtype=np.int64)
+        offsets = np.array([message.offset() for message in messages], dtype=np.int64)
+        is_ours = self._ours(feed.topic, numbers, offsets)
+        if not is_ours.all():
+            messages = [messages[place] for place in np.flatnonzero(is_ours).tolist()]
+            numbers, offsets = numbers[is_ours], offsets[is_ours]
+        if not messages:
+            return
+        values = [message.value() for message in messages]
+        decoded = self._patiently("registry_away", lambda: feed.messages.read(values, offsets))
+        letters = [
+            DeadLetter(message=messages[place], reason=why) for place, why in decoded.rejects
+        ]
+        if letters and self._policy.is_bad_fatal:
+            raise _bad(letters[0])
+        pending = self._pending
+        if not pending.messages:
+            pending.since = time.monotonic()
+        pending.messages += len(messages)
+        self.totals.messages += len(messages)
+        pending.letters += letters
+        pending.rows.setdefault(feed.kind.name, []).append(decoded.rows)
+        for number in np.unique(numbers).tolist():
+            last = int(np.flatnonzero(numbers == number)[-1])
+            self._reach(feed, number, int(offsets[last]) + 1, messages[last].timestamp()[1])
+
+    def _ours(
+        self, topic: str, numbers: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Leave out what a rebalance or a seek has made another's, or an old story."""
+        is_ours = np.zeros(len(numbers), dtype=np.bool_)
+        for number in np.unique(numbers).tolist():
+            begin = self._next.get((topic, number))
+            if begin is not None:
+                is_ours |= (numbers == number) & (offsets >= begin)
+        return is_ours
+
+    def _reach(self, feed: Feed, number: int, offset: int, time_ms: int) -> None:
+        place = (feed.topic, number)
+        partition = Partition(feed.topic, feed.topic_id, number)
+        spans = self._pending.spans.setdefault(feed.kind.name, {})
+        before = spans.get(partition)
+        expected = before.expected if before else self._base[place]
+        spans[partition] = Span(expected=expected, reached=offset)
+        self._pending.newest_ms[place] = time_ms
+        self._next[place] = offset
+
+    def _commit_if_due(self) -> None:
+        pending, policy = self._pending, self._policy
+        age_s = time.monotonic() - pending.since
+        is_due = pending.messages >= policy.batch_rows or age_s >= policy.commit_interval_s
+        if pending.messages and is_due:
+            if self._commit is not None:
+                if pending.messages < 2 * policy.batch_rows:
+                    return  # read on; the commit under way comes first
+                self._collect(is_waiting=True)
+            if not self._must_rewind:
+                self._submit()
+
+    def _submit(self) -> None:
+        """Hand what is pending to the thread that commits."""
+        pending, self._pending = self._pending, _Pending()
+        for spans in pending.spans.values():
+            for partition, span in spans.items():
+                self._base[(partition.topic, partition.number)] = span.reached
+        self._commit = self._worker.submit(self._write, pending)
+
+    def _write(self, pending: _Pending) -> _Pending:
+        """Make what was read durable, the dead letters first. Runs in the commit's thread."""
+        if pending.letters:
+            self._patiently("dead_letters_away", lambda: self._letters.write(pending.letters))
+            self.totals.rejects += len(pending.letters)
+            first = pending.letters[0]
+            self._observe(
+                "reject",
+                count=len(pending.letters),
+                topic=first.message.topic(),
+                partition=first.message.partition(),
+                offset=first.message.offset(),
+                reason=first.reason,
+            )
+        for name, spans in pending.spans.items():
+            self._append(KINDS[name], pa.Table.from_batches(pending.rows[name]), spans)
+        return pending
+
+    def _append(self, kind: RecordKind, rows: pa.Table, spans: Mapping[Partition, Span]) -> None:
+        commit = self._patiently(
+            "catalog_away", lambda: self._lake.append(kind, rows, position=OffsetPosition(spans))
+        )
+        self.totals.rows += commit.rows
+        self.totals.commits += 1
+        self._observe(
+            "commit",
+            table=kind.table,
+            rows=commit.rows,
+            snapshot_id=commit.snapshot_id,
+            took_ms=commit.took_ms,
+        )
+
+    def _collect(self, *, is_waiting: bool) -> None:
+        """Take note of what became of the commit under way, if it has ended."""
+        if self._commit is None or not (is_waiting or self._commit.done()):
+            return
+        ended, self._commit = self._commit, None
+        try:
+            written = ended.result()
+        except PositionMoved as exc:
+            self.totals.conflicts += 1
+            self._observe("conflict", reason=str(exc))
+            self._pending = _Pending()
+            self._must_rewind = True
+            return
+        self.committed_ms.update(written.newest_ms)
+        reached = {
+            (partition.topic, partition.number): span.reached
+            for spans in written.spans.values()
+            for partition, span in spans.items()
+        }
+        self._reader.tell(reached)
+
+    def _flush(self) -> None:
+        """Commit all that was read, unless it is another's by now."""
+        self._collect(is_waiting=True)
+        if self._pending.messages and not self._must_rewind:
+            self._submit()
+            self._collect(is_waiting=True)
+
+    def _assigned(self, places: Sequence[Place]) -> Mapping[Place, int]:
+        """Find out where the tables stand, and so where to read on."""
+        held = self._worker.submit(self._positions, {topic for topic, _ in places}).result()
+        for topic, number in places:
+            feed = self._feeds[topic]
+            base = held.get(Partition(topic, feed.topic_id, number))
+            self._base[(topic, number)] = base
+            self._next[(topic, number)] = self._start((topic, number), base)
+        self._observe(
+            "assigned",
+            partitions=" ".join(f"{topic}/{number}" for topic, number in sorted(places)),
+        )
+        return {place: self._next[place] for place in places}
+
+    def _positions(self, topics: set[str]) -> dict[Partition, int]:
+        held: dict[Partition, int] = {}
+        for name in {self._feeds[topic].kind.name for topic in topics}:
+            ask = partial(self._lake.held, KINDS[name], KEY)
+            held |= decode_offsets(self._patiently("catalog_away", ask))
+        return held
+
+    def _start(self, place: Place, base: int | None) -> int:
+        """Return the offset to read on from, where the table stands at `base`."""
+        timeout_s = self._policy.timeout_s
+        first, following = self._reader.bounds(place, timeout_s)
+        if base is not None:
+            if base > following:
+                raise BadData(
+                    f"the table stands at offset {base} of {place[0]}/{place[1]}, which ends at"
+                    f" {following}: the brokers lost records that were read before",
+                    hint="roll the table back, or make the topic again",
+                )
+            if base < first:
+                missing = first - base
+                self.totals.missing += missing
+                self._observe(
+                    "gap",
+                    topic=place[0],
+                    partition=place[1],
+                    first=base,
+                    last=first - 1,
+                    missing=missing,
+                )
+            return max(base, first)
+        match self._policy.start:
+            case int(time_ms):
+                found = self._reader.offset_at(place, time_ms, timeout_s)
+                return following if found is None else found
+            case start:
+                return following if start == LATEST else first
+
+    def _revoked(self, places: Sequence[Place]) -> None:
+        self._flush()
+        self._forget(places)
+
+    def _lost(self, places: Sequence[Place]) -> None:
+        self._collect(is_waiting=True)
+        self._pending = _Pending()
+        self._must_rewind = True
+        self._forget(places)
+
+    def _forget(self, places: Sequence[Place]) -> None:
+        for place in places:
+            self._base.pop(place, None)
+            self._next.pop(place, None)
+            self.committed_ms.pop(place, None)
+        self._observe(
+            "revoked",
+            partitions=" ".join(f"{topic}/{number}" for topic, number in sorted(places)),
+        )
+
+    def _rewind(self) -> None:
+        """Read on from where the tables stand."""
+        self._collect(is_waiting=True)
+        self._pending = _Pending()
+        self._must_rewind = False
+        places = sorted(self._reader.assigned)
+        if places:
+            self._reader.seek(self._assigned(places))
+
+    def _patiently(self, event: str, call: Callable[[], T]) -> T:
+        """Call until the server behind it answers, or the run is to end."""
+        waits = itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1]))
+        while True:
+            try:
+                return call()
+            except Unavailable as exc:
+                if self._is_stopping:
+                    raise
+                self._observe(event, reason=str(exc))
+            until = time.monotonic() + next(waits)
+            while time.monotonic() < until and not self._is_stopping:
+                time.sleep(_WAIT_S)
+
+
+def _bad(letter: DeadLetter) -> BadData:
+    message = letter.message
+    place = f"{message.topic()}/{message.partition()} at offset {message.offset()}"
+    return BadData(f"{place}: {letter.reason}", hint="leave out --on-bad stop to set it aside")

@@ -1,0 +1,192 @@
+"""Messages of topics, read by any number of processes that share a group.
+
+Where to read on is the caller's to say: the brokers' committed offsets are written for the tools
+that show lag, and never read.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import confluent_kafka
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from k2cli.flow import Observer
+from k2cli.ingestion.kafka.vendor import AT_END, RETRIED, client_config, translate, translated
+
+Message = confluent_kafka.Message
+Place = tuple[str, int]  # topic and number of a partition
+
+EARLIEST: Final = "earliest"
+LATEST: Final = "latest"
+_PREFETCH_KBYTES: Final = 64 << 10
+_CLOSED: Final = "cannot leave the group"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebalance:
+    """What to do when the group hands partitions out or takes them back.
+
+    All three run inside `read`. `assigned` returns where to read on, by partition. `revoked` is
+    the last moment to commit what was read of these partitions; after `lost` it is too late: they
+    belong to somebody else.
+    """
+
+    assigned: Callable[[Sequence[Place]], Mapping[Place, int]]
+    revoked: Callable[[Sequence[Place]], None]
+    lost: Callable[[Sequence[Place]], None]
+
+
+class TopicReader:
+    """A member of a consumer group. Made by `open_reader`, which also leaves the group."""
+
+    def __init__(
+        self, *, kafka: Mapping[str, str], group: str, rebalance: Rebalance, observe: Observer
+    ) -> None:
+        self.assigned: Final[set[Place]] = set()
+        self.at_end: Final[set[Place]] = set()  # those that were read to their end, once
+        self.has_joined = False
+        self._kafka = kafka
+        self._rebalance = rebalance
+        self._observe = observe
+        with translated("cannot start a Kafka consumer", kafka):
+            self._consumer = Consumer(
+                client_config(
+                    kafka,
+                    group_id=group,
+                    enable_auto_commit=False,
+                    auto_offset_reset="error",
+                    partition_assignment_strategy="cooperative-sticky",
+                    enable_partition_eof=True,
+                    queued_max_messages_kbytes=_PREFETCH_KBYTES,
+                    queued_min_messages=200_000,
+                    fetch_message_max_bytes=4 << 20,
+                )
+            )
+
+    def subscribe(self, topics: Sequence[str]) -> None:
+        """Join the group; partitions come with one of the next reads."""
+        with translated("cannot subscribe", self._kafka):
+            self._consumer.subscribe(
+                list(topics),
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=self._on_lost,
+            )
+
+    def read(self, at_most: int, timeout_s: float) -> list[Message]:
+        """Return the messages that are there, after `timeout_s` perhaps none.
+
+        Those of one partition come in their order. Outages are waited out, with an event.
+
+        Raises:
+            K2Error: what does not go away by itself.
+        """
+        with translated("cannot read", self._kafka):
+            messages = self._consumer.consume(at_most, timeout=timeout_s)
+        if all(message.error() is None for message in messages):
+            return messages
+        return [message for message in messages if not self._is_event(message)]
+
+    def seek(self, offsets: Mapping[Place, int]) -> None:
+        """Read on from these offsets instead."""
+        with translated("cannot seek", self._kafka):
+            for place, offset in offsets.items():
+                self.at_end.discard(place)
+                self._consumer.seek(TopicPartition(*place, offset))
+
+    def bounds(self, place: Place, timeout_s: float) -> tuple[int, int]:
+        """Ask the brokers for the oldest offset of a partition, and the next one."""
+        with translated(f"cannot read the offsets of {place[0]}/{place[1]}", self._kafka):
+            first, following = self._consumer.get_watermark_offsets(
+                TopicPartition(*place), timeout=timeout_s
+            )
+        return first, following
+
+    def offset_at(self, place: Place, time_ms: int, timeout_s: float) -> int | None:
+        """Find the first offset with a message of this time or later; None if there is none."""
+        asked = TopicPartition(*place, time_ms)
+        with translated(f"cannot look up a time in {place[0]}/{place[1]}", self._kafka):
+            (found,) = self._consumer.offsets_for_times([asked], timeout=timeout_s)
+        return found.offset if found.offset >= 0 else None
+
+    def ends(self) -> dict[Place, int]:
+        """Return the next offset of every assigned partition, as the last fetch told it."""
+        ends = {}
+        for place in self.assigned:
+            known = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+            if known is not None and known[1] >= 0:
+                ends[place] = known[1]
+        return ends
+
+    def tell(self, offsets: Mapping[Place, int]) -> None:
+        """Write the group's offsets, for the tools that show lag. A failure is an event."""
+        held = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+        try:
+            self._consumer.commit(offsets=held, asynchronous=True)
+        except KafkaException as exc:
+            self._observe("group_offsets", reason=exc.args[0].str())
+
+    def close(self) -> None:
+        """Leave the group."""
+        with translated(_CLOSED, self._kafka):
+            self._consumer.close()
+
+    def _is_event(self, message: Message) -> bool:
+        """Tell whether this is no message, but word of one; raise what does not mend itself."""
+        error = message.error()
+        if error is None:
+            return False
+        topic, number = message.topic(), message.partition()
+        if error.code() == AT_END and topic is not None and number is not None:
+            self.at_end.add((topic, number))
+        elif error.code() in RETRIED or error.retriable():
+            self._observe("kafka_away", reason=error.str())
+        else:
+            raise translate(
+                "cannot read" if topic is None else f"cannot read topic {topic}", error, self._kafka
+            )
+        return True
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.has_joined = True
+        places = _places(partitions)
+        offsets = self._rebalance.assigned(places) if places else {}
+        self.assigned.update(places)
+        consumer.incremental_assign([TopicPartition(*place, offsets[place]) for place in places])
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        places = _places(partitions)
+        self._rebalance.revoked(places)
+        self._forget(consumer, places)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        places = _places(partitions)
+        self._rebalance.lost(places)
+        self._forget(consumer, places)
+
+    def _forget(self, consumer: Consumer, places: Sequence[Place]) -> None:
+        self.assigned.difference_update(places)
+        self.at_end.difference_update(places)
+        consumer.incremental_unassign([TopicPartition(*place) for place in places])
+
+
+@contextmanager
+def open_reader(
+    *, kafka: Mapping[str, str], group: str, rebalance: Rebalance, observe: Observer
+) -> Iterator[TopicReader]:
+    """Open a member of a group; at the end it leaves, which revokes its partitions first.
+
+    Raises:
+        ConfigError: Kafka is not set up, or a setting is wrong.
+    """
+    reader = TopicReader(kafka=kafka, group=group, rebalance=rebalance, observe=observe)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _places(partitions: Sequence[TopicPartition]) -> list[Place]:
+    return [(partition.topic, partition.partition) for partition in partitions]
