@@ -1,10 +1,10 @@
 """k2 within the process of the tests: fast, where nothing hangs on a process of its own."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from k2cli.commands.app import app
 
@@ -15,7 +15,8 @@ def k2_at(home: Path) -> K2:
     """Return what runs k2 with this home, and checks its exit code."""
 
     def run(*args: object, code: int = 0, stdin: bytes = b"") -> Result:
-        env = {"K2_HOME": str(home), "COLUMNS": "100"}
+        unset = {name: None for name in os.environ if name.startswith("K2_")}
+        env = {**unset, "K2_HOME": str(home), "COLUMNS": "100"}
         result = CliRunner().invoke(app, [*map(str, args)], env=env, input=stdin)
         assert result.exit_code == code, result.output
         return result

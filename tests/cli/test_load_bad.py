@@ -265,7 +265,9 @@ def test_layout_file_with_an_unknown_key(k2: K2, tmp_path: Path) -> None:
         ("in", "in", "."),
     ],
 )
-def test_no_permission_is_told(tmp_path: Path, closed: str, named: str, source: str) -> None:
+def test_no_permission_is_told(
+    tmp_path: Path, k2_env: dict[str, str], closed: str, named: str, source: str
+) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / NAME).write_text(f"{LINE}\n")
     command = [sys.executable, "-m", "k2cli", "load", "csv", str(tmp_path / source), *BINANCE]
@@ -274,8 +276,7 @@ def test_no_permission_is_told(tmp_path: Path, closed: str, named: str, source: 
             pytest.skip("root, and no setpriv")
         command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
     (tmp_path / closed).chmod(0)
-    env = {**os.environ, "K2_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=k2_env, capture_output=True, text=True, check=False)
     (tmp_path / closed).chmod(0o755)
     said = f"error: {tmp_path / named} cannot be read: Permission denied\n"
     assert (done.returncode, done.stderr) == (3, said)
