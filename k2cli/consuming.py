@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import BinaryIO, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,10 @@ from k2cli.ingestion.kafka.consumer import (
 )
 from k2cli.ingestion.kafka.deadletters import DeadLetter
 from k2cli.ingestion.kafka.messages import MessageReader
+from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind
-from k2cli.storage.lake import Lake
+from k2cli.rejects import RejectLog
+from k2cli.storage.append import Commit
 from k2cli.storage.offsets import (
     KEY,
     OffsetPosition,
@@ -41,6 +43,7 @@ from k2cli.storage.offsets import (
     Span,
     decode_offsets,
 )
+from k2cli.storage.position import Position
 
 T = TypeVar("T")
 _READ: Final = 10_000  # messages at once
@@ -60,6 +63,7 @@ class ConsumePolicy:
     max_messages: int | None = None
     duration_s: float | None = None
     is_bad_fatal: bool = False
+    is_group_told: bool = True  # of the offsets that were committed, for lag tools
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,11 +79,57 @@ class ConsumeTotals:
     duration_s: float = 0.0
 
 
+class Tables(Protocol):
+    """Where rows and offsets go, together."""
+
+    def held(self, kind: RecordKind, key: str) -> str | None:
+        """Return the position that the kind's table stands at."""
+
+    def append(self, kind: RecordKind, rows: pa.Table, *, position: Position) -> Commit:
+        """Take rows and the position they reach, or neither."""
+
+
+class PrintedTables:
+    """Rows as ndjson onto a stream, in the place of tables."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._renderer = NdjsonRenderer()
+        self._held: dict[str, str] = {}
+
+    def held(self, kind: RecordKind, key: str) -> str | None:  # noqa: ARG002
+        """Return how far the rows of a kind were printed."""
+        return self._held.get(kind.name)
+
+    def append(self, kind: RecordKind, rows: pa.Table, *, position: Position) -> Commit:
+        """Print rows."""
+        advance = position.advance(self._held.get(kind.name), rows)
+        for batch in advance.rows.to_batches():
+            self._out.write(self._renderer.render(batch))
+        self._out.flush()
+        self._held[kind.name] = advance.reached
+        return Commit(
+            snapshot_id=None, rows=advance.rows.num_rows, duplicates=0, gaps=(), took_ms=0.0
+        )
+
+
 class DeadLetters(Protocol):
     """Takes what became no row."""
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Keep them; they are durable when this returns."""
+
+
+class DeadLetterFile:
+    """Dead letters as lines of a file of rejects."""
+
+    def __init__(self, log: RejectLog) -> None:
+        self._log = log
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Append them, and sync."""
+        self._log.write([letter.as_reject() for letter in letters])
+        self._log.sync()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,15 +161,16 @@ class Consumption:
         self,
         *,
         feeds: Sequence[Feed],
-        lake: Lake,
+        tables: Tables,
         letters: DeadLetters,
         policy: ConsumePolicy,
         observe: Observer,
     ) -> None:
         self.totals: Final = ConsumeTotals()
+        self.next_offsets: Final[dict[Place, int]] = {}  # where reading goes on
         self.committed_ms: Final[dict[Place, int]] = {}  # time of the newest committed message
         self._feeds = {feed.topic: feed for feed in feeds}
-        self._lake = lake
+        self._tables = tables
         self._letters = letters
         self._policy = policy
         self._observe = observe
@@ -127,7 +178,6 @@ class Consumption:
         self._commit: Future[_Pending] | None = None
         # Where the table stands once all that was handed over is committed; None: nowhere yet.
         self._base: dict[Place, int | None] = {}
-        self._next: dict[Place, int] = {}  # where reading goes on
         self._must_rewind = False
         self._is_stopping = False
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
@@ -227,7 +277,7 @@ class Consumption:
         """Leave out what a rebalance or a seek has made another's, or an old story."""
         is_ours = np.zeros(len(numbers), dtype=np.bool_)
         for number in np.unique(numbers).tolist():
-            begin = self._next.get((topic, number))
+            begin = self.next_offsets.get((topic, number))
             if begin is not None:
                 is_ours |= (numbers == number) & (offsets >= begin)
         return is_ours
@@ -240,7 +290,7 @@ class Consumption:
         expected = before.expected if before else self._base[place]
         spans[partition] = Span(expected=expected, reached=offset)
         self._pending.newest_ms[place] = time_ms
-        self._next[place] = offset
+        self.next_offsets[place] = offset
 
     def _commit_if_due(self) -> None:
         pending, policy = self._pending, self._policy
@@ -282,9 +332,11 @@ class Consumption:
 
     def _append(self, kind: RecordKind, rows: pa.Table, spans: Mapping[Partition, Span]) -> None:
         commit = self._patiently(
-            "catalog_away", lambda: self._lake.append(kind, rows, position=OffsetPosition(spans))
+            "catalog_away", lambda: self._tables.append(kind, rows, position=OffsetPosition(spans))
         )
         self.totals.rows += commit.rows
+        if commit.snapshot_id is None:
+            return
         self.totals.commits += 1
         self._observe(
             "commit",
@@ -313,7 +365,8 @@ class Consumption:
             for spans in written.spans.values()
             for partition, span in spans.items()
         }
-        self._reader.tell(reached)
+        if self._policy.is_group_told:
+            self._reader.tell(reached)
 
     def _flush(self) -> None:
         """Commit all that was read, unless it is another's by now."""
@@ -329,17 +382,17 @@ class Consumption:
             feed = self._feeds[topic]
             base = held.get(Partition(topic, feed.topic_id, number))
             self._base[(topic, number)] = base
-            self._next[(topic, number)] = self._start((topic, number), base)
+            self.next_offsets[(topic, number)] = self._start((topic, number), base)
         self._observe(
             "assigned",
             partitions=" ".join(f"{topic}/{number}" for topic, number in sorted(places)),
         )
-        return {place: self._next[place] for place in places}
+        return {place: self.next_offsets[place] for place in places}
 
     def _positions(self, topics: set[str]) -> dict[Partition, int]:
         held: dict[Partition, int] = {}
         for name in {self._feeds[topic].kind.name for topic in topics}:
-            ask = partial(self._lake.held, KINDS[name], KEY)
+            ask = partial(self._tables.held, KINDS[name], KEY)
             held |= decode_offsets(self._patiently("catalog_away", ask))
         return held
 
@@ -386,7 +439,7 @@ class Consumption:
     def _forget(self, places: Sequence[Place]) -> None:
         for place in places:
             self._base.pop(place, None)
-            self._next.pop(place, None)
+            self.next_offsets.pop(place, None)
             self.committed_ms.pop(place, None)
         self._observe(
             "revoked",

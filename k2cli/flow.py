@@ -16,9 +16,10 @@ class Reject:
     """Input that became no row: as it came, where it stood, and why."""
 
     raw: bytes
-    position: int  # number of the message in this run, from 1 on
+    position: int  # number of the message in this run, from 1 on; of one out of Kafka, its offset
     received_us: int  # UTC microseconds
     reason: str
+    source: str = ""  # topic/partition, for a message out of Kafka
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Rejects as ndjson: what became no row, as it came, where it stood and why.
 
-A line has `reason`, `position` (number of the message in the run), `received` (ISO UTC) and the
-input as `raw` text, or as `raw_base64` where it is not UTF-8.
+A line has `reason`, `position` (number of the message in the run; out of Kafka its offset, and
+`source` is topic/partition), `received` (ISO UTC) and the input as `raw` text, or as `raw_base64`
+where it is not UTF-8.
 """
 
 import base64
@@ -93,6 +94,8 @@ def _reject_line(reject: Reject) -> bytes:
         "position": reject.position,
         "received": received.isoformat(timespec="microseconds").replace("+00:00", "Z"),
     }
+    if reject.source:
+        line["source"] = reject.source
     try:
         line["raw"] = reject.raw.decode()
     except UnicodeDecodeError:

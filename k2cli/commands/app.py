@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from k2cli import __version__
 from k2cli.commands import output
 from k2cli.commands.config import config_app
+from k2cli.commands.consume import consume
 from k2cli.commands.demo import demo
 from k2cli.commands.export import export_app
 from k2cli.commands.load import load_app
@@ -67,6 +68,7 @@ def root(
 
 app.command()(demo)
 app.add_typer(stream_app, name="stream")
+app.command()(consume)
 app.add_typer(load_app, name="load")
 app.add_typer(query_app, name="query")
 app.add_typer(export_app, name="export")

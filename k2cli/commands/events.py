@@ -9,7 +9,10 @@ from typing import Final
 
 Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
 
-_WARNINGS: Final = frozenset({"disconnected", "stale", "gap", "reject"})
+_WARNINGS: Final = frozenset(
+    {"disconnected", "stale", "gap", "reject", "conflict", "group_offsets"}
+    | {"kafka_away", "registry_away", "catalog_away", "dead_letters_away"}
+)
 
 
 class LogFormat(StrEnum):

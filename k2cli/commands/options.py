@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from k2cli.commands.events import LogFormat
 from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, load_settings, parse_duration_s
 
@@ -83,6 +84,15 @@ KafkaOpt = Annotated[
         "--kafka-option",
         help="Any librdkafka setting, over those of [kafka]: bootstrap.servers=HOST:9092. "
         "Repeat it.",
+    ),
+]
+
+LogFormatOpt = Annotated[
+    LogFormat | None,
+    typer.Option(
+        "--log-format",
+        help="Log lines instead of the live view.",
+        show_default="text, where stderr is no terminal",
     ),
 ]
 

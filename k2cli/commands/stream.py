@@ -1,13 +1,10 @@
 """`k2 stream`: a live exchange feed into the tables, or onto stdout."""
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,10 +14,12 @@ from k2cli.commands.events import LogFormat, Observer, log_event
 from k2cli.commands.options import (
     DURATION,
     HomeOpt,
+    LogFormatOpt,
     SummaryOpt,
     settings,
     split_commas,
 )
+from k2cli.commands.signals import stopped_by_signals
 from k2cli.config import Settings
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
 
@@ -121,14 +120,7 @@ def binance(
         int | None,
         typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
     ] = None,
-    log_format: Annotated[
-        LogFormat | None,
-        typer.Option(
-            "--log-format",
-            help="Log lines instead of the live view.",
-            show_default="text, where stderr is no terminal",
-        ),
-    ] = None,
+    log_format: LogFormatOpt = None,
     summary: SummaryOpt = output.Summary.TEXT,
     home: HomeOpt = None,
 ) -> None:
@@ -185,7 +177,7 @@ def binance(
             policy=policy,
             observe=observe,
         )
-        stack.enter_context(_stopped_by_signals(source.stop))
+        stack.enter_context(stopped_by_signals(source.stop))
         if view:
             view.watch(pump.totals)
         try:
@@ -224,21 +216,3 @@ def _open_sink(
         return NdjsonSink(out=sys.stdout.buffer, exchange=exchange, observe=observe)
     lake = stack.enter_context(open_lake(config, create=True))
     return TableSink(lake=lake, exchange=exchange, observe=observe)
-
-
-@contextmanager
-def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end the run cleanly, and a second one at once."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-        stop()
-
-    before = [signal.signal(number, handle) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -7,13 +7,21 @@ that show lag, and never read.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import confluent_kafka
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from k2cli.flow import Observer
-from k2cli.ingestion.kafka.vendor import AT_END, RETRIED, client_config, translate, translated
+from k2cli.ingestion.kafka.vendor import (
+    AT_END,
+    RETRIED,
+    client_config,
+    translate,
+    translated,
+    until_settled,
+)
 
 Message = confluent_kafka.Message
 Place = tuple[str, int]  # topic and number of a partition
@@ -99,9 +107,10 @@ class TopicReader:
     def bounds(self, place: Place, timeout_s: float) -> tuple[int, int]:
         """Ask the brokers for the oldest offset of a partition, and the next one."""
         with translated(f"cannot read the offsets of {place[0]}/{place[1]}", self._kafka):
-            first, following = self._consumer.get_watermark_offsets(
-                TopicPartition(*place), timeout=timeout_s
+            ask = partial(
+                self._consumer.get_watermark_offsets, TopicPartition(*place), timeout=timeout_s
             )
+            first, following = until_settled(ask, timeout_s=timeout_s)
         return first, following
 
     def offset_at(self, place: Place, time_ms: int, timeout_s: float) -> int | None:

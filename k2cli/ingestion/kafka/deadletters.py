@@ -1,8 +1,23 @@
-"""Messages that became no row: onto the topic of dead letters, with where and why."""
+"""Messages that became no row: onto the topic of dead letters, with where and why.
 
+A dead letter has the key, the value and the headers of the message that it was, and further
+headers of text: k2.reason, k2.topic, k2.partition, k2.offset and k2.time (UTC, ISO 8601).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, cast
 
-from confluent_kafka import Message
+from k2cli.flow import Observer, Reject
+from k2cli.ingestion.kafka.consumer import Message
+from k2cli.ingestion.kafka.producer import Header, TopicWriter, open_writer
+from k2cli.ingestion.kafka.topics import Topics
+
+SUFFIX: Final = ".dlq"
+_PREFIX: Final = "k2."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,3 +26,63 @@ class DeadLetter:
 
     message: Message
     reason: str
+
+    def as_reject(self) -> Reject:
+        """Return it as a line for a file of rejects."""
+        message = self.message
+        return Reject(
+            raw=message.value() or b"",
+            position=message.offset() or 0,
+            received_us=message.timestamp()[1] * 1000,
+            reason=self.reason,
+            source=f"{message.topic()}/{message.partition()}",
+        )
+
+    def headers(self) -> list[Header]:
+        """Return the headers of the dead letter: those the message had, then ours."""
+        message = self.message
+        time = datetime.fromtimestamp(message.timestamp()[1] / 1000, tz=UTC)
+        ours = {
+            "reason": self.reason,
+            "topic": message.topic(),
+            "partition": message.partition(),
+            "offset": message.offset(),
+            "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        }
+        given = cast("list[Header]", message.headers() or [])  # a dict only where one is sent
+        theirs = [(key, value) for key, value in given if not key.startswith(_PREFIX)]
+        return [*theirs, *((_PREFIX + key, str(value).encode()) for key, value in ours.items())]
+
+
+def dead_letter_topic(topic: str) -> str:
+    """Return the topic that takes what could not be read from this one."""
+    return topic + SUFFIX
+
+
+class DeadLetterTopics:
+    """Sends dead letters to the topic of each message's topic, which is made with the first one."""
+
+    def __init__(self, *, writer: TopicWriter, topics: Topics) -> None:
+        self._writer = writer
+        self._topics = topics
+        self._made: set[str] = set()
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Send dead letters; the brokers hold them when this returns."""
+        for letter in letters:
+            message = letter.message
+            topic = dead_letter_topic(message.topic() or "")
+            if topic not in self._made:
+                self._topics.create(topic, partitions=1, replication=None, config={})
+                self._made.add(topic)
+            self._writer.send(topic, message.key(), message.value(), letter.headers())
+        self._writer.flush()
+
+
+@contextmanager
+def open_dead_letter_topics(
+    kafka: Mapping[str, str], *, timeout_s: float, observe: Observer
+) -> Iterator[DeadLetterTopics]:
+    """Open what sends dead letters."""
+    with open_writer(kafka, observe=observe, patience_s=math.inf) as writer:
+        yield DeadLetterTopics(writer=writer, topics=Topics(kafka, timeout_s=timeout_s))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ from k2cli.records import RecordKind
 if TYPE_CHECKING:
     from k2cli.errors import K2Error
 
+Header = tuple[str, bytes | None]
 _ROWS: Final = 16_384  # encoded at once; bounds what waits in memory outside librdkafka
 _QUEUE_BYTES: Final = 64 << 20  # waiting for the brokers; a full queue holds the reader up
 _WAIT_S: Final = 0.2
@@ -74,6 +75,22 @@ class TopicWriter:
                     produce(topic, value, key)
             self._producer.poll(0)
             self._check()
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[Header],
+    ) -> None:
+        """Queue one message as it is; wait while the queue is full."""
+        try:
+            self._producer.produce(topic, value, key, headers=list(headers))
+        except BufferError:
+            self._wait_for_room()
+            self._producer.produce(topic, value, key, headers=list(headers))
+        self._producer.poll(0)
+        self._check()
 
     def flush(self) -> None:
         """Return when the brokers hold everything that was written.

@@ -48,6 +48,15 @@ class Registry:
             raise ConfigError(f"wrong [schema_registry] settings: {exc}") from exc
         self._schemas: dict[int, Mapping[str, Any]] = {}
 
+    def check(self) -> None:
+        """Ask for something small.
+
+        Raises:
+            Unavailable: no answer.
+        """
+        with self._translated("cannot reach the schema registry"):
+            self._client.get_schema_types()
+
     def schema(self, schema_id: int) -> Mapping[str, Any]:
         """Return the Avro schema with an id.
 

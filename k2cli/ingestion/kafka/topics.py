@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicDescription
 
 from k2cli.errors import NotFound
-from k2cli.ingestion.kafka.vendor import client_config, translate, translated
-
-_DEAD_LETTERS: Final = ".dlq"
+from k2cli.ingestion.kafka.vendor import client_config, translate, translated, until_settled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +29,6 @@ class TopicInfo:
     name: str
     id: str
     partitions: tuple[PartitionInfo, ...]
-
-
-def dead_letter_topic(topic: str) -> str:
-    """Return the topic that takes what could not be read from this one."""
-    return topic + _DEAD_LETTERS
 
 
 class Topics:
@@ -75,6 +67,7 @@ class Topics:
             if exc.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
                 return False
             raise translate(f"cannot create topic {name}", exc.args[0], self._kafka) from exc
+        self._settle(name)
         return True
 
     def describe(self, names: Sequence[str]) -> list[TopicInfo]:
@@ -85,19 +78,23 @@ class Topics:
         """
         return [self._describe(name) for name in names]
 
+    def _settle(self, name: str) -> None:
+        """Wait until a new topic is known, and can be written to."""
+
+        def ask() -> None:
+            self._offsets(self._description(name), OffsetSpec.latest())
+
+        with translated(f"cannot describe topic {name}", self._kafka):
+            until_settled(ask, timeout_s=self._timeout_s, new=True)
+
     def _describe(self, name: str) -> TopicInfo:
-        what = f"cannot describe topic {name}"
-        futures = self._admin.describe_topics(
-            TopicCollection([name]), request_timeout=self._timeout_s
-        )
         try:
-            with translated(what, self._kafka):
-                topic = futures[name].result()
+            with translated(f"cannot describe topic {name}", self._kafka):
+                topic = self._description(name)
+                first = self._offsets(topic, OffsetSpec.earliest())
+                following = self._offsets(topic, OffsetSpec.latest())
         except NotFound as exc:
             raise NotFound(f"topic {name} does not exist", hint=f"k2 topic create {name}") from exc
-        numbers = [partition.id for partition in topic.partitions]
-        first = self._offsets(name, numbers, OffsetSpec.earliest())
-        following = self._offsets(name, numbers, OffsetSpec.latest())
         return TopicInfo(
             name=name,
             id=str(topic.topic_id),
@@ -114,8 +111,18 @@ class Topics:
             ),
         )
 
-    def _offsets(self, name: str, numbers: Sequence[int], spec: OffsetSpec) -> dict[int, int]:
-        asked = {TopicPartition(name, number): spec for number in numbers}
-        futures = self._admin.list_offsets(asked, request_timeout=self._timeout_s)
-        with translated(f"cannot read the offsets of topic {name}", self._kafka):
+    def _description(self, name: str) -> TopicDescription:
+        asked = TopicCollection([name])
+        futures = self._admin.describe_topics(asked, request_timeout=self._timeout_s)
+        found: TopicDescription = futures[name].result()
+        return found
+
+    def _offsets(self, topic: TopicDescription, spec: OffsetSpec) -> dict[int, int]:
+        """Return an offset of each partition: the first or the next one."""
+        asked = {TopicPartition(topic.name, each.id): spec for each in topic.partitions}
+
+        def ask() -> dict[int, int]:
+            futures = self._admin.list_offsets(asked, request_timeout=self._timeout_s)
             return {place.partition: future.result().offset for place, future in futures.items()}
+
+        return until_settled(ask, timeout_s=self._timeout_s)

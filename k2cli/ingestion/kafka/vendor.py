@@ -1,14 +1,16 @@
 """The border to librdkafka: settings go in, its errors become ours, once."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
 from k2cli.errors import BadData, ConfigError, Conflict, K2Error, NotFound, Unavailable
 
+T = TypeVar("T")
 _LOG: Final = logging.getLogger("k2cli.kafka")
 _BOOTSTRAP: Final = "bootstrap.servers"
 PURGED: Final = KafkaError._PURGE_QUEUE
@@ -40,6 +42,15 @@ _NO_TOPIC: Final = frozenset(
         KafkaError._UNKNOWN_PARTITION,
     }
 )
+_UNSETTLED: Final = frozenset(
+    {
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)
+_SETTLE_S: Final = 0.05
 _UNFIT: Final = frozenset(
     {
         KafkaError.INVALID_CONFIG,
@@ -105,6 +116,22 @@ def translate(what: str, error: KafkaError, kafka: Mapping[str, str]) -> K2Error
     if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
         return Conflict(message)
     return unreachable(message, kafka)
+
+
+def until_settled(ask: Callable[[], T], *, timeout_s: float, new: bool = False) -> T:
+    """Ask again while the brokers still agree on who leads a partition.
+
+    With `new` a topic that they do not know yet counts as unsettled too.
+    """
+    unsettled = _UNSETTLED | _NO_TOPIC if new else _UNSETTLED
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return ask()
+        except KafkaException as exc:
+            if exc.args[0].code() not in unsettled or time.monotonic() > deadline:
+                raise
+        time.sleep(_SETTLE_S)
 
 
 def unreachable(what: str, kafka: Mapping[str, str]) -> Unavailable:

@@ -1,0 +1,308 @@
+"""`k2 consume`: Kafka topics into the tables, or onto stdout."""
+
+import sys
+import uuid
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.events import LogFormat, Observer, log_event
+from k2cli.commands.options import (
+    DURATION,
+    TIMEOUT_S,
+    HomeOpt,
+    KafkaOpt,
+    LogFormatOpt,
+    SummaryOpt,
+    TimeoutOpt,
+    key_values,
+    settings,
+    split_commas,
+)
+from k2cli.commands.signals import stopped_by_signals
+from k2cli.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from k2cli.commands.lag import LagView
+    from k2cli.config import Settings
+    from k2cli.consuming import DeadLetters, Feed, Tables
+    from k2cli.ingestion.kafka.registry import Registry
+    from k2cli.records import RecordKind
+
+_GROUP: Final = "k2-iceberg-writer"
+_BATCH_ROWS: Final = 100_000
+_INTERVAL_S: Final = 10.0
+_PRINT_INTERVAL_S: Final = 0.2  # rows on stdout should come at once
+
+
+class Destination(StrEnum):
+    """Where rows go."""
+
+    TABLE = "table"
+    STDOUT = "stdout"
+
+
+class OnBad(StrEnum):
+    """What becomes of a message that is no row."""
+
+    DLQ = "dlq"
+    STOP = "stop"
+
+
+class KindName(StrEnum):
+    """What the messages of a topic are."""
+
+    TRADES = "trades"
+    QUOTES = "quotes"
+
+
+def consume(
+    topic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--topic",
+            "-t",
+            help="Topics to read: repeat it, or separate by commas.",
+            show_default="every market.*.trades and market.*.quotes",
+        ),
+    ] = None,
+    kind: Annotated[
+        KindName | None,
+        typer.Option(
+            "--kind", help="What the topics hold.", show_default="by the end of a topic's name"
+        ),
+    ] = None,
+    to: Annotated[
+        Destination, typer.Option("--to", help="Into the tables, or as ndjson onto stdout.")
+    ] = Destination.TABLE,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            "--group",
+            help="Consumer group: its members share the partitions.",
+            show_default=f"{_GROUP}; with --to stdout one of its own",
+        ),
+    ] = None,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="Where to begin where the table has no position yet: earliest, latest or a time "
+            "such as 2024-08-08T10:30Z or -15m.",
+        ),
+    ] = "earliest",
+    batch_rows: Annotated[
+        int, typer.Option("--batch-rows", min=1, help="Commit after this many messages.")
+    ] = _BATCH_ROWS,
+    commit_interval: Annotated[
+        float | None,
+        typer.Option(
+            "--commit-interval",
+            help="Commit this often.",
+            show_default="10s; with --to stdout 200ms",
+            **DURATION,
+        ),
+    ] = None,
+    until_end: Annotated[
+        bool, typer.Option("--until-end", help="End when every partition was read to its end.")
+    ] = False,
+    max_messages: Annotated[
+        int | None, typer.Option("--max-messages", min=1, help="End after this many messages.")
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option("--duration", help="End after this time, such as 5m.", **DURATION),
+    ] = None,
+    on_bad: Annotated[
+        OnBad,
+        typer.Option(
+            "--on-bad",
+            help="Set a message that is no row aside on TOPIC.dlq, or end with exit code 6.",
+        ),
+    ] = OnBad.DLQ,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            "--rejects",
+            help="Set them aside in this file instead of the topic.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: TimeoutOpt = None,
+    log_format: LogFormatOpt = None,
+    summary: SummaryOpt = output.Summary.TEXT,
+    kafka: KafkaOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """Consume Kafka topics into the tables, exactly once, by any number of processes.
+
+    The offsets are committed with the rows: the table tells where to read on, the group's own
+    offsets are written for lag tools only. SIGINT and SIGTERM end it cleanly after a last commit.
+
+    Example: k2 consume --topic market.crypto.trades --until-end
+    """
+    config = settings(home)
+    options = {**config.kafka, **key_values(kafka, "--kafka-option")}
+    timeout_s = timeout or TIMEOUT_S
+    begin = _start(start)
+    if rejects is not None and on_bad is OnBad.STOP:
+        raise UsageError("--rejects and --on-bad stop exclude each other")
+
+    import pyarrow as pa
+
+    from k2cli.consuming import ConsumePolicy, Consumption
+    from k2cli.ingestion.kafka.consumer import open_reader
+    from k2cli.ingestion.kafka.registry import open_registry
+
+    # Arrow's own allocators keep memory between commits that this one gives back.
+    pa.set_memory_pool(pa.system_memory_pool())
+    is_printed = to is Destination.STDOUT
+    policy = ConsumePolicy(
+        batch_rows=batch_rows,
+        commit_interval_s=commit_interval or (_PRINT_INTERVAL_S if is_printed else _INTERVAL_S),
+        timeout_s=timeout_s,
+        start=begin,
+        is_until_end=until_end,
+        max_messages=max_messages,
+        duration_s=duration,
+        is_bad_fatal=on_bad is OnBad.STOP,
+        is_group_told=not is_printed,
+    )
+    with ExitStack() as stack:
+        registry = stack.enter_context(open_registry(config.schema_registry, timeout_s=timeout_s))
+        feeds = _feeds(
+            options, registry, topics=split_commas(topic), kind=kind, timeout_s=timeout_s
+        )
+        registry.check()
+        view = _open_view(stack, log_format, is_printed=is_printed)
+        observe = view.on_event if view else log_event(log_format or LogFormat.TEXT)
+        consumption = Consumption(
+            feeds=feeds,
+            tables=_open_tables(stack, config, is_printed=is_printed),
+            letters=_open_letters(stack, options, rejects, timeout_s, observe),
+            policy=policy,
+            observe=observe,
+        )
+        own_group = f"k2-stdout-{uuid.uuid4()}" if is_printed else _GROUP
+        stack.enter_context(stopped_by_signals(consumption.stop))
+        try:
+            with open_reader(
+                kafka=options,
+                group=group or own_group,
+                rebalance=consumption.rebalance,
+                observe=observe,
+            ) as reader:
+                if view:
+                    view.watch(consumption)
+                consumption.run(reader, view.on_read if view else lambda _: None)
+        finally:
+            stack.close()
+            sums = asdict(consumption.totals)
+            sums["duration_s"] = round(consumption.totals.duration_s, 3)
+            output.summary(sums, summary, is_data_on_stdout=is_printed)
+
+
+def _start(text: str) -> str | int:
+    if text in ("earliest", "latest"):
+        return text
+    from datetime import UTC
+
+    from k2cli.query.timespan import parse_time
+
+    try:
+        return round(parse_time(text, now=datetime.now(tz=UTC)).timestamp() * 1000)
+    except ValueError as exc:
+        raise typer.BadParameter(
+            f"{text!r} is not earliest, latest or a time", param_hint="--from"
+        ) from exc
+
+
+def _feeds(
+    kafka: "Mapping[str, str]",
+    registry: "Registry",
+    *,
+    topics: "Sequence[str]",
+    kind: KindName | None,
+    timeout_s: float,
+) -> "list[Feed]":
+    from k2cli.consuming import Feed
+    from k2cli.ingestion.kafka.messages import MessageReader
+    from k2cli.ingestion.kafka.topics import Topics
+
+    client = Topics(kafka, timeout_s=timeout_s)
+    names = topics or [
+        name for name in client.names() if name.startswith("market.") and _kind(name, kind)
+    ]
+    if not names:
+        raise NotFound(
+            "there is no topic market.*.trades or market.*.quotes",
+            hint="k2 topic create market.crypto.trades, or name one with --topic",
+        )
+    feeds = []
+    for info in client.describe(names):
+        held = _kind(info.name, kind)
+        if held is None:
+            raise UsageError(
+                f"the name of topic {info.name} does not tell what it holds",
+                hint="--kind trades, or --kind quotes",
+            )
+        feeds.append(
+            Feed(
+                topic=info.name,
+                topic_id=info.id,
+                kind=held,
+                messages=MessageReader(registry=registry, kind=held),
+            )
+        )
+    return feeds
+
+
+def _kind(topic: str, kind: KindName | None) -> "RecordKind | None":
+    from k2cli.records import KINDS
+
+    return KINDS.get(kind.value if kind else topic.rpartition(".")[2])
+
+
+def _open_view(
+    stack: ExitStack, log_format: LogFormat | None, *, is_printed: bool
+) -> "LagView | None":
+    if is_printed or log_format is not None or not sys.stderr.isatty():
+        return None
+    from k2cli.commands.lag import LagView
+
+    return stack.enter_context(LagView())
+
+
+def _open_tables(stack: ExitStack, config: "Settings", *, is_printed: bool) -> "Tables":
+    if is_printed:
+        from k2cli.consuming import PrintedTables
+
+        return PrintedTables(sys.stdout.buffer)
+    from k2cli.storage.lake import open_lake
+
+    return stack.enter_context(open_lake(config, create=True))
+
+
+def _open_letters(
+    stack: ExitStack,
+    kafka: "Mapping[str, str]",
+    rejects: Path | None,
+    timeout_s: float,
+    observe: Observer,
+) -> "DeadLetters":
+    if rejects is not None:
+        from k2cli.consuming import DeadLetterFile
+        from k2cli.rejects import RejectLog
+
+        return DeadLetterFile(stack.enter_context(RejectLog(rejects)))
+    from k2cli.ingestion.kafka.deadletters import open_dead_letter_topics
+
+    return stack.enter_context(open_dead_letter_topics(kafka, timeout_s=timeout_s, observe=observe))

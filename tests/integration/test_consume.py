@@ -1,0 +1,310 @@
+"""`k2 consume` between a real broker, a real registry and real tables."""
+
+import json
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from builders import quotes_batch, trades_batch
+from cluster import Cluster, ids_of, numbered_trades, values_of
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from services.kafka import KafkaAddress
+from services.registry import RegistryAddress
+
+from k2cli.codec.encode import wire_header
+from k2cli.records import QUOTES, TRADES
+
+AWAY = ("--timeout", "1s", "--until-end")
+
+
+@pytest.fixture
+def cluster(
+    kafka: KafkaAddress, registry: RegistryAddress, home: Path, k2_env: dict[str, str]
+) -> Cluster:
+    env = {
+        **k2_env,
+        "K2_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
+        "K2_SCHEMA_REGISTRY_URL": registry.url,
+        "K2_KAFKA_HEARTBEAT_INTERVAL_MS": "200",
+    }
+    return Cluster(kafka.bootstrap, registry.url, home, env)
+
+
+@pytest.fixture
+def topic(cluster: Cluster, topic_name: str) -> str:
+    cluster.create(f"{topic_name}.trades")
+    return f"{topic_name}.trades"
+
+
+@pytest.fixture
+def group(topic_name: str) -> tuple[str, str]:
+    return ("--group", topic_name)
+
+
+def test_rows_arrive_once_with_their_offsets(cluster: Cluster, topic: str, group: tuple[str, str]):
+    rows = numbered_trades(5_000)
+    cluster.produce(topic, rows)
+    first = cluster.consume("--topic", topic, *group, "--batch-rows", 1_000)
+    assert (first["messages"], first["rows"], first["rejects"], first["conflicts"]) == (
+        5_000,
+        5_000,
+        0,
+        0,
+    )
+    read = cluster.rows()
+    sent = pa.Table.from_batches([rows]).sort_by("message_id")
+    assert read.drop_columns("platform_sequence").equals(sent.drop_columns("platform_sequence"))
+    offsets = read["platform_sequence"].to_pylist()
+    assert min(offsets) == 0
+    assert max(offsets) < 5_000
+    again = cluster.consume("--topic", topic, *group)
+    assert (again["messages"], again["commits"]) == (0, 0)
+    cluster.produce(topic, numbered_trades(10, begin=5_000))
+    assert cluster.consume("--topic", topic, *group)["rows"] == 10
+    assert cluster.ids() == ids_of(numbered_trades(5_010))
+
+
+def test_trades_and_quotes_go_to_their_tables(
+    cluster: Cluster, topic: str, topic_name: str, group: tuple[str, str]
+):
+    quotes = f"{topic_name}.quotes"
+    cluster.create(quotes)
+    cluster.produce(topic, trades_batch(100))
+    cluster.produce(quotes, quotes_batch(100), QUOTES)
+    summary = cluster.consume("--topic", f"{topic},{quotes}", *group)
+    assert (summary["rows"], summary["commits"]) == (200, 2)
+    assert cluster.ids() == ids_of(trades_batch(100))
+    assert cluster.ids(QUOTES) == ids_of(quotes_batch(100))
+
+
+def test_another_group_does_not_write_twice(cluster: Cluster, topic: str, topic_name: str):
+    cluster.produce(topic, numbered_trades(100))
+    assert cluster.consume("--topic", topic, "--group", f"{topic_name}-a")["rows"] == 100
+    assert cluster.consume("--topic", topic, "--group", f"{topic_name}-b")["messages"] == 0
+    assert cluster.ids() == ids_of(numbered_trades(100))
+
+
+def test_a_topic_made_again_is_read_from_its_beginning(
+    cluster: Cluster, topic: str, group: tuple[str, str]
+):
+    cluster.produce(topic, numbered_trades(100))
+    cluster.consume("--topic", topic, *group)
+    admin = AdminClient(cluster.kafka)
+    admin.delete_topics([topic])[topic].result()
+    cluster.create(topic)
+    cluster.produce(topic, numbered_trades(50, begin=100))
+    assert cluster.consume("--topic", topic, *group)["rows"] == 50
+    assert cluster.ids() == ids_of(numbered_trades(150))
+
+
+def test_records_that_the_broker_deleted_are_a_gap(
+    cluster: Cluster, topic_name: str, group: tuple[str, str]
+):
+    topic = f"{topic_name}.trades"
+    cluster.create(topic, partitions=1)
+    cluster.produce(topic, numbered_trades(10))
+    cluster.consume("--topic", topic, *group)
+    cluster.produce(topic, numbered_trades(20, begin=10))
+    admin = AdminClient(cluster.kafka)
+    for deleted in admin.delete_records([TopicPartition(topic, 0, 25)]).values():
+        deleted.result()
+    result = cluster.run("consume", "--until-end", "--topic", topic, *group)
+    assert f"gap topic={topic} partition=0 first=10 last=24 missing=15" in result.stderr
+    assert "missing=15" in result.stderr.splitlines()[-1]
+    assert len(cluster.ids()) == 15
+
+
+def test_what_is_no_row_goes_to_the_dead_letters_before_the_position_moves(
+    cluster: Cluster, topic: str, group: tuple[str, str]
+):
+    good = values_of(numbered_trades(3), cluster.header(topic))
+    values = [good[0], b"nonsense", good[1], None, good[2] + b"x", wire_header(2**30) + b"1"]
+    cluster.send(topic, values)
+    summary = cluster.consume("--topic", topic, *group)
+    assert (summary["messages"], summary["rows"], summary["rejects"]) == (6, 2, 4)
+    letters = cluster.read(f"{topic}.dlq", 4)
+    assert [letter.value() for letter in letters] == [values[1], values[3], values[4], values[5]]
+    assert {letter.key() for letter in letters} == {b"key"}
+    headers = [dict(letter.headers() or []) for letter in letters]
+    assert [header["k2.offset"] for header in headers] == [b"1", b"3", b"4", b"5"]
+    assert {(h["k2.topic"], h["k2.partition"], h["theirs"]) for h in headers} == {
+        (topic.encode(), b"0", b"1")
+    }
+    assert headers[1]["k2.reason"] == b"a null value (tombstone)"
+    assert headers[3]["k2.reason"].startswith(f"schema id {2**30}: ".encode())
+    assert cluster.consume("--topic", topic, *group)["messages"] == 0
+
+
+def test_a_topic_of_nothing_but_dead_letters_moves_on(
+    cluster: Cluster, topic: str, group: tuple[str, str], tmp_path: Path
+):
+    cluster.send(topic, [b"bad", b"\xff\x00"])
+    file = tmp_path / "rejects.ndjson"
+    summary = cluster.consume("--topic", topic, *group, "--rejects", file)
+    assert (summary["rows"], summary["rejects"], summary["commits"]) == (0, 2, 1)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["source"], line["position"]) for line in lines] == [
+        (f"{topic}/0", 0),
+        (f"{topic}/0", 1),
+    ]
+    assert (lines[0]["raw"], lines[1]["raw_base64"]) == ("bad", "/wA=")
+    assert cluster.consume("--topic", topic, *group)["messages"] == 0
+
+
+def test_on_bad_stop_commits_what_came_before(cluster: Cluster, topic: str, group: tuple[str, str]):
+    good = values_of(numbered_trades(2), cluster.header(topic))
+    cluster.send(topic, [good[0]])
+    cluster.consume("--topic", topic, *group)
+    cluster.send(topic, [b"bad", good[1]])
+    result = cluster.run("consume", "--topic", topic, *group, "--on-bad", "stop")
+    assert result.exit_code == 6
+    assert f"error: {topic}/0 at offset 1: " in result.stderr
+    assert len(cluster.ids()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_after_a_last_commit(
+    cluster: Cluster, topic: str, group: tuple[str, str], number: signal.Signals
+):
+    cluster.produce(topic, numbered_trades(100))
+    running = cluster.start(
+        "consume", "--topic", topic, *group, "--commit-interval", "1h", "--log-format", "json"
+    )
+    assert running.stderr is not None
+    for line in running.stderr:
+        if json.loads(line)["event"] == "assigned":
+            break
+    for _ in range(3):  # it may not have read yet
+        signal.sigtimedwait([], 0.5)
+    running.send_signal(number)
+    _, stderr = running.communicate(timeout=30)
+    assert running.returncode == 0, stderr
+    assert cluster.ids() == ids_of(numbered_trades(100))
+
+
+def test_where_to_begin_matters_only_without_a_position(
+    cluster: Cluster, topic: str, group: tuple[str, str]
+):
+    cluster.produce(topic, numbered_trades(100))
+    assert cluster.consume("--topic", topic, *group, "--from", "latest")["messages"] == 0
+    assert cluster.consume("--topic", topic, *group, "--from", "now")["messages"] == 0
+    assert cluster.consume("--topic", topic, *group, "--from", "-1h")["messages"] == 100
+    cluster.produce(topic, numbered_trades(10, begin=100))
+    assert cluster.consume("--topic", topic, *group, "--from", "latest")["messages"] == 10
+    assert cluster.ids() == ids_of(numbered_trades(110))
+
+
+def test_max_messages_is_exact(cluster: Cluster, topic: str, group: tuple[str, str]):
+    cluster.produce(topic, numbered_trades(1_000))
+    result = cluster.run("consume", "--topic", topic, *group, "--max-messages", 333)
+    assert result.exit_code == 0
+    assert len(cluster.ids()) == 333
+    assert cluster.consume("--topic", topic, *group)["messages"] == 667
+    assert cluster.ids() == ids_of(numbered_trades(1_000))
+
+
+def test_rows_on_stdout_leave_the_tables_alone(cluster: Cluster, topic: str):
+    cluster.produce(topic, numbered_trades(20))
+    result = cluster.run("consume", "--topic", topic, "--to", "stdout", "--until-end")
+    assert result.exit_code == 0
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert sorted(row["message_id"] for row in rows) == ids_of(numbered_trades(20))
+    assert not cluster.home.exists()
+
+
+def test_two_topics_into_one_table_at_once(cluster: Cluster, topic: str, topic_name: str):
+    other = f"{topic_name}.b.trades"
+    cluster.create(other)
+    cluster.produce(topic, numbered_trades(20_000))
+    cluster.produce(other, numbered_trades(20_000, begin=20_000))
+    runs = [
+        cluster.start(
+            "consume", "--topic", name, "--group", f"{name}-g", "--until-end", "--batch-rows", 500
+        )
+        for name in (topic, other)
+    ]
+    for run in runs:
+        _, stderr = run.communicate(timeout=60)
+        assert run.returncode == 0, stderr
+    assert cluster.ids() == ids_of(numbered_trades(40_000))
+
+
+def test_a_group_in_use_shares_the_work(cluster: Cluster, topic: str, group: tuple[str, str]):
+    cluster.produce(topic, numbered_trades(20_000))
+    args = ("consume", "--topic", topic, *group, "--batch-rows", 500, "--duration", "8s")
+    runs = [cluster.start(*args) for _ in range(3)]
+    for run in runs:
+        _, stderr = run.communicate(timeout=60)
+        assert run.returncode == 0, stderr
+    assert cluster.consume("--topic", topic, *group)["messages"] == 0
+    assert cluster.ids() == ids_of(numbered_trades(20_000))
+
+
+def test_a_topic_with_the_wrong_schema_is_all_dead_letters(
+    cluster: Cluster, topic: str, group: tuple[str, str]
+):
+    cluster.produce(topic, quotes_batch(3), QUOTES)
+    summary = cluster.consume("--topic", topic, *group)
+    assert (summary["rows"], summary["rejects"]) == (0, 3)
+    (letter, *_) = cluster.read(f"{topic}.dlq", 3)
+    assert b"the schema is of QuoteV2, not of TradeV2" in dict(letter.headers() or [])["k2.reason"]
+
+
+def test_large_messages_arrive(cluster: Cluster, topic_name: str, group: tuple[str, str]):
+    topic = f"{topic_name}.trades"
+    cluster.create(topic, max_message_bytes="20000000")
+    rows = trades_batch(3, trade_conditions=["x" * 10_000_000])
+    header = cluster.header(topic)
+    producer = Producer(
+        {**cluster.kafka, "message.max.bytes": "20000000", "compression.type": "none"}
+    )
+    for value in values_of(rows, header):
+        producer.produce(topic, value, b"BTCUSDT")
+    assert producer.flush(30) == 0
+    assert cluster.consume("--topic", topic, *group)["rows"] == 3
+    assert cluster.rows()["trade_conditions"].to_pylist() == [["x" * 10_000_000]] * 3
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "code", "stderr"),
+    [
+        (["--topic", "no.trades"], {}, 4, "hint: k2 topic create no.trades"),
+        (["--topic", "no"], {}, 4, "hint: k2 topic create no"),
+        ([*AWAY], {"K2_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, 5, "is Kafka up at 127.0.0.1:1?"),
+        ([], {"K2_KAFKA_BOOTSTRAP_SERVERS": ""}, 3, "export K2_KAFKA_BOOTSTRAP_SERVERS"),
+        ([], {"K2_SCHEMA_REGISTRY_URL": ""}, 3, "export K2_SCHEMA_REGISTRY_URL"),
+        (["--from", "soon"], {}, 2, "--from"),
+        (["--batch-rows", "0"], {}, 2, "--batch-rows"),
+        (["--on-bad", "stop", "--rejects", "x"], {}, 2, "exclude each other"),
+        (["--kafka-option", "no.such=1"], {}, 3, 'No such configuration property: "no.such"'),
+    ],
+)
+def test_failures_say_what_to_do(
+    cluster: Cluster, args: list[str], env: dict[str, str], code: int, stderr: str
+):
+    away = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, {**cluster.env, **env})
+    result = away.run("consume", *args)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert stderr in result.stderr
+    assert not cluster.home.exists()
+
+
+def test_a_registry_that_is_away_is_told_at_once(cluster: Cluster, topic: str):
+    env = {**cluster.env, "K2_SCHEMA_REGISTRY_URL": "http://127.0.0.1:1"}
+    away = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, env)
+    result = away.run("consume", "--topic", topic, *AWAY)
+    assert result.exit_code == 5
+    assert "hint: is the schema registry up at http://127.0.0.1:1?" in result.stderr
+
+
+def test_a_topic_whose_name_tells_nothing_needs_a_kind(
+    cluster: Cluster, topic_name: str, group: tuple[str, str]
+):
+    cluster.create(topic_name)
+    cluster.produce(topic_name, numbered_trades(5), TRADES)
+    result = cluster.run("consume", "--topic", topic_name, *group)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "hint: --kind trades, or --kind quotes" in result.stderr
+    assert cluster.consume("--topic", topic_name, *group, "--kind", "trades")["rows"] == 5
