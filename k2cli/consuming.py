@@ -254,7 +254,9 @@ class Consumption:
         if not messages:
             return
         values = [message.value() for message in messages]
-        decoded = self._patiently("registry_away", lambda: feed.messages.read(values, offsets))
+        decoded = self._patiently(
+            "registry_away", lambda: feed.messages.read(values, numbers, offsets)
+        )
         letters = [
             DeadLetter(message=messages[place], reason=why) for place, why in decoded.rejects
         ]
@@ -385,7 +387,7 @@ class Consumption:
             self.next_offsets[(topic, number)] = self._start((topic, number), base)
         self._observe(
             "assigned",
-            partitions=" ".join(f"{topic}/{number}" for topic, number in sorted(places)),
+            partitions=_named(places),
         )
         return {place: self.next_offsets[place] for place in places}
 
@@ -443,7 +445,7 @@ class Consumption:
             self.committed_ms.pop(place, None)
         self._observe(
             "revoked",
-            partitions=" ".join(f"{topic}/{number}" for topic, number in sorted(places)),
+            partitions=_named(places),
         )
 
     def _rewind(self) -> None:
@@ -468,6 +470,14 @@ class Consumption:
             until = time.monotonic() + next(waits)
             while time.monotonic() < until and not self._is_stopping:
                 time.sleep(_WAIT_S)
+
+
+def _named(places: Sequence[Place]) -> str:
+    """Name partitions: `market.crypto.trades/0,1,2,3`."""
+    by_topic = itertools.groupby(sorted(places), key=lambda place: place[0])
+    return " ".join(
+        f"{topic}/{','.join(str(number) for _, number in some)}" for topic, some in by_topic
+    )
 
 
 def _bad(letter: DeadLetter) -> BadData:

@@ -1,4 +1,4 @@
-"""Files -> table: which files, whether they are new, and all or nothing of each.
+"""Files -> tables or topics: which files, whether they are new, and all or nothing of each.
 
 Like pipeline.py this is where sources and sinks meet; here the source has an end, and what is
 committed is a file, not an interval.
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import pyarrow as pa
 
@@ -19,6 +19,9 @@ from k2cli.records import RecordKind
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import Lake
 from k2cli.storage.loads import LoadEntry
+
+if TYPE_CHECKING:
+    from k2cli.producing import TopicRows
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".csv.zst", ".zip")
 _PERCENT: Final = 100
@@ -245,6 +248,38 @@ def load_into_table(
             offset_bytes=offset,
         )
         return sums, target.commit(entry, after=before, is_forced=policy.is_forced)
+
+
+def load_into_topics(
+    file: FileToLoad,
+    topics: "TopicRows",
+    policy: LoadPolicy,
+    on_batch: Callable[[Batch], None] = lambda _: None,
+) -> FileSums:
+    """Send one file to its topics as one transaction: consumers see all of it, or nothing.
+
+    Raises:
+        BadData: more rejects than allowed, or the file cannot be read to its end.
+        K2Error: the brokers refuse a record, or do not answer.
+    """
+    topics.begin()
+    try:
+        sums = pump_file(file, _Topics(topics, file.kind), policy, on_batch)
+        topics.commit()
+    finally:
+        topics.abort()  # does nothing after a commit
+    return sums
+
+
+class _Topics:
+    """Topics as the target of one file."""
+
+    def __init__(self, topics: "TopicRows", kind: RecordKind) -> None:
+        self._topics = topics
+        self._kind = kind
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        self._topics.write(self._kind, rows)
 
 
 def _unclear(file: FileToLoad, *, is_grown: bool) -> BadData:

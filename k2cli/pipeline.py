@@ -1,19 +1,13 @@
 """Source -> sink: the one place where they meet. Totals, flush policy, rejects, the end."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO, Final
-
-import pyarrow as pa
+from typing import Final
 
 from k2cli.errors import BadData
-from k2cli.flow import Batch, Committed, Observer, Sink, Source, Totals
-from k2cli.query.render import NdjsonRenderer
-from k2cli.records import KINDS, RecordKind
+from k2cli.flow import Batch, Observer, Sink, Source, Totals
 from k2cli.rejects import RejectLog
-from k2cli.storage.lake import Lake
-from k2cli.storage.position import Gap, StreamPosition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,106 +18,6 @@ class PumpPolicy:
     flush_interval_s: float
     duration_s: float | None = None
     max_rejects: int | None = None  # None: any number
-
-
-class TableSink:
-    """Rows into Iceberg tables, with the position of the stream in every snapshot."""
-
-    def __init__(self, *, lake: Lake, exchange: str, observe: Observer) -> None:
-        self._lake = lake
-        self._observe = observe
-        self._pending: dict[str, list[pa.RecordBatch]] = {name: [] for name in KINDS}
-        self._positions = _positions(exchange)
-
-    def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
-        """Keep rows until the next commit."""
-        self._pending[kind.name].append(rows)
-
-    def commit(self) -> Committed:
-        """Append what is pending, a snapshot a table; what a table holds already is left out."""
-        total = Committed()
-        for name, batches in self._pending.items():
-            if not batches:
-                continue
-            kind = KINDS[name]
-            rows = pa.Table.from_batches(batches)
-            commit = self._lake.append(kind, rows, position=self._positions[name])
-            batches.clear()
-            total.rows += commit.rows
-            total.duplicates += commit.duplicates
-            total.missing += _report_gaps(self._observe, kind, commit.gaps)
-            if commit.snapshot_id is not None:
-                total.commits += 1
-                self._observe(
-                    "commit",
-                    table=kind.table,
-                    rows=commit.rows,
-                    duplicates=commit.duplicates,
-                    snapshot_id=commit.snapshot_id,
-                    took_ms=commit.took_ms,
-                )
-        return total
-
-    def interrupted(self) -> None:
-        """Let what follows not join what came before."""
-        for position in self._positions.values():
-            position.interrupted()
-
-
-class NdjsonSink:
-    """Rows as ndjson onto a stream at once; a commit only counts them."""
-
-    def __init__(self, *, out: BinaryIO, exchange: str, observe: Observer) -> None:
-        self._out = out
-        self._observe = observe
-        self._renderer = NdjsonRenderer()
-        self._positions = _positions(exchange)
-        self._held: dict[str, str] = {}
-        self._written = Committed()
-
-    def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
-        """Print the rows that were not printed before."""
-        position = self._positions[kind.name]
-        advance = position.advance(self._held.get(kind.name), pa.Table.from_batches([rows]))
-        position.committed(advance)
-        self._held[kind.name] = advance.reached
-        for batch in advance.rows.to_batches():
-            self._out.write(self._renderer.render(batch))
-        self._out.flush()
-        self._written.rows += advance.rows.num_rows
-        self._written.duplicates += advance.duplicates
-        self._written.missing += _report_gaps(self._observe, kind, advance.gaps)
-
-    def commit(self) -> Committed:
-        """Return what was printed since the last commit."""
-        written, self._written = self._written, Committed()
-        return written
-
-    def interrupted(self) -> None:
-        """Let what follows not join what came before."""
-        for position in self._positions.values():
-            position.interrupted()
-
-
-def _report_gaps(observe: Observer, kind: RecordKind, gaps: Sequence[Gap]) -> int:
-    """Tell every gap; return how many numbers were skipped while streaming."""
-    for gap in gaps:
-        observe(
-            "restart_gap" if gap.is_restart else "gap",
-            table=kind.table,
-            symbol=gap.symbol,
-            first=gap.first,
-            last=gap.last,
-            missing=gap.missing,
-        )
-    return sum(gap.missing for gap in gaps if not gap.is_restart)
-
-
-def _positions(exchange: str) -> dict[str, StreamPosition]:
-    return {
-        name: StreamPosition(series=exchange, is_dense=kind.is_dense)
-        for name, kind in KINDS.items()
-    }
 
 
 class Pump:

@@ -120,6 +120,19 @@ QUOTES: Final = RecordKind(
 KINDS: Final[Mapping[str, RecordKind]] = {kind.name: kind for kind in (TRADES, QUOTES)}
 
 
+def asset_classes() -> Sequence[str]:
+    """Return the asset classes that a record can have."""
+    (symbols,) = (
+        field["type"]["symbols"] for field in _TRADE["fields"] if field["name"] == "asset_class"
+    )
+    return tuple(symbols)
+
+
+def topic_of(kind: RecordKind, asset_class: str) -> str:
+    """Return the Kafka topic that rows of a kind and asset class go to."""
+    return f"market.{asset_class}.{kind.name}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableFiles:
     """The data files of one table that a plan left over, and how their columns are called.

@@ -4,10 +4,13 @@ Row `n` of a batch is the trade or quote of second `n` after START; everything e
 `n` too, so that tests can tell what they must read.
 """
 
+import io
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import fastavro
 import pyarrow as pa
 
 from k2cli.records import QUOTES, TRADES, RecordKind
@@ -45,6 +48,52 @@ def batch_of(kind: RecordKind, rows: list[Row]) -> pa.RecordBatch:
 def table_of(kind: RecordKind, rows: list[Row]) -> pa.Table:
     """Put rows into a table of the kind's schema."""
     return pa.Table.from_batches([batch_of(kind, rows)])
+
+
+def written(schema: Mapping[str, Any], *records: Row) -> list[bytes]:
+    """Write records with fastavro: the reference for every body."""
+    parsed = fastavro.parse_schema(dict(schema))
+    bodies = []
+    for record in records:
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, parsed, record)
+        bodies.append(out.getvalue())
+    return bodies
+
+
+def trade_v1(i: int = 0, **over: Any) -> Row:
+    """Make one record of schemas/trade_v1.avsc; keyword arguments replace its values."""
+    own = {
+        "price": Decimal("45.123456"),
+        "volume": 100 + i,
+        "qualifiers": 3,
+        "venue": "X",
+        "buyer_id": "B7",
+    }
+    return {**_shared_v1(i), **own} | over
+
+
+def quote_v1(i: int = 0, **over: Any) -> Row:
+    """Make one record of schemas/quote_v1.avsc; keyword arguments replace its values."""
+    own = {
+        "bid_price": Decimal("45.120000"),
+        "bid_volume": 200 + i,
+        "ask_price": Decimal("45.130000"),
+        "ask_volume": 300 + i,
+    }
+    return {**_shared_v1(i), **own} | over
+
+
+def _shared_v1(i: int) -> Row:
+    moment = START + timedelta(seconds=i, milliseconds=55)
+    return {
+        "symbol": ("BHP", "CBA")[i % 2],
+        "company_id": (7078, 7162)[i % 2],
+        "exchange": "ASX",
+        "exchange_timestamp": moment,
+        "ingestion_timestamp": moment + timedelta(milliseconds=7),
+        "sequence_number": 1_000 + i,
+    }
 
 
 def _shared(i: int) -> Row:

@@ -39,6 +39,19 @@ class Decoded:
     places: npt.NDArray[np.int64]  # which body each row came from
     rejects: Sequence[tuple[int, str]]  # which body, and why; ascending
 
+    def without(self, faults: Mapping[int, str]) -> "Decoded":
+        """Make rejects of rows: `faults` tells which ones, by their place in `rows`, and why."""
+        if not faults:
+            return self
+        keep = np.ones(self.rows.num_rows, dtype=np.bool_)
+        keep[list(faults)] = False
+        rejects = [(int(self.places[row]), reason) for row, reason in faults.items()]
+        return Decoded(
+            rows=self.rows.filter(pa.array(keep)),
+            places=self.places[keep],
+            rejects=sorted([*self.rejects, *rejects]),
+        )
+
 
 class Decoder:
     """Decodes the bodies that one writer's schema describes into columns of that schema."""

@@ -1,4 +1,4 @@
-"""A writer's records, read as a kind: schema resolution by the rules of the Avro specification.
+"""A writer's records, read as ours: schema resolution by the rules of the Avro specification.
 
 A field is taken by its name or one of our aliases, widened where ours is wider, and filled with
 our default where the writer does not have it; what only the writer has is left out
@@ -7,7 +7,7 @@ scale is refused: taken as it is, it would change every price.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,20 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2cli.codec.decode import Decoded, Decoder
-from k2cli.records import RecordKind, arrow_field
+from k2cli.columns import YEAR_1_US, YEAR_9999_US
+from k2cli.records import arrow_field, avro_to_arrow_schema
 
-_YEAR_1_US: Final = -62_135_596_800_000_000
-_YEAR_9999_US: Final = 253_402_300_799_999_999
-_Found = Mapping[int, str]  # row -> why it does not fit
+Faults = Mapping[int, str]  # row -> why it does not fit
+_US_A_UNIT: Final = {"ms": 1_000, "us": 1}
 
 
 class Incompatible(ValueError):
-    """Records of the writer's schema cannot be read as the kind; the message names the field."""
+    """Records of the writer's schema cannot be read as ours; the message names the field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Column:
-    """How one column of a kind is made of the writer's."""
+    """How one column of ours is made of the writer's."""
 
     ours: pa.Field
     source: str | None  # the writer's field; None: our default
@@ -37,57 +37,52 @@ class _Column:
     symbols: Sequence[str] | None  # of our enum, where the writer's may hold others
 
 
-class KindDecoder:
-    """Decodes the bodies of one writer's schema into rows of a kind."""
+class RecordDecoder:
+    """Decodes the bodies of one writer's schema into rows of one of our schemas."""
 
-    def __init__(self, schema: Mapping[str, Any], kind: RecordKind) -> None:
-        """Compare the writer's schema with the kind's.
+    def __init__(self, schema: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+        """Compare the writer's schema with ours.
 
         Raises:
-            Incompatible: no record of the writer's can be read as the kind.
+            Incompatible: no record of the writer's can be read as ours.
         """
-        if schema.get("type") != "record" or schema.get("name") != kind.avro["name"]:
-            found = schema.get("name") or schema.get("type")
-            raise Incompatible(f"the schema is of {found}, not of {kind.avro['name']}")
+        found = record_name(schema)
+        if found != ours["name"]:
+            raise Incompatible(
+                f"the schema is of {found or schema.get('type')}, not of {ours['name']}"
+            )
         theirs = {field["name"]: field for field in schema["fields"]}
-        self._kind = kind
-        self._columns = [_column(field, theirs) for field in kind.avro["fields"]]
+        self._arrow = avro_to_arrow_schema(ours)
+        self._columns = [_column(field, theirs) for field in ours["fields"]]
         sources = {column.source for column in self._columns if column.source}
         self._decoder = Decoder(schema, sources)
 
     def decode(self, bodies: Sequence[bytes]) -> Decoded:
-        """Decode bodies; what does not decode, or does not fit the kind, is a reject."""
+        """Decode bodies; what does not decode, or does not fit our schema, is a reject."""
         decoded = self._decoder.decode(bodies)
-        unfit: dict[int, str] = {}
+        faults: dict[int, str] = {}
         columns: list[pa.Array] = []
         for column in self._columns:
             values = self._values(column, decoded.rows)
             for find in _checks(column):
-                unfit = {**find(values), **unfit}
+                faults = {**find(values), **faults}
             columns.append(values)
-        keep = np.ones(decoded.rows.num_rows, dtype=np.bool_)
-        keep[list(unfit)] = False
-        if unfit:
-            mask = pa.array(keep)
-            columns = [values.filter(mask) for values in columns]
-        rejects = [(int(decoded.places[row]), reason) for row, reason in unfit.items()]
-        return Decoded(
-            rows=pa.RecordBatch.from_arrays(
-                [values.cast(column.ours.type) for values, column in self._pairs(columns)],
-                schema=self._kind.arrow,
-            ),
-            places=decoded.places[keep],
-            rejects=sorted([*decoded.rejects, *rejects]),
-        )
-
-    def _pairs(self, columns: Sequence[pa.Array]) -> list[tuple[pa.Array, _Column]]:
-        return list(zip(columns, self._columns, strict=True))
+        rows = pa.RecordBatch.from_arrays(columns, self._arrow.names)
+        fit = replace(decoded, rows=rows).without(faults)
+        return replace(fit, rows=fit.rows.cast(self._arrow))
 
     @staticmethod
     def _values(column: _Column, rows: pa.RecordBatch) -> pa.Array:
         if column.source is not None:
             return rows[column.source]
         return pa.repeat(pa.scalar(column.default, column.ours.type), rows.num_rows)
+
+
+def record_name(schema: Mapping[str, Any]) -> str | None:
+    """Return the name of a record without its namespace; None for a schema of something else."""
+    if schema.get("type") != "record":
+        return None
+    return str(schema["name"]).rpartition(".")[2]
 
 
 def _column(field: Mapping[str, Any], theirs: Mapping[str, Mapping[str, Any]]) -> _Column:
@@ -126,10 +121,10 @@ def _symbols(ours: Any, written: Any) -> Sequence[str] | None:
             return None
 
 
-def _checks(column: _Column) -> list[Callable[[pa.Array], _Found]]:
+def _checks(column: _Column) -> list[Callable[[pa.Array], Faults]]:
     """List what the values of a column have to be looked at for."""
     ours = column.ours
-    checks: list[Callable[[pa.Array], _Found]] = []
+    checks: list[Callable[[pa.Array], Faults]] = []
     if not ours.nullable:
         checks.append(lambda values: _found(_nulls(values), f"{ours.name} is null"))
     if column.symbols is not None:
@@ -137,14 +132,14 @@ def _checks(column: _Column) -> list[Callable[[pa.Array], _Found]]:
         checks.append(lambda values: _unknown_symbols(values, known, ours.name))
     if pa.types.is_decimal(ours.type):
         reason = f"{ours.name} is negative or does not fit {ours.type}"
-        checks.append(lambda values: _found(_unfit_decimals(values, ours.type.precision), reason))
+        checks.append(lambda values: _found(unfit_decimals(values, ours.type.precision), reason))
     if pa.types.is_timestamp(ours.type):
         reason = f"{ours.name} is outside the years 1 to 9999"
         checks.append(lambda values: _found(_unfit_times(values), reason))
     return checks
 
 
-def _found(is_bad: npt.NDArray[np.bool_], reason: str) -> _Found:
+def _found(is_bad: npt.NDArray[np.bool_], reason: str) -> Faults:
     return dict.fromkeys(np.flatnonzero(is_bad).tolist(), reason)
 
 
@@ -153,12 +148,13 @@ def _nulls(values: pa.Array) -> npt.NDArray[np.bool_]:
     return is_null
 
 
-def _unknown_symbols(values: pa.Array, known: pa.StringArray, name: str) -> _Found:
+def _unknown_symbols(values: pa.Array, known: pa.StringArray, name: str) -> Faults:
     is_unknown = pc.invert(pc.is_in(values, known)).to_numpy(zero_copy_only=False)
     return {row: f"{name} is {values[row]}" for row in np.flatnonzero(is_unknown).tolist()}
 
 
-def _unfit_decimals(values: pa.Array, precision: int) -> npt.NDArray[np.bool_]:
+def unfit_decimals(values: pa.Array, precision: int) -> npt.NDArray[np.bool_]:
+    """Find those of a column of decimals that are negative or have more digits."""
     buffer = values.buffers()[1]
     if not len(values):
         return np.zeros(0, dtype=np.bool_)
@@ -170,4 +166,5 @@ def _unfit_decimals(values: pa.Array, precision: int) -> npt.NDArray[np.bool_]:
 
 def _unfit_times(values: pa.Array) -> npt.NDArray[np.bool_]:
     times: npt.NDArray[np.int64] = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    return (times < _YEAR_1_US) | (times > _YEAR_9999_US)
+    us_a_unit = _US_A_UNIT[values.type.unit]
+    return (times < YEAR_1_US // us_a_unit) | (times > YEAR_9999_US // us_a_unit)

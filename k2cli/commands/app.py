@@ -13,7 +13,9 @@ from k2cli.commands.config import config_app
 from k2cli.commands.consume import consume
 from k2cli.commands.demo import demo
 from k2cli.commands.export import export_app
+from k2cli.commands.init import init
 from k2cli.commands.load import load_app
+from k2cli.commands.produce import produce
 from k2cli.commands.query import query_app
 from k2cli.commands.simulate import simulate_app
 from k2cli.commands.stream import stream_app
@@ -68,6 +70,8 @@ def root(
 
 app.command()(demo)
 app.add_typer(stream_app, name="stream")
+app.command()(init)
+app.command()(produce)
 app.command()(consume)
 app.add_typer(load_app, name="load")
 app.add_typer(query_app, name="query")

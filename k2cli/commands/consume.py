@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _GROUP: Final = "k2-iceberg-writer"
 _BATCH_ROWS: Final = 100_000
 _INTERVAL_S: Final = 10.0
+_CURRENCY: Final = "AUD"
 _PRINT_INTERVAL_S: Final = 0.2  # rows on stdout should come at once
 
 
@@ -136,6 +137,9 @@ def consume(
             show_default=False,
         ),
     ] = None,
+    currency: Annotated[
+        str, typer.Option("--currency", help="For records of the v1 schemas, which have none.")
+    ] = _CURRENCY,
     timeout: TimeoutOpt = None,
     log_format: LogFormatOpt = None,
     summary: SummaryOpt = output.Summary.TEXT,
@@ -153,6 +157,8 @@ def consume(
     options = {**config.kafka, **key_values(kafka, "--kafka-option")}
     timeout_s = timeout or TIMEOUT_S
     begin = _start(start)
+    if not currency.isalnum():
+        raise typer.BadParameter(f"{currency!r} is no currency", param_hint="--currency")
     if rejects is not None and on_bad is OnBad.STOP:
         raise UsageError("--rejects and --on-bad stop exclude each other")
 
@@ -179,7 +185,12 @@ def consume(
     with ExitStack() as stack:
         registry = stack.enter_context(open_registry(config.schema_registry, timeout_s=timeout_s))
         feeds = _feeds(
-            options, registry, topics=split_commas(topic), kind=kind, timeout_s=timeout_s
+            options,
+            registry,
+            topics=split_commas(topic),
+            kind=kind,
+            timeout_s=timeout_s,
+            currency=currency,
         )
         registry.check()
         view = _open_view(stack, log_format, is_printed=is_printed)
@@ -232,14 +243,17 @@ def _feeds(
     topics: "Sequence[str]",
     kind: KindName | None,
     timeout_s: float,
+    currency: str,
 ) -> "list[Feed]":
+    from k2cli.codec.upgrade import Facts
     from k2cli.consuming import Feed
     from k2cli.ingestion.kafka.messages import MessageReader
     from k2cli.ingestion.kafka.topics import Topics
 
+    facts = Facts(currency=currency)
     client = Topics(kafka, timeout_s=timeout_s)
     names = topics or [
-        name for name in client.names() if name.startswith("market.") and _kind(name, kind)
+        name for name in client.names() if name.startswith("market.") and kind_of(name, kind)
     ]
     if not names:
         raise NotFound(
@@ -248,7 +262,7 @@ def _feeds(
         )
     feeds = []
     for info in client.describe(names):
-        held = _kind(info.name, kind)
+        held = kind_of(info.name, kind)
         if held is None:
             raise UsageError(
                 f"the name of topic {info.name} does not tell what it holds",
@@ -259,13 +273,14 @@ def _feeds(
                 topic=info.name,
                 topic_id=info.id,
                 kind=held,
-                messages=MessageReader(registry=registry, kind=held),
+                messages=MessageReader(registry=registry, kind=held, topic=info.name, facts=facts),
             )
         )
     return feeds
 
 
-def _kind(topic: str, kind: KindName | None) -> "RecordKind | None":
+def kind_of(topic: str, kind: KindName | None) -> "RecordKind | None":
+    """Tell what a topic holds: as said, else by the end of its name."""
     from k2cli.records import KINDS
 
     return KINDS.get(kind.value if kind else topic.rpartition(".")[2])

@@ -71,8 +71,9 @@ def _stream(config: Settings, seconds: float) -> "Totals":
     from k2cli.commands.stream import open_view
     from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
     from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
-    from k2cli.pipeline import Pump, PumpPolicy, TableSink
+    from k2cli.pipeline import Pump, PumpPolicy
     from k2cli.rejects import RejectLog
+    from k2cli.sinks import TableSink
     from k2cli.storage.lake import open_lake
 
     venue = VENUES[Market.SPOT]

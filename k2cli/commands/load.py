@@ -12,12 +12,19 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.commands import output
+from k2cli.commands.events import LogFormat, log_event
+from k2cli.commands.kafka import produce_options
 from k2cli.commands.options import (
+    AutoRegisterOpt,
     ForceOpt,
     FormatOpt,
     HomeOpt,
+    KafkaOpt,
     OutputOpt,
+    RegistryOpt,
     SummaryOpt,
+    TimeoutOpt,
+    TopicOpt,
     settings,
     split_commas,
 )
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from k2cli.ingestion.csv.layout import Layout
     from k2cli.ingestion.csv.source import CsvOptions
     from k2cli.loading import Allowance, FileSums, FileToLoad, LoadPolicy, LoadTotals
+    from k2cli.producing import ProduceOptions
     from k2cli.query.render import NdjsonRenderer
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
@@ -42,6 +50,7 @@ class LoadTo(StrEnum):
     """Where the rows of files go."""
 
     TABLE = "table"
+    KAFKA = "kafka"
     STDOUT = "stdout"
 
 
@@ -103,8 +112,11 @@ def load_csv(
         ),
     ] = None,
     to: Annotated[
-        LoadTo, typer.Option("--to", help="Into the table, or as ndjson onto stdout.")
+        LoadTo,
+        typer.Option("--to", help="Into the table, onto a Kafka topic, or as ndjson onto stdout."),
     ] = LoadTo.TABLE,
+    topic: TopicOpt = None,
+    auto_register: AutoRegisterOpt = True,
     checksum: Annotated[
         bool, typer.Option("--checksum", help="Verify the .CHECKSUM file beside each file.")
     ] = False,
@@ -135,6 +147,9 @@ def load_csv(
         typer.Option("--max-rejects", help="Rejects that a file may have: N, or P% of its lines."),
     ] = "0",
     summary: SummaryOpt = output.Summary.TEXT,
+    timeout: TimeoutOpt = None,
+    kafka: KafkaOpt = None,
+    registry: RegistryOpt = None,
     home: HomeOpt = None,
 ) -> None:
     """Load CSV files, each all or nothing, and each only once.
@@ -142,7 +157,7 @@ def load_csv(
     A file's digest is recorded in the commit that holds its rows: a second run loads nothing,
     says so and exits 0. A file with more rejects than allowed is not loaded (exit code 6); the
     other files are. A file that has grown since then is only loaded with --follow-appends or
-    --force.
+    --force. With --to kafka a file is one transaction, and is sent as often as asked.
 
     Example: k2 load csv BTCUSDT-trades-2026-01-12.zip --layout binance-trades
     """
@@ -152,6 +167,7 @@ def load_csv(
     from k2cli.rejects import RejectLog
 
     is_written = to is LoadTo.TABLE and not dry_run
+    is_sent = to is LoadTo.KAFKA and not dry_run
     if follow_appends and not is_written:
         raise typer.BadParameter("only into the table", param_hint="--follow-appends")
     if (checksum or follow_appends) and "-" in paths:
@@ -182,11 +198,21 @@ def load_csv(
         )
         if is_written:
             handle = _loading(stack, policy, config)
+        elif is_sent:
+            produce = produce_options(
+                config,
+                kafka=kafka,
+                registry=registry,
+                timeout=timeout,
+                topic=topic,
+                auto_register=auto_register,
+            )
+            handle = _sending(stack, policy, produce, paths)
         else:
             handle = _printing(stack, policy, limit=_PREVIEW_ROWS if dry_run else None)
         totals = _load_each(source.files(paths), _checked(handle) if checksum else handle)
     totals.duration_s = round(time.monotonic() - started, 3)
-    output.summary(asdict(totals), summary, is_data_on_stdout=not is_written)
+    output.summary(asdict(totals), summary, is_data_on_stdout=not (is_written or is_sent))
     if totals.failed:
         raise BadData(f"{totals.failed} of {totals.files} files not loaded")
 
@@ -326,6 +352,28 @@ def _loading(stack: ExitStack, policy: "LoadPolicy", config: Settings) -> Handle
         with _progress(file) as on_batch:
             sums, snapshot_id = load_into_table(file, lake, policy, on_batch)
         return sums, snapshot_id is not None
+
+    return handle
+
+
+def _sending(
+    stack: ExitStack, policy: "LoadPolicy", produce: "ProduceOptions", paths: list[str]
+) -> Handle:
+    """Send every file to its topics."""
+    import hashlib
+    from dataclasses import replace
+
+    from k2cli.loading import load_into_topics
+    from k2cli.producing import open_topics
+
+    # The same command twice at once: the second one ends the first one's transaction.
+    said = hashlib.sha256("\0".join([produce.topic or "", *paths]).encode()).hexdigest()
+    options = replace(produce, transaction=f"k2-load-{said[:32]}", patience_s=produce.timeout_s)
+    topics = stack.enter_context(open_topics(options, observe=log_event(LogFormat.TEXT)))
+
+    def handle(file: "FileToLoad") -> "tuple[FileSums, bool]":
+        with _progress(file) as on_batch:
+            return load_into_topics(file, topics, policy, on_batch), True
 
     return handle
 

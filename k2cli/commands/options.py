@@ -11,6 +11,8 @@ from k2cli.commands.events import LogFormat
 from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, load_settings, parse_duration_s
 
+BOOTSTRAP: Final = "bootstrap.servers"  # of Kafka: where it is set, Kafka is in use
+
 HomeOpt = Annotated[
     Path | None,
     typer.Option(
@@ -87,6 +89,30 @@ KafkaOpt = Annotated[
     ),
 ]
 
+RegistryOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--registry-option",
+        help="Any setting of the registry's client, over those of [schema_registry]: "
+        "url=http://HOST:8081. Repeat it.",
+    ),
+]
+TopicOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--topic",
+        "-t",
+        help="Topic for all rows, with --to kafka.",
+        show_default="market.{asset class}.{trades or quotes}",
+    ),
+]
+AutoRegisterOpt = Annotated[
+    bool,
+    typer.Option(
+        "--auto-register/--no-auto-register",
+        help="Register our schema where the registry does not have it yet, with --to kafka.",
+    ),
+]
 LogFormatOpt = Annotated[
     LogFormat | None,
     typer.Option(

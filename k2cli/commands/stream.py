@@ -4,6 +4,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,21 +12,31 @@ import typer
 
 from k2cli.commands import output
 from k2cli.commands.events import LogFormat, Observer, log_event
+from k2cli.commands.kafka import kafka_settings, produce_options
 from k2cli.commands.options import (
+    BOOTSTRAP,
     DURATION,
+    AutoRegisterOpt,
     HomeOpt,
+    KafkaOpt,
     LogFormatOpt,
+    RegistryOpt,
     SummaryOpt,
+    TimeoutOpt,
+    TopicOpt,
     settings,
     split_commas,
 )
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.config import Settings
-from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
+from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, Venue, parse_symbol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from k2cli.commands.live import LiveView
     from k2cli.flow import Sink
+    from k2cli.producing import ProduceOptions
 
 stream_app = typer.Typer(help="Stream an exchange's live feed.", no_args_is_help=True)
 
@@ -34,6 +45,7 @@ class Destination(StrEnum):
     """Where rows go."""
 
     TABLE = "table"
+    KAFKA = "kafka"
     STDOUT = "stdout"
 
 
@@ -71,8 +83,15 @@ def binance(
         ),
     ] = None,
     to: Annotated[
-        Destination, typer.Option("--to", help="Into the tables, or as ndjson onto stdout.")
-    ] = Destination.TABLE,
+        Destination | None,
+        typer.Option(
+            "--to",
+            help="Into the tables, onto Kafka topics, or as ndjson onto stdout.",
+            show_default="kafka where one is set up, else table",
+        ),
+    ] = None,
+    topic: TopicOpt = None,
+    auto_register: AutoRegisterOpt = True,
     max_messages: Annotated[
         int | None, typer.Option("--max-messages", min=1, help="End after this many data frames.")
     ] = None,
@@ -122,22 +141,31 @@ def binance(
     ] = None,
     log_format: LogFormatOpt = None,
     summary: SummaryOpt = output.Summary.TEXT,
+    timeout: TimeoutOpt = None,
+    kafka: KafkaOpt = None,
+    registry: RegistryOpt = None,
     home: HomeOpt = None,
 ) -> None:
     """Stream trades and quotes from Binance, exactly once, until stopped.
 
     SIGINT and SIGTERM end it cleanly after a last commit; a second signal ends it at once.
     A connection that drops is reopened; what the table holds already is not written twice.
+    With --to kafka a trade is sent once in a run, and counts when the brokers hold it; outages of
+    theirs are waited out.
 
     Example: k2 stream binance --symbols BTCUSDT,ETHUSDT --channels trade,bookTicker
     """
     config = settings(home)
+    is_clustered = bool(kafka_settings(config, kafka).get(BOOTSTRAP))
+    target = to or (Destination.KAFKA if is_clustered else Destination.TABLE)
     instruments = [parse_symbol(symbol) for symbol in split_commas(symbols)]
     chosen = [_channel(name) for name in split_commas(channels)]
     if not instruments:
         raise typer.BadParameter("no symbol given", param_hint="--symbols")
     if not chosen:
         raise typer.BadParameter("no channel given", param_hint="--channels")
+    if topic is not None and len(chosen) > 1:
+        raise typer.BadParameter("one topic holds one channel's rows", param_hint="--topic")
 
     import pyarrow as pa
 
@@ -157,6 +185,15 @@ def binance(
         stale_after_s=stale_after or defaults.stale_after,
         max_messages=max_messages,
     )
+    produce = partial(
+        produce_options,
+        config,
+        kafka=kafka,
+        registry=registry,
+        timeout=timeout,
+        topic=topic,
+        auto_register=auto_register,
+    )
     policy = PumpPolicy(
         flush_rows=flush_rows or defaults.flush_rows,
         flush_interval_s=flush_interval or defaults.flush_interval,
@@ -166,13 +203,13 @@ def binance(
     reject_path = rejects or config.home / "rejects" / "stream-binance.ndjson"
     title = f"{venue.exchange} {','.join(channel.value for channel in chosen)}"
     with ExitStack() as stack:
-        is_watched = log_format is None and to is Destination.TABLE
+        is_watched = log_format is None and target is not Destination.STDOUT
         view = open_view(stack, title) if is_watched else None
         observe = view.on_event if view else log_event(log_format or LogFormat.TEXT)
         source = BinanceStream(options=options, observe=observe)
         pump = Pump(
             source=source,
-            sink=_open_sink(stack, to, config, venue.exchange, observe),
+            sink=_open_sink(stack, target, config, produce, venue, chosen, observe),
             rejects=stack.enter_context(RejectLog(reject_path)),
             policy=policy,
             observe=observe,
@@ -185,7 +222,7 @@ def binance(
         finally:
             stack.close()
             sums = {**asdict(pump.totals), "duration_s": round(pump.totals.duration_s, 3)}
-            output.summary(sums, summary, is_data_on_stdout=to is Destination.STDOUT)
+            output.summary(sums, summary, is_data_on_stdout=target is Destination.STDOUT)
 
 
 def _channel(name: str) -> Channel:
@@ -207,12 +244,30 @@ def open_view(stack: ExitStack, title: str) -> "LiveView | None":
 
 
 def _open_sink(
-    stack: ExitStack, to: Destination, config: Settings, exchange: str, observe: Observer
+    stack: ExitStack,
+    to: Destination,
+    config: Settings,
+    produce: "Callable[[], ProduceOptions]",
+    venue: Venue,
+    channels: list[Channel],
+    observe: Observer,
 ) -> "Sink":
-    from k2cli.pipeline import NdjsonSink, TableSink
-    from k2cli.storage.lake import open_lake
+    from k2cli.sinks import NdjsonSink, TableSink, TopicSink
 
-    if to is Destination.STDOUT:
-        return NdjsonSink(out=sys.stdout.buffer, exchange=exchange, observe=observe)
-    lake = stack.enter_context(open_lake(config, create=True))
-    return TableSink(lake=lake, exchange=exchange, observe=observe)
+    match to:
+        case Destination.STDOUT:
+            return NdjsonSink(out=sys.stdout.buffer, exchange=venue.exchange, observe=observe)
+        case Destination.KAFKA:
+            from k2cli.producing import open_topics
+            from k2cli.records import QUOTES, TRADES
+
+            topics = stack.enter_context(open_topics(produce(), observe=observe))
+            for channel in channels:
+                kind = TRADES if channel is Channel.TRADE else QUOTES
+                topics.prepare(kind, venue.asset_class)
+            return TopicSink(topics=topics, exchange=venue.exchange, observe=observe)
+        case Destination.TABLE:
+            from k2cli.storage.lake import open_lake
+
+            lake = stack.enter_context(open_lake(config, create=True))
+            return TableSink(lake=lake, exchange=venue.exchange, observe=observe)

@@ -10,26 +10,11 @@ from builders import quotes_batch, trades_batch
 from cluster import Cluster, ids_of, numbered_trades, values_of
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from services.kafka import KafkaAddress
-from services.registry import RegistryAddress
 
 from k2cli.codec.encode import wire_header
 from k2cli.records import QUOTES, TRADES
 
 AWAY = ("--timeout", "1s", "--until-end")
-
-
-@pytest.fixture
-def cluster(
-    kafka: KafkaAddress, registry: RegistryAddress, home: Path, k2_env: dict[str, str]
-) -> Cluster:
-    env = {
-        **k2_env,
-        "K2_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
-        "K2_SCHEMA_REGISTRY_URL": registry.url,
-        "K2_KAFKA_HEARTBEAT_INTERVAL_MS": "200",
-    }
-    return Cluster(kafka.bootstrap, registry.url, home, env)
 
 
 @pytest.fixture

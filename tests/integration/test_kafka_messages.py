@@ -18,7 +18,7 @@ from services.kafka import KafkaAddress
 from services.registry import RegistryAddress
 
 from k2cli.codec.encode import encode_messages, wire_header
-from k2cli.errors import BadData, ConfigError, Conflict, NotFound, Unavailable
+from k2cli.errors import BadData, ConfigError, NotFound, Unavailable
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.producer import open_writer
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
@@ -72,8 +72,8 @@ def values_of(rows: pa.RecordBatch, schema_id: int) -> list[bytes]:
 
 
 def read(schemas: Registry, values: list[bytes | None]) -> Any:
-    return MessageReader(registry=schemas, kind=TRADES).read(
-        values, np.arange(100, 100 + len(values))
+    return MessageReader(registry=schemas, kind=TRADES, topic="any").read(
+        values, np.zeros(len(values), np.int64), np.arange(100, 100 + len(values))
     )
 
 
@@ -95,8 +95,9 @@ def test_rows_arrive_whole_and_in_the_order_of_their_symbol(
         writer.write(topic, TRADES, rows, header=header)
         writer.flush()
     messages = messages_of(kafka, topic, rows.num_rows)
-    decoded = MessageReader(registry=schemas, kind=TRADES).read(
+    decoded = MessageReader(registry=schemas, kind=TRADES, topic=topic).read(
         [message.value() for message in messages],
+        np.array([message.partition() for message in messages]),
         np.array([message.offset() for message in messages]),
     )
     assert decoded.rejects == []
@@ -199,7 +200,7 @@ def test_the_registry_tells_what_is_wrong(schemas: Registry, topic_name: str):
     assert schemas.find(subject, TRADES.avro) == schema_id == schemas.register(subject, TRADES.avro)
     fields = [field for field in TRADES.avro["fields"] if field["name"] != "symbol"]
     narrower = {"name": "sector", "type": "string"}
-    with pytest.raises(Conflict, match=f"cannot register a schema as {subject}"):
+    with pytest.raises(BadData, match=f"cannot register a schema as {subject}"):
         schemas.register(subject, {**TRADES.avro, "fields": [*fields, narrower]})
     with pytest.raises(BadData):
         schemas.register(subject, {"type": "record", "name": "x"})

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2cli.codec.encode import encode_messages
-from k2cli.codec.resolve import KindDecoder
+from k2cli.codec.resolve import RecordDecoder
 from k2cli.records import KINDS, RecordKind
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
@@ -52,7 +52,7 @@ def _rows(kind: RecordKind) -> st.SearchStrategy[list[Row]]:
     return st.lists(row, max_size=12)
 
 
-_DECODERS = {name: KindDecoder(kind.avro, kind) for name, kind in KINDS.items()}
+_DECODERS = {name: RecordDecoder(kind.avro, kind.avro) for name, kind in KINDS.items()}
 _SCHEMAS = {name: fastavro.parse_schema(dict(kind.avro)) for name, kind in KINDS.items()}
 _BATCHES = st.sampled_from(list(KINDS.values())).flatmap(
     lambda kind: st.tuples(st.just(kind), _rows(kind))

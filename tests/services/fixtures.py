@@ -10,9 +10,11 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pytest
+from cluster import Cluster
 
 from services import ServiceMissing
 from services.kafka import KafkaAddress, KafkaBroker, kafka_software
@@ -110,6 +112,20 @@ def own_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRegist
             return registries.enter_context(_running(SchemaRegistry(folder, software=software)))
 
         yield start
+
+
+@pytest.fixture
+def cluster(
+    kafka: KafkaAddress, registry: RegistryAddress, home: Path, k2_env: dict[str, str]
+) -> Cluster:
+    """The shared broker and registry, with a home of its own."""
+    env = {
+        **k2_env,
+        "K2_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
+        "K2_SCHEMA_REGISTRY_URL": registry.url,
+        "K2_KAFKA_HEARTBEAT_INTERVAL_MS": "200",  # a second member joins in 1 s instead of 3
+    }
+    return Cluster(kafka.bootstrap, registry.url, home, env)
 
 
 @pytest.fixture

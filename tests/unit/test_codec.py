@@ -1,17 +1,15 @@
 """Avro messages: exact, fast, and every bad one found."""
 
-import io
 import json
 from decimal import Decimal
 from typing import Any
 
-import fastavro
 import pyarrow as pa
 import pytest
-from builders import START, batch_of, quotes_batch, trade_row, trades_batch
+from builders import START, batch_of, quotes_batch, trade_row, trades_batch, written
 
 from k2cli.codec.encode import encode_messages, varint, wire_header
-from k2cli.codec.resolve import Incompatible, KindDecoder
+from k2cli.codec.resolve import Incompatible, RecordDecoder
 from k2cli.records import KINDS, QUOTES, TRADES, RecordKind
 
 BATCHES = {"trades": trades_batch, "quotes": quotes_batch}
@@ -19,17 +17,6 @@ BATCHES = {"trades": trades_batch, "quotes": quotes_batch}
 
 def bodies_of(rows: pa.RecordBatch, kind: RecordKind = TRADES) -> list[bytes]:
     return encode_messages(rows, kind.avro).to_pylist()
-
-
-def written(schema: dict[str, Any], *records: dict[str, Any]) -> list[bytes]:
-    """Write records with fastavro: the reference for every body."""
-    parsed = fastavro.parse_schema(schema)
-    bodies = []
-    for record in records:
-        out = io.BytesIO()
-        fastavro.schemaless_writer(out, parsed, record)
-        bodies.append(out.getvalue())
-    return bodies
 
 
 def as_records(rows: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -53,7 +40,7 @@ def test_bodies_are_those_that_fastavro_writes(kind: RecordKind):
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
 def test_rows_come_back_as_they_were(kind: RecordKind):
     rows = BATCHES[kind.name](1_000)
-    decoded = KindDecoder(kind.avro, kind).decode(bodies_of(rows, kind))
+    decoded = RecordDecoder(kind.avro, kind.avro).decode(bodies_of(rows, kind))
     assert decoded.rows.equals(rows)
     assert decoded.rows.schema.equals(kind.arrow)
     assert decoded.places.tolist() == list(range(1_000))
@@ -62,7 +49,7 @@ def test_rows_come_back_as_they_were(kind: RecordKind):
 
 def test_nothing_becomes_nothing():
     assert bodies_of(trades_batch(0)) == []
-    decoded = KindDecoder(TRADES.avro, TRADES).decode([])
+    decoded = RecordDecoder(TRADES.avro, TRADES.avro).decode([])
     assert (decoded.rows.num_rows, decoded.places.size, decoded.rejects) == (0, 0, [])
 
 
@@ -81,7 +68,7 @@ def test_empty_and_full_lists_maps_and_nulls_side_by_side():
             trade_row(source_sequence=-(2**63), platform_sequence=2**63 - 1),
         ],
     )
-    assert KindDecoder(TRADES.avro, TRADES).decode(bodies_of(rows)).rows.equals(rows)
+    assert RecordDecoder(TRADES.avro, TRADES.avro).decode(bodies_of(rows)).rows.equals(rows)
     records = [
         {**row, "vendor_data": None if row["vendor_data"] is None else dict(row["vendor_data"])}
         for row in rows.to_pylist()
@@ -121,7 +108,7 @@ def test_bad_bodies_are_told_from_good_ones():
     bodies[20] += b"x"
     bodies[30] = bodies[30][:-1]
     bodies[40] = b"\xff" * 60
-    decoded = KindDecoder(TRADES.avro, TRADES).decode(bodies)
+    decoded = RecordDecoder(TRADES.avro, TRADES.avro).decode(bodies)
     assert dict(decoded.rejects) == {
         10: "the body does not decode: EOFError",
         20: "1 bytes are left over behind the record",
@@ -137,13 +124,15 @@ def test_bad_bodies_are_told_from_good_ones():
 def test_two_halves_never_pass_for_two_records():
     one, two, three = bodies_of(trades_batch(3))
     bodies = [one + two[:20], two[20:] + three, b""]
-    decoded = KindDecoder(TRADES.avro, TRADES).decode(bodies)
+    decoded = RecordDecoder(TRADES.avro, TRADES.avro).decode(bodies)
     assert decoded.rows.num_rows == 0
     assert [place for place, _ in decoded.rejects] == [0, 1, 2]
 
 
 def test_bodies_of_nothing_but_noise_end():
-    decoded = KindDecoder(TRADES.avro, TRADES).decode([bytes([n % 251]) * n for n in range(300)])
+    decoded = RecordDecoder(TRADES.avro, TRADES.avro).decode(
+        [bytes([n % 251]) * n for n in range(300)]
+    )
     assert len(decoded.rejects) == 300
 
 
@@ -152,7 +141,9 @@ def test_decimals_written_with_bytes_to_spare_are_read():
     row = {**as_records(trades_batch(1))[0], "price": (6_180_000_000_000).to_bytes(12)}
     (body,) = written(schema, row)
     moved = evolved(price=TRADES.avro["fields"][6])  # the same field, at the end
-    assert KindDecoder(moved, TRADES).decode([body]).rows["price"].to_pylist() == [Decimal(61800)]
+    assert RecordDecoder(moved, TRADES.avro).decode([body]).rows["price"].to_pylist() == [
+        Decimal(61800)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +162,7 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
     rows[1] |= over
     time = {"type": {"type": "long", "logicalType": "timestamp-micros"}}
     read = evolved(price={"type": wide}, quantity={"type": wide}, timestamp=time)
-    decoded = KindDecoder(read, TRADES).decode(written(schema, *rows))
+    decoded = RecordDecoder(read, TRADES.avro).decode(written(schema, *rows))
     assert decoded.rejects == [(1, reason)]
     assert decoded.places.tolist() == [0, 2]
     assert decoded.rows.num_rows == 2
@@ -180,19 +171,25 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
 def test_a_newer_schema_is_read_with_the_fields_we_know():
     schema = evolved(venue={"type": ["null", "string"], "default": None}, score={"type": "double"})
     rows = [{**row, "venue": "X", "score": 0.5} for row in as_records(trades_batch(3))]
-    assert KindDecoder(schema, TRADES).decode(written(schema, *rows)).rows.equals(trades_batch(3))
+    assert (
+        RecordDecoder(schema, TRADES.avro)
+        .decode(written(schema, *rows))
+        .rows.equals(trades_batch(3))
+    )
 
 
 def test_fields_that_an_older_schema_lacks_get_our_default():
     schema = evolved(drop="trade_conditions")
     rows = trades_batch(3)
-    decoded = KindDecoder(schema, TRADES).decode(written(schema, *as_records(rows)))
+    decoded = RecordDecoder(schema, TRADES.avro).decode(written(schema, *as_records(rows)))
     assert decoded.rows.equals(rows)
 
 
 def test_an_int_is_widened_to_our_long():
     schema = evolved(source_sequence={"type": ["null", "int"], "default": None})
-    decoded = KindDecoder(schema, TRADES).decode(written(schema, *as_records(trades_batch(3))))
+    decoded = RecordDecoder(schema, TRADES.avro).decode(
+        written(schema, *as_records(trades_batch(3)))
+    )
     assert decoded.rows["source_sequence"].to_pylist() == [1_000, 1_001, 1_002]
     assert decoded.rows.schema.equals(TRADES.arrow)
 
@@ -203,7 +200,7 @@ def test_a_symbol_that_only_the_writer_knows_is_a_reject():
     )
     rows = as_records(trades_batch(3))
     rows[1]["side"] = "CROSS"
-    decoded = KindDecoder(schema, TRADES).decode(written(schema, *rows))
+    decoded = RecordDecoder(schema, TRADES.avro).decode(written(schema, *rows))
     assert decoded.rejects == [(1, "side is CROSS")]
     assert decoded.rows["side"].to_pylist() == ["BUY", "BUY"]
 
@@ -212,7 +209,7 @@ def test_a_null_where_we_need_a_value_is_a_reject():
     schema = evolved(currency={"type": ["null", "string"]})
     rows = as_records(trades_batch(2))
     rows[0]["currency"] = None
-    assert KindDecoder(schema, TRADES).decode(written(schema, *rows)).rejects == [
+    assert RecordDecoder(schema, TRADES.avro).decode(written(schema, *rows)).rejects == [
         (0, "currency is null")
     ]
 
@@ -248,5 +245,5 @@ def test_a_null_where_we_need_a_value_is_a_reject():
 )
 def test_schemas_that_cannot_be_read_say_which_field(schema: dict[str, Any], reason: str):
     with pytest.raises(Incompatible) as caught:
-        KindDecoder(schema, TRADES)
+        RecordDecoder(schema, TRADES.avro)
     assert str(caught.value) == reason

@@ -13,9 +13,10 @@ from builders import batch_of, quotes_batch, table_of, trade_row, trades_batch
 
 from k2cli.errors import BadData, Unavailable
 from k2cli.flow import Batch, Committed, Reject, Totals
-from k2cli.pipeline import NdjsonSink, Pump, PumpPolicy, TableSink
+from k2cli.pipeline import Pump, PumpPolicy
 from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.rejects import RejectLog
+from k2cli.sinks import NdjsonSink, TableSink
 from k2cli.storage.lake import Lake
 
 HOUR_S = 3600.0

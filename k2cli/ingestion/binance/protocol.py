@@ -22,10 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import UNSET, UnsetType
 
-from k2cli.errors import UsageError
-from k2cli.flow import Reject
-from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue, parse_symbol
-from k2cli.ingestion.columns import (
+from k2cli.columns import (
     DECIMAL,
     YEAR_9999_US,
     Ints,
@@ -37,6 +34,9 @@ from k2cli.ingestion.columns import (
     timestamps,
     to_batch,
 )
+from k2cli.errors import UsageError
+from k2cli.flow import Reject
+from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue, parse_symbol
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids
 
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2cli.ingestion.columns import Ints, Unfit
+from k2cli.columns import Ints, Unfit
 from k2cli.ingestion.csv.times import whole_numbers
 from k2cli.records import message_ids
 

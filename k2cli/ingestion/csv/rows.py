@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from k2cli.columns import Ints, Unfit, VendorData, decimals_of, timestamps, to_batch
 from k2cli.errors import BadData, UsageError
 from k2cli.ingestion.binance.symbols import Instrument, parse_symbol
-from k2cli.ingestion.columns import Ints, Unfit, VendorData, decimals_of, timestamps, to_batch
 from k2cli.ingestion.csv.ids import Labels, any_ids, check_ids, number_ids, place_ids
 from k2cli.ingestion.csv.ids import Rows as IdRows
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from k2cli.columns import Ints
 from k2cli.errors import BadData, UsageError
 from k2cli.flow import Batch, Reject
-from k2cli.ingestion.columns import Ints
 from k2cli.ingestion.csv.files import compression, open_plain, open_raw, read_plain
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.names import CsvOptions, file_values, stem_of

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from k2cli.columns import YEAR_9999_US, Ints, Unfit, characters, microseconds
 from k2cli.errors import UsageError
-from k2cli.ingestion.columns import YEAR_9999_US, Ints, Unfit, characters, microseconds
 from k2cli.ingestion.csv.layout import TimeRule
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -4,7 +4,6 @@ A dead letter has the key, the value and the headers of the message that it was,
 headers of text: k2.reason, k2.topic, k2.partition, k2.offset and k2.time (UTC, ISO 8601).
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from k2cli.ingestion.kafka.producer import Header, TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics
 
 SUFFIX: Final = ".dlq"
-_PREFIX: Final = "k2."
+PREFIX: Final = "k2."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +49,8 @@ class DeadLetter:
             "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
         given = cast("list[Header]", message.headers() or [])  # a dict only where one is sent
-        theirs = [(key, value) for key, value in given if not key.startswith(_PREFIX)]
-        return [*theirs, *((_PREFIX + key, str(value).encode()) for key, value in ours.items())]
+        theirs = [(key, value) for key, value in given if not key.startswith(PREFIX)]
+        return [*theirs, *((PREFIX + key, str(value).encode()) for key, value in ours.items())]
 
 
 def dead_letter_topic(topic: str) -> str:
@@ -84,5 +83,5 @@ def open_dead_letter_topics(
     kafka: Mapping[str, str], *, timeout_s: float, observe: Observer
 ) -> Iterator[DeadLetterTopics]:
     """Open what sends dead letters."""
-    with open_writer(kafka, observe=observe, patience_s=math.inf) as writer:
+    with open_writer(kafka, observe=observe) as writer:
         yield DeadLetterTopics(writer=writer, topics=Topics(kafka, timeout_s=timeout_s))

@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from k2cli.codec.decode import Decoded, empty_batch
 from k2cli.codec.encode import HEADER_BYTES, MAGIC
-from k2cli.codec.resolve import Incompatible, KindDecoder
+from k2cli.codec.kinds import KindDecoder
+from k2cli.codec.resolve import Incompatible
+from k2cli.codec.upgrade import USUAL, Facts, Origin
 from k2cli.errors import BadData, NotFound
 from k2cli.ingestion.kafka.registry import Registry
 from k2cli.records import RecordKind
@@ -18,14 +20,24 @@ _NOT_BYTES: Final = b""
 
 
 class MessageReader:
-    """Reads the values of messages that hold one kind of record, whoever wrote them."""
+    """Reads the values of a topic's messages that hold one kind of record, whoever wrote them."""
 
-    def __init__(self, *, registry: Registry, kind: RecordKind) -> None:
+    def __init__(
+        self, *, registry: Registry, kind: RecordKind, topic: str, facts: Facts = USUAL
+    ) -> None:
+        """Prepare for a topic; `facts` are for records of earlier schemas."""
         self._registry = registry
         self._kind = kind
+        self._topic = topic
+        self._facts = facts
         self._decoders: dict[bytes, KindDecoder] = {}  # by header
 
-    def read(self, values: Sequence[bytes | None], offsets: npt.NDArray[np.int64]) -> Decoded:
+    def read(
+        self,
+        values: Sequence[bytes | None],
+        partitions: npt.NDArray[np.int64],
+        offsets: npt.NDArray[np.int64],
+    ) -> Decoded:
         """Decode values, in their order; `platform_sequence` becomes the offset of each.
 
         What is no record of the kind is a reject with its place in `values` and the reason.
@@ -33,6 +45,7 @@ class MessageReader:
         Raises:
             Unavailable: the registry does not tell a schema.
         """
+        origin = self._origin(partitions, offsets)
         parts: list[tuple[pa.RecordBatch, npt.NDArray[np.int64]]] = []
         rejects: list[tuple[int, str]] = []
         for header, places in _by_header(values).items():
@@ -41,8 +54,8 @@ class MessageReader:
                 rejects += [(place, _value_reason(values[place]) or decoder) for place in places]
                 continue
             bodies = [(values[place] or _NOT_BYTES)[HEADER_BYTES:] for place in places]
-            part = decoder.decode(bodies)
             taken = np.asarray(places, dtype=np.int64)
+            part = decoder.decode(bodies, origin.take(taken))
             parts.append((part.rows, taken[part.places]))
             rejects += [(places[place], reason) for place, reason in part.rejects]
         rows, places_taken = self._in_order(parts)
@@ -61,11 +74,16 @@ class MessageReader:
         schema_id = int.from_bytes(header[1:])
         try:
             found = self._decoders[header] = KindDecoder(
-                self._registry.schema(schema_id), self._kind
+                self._registry.schema(schema_id), self._kind, self._facts
             )
         except (BadData, Incompatible, NotFound) as exc:
             return f"schema id {schema_id}: {exc}"  # asked again: it may be there next time
         return found
+
+    def _origin(self, partitions: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Origin:
+        count = int(partitions.max(initial=-1)) + 1
+        series = [f"kafka/{self._topic}/{number}" for number in range(count)]
+        return Origin(series=series, codes=partitions, numbers=offsets)
 
     def _in_order(
         self, parts: Sequence[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]

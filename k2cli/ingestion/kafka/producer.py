@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
@@ -21,7 +22,10 @@ Header = tuple[str, bytes | None]
 _ROWS: Final = 16_384  # encoded at once; bounds what waits in memory outside librdkafka
 _QUEUE_BYTES: Final = 64 << 20  # waiting for the brokers; a full queue holds the reader up
 _WAIT_S: Final = 0.2
+_BY_KEY: Final = -1  # what librdkafka calls a partition that the partitioner chooses
 _WARN_AFTER_S: Final = 5.0
+_TRANSACTION_MS: Final = 900_000  # the most that brokers allow by default
+_TRANSACTION_WAIT_S: Final = 60.0
 
 
 class TopicWriter:
@@ -31,11 +35,28 @@ class TopicWriter:
     is an error of the next `write` or `flush`, never a silent loss.
     """
 
-    def __init__(self, *, kafka: Mapping[str, str], patience_s: float, observe: Observer) -> None:
+    def __init__(
+        self,
+        *,
+        kafka: Mapping[str, str],
+        patience_s: float,
+        transaction: str | None,
+        observe: Observer,
+    ) -> None:
         self._kafka = kafka
         self._patience_s = patience_s
         self._observe = observe
         self._failure: K2Error | None = None
+        self._is_ready = False  # for transactions
+        self._is_open = False  # a transaction
+        # An outage is waited out here, not record by record in the queue.
+        limits: dict[str, object] = {"message_timeout_ms": 0}
+        if transaction is not None:
+            limits = {
+                "transactional_id": transaction,
+                "transaction_timeout_ms": _TRANSACTION_MS,
+                "message_timeout_ms": _TRANSACTION_MS,
+            }
         with translated("cannot start a Kafka producer", kafka):
             self._producer = Producer(
                 client_config(
@@ -49,10 +70,9 @@ class TopicWriter:
                     queue_buffering_max_kbytes=_QUEUE_BYTES >> 10,
                     # As the Java clients have it, so that a key's partition is the same for all.
                     partitioner="murmur2_random",
-                    # An outage is waited out here, not record by record in the queue.
-                    message_timeout_ms=0,
                     # Deliveries are counted by what is left in the queue: no call a record.
                     delivery_report_only_error=True,
+                    **limits,
                 )
                 | {"on_delivery": self._on_delivery}
             )
@@ -82,13 +102,19 @@ class TopicWriter:
         key: bytes | None,
         value: bytes | None,
         headers: Sequence[Header],
+        partition: int | None = None,
     ) -> None:
-        """Queue one message as it is; wait while the queue is full."""
+        """Queue one message as it is; wait while the queue is full.
+
+        Without a `partition` the key tells it.
+        """
+        number = _BY_KEY if partition is None else partition
+        produce = partial(self._producer.produce, topic, value, key, number, headers=list(headers))
         try:
-            self._producer.produce(topic, value, key, headers=list(headers))
+            produce()
         except BufferError:
             self._wait_for_room()
-            self._producer.produce(topic, value, key, headers=list(headers))
+            produce()
         self._producer.poll(0)
         self._check()
 
@@ -100,6 +126,39 @@ class TopicWriter:
         """
         self._wait(lambda: self._producer.flush(_WAIT_S))
         self._check()
+
+    def begin(self) -> None:
+        """Begin a transaction: what is written until `commit` appears at once, or never.
+
+        Raises:
+            Conflict: another producer has taken over this transaction's id.
+            Unavailable: the brokers do not answer.
+        """
+        with translated("cannot begin a transaction", self._kafka):
+            if not self._is_ready:
+                self._producer.init_transactions(_TRANSACTION_WAIT_S)
+                self._is_ready = True
+            self._producer.begin_transaction()
+        self._is_open = True
+
+    def commit(self) -> None:
+        """Flush, and let all of the transaction appear.
+
+        Raises:
+            Conflict: another producer has taken over this transaction's id.
+        """
+        self.flush()
+        with translated("cannot commit a transaction", self._kafka):
+            self._producer.commit_transaction(_TRANSACTION_WAIT_S)
+        self._is_open = False
+
+    def abort(self) -> None:
+        """Throw the transaction away, if one is open."""
+        if self._is_open:
+            self._is_open = False
+            self._failure = None
+            with translated("cannot abort a transaction", self._kafka):
+                self._producer.abort_transaction(_TRANSACTION_WAIT_S)
 
     def close(self) -> None:
         """Throw away what the brokers have not taken; after `flush` that is nothing."""
@@ -145,14 +204,26 @@ class TopicWriter:
 
 @contextmanager
 def open_writer(
-    kafka: Mapping[str, str], *, observe: Observer, patience_s: float = math.inf
+    kafka: Mapping[str, str],
+    *,
+    observe: Observer,
+    patience_s: float | None = None,
+    transaction: str | None = None,
 ) -> Iterator[TopicWriter]:
     """Open a producer; with `patience_s` give up after so long without an answer.
+
+    With `transaction`, an id, it can `begin` transactions; another producer with the same id ends
+    those of this one.
 
     Raises:
         ConfigError: Kafka is not set up, or a setting is wrong.
     """
-    writer = TopicWriter(kafka=kafka, patience_s=patience_s, observe=observe)
+    writer = TopicWriter(
+        kafka=kafka,
+        patience_s=math.inf if patience_s is None else patience_s,
+        transaction=transaction,
+        observe=observe,
+    )
     try:
         yield writer
     finally:

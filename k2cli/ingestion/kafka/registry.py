@@ -5,18 +5,26 @@ It speaks Confluent's REST API
 id never changes and is kept.
 """
 
+import difflib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import quote
 
+import fastavro
 import httpx2
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
-from k2cli.errors import BadData, ConfigError, Conflict, K2Error, NotFound, Unavailable
+from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 
 _URL: Final = "url"
+_AVRO: Final = "AVRO"
+_LEVEL: Final = "BACKWARD"
 _NUMBERS: Final = (
     "timeout",
     "cache.capacity",
@@ -29,6 +37,31 @@ _UNAUTHORIZED: Final = (401, 403)
 _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
 _INVALID: Final = 422
+_UNKNOWN: Final = range(40400, 40500)  # codes of a registry that does not know what was asked for
+_ASKERS: Final = 8  # questions about many subjects are asked side by side
+# How Confluent's registry lists what does not fit.
+_DESCRIPTION: Final = re.compile(r"description:\s*'(.*?)'\s*,\s*additionalInfo", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaVersion:
+    """One version of a subject; `text` is the schema as it was registered."""
+
+    subject: str
+    number: int
+    id: int
+    type: str  # AVRO, JSON or PROTOBUF
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectInfo:
+    """A subject: its versions, the newest of them, and the level that the next one must meet."""
+
+    name: str
+    versions: int
+    newest: SchemaVersion
+    compatibility: str
 
 
 class Registry:
@@ -71,14 +104,30 @@ class Registry:
             found = self._schemas[schema_id] = _avro(schema, f"schema {schema_id}")
         return found
 
-    def register(self, subject: str, avro: Mapping[str, Any]) -> int:
+    def register(self, subject: str, avro: Any) -> int:
         """Register a schema under a subject, if it is not there yet; return its id.
 
         Raises:
-            Conflict: it is not compatible with what the subject has.
+            BadData: it is no Avro schema, or not compatible with what the subject has.
         """
         with self._translated(f"cannot register a schema as {subject}"):
             return int(self._client.register_schema(subject, _schema(avro)))
+
+    def ensure(self, subject: str, avro: Mapping[str, Any]) -> tuple[int, bool]:
+        """Register a schema with BACKWARD compatibility, if it is not there yet.
+
+        Returns its id, and whether it is new.
+
+        Raises:
+            BadData: it is not compatible with what the subject has.
+        """
+        try:
+            return self.find(subject, avro), False
+        except NotFound:
+            schema_id = self.register(subject, avro)
+        with self._translated(f"cannot set the compatibility of {subject}"):
+            self._client.set_compatibility(subject, _LEVEL)
+        return schema_id, True
 
     def find(self, subject: str, avro: Mapping[str, Any]) -> int:
         """Return the id of a schema under a subject.
@@ -92,6 +141,111 @@ class Registry:
             raise BadData(f"the registry at {self._url} told no id of {subject}")
         return found
 
+    def subjects(self) -> list[str]:
+        """List the subjects by name."""
+        with self._translated("cannot list the subjects"):
+            return sorted(self._client.get_subjects())
+
+    def describe(self, subjects: Sequence[str]) -> list[SubjectInfo]:
+        """Describe subjects, in this order; those that are gone meanwhile are left out."""
+        with ThreadPoolExecutor(_ASKERS) as askers:
+            found = list(askers.map(self._describe, subjects))
+        return [info for info in found if info is not None]
+
+    def versions(self, subject: str) -> list[SchemaVersion]:
+        """Return the versions of a subject, oldest first.
+
+        Raises:
+            NotFound: no such subject.
+        """
+        numbers = self._numbers(subject)
+        with ThreadPoolExecutor(_ASKERS) as askers:
+            return list(askers.map(lambda number: self.version(subject, number), numbers))
+
+    def version(self, subject: str, number: int | None) -> SchemaVersion:
+        """Return a version of a subject; None is the newest one.
+
+        Raises:
+            NotFound: no such subject, or no such version.
+        """
+        try:
+            with self._translated(f"cannot read version {number or 'latest'} of {subject}"):
+                found = self._client.get_version(subject, number or "latest")
+        except NotFound as exc:
+            self._numbers(subject)
+            raise NotFound(
+                f"{subject} has no version {number}", hint=f"k2 schema versions {subject}"
+            ) from exc
+        return SchemaVersion(
+            subject=subject,
+            number=int(found.version or 0),
+            id=int(found.schema_id or 0),
+            type=found.schema.schema_type or _AVRO,
+            text=found.schema.schema_str or "",
+        )
+
+    def text(self, schema_id: int) -> tuple[str, str]:
+        """Return the type and the text of the schema with an id.
+
+        Raises:
+            NotFound: the registry does not know the id.
+        """
+        with self._translated(f"cannot read schema {schema_id}"):
+            found = self._client.get_schema(schema_id)
+        return found.schema_type or _AVRO, found.schema_str or ""
+
+    def level(self, subject: str) -> str:
+        """Return the compatibility level that is in force for a subject."""
+        with self._translated(f"cannot read the compatibility level of {subject}"):
+            try:
+                return str(self._client.get_compatibility(subject))
+            except SchemaRegistryError as exc:
+                if exc.http_status_code != _NOT_FOUND:
+                    raise
+            return str(self._client.get_compatibility())  # it has none of its own
+
+    def misfits(self, subject: str, avro: Any) -> list[str] | None:
+        """Ask why a schema cannot be the next version of a subject; None if it can.
+
+        The list may be empty: some registries give no reasons. As many versions are compared as
+        the subject's level wants.
+
+        Raises:
+            NotFound: no such subject.
+            BadData: it is no Avro schema.
+        """
+        self._numbers(subject)  # of a subject that it does not know, a registry may say yes
+        path = f"compatibility/subjects/{quote(subject, safe='')}/versions?verbose=true"
+        with self._translated(f"cannot compare a schema with {subject}"):
+            # The client's own method keeps the reasons to itself.
+            answer = self._client._rest_client.post(path, body=_schema(avro).to_dict())  # noqa: SLF001
+        if answer["is_compatible"]:
+            return None
+        messages = answer.get("messages") or []
+        return [reason for message in messages for reason in _DESCRIPTION.findall(message)]
+
+    def _describe(self, subject: str) -> SubjectInfo | None:
+        try:
+            return SubjectInfo(
+                name=subject,
+                versions=len(self._numbers(subject)),
+                newest=self.version(subject, None),
+                compatibility=self.level(subject),
+            )
+        except NotFound:
+            return None
+
+    def _numbers(self, subject: str) -> list[int]:
+        try:
+            with self._translated(f"cannot read the versions of {subject}"):
+                return sorted(self._client.get_versions(subject))
+        except NotFound as exc:
+            near = difflib.get_close_matches(subject, self.subjects(), n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise NotFound(
+                f"there is no subject {subject}", hint=f"{hint}k2 schema list shows all"
+            ) from exc
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
@@ -104,19 +258,25 @@ class Registry:
             raise self._translate(what, exc) from exc
         except httpx2.HTTPError as exc:
             raise self._unreachable(f"{what}: {exc}") from exc
+        except json.JSONDecodeError as exc:
+            raise self._no_registry(what) from exc
 
     def _translate(self, what: str, exc: SchemaRegistryError) -> K2Error:
-        message = f"{what}: {exc.error_message}"
+        message = f"{what}: {_reasons(exc.error_message)}"
         status = exc.http_status_code
         if status in _UNAUTHORIZED:
             return ConfigError(message, hint="see the [schema_registry] settings: k2 config show")
         if status == _NOT_FOUND:
-            return NotFound(message)
-        if status == _CONFLICT:
-            return Conflict(message)
-        if status == _INVALID:
+            return NotFound(message) if exc.error_code in _UNKNOWN else self._no_registry(what)
+        if status in (_CONFLICT, _INVALID):
             return BadData(message)
         return self._unreachable(message)
+
+    def _no_registry(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{what}: what answers at {self._url} is not a schema registry",
+            hint="see the [schema_registry] settings: k2 config show",
+        )
 
     def _unreachable(self, message: str) -> Unavailable:
         return Unavailable(message, hint=f"is the schema registry up at {self._url}?")
@@ -138,12 +298,38 @@ def subject_of(topic: str) -> str:
     return f"{topic}-value"
 
 
-def _schema(avro: Mapping[str, Any]) -> Schema:
-    return Schema(json.dumps(avro), "AVRO")
+def parse_avro(text: str, what: str) -> Any:
+    """Parse an Avro schema; `what` says where it comes from.
+
+    Raises:
+        BadData: it is not JSON, or not Avro.
+    """
+    try:
+        avro = json.loads(text)
+    except ValueError as exc:
+        raise BadData(f"{what} is not JSON: {exc}") from exc
+    try:
+        fastavro.parse_schema(avro)
+    except (fastavro.schema.SchemaParseException, KeyError, TypeError, ValueError) as exc:
+        # For some mistakes the parser has no words of its own.
+        said = isinstance(exc, fastavro.schema.SchemaParseException | ValueError)
+        reason = str(exc) if said else f"{type(exc).__name__} {exc}"
+        raise BadData(f"{what} is not an Avro schema: {reason}") from exc
+    return avro
+
+
+def _schema(avro: Any) -> Schema:
+    return Schema(json.dumps(avro), _AVRO)
+
+
+def _reasons(message: str | None) -> str:
+    """Cut an answer down to why a schema does not fit: it may repeat both schemas in full."""
+    found = _DESCRIPTION.findall(message or "")
+    return "; ".join(found) if found else message or "no reason given"
 
 
 def _avro(schema: Schema, what: str) -> Mapping[str, Any]:
-    if schema.schema_type != "AVRO" or schema.references:
+    if schema.schema_type != _AVRO or schema.references:
         raise BadData(f"{what} is not a plain Avro schema")
     avro = json.loads(schema.schema_str or "")
     if not isinstance(avro, dict):

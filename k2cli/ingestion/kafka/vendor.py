@@ -42,6 +42,14 @@ _NO_TOPIC: Final = frozenset(
         KafkaError._UNKNOWN_PARTITION,
     }
 )
+_TAKEN: Final = frozenset(
+    {
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.TOPIC_ALREADY_EXISTS,
+        KafkaError._FENCED,
+    }
+)
 _UNSETTLED: Final = frozenset(
     {
         KafkaError.FENCED_LEADER_EPOCH,
@@ -113,7 +121,7 @@ def translate(what: str, error: KafkaError, kafka: Mapping[str, str]) -> K2Error
         return NotFound(message)
     if error.code() in _UNFIT:
         return BadData(message)
-    if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+    if error.code() in _TAKEN:
         return Conflict(message)
     return unreachable(message, kafka)
 

@@ -16,6 +16,7 @@ from msgspec import UNSET
 from k2cli.records import TRADES, RecordKind
 
 MICROSECONDS_FROM: Final = 10**15  # a time at or above it is in microseconds, below in milliseconds
+YEAR_1_US: Final = -62_135_596_800_000_000
 YEAR_9999_US: Final = 253_402_300_799_999_999
 DECIMAL: Final = TRADES.arrow.field("price").type
 _MOST_DIGITS: Final = 38  # what a decimal128 holds

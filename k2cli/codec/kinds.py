@@ -1,0 +1,32 @@
+"""Rows of a kind from whatever version of its schema their writer had."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from k2cli.codec.decode import Decoded
+from k2cli.codec.resolve import RecordDecoder, record_name
+from k2cli.codec.upgrade import UPGRADES, Facts, Origin
+from k2cli.records import RecordKind
+
+
+class KindDecoder:
+    """Decodes the bodies of one writer's schema, an earlier version or not, into rows of a kind."""
+
+    def __init__(self, schema: Mapping[str, Any], kind: RecordKind, facts: Facts) -> None:
+        """Find the version of ours that a writer's schema is of; `facts` are for earlier ones.
+
+        Raises:
+            Incompatible: no record of the writer's can be read as the kind.
+        """
+        name = record_name(schema)
+        of_kind = (upgrade for upgrade in UPGRADES.values() if upgrade.kind is kind)
+        self._upgrade = next((each for each in of_kind if each.avro["name"] == name), None)
+        self._facts = facts
+        self._decoder = RecordDecoder(schema, self._upgrade.avro if self._upgrade else kind.avro)
+
+    def decode(self, bodies: Sequence[bytes], origin: Origin) -> Decoded:
+        """Decode bodies, which stood at `origin`; what is no row of the kind is a reject."""
+        decoded = self._decoder.decode(bodies)
+        if self._upgrade is None:
+            return decoded
+        return self._upgrade.apply(decoded, origin.take(decoded.places), self._facts)

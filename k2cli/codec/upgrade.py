@@ -1,0 +1,283 @@
+"""Records of the first version, brought up to the schema of their kind, a column at a time.
+
+How each field comes about is a `Rule`: what it says of itself, and the columns that it makes, are
+one value. So the mapping that is shown is the one that is applied.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2cli.codec.decode import Decoded, empty_batch
+from k2cli.codec.resolve import Faults, unfit_decimals
+from k2cli.columns import DECIMAL, Ints, VendorData, to_batch
+from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids, schema_text
+
+_WIDE: Final = pa.decimal128(38, DECIMAL.scale)  # holds every long and every price, exactly
+_TIME: Final = pa.timestamp("us", tz="UTC")
+_SEQUENCE: Final = "sequence_number"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What holds for all records of the first version, and so stands in none of them."""
+
+    currency: str = "AUD"
+    side: str = "UNKNOWN"
+
+
+USUAL: Final = Facts()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where records stood: what identifies those that have no number of their own."""
+
+    series: Sequence[str]  # for instance kafka/{topic}/{partition}
+    codes: Ints  # the place of each record's series in `series`
+    numbers: Ints  # of each record in its series: the offset, or the row of a file
+
+    def take(self, places: Ints) -> "Origin":
+        """Return that of some of the records."""
+        return replace(self, codes=self.codes[places], numbers=self.numbers[places])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """Rows of an earlier schema, and what else their fields are made of."""
+
+    rows: pa.RecordBatch
+    origin: Origin
+    facts: Facts
+    kind: RecordKind
+
+
+def _no_faults(_: Earlier) -> Faults:
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """How one field of a kind, the target, is made."""
+
+    target: str
+    sources: tuple[str, ...]  # the fields of the earlier record that it is made of
+    how: str
+    make: Callable[[Earlier], pa.Array] = field(repr=False)
+    check: Callable[[Earlier], Faults] = field(repr=False, default=_no_faults)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upgrade:
+    """How records of an earlier schema become rows of a kind."""
+
+    schema: str  # schemas/{schema}.avsc
+    kind: RecordKind
+    rules: tuple[Rule, ...]  # one for each column of the kind, in their order
+    avro: Mapping[str, Any] = field(compare=False, repr=False)  # the .avsc
+
+    def apply(self, decoded: Decoded, origin: Origin, facts: Facts) -> Decoded:
+        """Turn rows of the earlier schema into the kind's; what does not fit is a reject.
+
+        `origin` is that of `decoded.rows`.
+        """
+        earlier = Earlier(rows=decoded.rows, origin=origin, facts=facts, kind=self.kind)
+        faults: dict[int, str] = {}
+        for rule in self.rules:
+            faults = {**rule.check(earlier), **faults}
+        if faults:
+            decoded = decoded.without(faults)
+            kept = np.setdiff1d(np.arange(len(origin.numbers)), list(faults))
+            earlier = replace(earlier, rows=decoded.rows, origin=origin.take(kept))
+        if not decoded.rows.num_rows:
+            return replace(decoded, rows=empty_batch(self.kind.arrow))
+        columns = {rule.target: rule.make(earlier) for rule in self.rules}
+        return replace(decoded, rows=to_batch(self.kind, columns))
+
+
+def _copied(name: str, source: str = "") -> Rule:
+    source = source or name
+    return Rule(
+        target=name, sources=(source,), how="as it is", make=lambda earlier: earlier.rows[source]
+    )
+
+
+def _decimal(name: str, source: str) -> Rule:
+    """Make an exact price or quantity of a decimal or a whole number."""
+
+    def check(earlier: Earlier) -> Faults:
+        values = earlier.rows[source]
+        is_unfit = unfit_decimals(values.cast(_WIDE), DECIMAL.precision)
+        return {
+            row: f"{source} {values[row].as_py()} is negative or does not fit {DECIMAL}"
+            for row in np.flatnonzero(is_unfit).tolist()
+        }
+
+    return Rule(
+        target=name,
+        sources=(source,),
+        how=f"exactly, as decimal({DECIMAL.precision},{DECIMAL.scale}); what is negative or does"
+        " not fit is rejected",
+        make=lambda earlier: earlier.rows[source].cast(_WIDE).cast(DECIMAL),
+        check=check,
+    )
+
+
+def _time(name: str, source: str) -> Rule:
+    return Rule(
+        target=name,
+        sources=(source,),
+        how="milliseconds to microseconds",
+        make=lambda earlier: earlier.rows[source].cast(_TIME),
+    )
+
+
+def _constant(name: str, value: str | list[str] | None, how: str = "") -> Rule:
+    return Rule(
+        target=name,
+        sources=(),
+        how=how or f"always {value if isinstance(value, str) else json.dumps(value)}",
+        make=lambda earlier: _repeated(earlier, name, value),
+    )
+
+
+def _fact(name: str) -> Rule:
+    return Rule(
+        target=name,
+        sources=(),
+        how=f"what is told of all records; {getattr(USUAL, name)} if nothing is",
+        make=lambda earlier: _repeated(earlier, name, getattr(earlier.facts, name)),
+    )
+
+
+def _repeated(earlier: Earlier, name: str, value: object) -> pa.Array:
+    scalar = pa.scalar(value, earlier.kind.arrow.field(name).type)
+    return pa.repeat(scalar, earlier.rows.num_rows)
+
+
+def _message_id() -> Rule:
+    """Make the message ids: those that a stream or a file would give, where there is a number."""
+
+    def make(earlier: Earlier) -> pa.Array:
+        rows, origin = earlier.rows, earlier.origin
+        kind = pa.scalar(earlier.kind.name)
+        names = pc.binary_join_element_wise(rows["exchange"], kind, rows["symbol"], "/")
+        encoded = names.dictionary_encode()
+        series = encoded.dictionary.to_pylist()
+        sequence = rows[_SEQUENCE]
+        is_there = sequence.is_valid().to_numpy(zero_copy_only=False)
+        return message_ids(
+            [*series, *origin.series],
+            np.where(is_there, encoded.indices.to_numpy(), len(series) + origin.codes),
+            np.where(is_there, sequence.fill_null(0).to_numpy(), origin.numbers),
+        )
+
+    def check(earlier: Earlier) -> Faults:
+        numbers = earlier.rows[_SEQUENCE].fill_null(0).to_numpy()
+        is_unfit = (numbers < 0) | (numbers > MAX_NUMBER)
+        return {
+            row: f"{_SEQUENCE} {numbers[row]} is not within 0 to {MAX_NUMBER}"
+            for row in np.flatnonzero(is_unfit).tolist()
+        }
+
+    return Rule(
+        target="message_id",
+        sources=("exchange", "symbol", _SEQUENCE),
+        how=f"UUID of exchange, kind, symbol and {_SEQUENCE}; without one, of where the record"
+        " stood: topic, partition and offset",
+        make=make,
+        check=check,
+    )
+
+
+def _record_id(name: str) -> Rule:
+    def make(earlier: Earlier) -> pa.Array:
+        rows = earlier.rows
+        texts = rows[_SEQUENCE].cast(pa.string())
+        if texts.null_count:
+            numbers = (
+                rows["exchange_timestamp"].cast(pa.int64()),
+                pa.array(earlier.origin.numbers),
+            )
+            moment, place = (each.cast(pa.string()) for each in numbers)
+            texts = pc.coalesce(texts, pc.binary_join_element_wise(moment, place, "-"))
+        return pc.binary_join_element_wise(rows["exchange"], texts, "-")
+
+    return Rule(
+        target=name,
+        sources=("exchange", _SEQUENCE, "exchange_timestamp"),
+        how=f"{{exchange}}-{{{_SEQUENCE}}}; without one, {{exchange}}-{{exchange_timestamp}}-"
+        "{offset}",
+        make=make,
+    )
+
+
+def _vendor_data(*sources: str) -> Rule:
+    def make(earlier: Earlier) -> pa.Array:
+        vendor = VendorData(earlier.rows.num_rows)
+        for source in sources:
+            texts = earlier.rows[source].cast(pa.string())
+            is_there = texts.is_valid().to_numpy(zero_copy_only=False)
+            vendor.add(source, texts, np.where(is_there, np.arange(len(texts)), -1))
+        return vendor.build()
+
+    return Rule(
+        target="vendor_data",
+        sources=sources,
+        how="as text, an entry for each that is not null",
+        make=make,
+    )
+
+
+_TRADE_RULES: Final = (
+    _message_id(),
+    _record_id("trade_id"),
+    _copied("symbol"),
+    _copied("exchange"),
+    _constant("asset_class", "equities"),
+    _time("timestamp", "exchange_timestamp"),
+    _decimal("price", "price"),
+    _decimal("quantity", "volume"),
+    _fact("currency"),
+    _fact("side"),
+    _constant("trade_conditions", []),
+    _copied("source_sequence", _SEQUENCE),
+    _time("ingestion_timestamp", "ingestion_timestamp"),
+    _constant("platform_sequence", None, "the offset, of a message out of Kafka; else null"),
+    _vendor_data("company_id", "qualifiers", "venue", "buyer_id"),
+)
+_QUOTE_RULES: Final = (
+    _message_id(),
+    _record_id("quote_id"),
+    _copied("symbol"),
+    _copied("exchange"),
+    _constant("asset_class", "equities"),
+    _time("timestamp", "exchange_timestamp"),
+    _decimal("bid_price", "bid_price"),
+    _decimal("bid_quantity", "bid_volume"),
+    _decimal("ask_price", "ask_price"),
+    _decimal("ask_quantity", "ask_volume"),
+    _fact("currency"),
+    _copied("source_sequence", _SEQUENCE),
+    _time("ingestion_timestamp", "ingestion_timestamp"),
+    _constant("platform_sequence", None, "the offset, of a message out of Kafka; else null"),
+    _vendor_data("company_id"),
+)
+
+
+def _upgrade(schema: str, kind: RecordKind, rules: tuple[Rule, ...]) -> Upgrade:
+    return Upgrade(schema=schema, kind=kind, rules=rules, avro=json.loads(schema_text(schema)))
+
+
+UPGRADES: Final[Mapping[str, Upgrade]] = {
+    upgrade.schema: upgrade
+    for upgrade in (
+        _upgrade("trade_v1", TRADES, _TRADE_RULES),
+        _upgrade("quote_v1", QUOTES, _QUOTE_RULES),
+    )
+}

@@ -1,0 +1,40 @@
+"""What the commands that produce to Kafka have in common."""
+
+from typing import TYPE_CHECKING
+
+from k2cli.commands.options import TIMEOUT_S, key_values
+from k2cli.config import Settings
+
+if TYPE_CHECKING:
+    from k2cli.producing import ProduceOptions
+
+
+def kafka_settings(config: Settings, options: list[str] | None) -> dict[str, str]:
+    """Put --kafka-option over [kafka]."""
+    return {**config.kafka, **key_values(options, "--kafka-option")}
+
+
+def registry_settings(config: Settings, options: list[str] | None) -> dict[str, str]:
+    """Put --registry-option over [schema_registry]."""
+    return {**config.schema_registry, **key_values(options, "--registry-option")}
+
+
+def produce_options(
+    config: Settings,
+    *,
+    kafka: list[str] | None,
+    registry: list[str] | None,
+    timeout: float | None,
+    topic: str | None,
+    auto_register: bool,
+) -> "ProduceOptions":
+    """Gather from settings and options where to produce, and how."""
+    from k2cli.producing import ProduceOptions
+
+    return ProduceOptions(
+        kafka=kafka_settings(config, kafka),
+        registry=registry_settings(config, registry),
+        timeout_s=timeout or TIMEOUT_S,
+        topic=topic,
+        is_registering=auto_register,
+    )

@@ -1,0 +1,119 @@
+"""`k2 produce`: rows as ndjson onto a Kafka topic, as Avro with the registry."""
+
+import sys
+import time
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.consume import KindName, kind_of
+from k2cli.commands.events import LogFormat, log_event
+from k2cli.commands.kafka import produce_options
+from k2cli.commands.options import (
+    AutoRegisterOpt,
+    HomeOpt,
+    KafkaOpt,
+    RegistryOpt,
+    SummaryOpt,
+    TimeoutOpt,
+    settings,
+)
+from k2cli.errors import BadData, ConfigError, NotFound, UsageError
+
+
+def produce(
+    topic: Annotated[
+        str, typer.Argument(help="Topic, such as market.crypto.trades.", show_default=False)
+    ],
+    file: Annotated[str, typer.Argument(help="Rows as ndjson; - is stdin.")] = "-",
+    kind: Annotated[
+        KindName | None,
+        typer.Option("--kind", help="What the rows are.", show_default="by the topic's name"),
+    ] = None,
+    auto_register: AutoRegisterOpt = True,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            "--rejects",
+            help="File for lines that are no row.",
+            show_default="rejects/produce.ndjson in the home folder",
+        ),
+    ] = None,
+    max_rejects: Annotated[
+        int,
+        typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
+    ] = 0,
+    summary: SummaryOpt = output.Summary.TEXT,
+    timeout: TimeoutOpt = None,
+    kafka: KafkaOpt = None,
+    registry: RegistryOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """Produce rows onto a topic: ndjson in, Avro with the schema registry out.
+
+    The rows have the fields that `k2 query trades --format ndjson` prints. They are sent as they
+    come, keyed by symbol; what was sent before a bad line stays sent.
+
+    Example: k2 query trades --format ndjson | k2 produce market.crypto.trades
+    """
+    config = settings(home)
+    options = produce_options(
+        config,
+        kafka=kafka,
+        registry=registry,
+        timeout=timeout,
+        topic=topic,
+        auto_register=auto_register,
+    )
+
+    from k2cli.ingestion.ndjson import read_ndjson
+    from k2cli.producing import open_topics
+    from k2cli.rejects import RejectLog
+
+    held = kind_of(topic, kind)
+    if held is None:
+        raise UsageError(
+            f"the name of topic {topic} does not tell what it holds",
+            hint="--kind trades, or --kind quotes",
+        )
+    started = time.monotonic()
+    sums: dict[str, int] = {"messages": 0, "rows": 0, "rejects": 0}
+    with ExitStack() as stack:
+        stream = stack.enter_context(_open(file))
+        log = RejectLog(rejects or config.home / "rejects" / "produce.ndjson")
+        stack.enter_context(log)
+        topics = stack.enter_context(open_topics(options, observe=log_event(LogFormat.TEXT)))
+        topics.prepare(held, "")
+        try:
+            for batch in read_ndjson(stream, held):
+                for _, rows in batch.rows:
+                    topics.write(held, rows)
+                    sums["rows"] += rows.num_rows
+                sums["messages"] += batch.messages
+                sums["rejects"] += len(batch.rejects)
+                log.write(batch.rejects)
+                if sums["rejects"] > max_rejects:
+                    break
+        finally:  # also what was read before an interrupt
+            topics.flush()
+            log.sync()
+    took = {"duration_s": round(time.monotonic() - started, 3)}
+    output.summary({**sums, **took}, summary, is_data_on_stdout=False)
+    if sums["rejects"] > max_rejects:
+        raise BadData(
+            f"{sums['rejects']} lines are no row; allowed are {max_rejects}", hint=f"see {log.path}"
+        )
+
+
+def _open(file: str) -> AbstractContextManager[BinaryIO]:
+    if file == "-":
+        return nullcontext(sys.stdin.buffer)
+    try:
+        return Path(file).open("rb")
+    except FileNotFoundError as exc:
+        raise NotFound(f"no file {file}") from exc
+    except OSError as exc:
+        raise ConfigError(f"{file} cannot be read: {exc.strerror}") from exc

@@ -1,0 +1,389 @@
+"""Dead letters, read back from their topic.
+
+A letter is known by its partition and offset there. Beside the letters lie receipts: a record with
+the header k2.replayed says which offsets of its own partition went back to where they came from,
+as ranges such as 0-16,18. Receipts are younger than the letters that they are of, and so are kept
+for as long.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from operator import itemgetter
+from pathlib import Path
+from typing import Final, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from confluent_kafka import Consumer, TopicPartition
+
+from k2cli.errors import NotFound
+from k2cli.ingestion.kafka.consumer import Message
+from k2cli.ingestion.kafka.deadletters import PREFIX, SUFFIX, dead_letter_topic
+from k2cli.ingestion.kafka.producer import Header
+from k2cli.ingestion.kafka.topics import PartitionInfo, Topics
+from k2cli.ingestion.kafka.vendor import (
+    AT_END,
+    RETRIED,
+    client_config,
+    translate,
+    translated,
+    unreachable,
+)
+
+RECEIPT: Final = f"{PREFIX}replayed"
+_GROUP: Final = "k2-dlq"  # of the client; it never joins nor commits
+_PREFETCH_KBYTES: Final = 16 << 10
+_SPAN_FACTOR: Final = 4
+_BATCH_ROWS: Final = 10_000
+
+
+class OffsetSet:
+    """Offsets of one partition, kept as ranges."""
+
+    def __init__(self, text: str = "") -> None:
+        """Read ranges such as 0-16,18.
+
+        Raises:
+            ValueError: these are none.
+        """
+        self._ranges: list[tuple[int, int]] = []  # ascending, none touches the next
+        for part in text.split(",") if text else ():
+            first, _, last = part.partition("-")
+            self.add(int(first), int(last or first))
+
+    def __str__(self) -> str:
+        """Write the ranges."""
+        return ",".join(
+            f"{first}-{last}" if last > first else str(first) for first, last in self._ranges
+        )
+
+    def __contains__(self, offset: int) -> bool:
+        """Tell whether an offset is one of them."""
+        place = bisect_right(self._ranges, offset, key=itemgetter(0)) - 1
+        return place >= 0 and offset <= self._ranges[place][1]
+
+    def add(self, first: int, last: int) -> None:
+        """Add all offsets from `first` to `last`."""
+        begin = bisect_left(self._ranges, first - 1, key=itemgetter(1))
+        end = bisect_right(self._ranges, last + 1, key=itemgetter(0))
+        if begin < end:
+            first = min(first, self._ranges[begin][0])
+            last = max(last, self._ranges[end - 1][1])
+        self._ranges[begin:end] = [(first, last)]
+
+    def update(self, other: "OffsetSet") -> None:
+        """Add the offsets of another set."""
+        for first, last in other._ranges:
+            self.add(first, last)
+
+    def mask(self, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Tell of each offset whether it is one of them."""
+        if not self._ranges:
+            return np.zeros(len(offsets), dtype=np.bool_)
+        firsts, lasts = np.array(self._ranges, dtype=np.int64).T
+        places = np.searchsorted(firsts, offsets, side="right") - 1
+        is_in: npt.NDArray[np.bool_] = (places >= 0) & (offsets <= lasts[places])
+        return is_in
+
+
+class LetterPlace(NamedTuple):
+    """Where a letter stands on the topic of dead letters."""
+
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        """Write it as users do."""
+        return f"{self.partition}/{self.offset}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """A dead letter; key, value and headers are those of the message that it was."""
+
+    place: LetterPlace
+    time_ms: int  # UTC, when it was set aside
+    reason: str
+    topic: str  # where the message came from
+    partition: int | None
+    offset: int | None
+    sent_at: str  # the message's time
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[Header]
+
+
+class LetterBox:
+    """The dead letters of a topic, as they are when this is made. Made by `open_letters`."""
+
+    def __init__(self, *, kafka: Mapping[str, str], topic: str, timeout_s: float) -> None:
+        self.topic: Final = topic if topic.endswith(SUFFIX) else dead_letter_topic(topic)
+        self._source = self.topic.removesuffix(SUFFIX)
+        self._kafka = kafka
+        self._timeout_s = timeout_s
+        self._topics = Topics(kafka, timeout_s=timeout_s)
+        self._partitions: tuple[PartitionInfo, ...] = ()
+        self._replayed: dict[int, OffsetSet] = {}
+        self.refresh()
+        with translated("cannot start a Kafka consumer", kafka):
+            self._consumer = Consumer(
+                client_config(
+                    kafka,
+                    group_id=_GROUP,
+                    enable_auto_commit=False,
+                    auto_offset_reset="earliest",  # what was deleted meanwhile is passed over
+                    enable_partition_eof=True,
+                    queued_max_messages_kbytes=_PREFETCH_KBYTES,
+                )
+            )
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether no letter was ever set aside: there is no topic of them."""
+        return not self._partitions
+
+    def refresh(self) -> None:
+        """Look again where the topic ends.
+
+        Raises:
+            NotFound: neither the topic of dead letters exists, nor the one that they come from.
+        """
+        try:
+            (info,) = self._topics.describe([self.topic])
+        except NotFound:
+            self._topics.describe([self._source])
+            return
+        self._partitions = info.partitions
+
+    def letters(self, *, newest: int | None = None) -> Iterator[Letter]:
+        """Read the letters, one partition after the other; of each perhaps only the newest.
+
+        What the receipts on the way tell is known to `is_replayed` at the end.
+        """
+        for info in self._partitions:
+            yield from self._read(info, self._start(info, newest))
+
+    def letter(self, place: LetterPlace) -> Letter:
+        """Read one letter.
+
+        Raises:
+            NotFound: there is none, or it was deleted.
+        """
+        info = next((each for each in self._partitions if each.number == place.partition), None)
+        if info is not None and info.first <= place.offset < info.next:
+            for letter in self._read(info, place.offset):
+                if letter.place == place:
+                    return letter
+                break
+        raise NotFound(
+            f"there is no dead letter {place} on {self.topic}",
+            hint=f"k2 dlq list --topic {self._source}",
+        )
+
+    def read_receipts(self, places: Sequence[LetterPlace] | None = None) -> None:
+        """Find out what was replayed: of these letters, or of all."""
+        for info in self._partitions:
+            offsets = [place.offset for place in places or () if place.partition == info.number]
+            if places is None or offsets:
+                for _ in self._read(info, min(offsets, default=info.first)):
+                    pass
+
+    def is_replayed(self, place: LetterPlace) -> bool:
+        """Tell whether a receipt that was read names the letter."""
+        return place.partition in self._replayed and place.offset in self._replayed[place.partition]
+
+    def replayed(self, partition: int) -> OffsetSet:
+        """Return what the receipts that were read say of a partition."""
+        return self._replayed.get(partition, OffsetSet())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._consumer.close()
+
+    def _start(self, info: PartitionInfo, newest: int | None) -> int:
+        """Return an offset from which on there are so many letters, if there are so many."""
+        if newest is None:
+            return info.first
+        span = newest
+        while info.next - span > info.first:
+            begin = info.next - span
+            if sum(1 for _ in self._read(info, begin)) >= newest:
+                return begin
+            span *= _SPAN_FACTOR  # receipts and transactions take offsets too
+        return info.first
+
+    def _read(self, info: PartitionInfo, begin: int) -> Iterator[Letter]:
+        """Read one partition from an offset to its end; receipts are taken note of."""
+        for message in self._messages(info, begin):
+            ours = _ours(message)
+            receipt = _receipt(ours)
+            if receipt is not None:
+                self._replayed.setdefault(info.number, OffsetSet()).update(receipt)
+            else:
+                yield self._letter(message, ours)
+
+    def _messages(self, info: PartitionInfo, begin: int) -> Iterator[Message]:
+        if begin >= info.next:
+            return
+        what = f"cannot read {self.topic}/{info.number}"
+        with translated(what, self._kafka):
+            self._consumer.assign([TopicPartition(self.topic, info.number, begin)])
+        while True:
+            with translated(what, self._kafka):
+                message = self._consumer.poll(self._timeout_s)
+            if message is None:
+                raise unreachable(f"{what}: nothing comes", self._kafka)
+            error = message.error()
+            if error is None:
+                offset = cast(int, message.offset())
+                if offset < info.next:
+                    yield message
+                if offset + 1 >= info.next:
+                    return
+            elif error.code() == AT_END:
+                return
+            elif error.code() not in RETRIED and not error.retriable():
+                raise translate(what, error, self._kafka)
+
+    def _letter(self, message: Message, ours: Mapping[str, str]) -> Letter:
+        place = LetterPlace(cast(int, message.partition()), cast(int, message.offset()))
+        return Letter(
+            place=place,
+            time_ms=message.timestamp()[1],
+            reason=ours.get("reason", ""),
+            topic=ours.get("topic") or self._source,
+            partition=_number(ours.get("partition")),
+            offset=_number(ours.get("offset")),
+            sent_at=ours.get("time", ""),
+            key=message.key(),
+            value=message.value(),
+            headers=[
+                (key, value) for key, value in _headers(message) if not key.startswith(PREFIX)
+            ],
+        )
+
+
+@contextmanager
+def open_letters(kafka: Mapping[str, str], topic: str, *, timeout_s: float) -> Iterator[LetterBox]:
+    """Open the dead letters of a topic.
+
+    Raises:
+        NotFound: the topic does not exist, nor one of its dead letters.
+    """
+    with closing(LetterBox(kafka=kafka, topic=topic, timeout_s=timeout_s)) as box:
+        yield box
+
+
+_LISTED: Final = pa.schema(
+    [
+        ("letter", pa.string()),
+        ("time", pa.timestamp("ms", tz="UTC")),
+        ("reason", pa.string()),
+        ("topic", pa.string()),
+        ("partition", pa.int64()),
+        ("offset", pa.int64()),
+        ("key", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("at_partition", pa.int64()),
+        ("at_offset", pa.int64()),
+    ]
+)
+
+
+def list_letters(box: LetterBox, spool: Path, *, newest: int | None) -> pa.Table:
+    """List letters, the newest last, without their values.
+
+    The rows lie in the file `spool`, not in memory, and are gone with it. The last column tells
+    whether the letter was replayed.
+    """
+    rows: list[tuple[object, ...]] = []
+    with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_file(sink, _LISTED) as writer:
+        for letter in box.letters(newest=newest):
+            rows.append(_row(letter))
+            if len(rows) >= _BATCH_ROWS:
+                writer.write_batch(_batch(rows))
+                rows.clear()
+        writer.write_batch(_batch(rows))
+    table = pa.ipc.open_file(pa.memory_map(str(spool))).read_all()
+    numbers = np.asarray(table["at_partition"])
+    offsets = np.asarray(table["at_offset"])
+    partitions = np.unique(numbers).tolist()
+    is_replayed = np.zeros(len(offsets), dtype=np.bool_)
+    for number in partitions:
+        is_replayed |= (numbers == number) & box.replayed(number).mask(offsets)
+    table = table.append_column("is_replayed", pa.array(is_replayed))
+    if len(partitions) > 1:
+        keys = ("time", "at_partition", "at_offset")
+        table = table.sort_by([(key, "ascending") for key in keys])
+    if newest is not None:
+        table = table.slice(max(0, table.num_rows - newest))
+    return table.drop_columns(["at_partition", "at_offset"])
+
+
+def _row(letter: Letter) -> tuple[object, ...]:
+    return (
+        str(letter.place),
+        letter.time_ms,
+        letter.reason,
+        letter.topic,
+        letter.partition,
+        letter.offset,
+        as_text(letter.key),
+        None if letter.value is None else len(letter.value),
+        *letter.place,
+    )
+
+
+def _batch(rows: Sequence[tuple[object, ...]]) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True) if rows else ([] for _ in _LISTED)
+    arrays = [
+        pa.array(list(values), field.type) for values, field in zip(columns, _LISTED, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=_LISTED)
+
+
+def as_text(raw: bytes | None) -> str | None:
+    """Write bytes as the text that they are, or in hexadecimal."""
+    if raw is None:
+        return None
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return f"0x{raw.hex()}"
+
+
+def as_time(time_ms: int) -> str:
+    """Write UTC milliseconds as k2 writes times."""
+    time = datetime.fromtimestamp(time_ms / 1000, tz=UTC)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _headers(message: Message) -> list[Header]:
+    return cast("list[Header]", message.headers() or [])
+
+
+def _ours(message: Message) -> dict[str, str]:
+    """Return the headers that k2 put there, as text, without what their names begin with."""
+    return {
+        key.removeprefix(PREFIX): value.decode(errors="replace")
+        for key, value in _headers(message)
+        if key.startswith(PREFIX) and value is not None
+    }
+
+
+def _receipt(ours: Mapping[str, str]) -> OffsetSet | None:
+    text = ours.get(RECEIPT.removeprefix(PREFIX))
+    if not text:
+        return None
+    try:
+        return OffsetSet(text)
+    except ValueError:
+        return None
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() else None

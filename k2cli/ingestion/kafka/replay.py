@@ -1,0 +1,159 @@
+"""Dead letters, sent back to the topics that they came from, each once.
+
+The messages and the receipt of what was sent (`letters.py`) are one transaction: either both are
+there or none, wherever the run ends. Only one replay of a topic goes on at a time: all of them
+have the same transaction's id, so that a second one ends the first before it reads the receipts.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+from k2cli.errors import K2Error
+from k2cli.flow import Observer
+from k2cli.ingestion.kafka.letters import RECEIPT, Letter, LetterBox, OffsetSet
+from k2cli.ingestion.kafka.producer import TopicWriter, open_writer
+from k2cli.ingestion.kafka.topics import Topics
+from k2cli.ingestion.kafka.vendor import translated
+
+_CHUNK_LETTERS: Final = 1_000
+_CHUNK_BYTES: Final = 16 << 20
+_DEFAULTS: Final = {
+    "message.max.bytes": "1000000000",  # the brokers took the message once
+    # Readers of the topic wait for so long behind a replay that was killed.
+    "transaction.timeout.ms": "60000",
+    "message.timeout.ms": "60000",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplayTotals:
+    """The sums of one replay."""
+
+    letters: int = 0
+    replayed: int = 0
+    skipped: int = 0  # those that were replayed before
+
+
+class Replay:
+    """Sends letters back. Made by `open_replay`; without a writer it only counts."""
+
+    def __init__(
+        self,
+        *,
+        box: LetterBox,
+        writer: TopicWriter | None,
+        topics: Topics,
+        kafka: Mapping[str, str],
+    ) -> None:
+        self.totals: Final = ReplayTotals()
+        self._box = box
+        self._writer = writer
+        self._topics = topics
+        self._kafka = kafka
+        self._partitions: dict[str, int] = {}  # how many a topic has
+        self._sent: dict[int, OffsetSet] = {}  # in the transaction that is open
+        self._letters = self._bytes = 0
+
+    def run(self, letters: Iterable[Letter], *, is_again: bool, is_whole: bool) -> ReplayTotals:
+        """Send letters back, without those that were replayed before unless `is_again`.
+
+        All at once if `is_whole`, or else so many at once that memory is bounded.
+
+        Raises:
+            NotFound: the topic of a letter does not exist; what is not committed yet is not sent.
+            Conflict: another replay of the topic began; it goes on where this one stands.
+        """
+        for letter in letters:
+            self.totals.letters += 1
+            if not is_again and self._box.is_replayed(letter.place):
+                self.totals.skipped += 1
+                continue
+            self._send(letter)
+            is_full = self._letters >= _CHUNK_LETTERS or self._bytes >= _CHUNK_BYTES
+            if is_full and not is_whole:
+                self._commit()
+                self._begin()
+        self._commit()
+        return self.totals
+
+    def _send(self, letter: Letter) -> None:
+        partition = self._partition(letter)
+        self._letters += 1
+        self._bytes += len(letter.value or b"")
+        self._sent.setdefault(letter.place.partition, OffsetSet()).add(
+            letter.place.offset, letter.place.offset
+        )
+        if self._writer is not None:
+            with translated(f"cannot replay {letter.place}", self._kafka):
+                self._writer.send(
+                    letter.topic, letter.key, letter.value, letter.headers, partition=partition
+                )
+
+    def _partition(self, letter: Letter) -> int | None:
+        """Return where the message was, if its topic still has that partition."""
+        if letter.topic not in self._partitions:
+            (info,) = self._topics.describe([letter.topic])
+            self._partitions[letter.topic] = len(info.partitions)
+        is_there = (
+            letter.partition is not None and letter.partition < self._partitions[letter.topic]
+        )
+        return letter.partition if is_there else None
+
+    def _begin(self) -> None:
+        if self._writer is not None:
+            self._writer.begin()
+
+    def _commit(self) -> None:
+        if self._writer is not None and self._letters:
+            for partition, offsets in self._sent.items():
+                key = f"{RECEIPT} {offsets}".encode()
+                text = str(offsets).encode()
+                self._writer.send(self._box.topic, key, b"", [(RECEIPT, text)], partition=partition)
+            self._writer.commit()
+        self.totals.replayed += self._letters
+        self._sent, self._letters, self._bytes = {}, 0, 0
+
+
+@contextmanager
+def open_replay(
+    box: LetterBox,
+    kafka: Mapping[str, str],
+    *,
+    timeout_s: float,
+    is_dry_run: bool,
+    observe: Observer,
+) -> Iterator[Replay]:
+    """Begin to replay letters of a box, which is brought up to date; what ends early is undone.
+
+    Raises:
+        Conflict: another replay of the topic began.
+        Unavailable: the brokers do not answer.
+    """
+    with ExitStack() as stack:
+        writer: TopicWriter | None = None
+        if not is_dry_run:
+            writer = stack.enter_context(
+                open_writer(
+                    {**_DEFAULTS, **kafka},
+                    observe=observe,
+                    patience_s=timeout_s,
+                    transaction=f"k2-replay-{box.topic}",
+                )
+            )
+            stack.enter_context(_aborted(writer))
+            writer.begin()
+            box.refresh()
+        topics = Topics(kafka, timeout_s=timeout_s)
+        yield Replay(box=box, writer=writer, topics=topics, kafka=kafka)
+
+
+@contextmanager
+def _aborted(writer: TopicWriter) -> Iterator[None]:
+    """Abort the transaction that is still open at the end."""
+    try:
+        yield
+    finally:
+        with suppress(K2Error):  # another replay has done it
+            writer.abort()

@@ -1,0 +1,161 @@
+"""Rows as ndjson, the way `k2 query --format ndjson` and `k2 consume --to stdout` print them.
+
+Decimals are texts or numbers, both taken exactly; times are ISO 8601 texts, UTC where they have no
+zone, or whole microseconds. Fields with a default may be missing, others may not, and a field that
+the kind does not have is a mistake.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, BinaryIO, Final
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2cli.columns import Unfit, decimals, timestamps, to_batch
+from k2cli.flow import Batch, Reject
+from k2cli.records import RecordKind
+
+_READ_BYTES: Final = 1 << 20
+_LINE_BYTES: Final = 16 << 20
+_DECODER: Final = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
+
+_MISFITS: Final = (Unfit, pa.ArrowException, OverflowError)
+
+Row = dict[str, Any]
+
+
+def read_ndjson(stream: BinaryIO, kind: RecordKind) -> Iterator[Batch]:
+    """Yield the rows of a stream as they come, and in their order.
+
+    A line that is no row is a reject in a batch of its own; its position is its number, from 1 on.
+    """
+    number = 0
+    for lines in _lines(stream):
+        places = [place for place, line in enumerate(lines) if line.strip()]
+        rows = [_row(lines[place], kind) for place in places]
+        for first, made in _batches(rows, kind, 0):
+            if isinstance(made, str):
+                place = places[first]
+                reject = _reject(lines[place], number + place + 1, made)
+                yield Batch(rejects=[reject], messages=1)
+            else:
+                yield Batch(rows=[(kind, made)], messages=made.num_rows)
+        number += len(lines)
+
+
+def _row(line: bytes, kind: RecordKind) -> Row | str:
+    """Read a line; a text says why it is no row."""
+    try:
+        return _checked(_DECODER.decode(line), kind)
+    except (msgspec.DecodeError, Unfit) as exc:
+        return str(exc)
+
+
+def _lines(stream: BinaryIO) -> Iterator[list[bytes]]:
+    """Yield whole lines as soon as they are there, many at a time."""
+    read = getattr(stream, "read1", stream.read)
+    rest = b""
+    while data := read(_READ_BYTES):
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > _LINE_BYTES:
+            lines, rest = [*lines, rest], b""
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]
+
+
+def _checked(row: Row, kind: RecordKind) -> Row:
+    """Fill in defaults; a field too many or too few is an error."""
+    fields = {field["name"]: field for field in kind.avro["fields"]}
+    for name in row:
+        if name not in fields:
+            raise Unfit(f"there is no field {name}")
+    filled = {}
+    for name, field in fields.items():
+        if name not in row and "default" not in field:
+            raise Unfit(f"field {name} is missing")
+        filled[name] = row.get(name, field.get("default"))
+    return filled
+
+
+def _batches(
+    rows: Sequence[Row | str], kind: RecordKind, first: int
+) -> Iterator[tuple[int, pa.RecordBatch | str]]:
+    """Yield where some rows begin, and their batch or, for a bad one alone, why it is none."""
+    if not rows:
+        return
+    try:
+        yield first, _batch(rows, kind)
+    except _MISFITS as exc:
+        if len(rows) == 1:
+            yield first, str(exc)
+            return
+        middle = len(rows) // 2
+        yield from _batches(rows[:middle], kind, first)
+        yield from _batches(rows[middle:], kind, first + middle)
+
+
+def _batch(rows: Sequence[Row | str], kind: RecordKind) -> pa.RecordBatch:
+    good = [row for row in rows if not isinstance(row, str)]
+    if len(good) < len(rows):
+        raise Unfit(next(row for row in rows if isinstance(row, str)))
+    columns = {}
+    for field in kind.arrow:
+        values = [row[field.name] for row in good]
+        try:
+            columns[field.name] = _column(values, field.type)
+        except _MISFITS as exc:
+            raise Unfit(f"{field.name}: {exc}") from exc
+        if columns[field.name].null_count and not field.nullable:
+            raise Unfit(f"{field.name} is null")
+    _check_symbols(columns, kind)
+    return to_batch(kind, columns)
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_decimal(kind):
+        return decimals([None if value is None else _digits(value) for value in values])
+    if pa.types.is_timestamp(kind):
+        return _times(values, kind)
+    if pa.types.is_map(kind):
+        values = [_entries(value) for value in values]
+    return pa.array(values, kind)
+
+
+def _digits(value: object) -> str:
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return str(value)
+    raise Unfit(f"{value!r} is not a number")
+
+
+def _times(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if all(type(value) is int for value in values):
+        return timestamps(pa.array(values, pa.int64()).to_numpy())
+    texts = pa.array(values, pa.string())
+    # Arrow wants either a zone in every text, or none in any.
+    is_zoned = pc.match_substring_regex(texts, r"(Z|[+-]\d\d:?\d\d)$")
+    zoned = pc.if_else(is_zoned, texts, pc.binary_join_element_wise(texts, "Z", ""))
+    return zoned.cast(kind)
+
+
+def _entries(value: object) -> object:
+    return list(value.items()) if isinstance(value, Mapping) else value
+
+
+def _check_symbols(columns: Mapping[str, pa.Array], kind: RecordKind) -> None:
+    """Refuse values of an enum that it does not have."""
+    for field in kind.avro["fields"]:
+        symbols = field["type"].get("symbols", ()) if isinstance(field["type"], dict) else ()
+        for value in pc.unique(columns[field["name"]]).to_pylist() if symbols else ():
+            if value not in symbols:
+                raise Unfit(f"{field['name']}: {value!r} is none of {', '.join(symbols)}")
+
+
+def _reject(line: bytes, position: int, reason: str) -> Reject:
+    return Reject(raw=line, position=position, received_us=time.time_ns() // 1000, reason=reason)

@@ -1,0 +1,117 @@
+"""Rows onto topics: which topic takes them, and with which schema."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2cli.codec.encode import wire_header
+from k2cli.errors import NotFound
+from k2cli.flow import Observer
+from k2cli.ingestion.kafka.producer import TopicWriter, open_writer
+from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
+from k2cli.ingestion.kafka.topics import Topics
+from k2cli.records import RecordKind, topic_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProduceOptions:
+    """Where to produce, and how."""
+
+    kafka: Mapping[str, str]
+    registry: Mapping[str, str]
+    timeout_s: float
+    topic: str | None = None  # for all rows; None: market.{asset_class}.{kind}
+    is_registering: bool = True  # our schema, where the registry does not have it yet
+    transaction: str | None = None  # its id, so that all is there or nothing
+    patience_s: float | None = None  # for brokers that do not answer; None: for ever
+
+
+class TopicRows:
+    """Produces rows onto the topics that they belong to. Made by `open_topics`."""
+
+    def __init__(
+        self, *, writer: TopicWriter, topics: Topics, registry: Registry, options: ProduceOptions
+    ) -> None:
+        self._writer = writer
+        self._topics = topics
+        self._registry = registry
+        self._options = options
+        self._headers: dict[tuple[str, str], bytes] = {}
+
+    def prepare(self, kind: RecordKind, asset_class: str) -> str:
+        """Find out where such rows go, before there are any. Returns the topic.
+
+        Raises:
+            NotFound: the topic does not exist, or the registry lacks the schema and is not to
+                get it.
+        """
+        topic = self._options.topic or topic_of(kind, asset_class)
+        self._header(topic, kind)
+        return topic
+
+    def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
+        """Queue rows. See `TopicWriter.write`."""
+        if self._options.topic is not None:
+            self._write(self._options.topic, kind, rows)
+            return
+        for asset_class in pc.unique(rows["asset_class"]).to_pylist():
+            some = rows.filter(pc.equal(rows["asset_class"], asset_class))
+            self._write(topic_of(kind, asset_class), kind, some)
+
+    def flush(self) -> None:
+        """Return when the brokers hold everything. See `TopicWriter.flush`."""
+        self._writer.flush()
+
+    def commit(self) -> None:
+        """Make all that was written since `begin` visible, at once."""
+        self._writer.commit()
+
+    def begin(self) -> None:
+        """Let what is written from now on appear all at once, or not at all."""
+        self._writer.begin()
+
+    def abort(self) -> None:
+        """Let nothing of what was written since `begin` ever appear."""
+        self._writer.abort()
+
+    def _write(self, topic: str, kind: RecordKind, rows: pa.RecordBatch) -> None:
+        self._writer.write(topic, kind, rows, header=self._header(topic, kind))
+
+    def _header(self, topic: str, kind: RecordKind) -> bytes:
+        known = self._headers.get((topic, kind.name))
+        if known is not None:
+            return known
+        try:
+            self._topics.describe([topic])
+        except NotFound as exc:
+            raise NotFound(str(exc), hint=f"k2 init, or k2 topic create {topic}") from exc
+        subject = subject_of(topic)
+        ask = self._registry.register if self._options.is_registering else self._registry.find
+        header = self._headers[(topic, kind.name)] = wire_header(ask(subject, kind.avro))
+        return header
+
+
+@contextmanager
+def open_topics(options: ProduceOptions, *, observe: Observer) -> Iterator[TopicRows]:
+    """Open a producer, and the registry that knows its schemas.
+
+    Raises:
+        ConfigError: Kafka or the registry is not set up, or a setting is wrong.
+    """
+    with ExitStack() as stack:
+        registry = open_registry(options.registry, timeout_s=options.timeout_s)
+        writer = open_writer(
+            options.kafka,
+            observe=observe,
+            patience_s=options.patience_s,
+            transaction=options.transaction,
+        )
+        yield TopicRows(
+            registry=stack.enter_context(registry),
+            writer=stack.enter_context(writer),
+            topics=Topics(options.kafka, timeout_s=options.timeout_s),
+            options=options,
+        )
