@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import BinaryIO, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,6 @@ from k2cli.ingestion.kafka.consumer import (
 )
 from k2cli.ingestion.kafka.deadletters import DeadLetter
 from k2cli.ingestion.kafka.messages import MessageReader
-from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import RejectLog
 from k2cli.storage.append import Commit
@@ -48,6 +47,8 @@ from k2cli.storage.position import Position
 T = TypeVar("T")
 _READ: Final = 10_000  # messages at once
 _WAIT_S: Final = 0.2
+_BATCH_BYTES: Final = 128 << 20  # of rows; a commit is due sooner than by their number
+_MOST_FILLED: Final = 2  # batches that wait for the commit under way
 _RETRY_S: Final = (0.5, 1.0, 2.0, 5.0)
 
 
@@ -89,30 +90,6 @@ class Tables(Protocol):
         """Take rows and the position they reach, or neither."""
 
 
-class PrintedTables:
-    """Rows as ndjson onto a stream, in the place of tables."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-        self._renderer = NdjsonRenderer()
-        self._held: dict[str, str] = {}
-
-    def held(self, kind: RecordKind, key: str) -> str | None:  # noqa: ARG002
-        """Return how far the rows of a kind were printed."""
-        return self._held.get(kind.name)
-
-    def append(self, kind: RecordKind, rows: pa.Table, *, position: Position) -> Commit:
-        """Print rows."""
-        advance = position.advance(self._held.get(kind.name), rows)
-        for batch in advance.rows.to_batches():
-            self._out.write(self._renderer.render(batch))
-        self._out.flush()
-        self._held[kind.name] = advance.reached
-        return Commit(
-            snapshot_id=None, rows=advance.rows.num_rows, duplicates=0, gaps=(), took_ms=0.0
-        )
-
-
 class DeadLetters(Protocol):
     """Takes what became no row."""
 
@@ -151,6 +128,7 @@ class _Pending:
     letters: list[DeadLetter] = field(default_factory=list)
     newest_ms: dict[Place, int] = field(default_factory=dict)  # of the last message
     messages: int = 0
+    size_bytes: int = 0
     since: float = 0.0  # monotonic
 
 
@@ -266,6 +244,7 @@ class Consumption:
         if not pending.messages:
             pending.since = time.monotonic()
         pending.messages += len(messages)
+        pending.size_bytes += decoded.rows.nbytes
         self.totals.messages += len(messages)
         pending.letters += letters
         pending.rows.setdefault(feed.kind.name, []).append(decoded.rows)
@@ -297,10 +276,10 @@ class Consumption:
     def _commit_if_due(self) -> None:
         pending, policy = self._pending, self._policy
         age_s = time.monotonic() - pending.since
-        is_due = pending.messages >= policy.batch_rows or age_s >= policy.commit_interval_s
-        if pending.messages and is_due:
+        fill = max(pending.messages / policy.batch_rows, pending.size_bytes / _BATCH_BYTES)
+        if pending.messages and (fill >= 1 or age_s >= policy.commit_interval_s):
             if self._commit is not None:
-                if pending.messages < 2 * policy.batch_rows:
+                if fill < _MOST_FILLED:
                     return  # read on; the commit under way comes first
                 self._collect(is_waiting=True)
             if not self._must_rewind:

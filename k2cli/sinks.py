@@ -1,4 +1,4 @@
-"""Where a stream's rows go: tables, topics, or stdout."""
+"""Where rows go: tables, topics, or stdout."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO
@@ -8,8 +8,9 @@ import pyarrow as pa
 from k2cli.flow import Committed, Observer
 from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind
+from k2cli.storage.append import Commit
 from k2cli.storage.lake import Lake
-from k2cli.storage.position import Gap, StreamPosition
+from k2cli.storage.position import Gap, Position, StreamPosition
 
 if TYPE_CHECKING:
     from k2cli.producing import TopicRows
@@ -102,6 +103,30 @@ class NdjsonSink:
     def interrupted(self) -> None:
         """Let what follows not join what came before."""
         self._unseen.interrupted()
+
+
+class PrintedTables:
+    """Rows as ndjson onto a stream, in the place of tables."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._renderer = NdjsonRenderer()
+        self._held: dict[str, str] = {}
+
+    def held(self, kind: RecordKind, key: str) -> str | None:  # noqa: ARG002
+        """Return how far the rows of a kind were printed."""
+        return self._held.get(kind.name)
+
+    def append(self, kind: RecordKind, rows: pa.Table, *, position: Position) -> Commit:
+        """Print rows."""
+        advance = position.advance(self._held.get(kind.name), rows)
+        for batch in advance.rows.to_batches():
+            self._out.write(self._renderer.render(batch))
+        self._out.flush()
+        self._held[kind.name] = advance.reached
+        return Commit(
+            snapshot_id=None, rows=advance.rows.num_rows, duplicates=0, gaps=(), took_ms=0.0
+        )
 
 
 class Unseen:

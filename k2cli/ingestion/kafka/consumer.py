@@ -28,7 +28,7 @@ Place = tuple[str, int]  # topic and number of a partition
 
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
-_PREFETCH_KBYTES: Final = 64 << 10
+_PREFETCH_KBYTES: Final = 16 << 10  # beside it stands what each message costs by itself
 _CLOSED: Final = "cannot leave the group"
 
 
@@ -68,7 +68,7 @@ class TopicReader:
                     partition_assignment_strategy="cooperative-sticky",
                     enable_partition_eof=True,
                     queued_max_messages_kbytes=_PREFETCH_KBYTES,
-                    queued_min_messages=200_000,
+                    queued_min_messages=100_000,
                     fetch_message_max_bytes=4 << 20,
                 )
             )
