@@ -12,11 +12,13 @@ from k2cli.commands import output
 from k2cli.commands.config import config_app
 from k2cli.commands.consume import consume
 from k2cli.commands.demo import demo
+from k2cli.commands.dlq import dlq_app
 from k2cli.commands.export import export_app
 from k2cli.commands.init import init
 from k2cli.commands.load import load_app
 from k2cli.commands.produce import produce
 from k2cli.commands.query import query_app
+from k2cli.commands.schema import schema_app
 from k2cli.commands.simulate import simulate_app
 from k2cli.commands.stream import stream_app
 from k2cli.commands.table import table_app
@@ -78,5 +80,7 @@ app.add_typer(query_app, name="query")
 app.add_typer(export_app, name="export")
 app.add_typer(table_app, name="table")
 app.add_typer(topic_app, name="topic")
+app.add_typer(schema_app, name="schema")
+app.add_typer(dlq_app, name="dlq")
 app.add_typer(config_app, name="config")
 app.add_typer(simulate_app, name="simulate")

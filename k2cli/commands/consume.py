@@ -13,12 +13,14 @@ import typer
 
 from k2cli.commands import output
 from k2cli.commands.events import LogFormat, Observer, log_event
+from k2cli.commands.kafka import registry_settings
 from k2cli.commands.options import (
     DURATION,
     TIMEOUT_S,
     HomeOpt,
     KafkaOpt,
     LogFormatOpt,
+    RegistryOpt,
     SummaryOpt,
     TimeoutOpt,
     key_values,
@@ -144,6 +146,7 @@ def consume(
     log_format: LogFormatOpt = None,
     summary: SummaryOpt = output.Summary.TEXT,
     kafka: KafkaOpt = None,
+    registry_option: RegistryOpt = None,
     home: HomeOpt = None,
 ) -> None:
     """Consume Kafka topics into the tables, exactly once, by any number of processes.
@@ -183,7 +186,9 @@ def consume(
         is_group_told=not is_printed,
     )
     with ExitStack() as stack:
-        registry = stack.enter_context(open_registry(config.schema_registry, timeout_s=timeout_s))
+        registry = stack.enter_context(
+            open_registry(registry_settings(config, registry_option), timeout_s=timeout_s)
+        )
         feeds = _feeds(
             options,
             registry,
@@ -298,7 +303,7 @@ def _open_view(
 
 def _open_tables(stack: ExitStack, config: "Settings", *, is_printed: bool) -> "Tables":
     if is_printed:
-        from k2cli.consuming import PrintedTables
+        from k2cli.sinks import PrintedTables
 
         return PrintedTables(sys.stdout.buffer)
     from k2cli.storage.lake import open_lake

@@ -21,7 +21,12 @@ from k2cli.commands.options import (
 def init(
     partitions: Annotated[
         int | None,
-        typer.Option("--partitions", min=1, help="Of each topic.", show_default="the brokers' own"),
+        typer.Option(
+            "--partitions",
+            min=1,
+            help="Of each topic; dead letters have one.",
+            show_default="the brokers' own",
+        ),
     ] = None,
     replication: Annotated[
         int | None,
@@ -79,9 +84,10 @@ def init(
         schemas.check()
         for kind in KINDS.values():
             for topic in (topic_of(kind, name) for name in wanted):
-                for name, keep in ((topic, kept), (dead_letter_topic(topic), {})):
+                letters = dead_letter_topic(topic)
+                for name, count, keep in ((topic, partitions, kept), (letters, 1, {})):
                     is_new = topics.create(
-                        name, partitions=partitions, replication=replication, config=keep
+                        name, partitions=count, replication=replication, config=keep
                     )
                     _tell(f"topic {name}", is_new=is_new)
                 subject = subject_of(topic)

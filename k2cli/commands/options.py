@@ -84,8 +84,8 @@ KafkaOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--kafka-option",
-        help="Any librdkafka setting, over those of [kafka]: bootstrap.servers=HOST:9092. "
-        "Repeat it.",
+        help="Any librdkafka setting, over those of section kafka: "
+        "bootstrap.servers=HOST:9092. Repeat it.",
     ),
 ]
 
@@ -93,7 +93,7 @@ RegistryOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--registry-option",
-        help="Any setting of the registry's client, over those of [schema_registry]: "
+        help="Any setting of the registry's client, over those of section schema_registry: "
         "url=http://HOST:8081. Repeat it.",
     ),
 ]

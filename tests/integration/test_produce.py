@@ -1,11 +1,15 @@
 """The ways onto a topic, with a real broker and a real registry: stream, load, produce, init."""
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, numbered_trades
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from services.fixtures import OwnBroker
+from services.registry import RegistryAddress
 
 from k2cli.ingestion.binance.simulator.options import SimulatorOptions
 from k2cli.ingestion.binance.simulator.server import running_simulator
@@ -66,6 +70,43 @@ def test_a_stream_needs_its_topics_before_it_connects(cluster: Cluster):
     )
     assert (result.exit_code, result.stdout) == (4, "")
     assert "hint: k2 init, or k2 topic create no.such" in result.stderr
+
+
+def test_a_stream_waits_out_brokers_that_are_away(
+    own_broker: OwnBroker, registry: RegistryAddress, home: Path, k2_env: dict[str, str]
+):
+    broker = own_broker()
+    env = {
+        **k2_env,
+        "K2_KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap,
+        "K2_SCHEMA_REGISTRY_URL": registry.url,
+    }
+    cluster = Cluster(broker.bootstrap, registry.url, home, env)
+    cluster.create("away.trades")
+    with running_simulator(SimulatorOptions(rate=1_000, seed=2)) as server:
+        running = cluster.start(
+            *("stream", "binance", "--symbols", "BTCUSDT,ETHUSDT", "--url", server.url),
+            *("--topic", "away.trades", "--max-messages", 12_000, "--flush-interval", "1s"),
+            *("--summary", "json"),
+        )
+        wait_for(lambda: offsets(cluster, "away.trades") > 0)
+        broker.kill()
+        time.sleep(7)  # long enough for a warning
+        broker.start()
+        stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == 0, stderr
+    assert "kafka_away" in stderr
+    assert json.loads(stdout)["rows"] == 12_000
+    assert cluster.consume("--topic", "away.trades")["rows"] == 12_000
+    assert len(set(cluster.ids())) == 12_000
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_file_goes_through_kafka_into_the_table(cluster: Cluster, topic: str, dump: Path):

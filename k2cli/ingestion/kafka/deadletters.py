@@ -16,6 +16,7 @@ from k2cli.ingestion.kafka.producer import Header, TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics
 
 SUFFIX: Final = ".dlq"
+_LARGEST: Final = "1000000000"  # bytes: the most that librdkafka allows
 PREFIX: Final = "k2."
 
 
@@ -83,5 +84,6 @@ def open_dead_letter_topics(
     kafka: Mapping[str, str], *, timeout_s: float, observe: Observer
 ) -> Iterator[DeadLetterTopics]:
     """Open what sends dead letters."""
-    with open_writer(kafka, observe=observe) as writer:
+    limits = {"message.max.bytes": _LARGEST, **kafka}  # what the brokers took once, they take again
+    with open_writer(limits, observe=observe) as writer:
         yield DeadLetterTopics(writer=writer, topics=Topics(kafka, timeout_s=timeout_s))

@@ -6,6 +6,7 @@ as ranges such as 0-16,18. Receipts are younger than the letters that they are o
 for as long.
 """
 
+import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -50,7 +51,7 @@ class OffsetSet:
         Raises:
             ValueError: these are none.
         """
-        self._ranges: list[tuple[int, int]] = []  # ascending, none touches the next
+        self.ranges: Final[list[tuple[int, int]]] = []  # ascending, none touches the next
         for part in text.split(",") if text else ():
             first, _, last = part.partition("-")
             self.add(int(first), int(last or first))
@@ -58,33 +59,33 @@ class OffsetSet:
     def __str__(self) -> str:
         """Write the ranges."""
         return ",".join(
-            f"{first}-{last}" if last > first else str(first) for first, last in self._ranges
+            f"{first}-{last}" if last > first else str(first) for first, last in self.ranges
         )
 
     def __contains__(self, offset: int) -> bool:
         """Tell whether an offset is one of them."""
-        place = bisect_right(self._ranges, offset, key=itemgetter(0)) - 1
-        return place >= 0 and offset <= self._ranges[place][1]
+        place = bisect_right(self.ranges, offset, key=itemgetter(0)) - 1
+        return place >= 0 and offset <= self.ranges[place][1]
 
     def add(self, first: int, last: int) -> None:
         """Add all offsets from `first` to `last`."""
-        begin = bisect_left(self._ranges, first - 1, key=itemgetter(1))
-        end = bisect_right(self._ranges, last + 1, key=itemgetter(0))
+        begin = bisect_left(self.ranges, first - 1, key=itemgetter(1))
+        end = bisect_right(self.ranges, last + 1, key=itemgetter(0))
         if begin < end:
-            first = min(first, self._ranges[begin][0])
-            last = max(last, self._ranges[end - 1][1])
-        self._ranges[begin:end] = [(first, last)]
+            first = min(first, self.ranges[begin][0])
+            last = max(last, self.ranges[end - 1][1])
+        self.ranges[begin:end] = [(first, last)]
 
     def update(self, other: "OffsetSet") -> None:
         """Add the offsets of another set."""
-        for first, last in other._ranges:
+        for first, last in other.ranges:
             self.add(first, last)
 
     def mask(self, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Tell of each offset whether it is one of them."""
-        if not self._ranges:
+        if not self.ranges:
             return np.zeros(len(offsets), dtype=np.bool_)
-        firsts, lasts = np.array(self._ranges, dtype=np.int64).T
+        firsts, lasts = np.array(self.ranges, dtype=np.int64).T
         places = np.searchsorted(firsts, offsets, side="right") - 1
         is_in: npt.NDArray[np.bool_] = (places >= 0) & (offsets <= lasts[places])
         return is_in
@@ -232,14 +233,16 @@ class LetterBox:
         what = f"cannot read {self.topic}/{info.number}"
         with translated(what, self._kafka):
             self._consumer.assign([TopicPartition(self.topic, info.number, begin)])
-        while True:
+        deadline = time.monotonic() + self._timeout_s
+        while (wait_s := deadline - time.monotonic()) > 0:
             with translated(what, self._kafka):
-                message = self._consumer.poll(self._timeout_s)
+                message = self._consumer.poll(wait_s)
             if message is None:
-                raise unreachable(f"{what}: nothing comes", self._kafka)
+                break
             error = message.error()
             if error is None:
-                offset = cast(int, message.offset())
+                deadline = time.monotonic() + self._timeout_s
+                offset = cast("int", message.offset())
                 if offset < info.next:
                     yield message
                 if offset + 1 >= info.next:
@@ -248,9 +251,10 @@ class LetterBox:
                 return
             elif error.code() not in RETRIED and not error.retriable():
                 raise translate(what, error, self._kafka)
+        raise unreachable(f"{what}: nothing comes", self._kafka)
 
     def _letter(self, message: Message, ours: Mapping[str, str]) -> Letter:
-        place = LetterPlace(cast(int, message.partition()), cast(int, message.offset()))
+        place = LetterPlace(cast("int", message.partition()), cast("int", message.offset()))
         return Letter(
             place=place,
             time_ms=message.timestamp()[1],
@@ -328,7 +332,7 @@ def _row(letter: Letter) -> tuple[object, ...]:
     return (
         str(letter.place),
         letter.time_ms,
-        letter.reason,
+        letter.reason or None,
         letter.topic,
         letter.partition,
         letter.offset,
@@ -358,8 +362,8 @@ def as_text(raw: bytes | None) -> str | None:
 
 def as_time(time_ms: int) -> str:
     """Write UTC milliseconds as k2 writes times."""
-    time = datetime.fromtimestamp(time_ms / 1000, tz=UTC)
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    moment = datetime.fromtimestamp(time_ms / 1000, tz=UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _headers(message: Message) -> list[Header]:

@@ -3,16 +3,23 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from k2cli.codec.encode import encode_messages
 from k2cli.flow import Observer
-from k2cli.ingestion.kafka.vendor import PURGED, client_config, translate, translated, unreachable
+from k2cli.ingestion.kafka.vendor import (
+    FATAL,
+    PURGED,
+    client_config,
+    translate,
+    translated,
+    unreachable,
+)
 from k2cli.records import RecordKind
 
 if TYPE_CHECKING:
@@ -87,12 +94,13 @@ class TopicWriter:
         for start in range(0, rows.num_rows, _ROWS):
             part = rows.slice(start, _ROWS)
             values = encode_messages(part, kind.avro, header=header).to_pylist()
-            for key, value in zip(part["symbol"].to_pylist(), values, strict=True):
-                try:
-                    produce(topic, value, key)
-                except BufferError:
-                    self._wait_for_room()
-                    produce(topic, value, key)
+            with self._translated(f"cannot write to {topic}"):
+                for key, value in zip(part["symbol"].to_pylist(), values, strict=True):
+                    try:
+                        produce(topic, value, key)
+                    except BufferError:
+                        self._wait_for_room()
+                        produce(topic, value, key)
             self._producer.poll(0)
             self._check()
 
@@ -110,11 +118,12 @@ class TopicWriter:
         """
         number = _BY_KEY if partition is None else partition
         produce = partial(self._producer.produce, topic, value, key, number, headers=list(headers))
-        try:
-            produce()
-        except BufferError:
-            self._wait_for_room()
-            produce()
+        with self._translated(f"cannot write to {topic}"):
+            try:
+                produce()
+            except BufferError:
+                self._wait_for_room()
+                produce()
         self._producer.poll(0)
         self._check()
 
@@ -124,7 +133,8 @@ class TopicWriter:
         Raises:
             K2Error: they refused a record, or could not be reached for too long.
         """
-        self._wait(lambda: self._producer.flush(_WAIT_S))
+        with self._translated("cannot write"):
+            self._wait(lambda: self._producer.flush(_WAIT_S))
         self._check()
 
     def begin(self) -> None:
@@ -162,8 +172,20 @@ class TopicWriter:
 
     def close(self) -> None:
         """Throw away what the brokers have not taken; after `flush` that is nothing."""
-        self._producer.purge()
-        self._producer.flush(_WAIT_S)
+        with suppress(KafkaException):  # of a producer that has failed for good
+            self._producer.purge()
+            self._producer.flush(_WAIT_S)
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Translate errors of the block; of a producer that has failed for good, why it has."""
+        with translated(what, self._kafka):
+            try:
+                yield
+            except KafkaException as exc:
+                if exc.args[0].code() == FATAL:
+                    self._producer.flush(0)  # raises it
+                raise
 
     def _wait_for_room(self) -> None:
         full = len(self._producer)

@@ -23,7 +23,7 @@ from confluent_kafka.schema_registry.error import SchemaRegistryError
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 
 _URL: Final = "url"
-_AVRO: Final = "AVRO"
+AVRO: Final = "AVRO"
 _LEVEL: Final = "BACKWARD"
 _NUMBERS: Final = (
     "timeout",
@@ -79,6 +79,7 @@ class Registry:
             self._client = SchemaRegistryClient({"timeout": timeout_s, **settings, **numbers})
         except (TypeError, ValueError) as exc:
             raise ConfigError(f"wrong [schema_registry] settings: {exc}") from exc
+        self._rest = self._client._rest_client  # noqa: SLF001
         self._schemas: dict[int, Mapping[str, Any]] = {}
 
     def check(self) -> None:
@@ -180,7 +181,7 @@ class Registry:
             subject=subject,
             number=int(found.version or 0),
             id=int(found.schema_id or 0),
-            type=found.schema.schema_type or _AVRO,
+            type=found.schema.schema_type or AVRO,
             text=found.schema.schema_str or "",
         )
 
@@ -192,17 +193,15 @@ class Registry:
         """
         with self._translated(f"cannot read schema {schema_id}"):
             found = self._client.get_schema(schema_id)
-        return found.schema_type or _AVRO, found.schema_str or ""
+        return found.schema_type or AVRO, found.schema_str or ""
 
     def level(self, subject: str) -> str:
         """Return the compatibility level that is in force for a subject."""
+        path = f"config/{quote(subject, safe='')}"
         with self._translated(f"cannot read the compatibility level of {subject}"):
-            try:
-                return str(self._client.get_compatibility(subject))
-            except SchemaRegistryError as exc:
-                if exc.http_status_code != _NOT_FOUND:
-                    raise
-            return str(self._client.get_compatibility())  # it has none of its own
+            # The client's own method cannot ask for the level of all where the subject has none.
+            answer = self._rest.get(path, {"defaultToGlobal": "true"})
+        return str(answer["compatibilityLevel"])
 
     def misfits(self, subject: str, avro: Any) -> list[str] | None:
         """Ask why a schema cannot be the next version of a subject; None if it can.
@@ -218,7 +217,7 @@ class Registry:
         path = f"compatibility/subjects/{quote(subject, safe='')}/versions?verbose=true"
         with self._translated(f"cannot compare a schema with {subject}"):
             # The client's own method keeps the reasons to itself.
-            answer = self._client._rest_client.post(path, body=_schema(avro).to_dict())  # noqa: SLF001
+            answer = self._rest.post(path, body=_schema(avro).to_dict())
         if answer["is_compatible"]:
             return None
         messages = answer.get("messages") or []
@@ -319,7 +318,7 @@ def parse_avro(text: str, what: str) -> Any:
 
 
 def _schema(avro: Any) -> Schema:
-    return Schema(json.dumps(avro), _AVRO)
+    return Schema(json.dumps(avro), AVRO)
 
 
 def _reasons(message: str | None) -> str:
@@ -329,7 +328,7 @@ def _reasons(message: str | None) -> str:
 
 
 def _avro(schema: Schema, what: str) -> Mapping[str, Any]:
-    if schema.schema_type != _AVRO or schema.references:
+    if schema.schema_type != AVRO or schema.references:
         raise BadData(f"{what} is not a plain Avro schema")
     avro = json.loads(schema.schema_str or "")
     if not isinstance(avro, dict):

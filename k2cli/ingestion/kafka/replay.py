@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from k2cli.errors import K2Error
+from k2cli.errors import Conflict, K2Error
 from k2cli.flow import Observer
 from k2cli.ingestion.kafka.letters import RECEIPT, Letter, LetterBox, OffsetSet
 from k2cli.ingestion.kafka.producer import TopicWriter, open_writer
@@ -142,7 +142,7 @@ def open_replay(
                     transaction=f"k2-replay-{box.topic}",
                 )
             )
-            stack.enter_context(_aborted(writer))
+            stack.enter_context(_aborted(writer, box.topic))
             writer.begin()
             box.refresh()
         topics = Topics(kafka, timeout_s=timeout_s)
@@ -150,10 +150,15 @@ def open_replay(
 
 
 @contextmanager
-def _aborted(writer: TopicWriter) -> Iterator[None]:
+def _aborted(writer: TopicWriter, topic: str) -> Iterator[None]:
     """Abort the transaction that is still open at the end."""
     try:
         yield
+    except Conflict as exc:
+        raise Conflict(
+            f"another replay of {topic} began and ended this one",
+            hint="run it again: what was replayed is not sent twice",
+        ) from exc
     finally:
         with suppress(K2Error):  # another replay has done it
             writer.abort()

@@ -12,12 +12,15 @@ from k2cli.errors import BadData, ConfigError, Conflict, K2Error, NotFound, Unav
 
 T = TypeVar("T")
 _LOG: Final = logging.getLogger("k2cli.kafka")
+_LOG.addHandler(logging.NullHandler())  # else Python writes it to stderr
 _BOOTSTRAP: Final = "bootstrap.servers"
 PURGED: Final = KafkaError._PURGE_QUEUE
 AT_END: Final = KafkaError._PARTITION_EOF
-RETRIED: Final = frozenset(  # librdkafka goes on trying
+FATAL: Final = KafkaError._FATAL
+RETRIED: Final = frozenset(  # librdkafka goes on trying, or joins its group again
     {
         KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._MAX_POLL_EXCEEDED,
         KafkaError._RESOLVE,
         KafkaError._TIMED_OUT,
         KafkaError._TRANSPORT,

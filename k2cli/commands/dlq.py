@@ -1,0 +1,375 @@
+"""`k2 dlq`: messages that became no row, listed, shown and sent back."""
+
+import json
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.events import LogFormat, log_event
+from k2cli.commands.kafka import kafka_settings, registry_settings
+from k2cli.commands.options import (
+    TIMEOUT_S,
+    ForceOpt,
+    FormatOpt,
+    HomeOpt,
+    KafkaOpt,
+    LimitOpt,
+    OutputOpt,
+    RegistryOpt,
+    TextOrJson,
+    TextOrJsonOpt,
+    TimeoutOpt,
+    settings,
+)
+from k2cli.commands.output import Format, Summary
+from k2cli.errors import ConfigError, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from k2cli.config import Settings
+    from k2cli.ingestion.kafka.letters import Letter, LetterBox, LetterPlace
+    from k2cli.ingestion.kafka.registry import Registry
+    from k2cli.ingestion.kafka.replay import Replay
+    from k2cli.ingestion.kafka.values import ValueInfo
+
+dlq_app = typer.Typer(
+    help="Look at dead letters, the messages that became no row, and send them back.",
+    no_args_is_help=True,
+)
+
+_TABLE_ROWS: Final = 1_000
+_TEXT_CHARS: Final = 4_096
+
+TopicOpt = Annotated[
+    str,
+    typer.Option(
+        "--topic",
+        "-t",
+        help="The topic that the messages were on; their dead letters are on TOPIC.dlq.",
+        show_default=False,
+    ),
+]
+LettersArg = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PARTITION/OFFSET",
+        help="Which letters, as k2 dlq list shows them: 0/17.",
+        show_default=False,
+    ),
+]
+
+
+@dlq_app.command("list")
+def list_letters(
+    topic: TopicOpt,
+    limit: LimitOpt = None,
+    fmt: FormatOpt = None,
+    out: OutputOpt = None,
+    force: ForceOpt = False,
+    timeout: TimeoutOpt = None,
+    kafka: KafkaOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """List dead letters, the newest last: why, where from, and whether they were replayed.
+
+    With --limit the newest; a table shows 1000 unless told otherwise.
+
+    Example: k2 dlq list --topic market.crypto.trades --limit 20
+    """
+    from k2cli.ingestion.kafka.letters import list_letters as list_rows
+    from k2cli.ingestion.kafka.letters import open_letters
+
+    chosen = output.choose_output(fmt, out, is_forced=force)
+    newest = limit or (_TABLE_ROWS if chosen.format is Format.TABLE else None)
+    options = kafka_settings(settings(home), kafka)
+    with (
+        open_letters(options, topic, timeout_s=timeout or TIMEOUT_S) as box,
+        tempfile.TemporaryDirectory(prefix="k2-") as folder,
+    ):
+        rows = list_rows(box, Path(folder) / "letters.arrow", newest=newest)
+        if box.is_missing:
+            output.note(_none(box))
+        elif limit is None and rows.num_rows == newest:
+            output.note(f"the newest {newest}; more with --limit, all with --format csv")
+        output.write_table(chosen, rows)
+
+
+@dlq_app.command()
+def show(
+    topic: TopicOpt,
+    letters: LettersArg = None,
+    fmt: TextOrJsonOpt = TextOrJson.TEXT,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The value of one letter and nothing else, as it is.")
+    ] = False,
+    timeout: TimeoutOpt = None,
+    kafka: KafkaOpt = None,
+    registry: RegistryOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """Show dead letters: reason, origin, headers, and the value as far as it decodes.
+
+    Example: k2 dlq show --topic market.crypto.trades 0/17
+    """
+    from k2cli.ingestion.kafka.letters import open_letters
+    from k2cli.ingestion.kafka.values import describe_value
+
+    places = _places(letters)
+    if not places:
+        raise UsageError("name a letter: 0/17", hint=f"k2 dlq list --topic {topic}")
+    if raw:
+        _check_raw(places)
+    config = settings(home)
+    timeout_s = timeout or TIMEOUT_S
+    with ExitStack() as stack:
+        options = kafka_settings(config, kafka)
+        box = stack.enter_context(open_letters(options, topic, timeout_s=timeout_s))
+        if raw:
+            _write_raw(box.letter(places[0]))
+            return
+        schemas = _schemas(stack, config, registry, timeout_s)
+        found = [
+            (letter, describe_value(letter.value, schemas)) for letter in map(box.letter, places)
+        ]
+        topic = box.topic
+    if fmt is TextOrJson.JSON:
+        objects = [_object(topic, letter, value) for letter, value in found]
+        output.data(json.dumps(objects, default=_plain))
+    else:
+        output.data("\n\n".join(_description(topic, letter, value) for letter, value in found))
+
+
+@dlq_app.command()
+def replay(
+    topic: TopicOpt,
+    letters: LettersArg = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All that were not replayed yet, in place of some.")
+    ] = False,
+    value: Annotated[
+        Path | None,
+        typer.Option(
+            "--value",
+            help="File with the repaired value of the one letter that is named; - for stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also those that were replayed before.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Send nothing; only tell what would be.")
+    ] = False,
+    timeout: TimeoutOpt = None,
+    summary: Annotated[
+        Summary, typer.Option("--summary", help="At the end, for people, or JSON on stdout.")
+    ] = Summary.TEXT,
+    kafka: KafkaOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """Send dead letters back to the topic, and the partition, that they came from.
+
+    Key, value and headers are those of the message. Each letter is sent once, however often this
+    is run or killed: the messages and the note that they were replayed are one transaction.
+
+    Example: k2 dlq replay --topic market.crypto.trades --all
+    """
+    from k2cli.ingestion.kafka.letters import open_letters
+    from k2cli.ingestion.kafka.replay import ReplayTotals, open_replay
+
+    places = _places(letters)
+    if bool(places) == every:
+        raise UsageError("name letters, or all of them with --all", hint="k2 dlq list shows them")
+    if value is not None and len(places) != 1:
+        raise UsageError("--value is the value of one letter: name that one")
+    repaired = None if value is None else _read(value)
+    options = kafka_settings(settings(home), kafka)
+    timeout_s = timeout or TIMEOUT_S
+    with ExitStack() as stack:
+        box = stack.enter_context(open_letters(options, topic, timeout_s=timeout_s))
+        if box.is_missing and every:
+            output.note(_none(box))
+            output.summary(asdict(ReplayTotals()), summary, is_data_on_stdout=False)
+            return
+        run = stack.enter_context(
+            open_replay(
+                box,
+                options,
+                timeout_s=timeout_s,
+                is_dry_run=dry_run,
+                observe=log_event(LogFormat.TEXT),
+            )
+        )
+        _replay(run, box, places, repaired, is_again=again)
+    if dry_run:
+        output.note("dry run: nothing was sent")
+    output.summary(asdict(run.totals), summary, is_data_on_stdout=False)
+
+
+def _replay(
+    run: "Replay",
+    box: "LetterBox",
+    places: "Sequence[LetterPlace]",
+    repaired: bytes | None,
+    *,
+    is_again: bool,
+) -> None:
+    if not is_again:
+        box.read_receipts(places or None)
+    if not places:
+        run.run(box.letters(), is_again=is_again, is_whole=False)
+        return
+
+    def named() -> "Iterator[Letter]":
+        for place in places:
+            letter = box.letter(place)
+            if box.is_replayed(place) and not is_again:
+                output.note(f"{place} was replayed before; --again sends it again")
+            yield letter if repaired is None else replace(letter, value=repaired)
+
+    run.run(named(), is_again=is_again, is_whole=True)
+
+
+def _none(box: "LetterBox") -> str:
+    return f"no dead letters: there is no topic {box.topic}"
+
+
+def _places(texts: list[str] | None) -> "list[LetterPlace]":
+    from k2cli.ingestion.kafka.letters import LetterPlace
+
+    places = []
+    for text in dict.fromkeys(texts or ()):
+        partition, _, offset = text.partition("/")
+        if not all(part.isascii() and part.isdigit() for part in (partition, offset)):
+            raise typer.BadParameter(f"{text!r} is not PARTITION/OFFSET, such as 0/17")
+        places.append(LetterPlace(int(partition), int(offset)))
+    return places
+
+
+def _check_raw(places: "Sequence[LetterPlace]") -> None:
+    if len(places) > 1:
+        raise UsageError("--raw shows one letter")
+    if sys.stdout.isatty():
+        raise UsageError("--raw is not for a terminal", hint="write a file: > value.bin")
+
+
+def _write_raw(letter: "Letter") -> None:
+    if letter.value is None:
+        output.note(f"{letter.place} has no value")
+        return
+    sys.stdout.buffer.write(letter.value)
+    sys.stdout.buffer.flush()
+
+
+def _schemas(
+    stack: ExitStack, config: "Settings", registry: list[str] | None, timeout_s: float
+) -> "Registry | str":
+    """Open the registry, or say why there is none: a letter can be shown without."""
+    from k2cli.ingestion.kafka.registry import open_registry
+
+    given = {"max.retries": "0", **registry_settings(config, registry)}
+    try:
+        return stack.enter_context(open_registry(given, timeout_s=timeout_s))
+    except ConfigError as exc:
+        return str(exc)
+
+
+def _object(topic: str, letter: "Letter", value: "ValueInfo") -> "dict[str, Any]":
+    from k2cli.ingestion.kafka.letters import as_text, as_time
+
+    return {
+        "letter": str(letter.place),
+        "dlq": topic,
+        "time": as_time(letter.time_ms),
+        "reason": letter.reason,
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "sent_at": letter.sent_at or None,
+        "key": as_text(letter.key),
+        "headers": [[name, as_text(held)] for name, held in letter.headers],
+        "value": {key: held for key, held in asdict(value).items() if held is not None},
+    }
+
+
+def _description(topic: str, letter: "Letter", value: "ValueInfo") -> str:
+    from k2cli.ingestion.kafka.letters import as_text, as_time
+
+    come_from = letter.topic if letter.partition is None else f"{letter.topic}/{letter.partition}"
+    at = "" if letter.offset is None else f" at offset {letter.offset}"
+    sent = f", sent {letter.sent_at}" if letter.sent_at else ""
+    size = "none" if value.size_bytes is None else f"{value.size_bytes:,} bytes"
+    told: Mapping[str, str | None] = {
+        "letter": f"{letter.place} of {topic}",
+        "time": as_time(letter.time_ms),
+        "reason": letter.reason or "not told: it is not k2 that set it aside",
+        "from": f"{come_from}{at}{sent}",
+        "key": as_text(letter.key),
+        "value": size,
+        "schema": _schema_name(value),
+        "problem": value.problem,
+    }
+    lines = [f"{name:8}{_printable(text)}" for name, text in told.items() if text is not None]
+    if letter.headers:
+        lines += ["", "headers"]
+        lines += [f"  {name} = {as_text(held)}" for name, held in letter.headers]
+    return "\n".join([*lines, *_value_lines(value)])
+
+
+def _schema_name(value: "ValueInfo") -> str | None:
+    if value.schema_id is None:
+        return None
+    return f"id {value.schema_id}" + (f", {value.schema}" if value.schema else "")
+
+
+def _value_lines(value: "ValueInfo") -> list[str]:
+    from k2cli.ingestion.kafka.values import hex_lines
+
+    lines: list[str] = []
+    if value.text:
+        cut = value.text[:_TEXT_CHARS]
+        lines += ["", *map(_printable, cut.split("\n"))]
+        if len(cut) < len(value.text):
+            lines.append(f"... {len(value.text) - len(cut):,} more characters: --raw")
+    if value.fields:
+        text = json.dumps(value.fields, default=_plain, indent=2, ensure_ascii=False)
+        lines += ["", text]
+    if value.hex:
+        lines += ["", *hex_lines(value.hex)]
+    return lines
+
+
+def _printable(text: str) -> str:
+    """Write out what could move a terminal's cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _plain(value: object) -> str:
+    """Write for JSON what it has no type for, as k2 writes it."""
+    match value:
+        case Decimal():
+            return f"{value:f}"
+        case datetime():
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        case bytes():
+            return f"0x{value.hex()}"
+        case _:
+            return str(value)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise NotFound(f"{file} does not exist") from exc
+    except OSError as exc:
+        raise UsageError(f"cannot read {file}: {exc.strerror}") from exc

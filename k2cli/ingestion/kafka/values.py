@@ -1,0 +1,114 @@
+"""What is in the value of a message, as far as that can be found out; for people who look at one.
+
+Rows are decoded elsewhere, and fast: this is for values that became none.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import fastavro
+
+from k2cli.codec.encode import HEADER_BYTES, MAGIC
+from k2cli.errors import K2Error
+from k2cli.ingestion.kafka.registry import AVRO, Registry, parse_avro
+
+_SHOWN_BYTES: Final = 256
+_LINE_BYTES: Final = 16
+_UNDECODED: Final = (ValueError, EOFError, IndexError, ArithmeticError, OverflowError, TypeError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueInfo:
+    """A value: the text or the record that it is, or its first bytes, and what is wrong with it."""
+
+    size_bytes: int | None  # None: there is no value
+    text: str | None = None
+    schema_id: int | None = None
+    schema: str | None = None  # the record's name
+    fields: Mapping[str, Any] | None = (
+        None  # those that decode; of other types than a record: value
+    )
+    problem: str | None = None
+    hex: str | None = None  # of the first bytes, where nothing else tells what they are
+
+
+def describe_value(value: bytes | None, registry: Registry | str) -> ValueInfo:
+    """Find out what a value is; without a registry, a text that says why there is none."""
+    if value is None:
+        return ValueInfo(size_bytes=None, problem="a null value (tombstone)")
+    if len(value) >= HEADER_BYTES and value[0] == MAGIC:
+        return _describe_record(value, registry)
+    try:
+        return ValueInfo(size_bytes=len(value), text=value.decode())
+    except UnicodeDecodeError:
+        return ValueInfo(
+            size_bytes=len(value),
+            problem="neither in the wire format of a schema registry, nor text",
+            hex=_first(value),
+        )
+
+
+def _describe_record(value: bytes, registry: Registry | str) -> ValueInfo:
+    schema_id = int.from_bytes(value[1:HEADER_BYTES])
+    schema: Any = None
+    fields: Mapping[str, Any] | None = None
+    problem: str | None
+    if isinstance(registry, str):
+        problem = registry
+    else:
+        try:
+            of, text = registry.text(schema_id)
+            if of == AVRO:
+                schema = parse_avro(text, f"schema {schema_id}")
+                fields, problem = _decode(value[HEADER_BYTES:], schema)
+            else:
+                problem = f"schema {schema_id} is of type {of}, not {AVRO}"
+        except K2Error as exc:
+            problem = str(exc)
+    return ValueInfo(
+        size_bytes=len(value),
+        schema_id=schema_id,
+        schema=schema.get("name") if isinstance(schema, dict) else None,
+        fields=fields,
+        problem=problem,
+        hex=_first(value) if problem else None,
+    )
+
+
+def _decode(body: bytes, schema: Any) -> tuple[Mapping[str, Any], str | None]:
+    """Decode as many fields as there are good ones; say what is wrong with the next."""
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        schema = {"type": "record", "name": "k2", "fields": [{"name": "value", "type": schema}]}
+    given = schema["fields"]
+    problem: str | None = None
+    for count in range(len(given), -1, -1):
+        source = io.BytesIO(body)
+        parsed = fastavro.parse_schema({**schema, "fields": given[:count]})
+        try:
+            found = fastavro.schemaless_reader(source, parsed, None)
+        except _UNDECODED as exc:
+            reason = "the value ends in it" if isinstance(exc, EOFError) else str(exc)
+            problem = f"field {given[count - 1]['name']}: {reason or type(exc).__name__}"
+            continue
+        left = len(body) - source.tell()
+        if problem is None and left:
+            problem = f"{left} bytes are left over behind the record"
+        return (found if isinstance(found, dict) else {}), problem
+    return {}, problem
+
+
+def _first(value: bytes) -> str:
+    return value[:_SHOWN_BYTES].hex()
+
+
+def hex_lines(text: str) -> list[str]:
+    """Lay out hexadecimal digits as a dump: offset, bytes, and what of them is printable ASCII."""
+    raw = bytes.fromhex(text)
+    lines = []
+    for begin in range(0, len(raw), _LINE_BYTES):
+        part = raw[begin : begin + _LINE_BYTES]
+        shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)  # noqa: PLR2004
+        lines.append(f"{begin:08x}  {part.hex(' '):{3 * _LINE_BYTES - 1}}  |{shown}|")
+    return lines

@@ -1,0 +1,302 @@
+"""`k2 schema` against a real registry; what Confluent's alone says is played by a local server."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import trades_batch
+from cluster import Cluster
+from conftest import Run
+from services.registry import RegistryAddress
+
+from k2cli.records import QUOTES, TRADES
+
+AWAY = ("--registry-option", "url=http://127.0.0.1:1", "--timeout", "500ms")
+Answer = Callable[[str, str], tuple[int, Any]]  # method and path -> status and body
+
+# Both as Confluent's registry 7.6 says it.
+MESSAGES = [
+    "{errorType:'READER_FIELD_MISSING_DEFAULT_VALUE', description:'The field 'venue' at path "
+    "'/fields/15' in the new schema has no default value and is missing in the old schema', "
+    "additionalInfo:'venue'}",
+    "{oldSchemaVersion: 1}",
+    '{oldSchema: \'{"type":"record"}\'}',
+    "{validateFields: 'false', compatibility: 'BACKWARD'}",
+]
+REASON = (
+    "The field 'venue' at path '/fields/15' in the new schema has no default value and is missing"
+    " in the old schema"
+)
+
+
+@pytest.fixture(autouse=True)
+def registry_env(registry: RegistryAddress, k2_env: dict[str, str]) -> None:
+    """Let every k2 of a test find the registry."""
+    k2_env["K2_SCHEMA_REGISTRY_URL"] = registry.url
+
+
+@pytest.fixture
+def subject(topic_name: str) -> str:
+    return f"{topic_name}.trades-value"
+
+
+@contextmanager
+def played(answer: Answer) -> Iterator[str]:
+    """Play a registry; yields its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, body = answer(self.command, self.path.partition("?")[0])
+            raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def changed(path: Path, *fields: dict[str, Any]) -> Path:
+    """Write the schema of trades with further fields."""
+    schema = {**TRADES.avro, "fields": [*TRADES.avro["fields"], *fields]}
+    path.write_text(json.dumps(schema))
+    return path
+
+
+@pytest.fixture
+def newer(tmp_path: Path) -> Path:
+    """A version of our schema that is compatible."""
+    field = {"name": "venue", "type": ["null", "string"], "default": None}
+    return changed(tmp_path / "newer.avsc", field)
+
+
+@pytest.fixture
+def unfit(tmp_path: Path) -> Path:
+    """One that cannot read what was written with ours."""
+    return changed(tmp_path / "unfit.avsc", {"name": "venue", "type": "string"})
+
+
+def test_a_schema_is_registered_listed_and_shown(run: Run, subject: str, newer: Path):
+    first = run(["schema", "register", subject])
+    assert (first.exit_code, first.stderr) == (0, "")
+    assert run(["schema", "register", subject]).stdout == first.stdout
+    second = run(["schema", "register", subject, str(newer)])
+    assert second.exit_code == 0
+    assert int(second.stdout) != int(first.stdout)
+
+    listed = json.loads(run(["schema", "list", "--format", "json"]).stdout)
+    assert {
+        "subject": subject,
+        "versions": 2,
+        "newest": 2,
+        "id": int(second.stdout),
+        "type": "AVRO",
+        "compatibility": "BACKWARD",
+    } in listed
+    versions = run(["schema", "versions", subject]).stdout.splitlines()
+    ids = [int(first.stdout), int(second.stdout)]
+    assert versions == ["version,id,type", f"1,{ids[0]},AVRO", f"2,{ids[1]},AVRO"]
+
+    assert json.loads(run(["schema", "show", subject]).stdout) == json.loads(newer.read_text())
+    latest = run(["schema", "show", subject, "--version", "latest"]).stdout
+    assert latest == run(["schema", "show", subject]).stdout
+    assert json.loads(run(["schema", "show", subject, "--version", "1"]).stdout) == TRADES.avro
+    by_id = run(["schema", "show", "--id", str(ids[0])]).stdout
+    assert json.loads(by_id) == TRADES.avro
+
+
+def test_the_subject_tells_the_kind_unless_told(run: Run, topic_name: str):
+    subject = f"{topic_name}.quotes-value"
+    assert run(["schema", "register", subject]).exit_code == 0
+    assert json.loads(run(["schema", "show", subject]).stdout) == QUOTES.avro
+    other = f"{topic_name}-value"
+    unclear = run(["schema", "register", other])
+    assert (unclear.exit_code, unclear.stdout) == (2, "")
+    assert "hint: --kind trades or --kind quotes, or a FILE.avsc" in unclear.stderr
+    assert run(["schema", "register", other, "--kind", "trades"]).exit_code == 0
+    bare = run(["schema", "register", f"{topic_name}.trades"])
+    assert bare.exit_code == 2
+    assert f"hint: {topic_name}.trades-value, or" in bare.stderr
+
+
+def test_a_schema_comes_from_stdin_and_need_not_be_a_record(run: Run, topic_name: str):
+    subject = f"{topic_name}-key"
+    assert run(["schema", "register", subject, "-"], stdin='"string"').exit_code == 0
+    assert run(["schema", "show", subject]).stdout == '"string"\n'
+
+
+def test_check_answers_before_anything_is_registered(
+    run: Run, subject: str, newer: Path, unfit: Path
+):
+    run(["schema", "register", subject])
+    yes = run(["schema", "check", subject, str(newer)])
+    assert (yes.exit_code, yes.stdout) == (0, "")
+    assert yes.stderr == f"the schema fits {subject} at level BACKWARD\n"
+    assert run(["schema", "check", subject]).exit_code == 0
+    no = run(["schema", "check", subject, str(unfit)])
+    assert (no.exit_code, no.stdout) == (6, "")
+    assert f"error: the schema does not fit {subject} at level BACKWARD" in no.stderr
+    assert run(["schema", "versions", subject]).stdout.count("AVRO") == 1
+
+
+def test_what_is_incompatible_is_not_registered(run: Run, subject: str, unfit: Path):
+    run(["schema", "register", subject])
+    result = run(["schema", "register", subject, str(unfit)])
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert f"error: cannot register a schema as {subject}: " in result.stderr
+
+
+def test_an_unknown_subject_or_version_is_told_with_what_is_near(run: Run, subject: str):
+    run(["schema", "register", subject])
+    for command in ("show", "versions", "check"):
+        args = ["--kind", "trades"] if command == "check" else []
+        result = run(["schema", command, subject[:-2], *args])
+        assert (result.exit_code, result.stdout) == (4, "")
+        assert f"hint: did you mean {subject}?" in result.stderr
+    version = run(["schema", "show", subject, "--version", "9"])
+    assert (version.exit_code, version.stdout) == (4, "")
+    assert f"error: {subject} has no version 9" in version.stderr
+    assert f"hint: k2 schema versions {subject}" in version.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "stderr"),
+    [
+        (["show", "--id", "2147483647"], 4, "cannot read schema 2147483647"),
+        (["show", "x9-y7-z5"], 4, "k2 schema list shows all"),
+        (["show"], 2, "name a subject, or an id with --id"),
+        (["show", "x", "--id", "1"], 2, "name a subject, or an id with --id"),
+        (["show", "--id", "1", "--version", "1"], 2, "exclude each other"),
+        (["show", "x", "--version", "0"], 2, "'0' is not a number or latest"),
+        (["register", "x", "no.avsc"], 4, "no.avsc does not exist"),
+        (["register", "x", "/"], 2, "cannot read /"),
+        (["register", "x", "a.avsc", "--kind", "trades"], 2, "exclude each other"),
+        (["register", "x", "-"], 6, "stdin is not JSON"),
+        (["list", *AWAY], 5, "hint: is the schema registry up at http://127.0.0.1:1?"),
+        (["register", "x.trades-value", *AWAY], 5, "hint: is the schema registry up at"),
+        (["list", "--registry-option", "url="], 3, "hint: export K2_SCHEMA_REGISTRY_URL"),
+        (["list", "--registry-option", "no.such=1"], 3, "wrong [schema_registry] settings"),
+        (["list", "--registry-option", "x"], 2, "'x' is not KEY=VALUE"),
+    ],
+)
+def test_failures_say_what_to_do(run: Run, args: list[str], code: int, stderr: str):
+    result = run(["schema", *args])
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert stderr in result.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "1",
+        "null",
+        '"nosuch"',
+        '{"type": "array"}',
+        '{"type": "enum", "name": "e"}',
+        '{"type": "record", "name": "a", "fields": 3}',
+        '{"type": "record", "name": "a", "fields": [{"name": "x"}]}',
+        '{"type": {"type": "record"}}',
+        '{"type": "record", "name": "a"}',
+    ],
+)
+def test_what_is_not_avro_is_told(run: Run, subject: str, text: str):
+    result = run(["schema", "register", subject, "-"], stdin=text)
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert "error: " in result.stderr
+
+
+def test_a_file_that_is_not_text_is_told(run: Run, tmp_path: Path):
+    (tmp_path / "x.avsc").write_bytes(b"\xff\xfe")
+    result = run(["schema", "check", "any-value", str(tmp_path / "x.avsc")])
+    assert result.exit_code == 6
+    assert "it is not UTF-8" in result.stderr
+
+
+def test_what_is_no_schema_registry_is_a_wrong_setting(run: Run):
+    for body in (b"<html>hello</html>", b""):
+        for status in (200, 404):
+            with played(lambda *_, status=status, body=body: (status, body)) as url:
+                result = run(["schema", "list", "--registry-option", f"url={url}"])
+            if status == 404 or body:
+                assert result.exit_code == 3, result.stderr
+                assert f"what answers at {url} is not a schema registry" in result.stderr
+
+
+def test_a_registry_that_refuses_us_is_a_wrong_setting(run: Run):
+    body = {"error_code": 40101, "message": "Unauthorized"}
+    with played(lambda *_: (401, body)) as url:
+        result = run(["schema", "list", "--registry-option", f"url={url}"])
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "cannot list the subjects: Unauthorized" in result.stderr
+    assert "hint: see the [schema_registry] settings" in result.stderr
+
+
+def test_a_registry_without_subjects_lists_none(run: Run):
+    with played(lambda *_: (200, [])) as url:
+        result = run(["schema", "list", "--registry-option", f"url={url}"])
+    assert result.exit_code == 0
+    assert result.stdout == "subject,versions,newest,id,type,compatibility\n"
+    assert result.stderr == "nothing matched\n"
+
+
+def confluent(method: str, path: str) -> tuple[int, Any]:
+    """Answer as Confluent's registry does where a schema does not fit."""
+    if path.startswith("/compatibility/"):
+        return 200, {"is_compatible": False, "messages": MESSAGES}
+    if path.startswith("/config/"):
+        return 200, {"compatibilityLevel": "BACKWARD_TRANSITIVE"}
+    if method == "GET" and path.endswith("/versions"):
+        return 200, [1]
+    message = f"Schema being registered is incompatible, details: [{', '.join(MESSAGES)}]"
+    return 409, {"error_code": 409, "message": message}
+
+
+def test_the_reasons_of_a_registry_are_told_without_the_schemas(
+    run: Run, subject: str, newer: Path
+):
+    with played(confluent) as url:
+        option = ["--registry-option", f"url={url}"]
+        check = run(["schema", "check", subject, str(newer), *option])
+        register = run(["schema", "register", subject, str(newer), *option])
+    assert (check.exit_code, register.exit_code) == (6, 6)
+    assert check.stderr == (
+        f"error: the schema does not fit {subject} at level BACKWARD_TRANSITIVE:\n  {REASON}\n"
+    )
+    assert register.stderr == f"error: cannot register a schema as {subject}: {REASON}\n"
+
+
+def test_a_schema_that_is_not_avro_is_not_shown(run: Run):
+    schema = {"schemaType": "PROTOBUF", "schema": 'syntax = "proto3";', "id": 3, "version": 1}
+    with played(lambda *_: (200, {**schema, "subject": "p"})) as url:
+        result = run(["schema", "show", "p", "--registry-option", f"url={url}"])
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert "version 1 of p is of type PROTOBUF, not AVRO" in result.stderr
+
+
+def test_consume_takes_options_of_the_registry(cluster: Cluster, topic_name: str):
+    topic = f"{topic_name}.trades"
+    cluster.create(topic, partitions=1)
+    cluster.produce(topic, trades_batch(3))
+    env = {**cluster.env, "K2_SCHEMA_REGISTRY_URL": "http://127.0.0.1:1"}
+    away = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, env)
+    option = ("--registry-option", f"url={cluster.registry_url}")
+    assert away.consume("--topic", topic, "--group", topic_name, *option)["rows"] == 3
