@@ -1,4 +1,4 @@
-"""Sessions: `nox` runs lint and tests; `nox -s bench`, `docs` and `build` are asked for by name."""
+"""Sessions: `nox` runs lint and tests; the others are asked for by name."""
 
 import nox
 
@@ -38,6 +38,13 @@ def bench(session: nox.Session) -> None:
     """Measure: figures and ratios on stdout, and in bench-results.json."""
     _install(session)
     session.run("python", "tests/bench/run.py", *session.posargs)
+
+
+@nox.session(default=False)
+def crashes(session: nox.Session) -> None:
+    """Crash `k2 consume` and its servers, round after round; see tests/crashes/__main__.py."""
+    _install(session, "test")
+    session.run("python", "-m", "crashes", *session.posargs, env={"PYTHONPATH": "tests"})
 
 
 @nox.session(default=False)

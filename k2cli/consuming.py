@@ -48,7 +48,7 @@ T = TypeVar("T")
 _READ: Final = 10_000  # messages at once
 _WAIT_S: Final = 0.2
 _BATCH_BYTES: Final = 128 << 20  # of rows; a commit is due sooner than by their number
-_MOST_FILLED: Final = 2  # batches that wait for the commit under way
+_MOST_FILLED: Final = 1  # batches that wait for the commit under way
 _RETRY_S: Final = (0.5, 1.0, 2.0, 5.0)
 
 
@@ -203,6 +203,8 @@ class Consumption:
         if policy.max_messages is not None and self.totals.messages >= policy.max_messages:
             return True
         is_at_end = reader.has_joined and reader.assigned <= reader.at_end
+        if not reader.assigned:  # other members may be about to give some up
+            is_at_end = is_at_end and time.monotonic() - reader.joined_at > policy.timeout_s
         return self._is_stopping or (policy.is_until_end and is_at_end)
 
     def _step(self) -> None:
@@ -211,6 +213,9 @@ class Consumption:
             at_most = min(_READ, self._policy.max_messages - self.totals.messages)
         messages = self._reader.read(at_most, _WAIT_S)
         self._collect(is_waiting=False)
+        if self._reader.out_of_range:  # the brokers deleted what was to be read next
+            self._flush()
+            self._must_rewind = True
         if self._must_rewind:
             self._rewind()
             return
@@ -380,7 +385,9 @@ class Consumption:
     def _start(self, place: Place, base: int | None) -> int:
         """Return the offset to read on from, where the table stands at `base`."""
         timeout_s = self._policy.timeout_s
-        first, following = self._reader.bounds(place, timeout_s)
+        first, following = self._patiently(
+            "kafka_away", lambda: self._reader.bounds(place, timeout_s)
+        )
         if base is not None:
             if base > following:
                 raise BadData(
@@ -402,7 +409,9 @@ class Consumption:
             return max(base, first)
         match self._policy.start:
             case int(time_ms):
-                found = self._reader.offset_at(place, time_ms, timeout_s)
+                found = self._patiently(
+                    "kafka_away", lambda: self._reader.offset_at(place, time_ms, timeout_s)
+                )
                 return following if found is None else found
             case start:
                 return following if start == LATEST else first

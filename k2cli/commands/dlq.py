@@ -30,6 +30,7 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.output import Format, Summary
+from k2cli.commands.signals import stopped_by_signals
 from k2cli.errors import ConfigError, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -209,7 +210,8 @@ def replay(
                 observe=log_event(LogFormat.TEXT),
             )
         )
-        _replay(run, box, places, repaired, is_again=again)
+        with stopped_by_signals(run.stop):
+            _replay(run, box, places, repaired, is_again=again)
     if dry_run:
         output.note("dry run: nothing was sent")
     output.summary(asdict(run.totals), summary, is_data_on_stdout=False)

@@ -15,7 +15,10 @@ from rich.table import Table
 
 from k2cli import __version__
 
-_PACKAGES: Final = ("duckdb", "msgspec", "numpy", "pyarrow", "pyiceberg", "typer", "websockets")
+_PACKAGES: Final = (
+    *("confluent-kafka", "duckdb", "fastavro", "msgspec", "numpy", "polars-avro", "pyarrow"),
+    *("pyiceberg", "typer", "websockets"),
+)
 _WIDTH: Final = 150  # of the tables where stdout is no terminal
 
 

@@ -1,7 +1,7 @@
 """Run the benchmarks: figures and ratios on stdout, everything into a JSON file.
 
-    python tests/bench/run.py                  all of them, some ten minutes
-    python tests/bench/run.py --quick          smaller, about a minute
+    python tests/bench/run.py                  all of them, a quarter of an hour
+    python tests/bench/run.py --quick          smaller, some minutes
     python tests/bench/run.py parse startup    only these
 
 Every figure stands beside a reference that was measured in the same run, in turns with it:
@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+import codec
 import commits
+import kafka
 import load
 import memory
 import parse
@@ -38,6 +40,8 @@ BENCHMARKS: Final[Mapping[str, Callable[[Setup], Iterable[Line]]]] = {
     "query": query.run,
     "load": load.run,
     "commits": commits.run,
+    "codec": codec.run,
+    "kafka": kafka.run,
 }
 
 
@@ -59,7 +63,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure k2 against references on this machine.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--quick", action="store_true", help="smaller, within about a minute")
+    parser.add_argument("--quick", action="store_true", help="smaller, some minutes")
     parser.add_argument("--json", type=Path, default=Path("bench-results.json"), metavar="FILE")
     args = parser.parse_args()
     if unknown := [name for name in args.names if name not in BENCHMARKS]:

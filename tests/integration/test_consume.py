@@ -293,3 +293,53 @@ def test_a_topic_whose_name_tells_nothing_needs_a_kind(
     assert (result.exit_code, result.stdout) == (2, "")
     assert "hint: --kind trades, or --kind quotes" in result.stderr
     assert cluster.consume("--topic", topic_name, *group, "--kind", "trades")["rows"] == 5
+
+
+def test_records_that_are_deleted_under_a_reader_are_a_gap(
+    cluster: Cluster, topic_name: str, group: tuple[str, str]
+):
+    topic = f"{topic_name}.trades"
+    cluster.create(topic, partitions=1)
+    count = 200_000
+    cluster.produce(topic, numbered_trades(count))
+    running = cluster.start(
+        *("consume", "--topic", topic, *group, "--until-end", "--batch-rows", 1_000),
+        *("--log-format", "json"),
+        *("--kafka-option", "queued.max.messages.kbytes=64"),
+        *("--kafka-option", "fetch.message.max.bytes=65536"),
+    )
+    events = [json.loads(next(running.stderr))]
+    while events[-1]["event"] != "commit":
+        events.append(json.loads(next(running.stderr)))
+    running.send_signal(signal.SIGSTOP)
+    admin = AdminClient(cluster.kafka)
+    for deleted in admin.delete_records([TopicPartition(topic, 0, count - 10)]).values():
+        deleted.result()
+    running.send_signal(signal.SIGCONT)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 0, stderr
+    lines = [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
+    gaps = [line for line in lines if line["event"] == "gap"]
+    assert gaps, stderr
+    assert gaps[-1]["last"] == count - 11
+    ids = cluster.ids()
+    assert len(ids) == len(set(ids)) == count - sum(gap["missing"] for gap in gaps)
+    assert cluster.consume("--topic", topic, *group)["messages"] == 0
+
+
+def test_a_member_that_gets_nothing_at_first_waits_for_its_share(
+    cluster: Cluster, topic: str, group: tuple[str, str]
+):
+    cluster.produce(topic, numbered_trades(100))
+    first = cluster.start("consume", "--topic", topic, *group, "--log-format", "json")
+    while json.loads(next(first.stderr))["event"] != "assigned":
+        pass
+    second = cluster.run("consume", "--topic", topic, *group, "--until-end", "--log-format", "json")
+    assert second.exit_code == 0
+    events = [json.loads(line)["event"] for line in second.stderr.splitlines() if line[0] == "{"]
+    assert "assigned" in events
+    first.terminate()
+    first.communicate(timeout=30)
+    assert first.returncode == 0
+    assert cluster.consume("--topic", topic, *group)["messages"] == 0
+    assert cluster.ids() == ids_of(numbered_trades(100))

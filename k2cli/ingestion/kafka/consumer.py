@@ -4,6 +4,7 @@ Where to read on is the caller's to say: the brokers' committed offsets are writ
 that show lag, and never read.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from k2cli.flow import Observer
 from k2cli.ingestion.kafka.vendor import (
     AT_END,
+    OUT_OF_RANGE,
     RETRIED,
     client_config,
     translate,
@@ -54,7 +56,10 @@ class TopicReader:
     ) -> None:
         self.assigned: Final[set[Place]] = set()
         self.at_end: Final[set[Place]] = set()  # those that were read to their end, once
+        self.out_of_range: Final[set[Place]] = set()  # whose next offset is not there any more
+        self.joined_at = 0.0  # monotonic; when the group last handed out partitions
         self.has_joined = False
+        self._is_closing = False
         self._kafka = kafka
         self._rebalance = rebalance
         self._observe = observe
@@ -69,7 +74,11 @@ class TopicReader:
                     enable_partition_eof=True,
                     queued_max_messages_kbytes=_PREFETCH_KBYTES,
                     queued_min_messages=100_000,
-                    fetch_message_max_bytes=4 << 20,
+                    # Of compressed bytes, which may become ten times as many in memory.
+                    fetch_message_max_bytes=1 << 20,
+                    fetch_max_bytes=4 << 20,
+                    # By default a full queue stops fetching for a second; it is read in less.
+                    fetch_queue_backoff_ms=20,
                 )
             )
 
@@ -98,11 +107,16 @@ class TopicReader:
         return [message for message in messages if not self._is_event(message)]
 
     def seek(self, offsets: Mapping[Place, int]) -> None:
-        """Read on from these offsets instead."""
+        """Read on from these offsets instead.
+
+        The partitions are taken up anew: one that ran out of its range cannot be sought in.
+        """
+        places = [TopicPartition(*place, offset) for place, offset in offsets.items()]
         with translated("cannot seek", self._kafka):
-            for place, offset in offsets.items():
-                self.at_end.discard(place)
-                self._consumer.seek(TopicPartition(*place, offset))
+            self._consumer.incremental_unassign(places)
+            self._consumer.incremental_assign(places)
+        self.at_end.difference_update(offsets)
+        self.out_of_range.difference_update(offsets)
 
     def bounds(self, place: Place, timeout_s: float) -> tuple[int, int]:
         """Ask the brokers for the oldest offset of a partition, and the next one."""
@@ -139,6 +153,7 @@ class TopicReader:
 
     def close(self) -> None:
         """Leave the group."""
+        self._is_closing = True
         with translated(_CLOSED, self._kafka):
             self._consumer.close()
 
@@ -150,6 +165,8 @@ class TopicReader:
         topic, number = message.topic(), message.partition()
         if error.code() == AT_END and topic is not None and number is not None:
             self.at_end.add((topic, number))
+        elif error.code() in OUT_OF_RANGE and topic is not None and number is not None:
+            self.out_of_range.add((topic, number))
         elif error.code() in RETRIED or error.retriable():
             self._observe("kafka_away", reason=error.str())
         else:
@@ -159,7 +176,9 @@ class TopicReader:
         return True
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.has_joined = True
+        if self._is_closing:
+            return  # too late to read anything; they are revoked next
+        self.has_joined, self.joined_at = True, time.monotonic()
         places = _places(partitions)
         offsets = self._rebalance.assigned(places) if places else {}
         self.assigned.update(places)
@@ -171,6 +190,7 @@ class TopicReader:
         self._forget(consumer, places)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.has_joined = False
         places = _places(partitions)
         self._rebalance.lost(places)
         self._forget(consumer, places)

@@ -55,6 +55,14 @@ class Replay:
         self._partitions: dict[str, int] = {}  # how many a topic has
         self._sent: dict[int, OffsetSet] = {}  # in the transaction that is open
         self._letters = self._bytes = 0
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Let the run end before its next letter, as Ctrl-C would. From a signal's handler.
+
+        (Not by the interrupt itself: within confluent_kafka it becomes an error of types.)
+        """
+        self._is_stopping = True
 
     def run(self, letters: Iterable[Letter], *, is_again: bool, is_whole: bool) -> ReplayTotals:
         """Send letters back, without those that were replayed before unless `is_again`.
@@ -64,8 +72,11 @@ class Replay:
         Raises:
             NotFound: the topic of a letter does not exist; what is not committed yet is not sent.
             Conflict: another replay of the topic began; it goes on where this one stands.
+            KeyboardInterrupt: `stop` was called.
         """
         for letter in letters:
+            if self._is_stopping:
+                raise KeyboardInterrupt
             self.totals.letters += 1
             if not is_again and self._box.is_replayed(letter.place):
                 self.totals.skipped += 1

@@ -17,6 +17,7 @@ _BOOTSTRAP: Final = "bootstrap.servers"
 PURGED: Final = KafkaError._PURGE_QUEUE
 AT_END: Final = KafkaError._PARTITION_EOF
 FATAL: Final = KafkaError._FATAL
+OUT_OF_RANGE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 RETRIED: Final = frozenset(  # librdkafka goes on trying, or joins its group again
     {
         KafkaError._ALL_BROKERS_DOWN,

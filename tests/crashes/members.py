@@ -1,0 +1,155 @@
+"""Members of a consumer group: runs of `k2 consume`, and the producer that keeps them busy."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from cluster import numbered_trades
+
+from k2cli.ingestion.kafka.producer import open_writer
+from k2cli.records import TRADES
+
+STOPPING: Final = Path(__file__).with_name("stopping.py")
+TIMEOUT_S: Final = 30.0
+_UNAVAILABLE: Final = 5  # exit code
+_POLL_S: Final = 0.05
+_BURST: Final = 100  # records
+_PAUSE_S: Final = 0.05
+
+
+class Wrong(Exception):
+    """A round did not go as it must; the message says how."""
+
+
+class Member:
+    """A `k2 consume` in a process of its own; its events go to a file."""
+
+    def __init__(
+        self,
+        *args: str,
+        env: Mapping[str, str],
+        log: Path,
+        stop_at: str | None = None,
+        times: int = 1,
+    ) -> None:
+        """Start it; with `stop_at`, so that it stops at that point of its commit number `times`."""
+        run = ["-m", "k2cli"] if stop_at is None else [str(STOPPING), stop_at, str(times)]
+        self.log = log
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, *run, "consume", "--log-format", "json", *args],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives, stopped or not."""
+        return self.process.poll() is None
+
+    @property
+    def found_servers(self) -> bool:
+        """Whether a process that ended came so far as to run, and not just to exit code 5."""
+        return self.process.returncode != _UNAVAILABLE or bool(self.events())
+
+    def count(self, event: str) -> int:
+        """Count the events of a name."""
+        return self.log.read_text(encoding="utf-8").count(f'"event": "{event}"')
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return all events; the last line may be half of one."""
+        lines = self.log.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def wait_until_stopped(self) -> None:
+        """Return when the process has stopped itself."""
+
+        def is_stopped() -> bool:
+            if not self.is_running:
+                raise Wrong(f"it ended instead of stopping:\n{self.tail()}")
+            options = os.WSTOPPED | os.WNOHANG
+            return os.waitid(os.P_PID, self.process.pid, options) is not None
+
+        wait_for(is_stopped, f"it never stopped: {self.log}")
+
+    def pause(self) -> None:
+        """Stop the process where it is."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let a stopped process go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait(TIMEOUT_S)
+
+    def terminate(self) -> None:
+        """Ask it to end, which it must do well."""
+        self.process.terminate()
+        try:
+            code = self.process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired as exc:
+            raise Wrong(f"it does not end: {self.log}\n{self.tail()}") from exc
+        # Python itself may not have come so far yet as to take the signal.
+        if code != 0 and (code != -signal.SIGTERM or self.events()):
+            raise Wrong(f"exit code {code}: {self.log}\n{self.tail()}")
+
+    def tail(self) -> str:
+        """Return the last of what it said."""
+        return self.log.read_text(encoding="utf-8")[-2_000:]
+
+
+class Production:
+    """Produces numbered trades from a thread of its own, until it is told to end.
+
+    `header` is what messages begin with; another one counts from the next burst on.
+    """
+
+    def __init__(self, kafka: Mapping[str, str], topic: str, header: bytes) -> None:
+        self.header = header
+        self.count = 0
+        self._kafka = kafka
+        self._topic = topic
+        self._end = threading.Event()
+        self._worker = ThreadPoolExecutor(max_workers=1)
+        self._run: Future[None] = self._worker.submit(self._produce)
+
+    def end(self) -> int:
+        """Return how many records there are now; the brokers hold all of them."""
+        self._end.set()
+        self._run.result(2 * TIMEOUT_S)
+        self._worker.shutdown()
+        return self.count
+
+    def _produce(self) -> None:
+        with open_writer(self._kafka, observe=_ignore, patience_s=TIMEOUT_S) as writer:
+            while not self._end.wait(_PAUSE_S):
+                rows = numbered_trades(_BURST, begin=self.count)
+                writer.write(self._topic, TRADES, rows, header=self.header)
+                self.count += _BURST
+            writer.flush()
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Wait until a condition is met; `what` says what is wrong if it never is."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Wrong(what)
+        time.sleep(_POLL_S)
+
+
+def _ignore(event: str, **fields: object) -> None:
+    """Take no notice: that the brokers are away is no news here."""
