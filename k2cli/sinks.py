@@ -1,7 +1,7 @@
 """Where rows go: tables, topics, or stdout."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import pyarrow as pa
 
@@ -86,15 +86,13 @@ class NdjsonSink:
     """Rows as ndjson onto a stream at once; a commit only counts them."""
 
     def __init__(self, *, out: BinaryIO, exchange: str, observe: Observer) -> None:
-        self._out = out
-        self._renderer = NdjsonRenderer()
+        self._printer = NdjsonPrinter(out)
         self._unseen = Unseen(exchange=exchange, observe=observe)
 
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
         """Print the rows that were not printed before."""
         for batch in self._unseen.of(kind, rows):
-            self._out.write(self._renderer.render(batch))
-        self._out.flush()
+            self._printer.write(batch)
 
     def commit(self) -> Committed:
         """Return what was printed since the last commit."""
@@ -105,12 +103,49 @@ class NdjsonSink:
         self._unseen.interrupted()
 
 
-class PrintedTables:
-    """Rows as ndjson onto a stream, in the place of tables."""
+class Printer(Protocol):
+    """Writes rows onto a stream."""
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Write rows, at once."""
+
+
+class NdjsonPrinter:
+    """Rows as lines of JSON."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
         self._renderer = NdjsonRenderer()
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Write a line a row."""
+        self._out.write(self._renderer.render(rows))
+        self._out.flush()
+
+
+class ArrowPrinter:
+    """Rows of one kind as an Arrow IPC stream; `close` ends it."""
+
+    def __init__(self, out: BinaryIO, kind: RecordKind) -> None:
+        self._out = out
+        self._writer = pa.ipc.new_stream(out, kind.arrow)
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Write a batch."""
+        self._writer.write_batch(rows)
+        self._out.flush()
+
+    def close(self) -> None:
+        """Write the end of the stream."""
+        self._writer.close()
+        self._out.flush()
+
+
+class PrintedTables:
+    """Rows onto a stream, in the place of tables."""
+
+    def __init__(self, printer: Printer) -> None:
+        self._printer = printer
         self._held: dict[str, str] = {}
 
     def held(self, kind: RecordKind, key: str) -> str | None:  # noqa: ARG002
@@ -121,8 +156,7 @@ class PrintedTables:
         """Print rows."""
         advance = position.advance(self._held.get(kind.name), rows)
         for batch in advance.rows.to_batches():
-            self._out.write(self._renderer.render(batch))
-        self._out.flush()
+            self._printer.write(batch)
         self._held[kind.name] = advance.reached
         return Commit(
             snapshot_id=None, rows=advance.rows.num_rows, duplicates=0, gaps=(), took_ms=0.0

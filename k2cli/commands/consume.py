@@ -2,7 +2,7 @@
 
 import sys
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
@@ -53,6 +53,13 @@ class Destination(StrEnum):
     STDOUT = "stdout"
 
 
+class StreamFormat(StrEnum):
+    """How rows are written while they come."""
+
+    NDJSON = "ndjson"
+    ARROW = "arrow"
+
+
 class OnBad(StrEnum):
     """What becomes of a message that is no row."""
 
@@ -84,8 +91,14 @@ def consume(
         ),
     ] = None,
     to: Annotated[
-        Destination, typer.Option("--to", help="Into the tables, or as ndjson onto stdout.")
+        Destination, typer.Option("--to", help="Into the tables, or onto stdout.")
     ] = Destination.TABLE,
+    fmt: Annotated[
+        StreamFormat | None,
+        typer.Option(
+            "--format", "-f", help="How rows are written on stdout.", show_default="ndjson"
+        ),
+    ] = None,
     group: Annotated[
         str | None,
         typer.Option(
@@ -162,6 +175,8 @@ def consume(
     begin = _start(start)
     if not currency.isalnum():
         raise typer.BadParameter(f"{currency!r} is no currency", param_hint="--currency")
+    if fmt is not None and to is not Destination.STDOUT:
+        raise typer.BadParameter("only with --to stdout", param_hint="--format")
     if rejects is not None and on_bad is OnBad.STOP:
         raise UsageError("--rejects and --on-bad stop exclude each other")
 
@@ -202,7 +217,7 @@ def consume(
         observe = view.on_event if view else log_event(log_format or LogFormat.TEXT)
         consumption = Consumption(
             feeds=feeds,
-            tables=_open_tables(stack, config, is_printed=is_printed),
+            tables=_open_printed(stack, feeds, fmt) if is_printed else _open_lake(stack, config),
             letters=_open_letters(stack, options, rejects, timeout_s, observe),
             policy=policy,
             observe=observe,
@@ -301,14 +316,23 @@ def _open_view(
     return stack.enter_context(LagView())
 
 
-def _open_tables(stack: ExitStack, config: "Settings", *, is_printed: bool) -> "Tables":
-    if is_printed:
-        from k2cli.sinks import PrintedTables
-
-        return PrintedTables(sys.stdout.buffer)
+def _open_lake(stack: ExitStack, config: "Settings") -> "Tables":
     from k2cli.storage.lake import open_lake
 
     return stack.enter_context(open_lake(config, create=True))
+
+
+def _open_printed(stack: ExitStack, feeds: "list[Feed]", fmt: StreamFormat | None) -> "Tables":
+    from k2cli.sinks import ArrowPrinter, NdjsonPrinter, PrintedTables
+
+    out = sys.stdout.buffer
+    if fmt is not StreamFormat.ARROW:
+        return PrintedTables(NdjsonPrinter(out))
+    kinds = {feed.kind.name: feed.kind for feed in feeds}
+    if len(kinds) > 1:
+        raise UsageError("an Arrow stream has one kind of row", hint="name topics of one with -t")
+    (kind,) = kinds.values()
+    return PrintedTables(stack.enter_context(closing(ArrowPrinter(out, kind))))
 
 
 def _open_letters(

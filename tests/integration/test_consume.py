@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -199,6 +201,20 @@ def test_rows_on_stdout_leave_the_tables_alone(cluster: Cluster, topic: str):
     assert not cluster.home.exists()
 
 
+def test_rows_on_stdout_as_arrow(cluster: Cluster, topic: str, tmp_path: Path):
+    cluster.produce(topic, numbered_trades(20))
+    args = ("consume", "--topic", topic, "--to", "stdout", "--format", "arrow", "--until-end")
+    with (tmp_path / "out").open("wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "k2cli", *args], env=cluster.env, stdout=out, check=False
+        )
+    assert done.returncode == 0
+    with pa.ipc.open_stream(tmp_path / "out") as stream:
+        rows = stream.read_all()
+    assert rows.schema.equals(TRADES.arrow)
+    assert sorted(rows["message_id"].to_pylist()) == ids_of(numbered_trades(20))
+
+
 def test_two_topics_into_one_table_at_once(cluster: Cluster, topic: str, topic_name: str):
     other = f"{topic_name}.b.trades"
     cluster.create(other)
@@ -261,6 +277,7 @@ def test_large_messages_arrive(cluster: Cluster, topic_name: str, group: tuple[s
         ([], {"K2_KAFKA_BOOTSTRAP_SERVERS": ""}, 3, "export K2_KAFKA_BOOTSTRAP_SERVERS"),
         ([], {"K2_SCHEMA_REGISTRY_URL": ""}, 3, "export K2_SCHEMA_REGISTRY_URL"),
         (["--from", "soon"], {}, 2, "--from"),
+        (["--format", "ndjson"], {}, 2, "only with --to stdout"),
         (["--batch-rows", "0"], {}, 2, "--batch-rows"),
         (["--on-bad", "stop", "--rejects", "x"], {}, 2, "exclude each other"),
         (["--kafka-option", "no.such=1"], {}, 3, 'No such configuration property: "no.such"'),
