@@ -8,7 +8,8 @@ its columns of note. Enums become strings; docs travel as Arrow field metadata.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -95,6 +96,57 @@ def _data_type(avro: Any) -> pa.DataType:
             raise ValueError(f"no Arrow type for the Avro type {avro!r}")
 
 
+def arrow_to_avro_type(of: pa.DataType) -> Any:
+    """Name the Avro type of a column; the way back of `arrow_field`, but for enums.
+
+    Raises:
+        ValueError: a type that none of our columns has.
+    """
+    for name, known in _PRIMITIVES.items():
+        if of == known:
+            return name
+    for logical, known in _LOGICAL.items():
+        if of == known:
+            return {"type": "long", "logicalType": logical}
+    if pa.types.is_decimal128(of):
+        size = {"precision": of.precision, "scale": of.scale}
+        return {"type": "bytes", "logicalType": "decimal", **size}
+    if pa.types.is_list(of):
+        return {"type": "array", "items": _avro_field_type(of.value_field)}
+    if pa.types.is_map(of) and of.key_type == pa.string():
+        return {"type": "map", "values": _avro_field_type(of.item_field)}
+    raise ValueError(f"no Avro type for the Arrow type {of}")
+
+
+def _avro_field_type(column: pa.Field) -> Any:
+    avro = arrow_to_avro_type(column.type)
+    return ["null", avro] if column.nullable else avro
+
+
+def evolved(kind: RecordKind, columns: pa.Schema) -> RecordKind:
+    """Return a kind as a table has it that has evolved.
+
+    Its columns may be wider there, and there may be more: these come last and are optional. One of
+    a type that none of ours has is left out.
+    """
+    fields = []
+    for each in kind.avro["fields"]:
+        ours = kind.arrow.field(each["name"])
+        there = columns.field(each["name"]) if each["name"] in columns.names else ours
+        is_same = there.type == ours.type
+        fields.append(each if is_same else {**each, "type": _avro_field_type(there)})
+    for column in columns:
+        if column.name not in kind.arrow.names:
+            with suppress(ValueError):
+                avro = {"name": column.name, "type": ["null", arrow_to_avro_type(column.type)]}
+                doc = (column.metadata or {}).get(b"doc", b"").decode()
+                fields.append({**avro, "doc": doc, "default": None})
+    if fields == kind.avro["fields"]:
+        return kind
+    avro = {**kind.avro, "fields": fields}
+    return replace(kind, avro=avro, arrow=avro_to_arrow_schema(avro))
+
+
 _TRADE: Final = json.loads(schema_text("trade_v2"))
 _QUOTE: Final = json.loads(schema_text("quote_v2"))
 TRADES: Final = RecordKind(
@@ -134,6 +186,19 @@ def topic_of(kind: RecordKind, asset_class: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class S3Access:
+    """Where the objects of a table are, and the keys to them, which are never printed."""
+
+    endpoint: str  # host and port; empty is AWS's own
+    is_encrypted: bool
+    is_path_style: bool  # the bucket is in the URL's path, not in its host
+    region: str
+    key_id: str | None = field(repr=False)  # None: anonymous
+    secret: str | None = field(repr=False)
+    session_token: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TableFiles:
     """The data files of one table that a plan left over, and how their columns are called.
 
@@ -145,6 +210,7 @@ class TableFiles:
     paths: tuple[str, ...]  # newest partition first
     columns: Mapping[int, str]
     rows: int  # rows in these files, before any filter inside them
+    s3: S3Access | None = None  # how they are read, if they are objects in S3
 
 
 MAX_NUMBER: Final = 2**62 - 1  # the largest number that fits a message id

@@ -1,9 +1,10 @@
 """DuckDB, locked down to the data files of one plan, and the answers that it streams out.
 
 An engine lives for one command. It reads the files it was opened with and nothing else: no other
-file, no network, no extension that is not built in, no change to its own configuration. What it
-writes goes through a pipe that it was opened with, so that DuckDB's own parallel writers serve
-every destination, a terminal, `>>` and a half-written file included.
+file or object, no other place on the network, no extension but httpfs where those files lie in S3,
+no change to its own configuration. What it writes goes through a pipe that it was opened with, so
+that DuckDB's own parallel writers serve every destination, a terminal, `>>` and a half-written file
+included.
 """
 
 import fcntl
@@ -22,6 +23,7 @@ import pyarrow as pa
 from k2cli.config import QuerySettings
 from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
 from k2cli.query.render import Column, Copy, Expression, as_exchanged, literal, projection, quoted
+from k2cli.query.s3 import KEYS_HINT, check_paths, open_s3
 from k2cli.records import TableFiles
 
 _CHUNK_BYTES: Final = 1 << 20
@@ -31,6 +33,7 @@ _EXPLAIN: Final = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?(\([^()]*\)\s*)?(?=\w|\
 _ABOUT: Final = re.compile(r"\s*(SHOW|DESCRIBE|DESC|SUMMARIZE)\b", re.IGNORECASE)
 _ANSWER: Final = "k2_answer"
 _RUNS_TO_LEARN_WHY: Final = 5
+_OUTSIDE: Final = ("Out of Memory Error", "IO Error", "HTTP Error", "INTERRUPT Error")
 # Syntax and unknown names, what DuckDB cannot do, files that are not the table's.
 _MISTAKES: Final = (
     duckdb.ProgrammingError,
@@ -91,9 +94,10 @@ def open_engine(settings: QuerySettings, files: Iterable[TableFiles]) -> Iterato
     """Open a DuckDB with one view for each kind of record over its files, and lock it down.
 
     Raises:
-        ConfigError: a memory limit that DuckDB cannot read.
+        ConfigError: a memory limit that DuckDB cannot read, or files that it has no way to.
     """
     plans = list(files)
+    check_paths(plans)
     read_fd, write_fd = os.pipe()
     if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux: fewer and larger hand-overs
         with suppress(OSError):  # more than the system grants
@@ -110,6 +114,7 @@ def open_engine(settings: QuerySettings, files: Iterable[TableFiles]) -> Iterato
             allowed += {path, _pattern(path)}
         with translated():
             connection.execute("SET TimeZone = 'UTC'")
+            open_s3(connection, plans)
             connection.execute(f"SET allowed_paths = [{', '.join(map(literal, allowed))}]")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
@@ -130,6 +135,7 @@ def _connect(settings: QuerySettings, spill: str) -> duckdb.DuckDBPyConnection:
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
         "allow_community_extensions": "false",
+        "allow_persistent_secrets": "false",
     }
     if settings.threads is not None:
         config["threads"] = settings.threads
@@ -180,9 +186,13 @@ def _pattern(path: str) -> str:
     return re.sub(r"[\[*?]", r"[\g<0>]", path)
 
 
-def _outside(reason: str) -> Unavailable:
+def _outside(reason: str) -> K2Error:
     if reason.startswith("INTERRUPT Error"):
         return _Interrupted(f"the query failed: {reason}", hint="run it again")
+    if "(HTTP 401" in reason or "(HTTP 403" in reason:
+        return ConfigError(f"the object store refuses us: {reason}", hint=KEYS_HINT)
+    if "(HTTP 404" in reason:
+        return Unavailable(f"a data file is gone: {reason}", hint="run it again")
     return Unavailable(reason)
 
 
@@ -194,7 +204,7 @@ def _next_batch(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
     except (OSError, pa.ArrowException) as exc:
         # On the way through Arrow's C interface an error of DuckDB loses its type, not its text.
         reason = str(exc).partition("\n")[0]
-        is_outside = reason.startswith(("Out of Memory Error", "IO Error", "INTERRUPT Error"))
+        is_outside = reason.startswith(_OUTSIDE)
         raise (_outside(reason) if is_outside else BadData(reason)) from exc
 
 

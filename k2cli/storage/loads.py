@@ -1,6 +1,6 @@
 """Which files were loaded into a table: a log that lives and dies with the table's snapshots.
 
-The log is a few immutable Parquet segments beside the table's metadata; the snapshot's property
+The log is a few immutable Parquet segments beside the table's data files; the snapshot's property
 `k2.loads` names them. A load adds a segment of one entry and merges it with segments that are not
 larger, so that 100,000 loads are some 17 segments and a look-up reads only their digests. Since
 the property is carried from snapshot to snapshot, the log outlives every snapshot that is expired,
@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
 KEY: Final = "k2.loads"
+# Not beside the metadata: there some stores take no file but Iceberg's own.
+_PREFIX: Final = "k2-loads-log-"
 STDIN: Final = "-"  # the path of what came from no file
 _OFFSET: Final = pa.field("offset_bytes", pa.int64())  # not in logs of k2 0.1.0
 _SCHEMA: Final = pa.schema(
@@ -105,7 +107,7 @@ def extended(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tup
     rows = pa.Table.from_pylist([asdict(entry) for entry in entries], schema=_SCHEMA)
     while kept and kept[-1].rows <= rows.num_rows:
         rows = pa.concat_tables([_read(table, kept.pop()), rows])
-    segment = _Segment(f"k2-loads-{uuid.uuid4()}", rows.num_rows)
+    segment = _Segment(f"{_PREFIX}{uuid.uuid4()}", rows.num_rows)
     path = _path(table, segment)
     with table.io.new_output(path).create() as stream:
         pq.write_table(rows, stream, compression="zstd")
@@ -123,7 +125,10 @@ def _segments(log: str | None) -> list[_Segment]:
 
 
 def _path(table: Table, segment: _Segment) -> str:
-    return table.location_provider().new_metadata_location(f"{segment.name}.parquet")
+    name, places = f"{segment.name}.parquet", table.location_provider()
+    if segment.name.startswith(_PREFIX):
+        return places.new_data_location(name)
+    return places.new_metadata_location(name)  # where they were at first
 
 
 def _read(table: Table, segment: _Segment, columns: list[str] | None = None) -> pa.Table:

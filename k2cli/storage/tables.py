@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Final
 
+import pyarrow as pa
 from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import TableAlreadyExistsError, ValidationError
+from pyiceberg.io.pyarrow import UnsupportedPyArrowTypeException, _pyarrow_to_schema_without_ids
+from pyiceberg.schema import Schema, assign_fresh_schema_ids
 from pyiceberg.transforms import DayTransform, IdentityTransform
 
 from k2cli.records import RecordKind
@@ -29,13 +33,32 @@ _PROPERTIES: Final[Mapping[str, str]] = {
 
 
 def create_table(catalog: Catalog, identifier: tuple[str, str], kind: RecordKind) -> None:
-    """Create a kind's table: docs from the schema, partitioned by day, sorted."""
+    """Create a kind's table: docs from the schema, partitioned by day, sorted.
+
+    Raises:
+        TableAlreadyExistsError: it is there, be it since a moment ago.
+        CommitFailedException: as the one above, from catalogs that find out at the end.
+    """
     with catalog.create_table_transaction(
         identifier, schema=kind.arrow, properties=dict(_PROPERTIES)
     ) as transaction:
+        if transaction.table_metadata.spec().fields:  # some catalogs hand out what is there
+            raise TableAlreadyExistsError(".".join(identifier))
         day_name = f"{kind.partition_by}_day"
         with transaction.update_spec() as spec:
             spec.add_field(kind.partition_by, DayTransform(), day_name)
         with transaction.update_sort_order() as order:
             for name in kind.sort_by:
                 order.asc(name, IdentityTransform())
+
+
+def iceberg_schema(columns: pa.Schema) -> Schema:
+    """Return the schema that a table of these columns gets.
+
+    Raises:
+        ValueError: Iceberg has no such type.
+    """
+    try:
+        return assign_fresh_schema_ids(_pyarrow_to_schema_without_ids(columns))
+    except (UnsupportedPyArrowTypeException, ValidationError, TypeError) as exc:
+        raise ValueError(str(exc)) from exc

@@ -1,16 +1,54 @@
 """The border to pyiceberg, SQLAlchemy and the file system: their errors become ours, once."""
 
 import errno
+import re
+import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from pyiceberg.exceptions import NoSuchTableError, RESTError
+from pyiceberg.exceptions import (
+    AuthorizationExpiredError,
+    ForbiddenError,
+    NoSuchNamespaceError,
+    NoSuchTableError,
+    OAuthError,
+    RESTError,
+    UnauthorizedError,
+    ValidationError,
+)
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+# What Arrow says of S3: the operation's error, and, of a refusal it does not know, the status.
+_S3_ERROR: Final = "AWS Error"
+_S3_REFUSED: Final = re.compile(
+    r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID"
+    r"|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE|MISSING_AUTHENTICATION_TOKEN"
+    r"|UNRECOGNIZED_CLIENT)|HTTP status 40[13]"
+)
+_S3_KEYS: Final = (
+    "check s3.access-key-id, s3.secret-access-key and s3.region under [catalog], or"
+    " K2_CATALOG_S3__ACCESS_KEY_ID and so on; k2 config show tells what is set"
+)
+_CATALOG_PLACE: Final = "check uri and warehouse under [catalog]: k2 config show"
+_NOT_THERE: Final = re.compile(r"NoSuch\w+Exception|NotFoundException")
+_REFUSED = (UnauthorizedError, ForbiddenError, OAuthError, AuthorizationExpiredError)
+_CATALOG_KEYS: Final = (
+    "check token or credential under [catalog]; with rest.sigv4-enabled"
+    " client.access-key-id and client.secret-access-key"
+)
+
+_AWS_UNSET: Final = ("NoRegionError", "NoCredentialsError", "PartialCredentialsError")
+_AWS_REFUSED: Final = re.compile(r"\((AccessDenied|UnrecognizedClient|InvalidSignature|Signature)")
+_AWS_KEYS: Final = (
+    "set client.region, client.access-key-id and client.secret-access-key under [catalog], or"
+    " AWS_REGION and so on"
+)
 
 
 @contextmanager
@@ -18,25 +56,65 @@ def translated(what: str) -> Iterator[None]:
     """Translate vendor errors inside the block; `what` says what was being done, and where.
 
     Raises:
-        NotFound: the table does not exist.
-        ConfigError: a folder or catalog file cannot be written or opened.
-        BadData: the catalog file is damaged.
-        Unavailable: disk full, catalog locked or out of reach.
+        NotFound: the table does not exist, or the warehouse that it would be in.
+        ConfigError: a folder or catalog file cannot be written or opened, or keys are refused.
+        BadData: the catalog file is damaged, or a file of a table is gone.
+        Unavailable: disk full, catalog locked or out of reach, object storage out of reach.
     """
     try:
         yield
     except NoSuchTableError as exc:
         raise NotFound(f"{what}: no such table") from exc
+    except NoSuchNamespaceError as exc:
+        raise NotFound(f"{what}: {exc}", hint=_CATALOG_PLACE) from exc
+    except ValidationError as exc:
+        reason = " ".join(str(exc).split())[:300]
+        raise BadData(
+            f"{what}: a metadata file is damaged: {reason}", hint="restore it from a backup"
+        ) from exc
     except (DatabaseError, OSError, RESTError) as exc:
         raise _translate(what, exc) from exc
+    except aws_errors() as exc:
+        raise _translate_aws(what, exc) from exc
 
 
 def _translate(what: str, exc: DatabaseError | OSError | RESTError) -> K2Error:
     if isinstance(exc, OSError):
         return _translate_os(what, exc)
     if isinstance(exc, RESTError):
-        return Unavailable(f"{what}: {exc}")
-    reason = str(exc.orig)
+        return _translate_rest(what, exc)
+    return _translate_database(what, exc)
+
+
+def aws_errors() -> tuple[type[Exception], ...]:
+    """Name the errors of AWS's own library; none where nothing has loaded it."""
+    errors = sys.modules.get("botocore.exceptions")
+    return (errors.BotoCoreError, errors.ClientError) if errors else ()
+
+
+def _translate_aws(what: str, exc: Exception) -> K2Error:
+    kind = type(exc).__name__
+    if kind in _AWS_UNSET or _AWS_REFUSED.search(str(exc)):
+        return ConfigError(f"{what}: {exc}", hint=_AWS_KEYS)
+    return Unavailable(f"{what}: {exc}")
+
+
+def _translate_rest(what: str, exc: RESTError) -> K2Error:
+    reason = " ".join(str(exc).split())[:300]
+    if isinstance(exc, _REFUSED):
+        return ConfigError(f"{what}: the catalog refuses us: {reason}", hint=_CATALOG_KEYS)
+    if _NOT_THERE.match(reason):
+        return NotFound(f"{what}: {reason}", hint=_CATALOG_PLACE)
+    return Unavailable(f"{what}: {reason}", hint=_CATALOG_PLACE)
+
+
+def _translate_database(what: str, exc: DatabaseError) -> K2Error:
+    reason = " ".join(str(exc.orig).split())
+    if not isinstance(exc.orig, sqlite3.Error):
+        if "password" in reason or "authentication" in reason:
+            hint = "check the user and password in catalog.uri"
+            return ConfigError(f"{what}: the catalog refuses us: {reason}", hint=hint)
+        return Unavailable(f"{what}: {reason}")
     if not isinstance(exc, OperationalError):
         return BadData(
             f"{what}: {reason}",
@@ -53,5 +131,19 @@ def _translate_os(what: str, exc: OSError) -> K2Error:
     if exc.errno in _NOT_WRITABLE:
         return ConfigError(f"{what}: {exc}", hint="choose a folder you may write with --home")
     if isinstance(exc, FileNotFoundError):
-        return BadData(f"{what}: a file of the table is missing: {exc}")
+        is_remote = "://" in str(exc) or "Path does not exist" in str(exc)  # pyiceberg's, Arrow's
+        hint = "is the bucket still there?" if is_remote else None
+        return BadData(f"{what}: a file of the table is missing: {exc}", hint=hint)
+    if _S3_ERROR in str(exc):
+        return _translate_s3(what, str(exc))
+    if isinstance(exc, ConnectionError | TimeoutError):
+        return Unavailable(f"{what}: {exc}", hint=_CATALOG_PLACE)
     return Unavailable(f"{what}: {exc}")
+
+
+def _translate_s3(what: str, reason: str) -> K2Error:
+    if "NO_SUCH_BUCKET" in reason:
+        return NotFound(f"{what}: {reason}", hint="make the bucket, or check catalog.warehouse")
+    if _S3_REFUSED.search(reason):
+        return ConfigError(f"{what}: {reason}", hint=_S3_KEYS)
+    return Unavailable(f"{what}: {reason}", hint="is catalog.s3.endpoint right? k2 config show")

@@ -50,7 +50,7 @@ def test_second_load_adds_nothing_and_leaves_no_file(home: Path, lake: Lake) -> 
     load(lake, "a", 10)
     assert load(lake, "a", 10) is None
     assert count(lake) == 10
-    assert len(list(home.rglob("data/**/*.parquet"))) == 1
+    assert len(list(home.rglob("data/timestamp_day=*/*.parquet"))) == 1
 
 
 def test_forced_load_adds_the_rows_again(lake: Lake) -> None:
@@ -132,7 +132,7 @@ def test_path_that_was_loaded_meanwhile_is_a_conflict(home: Path, lake: Lake) ->
         with pytest.raises(Conflict, match=r"/data/a\.csv was loaded meanwhile"):
             file.commit(grown, after=None, is_forced=False)
     assert count(lake) == 10
-    assert len(list(home.rglob("data/**/*.parquet"))) == 1
+    assert len(list(home.rglob("data/timestamp_day=*/*.parquet"))) == 1
 
 
 def test_log_without_offsets_is_read_and_extended(home: Path, lake: Lake) -> None:

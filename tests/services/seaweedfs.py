@@ -4,9 +4,10 @@ import json
 import shutil
 import sysconfig
 import uuid
+from contextlib import AbstractContextManager, closing
 from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
@@ -117,13 +118,16 @@ class SeaweedFs:
             for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + GRPC_OFFSET}.sock"):
                 path.unlink(missing_ok=True)
 
-    def _rest_catalog(self, name: str) -> dict[str, str]:
+    def client(self, service: str) -> AbstractContextManager[Any]:
+        """Open a client of AWS's own library for this store, such as `s3`."""
         keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": SECRET_KEY}
-        tables = boto3.client("s3tables", endpoint_url=self.endpoint, region_name=REGION, **keys)
-        try:
+        return closing(
+            boto3.client(service, endpoint_url=self.endpoint, region_name=REGION, **keys)
+        )
+
+    def _rest_catalog(self, name: str) -> dict[str, str]:
+        with self.client("s3tables") as tables:
             tables.create_table_bucket(name=name)
-        finally:
-            tables.close()
         return {
             "type": "rest",
             "uri": self.catalog_url,

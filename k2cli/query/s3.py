@@ -1,0 +1,99 @@
+"""DuckDB's way to S3: its httpfs extension, from a package of its own, and the keys as secrets.
+
+Nothing is downloaded, and no secret that a user keeps for DuckDB is used. The user's SQL can see
+that there are secrets, but not what they hold; the engine's lock-down is what keeps it from every
+object but those of the plan.
+"""
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import duckdb
+
+from k2cli.errors import ConfigError
+from k2cli.query.render import literal
+from k2cli.records import S3Access, TableFiles
+
+_PACKAGE: Final = "duckdb_extension_httpfs"
+_HINT: Final = "pip install 'k2cli[s3]'"
+KEYS_HINT: Final = "check s3.access-key-id and s3.secret-access-key under [catalog]: k2 config show"
+_SCHEMES: Final = ("s3://", "s3a://", "s3n://")
+
+
+def check_paths(plans: Sequence[TableFiles]) -> None:
+    """Refuse files that DuckDB has no way to.
+
+    Raises:
+        ConfigError: a table is neither on disk nor in S3.
+    """
+    for path in (path for plan in plans for path in plan.paths[:1]):
+        if "://" in path and not path.startswith(_SCHEMES):
+            raise ConfigError(
+                f"{path} cannot be read by a query: it is neither on disk nor in S3",
+                hint="query the table with an engine that reads it, such as Spark or Trino",
+            )
+
+
+def open_s3(connection: duckdb.DuckDBPyConnection, plans: Sequence[TableFiles]) -> None:
+    """Let DuckDB read the objects of plans, each with the keys of its own table.
+
+    Raises:
+        ConfigError: the extension is not installed, or not of this DuckDB.
+    """
+    remote = [(plan, plan.s3) for plan in plans if plan.s3 is not None and plan.paths]
+    if not remote:
+        return
+    try:
+        connection.execute(f"LOAD {literal(str(_extension()))}")
+    except duckdb.Error as exc:
+        reason = str(exc).partition("\n")[0]
+        raise ConfigError(f"DuckDB cannot load its httpfs extension: {reason}", hint=_HINT) from exc
+    # Data files never change: what was learned of one need not be asked again.
+    connection.execute("SET enable_http_metadata_cache = true")
+    if authority := os.environ.get("SSL_CERT_FILE"):  # OpenSSL's, as for all else
+        connection.execute(f"SET ca_cert_file = {literal(authority)}")
+    for number, (plan, access) in enumerate(remote):
+        try:
+            connection.execute(_secret(f"k2_{number}", access, _common_prefix(plan.paths)))
+        except duckdb.Error:  # its text may show the statement
+            raise ConfigError(
+                f"DuckDB does not take the S3 settings of table {plan.kind.table}",
+                hint="check what begins with s3. under [catalog]: k2 config show",
+            ) from None
+
+
+def _extension() -> Path:
+    package = find_spec(_PACKAGE)
+    if package is not None and package.origin is not None:
+        folder = Path(package.origin).parent / "extensions" / f"v{duckdb.__version__}"
+        path = folder / "httpfs.duckdb_extension"
+        if path.is_file():
+            return path
+    raise ConfigError(
+        "queries of tables in S3 need DuckDB's httpfs extension"
+        f" for version {duckdb.__version__}, which is not installed",
+        hint=_HINT,
+    )
+
+
+def _common_prefix(paths: Sequence[str]) -> str:
+    """Make what a secret is for: DuckDB takes the one with the longest prefix of a path."""
+    return os.path.commonprefix(list(paths)).partition("[")[0]  # noqa: RUF071, it is as DuckDB's
+
+
+def _secret(name: str, access: S3Access, scope: str) -> str:
+    settings = {
+        "KEY_ID": access.key_id,
+        "SECRET": access.secret,
+        "SESSION_TOKEN": access.session_token,
+        "REGION": access.region,
+        "ENDPOINT": access.endpoint or None,
+        "URL_STYLE": "path" if access.is_path_style else "vhost",
+        "SCOPE": scope,
+    }
+    words = [f"{key} {literal(value)}" for key, value in settings.items() if value is not None]
+    is_encrypted = "true" if access.is_encrypted else "false"
+    return f"CREATE SECRET {name} (TYPE s3, USE_SSL {is_encrypted}, {', '.join(words)})"

@@ -1,0 +1,105 @@
+"""Opening a catalog: pyiceberg's kinds, with what they lack: bounded waits, and settings checked.
+
+[catalog] is handed to pyiceberg as it is. What is left out there and has only one sensible value
+is filled in, and what would end in an error of some library's insides is refused by its name.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import NotInstalledError
+from pyiceberg.io import SCHEMA_TO_FILE_IO
+from sqlalchemy.exc import ArgumentError
+
+from k2cli.config import redacted
+from k2cli.errors import ConfigError
+from k2cli.storage.s3 import aws_session, is_on
+
+_REST: Final = "k2cli.storage.rest.BoundedRestCatalog"
+# What a driver's module comes in, where the package has another name.
+_PACKAGES: Final = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}
+
+
+def open_catalog(properties: Mapping[str, str]) -> Catalog:
+    """Open the catalog that pyiceberg's properties describe.
+
+    Raises:
+        ConfigError: a property is missing or wrong, or a package that the catalog needs.
+    """
+    known = {**_defaults(properties), **properties}
+    _check_place(known)
+    if is_on(known, "rest.sigv4-enabled"):
+        _check_signing(known)
+    if _is_rest(known):
+        known = {key: value for key, value in known.items() if key != "type"}
+        known["py-catalog-impl"] = _REST
+    try:
+        return load_catalog("k2", **known)
+    except NotInstalledError as exc:
+        raise _not_installed(exc) from exc
+    except (ValueError, ArgumentError) as exc:  # of pyiceberg and SQLAlchemy: a property is wrong
+        reason = redacted("uri", " ".join(str(exc).split())[:300])
+        raise ConfigError(f"[catalog] cannot be used: {reason}", hint="k2 config show") from exc
+
+
+def _defaults(properties: Mapping[str, str]) -> dict[str, str]:
+    """Fill in what pyiceberg would look for in the wrong place, or wait for too long."""
+    defaults = {"rest.sigv4.max-retries": "1"}
+    endpoint = properties.get("s3.endpoint", "amazonaws.com")
+    if "amazonaws.com" not in endpoint and "client.region" not in properties:
+        defaults["s3.region"] = "us-east-1"  # otherwise AWS is asked where the bucket is
+    return defaults
+
+
+def _is_rest(properties: Mapping[str, str]) -> bool:
+    kind = properties.get("type", "").lower()
+    if not kind and "py-catalog-impl" not in properties:
+        return properties.get("uri", "").startswith("http")
+    return kind == "rest"
+
+
+def _check_place(properties: Mapping[str, str]) -> None:
+    if properties.get("type") in ("rest", "sql") and not properties.get("uri"):
+        raise ConfigError(
+            "catalog.uri is not set: where the catalog is",
+            hint='set it in k2.toml or K2_CATALOG_URI, such as "https://catalog.example.com"',
+        )
+    warehouse = properties.get("warehouse", "")
+    scheme = urlsplit(warehouse).scheme
+    if properties.get("type") == "sql" and not warehouse:
+        raise ConfigError(
+            "catalog.warehouse is not set: where new tables lie",
+            hint='set it in k2.toml or K2_CATALOG_WAREHOUSE, such as "s3://bucket/path"',
+        )
+    if scheme and not _is_rest(properties) and scheme not in SCHEMA_TO_FILE_IO:
+        known = ", ".join(sorted(SCHEMA_TO_FILE_IO))
+        raise ConfigError(
+            f"catalog.warehouse {warehouse!r}: {scheme}:// is not known", hint=f"known are {known}"
+        )
+
+
+def _check_signing(properties: Mapping[str, str]) -> None:
+    """Check that requests to the catalog can be signed: pyiceberg finds out in mid-request."""
+    session = aws_session(properties)
+    if session.get_credentials() is None:
+        raise ConfigError(
+            "catalog.rest.sigv4-enabled needs keys to sign with, and there are none",
+            hint="set client.access-key-id and client.secret-access-key under [catalog], or "
+            "K2_CATALOG_CLIENT__ACCESS_KEY_ID and K2_CATALOG_CLIENT__SECRET_ACCESS_KEY",
+        )
+    if not (properties.get("rest.signing-region") or session.region_name):
+        raise ConfigError(
+            "catalog.rest.sigv4-enabled needs a region to sign for, and there is none",
+            hint="set rest.signing-region under [catalog], or K2_CATALOG_REST__SIGNING_REGION",
+        )
+
+
+def _not_installed(exc: NotInstalledError) -> ConfigError:
+    cause = exc.__cause__
+    module = str(cause.name).partition(".")[0] if isinstance(cause, ImportError) else "?"
+    hint = str(exc).rpartition(": ")[2]
+    if "SQLAlchemy" in str(exc):  # that is there; its driver is not
+        hint = f"pip install '{_PACKAGES.get(module, module)}'"
+    return ConfigError(f"[catalog] needs the package {module}, which is not installed", hint=hint)

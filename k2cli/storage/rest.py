@@ -1,0 +1,44 @@
+"""The client of an Iceberg REST catalog. pyiceberg loads it by its name, for REST catalogs only."""
+
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+import requests
+from pyiceberg.catalog.rest import RestCatalog
+
+# As Iceberg's Java client calls them; in milliseconds.
+_CONNECT: Final = ("rest.client.connection-timeout-ms", 10_000)
+_ANSWER: Final = ("rest.client.socket-timeout-ms", 30_000)
+
+
+class BoundedRestCatalog(RestCatalog):
+    """pyiceberg's client, which by itself waits for an answer for ever."""
+
+    def _config_headers(self, session: requests.Session) -> None:
+        # The first thing that is done to every session, before it fetches a token.
+        super()._config_headers(session)
+        timeouts_s = tuple(
+            int(self.properties.get(name, default)) / 1000 for name, default in (_CONNECT, _ANSWER)
+        )
+        session.verify = os.environ.get("SSL_CERT_FILE") or True  # OpenSSL's, as for all else
+        session.request = _bounded(session.request, timeouts_s)  # type: ignore[method-assign]
+
+
+def _bounded(
+    request: Callable[..., requests.Response], timeouts_s: tuple[float, ...]
+) -> Callable[..., requests.Response]:
+    """Limit the waits of requests, and say in plain words how one failed."""
+
+    def send(method: str, url: str, **options: Any) -> requests.Response:
+        try:
+            return request(method, url, timeout=timeouts_s, **options)
+        except requests.Timeout as exc:
+            raise TimeoutError("the catalog does not answer") from exc
+        except requests.exceptions.SSLError as exc:
+            reason = getattr(exc.args[0], "reason", exc)
+            raise ConnectionError(f"TLS with the catalog failed: {reason}") from exc
+        except requests.ConnectionError as exc:
+            raise ConnectionError("the catalog cannot be reached, or does not answer") from exc
+
+    return send
