@@ -87,23 +87,29 @@ def to_batch(kind: RecordKind, columns: Mapping[str, pa.Array]) -> pa.RecordBatc
     )
 
 
+def joined(batches: Sequence[pa.RecordBatch]) -> pa.Table:
+    """Join rows of a kind, some of which may have columns that others lack, or wider ones."""
+    tables = [pa.Table.from_batches([batch]) for batch in batches]
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
 def integers(values: Sequence[object]) -> Ints:
     """Make a column of integers; UNSET among them raises TypeError."""
     return np.array(values, dtype=np.int64)
 
 
-def decimals(values: Sequence[object]) -> pa.Array:
+def decimals(values: Sequence[object], of: pa.DataType = DECIMAL) -> pa.Array:
     """Make an exact column of prices or quantities from their texts: digits, at most one dot."""
-    return decimals_of(pa.array(values, pa.string()))
+    return decimals_of(pa.array(values, pa.string()), of)
 
 
-def decimals_of(texts: pa.StringArray) -> pa.Array:
+def decimals_of(texts: pa.StringArray, of: pa.DataType = DECIMAL) -> pa.Array:
     """Make an exact column of prices or quantities from a column of texts."""
     strange = characters(texts).translate(None, b"0123456789.")
     # Arrow's parser must not see an exponent or a long fraction: it reads past its own tables.
     if strange or (pc.max(pc.binary_length(texts)).as_py() or 0) > _MOST_DIGITS:
         raise Unfit("negative" if strange == b"-" else "not a plain number")
-    return texts.cast(DECIMAL)
+    return texts.cast(of)
 
 
 def characters(texts: pa.StringArray) -> bytes:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from k2cli.columns import joined
 from k2cli.errors import BadData, Unavailable
 from k2cli.flow import Observer
 from k2cli.ingestion.kafka.consumer import (
@@ -82,6 +83,9 @@ class ConsumeTotals:
 
 class Tables(Protocol):
     """Where rows and offsets go, together."""
+
+    def kind(self, kind: RecordKind) -> RecordKind:
+        """Return a kind with the columns that its table has by now."""
 
     def held(self, kind: RecordKind, key: str) -> str | None:
         """Return the position that the kind's table stands at."""
@@ -313,7 +317,7 @@ class Consumption:
                 reason=first.reason,
             )
         for name, spans in pending.spans.items():
-            self._append(KINDS[name], pa.Table.from_batches(pending.rows[name]), spans)
+            self._append(KINDS[name], joined(pending.rows[name]), spans)
         return pending
 
     def _append(self, kind: RecordKind, rows: pa.Table, spans: Mapping[Partition, Span]) -> None:

@@ -23,6 +23,7 @@ class ProduceOptions:
     kafka: Mapping[str, str]
     registry: Mapping[str, str]
     timeout_s: float
+    run: str  # a header of every message
     topic: str | None = None  # for all rows; None: market.{asset_class}.{kind}
     is_registering: bool = True  # our schema, where the registry does not have it yet
     transaction: str | None = None  # its id, so that all is there or nothing
@@ -108,6 +109,7 @@ def open_topics(options: ProduceOptions, *, observe: Observer) -> Iterator[Topic
             observe=observe,
             patience_s=options.patience_s,
             transaction=options.transaction,
+            run=options.run,
         )
         yield TopicRows(
             registry=stack.enter_context(registry),

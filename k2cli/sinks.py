@@ -148,6 +148,10 @@ class PrintedTables:
         self._printer = printer
         self._held: dict[str, str] = {}
 
+    def kind(self, kind: RecordKind) -> RecordKind:
+        """Return the kind: it is printed with its own columns."""
+        return kind
+
     def held(self, kind: RecordKind, key: str) -> str | None:  # noqa: ARG002
         """Return how far the rows of a kind were printed."""
         return self._held.get(kind.name)

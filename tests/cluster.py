@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,14 @@ def consumer(kafka: Mapping[str, str]) -> Iterator[Consumer]:
 def unexpected(event: str, **fields: object) -> None:
     """Observe nothing: any event fails the test."""
     raise AssertionError(f"{event} {fields}")
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def values_of(rows: pa.RecordBatch, header: bytes, kind: RecordKind = TRADES) -> list[bytes]:

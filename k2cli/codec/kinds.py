@@ -1,7 +1,7 @@
 """Rows of a kind from whatever version of its schema their writer had."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from k2cli.codec.decode import Decoded
 from k2cli.codec.resolve import RecordDecoder, record_name
@@ -19,10 +19,11 @@ class KindDecoder:
             Incompatible: no record of the writer's can be read as the kind.
         """
         name = record_name(schema)
-        of_kind = (upgrade for upgrade in UPGRADES.values() if upgrade.kind is kind)
+        of_kind = (upgrade for upgrade in UPGRADES.values() if upgrade.kind.name == kind.name)
         self._upgrade = next((each for each in of_kind if each.avro["name"] == name), None)
         self._facts = facts
         self._decoder = RecordDecoder(schema, self._upgrade.avro if self._upgrade else kind.avro)
+        self.left_out: Final = self._decoder.left_out  # fields of the writer's that rows lack
 
     def decode(self, bodies: Sequence[bytes], origin: Origin) -> Decoded:
         """Decode bodies, which stood at `origin`; what is no row of the kind is a reject."""

@@ -6,8 +6,9 @@ our default where the writer does not have it; what only the writer has is left 
 scale is refused: taken as it is, it would change every price.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -54,33 +55,40 @@ class RecordDecoder:
         theirs = {field["name"]: field for field in schema["fields"]}
         self._arrow = avro_to_arrow_schema(ours)
         self._columns = [_column(field, theirs) for field in ours["fields"]]
-        sources = {column.source for column in self._columns if column.source}
-        self._decoder = Decoder(schema, sources)
+        self.sources: Final = {column.source for column in self._columns if column.source}
+        self.left_out: Final = [name for name in theirs if name not in self.sources]
+        self._decoder = Decoder(schema, self.sources)
 
     def decode(self, bodies: Sequence[bytes]) -> Decoded:
         """Decode bodies; what does not decode, or does not fit our schema, is a reject."""
         decoded = self._decoder.decode(bodies)
         faults: dict[int, str] = {}
-        columns: list[pa.Array] = []
-        for column in self._columns:
-            values = self._values(column, decoded.rows)
-            for find in _checks(column):
-                faults = {**find(values), **faults}
-            columns.append(values)
+        for _, found in self.faults(decoded.rows):
+            faults = {**found, **faults}
+        columns = [self._values(column, decoded.rows) for column in self._columns]
         rows = pa.RecordBatch.from_arrays(columns, self._arrow.names)
         fit = replace(decoded, rows=rows).without(faults)
         return replace(fit, rows=fit.rows.cast(self._arrow))
+
+    def faults(self, rows: pa.RecordBatch) -> Iterator[tuple[str, Faults]]:
+        """Yield which of some rows, in the writer's columns, do not fit, field by field of ours."""
+        for column in self._columns:
+            values = self._values(column, rows)
+            for find in _checks(column):
+                yield column.ours.name, find(values)
 
     @staticmethod
     def _values(column: _Column, rows: pa.RecordBatch) -> pa.Array:
         if column.source is not None:
             return rows[column.source]
+        if not rows.num_rows:
+            return pa.array([], column.ours.type)  # of a nested default, Arrow repeats none
         return pa.repeat(pa.scalar(column.default, column.ours.type), rows.num_rows)
 
 
-def record_name(schema: Mapping[str, Any]) -> str | None:
+def record_name(schema: Any) -> str | None:
     """Return the name of a record without its namespace; None for a schema of something else."""
-    if schema.get("type") != "record":
+    if not isinstance(schema, Mapping) or schema.get("type") != "record":
         return None
     return str(schema["name"]).rpartition(".")[2]
 
@@ -108,6 +116,8 @@ def _is_readable(written: pa.DataType, ours: pa.DataType) -> bool:
         return bool(written.scale == ours.scale)  # digits are looked at value by value
     if pa.types.is_int64(ours):
         return written in (pa.int64(), pa.int32())
+    if pa.types.is_timestamp(ours):
+        return bool(pa.types.is_timestamp(written) and written.tz == ours.tz)  # to finer units
     return bool(written == ours)
 
 
@@ -131,8 +141,11 @@ def _checks(column: _Column) -> list[Callable[[pa.Array], Faults]]:
         known = pa.array(column.symbols, pa.string())
         checks.append(lambda values: _unknown_symbols(values, known, ours.name))
     if pa.types.is_decimal(ours.type):
-        reason = f"{ours.name} is negative or does not fit {ours.type}"
-        checks.append(lambda values: _found(unfit_decimals(values, ours.type.precision), reason))
+        # Prices and quantities, which every record has, are never negative; a fee may be.
+        is_signed = ours.nullable
+        reason = f"{ours.name} {'' if is_signed else 'is negative or '}does not fit {ours.type}"
+        find = partial(unfit_decimals, precision=ours.type.precision, is_signed=is_signed)
+        checks.append(lambda values: _found(find(values), reason))
     if pa.types.is_timestamp(ours.type):
         reason = f"{ours.name} is outside the years 1 to 9999"
         checks.append(lambda values: _found(_unfit_times(values), reason))
@@ -150,18 +163,32 @@ def _nulls(values: pa.Array) -> npt.NDArray[np.bool_]:
 
 def _unknown_symbols(values: pa.Array, known: pa.StringArray, name: str) -> Faults:
     is_unknown = pc.invert(pc.is_in(values, known)).to_numpy(zero_copy_only=False)
-    return {row: f"{name} is {values[row]}" for row in np.flatnonzero(is_unknown).tolist()}
+    reason = f"{name} is {{}}, none of its symbols"
+    return {row: reason.format(values[row]) for row in np.flatnonzero(is_unknown).tolist()}
 
 
-def unfit_decimals(values: pa.Array, precision: int) -> npt.NDArray[np.bool_]:
-    """Find those of a column of decimals that are negative or have more digits."""
-    buffer = values.buffers()[1]
+def unfit_decimals(
+    values: pa.Array, precision: int, *, is_signed: bool = False
+) -> npt.NDArray[np.bool_]:
+    """Find those of a column of decimals that have more digits or, unless signed, are negative."""
     if not len(values):
         return np.zeros(0, dtype=np.bool_)
+    buffer = values.buffers()[1]
     words = np.frombuffer(buffer, np.int64, len(values) * 2, values.offset * 16).reshape(-1, 2)
-    low, high = words[:, 0], words[:, 1]
-    is_unfit: npt.NDArray[np.bool_] = (high != 0) | (low < 0) | (low >= 10**precision)
+    most = 10**precision - 1
+    is_fit = ~_is_less(words, -most if is_signed else 0) & _is_less(words, most + 1)
+    is_unfit: npt.NDArray[np.bool_] = ~is_fit & ~_nulls(values)
     return is_unfit
+
+
+def _is_less(words: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.bool_]:
+    """Compare 128-bit integers, each a low and a high word, with a limit."""
+    low, high = words[:, 0].view(np.uint64), words[:, 1]
+    limit_high, limit_low = divmod(limit, 1 << 64)
+    is_less: npt.NDArray[np.bool_] = (high < limit_high) | (
+        (high == limit_high) & (low < limit_low)
+    )
+    return is_less
 
 
 def _unfit_times(values: pa.Array) -> npt.NDArray[np.bool_]:

@@ -6,20 +6,24 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogFormat, Observer, log_event
+from k2cli.commands.events import LogFormat, LogLevel, Observer, RunLog
 from k2cli.commands.kafka import registry_settings
 from k2cli.commands.options import (
     DURATION,
+    GROUP,
     TIMEOUT_S,
     HomeOpt,
     KafkaOpt,
     LogFormatOpt,
+    LogLevelOpt,
+    MetricsOpt,
     RegistryOpt,
     SummaryOpt,
     TimeoutOpt,
@@ -28,21 +32,25 @@ from k2cli.commands.options import (
     split_commas,
 )
 from k2cli.commands.signals import stopped_by_signals
+from k2cli.commands.stream import open_metrics
 from k2cli.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from k2cli.commands.lag import LagView
+    from k2cli.commands.metrics import RunMetrics
     from k2cli.config import Settings
-    from k2cli.consuming import DeadLetters, Feed, Tables
+    from k2cli.consuming import Consumption, DeadLetters, Feed, Tables
+    from k2cli.ingestion.kafka.consumer import TopicReader
     from k2cli.ingestion.kafka.registry import Registry
+    from k2cli.ingestion.kafka.topics import TopicInfo
     from k2cli.records import RecordKind
 
-_GROUP: Final = "k2-iceberg-writer"
 _BATCH_ROWS: Final = 100_000
 _INTERVAL_S: Final = 10.0
 _CURRENCY: Final = "AUD"
+_PATIENCE_S: Final = 5.0  # with a registry that has only just come up
 _PRINT_INTERVAL_S: Final = 0.2  # rows on stdout should come at once
 
 
@@ -104,7 +112,7 @@ def consume(
         typer.Option(
             "--group",
             help="Consumer group: its members share the partitions.",
-            show_default=f"{_GROUP}; with --to stdout one of its own",
+            show_default=f"{GROUP}; with --to stdout one of its own",
         ),
     ] = None,
     start: Annotated[
@@ -157,6 +165,8 @@ def consume(
     ] = _CURRENCY,
     timeout: TimeoutOpt = None,
     log_format: LogFormatOpt = None,
+    log_level: LogLevelOpt = LogLevel.INFO,
+    metrics_address: MetricsOpt = None,
     summary: SummaryOpt = output.Summary.TEXT,
     kafka: KafkaOpt = None,
     registry_option: RegistryOpt = None,
@@ -173,8 +183,7 @@ def consume(
     options = {**config.kafka, **key_values(kafka, "--kafka-option")}
     timeout_s = timeout or TIMEOUT_S
     begin = _start(start)
-    if not currency.isalnum():
-        raise typer.BadParameter(f"{currency!r} is no currency", param_hint="--currency")
+    _check_currency(currency)
     if fmt is not None and to is not Destination.STDOUT:
         raise typer.BadParameter("only with --to stdout", param_hint="--format")
     if rejects is not None and on_bad is OnBad.STOP:
@@ -200,29 +209,31 @@ def consume(
         is_bad_fatal=on_bad is OnBad.STOP,
         is_group_told=not is_printed,
     )
-    with ExitStack() as stack:
+    log = RunLog(log_format, log_level, run=config.run)
+    with log.ending(), ExitStack() as stack:
         registry = stack.enter_context(
-            open_registry(registry_settings(config, registry_option), timeout_s=timeout_s)
+            open_registry(
+                registry_settings(config, registry_option),
+                timeout_s=timeout_s,
+                patience_s=_PATIENCE_S,
+            )
         )
-        feeds = _feeds(
-            options,
-            registry,
-            topics=split_commas(topic),
-            kind=kind,
-            timeout_s=timeout_s,
-            currency=currency,
-        )
+        sources = _sources(options, split_commas(topic), kind, timeout_s=timeout_s)
         registry.check()
         view = _open_view(stack, log_format, is_printed=is_printed)
-        observe = view.on_event if view else log_event(log_format or LogFormat.TEXT)
+        observe = view.on_event if view else log.on_event
+        metrics = open_metrics(stack, metrics_address, observe)
+        observe = metrics.on_event if metrics else observe
+        kinds = [held for _, held in sources]
+        tables = _open_printed(stack, kinds, fmt) if is_printed else _open_lake(stack, config)
         consumption = Consumption(
-            feeds=feeds,
-            tables=_open_printed(stack, feeds, fmt) if is_printed else _open_lake(stack, config),
+            feeds=_feeds(sources, registry, tables, currency, observe),
+            tables=tables,
             letters=_open_letters(stack, options, rejects, timeout_s, observe),
             policy=policy,
             observe=observe,
         )
-        own_group = f"k2-stdout-{uuid.uuid4()}" if is_printed else _GROUP
+        own_group = f"k2-stdout-{uuid.uuid4()}" if is_printed else GROUP
         stack.enter_context(stopped_by_signals(consumption.stop))
         try:
             with open_reader(
@@ -231,14 +242,17 @@ def consume(
                 rebalance=consumption.rebalance,
                 observe=observe,
             ) as reader:
-                if view:
-                    view.watch(consumption)
-                consumption.run(reader, view.on_read if view else lambda _: None)
+                consumption.run(reader, _followed(consumption, view, metrics))
         finally:
             stack.close()
             sums = asdict(consumption.totals)
             sums["duration_s"] = round(consumption.totals.duration_s, 3)
-            output.summary(sums, summary, is_data_on_stdout=is_printed)
+            output.summary(sums, summary, is_data_on_stdout=is_printed, log=log)
+
+
+def _check_currency(currency: str) -> None:
+    if not currency.isalnum():
+        raise typer.BadParameter(f"{currency!r} is no currency", param_hint="--currency")
 
 
 def _start(text: str) -> str | int:
@@ -256,21 +270,12 @@ def _start(text: str) -> str | int:
         ) from exc
 
 
-def _feeds(
-    kafka: "Mapping[str, str]",
-    registry: "Registry",
-    *,
-    topics: "Sequence[str]",
-    kind: KindName | None,
-    timeout_s: float,
-    currency: str,
-) -> "list[Feed]":
-    from k2cli.codec.upgrade import Facts
-    from k2cli.consuming import Feed
-    from k2cli.ingestion.kafka.messages import MessageReader
+def _sources(
+    kafka: "Mapping[str, str]", topics: "Sequence[str]", kind: KindName | None, *, timeout_s: float
+) -> "list[tuple[TopicInfo, RecordKind]]":
+    """Find the topics to read, and what each holds."""
     from k2cli.ingestion.kafka.topics import Topics
 
-    facts = Facts(currency=currency)
     client = Topics(kafka, timeout_s=timeout_s)
     names = topics or [
         name for name in client.names() if name.startswith("market.") and kind_of(name, kind)
@@ -280,7 +285,7 @@ def _feeds(
             "there is no topic market.*.trades or market.*.quotes",
             hint="k2 topic create market.crypto.trades, or name one with --topic",
         )
-    feeds = []
+    sources = []
     for info in client.describe(names):
         held = kind_of(info.name, kind)
         if held is None:
@@ -288,15 +293,36 @@ def _feeds(
                 f"the name of topic {info.name} does not tell what it holds",
                 hint="--kind trades, or --kind quotes",
             )
-        feeds.append(
-            Feed(
+        sources.append((info, held))
+    return sources
+
+
+def _feeds(
+    sources: "list[tuple[TopicInfo, RecordKind]]",
+    registry: "Registry",
+    tables: "Tables",
+    currency: str,
+    observe: Observer,
+) -> "list[Feed]":
+    from k2cli.codec.upgrade import Facts
+    from k2cli.consuming import Feed
+    from k2cli.ingestion.kafka.messages import MessageReader
+
+    return [
+        Feed(
+            topic=info.name,
+            topic_id=info.id,
+            kind=held,
+            messages=MessageReader(
+                registry=registry,
                 topic=info.name,
-                topic_id=info.id,
-                kind=held,
-                messages=MessageReader(registry=registry, kind=held, topic=info.name, facts=facts),
-            )
+                kind=partial(tables.kind, held),
+                facts=Facts(currency=currency),
+                observe=observe,
+            ),
         )
-    return feeds
+        for info, held in sources
+    ]
 
 
 def kind_of(topic: str, kind: KindName | None) -> "RecordKind | None":
@@ -316,22 +342,43 @@ def _open_view(
     return stack.enter_context(LagView())
 
 
+def _followed(
+    consumption: "Consumption", view: "LagView | None", metrics: "RunMetrics | None"
+) -> "Callable[[TopicReader], None]":
+    """Let the view and the metrics follow a run; return what is to be called as it reads."""
+    looks = []
+    if view:
+        view.watch(consumption)
+        looks.append(view.on_read)
+    if metrics:
+        metrics.watch_consumption(consumption)
+        looks.append(metrics.on_read)
+
+    def on_read(reader: "TopicReader") -> None:
+        for look in looks:
+            look(reader)
+
+    return on_read
+
+
 def _open_lake(stack: ExitStack, config: "Settings") -> "Tables":
     from k2cli.storage.lake import open_lake
 
     return stack.enter_context(open_lake(config, create=True))
 
 
-def _open_printed(stack: ExitStack, feeds: "list[Feed]", fmt: StreamFormat | None) -> "Tables":
+def _open_printed(
+    stack: ExitStack, kinds: "Sequence[RecordKind]", fmt: StreamFormat | None
+) -> "Tables":
     from k2cli.sinks import ArrowPrinter, NdjsonPrinter, PrintedTables
 
     out = sys.stdout.buffer
     if fmt is not StreamFormat.ARROW:
         return PrintedTables(NdjsonPrinter(out))
-    kinds = {feed.kind.name: feed.kind for feed in feeds}
-    if len(kinds) > 1:
+    distinct = {kind.name: kind for kind in kinds}
+    if len(distinct) > 1:
         raise UsageError("an Arrow stream has one kind of row", hint="name topics of one with -t")
-    (kind,) = kinds.values()
+    (kind,) = distinct.values()
     return PrintedTables(stack.enter_context(closing(ArrowPrinter(out, kind))))
 
 

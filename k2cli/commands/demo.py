@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogFormat, log_event
+from k2cli.commands.events import RunLog
 from k2cli.commands.options import settings
 from k2cli.config import Settings
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
@@ -83,7 +83,7 @@ def _stream(config: Settings, seconds: float) -> "Totals":
         lake = stack.enter_context(open_lake(config, create=True))
         rejects = stack.enter_context(RejectLog(config.home / "rejects" / "demo.ndjson"))
         view = open_view(stack, f"{venue.exchange} at {simulator.url}")
-        observe = view.on_event if view else log_event(LogFormat.TEXT)
+        observe = view.on_event if view else RunLog(run=config.run).on_event
         options = StreamOptions(
             venue=venue,
             instruments=[parse_symbol(symbol) for symbol in _SYMBOLS],

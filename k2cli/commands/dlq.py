@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogFormat, log_event
+from k2cli.commands.events import RunLog
 from k2cli.commands.kafka import kafka_settings, registry_settings
 from k2cli.commands.options import (
     TIMEOUT_S,
@@ -193,7 +193,8 @@ def replay(
     if value is not None and len(places) != 1:
         raise UsageError("--value is the value of one letter: name that one")
     repaired = None if value is None else _read(value)
-    options = kafka_settings(settings(home), kafka)
+    config = settings(home)
+    options = kafka_settings(config, kafka)
     timeout_s = timeout or TIMEOUT_S
     with ExitStack() as stack:
         box = stack.enter_context(open_letters(options, topic, timeout_s=timeout_s))
@@ -207,7 +208,7 @@ def replay(
                 options,
                 timeout_s=timeout_s,
                 is_dry_run=dry_run,
-                observe=log_event(LogFormat.TEXT),
+                observe=RunLog(run=config.run).on_event,
             )
         )
         with stopped_by_signals(run.stop):

@@ -2,16 +2,21 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
+import typer
+
+from k2cli.errors import K2Error
+
 Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
 
-_WARNINGS: Final = frozenset(
+WARNINGS: Final = frozenset(
     {"disconnected", "stale", "gap", "reject", "conflict", "group_offsets"}
-    | {"kafka_away", "registry_away", "catalog_away", "dead_letters_away"}
+    | {"kafka_away", "registry_away", "catalog_away", "dead_letters_away", "fields_left_out"}
 )
 
 
@@ -22,25 +27,62 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-def level_of(event: str) -> str:
-    """Tell how much an event matters: `warning` for what an operator should look at."""
-    return "warning" if event in _WARNINGS else "info"
+class LogLevel(StrEnum):
+    """How much an event matters: warnings are what an operator should look at."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
-def log_event(fmt: LogFormat) -> Observer:
-    """Return an observer that writes every event to stderr. Safe from any thread."""
+_ERROR: Final = "error"  # the event that ends a run
+_ORDER: Final = list(LogLevel)
 
-    def observe(event: str, **fields: object) -> None:
+
+def level_of(event: str) -> LogLevel:
+    """Tell how much an event matters."""
+    if event == _ERROR:
+        return LogLevel.ERROR
+    return LogLevel.WARNING if event in WARNINGS else LogLevel.INFO
+
+
+class RunLog:
+    """Events of a run as lines on stderr. Safe from any thread.
+
+    `run` stands in every line, as in the headers of messages and in snapshots.
+    """
+
+    def __init__(
+        self, fmt: LogFormat | None = None, least: LogLevel = LogLevel.INFO, *, run: str
+    ) -> None:
+        self.is_json: Final = fmt is LogFormat.JSON
+        self._least = _ORDER.index(least)
+        self._run = run
+
+    def on_event(self, event: str, **fields: object) -> None:
+        """Write an event, if it matters enough."""
+        level = level_of(event)
+        if _ORDER.index(level) < self._least:
+            return
         time = datetime.now(tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        if fmt is LogFormat.JSON:
-            head = {"time": time, "level": level_of(event), "event": event}
+        if self.is_json:
+            head = {"time": time, "level": level, "event": event, "run": self._run}
             line = json.dumps({**head, **fields}, default=str)
         else:
-            line = f"{time} {level_of(event):7} {event_text(event, fields)}"
+            line = f"{time} {level:7} {event_text(event, {**fields, 'run': self._run})}"
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
 
-    return observe
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Make the error that ends the run a line like the others, where those are JSON."""
+        try:
+            yield
+        except K2Error as exc:
+            if not self.is_json:
+                raise
+            self.on_event(_ERROR, message=str(exc), hint=exc.hint, exit_code=exc.exit_code)
+            raise typer.Exit(exc.exit_code) from exc
 
 
 def event_text(event: str, fields: dict[str, object]) -> str:

@@ -35,6 +35,7 @@ def produce_options(
         kafka=kafka_settings(config, kafka),
         registry=registry_settings(config, registry),
         timeout_s=timeout or TIMEOUT_S,
+        run=config.run,
         topic=topic,
         is_registering=auto_register,
     )

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogFormat, log_event
+from k2cli.commands.events import RunLog
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.options import (
     AutoRegisterOpt,
@@ -369,7 +369,7 @@ def _sending(
     # The same command twice at once: the second one ends the first one's transaction.
     said = hashlib.sha256("\0".join([produce.topic or "", *paths]).encode()).hexdigest()
     options = replace(produce, transaction=f"k2-load-{said[:32]}", patience_s=produce.timeout_s)
-    topics = stack.enter_context(open_topics(options, observe=log_event(LogFormat.TEXT)))
+    topics = stack.enter_context(open_topics(options, observe=RunLog(run=options.run).on_event))
 
     def handle(file: "FileToLoad") -> "tuple[FileSums, bool]":
         with _progress(file) as on_batch:

@@ -10,7 +10,7 @@ import typer
 
 from k2cli.commands import output
 from k2cli.commands.consume import KindName, kind_of
-from k2cli.commands.events import LogFormat, log_event
+from k2cli.commands.events import RunLog
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.options import (
     AutoRegisterOpt,
@@ -85,7 +85,7 @@ def produce(
         stream = stack.enter_context(_open(file))
         log = RejectLog(rejects or config.home / "rejects" / "produce.ndjson")
         stack.enter_context(log)
-        topics = stack.enter_context(open_topics(options, observe=log_event(LogFormat.TEXT)))
+        topics = stack.enter_context(open_topics(options, observe=RunLog(run=options.run).on_event))
         topics.prepare(held, "")
         try:
             for batch in read_ndjson(stream, held):

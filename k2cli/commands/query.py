@@ -60,7 +60,7 @@ def rows(
     home: HomeOpt = None,
 ) -> None:
     """Print the rows of the record kind that the command is named after."""
-    from k2cli.query.questions import Selection, check_columns
+    from k2cli.query.questions import Selection
     from k2cli.query.timespan import parse_timespan
     from k2cli.records import KINDS
 
@@ -74,7 +74,6 @@ def rows(
         is_descending=order is Order.DESC,
         limit=limit,
     )
-    check_columns(kind, selection.columns)
     _print_rows(settings(home), kind, selection, out)
 
 
@@ -137,7 +136,7 @@ def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", ou
             end=selection.span.end,
         )
         with open_engine(config.query, [plan]) as engine:
-            answer = select_rows(engine, kind, selection)
+            answer = select_rows(engine, plan.kind, selection)
             out.write(answer, is_limited=selection.limit is not None)
 
 

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogFormat, Observer, log_event
+from k2cli.commands.events import LogLevel, Observer, RunLog
 from k2cli.commands.kafka import kafka_settings, produce_options
 from k2cli.commands.options import (
     BOOTSTRAP,
     DURATION,
+    Address,
     AutoRegisterOpt,
     HomeOpt,
     KafkaOpt,
     LogFormatOpt,
+    LogLevelOpt,
+    MetricsOpt,
     RegistryOpt,
     SummaryOpt,
     TimeoutOpt,
@@ -35,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from k2cli.commands.live import LiveView
-    from k2cli.flow import Sink
+    from k2cli.commands.metrics import RunMetrics
+    from k2cli.flow import Batch, Sink, Totals
     from k2cli.producing import ProduceOptions
 
 stream_app = typer.Typer(help="Stream an exchange's live feed.", no_args_is_help=True)
@@ -140,6 +144,8 @@ def binance(
         typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
     ] = None,
     log_format: LogFormatOpt = None,
+    log_level: LogLevelOpt = LogLevel.INFO,
+    metrics_address: MetricsOpt = None,
     summary: SummaryOpt = output.Summary.TEXT,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
@@ -202,10 +208,13 @@ def binance(
     )
     reject_path = rejects or config.home / "rejects" / "stream-binance.ndjson"
     title = f"{venue.exchange} {','.join(channel.value for channel in chosen)}"
-    with ExitStack() as stack:
+    log = RunLog(log_format, log_level, run=config.run)
+    with log.ending(), ExitStack() as stack:
         is_watched = log_format is None and target is not Destination.STDOUT
         view = open_view(stack, title) if is_watched else None
-        observe = view.on_event if view else log_event(log_format or LogFormat.TEXT)
+        observe = view.on_event if view else log.on_event
+        metrics = open_metrics(stack, metrics_address, observe)
+        observe = metrics.on_event if metrics else observe
         source = BinanceStream(options=options, observe=observe)
         pump = Pump(
             source=source,
@@ -215,14 +224,12 @@ def binance(
             observe=observe,
         )
         stack.enter_context(stopped_by_signals(source.stop))
-        if view:
-            view.watch(pump.totals)
         try:
-            pump.run(view.on_batch if view else lambda _: None)
+            pump.run(_followed(pump.totals, view, metrics))
         finally:
             stack.close()
             sums = {**asdict(pump.totals), "duration_s": round(pump.totals.duration_s, 3)}
-            output.summary(sums, summary, is_data_on_stdout=target is Destination.STDOUT)
+            output.summary(sums, summary, is_data_on_stdout=target is Destination.STDOUT, log=log)
 
 
 def _channel(name: str) -> Channel:
@@ -241,6 +248,32 @@ def open_view(stack: ExitStack, title: str) -> "LiveView | None":
     from k2cli.commands.live import LiveView
 
     return stack.enter_context(LiveView(title=title))
+
+
+def open_metrics(
+    stack: ExitStack, address: Address | None, observe: Observer
+) -> "RunMetrics | None":
+    """Serve the run's metrics, if an address is given."""
+    if address is None:
+        return None
+    from k2cli.commands.metrics import serving_metrics
+
+    return stack.enter_context(serving_metrics(address, observe))
+
+
+def _followed(
+    totals: "Totals", *followers: "LiveView | RunMetrics | None"
+) -> "Callable[[Batch], None]":
+    """Let the view and the metrics follow a run; return what is to see every batch."""
+    present = [follower for follower in followers if follower]
+    for follower in present:
+        follower.watch(totals)
+
+    def on_batch(batch: "Batch") -> None:
+        for follower in present:
+            follower.on_batch(batch)
+
+    return on_batch
 
 
 def _open_sink(

@@ -13,17 +13,22 @@ from k2cli.commands.options import (
     FormatOpt,
     HomeOpt,
     OutputOpt,
+    RegistryOpt,
     TextOrJson,
     TextOrJsonOpt,
+    TimeoutOpt,
     settings,
 )
+from k2cli.commands.schema_names import Finder
 from k2cli.errors import NotFound
 
 if TYPE_CHECKING:
     from k2cli.records import RecordKind
     from k2cli.storage.lake import TableInfo
 
-table_app = typer.Typer(help="Look at the tables.", no_args_is_help=True)
+table_app = typer.Typer(
+    help="Look at the tables, and bring them along with newer schemas.", no_args_is_help=True
+)
 
 TableArg = Annotated[
     str, typer.Argument(help="trades or quotes, or a table's full name.", show_default=False)
@@ -90,6 +95,46 @@ def snapshots(
     rows = [{**asdict(info), "refs": ",".join(info.refs)} for info in infos]
     none = {field.name: pa.array([], pa.string()) for field in fields(SnapshotInfo)}
     output.write_table(chosen, pa.Table.from_pylist(rows) if rows else pa.table(none))
+
+
+@table_app.command()
+def evolve(
+    table: TableArg,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--schema",
+            help="What to bring the table along with: FILE.avsc, - or SUBJECT@VERSION.",
+            show_default="our own schema",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would change.")
+    ] = False,
+    timeout: TimeoutOpt = None,
+    registry: RegistryOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """Bring a table along with a newer schema: optional columns are added, numbers get wider.
+
+    Prints what changed, a line a column. No data file is written again: rows of before have null
+    in new columns. `k2 consume` fills them from then on, also one that is running.
+
+    Example: k2 table evolve trades --schema market.crypto.trades-value --dry-run
+    """
+    from k2cli.storage.lake import open_lake
+
+    kind = _kind(table)
+    finder = Finder(home=home, registry=registry, timeout_s=timeout)
+    avro = kind.avro if schema is None else finder.find(schema).avro
+    with open_lake(settings(home)) as lake:
+        changes = lake.evolve(kind, avro, is_dry_run=dry_run)
+    for change in changes:
+        output.data(change)
+    if not changes:
+        output.note(f"table {kind.table} has all of it already")
+    elif dry_run:
+        output.note("dry run: nothing was changed")
 
 
 def _kind(table: str) -> "RecordKind":

@@ -22,6 +22,7 @@ _READ_BYTES: Final = 1 << 20
 _LINE_BYTES: Final = 16 << 20
 _DECODER: Final = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
 
+_MICROSECONDS: Final = pa.timestamp("us", tz="UTC")  # as texts have them, up to as many digits
 _MISFITS: Final = (Unfit, pa.ArrowException, OverflowError)
 
 Row = dict[str, Any]
@@ -118,7 +119,8 @@ def _batch(rows: Sequence[Row | str], kind: RecordKind) -> pa.RecordBatch:
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_decimal(kind):
-        return decimals([None if value is None else _digits(value) for value in values])
+        digits = [None if value is None else _digits(value) for value in values]
+        return decimals(digits, kind)
     if pa.types.is_timestamp(kind):
         return _times(values, kind)
     if pa.types.is_map(kind):
@@ -136,12 +138,12 @@ def _digits(value: object) -> str:
 
 def _times(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if all(type(value) is int for value in values):
-        return timestamps(pa.array(values, pa.int64()).to_numpy())
+        return timestamps(pa.array(values, pa.int64()).to_numpy()).cast(kind)
     texts = pa.array(values, pa.string())
     # Arrow wants either a zone in every text, or none in any.
     is_zoned = pc.match_substring_regex(texts, r"(Z|[+-]\d\d:?\d\d)$")
     zoned = pc.if_else(is_zoned, texts, pc.binary_join_element_wise(texts, "Z", ""))
-    return zoned.cast(kind)
+    return zoned.cast(_MICROSECONDS).cast(kind)
 
 
 def _entries(value: object) -> object:

@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
-from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, RESTError
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    CommitStateUnknownException,
+    RESTError,
+    ServerError,
+    ServiceUnavailableError,
+)
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.table.update.snapshot import ExpireSnapshots
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, DBAPIError
 
-from k2cli.config import TableSettings
-from k2cli.errors import Conflict
+from k2cli.config import Settings
+from k2cli.errors import Conflict, Unavailable
 from k2cli.records import RecordKind
 from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.expire import expired_snapshots, unreferenced_files
@@ -24,8 +30,22 @@ from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.position import Advance, Gap, Position
 
 _CARRIED_PREFIX: Final = "k2."  # what every snapshot takes over from the one before
+RUN_KEY: Final = "k2.run"  # the run that made a snapshot, as its log lines have it
 _ATTEMPTS: Final = 20
+_UNKNOWN_ATTEMPTS: Final = 3
 _MAX_WAIT_S: Final = 1.0
+# After these a catalog may still be at work on the commit.
+_UNANSWERED: Final = (
+    CommitStateUnknownException,
+    ServerError,
+    ServiceUnavailableError,
+    ConnectionError,
+    TimeoutError,
+)
+
+
+class OutcomeUnknown(Unavailable):
+    """A catalog took a commit and did not say what became of it: it may land yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +65,7 @@ def append_rows(
     rows: pa.Table,
     *,
     position: Position | None,
-    settings: TableSettings,
+    settings: Settings,
 ) -> Commit:
     """Append the rows that the table does not hold yet as one Iceberg snapshot.
 
@@ -72,7 +92,12 @@ def append_rows(
             return None
         files = write_data_files(table, kind, advance.rows) if advance.rows.num_rows else []
         scratch = [file.file_path for file in files]
-        return Attempt(files=files, properties=properties, scratch=scratch)
+        return Attempt(
+            files=files,
+            properties=properties,
+            scratch=scratch,
+            is_repeatable=position is not None,
+        )
 
     snapshot_id = commit_attempts(table, attempt, settings)
     if position is not None:
@@ -93,10 +118,11 @@ class Attempt:
     files: Sequence[DataFile]
     properties: Mapping[str, str]  # of the snapshot: all that is carried on, and what is new
     scratch: Sequence[str]  # files that are of no use if another writer is faster
+    is_repeatable: bool = False  # with files of its own, by whoever finds that none of it is there
 
 
 def commit_attempts(
-    table: Table, attempt: Callable[[dict[str, str]], Attempt | None], settings: TableSettings
+    table: Table, attempt: Callable[[dict[str, str]], Attempt | None], settings: Settings
 ) -> int | None:
     """Commit what `attempt` makes of the newest snapshot's properties, anew after a lost race.
 
@@ -104,12 +130,21 @@ def commit_attempts(
 
     Raises:
         Conflict: other writers won too often; nothing was written.
+        OutcomeUnknown: the catalog did not say what became of it, again and again.
     """
+    unknown = 0
     for number in range(_ATTEMPTS):
         made = attempt(carried_properties(table))
         if made is None:
             return None
-        snapshot_id = _try_commit(table, made, settings)
+        try:
+            snapshot_id = _try_commit(table, made, settings)
+        except OutcomeUnknown:
+            # Of the two commits only one can land: they follow the same snapshot.
+            unknown += 1
+            if not made.is_repeatable or unknown == _UNKNOWN_ATTEMPTS:
+                raise
+            snapshot_id = None
         if snapshot_id is not None:
             return snapshot_id
         time.sleep(random.uniform(0, min(_MAX_WAIT_S, 0.02 * 2**number)))
@@ -129,17 +164,21 @@ def has_moved_on(table: Table) -> bool:
     return table.refresh().metadata_location != before
 
 
-def _try_commit(table: Table, made: Attempt, settings: TableSettings) -> int | None:
+def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
     """Commit an attempt as one snapshot; None after a lost race, with its scratch deleted.
 
     When the outcome is unknown (the catalog's answer was lost), the table itself tells. Where it
     cannot tell either, the files stay: garbage if the commit did not land, rows if it did.
+
+    Raises:
+        OutcomeUnknown: not even that told.
     """
     transaction = table.transaction()
-    append = transaction.update_snapshot(snapshot_properties=dict(made.properties)).merge_append()
+    properties = {**made.properties, RUN_KEY: settings.run}
+    append = transaction.update_snapshot(snapshot_properties=properties).merge_append()
     doomed: set[str] = set()
     try:
-        expired = expired_snapshots(table.metadata, settings)
+        expired = expired_snapshots(table.metadata, settings.table)
         next_log = made.properties.get(LOADS_KEY)
         doomed = unreferenced_files(table, expired, next_log=next_log)
         for file in made.files:
@@ -154,14 +193,37 @@ def _try_commit(table: Table, made: Attempt, settings: TableSettings) -> int | N
         if not is_lost:
             raise
         return None
-    except (CommitStateUnknownException, DatabaseError, OSError, RESTError) as exc:
-        if table.refresh().snapshot_by_id(append.snapshot_id) is None:
+    except (DatabaseError, OSError, RESTError) as exc:
+        if not _has_landed(table, append.snapshot_id, exc):
             delete_files(table, made.scratch)
-            if not isinstance(exc, CommitStateUnknownException):
-                raise
-            return None
+            raise
     delete_files(table, doomed | _merged_manifests(table, append.snapshot_id, append.commit_uuid))
     return append.snapshot_id
+
+
+def _has_landed(table: Table, snapshot_id: int, exc: DatabaseError | OSError | RESTError) -> bool:
+    """Settle by looking what became of a commit that ended in an error.
+
+    Raises:
+        OutcomeUnknown: it is not there, but may be yet.
+    """
+    is_over = not isinstance(exc, _UNANSWERED) and not _lost_its_database(exc)
+    try:
+        if table.refresh().snapshot_by_id(snapshot_id) is not None:
+            return True
+    except (DatabaseError, OSError, RESTError):
+        if is_over:
+            raise
+    if not is_over:
+        raise OutcomeUnknown(
+            f"the catalog did not say what became of a commit to {'.'.join(table.name())}: {exc}",
+            hint="run it again: what did land is not written twice",
+        ) from exc
+    return False
+
+
+def _lost_its_database(exc: Exception) -> bool:
+    return isinstance(exc, DBAPIError) and exc.connection_invalidated
 
 
 def _merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) -> set[str]:
@@ -192,7 +254,7 @@ def carried_properties(table: Table) -> dict[str, str]:
             found = {
                 key: value
                 for key, value in snapshot.summary.additional_properties.items()
-                if key.startswith(_CARRIED_PREFIX)
+                if key.startswith(_CARRIED_PREFIX) and key != RUN_KEY
             }
             if found:
                 return found

@@ -25,6 +25,7 @@ from pyiceberg.table import Table
 from pyiceberg.types import ListType, MapType, NestedField
 
 from k2cli.records import RecordKind
+from k2cli.storage.evolve import check_columns
 
 ROW_GROUP_ROWS: Final = 100_000
 _DAY_US: Final = 86_400_000_000
@@ -38,10 +39,14 @@ _DICTIONARY: Final = [
 def write_data_files(table: Table, kind: RecordKind, rows: pa.Table) -> list[DataFile]:
     """Write rows, sorted, as one Parquet file a day; nothing is visible until committed.
 
-    `rows` have the kind's schema, in any order. The files lie where the table's location
-    provider puts them.
+    `rows` have the kind's columns and whatever further ones the table has, in any order. The files
+    lie where the table's location provider puts them.
+
+    Raises:
+        BadData: the table is behind: it lacks a column, or has a narrower one.
     """
-    schema = arrow_schema_with_ids(kind.arrow, table.schema())
+    check_columns(table, kind, rows.schema)
+    schema = arrow_schema_with_ids(rows.schema, table.schema())
     files: list[DataFile] = []
     paths: list[str] = []
     try:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pyiceberg.table import Table
 
-from k2cli.config import TableSettings
+from k2cli.config import Settings
 from k2cli.errors import Conflict
 from k2cli.records import RecordKind
-from k2cli.storage.append import Attempt, commit_attempts
+from k2cli.storage.append import Attempt, OutcomeUnknown, commit_attempts
 from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.loads import (
     KEY,
@@ -33,9 +33,7 @@ class FileLoad:
     Data files are written as rows come, invisible until the commit; without one they are deleted.
     """
 
-    def __init__(
-        self, *, table: Table, kind: RecordKind, settings: TableSettings, where: str
-    ) -> None:
+    def __init__(self, *, table: Table, kind: RecordKind, settings: Settings, where: str) -> None:
         self._table = table
         self._kind = kind
         self._settings = settings
@@ -79,11 +77,15 @@ class FileLoad:
         """
         self._write_files()
         with translated(self._what):
-            snapshot_id = commit_attempts(
-                self._table,
-                lambda carried: self._attempt(carried, entry, after, is_forced),
-                self._settings,
-            )
+            try:
+                snapshot_id = commit_attempts(
+                    self._table,
+                    lambda carried: self._attempt(carried, entry, after, is_forced),
+                    self._settings,
+                )
+            except OutcomeUnknown:
+                self._files = []  # they may be the table's by now
+                raise
         self._is_committed = snapshot_id is not None
         return snapshot_id
 

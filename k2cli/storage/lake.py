@@ -1,7 +1,7 @@
 """The lakehouse: a catalog, its tables, and what k2 does with them."""
 
 import fcntl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import (
+    CommitFailedException,
     NamespaceAlreadyExistsError,
+    NoSuchNamespaceError,
     NoSuchTableError,
     TableAlreadyExistsError,
 )
@@ -26,14 +28,18 @@ from pyiceberg.expressions import (
 from pyiceberg.table import FileScanTask, Table
 from sqlalchemy.engine import URL
 
-from k2cli.config import Settings, TableSettings
+from k2cli.config import Settings, redacted
 from k2cli.errors import BadData, NotFound
-from k2cli.records import KINDS, RecordKind, TableFiles
-from k2cli.storage.append import Commit, append_rows, carried_properties, has_moved_on
+from k2cli.records import KINDS, RecordKind, TableFiles, evolved
+from k2cli.storage.append import RUN_KEY, Commit, append_rows, carried_properties, has_moved_on
+from k2cli.storage.catalog import open_catalog
+from k2cli.storage.evolve import arrow_columns, evolve_table
 from k2cli.storage.fileload import FileLoad
+from k2cli.storage.freshness import newest_time
 from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.loads import FileState, list_loads, loaded_before, newest_load
 from k2cli.storage.position import Position
+from k2cli.storage.s3 import s3_access
 from k2cli.storage.tables import create_table
 from k2cli.storage.vendor import translated
 
@@ -51,6 +57,7 @@ class SnapshotInfo:
     added_rows: int
     total_rows: int
     total_files: int
+    run: str  # the run of k2 that made it, as its log lines have it
     refs: tuple[str, ...]  # branches and tags that point at it
 
 
@@ -75,7 +82,7 @@ class TableInfo:
 class Lake:
     """An open catalog. Made by `open_lake`, which also closes it."""
 
-    def __init__(self, *, catalog: Catalog, where: str, settings: TableSettings) -> None:
+    def __init__(self, *, catalog: Catalog, where: str, settings: Settings) -> None:
         self._catalog = catalog
         self._where = where
         self._settings = settings
@@ -87,7 +94,7 @@ class Lake:
                 self._catalog.create_namespace_if_not_exists(NAMESPACE)
             for kind in KINDS.values():
                 if not self._catalog.table_exists((NAMESPACE, kind.table)):
-                    with suppress(TableAlreadyExistsError):
+                    with suppress(TableAlreadyExistsError, CommitFailedException):
                         create_table(self._catalog, (NAMESPACE, kind.table), kind)
 
     def table(self, kind: RecordKind) -> Table:
@@ -102,6 +109,26 @@ class Lake:
             except NoSuchTableError as exc:
                 raise _no_table(kind.table, self._where) from exc
 
+    def kind(self, kind: RecordKind) -> RecordKind:
+        """Return a kind as its table has it, which may have evolved. See `records.evolved`."""
+        return evolved(kind, arrow_columns(self.table(kind).schema()))
+
+    def evolve(
+        self, kind: RecordKind, avro: Mapping[str, Any], *, is_dry_run: bool = False
+    ) -> list[str]:
+        """Bring a table along with a newer schema of its kind; return what changes, as text.
+
+        Columns come to be, or get wider; no file is written again, and rows written before have
+        null in new columns.
+
+        Raises:
+            BadData: the table cannot be brought to this schema.
+            Conflict: other writers won too often; nothing was changed.
+        """
+        table = self.table(kind)
+        with translated(f"cannot evolve table {kind.table} in {self._where}"):
+            return evolve_table(table, kind, avro, is_dry_run=is_dry_run)
+
     def kinds(self) -> list[RecordKind]:
         """The record kinds that have a table here."""
         with translated(f"cannot list the tables in {self._where}"):
@@ -110,6 +137,31 @@ class Lake:
                 for kind in KINDS.values()
                 if self._catalog.table_exists((NAMESPACE, kind.table))
             ]
+
+    def listed(self) -> list[str]:
+        """The tables that the catalog lists. Unlike for `kinds`, nothing else is read."""
+        with translated(f"cannot list the tables in {self._where}"):
+            try:
+                return sorted(name for _, name in self._catalog.list_tables(NAMESPACE))
+            except NoSuchNamespaceError:
+                return []
+
+    def read_metadata(self, kind: RecordKind) -> str:
+        """Read a table's newest metadata file where the files are kept; return where that is."""
+        table = self.table(kind)
+        where = table.metadata_location
+        with (
+            translated(f"cannot read {where}"),
+            table.io.new_input(where).open() as file,
+        ):
+            file.read()
+        return where
+
+    def newest(self, kind: RecordKind) -> datetime | None:
+        """Tell the time of a table's newest row; None if there is none. No row is read."""
+        table = self.table(kind)
+        with translated(f"cannot read the statistics of table {kind.table} in {self._where}"):
+            return newest_time(table, kind.partition_by)
 
     def append(
         self, kind: RecordKind, rows: pa.Table, *, position: Position | None = None
@@ -178,10 +230,11 @@ class Lake:
             )
         tasks.sort(key=lambda task: task.file.partition[0], reverse=True)
         return TableFiles(
-            kind=kind,
+            kind=evolved(kind, arrow_columns(table.schema())),
             paths=tuple(task.file.file_path.removeprefix("file://") for task in tasks),
             columns={field.field_id: field.name for field in table.schema().fields},
             rows=sum(task.file.record_count for task in tasks),
+            s3=s3_access(table),
         )
 
     def describe(self, kind: RecordKind) -> TableInfo:
@@ -229,6 +282,7 @@ class Lake:
                     added_rows=int(summary.get("added-records", 0)),
                     total_rows=int(summary.get("total-records", 0)),
                     total_files=int(summary.get("total-data-files", 0)),
+                    run=summary.get(RUN_KEY, ""),
                     refs=tuple(
                         name
                         for name, ref in refs.items()
@@ -237,6 +291,11 @@ class Lake:
                 )
             )
         return sorted(infos, key=lambda info: info.committed_at, reverse=True)
+
+
+def is_embedded(settings: Settings) -> bool:
+    """Tell whether the settings name no catalog, so that the embedded one is used."""
+    return "uri" not in settings.catalog and "type" not in settings.catalog
 
 
 @contextmanager
@@ -252,8 +311,8 @@ def open_lake(settings: Settings, *, create: bool = False) -> Iterator[Lake]:
         Unavailable: the catalog does not answer.
     """
     where, properties = str(settings.home), dict(settings.catalog)
-    is_embedded = "uri" not in properties and "type" not in properties
-    if is_embedded:
+    embedded = is_embedded(settings)
+    if embedded:
         path = settings.home / _CATALOG_FILE
         with translated(f"cannot use the folder {settings.home}"):
             if create:
@@ -262,13 +321,14 @@ def open_lake(settings: Settings, *, create: bool = False) -> Iterator[Lake]:
                 raise _no_table("", where)
         properties = {**_embedded(path), **properties}
     else:
-        where = f"catalog {properties.get('uri', properties.get('type'))}"
+        where = f"catalog {redacted('uri', properties.get('uri', properties.get('type', '')))}"
     with ExitStack() as stack:
-        with _alone(settings.home) if create and is_embedded else nullcontext():
-            with translated(f"cannot open the catalog in {where}"):
-                catalog = load_catalog("k2", **properties)
+        with _alone(settings.home) if create and embedded else nullcontext():
+            what = f"the catalog in {where}" if embedded else where
+            with translated(f"cannot open {what}"):
+                catalog = open_catalog(properties)
             stack.callback(catalog.close)
-            lake = Lake(catalog=catalog, where=where, settings=settings.table)
+            lake = Lake(catalog=catalog, where=where, settings=settings)
             if create:
                 lake.create_tables()
         yield lake

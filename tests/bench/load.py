@@ -113,7 +113,7 @@ class _Known:
                 if loads >> bit & 1:
                     log, _ = extended(table, log, [self._entry() for _ in range(1 << bit)])
             attempt = Attempt(files=[], properties={KEY: log or ""}, scratch=[])
-            commit_attempts(table, lambda _: attempt, self._settings.table)
+            commit_attempts(table, lambda _: attempt, self._settings)
             check_equal(len(lake.loads(TRADES)), loads)
 
     def _entry(self) -> LoadEntry:

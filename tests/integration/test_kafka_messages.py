@@ -2,14 +2,17 @@
 
 import json
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from threading import Timer
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from builders import quotes_batch, trades_batch
+from cluster import unexpected
 from confluent_kafka import Consumer, Message
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
@@ -71,10 +74,13 @@ def values_of(rows: pa.RecordBatch, schema_id: int) -> list[bytes]:
     return encode_messages(rows, TRADES.avro, header=wire_header(schema_id)).to_pylist()
 
 
-def read(schemas: Registry, values: list[bytes | None]) -> Any:
-    return MessageReader(registry=schemas, kind=TRADES, topic="any").read(
-        values, np.zeros(len(values), np.int64), np.arange(100, 100 + len(values))
+def read(
+    schemas: Registry, values: list[bytes | None], observe: Callable[..., None] = unexpected
+) -> Any:
+    reader = MessageReader(
+        registry=schemas, kind=lambda: TRADES, observe=observe, topic="market.crypto.trades"
     )
+    return reader.read(values, np.zeros(len(values), np.int64), np.arange(100, 100 + len(values)))
 
 
 def as_read(rows: pa.RecordBatch, offsets: list[int]) -> pa.RecordBatch:
@@ -95,7 +101,9 @@ def test_rows_arrive_whole_and_in_the_order_of_their_symbol(
         writer.write(topic, TRADES, rows, header=header)
         writer.flush()
     messages = messages_of(kafka, topic, rows.num_rows)
-    decoded = MessageReader(registry=schemas, kind=TRADES, topic=topic).read(
+    decoded = MessageReader(
+        registry=schemas, kind=lambda: TRADES, observe=unexpected, topic=topic
+    ).read(
         [message.value() for message in messages],
         np.array([message.partition() for message in messages]),
         np.array([message.offset() for message in messages]),
@@ -153,9 +161,36 @@ def test_messages_of_two_schemas_keep_their_order(schemas: Registry, topic_name:
         wire_header(second) + body + b"\x02\x04XY" if place % 3 else wire_header(first) + body
         for place, body in enumerate(bodies)
     ]
-    decoded = read(schemas, values)
+    told: list[dict[str, Any]] = []
+    decoded = read(schemas, values, lambda event, **fields: told.append({"event": event, **fields}))
     assert decoded.rejects == []
     assert decoded.rows.equals(as_read(rows, list(range(100, 110))))
+    assert told == [
+        {
+            "event": "fields_left_out",
+            "topic": "market.crypto.trades",
+            "schema_id": second,
+            "fields": "venue",
+            "hint": "k2 table evolve trades --schema market.crypto.trades-value",
+        }
+    ]
+
+
+def test_a_registry_that_has_just_come_up_is_asked_again(
+    registry: RegistryAddress, topic_name: str
+):
+    subject = subject_of(topic_name)
+    with open_registry({"url": registry.url}, timeout_s=20, patience_s=20) as schemas:
+        coming = schemas.register(subject, QUOTES.avro) + 1
+        later = (f"{subject}-later", {**TRADES.avro, "doc": subject})
+        registering = Timer(0.6, schemas.register, later)
+        registering.start()
+        assert read(schemas, values_of(trades_batch(3), coming)).rows.num_rows == 3
+        registering.join()
+        # What stays unknown holds nothing up for long.
+        started = time.monotonic()
+        assert len(read(schemas, values_of(trades_batch(1), 2**30)).rejects) == 1
+        assert time.monotonic() - started < 10
 
 
 def test_what_is_no_trade_is_a_reject_with_its_reason(schemas: Registry, topic_name: str):

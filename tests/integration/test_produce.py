@@ -2,11 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, numbered_trades
+from cluster import Cluster, numbered_trades, wait_for
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from services.fixtures import OwnBroker
 from services.registry import RegistryAddress
@@ -99,14 +98,6 @@ def test_a_stream_waits_out_brokers_that_are_away(
     assert json.loads(stdout)["rows"] == 12_000
     assert cluster.consume("--topic", "away.trades")["rows"] == 12_000
     assert len(set(cluster.ids())) == 12_000
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
-    """Wait until something is true."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_file_goes_through_kafka_into_the_table(cluster: Cluster, topic: str, dump: Path):

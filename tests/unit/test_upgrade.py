@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from builders import START, quote_v1, trade_v1, trades_batch, written
+from cluster import unexpected
 
 from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import encode_messages, wire_header
@@ -246,7 +247,7 @@ def test_messages_of_both_versions_keep_their_order():
     v1 = [wire_header(1) + b for b in written(V1, *(trade_v1(i) for i in range(2)))]
     (bad,) = written(V1, trade_v1(volume=-5))
     values = [v2[0], v1[0], wire_header(1) + bad, v2[1], v1[1], v2[2]]
-    reader = MessageReader(registry=Schemas(), kind=TRADES, topic="t")
+    reader = MessageReader(registry=Schemas(), kind=lambda: TRADES, observe=unexpected, topic="t")
     decoded = reader.read(values, np.zeros(6, np.int64), np.arange(10, 16))
     assert decoded.rows["symbol"].to_pylist() == ["BTCUSDT", "BHP", "ETHUSDT", "CBA", "BTCUSDT"]
     assert decoded.rows["platform_sequence"].to_pylist() == [10, 11, 13, 14, 15]
@@ -256,6 +257,8 @@ def test_messages_of_both_versions_keep_their_order():
 
 def test_a_message_without_a_number_is_known_by_topic_partition_and_offset():
     (body,) = written(V1, trade_v1(sequence_number=None))
-    reader = MessageReader(registry=Schemas(), kind=TRADES, topic="market.equities.trades")
+    reader = MessageReader(
+        registry=Schemas(), kind=lambda: TRADES, observe=unexpected, topic="market.equities.trades"
+    )
     rows = reader.read([wire_header(1) + body], np.array([3]), np.array([41])).rows
     assert rows["message_id"].to_pylist() == [id_of("kafka/market.equities.trades/3", 41)]

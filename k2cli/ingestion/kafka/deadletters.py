@@ -1,7 +1,8 @@
 """Messages that became no row: onto the topic of dead letters, with where and why.
 
 A dead letter has the key, the value and the headers of the message that it was, and further
-headers of text: k2.reason, k2.topic, k2.partition, k2.offset and k2.time (UTC, ISO 8601).
+headers of text: k2.reason, k2.topic, k2.partition, k2.offset and k2.time (UTC, ISO 8601). Its
+k2.run stays that of the message.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Final, cast
 
 from k2cli.flow import Observer, Reject
 from k2cli.ingestion.kafka.consumer import Message
-from k2cli.ingestion.kafka.producer import Header, TopicWriter, open_writer
+from k2cli.ingestion.kafka.producer import RUN_HEADER, Header, TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics
 
 SUFFIX: Final = ".dlq"
@@ -50,8 +51,13 @@ class DeadLetter:
             "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
         given = cast("list[Header]", message.headers() or [])  # a dict only where one is sent
-        theirs = [(key, value) for key, value in given if not key.startswith(PREFIX)]
+        theirs = [(key, value) for key, value in given if not is_added(key)]
         return [*theirs, *((PREFIX + key, str(value).encode()) for key, value in ours.items())]
+
+
+def is_added(header: str) -> bool:
+    """Tell by its key whether a header of a dead letter is none of the message that it was."""
+    return header.startswith(PREFIX) and header != RUN_HEADER
 
 
 def dead_letter_topic(topic: str) -> str:

@@ -23,7 +23,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.consumer import Message
-from k2cli.ingestion.kafka.deadletters import PREFIX, SUFFIX, dead_letter_topic
+from k2cli.ingestion.kafka.deadletters import PREFIX, SUFFIX, dead_letter_topic, is_added
 from k2cli.ingestion.kafka.producer import Header
 from k2cli.ingestion.kafka.topics import PartitionInfo, Topics
 from k2cli.ingestion.kafka.vendor import (
@@ -265,9 +265,7 @@ class LetterBox:
             sent_at=ours.get("time", ""),
             key=message.key(),
             value=message.value(),
-            headers=[
-                (key, value) for key, value in _headers(message) if not key.startswith(PREFIX)
-            ],
+            headers=[(key, value) for key, value in _headers(message) if not is_added(key)],
         )
 
 
@@ -375,7 +373,7 @@ def _ours(message: Message) -> dict[str, str]:
     return {
         key.removeprefix(PREFIX): value.decode(errors="replace")
         for key, value in _headers(message)
-        if key.startswith(PREFIX) and value is not None
+        if is_added(key) and value is not None
     }
 
 

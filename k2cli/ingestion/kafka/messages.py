@@ -1,6 +1,6 @@
 """Values of messages to rows: which schema, which rows, and what is none."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -12,8 +12,10 @@ from k2cli.codec.encode import HEADER_BYTES, MAGIC
 from k2cli.codec.kinds import KindDecoder
 from k2cli.codec.resolve import Incompatible
 from k2cli.codec.upgrade import USUAL, Facts, Origin
+from k2cli.columns import joined
 from k2cli.errors import BadData, NotFound
-from k2cli.ingestion.kafka.registry import Registry
+from k2cli.flow import Observer
+from k2cli.ingestion.kafka.registry import Registry, subject_of
 from k2cli.records import RecordKind
 
 _NOT_BYTES: Final = b""
@@ -23,13 +25,25 @@ class MessageReader:
     """Reads the values of a topic's messages that hold one kind of record, whoever wrote them."""
 
     def __init__(
-        self, *, registry: Registry, kind: RecordKind, topic: str, facts: Facts = USUAL
+        self,
+        *,
+        registry: Registry,
+        topic: str,
+        kind: Callable[[], RecordKind],
+        observe: Observer,
+        facts: Facts = USUAL,
     ) -> None:
-        """Prepare for a topic; `facts` are for records of earlier schemas."""
+        """Prepare for a topic.
+
+        `kind` tells which columns rows have by now; it is asked again for every schema that is
+        met. `facts` are for records of earlier schemas.
+        """
         self._registry = registry
-        self._kind = kind
         self._topic = topic
+        self._ask_kind = kind
+        self._kind = kind()
         self._facts = facts
+        self._observe = observe
         self._decoders: dict[bytes, KindDecoder] = {}  # by header
 
     def read(
@@ -73,12 +87,28 @@ class MessageReader:
             return "not in the wire format of a schema registry"
         schema_id = int.from_bytes(header[1:])
         try:
-            found = self._decoders[header] = KindDecoder(
-                self._registry.schema(schema_id), self._kind, self._facts
-            )
+            schema = self._registry.schema(schema_id)
+            self._refresh()
+            found = KindDecoder(schema, self._kind, self._facts)
         except (BadData, Incompatible, NotFound) as exc:
             return f"schema id {schema_id}: {exc}"  # asked again: it may be there next time
+        self._decoders[header] = found
+        if found.left_out:
+            self._observe(
+                "fields_left_out",
+                topic=self._topic,
+                schema_id=schema_id,
+                fields=",".join(found.left_out),
+                hint=f"k2 table evolve {self._kind.name} --schema {subject_of(self._topic)}",
+            )
         return found
+
+    def _refresh(self) -> None:
+        """Take over columns that the table has got meanwhile."""
+        kind = self._ask_kind()
+        if kind != self._kind:
+            self._kind = kind
+            self._decoders.clear()  # they are made again, with the new columns
 
     def _origin(self, partitions: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Origin:
         count = int(partitions.max(initial=-1)) + 1
@@ -93,12 +123,13 @@ class MessageReader:
             return parts[0]
         places = np.concatenate([np.zeros(0, np.int64), *(places for _, places in parts)])
         order = np.argsort(places, kind="stable")
-        rows = pa.concat_batches([empty_batch(self._kind.arrow), *(rows for rows, _ in parts)])
-        return rows.take(pa.array(order)), places[order]
+        rows = joined([empty_batch(self._kind.arrow), *(rows for rows, _ in parts)])
+        (batch,) = rows.combine_chunks().to_batches() or [empty_batch(rows.schema)]
+        return batch.take(pa.array(order)), places[order]
 
     def _numbered(self, rows: pa.RecordBatch, offsets: npt.NDArray[np.int64]) -> pa.RecordBatch:
-        place = self._kind.arrow.get_field_index("platform_sequence")
-        return rows.set_column(place, self._kind.arrow.field(place), pa.array(offsets))
+        place = rows.schema.get_field_index("platform_sequence")
+        return rows.set_column(place, rows.schema.field(place), pa.array(offsets))
 
 
 def _by_header(values: Iterable[bytes | None]) -> dict[bytes, list[int]]:

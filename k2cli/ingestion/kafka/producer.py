@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from k2cli.errors import K2Error
 
 Header = tuple[str, bytes | None]
+RUN_HEADER: Final = "k2.run"  # of every message: the run that produced it, as its log lines have it
 _ROWS: Final = 16_384  # encoded at once; bounds what waits in memory outside librdkafka
 _QUEUE_BYTES: Final = 64 << 20  # waiting for the brokers; a full queue holds the reader up
 _WAIT_S: Final = 0.2
@@ -48,9 +49,11 @@ class TopicWriter:
         kafka: Mapping[str, str],
         patience_s: float,
         transaction: str | None,
+        run: str,
         observe: Observer,
     ) -> None:
         self._kafka = kafka
+        self._row_headers: list[tuple[str, str | bytes | None]] = [(RUN_HEADER, run)]
         self._patience_s = patience_s
         self._observe = observe
         self._failure: K2Error | None = None
@@ -90,7 +93,7 @@ class TopicWriter:
         Raises:
             K2Error: the brokers refused a record, or could not be reached for too long.
         """
-        produce = self._producer.produce
+        produce = partial(self._producer.produce, headers=self._row_headers)
         for start in range(0, rows.num_rows, _ROWS):
             part = rows.slice(start, _ROWS)
             values = encode_messages(part, kind.avro, header=header).to_pylist()
@@ -231,11 +234,12 @@ def open_writer(
     observe: Observer,
     patience_s: float | None = None,
     transaction: str | None = None,
+    run: str = "",
 ) -> Iterator[TopicWriter]:
     """Open a producer; with `patience_s` give up after so long without an answer.
 
-    With `transaction`, an id, it can `begin` transactions; another producer with the same id ends
-    those of this one.
+    `run` becomes a header of every row. With `transaction`, an id, it can `begin` transactions;
+    another producer with the same id ends those of this one.
 
     Raises:
         ConfigError: Kafka is not set up, or a setting is wrong.
@@ -244,6 +248,7 @@ def open_writer(
         kafka=kafka,
         patience_s=math.inf if patience_s is None else patience_s,
         transaction=transaction,
+        run=run,
         observe=observe,
     )
     try:

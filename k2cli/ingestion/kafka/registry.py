@@ -7,7 +7,9 @@ id never changes and is kept.
 
 import difflib
 import json
+import math
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -15,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-import fastavro
 import httpx2
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
+from k2cli.config import redacted
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 
 _URL: Final = "url"
@@ -38,6 +40,8 @@ _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
 _INVALID: Final = 422
 _UNKNOWN: Final = range(40400, 40500)  # codes of a registry that does not know what was asked for
+_ASK_AGAIN_S: Final = 0.25
+_WAIT_AGAIN_S: Final = 60.0
 _ASKERS: Final = 8  # questions about many subjects are asked side by side
 # How Confluent's registry lists what does not fit.
 _DESCRIPTION: Final = re.compile(r"description:\s*'(.*?)'\s*,\s*additionalInfo", re.DOTALL)
@@ -67,13 +71,13 @@ class SubjectInfo:
 class Registry:
     """A schema registry. Made by `open_registry`, which also closes it."""
 
-    def __init__(self, settings: Mapping[str, str], *, timeout_s: float) -> None:
+    def __init__(self, settings: Mapping[str, str], *, timeout_s: float, patience_s: float) -> None:
         if not settings.get(_URL):
             raise ConfigError(
                 "no schema registry is set up: schema_registry.url is missing",
                 hint="export K2_SCHEMA_REGISTRY_URL=http://127.0.0.1:8081",
             )
-        self._url = settings[_URL]
+        self._url = redacted("url", settings[_URL])  # for messages only
         try:
             numbers = {key: float(settings[key]) for key in _NUMBERS if key in settings}
             self._client = SchemaRegistryClient({"timeout": timeout_s, **settings, **numbers})
@@ -81,6 +85,8 @@ class Registry:
             raise ConfigError(f"wrong [schema_registry] settings: {exc}") from exc
         self._rest = self._client._rest_client  # noqa: SLF001
         self._schemas: dict[int, Mapping[str, Any]] = {}
+        self._patience_s = patience_s
+        self._waited_at = -math.inf  # monotonic
 
     def check(self) -> None:
         """Ask for something small.
@@ -100,10 +106,23 @@ class Registry:
         """
         found = self._schemas.get(schema_id)
         if found is None:
-            with self._translated(f"cannot read schema {schema_id}"):
-                schema = self._client.get_schema(schema_id)
+            schema = self._patiently(schema_id)
             found = self._schemas[schema_id] = _avro(schema, f"schema {schema_id}")
         return found
+
+    def _patiently(self, schema_id: int) -> Schema:
+        """Fetch a schema; ask again for one that is not known, but not often."""
+        began = time.monotonic()
+        is_patient = began - self._waited_at > _WAIT_AGAIN_S
+        while True:
+            try:
+                with self._translated(f"cannot read schema {schema_id}"):
+                    return self._client.get_schema(schema_id)
+            except NotFound:
+                if not is_patient or time.monotonic() - began > self._patience_s:
+                    raise
+            self._waited_at = time.monotonic()
+            time.sleep(_ASK_AGAIN_S)
 
     def register(self, subject: str, avro: Any) -> int:
         """Register a schema under a subject, if it is not there yet; return its id.
@@ -203,18 +222,19 @@ class Registry:
             answer = self._rest.get(path, {"defaultToGlobal": "true"})
         return str(answer["compatibilityLevel"])
 
-    def misfits(self, subject: str, avro: Any) -> list[str] | None:
-        """Ask why a schema cannot be the next version of a subject; None if it can.
+    def misfits(self, subject: str, avro: Any, *, is_transitive: bool) -> list[str] | None:
+        """Ask why a schema cannot be the next version of a subject, at its level; None if it can.
 
-        The list may be empty: some registries give no reasons. As many versions are compared as
-        the subject's level wants.
+        The list may be empty: some registries give no reasons. Whether the level is transitive
+        must be told: asked in general, some compare all versions at any level.
 
         Raises:
             NotFound: no such subject.
             BadData: it is no Avro schema.
         """
         self._numbers(subject)  # of a subject that it does not know, a registry may say yes
-        path = f"compatibility/subjects/{quote(subject, safe='')}/versions?verbose=true"
+        which = "versions" if is_transitive else "versions/latest"
+        path = f"compatibility/subjects/{quote(subject, safe='')}/{which}?verbose=true"
         with self._translated(f"cannot compare a schema with {subject}"):
             # The client's own method keeps the reasons to itself.
             answer = self._rest.post(path, body=_schema(avro).to_dict())
@@ -282,39 +302,24 @@ class Registry:
 
 
 @contextmanager
-def open_registry(settings: Mapping[str, str], *, timeout_s: float) -> Iterator[Registry]:
+def open_registry(
+    settings: Mapping[str, str], *, timeout_s: float, patience_s: float = 0.0
+) -> Iterator[Registry]:
     """Open a registry that has `timeout_s` for an answer. Nothing is asked of it yet.
+
+    One that has just come up may not know yet what it has: for `patience_s`, and once a minute at
+    most, it is asked again for a schema.
 
     Raises:
         ConfigError: none is set up, or a setting is wrong.
     """
-    with closing(Registry(settings, timeout_s=timeout_s)) as registry:
+    with closing(Registry(settings, timeout_s=timeout_s, patience_s=patience_s)) as registry:
         yield registry
 
 
 def subject_of(topic: str) -> str:
     """Return the subject under which the schemas of a topic's values stand."""
     return f"{topic}-value"
-
-
-def parse_avro(text: str, what: str) -> Any:
-    """Parse an Avro schema; `what` says where it comes from.
-
-    Raises:
-        BadData: it is not JSON, or not Avro.
-    """
-    try:
-        avro = json.loads(text)
-    except ValueError as exc:
-        raise BadData(f"{what} is not JSON: {exc}") from exc
-    try:
-        fastavro.parse_schema(avro)
-    except (fastavro.schema.SchemaParseException, KeyError, TypeError, ValueError) as exc:
-        # For some mistakes the parser has no words of its own.
-        said = isinstance(exc, fastavro.schema.SchemaParseException | ValueError)
-        reason = str(exc) if said else f"{type(exc).__name__} {exc}"
-        raise BadData(f"{what} is not an Avro schema: {reason}") from exc
-    return avro
 
 
 def _schema(avro: Any) -> Schema:

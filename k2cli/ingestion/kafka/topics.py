@@ -2,12 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicDescription
 
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.vendor import client_config, translate, translated, until_settled
+
+_GROUPS: Final = "__consumer_offsets"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +54,26 @@ class Topics:
         with translated("cannot list the topics", self._kafka):
             topics = self._admin.list_topics(timeout=self._timeout_s).topics
         return sorted(name for name in topics if not name.startswith("__"))
+
+    def brokers(self) -> int:
+        """Count the brokers."""
+        with translated("cannot list the brokers", self._kafka):
+            return len(self._admin.list_topics(timeout=self._timeout_s).brokers)
+
+    def group_offsets(self, group: str) -> dict[tuple[str, int], int]:
+        """Return the offsets that a group has committed, by topic and partition.
+
+        Where there never was a group it does not ask: that would make Kafka prepare for some.
+        """
+        with translated(f"cannot read the offsets of group {group}", self._kafka):
+            if _GROUPS not in self._admin.list_topics(timeout=self._timeout_s).topics:
+                return {}
+            asked = [ConsumerGroupTopicPartitions(group)]
+            futures = self._admin.list_consumer_group_offsets(
+                asked, request_timeout=self._timeout_s
+            )
+            places = futures[group].result().topic_partitions or []
+        return {(each.topic, each.partition): each.offset for each in places if each.offset >= 0}
 
     def create(
         self,

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import fastavro
 
+from k2cli.avro.types import parse_avro
 from k2cli.codec.encode import HEADER_BYTES, MAGIC
 from k2cli.errors import K2Error
-from k2cli.ingestion.kafka.registry import AVRO, Registry, parse_avro
+from k2cli.ingestion.kafka.registry import AVRO, Registry
 
 _SHOWN_BYTES: Final = 256
 _LINE_BYTES: Final = 16

@@ -1,0 +1,164 @@
+"""Tables that get columns, and wider ones, while the files in them stay as they are.
+
+Iceberg allows that much (https://iceberg.apache.org/spec/#schema-evolution): rows written before
+have null in a new column, and a narrow number is read as the wide one.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+
+from k2cli.codec.resolve import record_name
+from k2cli.errors import BadData, Conflict
+from k2cli.records import RecordKind, arrow_field
+
+_ATTEMPTS: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A column that a table gets, or gets wider."""
+
+    column: pa.Field  # as it will be
+    before: pa.DataType | None  # None: it is new
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        name, of = self.column.name, self.column.type
+        return f"add {name} {of}" if self.before is None else f"widen {name} {self.before} to {of}"
+
+
+def arrow_columns(schema: Schema) -> pa.Schema:
+    """Return a table's columns as our rows have them."""
+    return pa.schema(map(_small, schema_to_pyarrow(schema, include_field_ids=False)))
+
+
+def _small(field: pa.Field) -> pa.Field:
+    """Undo the large types that pyiceberg makes of text and lists."""
+    of = field.type
+    if pa.types.is_large_string(of):
+        of = pa.string()
+    elif pa.types.is_large_list(of):
+        of = pa.list_(_small(of.value_field))
+    elif pa.types.is_map(of):
+        of = pa.map_(_small(of.key_field), _small(of.item_field))
+    return field.with_type(of)
+
+
+def check_columns(table: Table, kind: RecordKind, rows: pa.Schema) -> None:
+    """See that a table can take rows of these columns.
+
+    Raises:
+        BadData: it lacks a column, or has a narrower one.
+    """
+    columns = arrow_columns(table.schema())
+    for field in rows:
+        is_there = field.name in columns.names
+        if not is_there or _is_wider(field.type, columns.field(field.name).type):
+            raise BadData(
+                f"table {kind.table} has no column {field.name} of type {field.type} yet",
+                hint=f"k2 table evolve {kind.name}",
+            )
+
+
+def evolve_table(
+    table: Table, kind: RecordKind, avro: Mapping[str, Any], *, is_dry_run: bool
+) -> list[str]:
+    """Bring a table along with an Avro schema of its kind. See `Lake.evolve`."""
+    for _ in range(_ATTEMPTS):
+        changes = list(_changes(kind, avro, arrow_columns(table.schema())))
+        said = [str(change) for change in changes]
+        if not changes or is_dry_run:
+            return said
+        try:
+            with table.update_schema() as update:
+                update.union_by_name(pa.schema([change.column for change in changes]))
+        except CommitFailedException:  # another writer was faster: look again
+            table.refresh()
+            continue
+        return said
+    raise Conflict(
+        f"other writers of {'.'.join(table.name())} won {_ATTEMPTS} times in a row",
+        hint="run the command again",
+    )
+
+
+def _changes(kind: RecordKind, avro: Mapping[str, Any], columns: pa.Schema) -> Iterator[Change]:
+    """Compare what a schema has with what a table has.
+
+    Raises:
+        BadData: the table cannot be brought to this schema.
+    """
+    name = record_name(avro)
+    if name != kind.avro["name"]:
+        raise BadData(f"the schema is of {name or 'no record'}, not of {kind.avro['name']}")
+    fields = {field["name"]: field for field in avro["fields"]}
+    for needed in kind.arrow:
+        if needed.name not in fields and not needed.nullable:
+            raise BadData(f"the schema has no field {needed.name}, which every row of k2's needs")
+    for field in fields.values():
+        change = _change(kind, field, columns)
+        if change is not None:
+            yield change
+
+
+def _change(kind: RecordKind, field: Mapping[str, Any], columns: pa.Schema) -> Change | None:
+    name = field["name"]
+    try:
+        wanted = _stored(arrow_field(name, field["type"], field.get("doc")))
+    except ValueError as exc:
+        raise BadData(f"field {name}: {exc}") from exc
+    if name in columns.names:
+        there = columns.field(name)
+        if wanted.nullable and not there.nullable:
+            raise BadData(f"field {name} is optional, but every row of {kind.table} has one")
+        if wanted.type == there.type or _is_wider(there.type, wanted.type):
+            return None
+        if _is_wider(wanted.type, there.type):
+            return Change(column=there.with_type(wanted.type), before=there.type)
+        raise BadData(
+            f"field {name} is {wanted.type}, and column {name} of {kind.table} is {there.type}:"
+            " that is another type, not a wider one"
+        )
+    _check_is_new(field, kind, columns)
+    if not wanted.nullable and "default" not in field:
+        raise BadData(
+            f"field {name} is not optional, and rows written before have none",
+            hint=f'give it the type ["null", ...] and the default null: {name}',
+        )
+    return Change(column=wanted.with_nullable(True), before=None)
+
+
+def _check_is_new(field: Mapping[str, Any], kind: RecordKind, columns: pa.Schema) -> None:
+    for alias in field.get("aliases", ()):
+        if alias in columns.names:
+            raise BadData(
+                f"field {field['name']} is column {alias} of {kind.table} by another name:"
+                " columns are not renamed"
+            )
+    for column in columns.names:
+        if column.lower() == field["name"].lower():
+            raise BadData(
+                f"field {field['name']} and column {column} of {kind.table} have the same name"
+                " but for upper and lower case, which SQL does not tell apart"
+            )
+
+
+def _stored(field: pa.Field) -> pa.Field:
+    """Return a field as a table can have it: all times in microseconds."""
+    if pa.types.is_timestamp(field.type):
+        return field.with_type(pa.timestamp("us", tz=field.type.tz))
+    return field
+
+
+def _is_wider(one: pa.DataType, other: pa.DataType) -> bool:
+    """Tell whether all values of the other type are values of this one, and it has more."""
+    if pa.types.is_decimal(one) and pa.types.is_decimal(other):
+        return bool(one.scale == other.scale and one.precision > other.precision)
+    return bool(one == pa.int64() and other == pa.int32())

@@ -1,0 +1,222 @@
+"""Tables that are brought along with newer schemas, while old and new writers go on."""
+
+import json
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from decimal import Decimal
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from builders import START, table_of, trade_row, trades_batch
+from cluster import Cluster, ids_of, numbered_trades, wait_for
+from within import k2_at
+
+from k2cli.errors import BadData
+from k2cli.records import TRADES, RecordKind, avro_to_arrow_schema, evolved
+from k2cli.storage.lake import Lake
+
+WIDE = {"type": "bytes", "logicalType": "decimal", "precision": 38, "scale": 8}
+TEXT = {"name": "venue", "type": ["null", "string"], "default": None, "doc": "Where it traded."}
+
+
+def newer(*more: Mapping[str, Any], **types: Any) -> dict[str, Any]:
+    """Our schema of trades with more fields, and with other types of some."""
+    fields = [
+        {**field, "type": types.get(field["name"], field["type"])}
+        for field in TRADES.avro["fields"]
+    ]
+    return {**TRADES.avro, "fields": [*fields, *more]}
+
+
+def kind_of(avro: Mapping[str, Any]) -> RecordKind:
+    """What writes such records."""
+    return replace(TRADES, avro=avro, arrow=avro_to_arrow_schema(avro))
+
+
+def with_column(rows: pa.RecordBatch, name: str, values: list[Any], of: pa.DataType) -> Any:
+    return rows.append_column(pa.field(name, of), pa.array(values, of))
+
+
+def test_a_table_that_has_all_of_it_does_not_change(lake: Lake):
+    before = lake.table(TRADES).metadata_location
+    assert lake.evolve(TRADES, TRADES.avro) == []
+    assert lake.table(TRADES).metadata_location == before
+    assert lake.kind(TRADES) is TRADES
+
+
+def test_new_columns_are_null_in_rows_of_before(lake: Lake, home: Path):
+    lake.append(TRADES, table_of(TRADES, [trade_row(trade_id="BINANCE-1")]))
+    fee = {"name": "fee", "type": ["null", WIDE], "default": None}
+    at = {"name": "at", "type": ["null", {"type": "long", "logicalType": "timestamp-millis"}]}
+    tags = {"name": "tags", "type": {"type": "array", "items": "string"}, "default": []}
+    schema = newer(TEXT, fee, {**at, "default": None}, tags)
+    assert lake.evolve(TRADES, schema, is_dry_run=True) == [
+        "add venue string",
+        "add fee decimal128(38, 8)",
+        "add at timestamp[us, tz=UTC]",
+        "add tags list<element: string not null>",
+    ]
+    assert lake.kind(TRADES) is TRADES
+    assert len(lake.evolve(TRADES, schema)) == 4
+    assert lake.evolve(TRADES, schema) == []
+    names = lake.kind(TRADES).arrow.names
+    assert names == [*TRADES.arrow.names, "venue", "fee", "at", "tags"]
+    assert lake.table(TRADES).schema().find_field("venue").doc == "Where it traded."
+
+    rows = with_column(trades_batch(1), "fee", [Decimal("-0.00000001")], pa.decimal128(38, 8))
+    rows = with_column(
+        rows, "tags", [["a", "b"]], pa.list_(pa.field("element", pa.string(), False))
+    )
+    lake.append(TRADES, pa.Table.from_batches([rows]))
+    k2 = k2_at(home)
+    answer = k2("query", "trades", "--columns", "venue,fee,at,tags", "--format", "ndjson").stdout
+    assert sorted(map(str, map(json.loads, answer.splitlines()))) == sorted(
+        map(
+            str,
+            [
+                {"venue": None, "fee": None, "at": None, "tags": None},
+                {"venue": None, "fee": "-0.00000001", "at": None, "tags": ["a", "b"]},
+            ],
+        )
+    )
+    assert k2("query", "sql", "select count(fee) from trades", "-f", "csv").stdout.endswith("\n1\n")
+
+
+def test_wider_columns_read_narrow_rows(lake: Lake, home: Path):
+    number = {"name": "level", "type": ["null", "int"], "default": None}
+    lake.evolve(TRADES, newer(number))
+    rows = with_column(trades_batch(1), "level", [7], pa.int32())
+    lake.append(TRADES, pa.Table.from_batches([rows]))
+    wide = newer({**number, "type": ["null", "long"]}, price=WIDE, quantity=WIDE)
+    assert lake.evolve(TRADES, wide) == [
+        "widen price decimal128(18, 8) to decimal128(38, 8)",
+        "widen quantity decimal128(18, 8) to decimal128(38, 8)",
+        "widen level int32 to int64",
+    ]
+    assert lake.evolve(TRADES, newer(number)) == []  # a narrower one fits
+
+    row = trade_row(price=Decimal("123456789012345.12345678"), quantity=Decimal(2))
+    rows = pa.RecordBatch.from_pylist([row], schema=kind_of(wide).arrow.remove(15))
+    rows = with_column(rows, "level", [2**40], pa.int64())
+    lake.append(TRADES, pa.Table.from_batches([rows]))
+    lake.append(TRADES, table_of(TRADES, [trade_row()]))  # a writer that knows nothing of it
+    k2 = k2_at(home)
+    answer = k2("query", "trades", "--columns", "price,level", "--format", "csv").stdout
+    first = f"{trade_row()['price']:.8f}"
+    assert sorted(answer.splitlines()[1:]) == sorted(
+        [f"{first},7", "123456789012345.12345678,1099511627776", f"{first},"]
+    )
+    sums = "select sum(price) as p, sum(CAST(quantity AS DECIMAL(38,8))) as q from trades"
+    total = 2 * trade_row()["price"] + row["price"]
+    assert k2("query", "sql", sums, "-f", "csv").stdout.splitlines()[1].startswith(f"{total:.8f},")
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        (newer({"name": "venue", "type": "string"}), "field venue is not optional"),
+        (newer(price={**WIDE, "scale": 6}), "price is decimal128(38, 6), and column price"),
+        (newer(source_sequence=["null", "string"]), "that is another type, not a wider one"),
+        (newer(price=["null", WIDE]), "field price is optional, but every row"),
+        (newer({**TEXT, "type": ["null", "double"]}), "no Arrow type for the Avro type 'double'"),
+        (newer({**TEXT, "type": ["null", "int", "string"]}), "no Arrow type"),
+        (newer({**TEXT, "name": "Price"}), "the same name but for upper and lower case"),
+        (newer({**TEXT, "aliases": ["side"]}), "columns are not renamed"),
+        (
+            {**TRADES.avro, "fields": [f for f in TRADES.avro["fields"] if f["name"] != "price"]},
+            "the schema has no field price",
+        ),
+        ({**TRADES.avro, "name": "QuoteV2"}, "the schema is of QuoteV2, not of TradeV2"),
+        (["null", "string"], "the schema is of no record, not of TradeV2"),
+        ({"type": "string"}, "the schema is of no record, not of TradeV2"),
+    ],
+)
+def test_what_would_change_rows_is_refused(lake: Lake, schema: dict[str, Any], reason: str):
+    before = lake.table(TRADES).metadata_location
+    with pytest.raises(BadData) as caught:
+        lake.evolve(TRADES, schema)
+    assert reason in str(caught.value)
+    assert lake.table(TRADES).metadata_location == before
+
+
+def test_columns_of_another_engine_are_left_alone(lake: Lake):
+    with lake.table(TRADES).update_schema() as update:
+        update.union_by_name(pa.schema([pa.field("score", pa.float64()), ("note", pa.string())]))
+    kind = lake.kind(TRADES)
+    assert kind.arrow.names == [*TRADES.arrow.names, "note"]  # no exact type holds a double
+    assert kind == evolved(TRADES, pa.schema([("note", pa.string())]))
+    lake.append(TRADES, table_of(TRADES, [trade_row()]))
+    assert lake.table(TRADES).scan().to_arrow()["score"].to_pylist() == [None]
+
+
+@pytest.mark.usefixtures("lake")
+def test_the_command_says_what_changes(home: Path, tmp_path: Path):
+    k2 = k2_at(home)
+    file = tmp_path / "newer.avsc"
+    file.write_text(json.dumps(newer(TEXT)))
+    dry = k2("table", "evolve", "trades", "--schema", file, "--dry-run")
+    assert (dry.stdout, dry.stderr) == ("add venue string\n", "dry run: nothing was changed\n")
+    assert k2("table", "evolve", "trades", "--schema", file).stdout == "add venue string\n"
+    again = k2("table", "evolve", "trades", "--schema", file)
+    assert (again.stdout, again.stderr) == ("", "table trades_v2 has all of it already\n")
+    assert "venue" in k2("table", "describe", "trades").stdout
+    assert "has all of it" in k2("table", "evolve", "trades").stderr
+    file.write_text("{")
+    assert "is not JSON" in k2("table", "evolve", "trades", "--schema", file, code=6).stderr
+    missing = tmp_path / "none.avsc"
+    assert "does not exist" in k2("table", "evolve", "trades", "--schema", missing, code=4).stderr
+    assert "k2 demo" in k2_at(tmp_path / "no")("table", "evolve", "trades", code=4).stderr
+
+
+def test_old_and_new_writers_feed_one_table(cluster: Cluster, topic_name: str):
+    topic = f"{topic_name}.trades"
+    cluster.create(topic)
+    newest = kind_of(newer(TEXT))
+    some = [numbered_trades(100, begin=begin) for begin in (0, 100, 200, 300)]
+    venues = [f"V{number}" for number in range(100)]
+
+    cluster.produce(topic, some[0])
+    assert cluster.consume("--topic", topic)["rows"] == 100
+    running = cluster.start("consume", "--topic", topic, "--commit-interval", "200ms")
+    try:
+        # A writer that is ahead of the table: its rows come, and what is left out is told.
+        ahead = with_column(some[1], "venue", venues, pa.string())
+        cluster.produce(topic, ahead, newest)
+        wait_for(lambda: len(cluster.ids()) == 200)
+        evolve = ("table", "evolve", "trades", "--schema", f"{topic}-value")
+        assert cluster.run(*evolve).stdout == "add venue string\n"
+        # Both writers go on. One more schema is met, and the table is looked at again.
+        cluster.produce(topic, some[2])
+        more = {**newest.avro, "doc": "One more."}
+        more["fields"] = [*more["fields"], {**TEXT, "name": "desk"}]
+        further = with_column(some[3], "venue", venues, pa.string())
+        further = with_column(further, "desk", venues, pa.string())
+        cluster.produce(topic, further, kind_of(more))
+        wait_for(lambda: len(cluster.ids()) == 400)
+    finally:
+        running.send_signal(signal.SIGTERM)
+        _, talk = running.communicate(timeout=30)
+    assert running.returncode == 0, talk
+    assert cluster.ids() == sorted(chain.from_iterable(map(ids_of, some)))
+    told = [line for line in talk.splitlines() if "fields_left_out" in line]
+    assert len(told) == 2
+    assert f'fields=venue hint="k2 table evolve trades --schema {topic}-value"' in told[0]
+    assert "fields=desk" in told[1]
+
+    # Rows written with the newer schema before the table had the column are not there twice; what
+    # a consumer reads from now on has it.
+    columns = cluster.run("query", "trades", "--columns", "message_id,venue", "--format", "ndjson")
+    rows = {row["message_id"]: row["venue"] for row in map(json.loads, columns.stdout.splitlines())}
+    expected = dict.fromkeys(chain.from_iterable(map(ids_of, some[:3])))
+    expected |= dict(zip(some[3]["message_id"].to_pylist(), venues, strict=True))
+    assert rows == expected
+    cluster.produce(
+        topic, with_column(numbered_trades(1, begin=400), "venue", ["X"], pa.string()), newest
+    )
+    assert cluster.consume("--topic", topic)["rows"] == 1
+    sql = "select count(*), count(venue), max(timestamp) from trades"
+    assert f"\n401,101,{START:%Y-%m-%d}" in cluster.run("query", "sql", sql, "-f", "csv").stdout
