@@ -25,8 +25,12 @@ from polars_avro._source import seekable_factory
 from k2cli.codec.encode import varint
 from k2cli.records import avro_to_arrow_schema
 
-_MARK: Final = "k2_mark"
+MARK: Final = "k2_mark"
 _MARK_BYTES: Final = 16
+MARK_FIELD: Final = {
+    "name": MARK,
+    "type": {"type": "fixed", "name": MARK, "size": _MARK_BYTES},
+}
 _CUTS: Final = 16  # into which a block that does not decode is cut
 _BLOCK_BYTES: Final = 1 << 28  # of bodies; columns of text end at 2 GiB
 
@@ -53,6 +57,48 @@ class Decoded:
         )
 
 
+class BlockReader:
+    """Reads the records of one block at a time as columns, by polars-avro."""
+
+    def __init__(self, schema: Mapping[str, Any], columns: Sequence[str]) -> None:
+        self._columns = list(columns)
+        self._sync = secrets.token_bytes(_MARK_BYTES)
+        self._header = _container_header(schema, self._sync)
+
+    def read(self, count: int, data: bytes) -> pa.RecordBatch | None:
+        """Read the `count` records that `data` begins with; None if they do not decode."""
+        size = varint(count) + varint(len(data))
+        block = io.BytesIO(b"".join((self._header, size, data, self._sync)))
+        source = AvroSource([seekable_factory(block)], False, False)
+        try:
+            # Named, for it must outlive the error that it raises.
+            reader = source.batch_iter(count, self._columns)
+            # The first batch and no more: asked for a second one, the reader never comes back
+            # from a block that has bytes left over. Here the marks tell whether there are any.
+            batch = pa.record_batch(next(reader))
+        except AvroError:
+            return None
+        return batch if batch.num_rows == count else None
+
+
+def _container_header(schema: Mapping[str, Any], sync: bytes) -> bytes:
+    """https://avro.apache.org/docs/1.12.0/specification/, "Object Container Files"."""
+    text = json.dumps(schema).encode()
+    key = b"avro.schema"
+    meta = (varint(1), varint(len(key)), key, varint(len(text)), text, varint(0))
+    return b"".join((b"Obj\x01", *meta, sync))
+
+
+def new_mark() -> bytes:
+    """Make what is put behind a body or a block, and looked for when that is decoded."""
+    return secrets.token_bytes(_MARK_BYTES)
+
+
+def holds_mark(column: pa.Array, mark: bytes) -> bool:
+    """Tell whether every value of a column is the mark."""
+    return bool(pc.all(pc.equal(column, pa.scalar(mark, column.type))).as_py())
+
+
 class Decoder:
     """Decodes the bodies that one writer's schema describes into columns of that schema."""
 
@@ -64,12 +110,11 @@ class Decoder:
         """
         self._schema = schema
         fields = [field for field in schema["fields"] if field["name"] in columns]
-        self._arrow = avro_to_arrow_schema({"fields": fields})
-        self._columns = [*self._arrow.names, _MARK]
+        self.arrow: Final = avro_to_arrow_schema({"fields": fields})
         self._parsed = fastavro.parse_schema(dict(schema))
-        self._mark = secrets.token_bytes(_MARK_BYTES)
-        self._sync = secrets.token_bytes(_MARK_BYTES)
-        self._header = self._container_header()
+        self._mark = new_mark()
+        marked = {**schema, "fields": [*schema["fields"], MARK_FIELD]}
+        self._container = BlockReader(marked, [*self.arrow.names, MARK])
 
     def decode(self, bodies: Sequence[bytes]) -> Decoded:
         """Decode bodies; what does not decode, to its last byte, is a reject."""
@@ -89,7 +134,7 @@ class Decoder:
         good = np.ones(len(bodies), dtype=np.bool_)
         good[bad] = False
         return Decoded(
-            rows=pa.concat_batches(batches) if batches else empty_batch(self._arrow),
+            rows=pa.concat_batches(batches) if batches else empty_batch(self.arrow),
             places=np.flatnonzero(good),
             rejects=[(place, self._reason(bodies[place])) for place in bad],
         )
@@ -97,32 +142,10 @@ class Decoder:
     def _block(self, bodies: Sequence[bytes]) -> pa.RecordBatch | None:
         """Decode bodies as one block; None if any of them is bad."""
         data = self._mark.join([*bodies, b""])
-        size = varint(len(bodies)) + varint(len(data))
-        block = io.BytesIO(b"".join((self._header, size, data, self._sync)))
-        # Named, for it must outlive the error that it raises.
-        reader = AvroSource([seekable_factory(block)], False, False).batch_iter(
-            len(bodies), self._columns
-        )
-        try:
-            # The first batch and no more: asked for a second one, the reader never comes back
-            # from a block that has bytes left over. Here the marks tell whether there are any.
-            batch = pa.record_batch(next(reader))
-        except AvroError:
+        batch = self._container.read(len(bodies), data)
+        if batch is None or not holds_mark(batch.column(MARK), self._mark):
             return None
-        if batch.num_rows != len(bodies):
-            return None
-        marks = batch.column(_MARK)
-        if not pc.all(pc.equal(marks, pa.scalar(self._mark, marks.type))).as_py():
-            return None
-        return batch.select(self._arrow.names).cast(self._arrow)
-
-    def _container_header(self) -> bytes:
-        """https://avro.apache.org/docs/1.12.0/specification/, "Object Container Files"."""
-        mark = {"name": _MARK, "type": {"type": "fixed", "name": _MARK, "size": _MARK_BYTES}}
-        schema = json.dumps({**self._schema, "fields": [*self._schema["fields"], mark]}).encode()
-        key = b"avro.schema"
-        meta = (varint(1), varint(len(key)), key, varint(len(schema)), schema, varint(0))
-        return b"".join((b"Obj\x01", *meta, self._sync))
+        return batch.select(self.arrow.names).cast(self.arrow)
 
     def _reason(self, body: bytes) -> str:
         """Say why a body that did not decode is bad."""

@@ -1,48 +1,45 @@
-"""`k2 schema`: the schemas of a registry, registered, listed, shown and compared."""
+"""`k2 schema`: schemas as a gate, and those of a registry, registered, listed and shown."""
 
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from k2cli.commands import output
 from k2cli.commands.consume import KindName
-from k2cli.commands.kafka import registry_settings
 from k2cli.commands.options import (
-    TIMEOUT_S,
     ForceOpt,
     FormatOpt,
     HomeOpt,
     OutputOpt,
     RegistryOpt,
     TimeoutOpt,
-    settings,
 )
-from k2cli.errors import BadData, NotFound, UsageError
+from k2cli.commands.schema_check import check
+from k2cli.commands.schema_diff import diff
+from k2cli.commands.schema_names import Finder
+from k2cli.commands.schema_show import show
+from k2cli.commands.schema_validate import validate
+from k2cli.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from k2cli.ingestion.kafka.registry import Registry
+    import pyarrow as pa
 
 schema_app = typer.Typer(
-    help="Register, look at and compare schemas of the registry.", no_args_is_help=True
+    help="Validate, compare and show schemas: ours, files, and those of the registry.",
+    no_args_is_help=True,
 )
 
-_AVRO = "AVRO"
 _VALUE = "-value"
 
 SubjectArg = Annotated[
     str,
     typer.Argument(help="Subject, such as market.crypto.trades-value.", show_default=False),
 ]
-FileArg = Annotated[
-    Path | None,
+SchemaArg = Annotated[
+    str | None,
     typer.Argument(
-        metavar="FILE.avsc",
-        help="Avro schema, - for stdin.",
+        metavar="SCHEMA",
+        help="FILE.avsc, - for stdin, a name such as trade_v2, or SUBJECT@VERSION.",
         show_default="ours, of the kind that the subject's topic holds",
     ),
 ]
@@ -57,7 +54,7 @@ KindOpt = Annotated[
 @schema_app.command()
 def register(
     subject: SubjectArg,
-    file: FileArg = None,
+    schema: SchemaArg = None,
     kind: KindOpt = None,
     timeout: TimeoutOpt = None,
     registry: RegistryOpt = None,
@@ -69,13 +66,17 @@ def register(
 
     Example: k2 schema register market.crypto.trades-value
     """
-    avro = _schema(subject, file, kind)
-    with _opened(home, registry, timeout) as client:
+    finder = Finder(home=home, registry=registry, timeout_s=timeout)
+    avro = _schema(finder, subject, schema, kind)
+    with finder.opened() as client:
         output.data(str(client.register(subject, avro)))
 
 
 @schema_app.command("list")
 def list_subjects(
+    ours: Annotated[
+        bool, typer.Option("--ours", help="List the schemas that come with k2 instead; offline.")
+    ] = False,
     fmt: FormatOpt = None,
     out: OutputOpt = None,
     force: ForceOpt = False,
@@ -90,8 +91,14 @@ def list_subjects(
     import pyarrow as pa
 
     chosen = output.choose_output(fmt, out, is_forced=force)
-    with _opened(home, registry, timeout) as client:
-        infos = client.describe(client.subjects())
+    if ours:
+        output.write_table(chosen, _ours())
+        return
+    try:
+        with Finder(home=home, registry=registry, timeout_s=timeout).opened() as client:
+            infos = client.describe(client.subjects())
+    except ConfigError as exc:
+        raise ConfigError(str(exc), hint=f"{exc.hint}; offline: k2 schema list --ours") from exc
     columns = {
         "subject": pa.array([info.name for info in infos], pa.string()),
         "versions": pa.array([info.versions for info in infos], pa.int64()),
@@ -120,7 +127,7 @@ def versions(
     import pyarrow as pa
 
     chosen = output.choose_output(fmt, out, is_forced=force)
-    with _opened(home, registry, timeout) as client:
+    with Finder(home=home, registry=registry, timeout_s=timeout).opened() as client:
         found = client.versions(subject)
     columns = {
         "version": pa.array([version.number for version in found], pa.int64()),
@@ -130,96 +137,14 @@ def versions(
     output.write_table(chosen, pa.table(columns))
 
 
-@schema_app.command()
-def show(
-    subject: Annotated[
-        str | None, typer.Argument(help="Subject, unless --id is given.", show_default=False)
-    ] = None,
-    version: Annotated[
-        str | None,
-        typer.Option("--version", metavar="NUMBER", help="Which one.", show_default="latest"),
-    ] = None,
-    schema_id: Annotated[
-        int | None, typer.Option("--id", min=0, help="The schema with this id instead.")
-    ] = None,
-    timeout: TimeoutOpt = None,
-    registry: RegistryOpt = None,
-    home: HomeOpt = None,
-) -> None:
-    """Print an Avro schema as JSON.
-
-    Example: k2 schema show market.crypto.trades-value --version 1
-    """
-    if (subject is None) == (schema_id is None):
-        raise UsageError("name a subject, or an id with --id")
-    if schema_id is not None and version is not None:
-        raise UsageError("--id and --version exclude each other")
-    number = _number(version)
-    with _opened(home, registry, timeout) as client:
-        if subject is not None:
-            found = client.version(subject, number)
-            what, of, text = f"version {found.number} of {subject}", found.type, found.text
-        else:
-            what = f"schema {schema_id}"
-            of, text = client.text(schema_id or 0)
-    if of != _AVRO:
-        raise BadData(f"{what} is of type {of}, not {_AVRO}")
-    try:
-        output.data(json.dumps(json.loads(text), indent=2, ensure_ascii=False))
-    except ValueError as exc:
-        raise BadData(f"{what} is not JSON: {exc}") from exc
-
-
-@schema_app.command()
-def check(
-    subject: SubjectArg,
-    file: FileArg = None,
-    kind: KindOpt = None,
-    timeout: TimeoutOpt = None,
-    registry: RegistryOpt = None,
-    home: HomeOpt = None,
-) -> None:
-    """Ask the registry whether a schema could be the next version of a subject.
-
-    Exit code 0 if it is compatible at the subject's level, 6 if not. Nothing is registered.
-
-    Example: k2 schema check market.crypto.trades-value trade.avsc
-    """
-    avro = _schema(subject, file, kind)
-    with _opened(home, registry, timeout) as client:
-        reasons = client.misfits(subject, avro)
-        level = client.level(subject)
-    if reasons is None:
-        output.note(f"the schema fits {subject} at level {level}")
-        return
-    told = "".join(f"\n  {reason}" for reason in reasons)
-    raise BadData(
-        f"the schema does not fit {subject} at level {level}{':' if told else ''}{told}",
-        hint=None if told else f"the registry does not say why; k2 schema show {subject}",
-    )
-
-
-@contextmanager
-def _opened(
-    home: Path | None, registry: list[str] | None, timeout_s: float | None
-) -> "Iterator[Registry]":
-    from k2cli.ingestion.kafka.registry import open_registry
-
-    given = registry_settings(settings(home), registry)
-    # A person waits: one try in the time of --timeout. The client's own are four.
-    with open_registry({"max.retries": "0", **given}, timeout_s=timeout_s or TIMEOUT_S) as client:
-        yield client
-
-
-def _schema(subject: str, file: Path | None, kind: KindName | None) -> Any:
-    """Return the schema of a file, or ours."""
-    if file is not None and kind is not None:
+def _schema(finder: Finder, subject: str, name: str | None, kind: KindName | None) -> Any:
+    """Return the schema of a name, or ours of a kind."""
+    if name is not None and kind is not None:
         raise UsageError("FILE.avsc and --kind exclude each other")
-    from k2cli.ingestion.kafka.registry import parse_avro
     from k2cli.records import KINDS
 
-    if file is not None:
-        return parse_avro(_read(file), "stdin" if str(file) == "-" else str(file))
+    if name is not None:
+        return finder.find(name).avro
     if kind is not None:
         return KINDS[kind].avro
     if not subject.endswith(_VALUE):
@@ -227,29 +152,31 @@ def _schema(subject: str, file: Path | None, kind: KindName | None) -> Any:
             f"{subject} is not the subject of a topic's values: those end in {_VALUE}",
             hint=f"{subject}{_VALUE}, or --kind {KindName.TRADES}, or a FILE.avsc",
         )
-    name = subject.removesuffix(_VALUE).rpartition(".")[2]
-    if name not in KINDS:
+    told = subject.removesuffix(_VALUE).rpartition(".")[2]
+    if told not in KINDS:
         raise UsageError(
             f"the name of {subject} does not tell what its topic holds",
             hint=f"{' or '.join(f'--kind {each}' for each in KINDS)}, or a FILE.avsc",
         )
-    return KINDS[name].avro
+    return KINDS[told].avro
 
 
-def _read(file: Path) -> str:
-    try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise NotFound(f"{file} does not exist") from exc
-    except UnicodeDecodeError as exc:
-        raise BadData(f"{file} is not JSON: it is not UTF-8") from exc
-    except OSError as exc:
-        raise UsageError(f"cannot read {file}: {exc.strerror}") from exc
+def _ours() -> "pa.Table":
+    import pyarrow as pa
+
+    from k2cli.avro.ours import OURS, our_schema
+
+    schemas = [our_schema(name) for name in OURS]
+    columns = {
+        "name": list(OURS),
+        "record": [f"{schema['namespace']}.{schema['name']}" for schema in schemas],
+        "fields": [len(schema["fields"]) for schema in schemas],
+        "doc": [schema["doc"] for schema in schemas],
+    }
+    return pa.table(columns)
 
 
-def _number(version: str | None) -> int | None:
-    if version is None or version == "latest":
-        return None
-    if not version.isascii() or not version.isdigit() or not int(version):
-        raise typer.BadParameter(f"{version!r} is not a number or latest", param_hint="--version")
-    return int(version)
+schema_app.command()(show)
+schema_app.command()(diff)
+schema_app.command()(check)
+schema_app.command()(validate)

@@ -12,6 +12,7 @@ import pytest
 from builders import trades_batch
 from cluster import Cluster
 from conftest import Run
+from services.fixtures import OwnRegistry
 from services.registry import RegistryAddress
 
 from k2cli.records import QUOTES, TRADES
@@ -147,14 +148,79 @@ def test_check_answers_before_anything_is_registered(
     run: Run, subject: str, newer: Path, unfit: Path
 ):
     run(["schema", "register", subject])
-    yes = run(["schema", "check", subject, str(newer)])
+    against = ["--against", "registry", "--subject", subject]
+    yes = run(["schema", "check", str(newer), *against])
     assert (yes.exit_code, yes.stdout) == (0, "")
-    assert yes.stderr == f"the schema fits {subject} at level BACKWARD\n"
-    assert run(["schema", "check", subject]).exit_code == 0
-    no = run(["schema", "check", subject, str(unfit)])
-    assert (no.exit_code, no.stdout) == (6, "")
-    assert f"error: the schema does not fit {subject} at level BACKWARD" in no.stderr
+    assert yes.stderr == f"{newer} fits {subject}@1 at level BACKWARD\n"
+    assert run(["schema", "check", "trade_v2", *against]).exit_code == 0
+    no = run(["schema", "check", str(unfit), *against])
+    assert no.exit_code == 6
+    assert no.stdout.splitlines() == [
+        f"BACKWARD: a reader with {unfit} cannot read what {subject}@1 wrote: field venue: "
+        "record TradeV2 lacks it, and it has no default",
+        "the registry would refuse the schema: it does not say why",
+    ]
+    assert no.stderr == f"error: {unfit} does not fit {subject}@1 at level BACKWARD\n"
     assert run(["schema", "versions", subject]).stdout.count("AVRO") == 1
+
+
+def test_check_takes_the_only_subject_of_the_kind(
+    run: Run, own_registry: OwnRegistry, newer: Path, k2_env: dict[str, str]
+):
+    k2_env["K2_SCHEMA_REGISTRY_URL"] = own_registry().url
+    none = run(["schema", "check", str(newer), "--against", "registry"])
+    assert none.exit_code == 4
+    assert "there is no subject whose name ends in .trades-value" in none.stderr
+    run(["schema", "register", "a.trades-value"])
+    run(["schema", "register", "a.quotes-value"])
+    assert run(["schema", "check", str(newer), "--against", "registry"]).exit_code == 0
+    run(["schema", "register", "b.trades-value"])
+    several = run(["schema", "check", str(newer), "--against", "registry"])
+    assert (several.exit_code, several.stdout) == (2, "")
+    assert "hint: --subject a.trades-value" in several.stderr
+
+
+def test_check_tells_what_the_registry_would_let_pass(run: Run, subject: str, tmp_path: Path):
+    run(["schema", "register", subject])
+    text = json.dumps(TRADES.avro).replace('"scale": 8', '"scale": 6')
+    (tmp_path / "scale.avsc").write_text(text)
+    args = ["schema", "check", str(tmp_path / "scale.avsc"), "--against", "registry"]
+    result = run([*args, "--subject", subject, "--format", "json"])
+    assert result.exit_code == 6
+    document = json.loads(result.stdout)
+    assert (document["compatible"], document["registry_compatible"]) == (False, True)
+    reasons = document["reasons"]
+    assert [reason["field"] for reason in reasons] == ["price", "quantity"]
+    assert all(reason["registry_passes"] for reason in reasons)
+    assert document["notes"] == ["the registry itself would take the schema"]
+    assert "(the registry would let this pass)" in reasons[0]["text"]
+
+
+def test_check_looks_at_all_versions_where_the_level_is_transitive(
+    run: Run, subject: str, newer: Path, tmp_path: Path
+):
+    """`venue` has a default in version 2 alone: version 1 does not have it at all."""
+    run(["schema", "register", subject])
+    run(["schema", "register", subject, str(newer)])
+    third = changed(tmp_path / "third.avsc", {"name": "venue", "type": ["null", "string"]})
+    args = ["schema", "check", str(third), "--against", "registry", "--subject", subject]
+    assert run(args).exit_code == 0
+    all_of_them = run([*args, "--compatibility", "backward_transitive"])
+    assert all_of_them.exit_code == 6
+    assert f"what {subject}@1 wrote: field venue" in all_of_them.stdout
+    assert f"what {subject}@2 wrote" not in all_of_them.stdout
+    assert "at the subject's own level BACKWARD, would take the schema" in all_of_them.stderr
+
+
+def test_schemas_of_a_subject_are_named_like_others(run: Run, subject: str, newer: Path):
+    run(["schema", "register", subject])
+    run(["schema", "register", subject, str(newer)])
+    diff = run(["schema", "diff", f"{subject}@1", subject])
+    assert (diff.exit_code, diff.stdout) == (0, "+ venue  null | string = null\n")
+    assert run(["schema", "check", f"{subject}@1", f"{subject}@2"]).exit_code == 0
+    assert run(["schema", "diff", f"{subject}@1", "trade_v2"]).stderr == "no difference\n"
+    shown = run(["schema", "show", f"{subject}@2", "--as", "arrow"])
+    assert shown.stdout.splitlines()[-1] == "venue: string"
 
 
 def test_what_is_incompatible_is_not_registered(run: Run, subject: str, unfit: Path):
@@ -166,9 +232,10 @@ def test_what_is_incompatible_is_not_registered(run: Run, subject: str, unfit: P
 
 def test_an_unknown_subject_or_version_is_told_with_what_is_near(run: Run, subject: str):
     run(["schema", "register", subject])
-    for command in ("show", "versions", "check"):
-        args = ["--kind", "trades"] if command == "check" else []
-        result = run(["schema", command, subject[:-2], *args])
+    wrong = subject[:-2]
+    check = ["check", "trade_v2", "--against", "registry", "--subject", wrong]
+    for args in (["show", wrong], ["versions", wrong], check, ["diff", "trade_v2", wrong]):
+        result = run(["schema", *args])
         assert (result.exit_code, result.stdout) == (4, "")
         assert f"hint: did you mean {subject}?" in result.stderr
     version = run(["schema", "show", subject, "--version", "9"])
@@ -193,6 +260,9 @@ def test_an_unknown_subject_or_version_is_told_with_what_is_near(run: Run, subje
         (["list", *AWAY], 5, "hint: is the schema registry up at http://127.0.0.1:1?"),
         (["register", "x.trades-value", *AWAY], 5, "hint: is the schema registry up at"),
         (["list", "--registry-option", "url="], 3, "hint: export K2_SCHEMA_REGISTRY_URL"),
+        (["list", "--registry-option", "url="], 3, "offline: k2 schema list --ours"),
+        (["show", "trade_v9"], 4, "ours are trade_v2, quote_v2, trade_v1, quote_v1"),
+        (["show", "trade_v2", "--version", "2"], 2, "--version goes with the name of a subject"),
         (["list", "--registry-option", "no.such=1"], 3, "wrong [schema_registry] settings"),
         (["list", "--registry-option", "x"], 2, "'x' is not KEY=VALUE"),
     ],
@@ -226,7 +296,7 @@ def test_what_is_not_avro_is_told(run: Run, subject: str, text: str):
 
 def test_a_file_that_is_not_text_is_told(run: Run, tmp_path: Path):
     (tmp_path / "x.avsc").write_bytes(b"\xff\xfe")
-    result = run(["schema", "check", "any-value", str(tmp_path / "x.avsc")])
+    result = run(["schema", "check", "trade_v2", str(tmp_path / "x.avsc")])
     assert result.exit_code == 6
     assert "it is not UTF-8" in result.stderr
 
@@ -266,6 +336,9 @@ def confluent(method: str, path: str) -> tuple[int, Any]:
         return 200, {"compatibilityLevel": "BACKWARD_TRANSITIVE"}
     if method == "GET" and path.endswith("/versions"):
         return 200, [1]
+    if method == "GET":
+        schema = {"schema": json.dumps(TRADES.avro), "id": 1, "version": 1}
+        return 200, {**schema, "subject": path.split("/")[2]}
     message = f"Schema being registered is incompatible, details: [{', '.join(MESSAGES)}]"
     return 409, {"error_code": 409, "message": message}
 
@@ -275,11 +348,13 @@ def test_the_reasons_of_a_registry_are_told_without_the_schemas(
 ):
     with played(confluent) as url:
         option = ["--registry-option", f"url={url}"]
-        check = run(["schema", "check", subject, str(newer), *option])
+        against = ["--against", "registry", "--subject", subject]
+        check = run(["schema", "check", str(newer), *against, *option])
         register = run(["schema", "register", subject, str(newer), *option])
     assert (check.exit_code, register.exit_code) == (6, 6)
+    assert check.stdout == f"the registry would refuse the schema: {REASON}\n"
     assert check.stderr == (
-        f"error: the schema does not fit {subject} at level BACKWARD_TRANSITIVE:\n  {REASON}\n"
+        f"error: {newer} does not fit {subject}@1 at level BACKWARD_TRANSITIVE\n"
     )
     assert register.stderr == f"error: cannot register a schema as {subject}: {REASON}\n"
 
@@ -289,7 +364,7 @@ def test_a_schema_that_is_not_avro_is_not_shown(run: Run):
     with played(lambda *_: (200, {**schema, "subject": "p"})) as url:
         result = run(["schema", "show", "p", "--registry-option", f"url={url}"])
     assert (result.exit_code, result.stdout) == (6, "")
-    assert "version 1 of p is of type PROTOBUF, not AVRO" in result.stderr
+    assert "p@1 is of type PROTOBUF, not AVRO" in result.stderr
 
 
 def test_consume_takes_options_of_the_registry(cluster: Cluster, topic_name: str):

@@ -1,0 +1,163 @@
+"""Whether records that were written with one Avro schema can be read with another.
+
+The rules are those of the specification, "Schema Resolution"
+(https://avro.apache.org/docs/1.12.0/specification/). Registries follow them too, but look past
+logical types: a price with a new scale would pass them and be read as another price. Here that is
+a misfit, marked as one that a registry lets pass. A decimal may get more digits: whatever was
+written fits.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from k2cli.avro.level import Level
+from k2cli.avro.types import NAMED, UNION, Field, Type, joined
+
+# What was written as the first may be read as any of the others.
+_PROMOTIONS: Final = {
+    "int": ("long", "float", "double"),
+    "long": ("float", "double"),
+    "float": ("double",),
+    "string": ("bytes",),
+    "bytes": ("string",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Misfit:
+    """Where and why a reader cannot take what a writer wrote."""
+
+    path: str  # price, legs[].price, prices{}; empty for the schema as a whole
+    reason: str
+    is_let_pass: bool = False  # by registries, which look past logical types
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """A schema and what it is called."""
+
+    name: str
+    type: Type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breach:
+    """A misfit between two versions, in one direction."""
+
+    direction: str  # BACKWARD or FORWARD
+    reader: str
+    writer: str
+    misfit: Misfit
+
+    def __str__(self) -> str:
+        where = f"field {self.misfit.path}: " if self.misfit.path else ""
+        passes = " (the registry would let this pass)" if self.misfit.is_let_pass else ""
+        return (
+            f"{self.direction}: a reader with {self.reader} cannot read what {self.writer} wrote: "
+            f"{where}{self.misfit.reason}{passes}"
+        )
+
+
+def breaches(level: Level, older: Sequence[Schema], newer: Schema) -> list[Breach]:
+    """List what keeps a schema from following others, which stand oldest first."""
+    found = []
+    for direction in level.directions:
+        for old in older if level.is_transitive else older[-1:]:
+            reader, writer = (newer, old) if direction == "BACKWARD" else (old, newer)
+            found += [
+                Breach(direction=direction, reader=reader.name, writer=writer.name, misfit=misfit)
+                for misfit in misfits(reader.type, writer.type)
+            ]
+    return found
+
+
+def misfits(reader: Type, writer: Type) -> list[Misfit]:
+    """List what keeps a reader from taking all that a writer can write."""
+    return _Resolution().misfits(reader, writer)
+
+
+class _Resolution:
+    """Compares types, each pair only once: a record may hold itself."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Type, Type], list[Misfit]] = {}
+
+    def misfits(self, reader: Type, writer: Type) -> list[Misfit]:
+        pair = (reader, writer)
+        if pair not in self._known:
+            self._known[pair] = []  # fits, as long as nothing within it says otherwise
+            self._known[pair] = self._compare(reader, writer)
+        return self._known[pair]
+
+    def _compare(self, reader: Type, writer: Type) -> list[Misfit]:
+        if writer.kind == UNION:
+            return [each for branch in writer.inner for each in self.misfits(reader, branch)]
+        if reader.kind == UNION:
+            return self._compare_branches(reader, writer)
+        if not _is_match(reader, writer):
+            return [Misfit(path="", reason=f"{writer} cannot be read as {reader}")]
+        return [*self._compare_inside(reader, writer), *_changed_meaning(reader, writer)]
+
+    def _compare_inside(self, reader: Type, writer: Type) -> Iterator[Misfit]:
+        for field in reader.fields:
+            yield from self._compare_field(field, writer)
+        for mine, theirs in zip(reader.inner, writer.inner, strict=True):
+            place = "[]" if reader.kind == "array" else "{}"
+            yield from _under(place, self.misfits(mine, theirs))
+        unknown = [symbol for symbol in writer.symbols if symbol not in reader.symbols]
+        if unknown and reader.default is None:
+            reason = f"{reader} lacks {', '.join(unknown)}, and has no default"
+            yield Misfit(path="", reason=reason)
+
+    def _compare_branches(self, reader: Type, writer: Type) -> list[Misfit]:
+        """Take the branch that fits best; where none fits, the first that matches tells why."""
+        found = [
+            self.misfits(branch, writer) for branch in reader.inner if _is_match(branch, writer)
+        ]
+        if not found:
+            return [Misfit(path="", reason=f"{writer} is none of {reader}")]
+        return min(found, key=_weight)
+
+    def _compare_field(self, field: Field, writer: Type) -> list[Misfit]:
+        theirs = {each.name: each for each in writer.fields}
+        source = next((name for name in (field.name, *field.aliases) if name in theirs), None)
+        if source is not None:
+            return _under(field.name, self.misfits(field.type, theirs[source].type))
+        if field.has_default:
+            return []
+        return [Misfit(path=field.name, reason=f"{writer} lacks it, and it has no default")]
+
+
+def _weight(found: Sequence[Misfit]) -> int:
+    """Tell what fits (0) from what registries let pass (1) and what nobody takes (2)."""
+    return max((1 if each.is_let_pass else 2 for each in found), default=0)
+
+
+def _is_match(reader: Type, writer: Type) -> bool:
+    """Tell whether two types can be read as each other, going by their outside alone."""
+    if reader.kind != writer.kind:
+        return reader.kind in _PROMOTIONS.get(writer.kind, ())
+    if reader.kind not in NAMED:
+        return True
+    is_named_alike = reader.short_name == writer.short_name or writer.name in reader.aliases
+    return is_named_alike and reader.size == writer.size
+
+
+def _changed_meaning(reader: Type, writer: Type) -> Iterator[Misfit]:
+    """Find values that would be read, and would mean something else."""
+    if reader.logical == writer.logical == "decimal":
+        if reader.scale != writer.scale:
+            reason = f"{writer} read as {reader} would change every value"
+            yield Misfit(path="", reason=reason, is_let_pass=True)
+        elif reader.precision < writer.precision:
+            reason = f"{writer} has values that do not fit {reader}"
+            yield Misfit(path="", reason=reason, is_let_pass=True)
+    elif reader.logical != writer.logical:
+        reason = f"{writer} read as {reader} would mean something else"
+        yield Misfit(path="", reason=reason, is_let_pass=True)
+
+
+def _under(place: str, found: Sequence[Misfit]) -> list[Misfit]:
+    """Put a field, `[]` or `{}` before the paths of what is within it."""
+    return [replace(each, path=joined(place, each.path)) for each in found]

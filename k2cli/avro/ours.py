@@ -1,0 +1,22 @@
+"""The schemas that come with k2, by name."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Final
+
+from k2cli.records import schema_text
+
+OURS: Final = ("trade_v2", "quote_v2", "trade_v1", "quote_v1")  # schemas/*.avsc
+
+
+@cache
+def our_schema(stem: str) -> Mapping[str, Any]:
+    """Return one of OURS as it stands in its file."""
+    schema: Mapping[str, Any] = json.loads(schema_text(stem))
+    return schema
+
+
+def ours_of(record: str | None) -> str | None:
+    """Return which of OURS is of records with this name, without its namespace; None: of none."""
+    return next((stem for stem in OURS if our_schema(stem)["name"] == record), None)

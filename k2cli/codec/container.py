@@ -1,0 +1,225 @@
+"""Avro object container files: blocks of records, a group of blocks decoded at once.
+
+https://avro.apache.org/docs/1.12.0/specification/, "Object Container Files". A block is read as
+what it is, an array of records with their number in front, and behind it stands a mark: where
+that is found, the block held exactly its records. In a block that does not decode the bodies are
+told apart one by one, up to the first that is bad; behind that nothing says where one begins.
+"""
+
+import bz2
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, Final
+
+import fastavro
+import numpy as np
+import pyarrow as pa
+
+from k2cli.codec.decode import MARK, MARK_FIELD, BlockReader, Decoded, Decoder, holds_mark, new_mark
+from k2cli.codec.encode import varint
+from k2cli.errors import BadData
+
+_MAGIC: Final = b"Obj\x01"
+_META: Final = {"type": "map", "values": "bytes"}
+_SYNC_BYTES: Final = 16
+_LONGEST_VARINT: Final = 10
+_GROUP_BYTES: Final = 16 << 20  # of blocks that are decoded at once
+_BROKEN: Final = (ValueError, EOFError, IndexError, ArithmeticError, OverflowError, TypeError)
+
+
+def _unsnapped(data: bytes) -> bytes:
+    """Undo snappy: the size stands in front, and behind it 4 bytes of CRC-32 of what comes out."""
+    size = _read_unsigned(io.BytesIO(data))
+    plain = pa.Codec("snappy").decompress(data[:-4], size, asbytes=True)
+    if zlib.crc32(plain) != int.from_bytes(data[-4:]):
+        raise ValueError("the checksum of a block is wrong")
+    return bytes(plain)
+
+
+def _unzstandard(data: bytes) -> bytes:
+    with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
+        return bytes(stream.read())
+
+
+_CODECS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
+    "null": lambda data: data,
+    "deflate": lambda data: zlib.decompress(data, wbits=-zlib.MAX_WBITS),
+    "bzip2": bz2.decompress,
+    "xz": lzma.decompress,
+    "snappy": _unsnapped,
+    "zstandard": _unzstandard,
+}
+_UNREADABLE: Final = (*_BROKEN, zlib.error, lzma.LZMAError, OSError, MemoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some records, one behind the other."""
+
+    count: int
+    data: bytes
+
+
+class Container:
+    """A container file: its schema, then its blocks, read as they are asked for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Read the header.
+
+        Raises:
+            BadData: it is not the header of a container.
+        """
+        self._file = file
+        try:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise ValueError("it does not begin as an Avro file does")
+            meta: Any = fastavro.schemaless_reader(file, _META, None)
+            self.schema: Final[Any] = json.loads(meta["avro.schema"])
+            codec = meta.get("avro.codec", b"null").decode()
+            fastavro.parse_schema(self.schema)
+            self._sync = file.read(_SYNC_BYTES)
+            if len(self._sync) < _SYNC_BYTES:
+                raise ValueError("it is cut off within its header")
+        except (*_BROKEN, MemoryError, KeyError, fastavro.schema.SchemaParseException) as exc:
+            raise BadData(f"not an Avro container: {_said(exc)}") from exc
+        if codec not in _CODECS:
+            raise BadData(f"compressed as {codec!r}, which is none of {', '.join(_CODECS)}")
+        self._decompress = _CODECS[codec]
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the blocks.
+
+        Raises:
+            BadData: the file is cut off or overwritten; what was yielded before is good.
+        """
+        while head := self._file.read(1):
+            try:
+                count, size = _read_long(self._file, head), _read_long(self._file)
+                if count < 0 or size < 0:
+                    raise ValueError("a block has no size")
+                data, sync = self._file.read(size), self._file.read(_SYNC_BYTES)
+                if len(data) < size or len(sync) < _SYNC_BYTES:
+                    raise ValueError("the file is cut off")
+                if sync != self._sync:
+                    raise ValueError("a block does not end with the file's mark")
+                block = Block(count, self._decompress(data))
+                if block.data and not count:
+                    raise ValueError("a block without records is not empty")
+            except _UNREADABLE as exc:
+                raise BadData(_said(exc)) from exc
+            if count:
+                yield block
+
+
+class ContainerDecoder:
+    """Decodes blocks of one writer's schema into columns of that schema."""
+
+    def __init__(self, schema: Mapping[str, Any], columns: Collection[str]) -> None:
+        """Prepare for a writer's schema, of whose fields the batches have those in `columns`.
+
+        Raises:
+            ValueError: a column has a type that none of ours has.
+        """
+        self._decoder = Decoder(schema, columns)
+        self._parsed = fastavro.parse_schema(dict(schema))
+        self._mark = new_mark()
+        rows = {"name": "rows", "type": {"type": "array", "items": schema}}
+        wrapped = {"type": "record", "name": "k2_block", "fields": [rows, MARK_FIELD]}
+        self._reader = BlockReader(wrapped, ["rows", MARK])
+
+    def decode(self, blocks: Iterator[Block]) -> Iterator[Decoded]:
+        """Decode blocks; places and rejects tell the number of a record in the file, from 0 on."""
+        first = 0
+        for group in _groups(blocks):
+            count = sum(block.count for block in group)
+            rows = self._read(group)
+            if rows is not None:
+                yield Decoded(rows=rows, places=np.arange(first, first + count), rejects=())
+            else:
+                yield from self._one_by_one(group, first)
+            first += count
+
+    def _read(self, blocks: Sequence[Block]) -> pa.RecordBatch | None:
+        """Decode blocks at once; None if any of them is bad."""
+        records = [varint(block.count) + block.data + varint(0) + self._mark for block in blocks]
+        batch = self._reader.read(len(records), b"".join(records))
+        if batch is None or not holds_mark(batch.column(1), self._mark):
+            return None
+        rows = pa.RecordBatch.from_struct_array(batch.column(0).flatten())
+        return rows.select(self._decoder.arrow.names).cast(self._decoder.arrow)
+
+    def _one_by_one(self, blocks: Sequence[Block], first: int) -> Iterator[Decoded]:
+        for block in blocks:
+            rows = self._read([block])
+            if rows is not None:
+                yield Decoded(rows=rows, places=np.arange(first, first + block.count), rejects=())
+            else:
+                yield self._salvaged(block, first)
+            first += block.count
+
+    def _salvaged(self, block: Block, first: int) -> Decoded:
+        """Decode what stands before the first bad record of a block."""
+        rest = io.BytesIO(block.data)
+        bodies: list[bytes] = []
+        reason = ""
+        for _ in range(block.count):
+            start = rest.tell()
+            try:
+                fastavro.schemaless_reader(rest, self._parsed, None)
+            except _BROKEN as exc:
+                lost = block.count - len(bodies) - 1
+                reason = f"does not decode: {_said(exc)}; {lost} more records of its block are lost"
+                break
+            bodies.append(block.data[start : rest.tell()])
+        decoded = self._decoder.decode(bodies)
+        rejects = [(first + place, why) for place, why in decoded.rejects]
+        left = len(block.data) - rest.tell()
+        if reason:
+            rejects.append((first + len(bodies), reason))
+        elif left:
+            rejects.append((first + len(bodies) - 1, f"{left} bytes are left over behind it"))
+        return replace(decoded, places=decoded.places + first, rejects=rejects)
+
+
+def _groups(blocks: Iterator[Block]) -> Iterator[list[Block]]:
+    """Gather blocks up to some size, the last ones also where reading on fails."""
+    group: list[Block] = []
+    size = 0
+    try:
+        for block in blocks:
+            group.append(block)
+            size += len(block.data)
+            if size >= _GROUP_BYTES:
+                yield group
+                group, size = [], 0
+    except BadData:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
+
+
+def _read_long(file: BinaryIO, head: bytes = b"") -> int:
+    number = _read_unsigned(file, head)
+    return number >> 1 ^ -(number & 1)
+
+
+def _read_unsigned(file: BinaryIO, head: bytes = b"") -> int:
+    number = 0
+    for place in range(_LONGEST_VARINT):
+        byte = (head if place == 0 and head else file.read(1)) or b""
+        if not byte:
+            raise ValueError("the file is cut off")
+        number |= (byte[0] & 0x7F) << 7 * place
+        if byte[0] < 1 << 7:
+            return number
+    raise ValueError("the size of a block is no number")
+
+
+def _said(exc: BaseException) -> str:
+    return str(exc) or type(exc).__name__

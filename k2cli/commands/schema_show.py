@@ -1,0 +1,185 @@
+"""`k2 schema show`: one schema, in the forms that others want it in."""
+
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.options import HomeOpt, RegistryOpt, TimeoutOpt
+from k2cli.commands.output import Format, Output
+from k2cli.commands.schema_names import (
+    Finder,
+    Found,
+    is_file,
+    of_version,
+    parse_registered,
+    version_number,
+)
+from k2cli.errors import BadData, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Form(StrEnum):
+    """What a schema is shown as."""
+
+    AVRO = "avro"
+    ARROW = "arrow"
+    ICEBERG = "iceberg"
+    SQL = "sql"
+    MARKDOWN = "markdown"
+
+
+def show(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A name such as trade_v2, FILE.avsc, - or SUBJECT@VERSION, unless --id is given.",
+            show_default=False,
+        ),
+    ] = None,
+    form: Annotated[
+        Form | None,
+        typer.Option("--as", help="Avro or Iceberg as JSON, SQL for DuckDB.", show_default="avro"),
+    ] = None,
+    mapping: Annotated[
+        bool,
+        typer.Option(
+            "--mapping",
+            help="How an earlier schema of ours, such as trade_v1, is brought up to v2.",
+        ),
+    ] = False,
+    version: Annotated[
+        str | None,
+        typer.Option("--version", metavar="NUMBER", help="Of a subject.", show_default="latest"),
+    ] = None,
+    schema_id: Annotated[
+        int | None, typer.Option("--id", min=0, help="The schema with this id instead.")
+    ] = None,
+    timeout: TimeoutOpt = None,
+    registry: RegistryOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """Print a schema: as Avro, Arrow, Iceberg, SQL or a table of its fields in Markdown.
+
+    Example: k2 schema show trade_v2 --as sql
+    """
+    if mapping:
+        _show_mapping(name, form)
+        return
+    finder = Finder(home=home, registry=registry, timeout_s=timeout)
+    output.data(_written(_found(finder, name, version, schema_id), form or Form.AVRO))
+
+
+def _found(finder: Finder, name: str | None, version: str | None, schema_id: int | None) -> Found:
+    from k2cli.avro.ours import OURS
+
+    if (name is None) == (schema_id is None):
+        raise UsageError("name a subject, or an id with --id")
+    if version is not None and schema_id is not None:
+        raise UsageError("--id and --version exclude each other")
+    number = version_number(version)
+    if name is None:
+        with finder.opened() as client:
+            of, text = client.text(schema_id or 0)
+        what = f"schema {schema_id}"
+        return Found(name=what, avro=parse_registered(of, text, what))
+    if version is None:
+        return finder.find(name)
+    if name in OURS or is_file(name) or "@" in name:
+        raise UsageError(f"--version goes with the name of a subject, not with {name}")
+    with finder.opened() as client:
+        return of_version(client.version(name, number))
+
+
+def _written(found: Found, form: Form) -> str:
+    if form is Form.AVRO:
+        return json.dumps(found.avro, indent=2, ensure_ascii=False)
+    if not isinstance(found.avro, dict) or found.avro.get("type") != "record":
+        raise BadData(f"{found.name} is not the schema of a record")
+    if form is Form.MARKDOWN:
+        return _markdown(found)
+    try:
+        return _as_columns(found, form)
+    except ValueError as exc:
+        hint = f"k2 schema validate {found.name}"
+        raise BadData(f"{found.name} has no such columns: {exc}", hint=hint) from exc
+
+
+def _as_columns(found: Found, form: Form) -> str:
+    from k2cli.records import avro_to_arrow_schema
+
+    columns = avro_to_arrow_schema(found.avro)
+    if form is Form.ICEBERG:
+        from k2cli.storage.tables import iceberg_schema
+
+        return iceberg_schema(columns).model_dump_json(indent=2)
+    if form is Form.SQL:
+        return _sql(found, columns)
+    return str(columns.remove_metadata().to_string(show_field_metadata=False))
+
+
+def _sql(found: Found, columns: "pa.Schema") -> str:
+    from k2cli.query.engine import arrow_to_duckdb_type
+    from k2cli.query.render import quoted
+
+    lines = []
+    for place, column in enumerate(columns, start=1):
+        need = "" if column.nullable else " NOT NULL"
+        comma = "," if place < len(columns) else ""
+        doc = (column.metadata or {}).get(b"doc", b"").decode()
+        comment = f"  -- {' '.join(doc.split())}" if doc else ""
+        lines.append(
+            f"  {quoted(column.name)} {arrow_to_duckdb_type(column.type)}{need}{comma}{comment}"
+        )
+    return "\n".join([f"CREATE TABLE {quoted(_record(found))} (", *lines, ");"])
+
+
+def _record(found: Found) -> str:
+    return str(found.avro["name"]).rpartition(".")[2]
+
+
+def _markdown(found: Found) -> str:
+    from k2cli.avro.differences import described
+    from k2cli.avro.types import UNION
+
+    lines = ["| field | type | null | default | doc |", "|---|---|---|---|---|"]
+    for field in found.linked().type.fields:
+        branches = field.type.inner if field.type.kind == UNION else [field.type]
+        types = " | ".join(described(branch) for branch in branches if branch.kind != "null")
+        is_optional = any(branch.kind == "null" for branch in branches)
+        default = json.dumps(field.default) if field.has_default else ""
+        cells = (field.name, types, "yes" if is_optional else "no", default, field.doc)
+        lines.append(output.markdown_line(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _show_mapping(name: str | None, form: Form | None) -> None:
+    import pyarrow as pa
+
+    from k2cli.avro.types import link
+    from k2cli.codec.upgrade import UPGRADES
+
+    if form not in (None, Form.MARKDOWN):
+        raise UsageError("--mapping is shown as text, or --as markdown")
+    if name is None or name not in UPGRADES:
+        raise UsageError(
+            f"there is no mapping of {name or 'nothing'}",
+            hint=f"there is one of {', '.join(UPGRADES)}",
+        )
+    upgrade = UPGRADES[name]
+    types = {field.name: str(field.type) for field in link(upgrade.kind.avro).fields}
+    rows = [
+        {
+            "field": rule.target,
+            "type": types[rule.target],
+            "made of": ", ".join(rule.sources),
+            "how": rule.how,
+        }
+        for rule in upgrade.rules
+    ]
+    out = Output(format=Format.MARKDOWN if form else Format.TABLE, path=None)
+    output.write_table(out, pa.Table.from_pylist(rows))

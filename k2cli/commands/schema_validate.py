@@ -1,0 +1,157 @@
+"""`k2 schema validate`: schemas, and files of data against them."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.options import (
+    HomeOpt,
+    RegistryOpt,
+    TextOrJson,
+    TextOrJsonOpt,
+    TimeoutOpt,
+)
+from k2cli.commands.schema_names import Finder, Found, read_schema
+from k2cli.errors import BadData, K2Error
+
+if TYPE_CHECKING:
+    from k2cli.validating.files import Validation
+    from k2cli.validating.report import Expected, Fault, Report
+
+
+def validate(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Schemas (.avsc) and data: .avro, .ndjson, .jsonl, .parquet, .csv, .csv.gz, "
+            ".csv.zst, .zip; - is stdin: a schema, or ndjson with --schema, or CSV with --layout.",
+            show_default="our own schemas",
+        ),
+    ] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--schema",
+            help="What the rows must be: a name such as trade_v2, FILE.avsc, or SUBJECT@VERSION.",
+            show_default="as an Avro file's records are called; by the layout of CSV",
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout", "-l", help="Of CSV: a name that `k2 load layouts` lists, or a TOML file."
+        ),
+    ] = None,
+    symbol: Annotated[
+        str | None,
+        typer.Option("--symbol", "-s", help="The symbol, where neither column nor name has it."),
+    ] = None,
+    exchange: Annotated[
+        str | None, typer.Option("--exchange", help="The exchange, where the layout has none.")
+    ] = None,
+    asset_class: Annotated[
+        str | None, typer.Option("--asset-class", help="equities, crypto, futures or options.")
+    ] = None,
+    currency: Annotated[
+        str | None, typer.Option("--currency", help="The currency, where no column has it.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A field without doc is an error, not a warning.")
+    ] = False,
+    max_errors: Annotated[
+        int,
+        typer.Option("--max-errors", min=0, help="Stop a file behind so many errors; 0: never."),
+    ] = 20,
+    fmt: TextOrJsonOpt = TextOrJson.TEXT,
+    timeout: TimeoutOpt = None,
+    registry: RegistryOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """Validate schemas, and files of data against a schema, row by row.
+
+    All files are looked at. Exit code 0 if all are valid, 6 if one is not, 4 if one is missing.
+
+    Example: k2 schema validate trades.parquet --schema trade_v2 --format json
+    """
+    from k2cli.ingestion.csv.layout import load_layout
+    from k2cli.ingestion.csv.source import CsvOptions
+    from k2cli.validating.files import Validation
+
+    found = None
+    if schema is not None:
+        found = Finder(home=home, registry=registry, timeout_s=timeout).find(schema)
+    validation = Validation(
+        expected=_expected(found) if found else None,
+        layout=load_layout(layout) if layout is not None else None,
+        options=CsvOptions(
+            symbol=symbol, exchange=exchange, asset_class=asset_class, currency=currency
+        ),
+        max_errors=max_errors,
+    )
+    reports, errors = _look_at(files, validation, is_strict=strict)
+    if fmt is TextOrJson.JSON:
+        output.data(json.dumps({"files": [each.document() for each in reports]}))
+    else:
+        output.data("\n".join(line for each in reports for line in _lines(each)))
+    if errors:
+        worst = max(errors, key=lambda error: error.exit_code)
+        count = f"{len(errors)} of {len(reports)} schemas and files are not valid"
+        raise type(worst)(str(worst) if len(reports) == 1 else count, hint=worst.hint)
+
+
+def _expected(found: Found) -> "Expected":
+    from k2cli.validating.report import Expected
+
+    if not isinstance(found.avro, dict) or found.avro.get("type") != "record":
+        raise BadData(f"{found.name} is not the schema of a record")
+    return Expected(name=found.name, avro=found.avro)
+
+
+def _look_at(
+    files: list[str] | None, validation: "Validation", *, is_strict: bool
+) -> "tuple[list[Report], list[K2Error]]":
+    """Look at files, or at our own schemas; return the reports, and an error for each bad one."""
+    from k2cli.avro.ours import OURS, our_schema
+    from k2cli.validating.report import FileKind, failed, validate_schema
+
+    reports: list[Report] = []
+    errors: list[K2Error] = []
+    kinds = {file: validation.kind_of(file) for file in files or ()}
+    for file in files or OURS:
+        kind = kinds.get(file, FileKind.AVSC)
+        try:
+            if not files:
+                report = validate_schema(our_schema(file), file, is_strict=is_strict)
+            elif kind is FileKind.AVSC:
+                found = read_schema(file)
+                report = validate_schema(found.avro, found.name, is_strict=is_strict)
+            else:
+                report = validation.validate(file)
+        except K2Error as exc:
+            report = failed(file, kind, exc)
+            errors.append(exc)
+        else:
+            if not report.valid:
+                errors.append(BadData(f"{report.file} is not valid"))
+        reports.append(report)
+    return reports, errors
+
+
+def _lines(report: "Report") -> list[str]:
+    """Write a report: a line for the file, then one for each error and warning."""
+    of = f" rows of {report.schema}" if report.schema else ""
+    looked_at = "" if report.rows is None else f" ({report.rows:,}{of})"
+    stopped = "; stopped, there are more" if report.stopped else ""
+    count = f"{len(report.errors)} error{'s' if len(report.errors) > 1 else ''}"
+    lines = [f"{report.file}: {'valid' if report.valid else count}{looked_at}{stopped}"]
+    lines += [f"  {_line(fault)}" for fault in report.errors]
+    return lines + [f"  warning: {_line(fault)}" for fault in report.warnings]
+
+
+def _line(fault: "Fault") -> str:
+    where = [f"row {fault.row:,}" if fault.row is not None else "", fault.field or ""]
+    place = ", ".join(part for part in where if part)
+    value = f" ({fault.value})" if fault.value is not None else ""
+    return f"{place}: {fault.reason}{value}" if place else f"{fault.reason}{value}"

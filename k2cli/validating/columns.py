@@ -1,0 +1,206 @@
+"""Files of columns and of Avro against a schema: faults are found a column at a time."""
+
+import json
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, BinaryIO, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from k2cli.avro.ours import our_schema, ours_of
+from k2cli.avro.types import parse_avro
+from k2cli.codec.container import Container, ContainerDecoder
+from k2cli.codec.resolve import RecordDecoder, record_name
+from k2cli.columns import Ints
+from k2cli.errors import BadData
+from k2cli.records import arrow_field, arrow_to_avro_type, avro_to_arrow_schema
+from k2cli.validating.report import Expected, Fault, Part, Parts, shown
+
+_BATCH_ROWS: Final = 65_536
+_UTC: Final = ("UTC", "Etc/UTC", "GMT", "Z", "+00:00")
+_INT_BITS: Final = 32
+
+
+def avro_parts(file: BinaryIO, expected: Expected | None) -> tuple[str, Parts]:
+    """Read the header of an Avro container; return what its records are held against, and them.
+
+    Without an expected schema that is ours of the same name, or else the file's own.
+
+    Raises:
+        BadData: it is no container of records.
+    """
+    container = Container(file)
+    parse_avro(json.dumps(container.schema), "the schema in it")
+    against = expected or _told_by(container.schema)
+    return against.name, _container_parts(container, against)
+
+
+def _told_by(schema: Any) -> Expected:
+    name = record_name(schema) if isinstance(schema, dict) else None
+    if name is None:
+        raise BadData("the file does not hold records")
+    if stem := ours_of(name):
+        return Expected(name=stem, avro=our_schema(stem))
+    return Expected(name=name, avro=schema)
+
+
+def _container_parts(container: Container, against: Expected) -> Parts:
+    schema = container.schema if isinstance(container.schema, dict) else {}
+    if unfit := list(_unfit_fields(schema, against.avro)):
+        yield Part(rows=0, faults=unfit)
+        return
+    decoder = RecordDecoder(schema, against.avro)
+    for decoded in ContainerDecoder(schema, decoder.sources).decode(container.blocks()):
+        faults = [
+            *(Fault(row=place + 1, reason=reason) for place, reason in decoded.rejects),
+            *_faults(decoder, decoded.rows, partial(_number, decoded.places)),
+        ]
+        yield Part(rows=decoded.rows.num_rows + len(decoded.rejects), faults=_in_order(faults))
+
+
+def _number(places: Ints, row: int) -> int:
+    return int(places[row]) + 1
+
+
+def parquet_parts(raw: BinaryIO, expected: Expected) -> Parts:
+    """Look at the rows of a Parquet file.
+
+    Raises:
+        BadData: it is no Parquet file, or broken.
+    """
+    expected.kind()  # all of its fields are columns
+    with _parquet_errors():
+        file = pq.ParquetFile(raw)
+        columns = _columns(file.schema_arrow, expected.avro)
+        schema, strange = _as_avro(columns, expected.avro)
+        unfit = [
+            fault for fault in _unfit_fields(schema, expected.avro) if fault.field not in strange
+        ]
+        if unfit := [*strange.values(), *unfit]:
+            yield Part(rows=0, faults=unfit)
+            return
+        decoder = RecordDecoder(schema, expected.avro)
+        first = 1
+        names = [column.name for column in columns.values()]
+        for batch in file.iter_batches(_BATCH_ROWS, columns=names):
+            there = [batch[column.name].cast(column.type) for column in columns.values()]
+            rows = pa.RecordBatch.from_arrays(there, names)
+            rows.validate(full=True)  # texts are UTF-8, for instance
+            faults = [
+                *_faults(decoder, rows, partial(operator.add, first)),
+                *_nulls_within(rows, first),
+            ]
+            yield Part(rows=rows.num_rows, faults=_in_order(faults))
+            first += rows.num_rows
+
+
+@contextmanager
+def _parquet_errors() -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
+        raise BadData(f"no Parquet that can be read: {exc}") from exc
+
+
+def _columns(there: pa.Schema, ours: Mapping[str, Any]) -> dict[str, pa.Field]:
+    """Choose the columns that our fields are read from, with the types to read them as."""
+    columns = {}
+    for field in ours["fields"]:
+        name = field["name"]
+        names = (name, *field.get("aliases", ()))
+        source = next((each for each in names if each in there.names), None)
+        if source is not None:
+            plain, wanted = _plain(there.field(source).type), arrow_field(name, field["type"]).type
+            columns[name] = pa.field(source, wanted if plain == _plain(wanted) else plain)
+    return columns
+
+
+def _plain(of: pa.DataType) -> pa.DataType:
+    """Return a type without what does not matter: how texts are stored, what items are called."""
+    kind = pa.types
+    if kind.is_dictionary(of):
+        return _plain(of.value_type)
+    if kind.is_list(of) or kind.is_large_list(of):
+        return pa.list_(pa.field("element", _plain(of.value_type), nullable=False))
+    if kind.is_map(of):
+        value = pa.field("value", _plain(of.item_type), nullable=False)
+        return pa.map_(_plain(of.key_type), value)
+    if kind.is_large_string(of) or kind.is_string_view(of):
+        of = pa.string()
+    elif kind.is_signed_integer(of):
+        of = pa.int64() if of.bit_width > _INT_BITS else pa.int32()
+    elif kind.is_timestamp(of) and of.tz in _UTC:
+        of = pa.timestamp(of.unit, "UTC")
+    return of
+
+
+def _as_avro(
+    columns: Mapping[str, pa.Field], ours: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Fault]]:
+    """Write columns as the schema of a record; those of a type that no field has are faults."""
+    wanted = avro_to_arrow_schema(ours)
+    fields, strange = [], {}
+    for name, column in columns.items():
+        try:
+            fields.append({"name": column.name, "type": arrow_to_avro_type(column.type)})
+        except ValueError:
+            reason = f"is {column.type}, not {wanted.field(name).type}"
+            strange[name] = Fault(field=name, reason=reason)
+    return {"type": "record", "name": ours["name"], "fields": fields}, strange
+
+
+def _nulls_within(rows: pa.RecordBatch, first: int) -> Iterator[Fault]:
+    """Find lists and maps that hold a null where ours may not."""
+    for name in rows.schema.names:
+        values = rows[name]
+        is_map = pa.types.is_map(values.type)
+        if is_map:
+            of, inner = values.type.item_field, values.items
+        elif pa.types.is_list(values.type):
+            of, inner = values.type.value_field, values.flatten()
+        else:
+            continue
+        if inner.null_count and not of.nullable:
+            for row, held in enumerate(values.to_pylist()):
+                if held and None in ([value for _, value in held] if is_map else held):
+                    value = shown(held)
+                    yield Fault(row=first + row, field=name, value=value, reason="holds a null")
+
+
+def _unfit_fields(schema: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Fault]:
+    """Say which of our fields cannot be read from what a writer's schema has."""
+    name = record_name(schema)
+    if name != ours["name"]:
+        yield Fault(reason=f"the records are of {name}, not of {ours['name']}")
+        return
+    for field in ours["fields"]:
+        try:
+            RecordDecoder(schema, {**ours, "fields": [field]})
+        except ValueError as exc:
+            reason = re.sub(r"^field \w+:? ", "", str(exc))
+            yield Fault(field=field["name"], reason=reason)
+
+
+def _faults(
+    decoder: RecordDecoder, rows: pa.RecordBatch, number: Callable[[int], int]
+) -> Iterator[Fault]:
+    for field, found in decoder.faults(rows):
+        for row, reason in found.items():
+            value = _text(rows[field][row]) if field in rows.schema.names else None
+            why = reason.removeprefix(f"{field} ")
+            yield Fault(row=number(row), field=field, value=value, reason=why)
+
+
+def _text(value: pa.Scalar) -> str | None:
+    try:
+        return shown(value.as_py())
+    except OverflowError:  # a time that Python does not have
+        return shown(value.cast(pa.int64()).as_py())
+
+
+def _in_order(faults: list[Fault]) -> list[Fault]:
+    return sorted(faults, key=lambda fault: fault.row or 0)

@@ -1,0 +1,94 @@
+"""A file of data, whatever it holds, against a schema."""
+
+import sys
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from k2cli.avro.ours import ours_of
+from k2cli.errors import ConfigError, NotFound, UsageError
+from k2cli.ingestion.csv.layout import Layout
+from k2cli.ingestion.csv.source import CsvOptions
+from k2cli.validating.columns import avro_parts, parquet_parts
+from k2cli.validating.lines import csv_parts, ndjson_parts
+from k2cli.validating.report import Expected, FileKind, Parts, Report, gather, kind_of
+
+STDIN: Final = "-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """What is asked of files: the schema, how CSV is laid out, and how many errors are wanted."""
+
+    expected: Expected | None
+    layout: Layout | None
+    options: CsvOptions
+    max_errors: int
+
+    def kind_of(self, file: str) -> FileKind:
+        """Tell what a file, or stdin, holds.
+
+        Raises:
+            UsageError: its name does not tell.
+        """
+        if file == STDIN:
+            told = FileKind.NDJSON if self.expected else FileKind.AVSC
+            return FileKind.CSV if self.layout else told
+        return kind_of(Path(file))
+
+    def validate(self, file: str) -> Report:
+        """Look at the rows of a file of data.
+
+        Raises:
+            UsageError: nothing tells what its rows must be.
+            K2Error: it cannot be looked at.
+        """
+        kind = self.kind_of(file)
+        report = Report(file="stdin" if file == STDIN else file, kind=kind)
+        with ExitStack() as stack:
+            report.schema, parts = self._parts(stack, file, kind)
+            gather(report, stack.enter_context(closing(parts)), max_errors=self.max_errors)
+        return report
+
+    def _parts(self, stack: ExitStack, file: str, kind: FileKind) -> tuple[str | None, Parts]:
+        """Open a file; return what its rows are held against, and the rows."""
+        if kind is FileKind.CSV:
+            return self._csv_parts(file)
+        if kind is FileKind.AVRO:
+            return avro_parts(stack.enter_context(_opened(file)), self.expected)
+        if self.expected is None:
+            raise UsageError(
+                f"nothing tells what the rows of {file} must be", hint="--schema trade_v2"
+            )
+        parts = parquet_parts if kind is FileKind.PARQUET else ndjson_parts
+        stream = stack.enter_context(_opened(file))
+        return self.expected.name, parts(stream, self.expected)
+
+    def _csv_parts(self, file: str) -> tuple[str | None, Parts]:
+        if self.layout is None:
+            raise UsageError(
+                f"nothing tells what the columns of {file} are",
+                hint="--layout NAME; k2 load layouts lists them",
+            )
+        source = sys.stdin.buffer if file == STDIN else Path(file)
+        told = ours_of(self.layout.record.avro["name"])
+        return told, csv_parts(source, self.layout, self.options, self.expected)
+
+
+def _opened(file: str) -> AbstractContextManager[BinaryIO]:
+    """Open a file for reading.
+
+    Raises:
+        NotFound, ConfigError (no permission), UsageError (a folder).
+    """
+    if file == STDIN:
+        return nullcontext(sys.stdin.buffer)
+    try:
+        return Path(file).open("rb")
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise NotFound(f"{file} does not exist") from exc
+    except IsADirectoryError as exc:
+        raise UsageError(f"{file} is a folder", hint="name the files in it") from exc
+    except OSError as exc:
+        raise ConfigError(f"{file} cannot be read: {exc.strerror}") from exc

@@ -1,0 +1,162 @@
+"""What is found in one file, and how that is gathered."""
+
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from k2cli.avro.validation import findings
+from k2cli.errors import BadData, K2Error, UsageError
+from k2cli.records import TRADES, RecordKind, avro_to_arrow_schema
+from k2cli.storage.tables import iceberg_schema
+
+_SHOWN: Final = 80  # characters of a value
+
+
+class FileKind(StrEnum):
+    """What a file holds."""
+
+    AVSC = "avsc"
+    AVRO = "avro"
+    NDJSON = "ndjson"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+_SUFFIXES: Final[Mapping[str, FileKind]] = {
+    ".avsc": FileKind.AVSC,
+    ".avro": FileKind.AVRO,
+    ".ndjson": FileKind.NDJSON,
+    ".jsonl": FileKind.NDJSON,
+    ".parquet": FileKind.PARQUET,
+    ".csv": FileKind.CSV,
+    ".csv.gz": FileKind.CSV,
+    ".csv.zst": FileKind.CSV,
+    ".zip": FileKind.CSV,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What does not fit; without a row it is the file as a whole, or the schema itself."""
+
+    row: int | None = None  # from 1 on; of CSV and ndjson the line
+    field: str | None = None
+    value: str | None = None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Some rows, of which some do not fit."""
+
+    rows: int
+    faults: Iterable[Fault] = ()
+
+
+Parts = Generator[Part]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """The schema that rows are held against."""
+
+    name: str
+    avro: Mapping[str, Any]
+
+    def kind(self) -> RecordKind:
+        """Return a record kind of this schema, for what reads rows of a kind.
+
+        Raises:
+            BadData: a field has a type that no column has.
+        """
+        try:
+            arrow = avro_to_arrow_schema(self.avro)
+        except ValueError as exc:
+            hint = f"k2 schema validate {self.name}"
+            raise BadData(f"{self.name}: {exc}", hint=hint) from exc
+        return replace(TRADES, name=self.name, avro=self.avro, arrow=arrow)
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What was found in one file."""
+
+    file: str
+    kind: FileKind | None
+    schema: str | None = None  # what the rows were held against
+    rows: int | None = None  # that were looked at
+    errors: list[Fault] = field(default_factory=list)
+    warnings: list[Fault] = field(default_factory=list)
+    stopped: bool = False  # there are more errors, and rows that were not looked at
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is no error."""
+        return not self.errors
+
+    def document(self) -> dict[str, object]:
+        """Return it as JSON has it."""
+        return {**asdict(self), "valid": self.valid}
+
+
+def kind_of(file: Path) -> FileKind:
+    """Tell what a file holds by the end of its name.
+
+    Raises:
+        UsageError: the name does not tell.
+    """
+    for suffix, kind in _SUFFIXES.items():
+        if file.name.lower().endswith(suffix):
+            return kind
+    raise UsageError(
+        f"the name of {file} does not tell what it holds", hint=f"known are {' '.join(_SUFFIXES)}"
+    )
+
+
+def shown(value: object) -> str | None:
+    """Write a value for people, cut where it is long."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def failed(file: str, kind: FileKind | None, error: K2Error) -> Report:
+    """Report a file that could not be looked at."""
+    return Report(file=file, kind=kind, errors=[Fault(reason=str(error))])
+
+
+def validate_schema(avro: Any, file: str, *, is_strict: bool) -> Report:
+    """Look at a schema that was parsed: names, docs, logical types, columns in Arrow and Iceberg.
+
+    With `is_strict`, warnings are errors.
+    """
+    report = Report(file=file, kind=FileKind.AVSC)
+    for each in findings(avro):
+        fault = Fault(field=each.path or None, reason=each.reason)
+        is_error = is_strict or not each.is_warning
+        (report.errors if is_error else report.warnings).append(fault)
+    if report.valid:
+        try:
+            iceberg_schema(avro_to_arrow_schema(avro))
+        except ValueError as exc:
+            report.errors.append(Fault(reason=f"no Iceberg schema: {exc}"))
+    return report
+
+
+def gather(report: Report, parts: Iterable[Part], *, max_errors: int) -> None:
+    """Look at the rows of a file, up to the first error past `max_errors`; 0 is no limit."""
+    report.rows = 0
+    try:
+        for part in parts:
+            report.rows += part.rows
+            for fault in part.faults:
+                if max_errors and len(report.errors) == max_errors:
+                    report.stopped = True
+                    return
+                report.errors.append(fault)
+    except BadData as exc:
+        where = f"behind row {report.rows}: " if report.rows else ""
+        report.errors.append(Fault(reason=f"{where}{exc}"))

@@ -1,0 +1,157 @@
+"""What is wrong with a schema, beyond what parsers say."""
+
+import json
+from typing import Any
+
+import pytest
+from avro_cases import decimal, enum, field, fixed, logical, record
+
+from k2cli.avro.ours import OURS, our_schema
+from k2cli.avro.types import parse_avro
+from k2cli.avro.validation import findings
+from k2cli.errors import BadData
+
+
+def errors(avro: Any) -> list[tuple[str, str]]:
+    parsed = parse_avro(json.dumps(avro), "it")
+    return [(each.path, each.reason) for each in findings(parsed) if not each.is_warning]
+
+
+def trade(**fields: Any) -> Any:
+    """Change the types of some fields of our trades; None takes a field away."""
+    ours = our_schema("trade_v2")
+    changed = [{**each, "type": fields.get(each["name"], each["type"])} for each in ours["fields"]]
+    return {**ours, "fields": [each for each in changed if each["type"] is not None]}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_nothing_is_wrong_with_ours(name: str):
+    assert findings(our_schema(name)) == []
+
+
+def test_missing_docs_and_namespace_are_warnings():
+    found = findings({**record(field("long"), field("long", "b", doc="x")), "namespace": ""})
+    assert [(each.path, each.reason, each.is_warning) for each in found] == [
+        ("", "the record has no namespace", True),
+        ("", "the record has no doc", True),
+        ("a", "has no doc", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("of", "reason"),
+    [
+        (
+            {"type": "string", "logicalType": "decimal", "precision": 4, "scale": 2},
+            "decimal stands on string, not on bytes or fixed",
+        ),
+        (logical("timestamp-micros", "string"), "timestamp-micros stands on string, not on long"),
+        (logical("timestamp-micros", "int"), "timestamp-micros stands on int, not on long"),
+        (logical("date"), "date stands on long, not on int"),
+        (logical("timestamp-micro"), "there is no logical type 'timestamp-micro'"),
+        (
+            {"type": "bytes", "logicalType": "decimal"},
+            "a decimal has a precision of 1 or more, not None",
+        ),
+        (decimal(0, 0), "a decimal has a precision of 1 or more, not 0"),
+        (fixed(8, logicalType="duration"), "duration stands on a fixed of 8 bytes, not 12"),
+    ],
+)
+def test_a_logical_type_that_readers_would_ignore_is_an_error(of: Any, reason: str):
+    found = [why for path, why in errors(record(field(of))) if path == "a"]
+    assert f"the logical type would be ignored: {reason}" in found
+
+
+def test_a_logical_type_beside_the_type_is_an_error():
+    assert errors(record(field("string", logicalType="uuid"))) == [
+        (
+            "a",
+            "the logical type would be ignored: logicalType uuid stands beside the type, not in it",
+        )
+    ]
+
+
+def test_a_decimal_of_more_digits_than_columns_have_is_an_error():
+    assert ("a", "decimal(40,2) has more than 38 digits") in errors(record(field(decimal(40, 2))))
+    assert errors(record(field(decimal(38, 38)))) == []
+
+
+@pytest.mark.parametrize(
+    ("avro", "path", "reason"),
+    [
+        (record(field("long"), field("string")), "a", "there are several fields of this name"),
+        (record(field("long", "a-b")), "a-b", "is not a name that a field can have"),
+        (record(field("long"), name="1R"), "", "'n.1R' is not a name"),
+        (record(field(["null", "long", "long"])), "a", "the union has long more than once"),
+        (record(field(["null", ["long"]])), "a", "the union has a union within it"),
+        (record(field(enum("A"), default="B")), "a", "default 'B' is none of its symbols"),
+        (record(field(fixed(0))), "a", "fixed F(0) has no bytes"),
+        (
+            record(field("long"), field("long", "b", aliases=["a"])),
+            "b",
+            "its alias a is another field",
+        ),
+    ],
+)
+def test_what_parsers_let_pass_is_an_error(avro: Any, path: str, reason: str):
+    assert (path, reason) in errors(avro)
+
+
+@pytest.mark.parametrize(
+    "of", ["double", "bytes", record(field("long"), name="Leg"), ["int", "long"]]
+)
+def test_a_type_that_no_column_has_is_an_error(of: Any):
+    ((path, reason),) = errors(record(field(of)))
+    assert path == "a"
+    assert reason.startswith("k2 has no column for it: no Arrow type for the Avro type")
+
+
+def test_what_is_no_record_is_an_error():
+    assert errors("string") == [("", "it is string, not a record")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "reason"),
+    [
+        ({"symbol": None}, "symbol", "record TradeV2 lacks it, and it has no default"),
+        ({"symbol": "long"}, "symbol", "long cannot be read as string"),
+        (
+            {"price": decimal(18, 6)},
+            "price",
+            "decimal(18,6) read as decimal(18,8) would change every value",
+        ),
+        (
+            {"timestamp": logical("timestamp-millis")},
+            "timestamp",
+            "timestamp-millis read as timestamp-micros would mean something else",
+        ),
+    ],
+)
+def test_a_record_of_our_name_has_our_core_fields(fields: dict[str, Any], path: str, reason: str):
+    assert errors(trade(**fields)) == [(path, f"does not make a trade_v2: {reason}")]
+
+
+def test_a_record_of_our_name_may_have_less_and_more():
+    less = trade(vendor_data=None, trade_conditions=None)
+    more = field(["null", "string"], "venue", default=None, doc="x")
+    assert findings({**less, "fields": [*less["fields"], more]}) == []
+
+
+@pytest.mark.parametrize(
+    ("avro", "reason"),
+    [
+        (record(field("long"), doc=5), "doc: Expected `str`, got `int`"),
+        (record(field("long"), aliases=[1]), "aliases: Expected `str`, got `int`"),
+        (record(field("long", doc=None)), "doc: Expected `str`, got `null`"),
+        (record({"name": 1, "type": "long"}), "name: Expected `str`, got `int`"),
+        (record(field(["null", fixed(8) | {"size": "x"}])), "size: Expected `int`, got `str`"),
+        ({"type": "record", "name": "R"}, "R has no fields"),
+        (record(field("nosuch")), "UnknownType n.nosuch"),
+        ({}, "KeyError 'type'"),
+    ],
+)
+def test_what_is_no_avro_is_refused_with_the_reason(avro: Any, reason: str):
+    with pytest.raises(BadData) as refused:
+        parse_avro(json.dumps(avro), "it")
+    assert str(refused.value).startswith("it is not an Avro schema: ")
+    assert reason in str(refused.value)
