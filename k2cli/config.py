@@ -1,9 +1,13 @@
-"""Settings: defaults < config file < K2_* variables < options, read once and passed down.
+"""Settings: defaults < file < profile < K2_* variables < options, read once and passed down.
 
-The file is TOML, `$K2_HOME/k2.toml` or wherever K2_CONFIG points:
+The file is TOML, `$K2_HOME/k2.toml` or wherever K2_CONFIG points. A profile is a part of it that
+`k2 --profile prod` or K2_PROFILE=prod lays over the rest, key by key:
 
     [table]
     keep_for = "6h"
+
+    [profile.prod.table]
+    keep_for = "7d"
 
 A variable is named after section and key: K2_TABLE_KEEP_FOR=6h. Three sections are handed on as
 they are: [catalog] to pyiceberg, [kafka] to librdkafka, [schema_registry] to the registry's
@@ -14,21 +18,26 @@ for a dash: K2_CATALOG_S3__ACCESS_KEY_ID is `s3.access-key-id`.
 
 import difflib
 import re
+import secrets
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, get_args
 
 import msgspec
+from msgspec import Meta
 
 from k2cli.errors import ConfigError
 
 FILE_NAME: Final = "k2.toml"
+DEFAULT: Final = "default"  # where a value comes from that nobody set
 _SECRET = re.compile(
     r"secret|password|token|credential|access[-_.]?key|api[-_.]?key|user[-_.]info|ssl[-_.]key",
     re.IGNORECASE,
 )
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):([^/@\s]+)@")
+_RUN = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]{1,64}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -49,14 +58,11 @@ class Duration(float):
     """Seconds, written in settings as `60s` or `15m`."""
 
 
-PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+PositiveInt = Annotated[int, Meta(ge=1)]
 
 
 class _Section(msgspec.Struct, frozen=True):
     pass
-
-
-S = TypeVar("S", bound=_Section)
 
 
 class TableSettings(_Section, frozen=True, kw_only=True):
@@ -65,31 +71,52 @@ class TableSettings(_Section, frozen=True, kw_only=True):
     Every snapshot kept makes every commit a little dearer: some 0.4 ms each.
     """
 
-    keep_snapshots: PositiveInt = 20
-    keep_for: Duration = Duration(0)
+    keep_snapshots: Annotated[
+        PositiveInt, Meta(description="So many of the newest snapshots stay.")
+    ] = 20
+    keep_for: Annotated[Duration, Meta(description="So do those that are younger than this.")] = (
+        Duration(0)
+    )
 
 
 class StreamSettings(_Section, frozen=True, kw_only=True):
     """When a stream commits, and when it takes a connection for dead."""
 
-    flush_rows: PositiveInt = 100_000
-    flush_interval: Duration = Duration(10)
-    stale_after: Duration = Duration(60)
-    connect_timeout: Duration = Duration(10)
+    flush_rows: Annotated[PositiveInt, Meta(description="Commit after so many rows.")] = 100_000
+    flush_interval: Annotated[
+        Duration, Meta(description="Commit after this time, even if there are fewer.")
+    ] = Duration(10)
+    stale_after: Annotated[
+        Duration, Meta(description="Reopen a connection on which nothing comes, not even a ping.")
+    ] = Duration(60)
+    connect_timeout: Annotated[
+        Duration, Meta(description="For the first connection; later outages are waited out.")
+    ] = Duration(10)
 
 
 class QuerySettings(_Section, frozen=True, kw_only=True):
-    """What a query may use; beyond the memory limit DuckDB spills to disk."""
+    """What a query may use."""
 
-    memory_limit: str = "2GB"
-    threads: PositiveInt | None = None
+    memory_limit: Annotated[str, Meta(description="Beyond it DuckDB spills to $TMPDIR.")] = "2GB"
+    threads: Annotated[
+        PositiveInt | None, Meta(description="All cores unless set.", examples=[2])
+    ] = None
+
+
+def _random_run() -> str:
+    return secrets.token_hex(8)
 
 
 class Settings(_Section, frozen=True, kw_only=True):
     """All settings of one run."""
 
     home: Path
+    # What identifies this run in log lines, message headers and snapshots.
+    run: str = msgspec.field(default_factory=_random_run)
     file: Path | None = None  # the config file that was read
+    profile: str | None = None
+    # By `section.key`, and of home, file and profile: where it was set. The rest are defaults.
+    origins: Mapping[str, str] = {}
     catalog: Mapping[str, str] = {}
     kafka: Mapping[str, str] = {}  # as librdkafka names them
     schema_registry: Mapping[str, str] = {}  # as confluent_kafka's SchemaRegistryClient names them
@@ -104,80 +131,186 @@ _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     "query": QuerySettings,
 }
 _OPEN_SECTIONS: Final = ("catalog", "kafka", "schema_registry")  # any key, handed on
+_PROFILE: Final = "profile"
+_OWN_VARIABLES: Final = ("K2_HOME", "K2_CONFIG", "K2_PROFILE", "K2_RUN")  # those of no section
 _UNDERSCORED: Final = ("log_level", "ssl_ca", "ssl_certificate", "ssl_key")  # of librdkafka
 
 
-def load_settings(env: Mapping[str, str]) -> Settings:
-    """Merge defaults, config file and K2_* variables.
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What file and variables set: values by section and key, and where each was set."""
+
+    values: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {name: {} for name in (*_OPEN_SECTIONS, *_SECTIONS)}
+    )
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def put(self, section: str, key: str, value: object, origin: str) -> None:
+        """Set a value, whatever was there."""
+        self.values[section][key] = value
+        self.origins[f"{section}.{key}"] = origin
+
+
+def config_path(env: Mapping[str, str], *, home: Path | None = None) -> Path:
+    """Tell where the config file is, or would be."""
+    if env.get("K2_CONFIG"):
+        return Path(env["K2_CONFIG"]).expanduser().absolute()
+    return _home(env, home) / FILE_NAME
+
+
+def load_settings(
+    env: Mapping[str, str], *, home: Path | None = None, profile: str | None = None
+) -> Settings:
+    """Merge defaults, config file, profile and K2_* variables.
+
+    `home` and `profile` are the command line's, and win over K2_HOME and K2_PROFILE.
 
     Raises:
         ConfigError: an unknown key or a wrong value; the message names the key and its origin.
     """
-    home = Path(env.get("K2_HOME") or "~/.k2").expanduser().absolute()
-    path = Path(env["K2_CONFIG"]).expanduser() if env.get("K2_CONFIG") else home / FILE_NAME
-    raw: dict[str, dict[str, Any]] = {name: {} for name in (*_OPEN_SECTIONS, *_SECTIONS)}
-    origin: dict[str, str] = {}
-    is_required = bool(env.get("K2_CONFIG"))
-    found = _merge_file(raw, origin, path, is_required=is_required)
-    _merge_env(raw, origin, env)
+    path = config_path(env, home=home)
+    document = _read(path, is_required=bool(env.get("K2_CONFIG")))
+    chosen = profile or env.get("K2_PROFILE") or None
+    found = _Found()
+    _merge_file(found, document or {}, path, chosen)
+    _merge_env(found, env)
+    own = {
+        "home": _origin("--home", home, "K2_HOME", env),
+        "file": _origin("", None, "K2_CONFIG", env),
+        "profile": _origin("--profile", profile, "K2_PROFILE", env),
+    }
+    sections: dict[str, Any] = {
+        name: {key: _text(value) for key, value in found.values[name].items()}
+        for name in _OPEN_SECTIONS
+    } | {name: _section(cls, name, found) for name, cls in _SECTIONS.items()}
     return Settings(
-        home=home,
-        file=path if found else None,
-        **{
-            name: {key: _text(value) for key, value in raw[name].items()} for name in _OPEN_SECTIONS
-        },
-        table=_section(TableSettings, "table", raw, origin),
-        stream=_section(StreamSettings, "stream", raw, origin),
-        query=_section(QuerySettings, "query", raw, origin),
+        run=_run_id(env),
+        home=_home(env, home),
+        file=path if document is not None else None,
+        profile=chosen,
+        origins=own | found.origins,
+        **sections,
     )
 
 
-def _merge_file(
-    raw: dict[str, dict[str, Any]], origin: dict[str, str], path: Path, *, is_required: bool
-) -> bool:
+def _home(env: Mapping[str, str], home: Path | None) -> Path:
+    return (home or Path(env.get("K2_HOME") or "~/.k2")).expanduser().absolute()
+
+
+def _origin(option: str, value: object, variable: str, env: Mapping[str, str]) -> str:
+    if value is not None:
+        return f"option {option}"
+    return f"variable {variable}" if env.get(variable) else DEFAULT
+
+
+def _run_id(env: Mapping[str, str]) -> str:
+    run = env.get("K2_RUN") or _random_run()
+    if _RUN.fullmatch(run) is None:
+        raise ConfigError(
+            "variable K2_RUN: an id of at most 64 characters, without spaces or control characters",
+            hint="unset K2_RUN for a random id",
+        )
+    return run
+
+
+def _read(path: Path, *, is_required: bool) -> dict[str, Any] | None:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as exc:
         if is_required:
-            raise ConfigError(f"config file {path} does not exist", hint="unset K2_CONFIG") from exc
-        return False
+            raise ConfigError(
+                f"config file {path} does not exist", hint="k2 config init, or unset K2_CONFIG"
+            ) from exc
+        return None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigError(f"config file {path} cannot be read: {exc}") from exc
-    for section, values in document.items():
-        _check_known(section, raw, f"section [{section}] in {path}")
-        if not isinstance(values, dict):
-            raise ConfigError(f"{section} in {path} is not a section: write [{section}]")
-        is_open = section in _OPEN_SECTIONS
-        for key, value in (_flat(values) if is_open else values).items():
-            if not is_open:
-                _check_known(
-                    key, _SECTIONS[section].__struct_fields__, f"key {section}.{key} in {path}"
-                )
-            raw[section][key] = value
-            origin[f"{section}.{key}"] = str(path)
-    return True
+        raise ConfigError(
+            f"config file {path} cannot be read: {exc}",
+            hint="mend it with an editor; k2 config init --force begins anew",
+        ) from exc
 
 
-def _merge_env(
-    raw: dict[str, dict[str, Any]], origin: dict[str, str], env: Mapping[str, str]
+def _merge_file(
+    found: _Found, document: Mapping[str, Any], path: Path, profile: str | None
 ) -> None:
+    profiles = _table(document.get(_PROFILE, {}), _PROFILE, path)
+    sections = {name: values for name, values in document.items() if name != _PROFILE}
+    _merge_sections(found, sections, path)
+    for name, overlay in profiles.items():
+        is_chosen = name == profile
+        within = f"{_PROFILE}.{name}"
+        _merge_sections(
+            found if is_chosen else _Found(), _table(overlay, within, path), path, within
+        )
+    if profile is not None:
+        _check_profile(profile, profiles, path)
+
+
+def _check_profile(profile: str, profiles: Mapping[str, Any], path: Path) -> None:
+    if not profiles:
+        raise ConfigError(
+            f"unknown profile {profile}: {path} has none",
+            hint=f"a section such as [{_PROFILE}.{profile}.kafka] begins one",
+        )
+    if profile not in profiles:
+        raise ConfigError(
+            f"unknown profile {profile} in {path}", hint=f"it has {', '.join(profiles)}"
+        )
+
+
+def _merge_sections(
+    found: _Found, sections: Mapping[str, Any], path: Path, profile: str = ""
+) -> None:
+    """Merge the sections of a file, or of one of its profiles: `profile` is then profile.NAME."""
+    origin = f"{path} [{profile}]" if profile else str(path)
+    known = found.values if profile else {**found.values, _PROFILE: {}}
+    for section, values in sections.items():
+        name = f"{profile}.{section}" if profile else section
+        _check_known(section, known, f"section [{name}] in {path}")
+        keys = _table(values, name, path)
+        if section in _OPEN_SECTIONS:
+            keys = _flat(keys)
+        else:
+            for key in keys:
+                fields = _SECTIONS[section].__struct_fields__
+                _check_known(key, fields, f"key {name}.{key} in {path}")
+        for key, value in keys.items():
+            found.put(section, key, value, origin)
+
+
+def _table(value: object, name: str, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} in {path} is not a section: write [{name}]")
+    return value
+
+
+def _merge_env(found: _Found, env: Mapping[str, str]) -> None:
     known = [
         f"K2_{section}_{key}".upper()
         for section, cls in _SECTIONS.items()
         for key in cls.__struct_fields__
     ]
     for name, value in env.items():
-        if not name.startswith("K2_") or name in ("K2_HOME", "K2_CONFIG"):
+        if not name.startswith("K2_") or name in _OWN_VARIABLES:
             continue
         rest = name.removeprefix("K2_").lower()
         section = next((each for each in _OPEN_SECTIONS if rest.startswith(f"{each}_")), "")
-        if section:
-            key = _open_key(section, rest.removeprefix(f"{section}_"))
+        words = rest.removeprefix(f"{section}_")
+        if section and words:
+            key = _open_key(section, words)
         else:
-            _check_known(name, [*known, "K2_HOME", "K2_CONFIG"], f"variable {name}")
+            _check_known(name, [*known, *_OWN_VARIABLES, *_open_names(name)], f"variable {name}")
             section, _, key = rest.partition("_")
-        raw[section][key] = value
-        origin[f"{section}.{key}"] = f"variable {name}"
+        found.put(section, key, value, f"variable {name}")
+
+
+def _open_names(name: str) -> list[str]:
+    """Put the open sections in the place of what may be a misspelled one."""
+    words = name.split("_")
+    names = []
+    for section in _OPEN_SECTIONS:
+        parts = section.upper().split("_")
+        names.append("_".join(["K2", *parts, *words[1 + len(parts) :]]))
+    return [each for each in names if each != name]
 
 
 def _open_key(section: str, words: str) -> str:
@@ -201,9 +334,10 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _check_known(name: str, known: Any, what: str) -> None:
-    if name not in known:
-        nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+def _check_known(name: str, known: Iterable[str], what: str) -> None:
+    names = list(known)
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
         raise ConfigError(f"unknown {what}", hint=f"the nearest known one is {nearest[0]}")
 
 
@@ -215,13 +349,13 @@ def _decode_hook(kind: type, value: Any) -> Any:
     raise NotImplementedError(kind)
 
 
-def _section(cls: type[S], name: str, raw: dict[str, dict[str, Any]], origin: dict[str, str]) -> S:
+def _section(cls: type[_Section], name: str, found: _Found) -> _Section:
     try:
-        return msgspec.convert(raw[name], cls, strict=False, dec_hook=_decode_hook)
+        return msgspec.convert(found.values[name], cls, strict=False, dec_hook=_decode_hook)
     except msgspec.ValidationError as exc:
         reason, _, where = str(exc).partition(" - at `$.")
         key = f"{name}.{where.rstrip('`')}"
-        raise ConfigError(f"{key} (from {origin.get(key, 'the defaults')}): {reason}") from exc
+        raise ConfigError(f"{key} (from {found.origins.get(key, DEFAULT)}): {reason}") from exc
 
 
 def settings_document(settings: Settings) -> dict[str, dict[str, object]]:
@@ -232,12 +366,36 @@ def settings_document(settings: Settings) -> dict[str, dict[str, object]]:
     }
     for name in _SECTIONS:
         values = msgspec.structs.asdict(getattr(settings, name))
-        document[name] = {
-            key: f"{value:g}s" if isinstance(value, float) else value
-            for key, value in values.items()
-            if value is not None
-        }
+        document[name] = {key: _shown(value) for key, value in values.items() if value is not None}
     return document
+
+
+def _shown(value: object) -> object:
+    return f"{value:.15g}s" if isinstance(value, Duration) else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingDoc:
+    """What people should know of a setting."""
+
+    key: str
+    example: object  # the default, where there is one
+    text: str
+
+
+def documented_sections() -> dict[str, tuple[str, list[SettingDoc]]]:
+    """Return what the sections mean, and the settings of each."""
+    return {
+        name: (cls.__doc__ or "", [_doc(each) for each in msgspec.structs.fields(cls)])
+        for name, cls in _SECTIONS.items()
+    }
+
+
+def _doc(setting: msgspec.structs.FieldInfo) -> SettingDoc:
+    metas = [each for each in get_args(setting.type) if isinstance(each, Meta)]
+    (meta,) = (each for each in metas if each.description)
+    example = (meta.examples or [None])[0] if setting.default is None else setting.default
+    return SettingDoc(key=setting.name, example=_shown(example), text=meta.description or "")
 
 
 def is_secret(key: str) -> bool:

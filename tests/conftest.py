@@ -1,6 +1,7 @@
 """What all tests share: a home of their own, a way to run k2, and the recorded data."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,13 @@ def run(k2_env: dict[str, str]) -> Run:
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run_k2
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """A server that takes connections, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -16,14 +17,16 @@ from k2cli.commands.dlq import dlq_app
 from k2cli.commands.export import export_app
 from k2cli.commands.init import init
 from k2cli.commands.load import load_app
+from k2cli.commands.options import chosen_profile
 from k2cli.commands.produce import produce
 from k2cli.commands.query import query_app
 from k2cli.commands.schema import schema_app
 from k2cli.commands.simulate import simulate_app
+from k2cli.commands.status import status
 from k2cli.commands.stream import stream_app
 from k2cli.commands.table import table_app
 from k2cli.commands.topic import topic_app
-from k2cli.errors import K2Error
+from k2cli.errors import K2Error, UsageError
 
 
 class K2Group(TyperGroup):
@@ -32,6 +35,7 @@ class K2Group(TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Run the command. A reader that went away (`| head`) ends it quietly with 0."""
         try:
+            _check_profile_stands_first(ctx.args)
             return super().invoke(ctx)
         except K2Error as exc:
             output.error(exc)
@@ -40,6 +44,11 @@ class K2Group(TyperGroup):
             # Later flushes of stdout, at exit, must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from exc
+
+
+def _check_profile_stands_first(args: Sequence[str]) -> None:
+    if any(arg == "--profile" or arg.startswith("--profile=") for arg in args):
+        raise UsageError("--profile stands before the command", hint="k2 --profile NAME COMMAND")
 
 
 app = typer.Typer(
@@ -66,8 +75,17 @@ def root(
             "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
         ),
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            help="Lay this profile of the config file over the rest of it.",
+            show_default="$K2_PROFILE",
+        ),
+    ] = None,
 ) -> None:
     """Market data from exchanges and files into a lakehouse, and answers out of it."""
+    chosen_profile.set(profile)
 
 
 app.command()(demo)
@@ -82,5 +100,7 @@ app.add_typer(table_app, name="table")
 app.add_typer(topic_app, name="topic")
 app.add_typer(schema_app, name="schema")
 app.add_typer(dlq_app, name="dlq")
+app.command()(status)
+app.command("doctor", hidden=True)(status)
 app.add_typer(config_app, name="config")
 app.add_typer(simulate_app, name="simulate")

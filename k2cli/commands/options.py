@@ -1,17 +1,20 @@
 """Every shared option as an Annotated type, declared once."""
 
 import os
+from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
-from k2cli.commands.events import LogFormat
+from k2cli.commands.events import LogFormat, LogLevel
 from k2cli.commands.output import Format, Summary
-from k2cli.config import Settings, load_settings, parse_duration_s
+from k2cli.config import Settings, config_path, load_settings, parse_duration_s
 
 BOOTSTRAP: Final = "bootstrap.servers"  # of Kafka: where it is set, Kafka is in use
+GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
+_LAST_PORT: Final = 65535
 
 HomeOpt = Annotated[
     Path | None,
@@ -123,6 +126,41 @@ LogFormatOpt = Annotated[
 ]
 
 
+class Address(NamedTuple):
+    """A host and a port to listen on."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read HOST:PORT; without a host it is this machine's own."""
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > _LAST_PORT:
+        raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:9464 or :9464")
+    return Address(host.strip("[]") or "127.0.0.1", int(port))
+
+
+MetricsOpt = Annotated[
+    Address | None,
+    typer.Option(
+        "--metrics",
+        help="Serve metrics for Prometheus on HOST:PORT, or on this machine's :PORT, while it "
+        "runs; 0 takes a free port.",
+        parser=parse_address,
+        metavar="HOST:PORT",
+    ),
+]
+
+
+LogLevelOpt = Annotated[
+    LogLevel, typer.Option("--log-level", help="Log lines of this level and above.")
+]
+
+
 class Order(StrEnum):
     """Which way the time runs."""
 
@@ -136,24 +174,34 @@ OrderOpt = Annotated[Order, typer.Option("--order", help="By time: asc is oldest
 # For typer.Option(..., **DURATION): a time such as 500ms, 60s, 15m, 6h or 7d, in seconds.
 DURATION: Final[dict[str, Any]] = {"parser": parse_duration_s, "metavar": "DURATION"}
 
-TIMEOUT_S: Final = 10.0
-TimeoutOpt = Annotated[
-    float | None,
-    typer.Option(
+
+def _timeout_option(default: str) -> Any:
+    return typer.Option(
         "--timeout",
         help="Give up when a server does not answer for so long.",
-        show_default="10s",
+        show_default=default,
         **DURATION,
-    ),
-]
+    )
+
+
+TIMEOUT_S: Final = 10.0
+TimeoutOpt = Annotated[float | None, _timeout_option("10s")]
+SHORT_TIMEOUT_S: Final = 5.0
+ShortTimeoutOpt = Annotated[float | None, _timeout_option("5s")]
+
+
+# Stands before the command, and holds for whatever the command reads.
+chosen_profile: Final[ContextVar[str | None]] = ContextVar("chosen_profile", default=None)
 
 
 def settings(home: Path | None = None) -> Settings:
-    """Read the settings of this run; the one place that looks at the environment."""
-    env = dict(os.environ)
-    if home is not None:
-        env["K2_HOME"] = str(home)
-    return load_settings(env)
+    """Read the settings of this run; with `config_file`, all that looks at the environment."""
+    return load_settings(os.environ, home=home, profile=chosen_profile.get())
+
+
+def config_file(home: Path | None = None) -> Path:
+    """Tell where the config file is, or would be, whatever is in it."""
+    return config_path(os.environ, home=home)
 
 
 def split_commas(values: list[str] | None) -> list[str]:

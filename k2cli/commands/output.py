@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
-from k2cli.commands.events import event_text
+from k2cli.commands.events import RunLog, event_text
 from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ _DETAILS: Final = (
     *("trade_conditions", "asset_class", "trade_id", "quote_id", "source_sequence", "currency"),
 )
 _GAP: Final = "  "
+# What does not go away by itself: the name of the file is wrong.
+_LASTING: Final = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR}
+)
 _NUMBERS: Final = frozenset(
     {"tinyint", "smallint", "integer", "bigint", "hugeint", "decimal", "float", "double"}
     | {"utinyint", "usmallint", "uinteger", "ubigint", "uhugeint", "bignum"}
@@ -53,9 +57,17 @@ class Summary(StrEnum):
     JSON = "json"
 
 
-def summary(sums: Mapping[str, object], form: Summary, *, is_data_on_stdout: bool) -> None:
-    """Tell the sums of a run at its end."""
-    if form is Summary.TEXT:
+def summary(
+    sums: Mapping[str, object],
+    form: Summary,
+    *,
+    is_data_on_stdout: bool,
+    log: RunLog | None = None,
+) -> None:
+    """Tell the sums of a run at its end; as a line of its log, where those are JSON."""
+    if form is Summary.TEXT and log and log.is_json:
+        log.on_event("summary", **sums)
+    elif form is Summary.TEXT:
         note(event_text("summary", dict(sums)))
     elif is_data_on_stdout:
         note(json.dumps(sums))
@@ -210,13 +222,31 @@ def _exists(path: Path) -> UsageError:
     return UsageError(f"{path} exists", hint="--force replaces it")
 
 
+def write_private(path: Path, text: str, *, is_forced: bool) -> None:
+    """Write a file that may hold secrets: for its owner only, all or nothing.
+
+    Raises:
+        UsageError: it exists, or may not be written.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint="-o takes the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replaced(path, is_forced=is_forced, mode=0o600) as sink:
+            sink.write(text.encode())
+    except OSError as exc:
+        raise _os_error(path, exc) from exc
+
+
 @contextmanager
-def _replaced(path: Path, *, is_forced: bool) -> Iterator[BinaryIO]:
+def _replaced(path: Path, *, is_forced: bool, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of `path` when all is written, or never."""
     target = path.resolve()
     temporary = target.with_name(f".k2-{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("xb") as sink:
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb"
+        ) as sink:
             yield sink
             sink.flush()
             os.fsync(sink.fileno())
@@ -232,8 +262,9 @@ def _replaced(path: Path, *, is_forced: bool) -> Iterator[BinaryIO]:
 
 def _os_error(path: Path | None, exc: OSError) -> K2Error:
     message = f"cannot write {path or 'to stdout'}: {exc.strerror or exc}"
-    is_lasting = exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
-    return UsageError(message) if is_lasting else Unavailable(message)
+    if exc.errno in _LASTING:
+        return UsageError(message, hint="choose another file with -o")
+    return Unavailable(message)
 
 
 class _JsonArray:
@@ -291,15 +322,16 @@ def _write_markdown(answer: "Answer", sink: BinaryIO) -> int:
     count = 0
     for row in _rows(answer):
         if count == 0:
-            names = _markdown_line([name for name, _ in answer.columns])
+            names = markdown_line([name for name, _ in answer.columns])
             rule = "|".join("---:" if number else "---" for number in _are_numbers(answer))
             sink.write(f"{names}|{rule}|\n".encode())
-        sink.write(_markdown_line(row).encode())
+        sink.write(markdown_line(row).encode())
         count += 1
     return count
 
 
-def _markdown_line(cells: Row) -> str:
+def markdown_line(cells: Row) -> str:
+    """Write a row of a table in Markdown."""
     escaped = (
         cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>") for cell in cells
     )

@@ -1,11 +1,36 @@
 """Settings: where they come from, and what is wrong with them."""
 
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from k2cli.config import load_settings, parse_duration_s, redacted
+from k2cli.config import (
+    DEFAULT,
+    Settings,
+    documented_sections,
+    load_settings,
+    parse_duration_s,
+    redacted,
+    settings_document,
+)
 from k2cli.errors import ConfigError
+
+PROFILES = """
+[table]
+keep_snapshots = 3
+keep_for = "1h"
+[kafka]
+bootstrap.servers = "file:9092"
+linger.ms = 5
+[profile.prod.table]
+keep_for = "30d"
+[profile.prod.kafka]
+bootstrap.servers = "prod:9092"
+[profile.test.kafka]
+linger.ms = 7
+"""
 
 
 def write(folder: Path, text: str) -> dict[str, str]:
@@ -85,7 +110,35 @@ def test_kafka_and_registry_take_any_setting(tmp_path: Path) -> None:
         ("[table\n", {}, r"k2.toml cannot be read", None),
         ("", {"K2_STREAM_FLUSH_ROW": "1"}, "variable K2_STREAM_FLUSH_ROW", "K2_STREAM_FLUSH_ROWS"),
         ("", {"K2_STREAM_FLUSH_ROWS": "many"}, "variable K2_STREAM_FLUSH_ROWS", None),
-        ("", {"K2_CONFIG": "/nowhere.toml"}, "/nowhere.toml does not exist", "K2_CONFIG"),
+        ("", {"K2_KAFAK_BOOTSTRAP_SERVERS": "x"}, "variable", "K2_KAFKA_BOOTSTRAP_SERVERS"),
+        ("", {"K2_SCHEMA_REGISTY_URL": "x"}, "variable", "K2_SCHEMA_REGISTRY_URL"),
+        ("", {"K2_KAFKA": "x"}, "unknown variable K2_KAFKA", "nearest"),
+        ("", {"K2_KAFKA_": "x"}, "unknown variable K2_KAFKA_", "nearest"),
+        ("", {"K2_PROFIL": "x"}, "variable K2_PROFIL", "K2_PROFILE"),
+        ("", {"K2_CONFIG": "/nowhere.toml"}, "/nowhere.toml does not exist", "k2 config init"),
+        ("", {"K2_RUN": "two words"}, "variable K2_RUN", "unset K2_RUN"),
+        ("", {"K2_RUN": "x" * 65}, "variable K2_RUN", "unset K2_RUN"),
+        ("", {"K2_RUN": "bell\a"}, "variable K2_RUN", "unset K2_RUN"),
+        ("[kafak]\n", {}, r"section \[kafak\] in .*k2.toml", "kafka"),
+        ("profile = 3\n", {}, "profile in .* is not a section", None),
+        ("[profile]\nprod = 3\n", {}, r"profile.prod in .* is not a section", None),
+        ("[profile.prod]\nkafka = 3\n", {}, r"profile.prod.kafka in .* is not a section", None),
+        ("[profile.prod.kafak]\n", {}, r"section \[profile.prod.kafak\]", "kafka"),
+        ("[profile.prod.profile]\n", {}, r"section \[profile.prod.profile\]", "nearest"),
+        (
+            "[profile.prod.table]\nkeep_fro = 1\n",
+            {},
+            r"key profile.prod.table.keep_fro",
+            "keep_for",
+        ),
+        (PROFILES, {"K2_PROFILE": "prd"}, r"unknown profile prd in .*k2.toml", "prod, test"),
+        ("", {"K2_PROFILE": "prod"}, r"unknown profile prod: .* has none", "profile.prod.kafka"),
+        (
+            "[profile.prod.table]\nkeep_for = 60\n",
+            {"K2_PROFILE": "prod"},
+            r"table.keep_for \(from .*k2.toml \[profile.prod\]\): 60 needs",
+            None,
+        ),
     ],
 )
 def test_wrong_settings_name_key_and_origin(
@@ -126,3 +179,64 @@ def test_not_a_duration(text: str) -> None:
 )
 def test_secrets_are_hidden(key: str, value: str, shown: str) -> None:
     assert redacted(key, value) == shown
+
+
+def test_a_profile_lies_over_the_file_key_by_key(tmp_path: Path) -> None:
+    env = write(tmp_path, PROFILES)
+    plain = load_settings(env)
+    assert (plain.profile, plain.table.keep_for) == (None, 3_600)
+    prod = load_settings({**env, "K2_PROFILE": "prod"})
+    assert prod.profile == "prod"
+    assert (prod.table.keep_snapshots, prod.table.keep_for) == (3, 30 * 86_400)
+    assert prod.kafka == {"bootstrap.servers": "prod:9092", "linger.ms": "5"}
+
+
+def test_the_option_wins_over_the_variable_and_variables_over_the_profile(tmp_path: Path) -> None:
+    env = write(tmp_path, PROFILES) | {"K2_PROFILE": "prod", "K2_TABLE_KEEP_FOR": "2h"}
+    assert load_settings(env).table.keep_for == 7_200
+    settings = load_settings(env, profile="test")
+    assert settings.kafka == {"bootstrap.servers": "file:9092", "linger.ms": "7"}
+
+
+def test_every_value_has_an_origin(tmp_path: Path) -> None:
+    env = write(tmp_path, PROFILES) | {"K2_STREAM_FLUSH_ROWS": "7"}
+    settings = load_settings(env, profile="prod")
+    file = str(tmp_path / "k2.toml")
+    assert settings.origins == {
+        "home": "variable K2_HOME",
+        "file": DEFAULT,
+        "profile": "option --profile",
+        "table.keep_snapshots": file,
+        "table.keep_for": f"{file} [profile.prod]",
+        "kafka.bootstrap.servers": f"{file} [profile.prod]",
+        "kafka.linger.ms": file,
+        "stream.flush_rows": "variable K2_STREAM_FLUSH_ROWS",
+    }
+
+
+def test_home_of_the_command_line_wins(tmp_path: Path) -> None:
+    settings = load_settings({"K2_HOME": "/elsewhere"}, home=tmp_path)
+    assert (settings.home, settings.origins["home"]) == (tmp_path, "option --home")
+
+
+def test_a_run_is_known_by_its_schedulers_id_or_a_random_one(tmp_path: Path) -> None:
+    env = {"K2_HOME": str(tmp_path)}
+    assert load_settings({**env, "K2_RUN": "job-7/été"}).run == "job-7/été"
+    first, second = load_settings(env).run, load_settings({**env, "K2_RUN": ""}).run
+    assert first != second
+    assert re.fullmatch("[0-9a-f]{16}", first)
+
+
+def test_long_durations_are_shown_as_they_can_be_read(tmp_path: Path) -> None:
+    settings = load_settings({"K2_HOME": str(tmp_path), "K2_TABLE_KEEP_FOR": "400d"})
+    shown = settings_document(settings)["table"]["keep_for"]
+    assert parse_duration_s(str(shown)) == 400 * 86_400
+
+
+def test_every_setting_is_documented() -> None:
+    sections = documented_sections()
+    known = msgspec.structs.asdict(Settings(home=Path("x")))
+    for name, (text, docs) in sections.items():
+        assert text
+        assert [doc.key for doc in docs] == list(known[name].__struct_fields__)
+        assert all(doc.text and doc.example is not None for doc in docs)

@@ -1,0 +1,205 @@
+"""`k2 status`: whether everything is well, and what to do where it is not."""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.config import own_settings
+from k2cli.commands.options import (
+    DURATION,
+    GROUP,
+    SHORT_TIMEOUT_S,
+    HomeOpt,
+    ShortTimeoutOpt,
+    TextOrJson,
+    TextOrJsonOpt,
+    settings,
+)
+from k2cli.commands.signals import stopped_by_signals
+from k2cli.config import DEFAULT, Settings, settings_document
+from k2cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from k2cli.surveying import Check, PartitionLag, Survey, TableStatus
+
+_EVERY_S: Final = 2.0
+_STYLES: Final = {"green": "green", "yellow": "yellow", "red": "bold red"}
+_UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60))
+Show = Callable[["Survey"], None]
+
+
+def status(
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")
+    ] = False,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            "--every", help="How long --watch waits in between.", show_default="2s", **DURATION
+        ),
+    ] = None,
+    fmt: TextOrJsonOpt = TextOrJson.TEXT,
+    timeout: ShortTimeoutOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """Tell whether all is well: catalog, store, Kafka, registry, tables, lag, disk.
+
+    A check is green, yellow (there is something to do) or red, with what mends
+    it. The exit code is 0 when nothing is red, 5 when something is away, else
+    that of the error; with --watch it is 0, and JSON is one object a line.
+    k2 doctor is another name for it.
+
+    Example: k2 status --format json
+    """
+    if every is not None and not watch:
+        raise UsageError("--every is for --watch", hint="k2 status --watch --every 10s")
+    config = settings(home)
+
+    from k2cli.surveying import survey
+
+    timeout_s = timeout or SHORT_TIMEOUT_S
+    stop = threading.Event()
+    if not watch:
+        found = survey(config, group=GROUP, timeout_s=timeout_s)
+        _shower(config, fmt)(found)
+        _end(found.exit_code, at_once=found.is_under_way)
+    is_under_way = False
+    with stopped_by_signals(stop.set), _redrawn(config, fmt) as show:
+        while not stop.is_set():
+            found = survey(config, group=GROUP, timeout_s=timeout_s)
+            is_under_way |= found.is_under_way
+            show(found)
+            stop.wait(every or _EVERY_S)
+    _end(0, at_once=is_under_way)
+
+
+def _end(code: int, *, at_once: bool) -> NoReturn:
+    """End with this code; at once where a thread still waits, which some libraries would join."""
+    if at_once:
+        sys.stdout.flush()
+        os._exit(code)
+    raise typer.Exit(code)
+
+
+def _shower(config: Settings, fmt: TextOrJson) -> Show:
+    """Return what shows a survey below the one before."""
+
+    def show_json(found: "Survey") -> None:
+        output.data(json.dumps(_document(config, found), default=_iso, ensure_ascii=False))
+        sys.stdout.flush()
+
+    def show_text(found: "Survey") -> None:
+        from rich.console import Console
+
+        Console(file=sys.stdout, highlight=False).print(_report(config, found), soft_wrap=True)
+
+    return show_json if fmt is TextOrJson.JSON else show_text
+
+
+@contextmanager
+def _redrawn(config: Settings, fmt: TextOrJson) -> Iterator[Show]:
+    """Yield what shows a survey in place of the one before, if a person looks."""
+    if fmt is TextOrJson.JSON or not sys.stdout.isatty():
+        yield _shower(config, fmt)
+        return
+
+    from rich.live import Live
+
+    with Live(auto_refresh=False, vertical_overflow="crop") as live:
+        yield lambda found: live.update(_report(config, found), refresh=True)
+
+
+def _document(config: Settings, found: "Survey") -> dict[str, object]:
+    names = ("name", "state", "detail", "hint", "latency_ms")
+    return {
+        "time": datetime.now(tz=UTC),
+        "settings": {**own_settings(config), **settings_document(config)},
+        "checks": [{name: getattr(check, name) for name in names} for check in found.checks],
+        "tables": [asdict(table) for table in found.tables],
+        "lag": [asdict(lag) for lag in found.lag],
+    }
+
+
+def _report(config: Settings, found: "Survey") -> "Text":
+    from rich.text import Text
+
+    report = Text()
+    for name, value in own_settings(config).items():
+        origin = config.origins.get(name, DEFAULT)
+        report.append(f"{name:8}{value or 'none'}{'' if origin == DEFAULT else f' ({origin})'}\n")
+    report.append("\n")
+    width = max(len(check.name) for check in found.checks)
+    for check in found.checks:
+        report.append(f"{check.state:8}", style=_STYLES[check.state])
+        report.append(f"{check.name:{width}}  {_verdict(check)}\n")
+    for rows in (_table_rows(found.tables), _lag_rows(found.lag)):
+        if len(rows) > 1:
+            report.append("\n" + _aligned(rows))
+    report.right_crop(1)
+    return report
+
+
+def _verdict(check: "Check") -> str:
+    latency = "" if check.latency_ms is None else f" ({check.latency_ms:g} ms)"
+    return f"{check.detail}{latency}" + (f"; hint: {check.hint}" if check.hint else "")
+
+
+def _table_rows(tables: Sequence["TableStatus"]) -> list[list[str]]:
+    return [["table", "rows", "newest record", "last commit", "age"]] + [
+        [
+            table.name,
+            f"{table.rows:,}",
+            _iso(table.newest_record),
+            _iso(table.last_commit),
+            _age(table.age_s),
+        ]
+        for table in tables
+    ]
+
+
+def _lag_rows(lags: Sequence["PartitionLag"]) -> list[list[str]]:
+    return [["topic", "partition", "end", "table at", "group at", "lag"]] + [
+        [
+            lag.topic,
+            str(lag.partition),
+            f"{lag.end:,}",
+            "none" if lag.table_offset is None else f"{lag.table_offset:,}",
+            "none" if lag.group_offset is None else f"{lag.group_offset:,}",
+            f"{lag.lag:,}",
+        ]
+        for lag in lags
+    ]
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Put cells below each other; all but the first of a row to the right."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:{widths[0]}}", *cells]).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _iso(moment: datetime | None) -> str:
+    return "none" if moment is None else moment.isoformat().replace("+00:00", "Z")
+
+
+def _age(age_s: float | None) -> str:
+    if age_s is None:
+        return ""
+    for unit, size in _UNITS:
+        if age_s >= size:
+            return f"{age_s / size:.1f} {unit}"
+    return f"{age_s:.0f} s"

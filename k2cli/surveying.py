@@ -1,0 +1,420 @@
+"""Is everything well? The facts and the verdicts that `k2 status` shows.
+
+All servers are asked at once, each in a thread that is given up on when its answer is late: any
+number of dead servers cost one timeout.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
+from multiprocessing import TimeoutError as LateError
+from multiprocessing.pool import AsyncResult, ThreadPool
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+from k2cli.config import Settings, redacted
+from k2cli.errors import ConfigError, K2Error, NotFound, Unavailable
+from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
+from k2cli.ingestion.kafka.topics import TopicInfo, Topics
+from k2cli.records import KINDS, RecordKind
+from k2cli.storage.lake import Lake, is_embedded, open_lake
+from k2cli.storage.offsets import KEY, Offsets, Partition, decode_offsets
+
+T = TypeVar("T")
+_SHOW: Final = "k2 config show --origin tells what is set, and where"
+_ANOTHER: Final = "choose another folder with --home"
+_PREFIX: Final = "market."  # of the topics that k2 makes, and so of their subjects
+_AT_ONCE: Final = 4
+_IDLE_S: Final = 60.0  # a consumer that is at work commits more often
+_MARKER: Final = 1  # the end of a transaction takes an offset, and is no message
+_LEAST_FREE_BYTES: Final = 1_000_000_000
+_LEAST_FREE_SHARE: Final = 0.05
+
+
+class State(StrEnum):
+    """How a check turned out."""
+
+    GREEN = "green"
+    YELLOW = "yellow"  # it works, but there is something to do
+    RED = "red"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that is well, or not; `hint` names the command that mends it."""
+
+    name: str
+    state: State
+    detail: str
+    hint: str | None = None
+    latency_ms: float | None = None
+    exit_code: int = 0  # of the error that made it red
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableStatus:
+    """How full a table is, and how new."""
+
+    kind: str
+    name: str
+    rows: int
+    newest_record: datetime | None
+    last_commit: datetime | None
+    age_s: float | None  # of the last commit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionLag:
+    """How far a table is behind one partition of a topic."""
+
+    table: str
+    topic: str
+    partition: int
+    end: int  # the offset that the next message gets
+    table_offset: int | None  # that of the next message for the table; None: it never took any
+    group_offset: int | None  # what the group told the brokers, for other tools
+    lag: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What was found."""
+
+    checks: Sequence[Check]
+    tables: Sequence[TableStatus] = ()
+    lag: Sequence[PartitionLag] = ()
+    is_under_way: bool = False  # somewhere a thread still waits for an answer
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of what is red; what is away, and worth a retry, goes first."""
+        codes = [check.exit_code for check in self.checks]
+        return Unavailable.exit_code if Unavailable.exit_code in codes else max(codes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Catalog:
+    tables: Sequence[str]  # ours
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    status: TableStatus
+    offsets: Offsets
+    metadata: str  # its newest metadata file
+    latency_ms: float  # of reading that
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kafka:
+    client: Topics
+    brokers: int
+    topics: Sequence[str]
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Registry:
+    subjects: Sequence[str]
+    unlike: Sequence[str]  # those without our schema
+    latency_ms: float
+
+
+class _Question(Generic[T]):
+    """A question under way, in a thread of its own; `whom` is asked."""
+
+    def __init__(
+        self, pool: ThreadPool, ask: Callable[[], T], *, whom: str, timeout_s: float
+    ) -> None:
+        self._whom = whom
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._result: AsyncResult[T] = pool.apply_async(ask)
+
+    def answer(self) -> T:
+        """Wait for the answer.
+
+        Raises:
+            Unavailable: it is late.
+        """
+        try:
+            return self._result.get(max(0.0, self._deadline - time.monotonic()))
+        except LateError as exc:
+            raise Unavailable(f"no answer from {self._whom} within {self._timeout_s:g} s") from exc
+
+    def is_under_way(self) -> bool:
+        """Tell whether the thread still waits."""
+        return not self._result.ready()
+
+    def answer_or_none(self) -> T | None:
+        """Wait for the answer; None where another check tells what is wrong."""
+        with suppress(K2Error):
+            return self.answer()
+        return None
+
+    def check(self, name: str, judge: Callable[[T], Check]) -> Check:
+        """Judge the answer. An error is red, unless only nothing was set up yet."""
+        try:
+            return judge(self.answer())
+        except NotFound as exc:
+            return Check(name=name, state=State.YELLOW, detail=str(exc), hint=exc.hint)
+        except K2Error as exc:
+            is_up = "is it up? " if isinstance(exc, Unavailable) else ""
+            return _red(name, exc, is_up + _SHOW)
+
+
+def survey(settings: Settings, *, group: str, timeout_s: float) -> Survey:
+    """Look at everything that the settings name, for `timeout_s`; then at lags, for as long.
+
+    What is not well is told by the checks, and not raised.
+    """
+    with ThreadPool(_AT_ONCE) as pool:
+
+        def begin(ask: Callable[[], T], whom: str) -> _Question[T]:
+            return _Question(pool, ask, whom=whom, timeout_s=timeout_s)
+
+        where = _catalog_name(settings)
+        catalog = begin(partial(_look_at_catalog, settings), where)
+        tables = begin(partial(_look_at_tables, settings, catalog), f"the store of {where}")
+        brokers = settings.kafka.get("bootstrap.servers", "")
+        kafka = begin(partial(_look_at_kafka, settings, timeout_s), brokers) if brokers else None
+        url = redacted("url", settings.schema_registry.get("url", ""))
+        registry = begin(partial(_look_at_registry, settings, timeout_s), url) if url else None
+
+        checks = [catalog.check("catalog", partial(_judge_catalog, settings))]
+        found = tables.answer_or_none()
+        statuses = [table.status for table in found or ()]
+        if catalog.answer_or_none() and found != []:
+            checks.append(tables.check("store", _judge_store))
+        if kafka:
+            checks.append(kafka.check("kafka", partial(_judge_kafka, brokers)))
+        if registry:
+            checks.append(registry.check("registry", partial(_judge_registry, url)))
+        lag: Sequence[PartitionLag] = ()
+        if kafka and (topics := kafka.answer_or_none()) and found is not None:
+            behind = begin(partial(_look_at_lag, topics, found, group), brokers)
+            checks.append(behind.check("consumers", partial(judge_lag, statuses)))
+            lag = behind.answer_or_none() or ()
+        asked = (catalog, tables, kafka, registry)
+        is_under_way = any(question and question.is_under_way() for question in asked)
+    if is_embedded(settings):
+        checks.append(_check_disk(settings.home))
+    return Survey(checks=checks, tables=statuses, lag=lag, is_under_way=is_under_way)
+
+
+def _look_at_catalog(settings: Settings) -> _Catalog:
+    with open_lake(settings) as lake:
+        tables, latency_ms = _timed(lake.listed)
+    ours = [kind.table for kind in KINDS.values() if kind.table in tables]
+    return _Catalog(tables=ours, latency_ms=latency_ms)
+
+
+def _look_at_tables(settings: Settings, catalog: _Question[_Catalog]) -> list[_Table]:
+    try:
+        catalog.answer()  # opened twice at once, a new catalog would be made twice
+        with open_lake(settings) as lake:
+            return [_look_at_table(lake, kind) for kind in lake.kinds()]
+    except NotFound:
+        return []  # the catalog's check tells
+
+
+def _look_at_table(lake: Lake, kind: RecordKind) -> _Table:
+    metadata, latency_ms = _timed(partial(lake.read_metadata, kind))
+    info = lake.describe(kind)
+    age_s = (datetime.now(tz=UTC) - info.last_commit).total_seconds() if info.last_commit else None
+    status = TableStatus(
+        kind=kind.name,
+        name=info.name,
+        rows=info.rows,
+        newest_record=lake.newest(kind),
+        last_commit=info.last_commit,
+        age_s=age_s,
+    )
+    offsets = decode_offsets(lake.held(kind, KEY))
+    return _Table(status=status, offsets=offsets, metadata=metadata, latency_ms=latency_ms)
+
+
+def _look_at_kafka(settings: Settings, timeout_s: float) -> _Kafka:
+    client = Topics(settings.kafka, timeout_s=timeout_s)
+    brokers, latency_ms = _timed(client.brokers)
+    return _Kafka(client=client, brokers=brokers, topics=client.names(), latency_ms=latency_ms)
+
+
+def _look_at_registry(settings: Settings, timeout_s: float) -> _Registry:
+    once = {"max.retries": "0", **settings.schema_registry}
+    with open_registry(once, timeout_s=timeout_s) as registry:
+        subjects, latency_ms = _timed(registry.subjects)
+        ours = [name for name in subjects if name.startswith(_PREFIX)]
+        unlike = [name for name in ours if not _has_our_schema(registry, name)]
+    return _Registry(subjects=ours, unlike=unlike, latency_ms=latency_ms)
+
+
+def _has_our_schema(registry: Registry, subject: str) -> bool:
+    """Tell whether a subject has the schema of its kind; those of no kind are not ours to judge."""
+    kind = _kind_of(subject.removesuffix(subject_of("")))
+    if kind is None:
+        return True
+    try:
+        registry.find(subject, kind.avro)
+    except NotFound:
+        return False
+    return True
+
+
+def _look_at_lag(kafka: _Kafka, tables: Sequence[_Table], group: str) -> list[PartitionLag]:
+    fed = {partition.topic for table in tables for partition in table.offsets}
+    names = [name for name in kafka.topics if name in fed or _is_market(name)]
+    told: Mapping[tuple[str, int], int] = {}
+    with suppress(K2Error):  # only shown; who may not read it still sees the rest
+        told = kafka.client.group_offsets(group)
+    return [
+        lag for topic in kafka.client.describe(names) for lag in _topic_lag(topic, tables, told)
+    ]
+
+
+def _topic_lag(
+    topic: TopicInfo, tables: Sequence[_Table], told: Mapping[tuple[str, int], int]
+) -> Iterator[PartitionLag]:
+    for each in topic.partitions:
+        place = Partition(topic.name, topic.id, each.number)
+        holder = next((table for table in tables if place in table.offsets), None)
+        kind = _kind_of(topic.name)
+        offset = holder.offsets[place] if holder else None
+        yield PartitionLag(
+            table=holder.status.kind if holder else kind.name if kind else "",
+            topic=topic.name,
+            partition=each.number,
+            end=each.next,
+            table_offset=offset,
+            group_offset=told.get((topic.name, each.number)),
+            lag=each.next - (each.first if offset is None else offset),
+        )
+
+
+def _judge_catalog(settings: Settings, catalog: _Catalog) -> Check:
+    if catalog.tables:
+        state, text, hint = State.GREEN, f"{len(catalog.tables)} tables", None
+    else:
+        hint = "k2 demo" if is_embedded(settings) else "k2 init"
+        state, text = State.YELLOW, "no tables yet"
+    return Check(
+        name="catalog",
+        state=state,
+        detail=f"{text} in {_catalog_name(settings)}",
+        hint=hint,
+        latency_ms=catalog.latency_ms,
+    )
+
+
+def _catalog_name(settings: Settings) -> str:
+    """Name the catalog: its kind and where it is, without secrets."""
+    if is_embedded(settings):
+        return f"embedded catalog {settings.home}"
+    kind, uri = (settings.catalog.get(key, "") for key in ("type", "uri"))
+    return f"{kind} catalog {redacted('uri', uri)}".strip()
+
+
+def _judge_store(tables: Sequence[_Table]) -> Check:
+    first = tables[0]
+    return Check(
+        name="store",
+        state=State.GREEN,
+        detail=f"{first.metadata} can be read",
+        latency_ms=first.latency_ms,
+    )
+
+
+def _judge_kafka(bootstrap: str, kafka: _Kafka) -> Check:
+    topics = [name for name in kafka.topics if name.startswith(_PREFIX)]
+    brokers = f"{kafka.brokers} broker{'s' if kafka.brokers != 1 else ''}"
+    return Check(
+        name="kafka",
+        state=State.GREEN if topics else State.YELLOW,
+        detail=f"{bootstrap}: {brokers}, {_count(topics, 'topic')}",
+        hint=None if topics else "k2 init",
+        latency_ms=kafka.latency_ms,
+    )
+
+
+def _judge_registry(url: str, registry: _Registry) -> Check:
+    state, hint = State.GREEN, None
+    detail = f"{url}: {_count(registry.subjects, 'subject')}"
+    if registry.unlike:
+        state, hint = State.YELLOW, f"k2 schema register {registry.unlike[0]}"
+        detail += f", without our schema: {', '.join(registry.unlike)}"
+    elif not registry.subjects:
+        state, hint = State.YELLOW, "k2 init"
+    return Check(
+        name="registry", state=state, detail=detail, hint=hint, latency_ms=registry.latency_ms
+    )
+
+
+def _count(names: Sequence[str], what: str) -> str:
+    return f"{len(names) or 'no'} {what}{'s' if len(names) != 1 else ''} {_PREFIX}*"
+
+
+def judge_lag(tables: Sequence[TableStatus], lags: Sequence[PartitionLag]) -> Check:
+    """Yellow is what waits while nobody commits; a consumer at work is always a little behind."""
+    total = sum(lag.lag for lag in lags)
+    waiting = {lag.table for lag in lags if lag.lag > _MARKER}
+    ages = [table.age_s for table in tables if table.kind in waiting]
+    is_idle = bool(waiting) and all(age is None or age > _IDLE_S for age in ages)
+    return Check(
+        name="consumers",
+        state=State.YELLOW if is_idle else State.GREEN,
+        detail=f"{total:,} messages to come" + (", and nobody takes them" if is_idle else ""),
+        hint="k2 consume" if is_idle else None,
+    )
+
+
+def _check_disk(home: Path) -> Check:
+    try:
+        folder = next(each for each in (home, *home.parents) if each.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ConfigError(f"{folder} is no folder that you may write")
+        usage = shutil.disk_usage(folder)
+    except OSError as exc:
+        return _red("disk", ConfigError(f"{home}: {exc}"), _ANOTHER)
+    except ConfigError as exc:
+        return _red("disk", exc, _ANOTHER)
+    return judge_disk(home, free=usage.free, total=usage.total)
+
+
+def judge_disk(home: Path, *, free: int, total: int) -> Check:
+    """Tell whether there is room for more, in bytes."""
+    share = free / total
+    detail = f"{free / 1e9:,.1f} GB free ({share:.0%}) for {home}"
+    if free < _LEAST_FREE_BYTES or share < _LEAST_FREE_SHARE:
+        return _red("disk", Unavailable(detail), f"free some space, or {_ANOTHER}")
+    return Check(name="disk", state=State.GREEN, detail=detail)
+
+
+def _red(name: str, exc: K2Error, hint: str) -> Check:
+    return Check(
+        name=name,
+        state=State.RED,
+        detail=str(exc),
+        hint=exc.hint or hint,
+        exit_code=exc.exit_code,
+    )
+
+
+def _is_market(topic: str) -> bool:
+    return topic.startswith(_PREFIX) and _kind_of(topic) is not None
+
+
+def _kind_of(topic: str) -> RecordKind | None:
+    return KINDS.get(topic.rpartition(".")[2])
+
+
+def _timed(ask: Callable[[], T]) -> tuple[T, float]:
+    started = time.perf_counter()
+    found = ask()
+    return found, round((time.perf_counter() - started) * 1000, 1)
