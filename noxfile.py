@@ -5,6 +5,8 @@ import nox
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "tests"]
 
+# Each worker starts servers of its own: more than a few would only be in each other's way.
+WORKERS = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
 
@@ -30,7 +32,7 @@ def tests(session: nox.Session) -> None:
     _install(session)
     session.run("k2", "--help", silent=True)  # with the runtime dependencies alone
     session.install(*nox.project.dependency_groups(PYPROJECT, "test"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *WORKERS, *session.posargs)
 
 
 @nox.session(default=False)

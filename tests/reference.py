@@ -24,7 +24,7 @@ def _below(group: TyperGroup, path: tuple[str, ...]) -> Iterator[tuple[str, ...]
     for name, command in group.commands.items():
         if isinstance(command, TyperGroup):
             yield from _below(command, (*path, name))
-        else:
+        elif not command.hidden:
             yield (*path, name)
 
 

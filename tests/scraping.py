@@ -1,0 +1,51 @@
+"""Metrics as Prometheus reads them."""
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.request import urlopen
+
+from cluster import unexpected
+from prometheus_client.parser import text_string_to_metric_families
+
+from k2cli.consuming import ConsumePolicy, Consumption, DeadLetterFile
+from k2cli.rejects import RejectLog
+from k2cli.sinks import NdjsonPrinter, PrintedTables
+
+Labels = tuple[tuple[str, str], ...]
+Samples = dict[tuple[str, Labels], float]
+_PATIENCE_S = 30.0
+
+
+def scrape(url: str) -> Samples:
+    """Ask for metrics once."""
+    with urlopen(url, timeout=5) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def scraped_until(url: str, is_there: Callable[[Samples], bool]) -> Samples:
+    """Ask again and again, until the samples are as they are to become."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        samples = scrape(url)
+        if is_there(samples):
+            return samples
+        assert time.monotonic() < deadline, samples
+        time.sleep(0.05)
+
+
+def consumption_of_nothing(folder: Path) -> Consumption:
+    """Make a consumption that has no topics, to ask for its metrics."""
+    return Consumption(
+        feeds=[],
+        tables=PrintedTables(NdjsonPrinter(io.BytesIO())),
+        letters=DeadLetterFile(RejectLog(folder / "rejects.ndjson")),
+        policy=ConsumePolicy(batch_rows=1, commit_interval_s=1, timeout_s=1),
+        observe=unexpected,
+    )

@@ -1,0 +1,151 @@
+"""The alerts and the dashboard ask for what k2 really exports, of jobs that are there."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import promql_parser as promql
+import pytest
+from cluster import unexpected
+from compose import DOCKER, command_of, own_services, services, yaml_of
+from scraping import consumption_of_nothing
+
+from k2cli.commands.metrics import RunMetrics
+from k2cli.consuming import ConsumeTotals
+from k2cli.flow import Totals
+
+SUFFIXES: Final = {
+    "counter": ("_total",),
+    "gauge": ("",),
+    "info": ("_info",),
+    "histogram": ("_bucket", "_count", "_sum"),
+}
+DASHBOARD: Final = json.loads((DOCKER / "grafana/dashboards/k2.json").read_text(encoding="utf-8"))
+RULES: Final = [
+    rule for group in yaml_of("prometheus/rules.yml")["groups"] for rule in group["rules"]
+]
+JOBS: Final = {
+    each["job_name"]: each for each in yaml_of("prometheus/prometheus.yml")["scrape_configs"]
+}
+OF_PROMETHEUS: Final = {"up"}
+LABELS: Final = {"job", "instance", "topic", "partition", "event", "level", "le", "version"}
+
+
+def _queries() -> Iterator[str]:
+    """All that is asked of Prometheus, with Grafana's variables filled in."""
+    yield from (rule["expr"] for rule in RULES)
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"].replace("$__rate_interval", "1m").replace("$__range", "1h")
+
+
+QUERIES: Final = list(_queries())
+
+
+def selectors(query: str) -> list[Any]:
+    """Return what a query selects series by; it is an error if Prometheus could not read it."""
+    nodes: list[Any] = []
+    promql.walk(promql.parse(query), nodes.append)
+    return [node for node in nodes if isinstance(node, promql.VectorSelector)]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The names of all that k2 exports, of a stream and of a consumer."""
+    stream, consumer = RunMetrics(unexpected), RunMetrics(unexpected)
+    stream.watch(Totals())
+    consumer.watch_consumption(consumption_of_nothing(tmp_path_factory.mktemp("consumption")))
+    return {
+        f"{metric.name}{suffix}"
+        for run in (stream, consumer)
+        for metric in run.registry.collect()
+        for suffix in SUFFIXES[metric.type]
+    }
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_what_is_asked_for_is_exported(query: str, exported: set[str]) -> None:
+    names = {selector.name for selector in selectors(query)}
+    assert names
+    assert names <= exported | OF_PROMETHEUS
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_labels_and_jobs_are_there(query: str) -> None:
+    for selector in selectors(query):
+        for matcher in selector.matchers.matchers:
+            assert matcher.name in LABELS
+            if matcher.name == "job" and matcher.op == promql.MatchOp.Equal:
+                assert matcher.value in JOBS
+
+
+def test_a_wrong_name_would_be_found(exported: set[str]) -> None:
+    (selector,) = selectors("sum(rate(k2_row_total{job='k2-stream'}[5m])) > 0")
+    assert selector.name not in exported
+    assert len(selectors("a / b offset 5m")) == 2
+
+
+@pytest.mark.parametrize("totals", [Totals, ConsumeTotals])
+def test_every_sum_is_exported(totals: Callable[[], Any], exported: set[str]) -> None:
+    names = {f"k2_{each.name}_total" for each in fields(totals())}  # type: ignore[arg-type]
+    assert names - exported == {"k2_duration_s_total"}
+
+
+def test_all_that_k2_counts_is_looked_at(exported: set[str]) -> None:
+    """Save the version, and what a histogram has beside its buckets."""
+    asked = {selector.name for query in QUERIES for selector in selectors(query)}
+    assert {name for name in exported - asked if name.startswith("k2_")} == {
+        "k2_build_info",
+        "k2_commit_duration_seconds_count",
+        "k2_commit_duration_seconds_sum",
+    }
+
+
+def test_every_alert_says_what_it_is_and_what_to_do() -> None:
+    assert len(RULES) == len({rule["alert"] for rule in RULES}) > 0
+    for rule in RULES:
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+        assert {"summary", "description"} == rule["annotations"].keys()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_job_is_a_service_that_serves_metrics_on_that_port(job: str) -> None:
+    (found,) = JOBS[job]["dns_sd_configs"]
+    (name,) = found["names"]
+    command = command_of(own_services()[name])
+    address = command[command.index("--metrics") + 1]
+    assert address == f"0.0.0.0:{found['port']}"
+    assert f":{found['port']}/metrics" in " ".join(own_services()[name]["healthcheck"]["test"])
+
+
+def test_every_service_with_metrics_is_a_job() -> None:
+    told = {name for name, one in own_services().items() if "--metrics" in str(one.get("command"))}
+    assert told == set(JOBS)
+
+
+def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+    (source,) = yaml_of("grafana/provisioning/datasources/prometheus.yml")["datasources"]
+    (provider,) = yaml_of("grafana/provisioning/dashboards/k2.yml")["providers"]
+    grafana = services()["grafana"]
+    mounts = dict(mount.split(":")[:2] for mount in grafana["volumes"])
+    assert mounts["./grafana/dashboards"] == provider["options"]["path"]
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert home.parent == Path(provider["options"]["path"])
+    assert (DOCKER / "grafana/dashboards" / home.name).is_file()
+    assert source["url"] == "http://prometheus:9090"
+    used = {
+        target["datasource"]["uid"] for each in DASHBOARD["panels"] for target in each["targets"]
+    }
+    assert used == {source["uid"]}
+
+
+def test_panels_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        taken |= cells
