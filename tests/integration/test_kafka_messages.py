@@ -179,14 +179,22 @@ def test_messages_of_two_schemas_keep_their_order(schemas: Registry, topic_name:
 def test_a_registry_that_has_just_come_up_is_asked_again(
     registry: RegistryAddress, topic_name: str
 ):
-    subject = subject_of(topic_name)
+    def with_field(name: str) -> dict[str, Any]:
+        field = {"name": name, "type": ["null", "string"], "default": None}
+        return {**TRADES.avro, "fields": [*TRADES.avro["fields"], field]}
+
+    subject, name = subject_of(topic_name), f"f{secrets.token_hex(8)}"
+    told: list[str] = []
     with open_registry({"url": registry.url}, timeout_s=20, patience_s=20) as schemas:
-        coming = schemas.register(subject, QUOTES.avro) + 1
-        later = (f"{subject}-later", {**TRADES.avro, "doc": subject})
-        registering = Timer(0.6, schemas.register, later)
+        coming = schemas.register(subject, with_field(f"{name}a")) + 1
+        registering = Timer(0.6, schemas.register, (subject, with_field(f"{name}b")))
         registering.start()
-        assert read(schemas, values_of(trades_batch(3), coming)).rows.num_rows == 3
+        values = [value + b"\x00" for value in values_of(trades_batch(3), coming)]
+        decoded = read(schemas, values, lambda _event, **fields: told.append(fields["fields"]))
         registering.join()
+        assert decoded.rejects == []
+        assert decoded.rows.num_rows == 3
+        assert told == [f"{name}b"]
         # What stays unknown holds nothing up for long.
         started = time.monotonic()
         assert len(read(schemas, values_of(trades_batch(1), 2**30)).rejects) == 1
