@@ -17,8 +17,8 @@ for a dash: K2_CATALOG_S3__ACCESS_KEY_ID is `s3.access-key-id`.
 """
 
 import difflib
+import os
 import re
-import secrets
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -104,7 +104,7 @@ class QuerySettings(_Section, frozen=True, kw_only=True):
 
 
 def _random_run() -> str:
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 class Settings(_Section, frozen=True, kw_only=True):
