@@ -15,7 +15,7 @@ from k2cli.errors import K2Error
 Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
 
 WARNINGS: Final = frozenset(
-    {"disconnected", "stale", "gap", "reject", "conflict", "group_offsets"}
+    {"disconnected", "stale", "gap", "reject", "conflict", "group_offsets", "failed"}
     | {"kafka_away", "registry_away", "catalog_away", "dead_letters_away", "fields_left_out"}
 )
 

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import RunLog
+from k2cli.commands.events import LogLevel, RunLog
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.options import (
     AutoRegisterOpt,
@@ -20,6 +20,8 @@ from k2cli.commands.options import (
     FormatOpt,
     HomeOpt,
     KafkaOpt,
+    LinesOpt,
+    LogLevelOpt,
     OutputOpt,
     RegistryOpt,
     SummaryOpt,
@@ -146,6 +148,8 @@ def load_csv(
         str,
         typer.Option("--max-rejects", help="Rejects that a file may have: N, or P% of its lines."),
     ] = "0",
+    log_format: LinesOpt = None,
+    log_level: LogLevelOpt = LogLevel.INFO,
     summary: SummaryOpt = output.Summary.TEXT,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
@@ -187,17 +191,18 @@ def load_csv(
         ),
     )
     started = time.monotonic()
-    with ExitStack() as stack:
-        log = RejectLog(rejects or config.home / "rejects" / "load-csv.ndjson")
-        log = stack.enter_context(log)
+    log = RunLog(log_format, log_level, run=config.run)
+    told = log if log_format else None
+    with log.ending(), ExitStack() as stack:
+        rejected = RejectLog(rejects or config.home / "rejects" / "load-csv.ndjson")
         policy = LoadPolicy(
-            rejects=log,
+            rejects=stack.enter_context(rejected),
             allowance=_allowance(max_rejects),
             is_forced=force,
             is_following=follow_appends,
         )
         if is_written:
-            handle = _loading(stack, policy, config)
+            handle = _loading(stack, policy, config, told)
         elif is_sent:
             produce = produce_options(
                 config,
@@ -207,14 +212,15 @@ def load_csv(
                 topic=topic,
                 auto_register=auto_register,
             )
-            handle = _sending(stack, policy, produce, paths)
+            handle = _sending(stack, policy, produce, paths, log, told)
         else:
             handle = _printing(stack, policy, limit=_PREVIEW_ROWS if dry_run else None)
-        totals = _load_each(source.files(paths), _checked(handle) if checksum else handle)
-    totals.duration_s = round(time.monotonic() - started, 3)
-    output.summary(asdict(totals), summary, is_data_on_stdout=not (is_written or is_sent))
-    if totals.failed:
-        raise BadData(f"{totals.failed} of {totals.files} files not loaded")
+        totals = _load_each(source.files(paths), _checked(handle) if checksum else handle, told)
+        totals.duration_s = round(time.monotonic() - started, 3)
+        is_data_on_stdout = not (is_written or is_sent)
+        output.summary(asdict(totals), summary, is_data_on_stdout=is_data_on_stdout, log=log)
+        if totals.failed:
+            raise BadData(f"{totals.failed} of {totals.files} files not loaded")
 
 
 @load_app.command()
@@ -341,7 +347,9 @@ def _printing(stack: ExitStack, policy: "LoadPolicy", *, limit: int | None) -> H
     return handle
 
 
-def _loading(stack: ExitStack, policy: "LoadPolicy", config: Settings) -> Handle:
+def _loading(
+    stack: ExitStack, policy: "LoadPolicy", config: Settings, told: RunLog | None
+) -> Handle:
     """Load every file into its table."""
     from k2cli.loading import load_into_table
     from k2cli.storage.lake import open_lake
@@ -349,7 +357,7 @@ def _loading(stack: ExitStack, policy: "LoadPolicy", config: Settings) -> Handle
     lake = stack.enter_context(open_lake(config, create=True))
 
     def handle(file: "FileToLoad") -> "tuple[FileSums, bool]":
-        with _progress(file) as on_batch:
+        with _progress(file, told) as on_batch:
             sums, snapshot_id = load_into_table(file, lake, policy, on_batch)
         return sums, snapshot_id is not None
 
@@ -357,7 +365,12 @@ def _loading(stack: ExitStack, policy: "LoadPolicy", config: Settings) -> Handle
 
 
 def _sending(
-    stack: ExitStack, policy: "LoadPolicy", produce: "ProduceOptions", paths: list[str]
+    stack: ExitStack,
+    policy: "LoadPolicy",
+    produce: "ProduceOptions",
+    paths: list[str],
+    log: RunLog,
+    told: RunLog | None,
 ) -> Handle:
     """Send every file to its topics."""
     import hashlib
@@ -369,10 +382,10 @@ def _sending(
     # The same command twice at once: the second one ends the first one's transaction.
     said = hashlib.sha256("\0".join([produce.topic or "", *paths]).encode()).hexdigest()
     options = replace(produce, transaction=f"k2-load-{said[:32]}", patience_s=produce.timeout_s)
-    topics = stack.enter_context(open_topics(options, observe=RunLog(run=options.run).on_event))
+    topics = stack.enter_context(open_topics(options, observe=log.on_event))
 
     def handle(file: "FileToLoad") -> "tuple[FileSums, bool]":
-        with _progress(file) as on_batch:
+        with _progress(file, told) as on_batch:
             return load_into_topics(file, topics, policy, on_batch), True
 
     return handle
@@ -393,8 +406,11 @@ class _Printer:
         sys.stdout.buffer.write(self._renderer.render(shown))
 
 
-def _load_each(files: "Iterator[FileToLoad]", handle: Handle) -> "LoadTotals":
-    """Handle file after file; one that does not fit is told and counted, and the rest goes on."""
+def _load_each(files: "Iterator[FileToLoad]", handle: Handle, told: RunLog | None) -> "LoadTotals":
+    """Handle file after file; one that does not fit is told and counted, and the rest goes on.
+
+    Where there is a log, each file is an event of it.
+    """
     from k2cli.loading import LoadTotals
 
     totals = LoadTotals()
@@ -405,22 +421,28 @@ def _load_each(files: "Iterator[FileToLoad]", handle: Handle) -> "LoadTotals":
             sums, is_loaded = handle(file)
         except BadData as exc:
             totals.failed += 1
-            output.error(exc)
+            if told:
+                told.on_event("failed", path=file.path, message=str(exc), hint=exc.hint)
+            else:
+                output.error(exc)
             continue
         totals.loaded += is_loaded
         totals.skipped += not is_loaded
         totals.rows += sums.rows if is_loaded else 0
         totals.rejects += sums.rejects
-        if sys.stderr.isatty() or not is_loaded:
+        if told:
+            event = "loaded" if is_loaded else "skipped"
+            told.on_event(event, path=file.path, rows=sums.rows, rejects=sums.rejects)
+        elif sys.stderr.isatty() or not is_loaded:
             what = f"{sums.rows:,} rows" if is_loaded else "loaded before, skipped"
             output.note(f"{file.path}: {what}")
     return totals
 
 
 @contextmanager
-def _progress(file: "FileToLoad") -> "Iterator[Callable[[Batch], None]]":
-    """Show lines and rate of a file on a terminal; elsewhere nothing."""
-    if not sys.stderr.isatty():
+def _progress(file: "FileToLoad", told: RunLog | None) -> "Iterator[Callable[[Batch], None]]":
+    """Show lines and rate of a file on a terminal; elsewhere, and beside a log, nothing."""
+    if told or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console

@@ -156,6 +156,12 @@ MetricsOpt = Annotated[
 ]
 
 
+LinesOpt = Annotated[
+    LogFormat | None,
+    typer.Option(
+        "--log-format", help="What happens as log lines.", show_default="in words, for people"
+    ),
+]
 LogLevelOpt = Annotated[
     LogLevel, typer.Option("--log-level", help="Log lines of this level and above.")
 ]

@@ -10,12 +10,14 @@ import typer
 
 from k2cli.commands import output
 from k2cli.commands.consume import KindName, kind_of
-from k2cli.commands.events import RunLog
+from k2cli.commands.events import LogLevel, RunLog
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.options import (
     AutoRegisterOpt,
     HomeOpt,
     KafkaOpt,
+    LinesOpt,
+    LogLevelOpt,
     RegistryOpt,
     SummaryOpt,
     TimeoutOpt,
@@ -46,6 +48,8 @@ def produce(
         int,
         typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
     ] = 0,
+    log_format: LinesOpt = None,
+    log_level: LogLevelOpt = LogLevel.INFO,
     summary: SummaryOpt = output.Summary.TEXT,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
@@ -81,11 +85,12 @@ def produce(
         )
     started = time.monotonic()
     sums: dict[str, int] = {"messages": 0, "rows": 0, "rejects": 0}
-    with ExitStack() as stack:
+    log = RunLog(log_format, log_level, run=config.run)
+    with log.ending(), ExitStack() as stack:
         stream = stack.enter_context(_open(file))
-        log = RejectLog(rejects or config.home / "rejects" / "produce.ndjson")
-        stack.enter_context(log)
-        topics = stack.enter_context(open_topics(options, observe=RunLog(run=options.run).on_event))
+        rejected = RejectLog(rejects or config.home / "rejects" / "produce.ndjson")
+        stack.enter_context(rejected)
+        topics = stack.enter_context(open_topics(options, observe=log.on_event))
         topics.prepare(held, "")
         try:
             for batch in read_ndjson(stream, held):
@@ -94,18 +99,19 @@ def produce(
                     sums["rows"] += rows.num_rows
                 sums["messages"] += batch.messages
                 sums["rejects"] += len(batch.rejects)
-                log.write(batch.rejects)
+                rejected.write(batch.rejects)
                 if sums["rejects"] > max_rejects:
                     break
         finally:  # also what was read before an interrupt
             topics.flush()
-            log.sync()
-    took = {"duration_s": round(time.monotonic() - started, 3)}
-    output.summary({**sums, **took}, summary, is_data_on_stdout=False)
-    if sums["rejects"] > max_rejects:
-        raise BadData(
-            f"{sums['rejects']} lines are no row; allowed are {max_rejects}", hint=f"see {log.path}"
-        )
+            rejected.sync()
+        took = {"duration_s": round(time.monotonic() - started, 3)}
+        output.summary({**sums, **took}, summary, is_data_on_stdout=False, log=log)
+        if sums["rejects"] > max_rejects:
+            raise BadData(
+                f"{sums['rejects']} lines are no row; allowed are {max_rejects}",
+                hint=f"see {rejected.path}",
+            )
 
 
 def _open(file: str) -> AbstractContextManager[BinaryIO]:

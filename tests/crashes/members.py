@@ -60,7 +60,8 @@ class Member:
     @property
     def found_servers(self) -> bool:
         """Whether a process that ended came so far as to run, and not just to exit code 5."""
-        return self.process.returncode != _UNAVAILABLE or bool(self.events())
+        names = {event["event"] for event in self.events()}
+        return self.process.returncode != _UNAVAILABLE or bool(names - {"error", "summary"})
 
     def count(self, event: str) -> int:
         """Count the events of a name."""

@@ -109,3 +109,22 @@ def test_an_error_and_the_sums_are_lines_of_a_json_log(run: Run, cluster: Cluste
     assert consumed.exit_code == 4
     (line,) = consumed.stderr.splitlines()
     assert json.loads(line)["hint"].startswith("k2 topic create")
+
+
+def test_files_are_lines_of_the_log_where_there_is_one(run: Run, home: Path, tmp_path: Path):
+    good, bad = tmp_path / "good.csv", tmp_path / "bad.csv"
+    good.write_text("1,10.5,2,21,1723161600000,True,True\n")
+    bad.write_text("1,ten,2,21,1723161600000,True,True\n")
+    load = ["load", "csv", str(good), str(bad), "--layout", "binance-trades"]
+    load += ["--symbol", "BTCUSDT", "--log-format", "json"]
+    done = run(load, env={"K2_RUN": "nightly-2"})
+    assert (done.exit_code, done.stdout) == (6, "")
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["event"] for line in lines] == ["loaded", "failed", "summary", "error"]
+    assert (lines[0]["path"], lines[0]["rows"]) == (str(good), 1)
+    assert lines[1]["path"] == str(bad)
+    assert {line["run"] for line in lines} == {"nightly-2"}
+    again = run([*load, "--log-level", "warning"])
+    assert [json.loads(line)["event"] for line in again.stderr.splitlines()] == ["failed", "error"]
+    snapshots = k2_at(home)("table", "snapshots", "trades", "--format", "json").stdout
+    assert [snapshot["run"] for snapshot in json.loads(snapshots)] == ["nightly-2"]
