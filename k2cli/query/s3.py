@@ -18,7 +18,7 @@ from k2cli.query.render import literal
 from k2cli.records import S3Access, TableFiles
 
 _PACKAGE: Final = "duckdb_extension_httpfs"
-_HINT: Final = "pip install 'k2cli[s3]'"
+_HINT: Final = f"pip install duckdb-extension-httpfs=={duckdb.__version__}"
 KEYS_HINT: Final = "check s3.access-key-id and s3.secret-access-key under [catalog]: k2 config show"
 _SCHEMES: Final = ("s3://", "s3a://", "s3n://")
 

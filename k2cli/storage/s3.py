@@ -63,7 +63,7 @@ def aws_session(properties: Mapping[str, Any]) -> Any:
     except ImportError as exc:
         raise ConfigError(
             "signing and keys that are not in the settings need the package boto3",
-            hint="pip install 'k2cli[s3]'",
+            hint="pip install boto3",
         ) from exc
     try:
         return boto3.Session(

@@ -560,4 +560,4 @@ def test_without_the_extension_a_query_says_how_to_install_it(
     monkeypatch.syspath_prepend(str(tmp_path))
     failed = k2_at(home, variables(stored["sql"]))("query", "trades", code=3)
     assert re.search(r"httpfs extension for version [\d.]+, which is not installed", failed.stderr)
-    assert "hint: pip install 'k2cli[s3]'" in failed.stderr
+    assert "hint: pip install duckdb-extension-httpfs==" in failed.stderr
