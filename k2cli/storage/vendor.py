@@ -4,8 +4,10 @@ import errno
 import re
 import sqlite3
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from typing import Final
 
 from pyiceberg.exceptions import (
@@ -24,6 +26,8 @@ from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+# How pyiceberg's readers of JSON and Avro end in a file that is cut off or overwritten.
+_DAMAGED = (EOFError, UnicodeDecodeError, JSONDecodeError, zlib.error, SystemError)
 # What Arrow says of S3: the operation's error, and, of a refusal it does not know, the status.
 _S3_ERROR: Final = "AWS Error"
 _S3_REFUSED: Final = re.compile(
@@ -67,7 +71,7 @@ def translated(what: str) -> Iterator[None]:
         raise NotFound(f"{what}: no such table") from exc
     except NoSuchNamespaceError as exc:
         raise NotFound(f"{what}: {exc}", hint=_CATALOG_PLACE) from exc
-    except ValidationError as exc:
+    except (ValidationError, *_DAMAGED) as exc:
         reason = " ".join(str(exc).split())[:300]
         raise BadData(
             f"{what}: a metadata file is damaged: {reason}", hint="restore it from a backup"

@@ -2,7 +2,9 @@
 
 import json
 import signal
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from itertools import chain
@@ -15,9 +17,10 @@ from builders import START, table_of, trade_row, trades_batch
 from cluster import Cluster, ids_of, numbered_trades, wait_for
 from within import k2_at
 
+from k2cli.config import Settings
 from k2cli.errors import BadData
 from k2cli.records import TRADES, RecordKind, avro_to_arrow_schema, evolved
-from k2cli.storage.lake import Lake
+from k2cli.storage.lake import Lake, open_lake
 
 WIDE = {"type": "bytes", "logicalType": "decimal", "precision": 38, "scale": 8}
 TEXT = {"name": "venue", "type": ["null", "string"], "default": None, "doc": "Where it traded."}
@@ -113,6 +116,35 @@ def test_wider_columns_read_narrow_rows(lake: Lake, home: Path):
     sums = "select sum(price) as p, sum(CAST(quantity AS DECIMAL(38,8))) as q from trades"
     total = 2 * trade_row()["price"] + row["price"]
     assert k2("query", "sql", sums, "-f", "csv").stdout.splitlines()[1].startswith(f"{total:.8f},")
+
+
+def test_writers_and_several_who_evolve_at_once_are_not_in_each_others_way(
+    lake: Lake, settings: Settings
+):
+    names = [f"column_{number}" for number in range(4)]
+    is_over = threading.Event()
+
+    def write() -> int:
+        count = 0
+        with open_lake(settings) as mine:
+            while not is_over.is_set() or count < 10:
+                mine.append(TRADES, table_of(TRADES, [trade_row(source_sequence=count)]))
+                count += 1
+        return count
+
+    def evolve(name: str) -> list[str]:
+        with open_lake(settings) as mine:
+            return mine.evolve(TRADES, newer({**TEXT, "name": name}))
+
+    with ThreadPoolExecutor() as pool:
+        writer = pool.submit(write)
+        said = list(pool.map(evolve, names))
+        is_over.set()
+        count = writer.result()
+    assert said == [[f"add {name} string"] for name in names]
+    assert set(lake.kind(TRADES).arrow.names) == {*TRADES.arrow.names, *names}
+    numbers = lake.table(TRADES).scan().to_arrow()["source_sequence"].to_pylist()
+    assert sorted(numbers) == list(range(count))
 
 
 @pytest.mark.parametrize(
