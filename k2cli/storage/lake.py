@@ -41,7 +41,7 @@ from k2cli.storage.loads import FileState, list_loads, loaded_before, newest_loa
 from k2cli.storage.position import Position
 from k2cli.storage.s3 import s3_access
 from k2cli.storage.tables import create_table
-from k2cli.storage.vendor import translated
+from k2cli.storage.vendor import reading_manifests, translated
 
 NAMESPACE: Final = "market_data"
 _CATALOG_FILE: Final = "catalog.db"
@@ -366,7 +366,8 @@ def _plan_files(table: Table, row_filter: BooleanExpression) -> list[FileScanTas
     """Plan over the newest snapshot; over a newer one where writers expired that meanwhile."""
     while True:
         try:
-            return list(table.scan(row_filter=row_filter).plan_files())
+            with reading_manifests():
+                return list(table.scan(row_filter=row_filter).plan_files())
         except FileNotFoundError:
             if not has_moved_on(table):
                 raise

@@ -82,6 +82,19 @@ def translated(what: str) -> Iterator[None]:
         raise _translate_aws(what, exc) from exc
 
 
+@contextmanager
+def reading_manifests() -> Iterator[None]:
+    """Tell damage from bugs: pyiceberg believes what stands in a manifest, whatever comes of it.
+
+    Raises:
+        ValidationError: a manifest, or the list of them, is not one.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError) as exc:
+        raise ValidationError(f"a manifest: {exc}") from exc
+
+
 def _translate(what: str, exc: DatabaseError | OSError | RESTError) -> K2Error:
     if isinstance(exc, OSError):
         return _translate_os(what, exc)
