@@ -160,7 +160,8 @@ class Lake:
     def newest(self, kind: RecordKind) -> datetime | None:
         """Tell the time of a table's newest row; None if there is none. No row is read."""
         table = self.table(kind)
-        with translated(f"cannot read the statistics of table {kind.table} in {self._where}"):
+        what = f"cannot read the statistics of table {kind.table} in {self._where}"
+        with translated(what), reading_manifests():
             return newest_time(table, kind.partition_by)
 
     def append(

@@ -116,6 +116,11 @@ def test_what_is_damaged_is_red(lake: Lake, home: Path):
     metadata.write_bytes(metadata.read_bytes()[:100])
     lines = k2_at(home)("status", code=6).stdout.splitlines()
     assert any(line.startswith("red     store") and "hint: " in line for line in lines)
+    lake.append(TRADES, _table(trades_batch(5)))
+    snapshot = lake.table(TRADES).current_snapshot()
+    assert snapshot is not None
+    Path(snapshot.manifest_list).write_bytes(b"nonsense")
+    assert "a metadata file is damaged" in k2_at(home)("status", code=6).stdout
     (home / "catalog.db").write_bytes(b"nonsense" * 1_000)
     lines = k2_at(home)("status", code=6).stdout.splitlines()
     assert any(line.startswith("red     catalog") and "hint: " in line for line in lines)
