@@ -123,6 +123,13 @@ def _avro_field_type(column: pa.Field) -> Any:
     return ["null", avro] if column.nullable else avro
 
 
+def is_wider(one: pa.DataType, other: pa.DataType) -> bool:
+    """Tell whether all values of the other type are values of this one, and it has more."""
+    if pa.types.is_decimal(one) and pa.types.is_decimal(other):
+        return bool(one.scale == other.scale and one.precision > other.precision)
+    return bool(one == pa.int64() and other == pa.int32())
+
+
 def evolved(kind: RecordKind, columns: pa.Schema) -> RecordKind:
     """Return a kind as a table has it that has evolved.
 
@@ -133,8 +140,10 @@ def evolved(kind: RecordKind, columns: pa.Schema) -> RecordKind:
     for each in kind.avro["fields"]:
         ours = kind.arrow.field(each["name"])
         there = columns.field(each["name"]) if each["name"] in columns.names else ours
-        is_same = there.type == ours.type
-        fields.append(each if is_same else {**each, "type": _avro_field_type(there)})
+        wide = (
+            {**each, "type": _avro_field_type(there)} if is_wider(there.type, ours.type) else each
+        )
+        fields.append(wide)
     for column in columns:
         if column.name not in kind.arrow.names:
             with suppress(ValueError):

@@ -16,7 +16,7 @@ from functools import partial
 from multiprocessing import TimeoutError as LateError
 from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from k2cli.config import Settings, redacted
 from k2cli.errors import ConfigError, K2Error, NotFound, Unavailable
@@ -197,12 +197,13 @@ def survey(settings: Settings, *, group: str, timeout_s: float) -> Survey:
             checks.append(kafka.check("kafka", partial(_judge_kafka, brokers)))
         if registry:
             checks.append(registry.check("registry", partial(_judge_registry, url)))
+        asked: list[_Question[Any] | None] = [catalog, tables, kafka, registry]
         lag: Sequence[PartitionLag] = ()
         if kafka and (topics := kafka.answer_or_none()) and found is not None:
             behind = begin(partial(_look_at_lag, topics, found, group), brokers)
             checks.append(behind.check("consumers", partial(judge_lag, statuses)))
             lag = behind.answer_or_none() or ()
-        asked = (catalog, tables, kafka, registry)
+            asked.append(behind)
         is_under_way = any(question and question.is_under_way() for question in asked)
     if is_embedded(settings):
         checks.append(_check_disk(settings.home))

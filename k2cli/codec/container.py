@@ -107,8 +107,8 @@ class Container:
                 if sync != self._sync:
                     raise ValueError("a block does not end with the file's mark")
                 block = Block(count, self._decompress(data))
-                if block.data and not count:
-                    raise ValueError("a block without records is not empty")
+                if bool(block.data) != bool(count):
+                    raise ValueError("a block has records without bytes, or the other way round")
             except _UNREADABLE as exc:
                 raise BadData(_said(exc)) from exc
             if count:
@@ -149,7 +149,10 @@ class ContainerDecoder:
         batch = self._reader.read(len(records), b"".join(records))
         if batch is None or not holds_mark(batch.column(1), self._mark):
             return None
-        rows = pa.RecordBatch.from_struct_array(batch.column(0).flatten())
+        lists = batch.column(0)
+        if lists.value_lengths().to_pylist() != [block.count for block in blocks]:
+            return None  # behind its records a block has more of them
+        rows = pa.RecordBatch.from_struct_array(lists.flatten())
         return rows.select(self._decoder.arrow.names).cast(self._decoder.arrow)
 
     def _one_by_one(self, blocks: Sequence[Block], first: int) -> Iterator[Decoded]:

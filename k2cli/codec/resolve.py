@@ -116,9 +116,17 @@ def _is_readable(written: pa.DataType, ours: pa.DataType) -> bool:
         return bool(written.scale == ours.scale)  # digits are looked at value by value
     if pa.types.is_int64(ours):
         return written in (pa.int64(), pa.int32())
+    if pa.types.is_list(ours) and pa.types.is_list(written):
+        return _is_item_readable(written.value_field, ours.value_field)
+    if pa.types.is_map(ours) and pa.types.is_map(written):
+        return _is_item_readable(written.item_field, ours.item_field)
     if pa.types.is_timestamp(ours):
         return bool(pa.types.is_timestamp(written) and written.tz == ours.tz)  # to finer units
     return bool(written == ours)
+
+
+def _is_item_readable(written: pa.Field, ours: pa.Field) -> bool:
+    return bool(written.type == ours.type and (ours.nullable or not written.nullable))
 
 
 def _symbols(ours: Any, written: Any) -> Sequence[str] | None:
@@ -192,6 +200,6 @@ def _is_less(words: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.bool_]:
 
 
 def _unfit_times(values: pa.Array) -> npt.NDArray[np.bool_]:
-    times: npt.NDArray[np.int64] = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    times: npt.NDArray[np.int64] = values.cast(pa.int64()).fill_null(0).to_numpy()
     us_a_unit = _US_A_UNIT[values.type.unit]
     return (times < YEAR_1_US // us_a_unit) | (times > YEAR_9999_US // us_a_unit)

@@ -92,4 +92,5 @@ def event_text(event: str, fields: dict[str, object]) -> str:
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return json.dumps(text) if " " in text or not text else text
+    is_one_word = text.isprintable() and " " not in text and text
+    return text if is_one_word else json.dumps(text, ensure_ascii=False)

@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +20,7 @@ from pyiceberg.exceptions import (
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.table.update.snapshot import ExpireSnapshots
+from requests import RequestException
 from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from k2cli.config import Settings
@@ -41,6 +43,7 @@ _UNANSWERED: Final = (
     ServiceUnavailableError,
     ConnectionError,
     TimeoutError,
+    RequestException,
 )
 
 
@@ -189,15 +192,18 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
         transaction.commit_transaction()
     except (CommitFailedException, FileNotFoundError) as exc:
         is_lost = isinstance(exc, CommitFailedException) or has_moved_on(table)
-        delete_files(table, made.scratch)
-        if not is_lost:
-            raise
-        return None
+        if table.snapshot_by_id(append.snapshot_id) is None:
+            delete_files(table, made.scratch)
+            if not is_lost:
+                raise
+            return None
     except (DatabaseError, OSError, RESTError) as exc:
         if not _has_landed(table, append.snapshot_id, exc):
             delete_files(table, made.scratch)
             raise
-    delete_files(table, doomed | _merged_manifests(table, append.snapshot_id, append.commit_uuid))
+    with suppress(OSError):  # what stays is garbage
+        merged = _merged_manifests(table, append.snapshot_id, append.commit_uuid)
+        delete_files(table, doomed | merged)
     return append.snapshot_id
 
 

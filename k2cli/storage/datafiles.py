@@ -25,7 +25,7 @@ from pyiceberg.table import Table
 from pyiceberg.types import ListType, MapType, NestedField
 
 from k2cli.records import RecordKind
-from k2cli.storage.evolve import check_columns
+from k2cli.storage.evolve import fitted
 
 ROW_GROUP_ROWS: Final = 100_000
 _DAY_US: Final = 86_400_000_000
@@ -45,7 +45,7 @@ def write_data_files(table: Table, kind: RecordKind, rows: pa.Table) -> list[Dat
     Raises:
         BadData: the table is behind: it lacks a column, or has a narrower one.
     """
-    check_columns(table, kind, rows.schema)
+    rows = fitted(table, kind, rows)
     schema = arrow_schema_with_ids(rows.schema, table.schema())
     files: list[DataFile] = []
     paths: list[str] = []

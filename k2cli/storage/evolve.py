@@ -16,7 +16,7 @@ from pyiceberg.table import Table
 
 from k2cli.codec.resolve import record_name
 from k2cli.errors import BadData, Conflict
-from k2cli.records import RecordKind, arrow_field
+from k2cli.records import RecordKind, arrow_field, is_wider
 
 _ATTEMPTS: Final = 20
 
@@ -51,20 +51,23 @@ def _small(field: pa.Field) -> pa.Field:
     return field.with_type(of)
 
 
-def check_columns(table: Table, kind: RecordKind, rows: pa.Schema) -> None:
-    """See that a table can take rows of these columns.
+def fitted(table: Table, kind: RecordKind, rows: pa.Table) -> pa.Table:
+    """Return rows with columns as wide as the table's.
 
     Raises:
         BadData: it lacks a column, or has a narrower one.
     """
     columns = arrow_columns(table.schema())
-    for field in rows:
-        is_there = field.name in columns.names
-        if not is_there or _is_wider(field.type, columns.field(field.name).type):
+    for place, field in enumerate(rows.schema):
+        there = columns.field(field.name).type if field.name in columns.names else None
+        if there is None or is_wider(field.type, there):
             raise BadData(
                 f"table {kind.table} has no column {field.name} of type {field.type} yet",
                 hint=f"k2 table evolve {kind.name}",
             )
+        if is_wider(there, field.type):
+            rows = rows.set_column(place, field.with_type(there), rows[place].cast(there))
+    return rows
 
 
 def evolve_table(
@@ -118,9 +121,9 @@ def _change(kind: RecordKind, field: Mapping[str, Any], columns: pa.Schema) -> C
         there = columns.field(name)
         if wanted.nullable and not there.nullable:
             raise BadData(f"field {name} is optional, but every row of {kind.table} has one")
-        if wanted.type == there.type or _is_wider(there.type, wanted.type):
+        if wanted.type == there.type or is_wider(there.type, wanted.type):
             return None
-        if _is_wider(wanted.type, there.type):
+        if is_wider(wanted.type, there.type):
             return Change(column=there.with_type(wanted.type), before=there.type)
         raise BadData(
             f"field {name} is {wanted.type}, and column {name} of {kind.table} is {there.type}:"
@@ -155,10 +158,3 @@ def _stored(field: pa.Field) -> pa.Field:
     if pa.types.is_timestamp(field.type):
         return field.with_type(pa.timestamp("us", tz=field.type.tz))
     return field
-
-
-def _is_wider(one: pa.DataType, other: pa.DataType) -> bool:
-    """Tell whether all values of the other type are values of this one, and it has more."""
-    if pa.types.is_decimal(one) and pa.types.is_decimal(other):
-        return bool(one.scale == other.scale and one.precision > other.precision)
-    return bool(one == pa.int64() and other == pa.int32())

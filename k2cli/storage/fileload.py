@@ -9,7 +9,7 @@ from pyiceberg.table import Table
 from k2cli.config import Settings
 from k2cli.errors import Conflict
 from k2cli.records import RecordKind
-from k2cli.storage.append import Attempt, OutcomeUnknown, commit_attempts
+from k2cli.storage.append import Attempt, commit_attempts
 from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.loads import (
     KEY,
@@ -41,7 +41,7 @@ class FileLoad:
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
         self._files: list[DataFile] = []
-        self._is_committed = False
+        self._is_ours = True  # the files: no snapshot refers to them
 
     def __enter__(self) -> "FileLoad":
         return self
@@ -52,7 +52,7 @@ class FileLoad:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._is_committed:
+        if self._is_ours:
             delete_files(self._table, (file.file_path for file in self._files))
 
     def write(self, rows: pa.RecordBatch) -> None:
@@ -77,16 +77,17 @@ class FileLoad:
         """
         self._write_files()
         with translated(self._what):
+            self._is_ours = False  # whatever happens now, they may be the table's
             try:
                 snapshot_id = commit_attempts(
                     self._table,
                     lambda carried: self._attempt(carried, entry, after, is_forced),
                     self._settings,
                 )
-            except OutcomeUnknown:
-                self._files = []  # they may be the table's by now
+            except Conflict:
+                self._is_ours = True
                 raise
-        self._is_committed = snapshot_id is not None
+        self._is_ours = snapshot_id is None
         return snapshot_id
 
     def _attempt(

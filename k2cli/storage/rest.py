@@ -5,7 +5,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import requests
+from pydantic import ValidationError
 from pyiceberg.catalog.rest import RestCatalog
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    CommitStateUnknownException,
+    RESTError,
+)
+from pyiceberg.table import CommitTableResponse, Table
+from pyiceberg.table.update import AddSnapshotUpdate, TableRequirement, TableUpdate
 
 # As Iceberg's Java client calls them; in milliseconds.
 _CONNECT: Final = ("rest.client.connection-timeout-ms", 10_000)
@@ -14,6 +22,43 @@ _ANSWER: Final = ("rest.client.socket-timeout-ms", 30_000)
 
 class BoundedRestCatalog(RestCatalog):
     """pyiceberg's client, which by itself waits for an answer for ever."""
+
+    def commit_table(
+        self,
+        table: Table,
+        requirements: tuple[TableRequirement, ...],
+        updates: tuple[TableUpdate, ...],
+    ) -> CommitTableResponse:
+        """Commit; a refusal is believed where the commit is not there.
+
+        A gateway that lost the answer may have sent the request again, which the catalog refused
+        because of the first one. What follows from a refusal is that the files are deleted.
+
+        Raises:
+            CommitFailedException: another writer was faster.
+            CommitStateUnknownException: nothing tells whether it landed.
+        """
+        try:
+            answer: CommitTableResponse = super().commit_table(table, requirements, updates)
+        except CommitFailedException as exc:
+            there = self._reloaded(table, exc)
+            added = [each.snapshot for each in updates if isinstance(each, AddSnapshotUpdate)]
+            if not any(there.snapshot_by_id(snapshot.snapshot_id) for snapshot in added):
+                raise
+            known = {"metadata": there.metadata, "metadata-location": there.metadata_location}
+            answer = CommitTableResponse.model_validate(known)
+        except ValidationError as exc:
+            raise CommitStateUnknownException("the answer is none of a catalog") from exc
+        return answer
+
+    def _reloaded(self, table: Table, refusal: CommitFailedException) -> Table:
+        try:
+            there: Table = self.load_table(table.name())
+        except (OSError, RESTError, ValidationError) as exc:
+            raise CommitStateUnknownException(
+                f"the catalog refused a commit ({refusal}), and does not say what it has"
+            ) from exc
+        return there
 
     def _config_headers(self, session: requests.Session) -> None:
         # The first thing that is done to every session, before it fetches a token.

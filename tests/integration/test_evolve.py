@@ -3,17 +3,20 @@
 import json
 import signal
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from builders import START, table_of, trade_row, trades_batch
+from builders import table_of, trade_row, trades_batch
 from cluster import Cluster, ids_of, numbered_trades, wait_for
 from within import k2_at
 
@@ -113,6 +116,9 @@ def test_wider_columns_read_narrow_rows(lake: Lake, home: Path):
     assert sorted(answer.splitlines()[1:]) == sorted(
         [f"{first},7", "123456789012345.12345678,1099511627776", f"{first},"]
     )
+    # Files are as the table has it, so that other engines read them with its statistics.
+    (*_, last) = sorted(lake.plan(TRADES).paths, key=lambda path: Path(path).stat().st_mtime_ns)
+    assert pq.read_schema(last).field("price").type == pa.decimal128(38, 8)
     sums = "select sum(price) as p, sum(CAST(quantity AS DECIMAL(38,8))) as q from trades"
     total = 2 * trade_row()["price"] + row["price"]
     assert k2("query", "sql", sums, "-f", "csv").stdout.splitlines()[1].startswith(f"{total:.8f},")
@@ -204,51 +210,80 @@ def test_the_command_says_what_changes(home: Path, tmp_path: Path):
     assert "k2 demo" in k2_at(tmp_path / "no")("table", "evolve", "trades", code=4).stderr
 
 
-def test_old_and_new_writers_feed_one_table(cluster: Cluster, topic_name: str):
+@pytest.fixture
+def topic(cluster: Cluster, topic_name: str) -> str:
+    """A topic with a hundred trades of our own schema, which are in the table."""
     topic = f"{topic_name}.trades"
     cluster.create(topic)
-    newest = kind_of(newer(TEXT))
-    some = [numbered_trades(100, begin=begin) for begin in (0, 100, 200, 300)]
-    venues = [f"V{number}" for number in range(100)]
-
-    cluster.produce(topic, some[0])
+    cluster.produce(topic, numbered_trades(100))
     assert cluster.consume("--topic", topic)["rows"] == 100
+    return topic
+
+
+@contextmanager
+def consuming(cluster: Cluster, topic: str) -> Iterator[list[str]]:
+    """Run a consumer meanwhile; afterwards the list has what it left out, a line each time."""
+    left_out: list[str] = []
     running = cluster.start("consume", "--topic", topic, "--commit-interval", "200ms")
     try:
+        yield left_out
+    finally:
+        running.send_signal(signal.SIGTERM)
+        _, talk = running.communicate(timeout=30)
+    assert running.returncode == 0, talk
+    left_out += [line for line in talk.splitlines() if "fields_left_out" in line]
+
+
+def venues(cluster: Cluster) -> dict[str, str | None]:
+    """What the table's rows have as venue, by message id."""
+    answer = cluster.run("query", "trades", "--columns", "message_id,venue", "-f", "ndjson")
+    assert answer.exit_code == 0, answer.stderr
+    rows = map(json.loads, answer.stdout.splitlines())
+    return {row["message_id"]: row["venue"] for row in rows}
+
+
+def test_old_and_new_writers_feed_one_table(cluster: Cluster, topic: str):
+    newest = newer(TEXT)
+    more = {**newest, "fields": [*newest["fields"], {**TEXT, "name": "desk"}]}
+    names = [f"V{number}" for number in range(100)]
+    some = [numbered_trades(100, begin=begin) for begin in (0, 100, 200, 300)]
+    with consuming(cluster, topic) as left_out:
         # A writer that is ahead of the table: its rows come, and what is left out is told.
-        ahead = with_column(some[1], "venue", venues, pa.string())
-        cluster.produce(topic, ahead, newest)
+        cluster.produce(topic, with_column(some[1], "venue", names, pa.string()), kind_of(newest))
         wait_for(lambda: len(cluster.ids()) == 200)
         evolve = ("table", "evolve", "trades", "--schema", f"{topic}-value")
         assert cluster.run(*evolve).stdout == "add venue string\n"
         # Both writers go on. One more schema is met, and the table is looked at again.
         cluster.produce(topic, some[2])
-        more = {**newest.avro, "doc": "One more."}
-        more["fields"] = [*more["fields"], {**TEXT, "name": "desk"}]
-        further = with_column(some[3], "venue", venues, pa.string())
-        further = with_column(further, "desk", venues, pa.string())
-        cluster.produce(topic, further, kind_of(more))
+        further = with_column(some[3], "venue", names, pa.string())
+        cluster.produce(topic, with_column(further, "desk", names, pa.string()), kind_of(more))
         wait_for(lambda: len(cluster.ids()) == 400)
-    finally:
-        running.send_signal(signal.SIGTERM)
-        _, talk = running.communicate(timeout=30)
-    assert running.returncode == 0, talk
-    assert cluster.ids() == sorted(chain.from_iterable(map(ids_of, some)))
-    told = [line for line in talk.splitlines() if "fields_left_out" in line]
-    assert len(told) == 2
-    assert f'fields=venue hint="k2 table evolve trades --schema {topic}-value"' in told[0]
-    assert "fields=desk" in told[1]
-
-    # Rows written with the newer schema before the table had the column are not there twice; what
-    # a consumer reads from now on has it.
-    columns = cluster.run("query", "trades", "--columns", "message_id,venue", "--format", "ndjson")
-    rows = {row["message_id"]: row["venue"] for row in map(json.loads, columns.stdout.splitlines())}
+    # Rows of before the table had the column stay without it, and are not there twice.
     expected = dict.fromkeys(chain.from_iterable(map(ids_of, some[:3])))
-    expected |= dict(zip(some[3]["message_id"].to_pylist(), venues, strict=True))
-    assert rows == expected
-    cluster.produce(
-        topic, with_column(numbered_trades(1, begin=400), "venue", ["X"], pa.string()), newest
-    )
-    assert cluster.consume("--topic", topic)["rows"] == 1
-    sql = "select count(*), count(venue), max(timestamp) from trades"
-    assert f"\n401,101,{START:%Y-%m-%d}" in cluster.run("query", "sql", sql, "-f", "csv").stdout
+    expected |= dict(zip(some[3]["message_id"].to_pylist(), names, strict=True))
+    assert venues(cluster) == expected
+    assert cluster.ids() == sorted(expected)
+    assert len(left_out) == 2
+    assert f'fields=venue hint="k2 table evolve trades --schema {topic}-value"' in left_out[0]
+    assert "fields=desk" in left_out[1]
+
+
+def test_a_running_consumer_finds_that_the_table_has_evolved(cluster: Cluster, topic: str):
+    ahead = kind_of(newer(TEXT))
+    numbers = count(100)
+
+    def has_venues() -> bool:
+        row = numbered_trades(1, begin=next(numbers))
+        cluster.produce(topic, with_column(row, "venue", ["X"], pa.string()), ahead)
+        time.sleep(0.5)
+        return "X" in venues(cluster).values()
+
+    with consuming(cluster, topic) as left_out:
+        row = numbered_trades(1, begin=next(numbers))
+        cluster.produce(topic, with_column(row, "venue", ["X"], pa.string()), ahead)
+        wait_for(lambda: len(cluster.ids()) == 101)
+        evolve = ("table", "evolve", "trades", "--schema", f"{topic}-value")
+        assert cluster.run(*evolve).stdout == "add venue string\n"
+        wait_for(has_venues)
+    assert cluster.ids() == ids_of(numbered_trades(next(numbers)))
+    assert len(left_out) == 1

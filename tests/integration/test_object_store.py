@@ -274,6 +274,31 @@ def test_a_commit_whose_answer_is_lost_has_landed(
 
 
 @pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize("fault", ["garbles_commit_answers", "repeats_commits"])
+def test_a_commit_whose_answer_is_wrong_has_landed(
+    k2: K2, spoiled: K2, proxy: CatalogProxy, dump: Path, fault: str
+) -> None:
+    setattr(proxy, fault, True)
+    assert "loaded=1" in spoiled(*LOAD, dump).stderr
+    assert counted(k2) == OF_DUMP
+    assert "loaded before, skipped" in spoiled(*LOAD, dump).stderr
+
+
+@pytest.mark.usefixtures("tables")
+def test_a_stream_whose_commits_are_repeated_writes_once(
+    home: Path, rest: Properties, proxy: CatalogProxy
+) -> None:
+    settings = load_settings({"K2_HOME": str(home), **variables({**rest, "uri": proxy.url})})
+    position = StreamPosition(series="X", is_dense=True)
+    proxy.repeats_commits = True
+    with open_lake(settings) as lake:
+        for count in (10, 20):  # the second has the first ten again
+            rows = pa.Table.from_batches([trades_batch(count, symbol="BTCUSDT")])
+            assert lake.append(TRADES, rows, position=position).rows == 10
+        assert len(lake.table(TRADES).scan().to_arrow()) == 20
+
+
+@pytest.mark.usefixtures("tables")
 def test_a_commit_that_lands_late_has_its_files(
     k2: K2, spoiled: K2, proxy: CatalogProxy, dump: Path
 ) -> None:

@@ -23,6 +23,8 @@ class CatalogProxy(ThreadingHTTPServer):
         self.target = urlsplit(catalog_url).netloc
         self.table_config: dict[str, str] = {}  # what the catalog hands out with every table
         self.loses_commit_answers = False
+        self.garbles_commit_answers = False
+        self.repeats_commits = False  # as a gateway that lost the first answer
         self.commits_held = threading.Event()  # clear: commits wait here, and land when it is set
         self.commits_held.set()
         self.late_statuses: list[int] = []  # what came of commits that nobody waited for
@@ -44,7 +46,11 @@ class _Handler(BaseHTTPRequestHandler):
         is_late = is_commit and not self.server.commits_held.is_set()
         if is_late:
             assert self.server.commits_held.wait(30)
+        if is_commit and self.server.repeats_commits:
+            self._forwarded(body)
         status, answer = self._forwarded(body)
+        if is_commit and self.server.garbles_commit_answers:
+            answer = b"{}"
         if is_late:
             self.server.late_statuses.append(status)
             self.server.has_late_status.set()

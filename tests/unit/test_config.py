@@ -119,6 +119,7 @@ def test_kafka_and_registry_take_any_setting(tmp_path: Path) -> None:
         ("", {"K2_RUN": "two words"}, "variable K2_RUN", "unset K2_RUN"),
         ("", {"K2_RUN": "x" * 65}, "variable K2_RUN", "unset K2_RUN"),
         ("", {"K2_RUN": "bell\a"}, "variable K2_RUN", "unset K2_RUN"),
+        ("", {"K2_RUN": "\udc80"}, "variable K2_RUN", "unset K2_RUN"),
         ("[kafak]\n", {}, r"section \[kafak\] in .*k2.toml", "kafka"),
         ("profile = 3\n", {}, "profile in .* is not a section", None),
         ("[profile]\nprod = 3\n", {}, r"profile.prod in .* is not a section", None),

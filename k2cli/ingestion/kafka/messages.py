@@ -1,5 +1,6 @@
 """Values of messages to rows: which schema, which rows, and what is none."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -18,6 +19,7 @@ from k2cli.flow import Observer
 from k2cli.ingestion.kafka.registry import Registry, subject_of
 from k2cli.records import RecordKind
 
+_LOOK_AGAIN_S: Final = 5.0
 _NOT_BYTES: Final = b""
 
 
@@ -45,6 +47,7 @@ class MessageReader:
         self._facts = facts
         self._observe = observe
         self._decoders: dict[bytes, KindDecoder] = {}  # by header
+        self._looked_at = 0.0  # monotonic: at what the table has
 
     def read(
         self,
@@ -59,6 +62,7 @@ class MessageReader:
         Raises:
             Unavailable: the registry does not tell a schema.
         """
+        self._look_again()
         origin = self._origin(partitions, offsets)
         parts: list[tuple[pa.RecordBatch, npt.NDArray[np.int64]]] = []
         rejects: list[tuple[int, str]] = []
@@ -93,6 +97,7 @@ class MessageReader:
         except (BadData, Incompatible, NotFound) as exc:
             return f"schema id {schema_id}: {exc}"  # asked again: it may be there next time
         self._decoders[header] = found
+        self._looked_at = time.monotonic()
         if found.left_out:
             self._observe(
                 "fields_left_out",
@@ -102,6 +107,13 @@ class MessageReader:
                 hint=f"k2 table evolve {self._kind.name} --schema {subject_of(self._topic)}",
             )
         return found
+
+    def _look_again(self) -> None:
+        """Look now and then whether the table has by now what is left out."""
+        is_due = time.monotonic() - self._looked_at > _LOOK_AGAIN_S
+        if is_due and any(decoder.left_out for decoder in self._decoders.values()):
+            self._looked_at = time.monotonic()
+            self._refresh()
 
     def _refresh(self) -> None:
         """Take over columns that the table has got meanwhile."""

@@ -42,6 +42,8 @@ _INVALID: Final = 422
 _UNKNOWN: Final = range(40400, 40500)  # codes of a registry that does not know what was asked for
 _ASK_AGAIN_S: Final = 0.25
 _WAIT_AGAIN_S: Final = 60.0
+_UNKNOWN_S: Final = 5.0  # for so long an id that is not known is not asked for again
+_MOST_UNKNOWN: Final = 10_000
 _ASKERS: Final = 8  # questions about many subjects are asked side by side
 # How Confluent's registry lists what does not fit.
 _DESCRIPTION: Final = re.compile(r"description:\s*'(.*?)'\s*,\s*additionalInfo", re.DOTALL)
@@ -85,6 +87,7 @@ class Registry:
             raise ConfigError(f"wrong [schema_registry] settings: {exc}") from exc
         self._rest = self._client._rest_client  # noqa: SLF001
         self._schemas: dict[int, Mapping[str, Any]] = {}
+        self._unknown: dict[int, float] = {}  # ids, and when they were asked for
         self._patience_s = patience_s
         self._waited_at = -math.inf  # monotonic
 
@@ -106,6 +109,9 @@ class Registry:
         """
         found = self._schemas.get(schema_id)
         if found is None:
+            asked_at = self._unknown.get(schema_id, -math.inf)
+            if time.monotonic() - asked_at < _UNKNOWN_S:
+                raise NotFound(f"the schema registry does not know schema {schema_id}")
             schema = self._patiently(schema_id)
             found = self._schemas[schema_id] = _avro(schema, f"schema {schema_id}")
         return found
@@ -120,6 +126,9 @@ class Registry:
                     return self._client.get_schema(schema_id)
             except NotFound:
                 if not is_patient or time.monotonic() - began > self._patience_s:
+                    if len(self._unknown) >= _MOST_UNKNOWN:
+                        self._unknown.clear()
+                    self._unknown[schema_id] = time.monotonic()
                     raise
             self._waited_at = time.monotonic()
             time.sleep(_ASK_AGAIN_S)
