@@ -32,11 +32,14 @@ from k2cli.errors import ConfigError
 
 FILE_NAME: Final = "k2.toml"
 DEFAULT: Final = "default"  # where a value comes from that nobody set
-_SECRET = re.compile(
-    r"secret|password|token|credential|access[-_.]?key|api[-_.]?key|user[-_.]info|ssl[-_.]key",
-    re.IGNORECASE,
+_SECRET_WORDS: Final = (
+    r"secret|password|token|credential|access[-_.]?key|api[-_.]?key|user[-_.]info|ssl[-_.]key"
+    r"|authorization|jaas|signature"
 )
+_SECRET = re.compile(rf"{_SECRET_WORDS}|^header\.", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):([^/@\s]+)@")
+_URL_SECRET = re.compile(rf"([?&][^=&#\s]*(?:{_SECRET_WORDS})[^=&#\s]*=)[^&#\s]+", re.IGNORECASE)
+_HIDDEN: Final = "********"
 _LONGEST_RUN: Final = 64
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -131,6 +134,7 @@ _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     "query": QuerySettings,
 }
 _OPEN_SECTIONS: Final = ("catalog", "kafka", "schema_registry")  # any key, handed on
+_BOOTSTRAP: Final = "bootstrap.servers"
 _PROFILE: Final = "profile"
 _OWN_VARIABLES: Final = ("K2_HOME", "K2_CONFIG", "K2_PROFILE", "K2_RUN")  # those of no section
 _UNDERSCORED: Final = ("log_level", "ssl_ca", "ssl_certificate", "ssl_key")  # of librdkafka
@@ -147,6 +151,7 @@ class _Found:
 
     def put(self, section: str, key: str, value: object, origin: str) -> None:
         """Set a value, whatever was there."""
+        _check_open(section, key, origin)
         self.values[section][key] = value
         self.origins[f"{section}.{key}"] = origin
 
@@ -331,6 +336,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_text, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -339,6 +346,13 @@ def _check_known(name: str, known: Iterable[str], what: str) -> None:
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
         raise ConfigError(f"unknown {what}", hint=f"the nearest known one is {nearest[0]}")
+
+
+def _check_open(section: str, key: str, origin: str) -> None:
+    """Find the misspelling that would leave Kafka out without a word."""
+    near = difflib.get_close_matches(key, [_BOOTSTRAP], cutoff=0.85)
+    if section == "kafka" and near and key != _BOOTSTRAP:
+        raise ConfigError(f"unknown key kafka.{key} ({origin})", hint=f"it is {_BOOTSTRAP}")
 
 
 def _decode_hook(kind: type, value: Any) -> Any:
@@ -405,4 +419,6 @@ def is_secret(key: str) -> bool:
 
 def redacted(key: str, value: str) -> str:
     """Return a setting's value as it may be shown: secrets and passwords in URLs hidden."""
-    return "********" if is_secret(key) else _URL_PASSWORD.sub(r"\1:********@", value)
+    if is_secret(key):
+        return _HIDDEN
+    return _URL_SECRET.sub(rf"\1{_HIDDEN}", _URL_PASSWORD.sub(rf"\1:{_HIDDEN}@", value))

@@ -390,7 +390,7 @@ def _check_disk(home: Path) -> Check:
 
 def judge_disk(home: Path, *, free: int, total: int) -> Check:
     """Tell whether there is room for more, in bytes."""
-    share = free / total
+    share = free / total if total else 0.0
     detail = f"{free / 1e9:,.1f} GB free ({share:.0%}) for {home}"
     if free < _LEAST_FREE_BYTES or share < _LEAST_FREE_SHARE:
         return _red("disk", Unavailable(detail), f"free some space, or {_ANOTHER}")

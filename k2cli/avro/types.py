@@ -107,8 +107,10 @@ def parse_avro(text: str, what: str) -> Any:
     """
     try:
         avro = json.loads(text)
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         raise BadData(f"{what} is not JSON: {exc}") from exc
+    except RecursionError as exc:
+        raise BadData(f"{what} is nested too deep") from exc
     try:
         fastavro.parse_schema(avro)
     except (

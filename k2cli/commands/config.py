@@ -54,7 +54,7 @@ def path(home: HomeOpt = None) -> None:
     file = config_file(home)
     output.data(str(file))
     if not file.exists():
-        output.note("it does not exist: the defaults and K2_* variables are in force")
+        output.note("it does not exist; k2 config init writes it")
 
 
 @config_app.command()

@@ -407,10 +407,12 @@ def _lines(cell: str) -> list[str]:
     """Split a cell's lines, with what could move a terminal's cursor written out."""
     if cell.isprintable():
         return [cell]
-    return [
-        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        for line in cell.split("\n")
-    ]
+    return [printable(line) for line in cell.split("\n")]
+
+
+def printable(text: str) -> str:
+    """Write out what could move a terminal's cursor, or do worse."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _cell_width(text: str) -> int:

@@ -94,7 +94,8 @@ def validate(
     if fmt is TextOrJson.JSON:
         output.data(json.dumps({"files": [each.document() for each in reports]}))
     else:
-        output.data("\n".join(line for each in reports for line in _lines(each)))
+        lines = (line for each in reports for line in _lines(each))
+        output.data("\n".join(map(output.printable, lines)))
     if errors:
         worst = max(errors, key=lambda error: error.exit_code)
         count = f"{len(errors)} of {len(reports)} schemas and files are not valid"
@@ -118,10 +119,10 @@ def _look_at(
 
     reports: list[Report] = []
     errors: list[K2Error] = []
-    kinds = {file: validation.kind_of(file) for file in files or ()}
     for file in files or OURS:
-        kind = kinds.get(file, FileKind.AVSC)
+        kind = None
         try:
+            kind = validation.kind_of(file) if files else FileKind.AVSC
             if not files:
                 report = validate_schema(our_schema(file), file, is_strict=is_strict)
             elif kind is FileKind.AVSC:

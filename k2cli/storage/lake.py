@@ -29,7 +29,7 @@ from pyiceberg.table import FileScanTask, Table
 from sqlalchemy.engine import URL
 
 from k2cli.config import Settings, redacted
-from k2cli.errors import BadData, NotFound
+from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.records import KINDS, RecordKind, TableFiles, evolved
 from k2cli.storage.append import RUN_KEY, Commit, append_rows, carried_properties, has_moved_on
 from k2cli.storage.catalog import open_catalog
@@ -318,6 +318,10 @@ def open_lake(settings: Settings, *, create: bool = False) -> Iterator[Lake]:
         with translated(f"cannot use the folder {settings.home}"):
             if create:
                 settings.home.mkdir(parents=True, exist_ok=True)
+            elif settings.home.exists() and not settings.home.is_dir():
+                raise ConfigError(
+                    f"{settings.home} is no folder", hint="choose another one with --home"
+                )
             elif not path.exists():
                 raise _no_table("", where)
         properties = {**_embedded(path), **properties}

@@ -138,7 +138,8 @@ def _translate_database(what: str, exc: DatabaseError) -> K2Error:
             hint="the catalog file is damaged; restore it from a backup, or move it away",
         )
     if "unable to open" in reason or "readonly" in reason:
-        return ConfigError(f"{what}: {reason}", hint="choose a folder you may write with --home")
+        hint = "choose a folder you may write with --home, or mend catalog.uri if it is set"
+        return ConfigError(f"{what}: {reason}", hint=hint)
     return Unavailable(f"{what}: {reason}")
 
 

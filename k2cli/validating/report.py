@@ -110,6 +110,8 @@ def kind_of(file: Path) -> FileKind:
     for suffix, kind in _SUFFIXES.items():
         if file.name.lower().endswith(suffix):
             return kind
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder", hint="name the files in it")
     raise UsageError(
         f"the name of {file} does not tell what it holds", hint=f"known are {' '.join(_SUFFIXES)}"
     )

@@ -634,3 +634,18 @@ def test_a_compressed_csv_is_validated_as_it_is(k2: K2, tmp_path: Path):
     )
     result = k2("schema", "validate", tmp_path / "a.csv.gz", *CSV, code=6)
     assert "row 2, timestamp" in result.stdout
+
+
+def test_all_files_are_looked_at_whatever_they_are(home: Path, tmp_path: Path):
+    escape = tmp_path / "escape.ndjson"
+    escape.write_bytes(b"\x1b[31mhi\x07\n")
+    words = tmp_path / "words.txt"
+    words.touch()
+    validate = ("schema", "validate", words, tmp_path, escape, "--schema", "trade_v2")
+    lines = k2_at(home)(*validate, code=6).stdout.splitlines()
+    assert f"{words}: 1 error" in lines
+    assert f"  {tmp_path} is a folder" in lines
+    assert any("\\x1b[31mhi\\x07" in line for line in lines)
+    document = json.loads(k2_at(home)(*validate, "--format", "json", code=6).stdout)
+    assert [file["valid"] for file in document["files"]] == [False, False, False]
+    assert "name the files in it" in k2_at(home)("schema", "validate", tmp_path, code=2).stderr

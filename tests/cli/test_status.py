@@ -126,6 +126,17 @@ def test_what_is_damaged_is_red(lake: Lake, home: Path):
     assert any(line.startswith("red     catalog") and "hint: " in line for line in lines)
 
 
+def test_a_file_system_without_a_size_is_full(tmp_path: Path):
+    assert judge_disk(tmp_path, free=0, total=0).state is State.RED
+
+
+def test_a_home_that_is_a_file_is_a_wrong_setting(tmp_path: Path):
+    (tmp_path / "file").touch()
+    failed = k2_at(tmp_path / "file")("table", "list", code=3)
+    assert "is no folder" in failed.stderr
+    assert "hint: choose another one with --home" in failed.stderr
+
+
 def test_a_home_that_cannot_be_used_is_red(tmp_path: Path):
     (tmp_path / "file").touch()
     shown = k2_at(tmp_path / "file" / "home")("status", code=3).stdout

@@ -118,6 +118,8 @@ def test_kafka_and_registry_take_any_setting(tmp_path: Path) -> None:
         ("", {"K2_CONFIG": "/nowhere.toml"}, "/nowhere.toml does not exist", "k2 config init"),
         ("", {"K2_RUN": "two words"}, "variable K2_RUN", "unset K2_RUN"),
         ("", {"K2_RUN": "x" * 65}, "variable K2_RUN", "unset K2_RUN"),
+        ("", {"K2_KAFKA_BOOTSTRAP_SERVER": "a:1"}, "kafka.bootstrap.server", "bootstrap.servers"),
+        ('[kafka]\nbootstrap-servers = "a:1"', {}, "kafka.bootstrap-servers", "bootstrap.servers"),
         ("", {"K2_RUN": "bell\a"}, "variable K2_RUN", "unset K2_RUN"),
         ("", {"K2_RUN": "\udc80"}, "variable K2_RUN", "unset K2_RUN"),
         ("[kafak]\n", {}, r"section \[kafak\] in .*k2.toml", "kafka"),
@@ -180,6 +182,26 @@ def test_not_a_duration(text: str) -> None:
 )
 def test_secrets_are_hidden(key: str, value: str, shown: str) -> None:
     assert redacted(key, value) == shown
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("header.authorization", "Bearer x", "********"),
+        ("header.X-Mine", "x", "********"),
+        ("sasl.jaas.config", "x", "********"),
+        ("uri", "http://h/?token=zzz&a=1", "http://h/?token=********&a=1"),
+        ("uri", "sql://u:pw@h/d?ssl_password=x", "sql://u:********@h/d?ssl_password=********"),
+        ("uri", "s3://bucket/tokens?a=password", "s3://bucket/tokens?a=password"),
+    ],
+)
+def test_secrets_in_headers_and_queries_are_hidden(key: str, value: str, shown: str) -> None:
+    assert redacted(key, value) == shown
+
+
+def test_a_list_is_written_with_commas(tmp_path: Path) -> None:
+    env = write(tmp_path, '[kafka]\nbootstrap.servers = ["a:1", "b:2"]\n')
+    assert load_settings(env).kafka == {"bootstrap.servers": "a:1,b:2"}
 
 
 def test_a_profile_lies_over_the_file_key_by_key(tmp_path: Path) -> None:
