@@ -32,6 +32,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.config import Settings
+from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, Venue, parse_symbol
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from k2cli.commands.live import LiveView
     from k2cli.commands.metrics import RunMetrics
     from k2cli.flow import Batch, Sink, Totals
+    from k2cli.ingestion.binance.client import BinanceStream
     from k2cli.producing import ProduceOptions
 
 stream_app = typer.Typer(help="Stream an exchange's live feed.", no_args_is_help=True)
@@ -207,11 +209,10 @@ def binance(
         max_rejects=max_rejects,
     )
     reject_path = rejects or config.home / "rejects" / "stream-binance.ndjson"
-    title = f"{venue.exchange} {','.join(channel.value for channel in chosen)}"
     log = RunLog(log_format, log_level, run=config.run)
     with log.ending(), ExitStack() as stack:
         is_watched = log_format is None and target is not Destination.STDOUT
-        view = open_view(stack, title) if is_watched else None
+        view = open_view(stack, _title(venue, chosen)) if is_watched else None
         observe = view.on_event if view else log.on_event
         metrics = open_metrics(stack, metrics_address, observe)
         observe = metrics.on_event if metrics else observe
@@ -230,6 +231,20 @@ def binance(
             stack.close()
             sums = {**asdict(pump.totals), "duration_s": round(pump.totals.duration_s, 3)}
             output.summary(sums, summary, is_data_on_stdout=target is Destination.STDOUT, log=log)
+        _check_reached(source, pump.totals, duration)
+
+
+def _title(venue: Venue, channels: list[Channel]) -> str:
+    return f"{venue.exchange} {','.join(channel.value for channel in channels)}"
+
+
+def _check_reached(source: "BinanceStream", totals: "Totals", duration_s: float | None) -> None:
+    """Tell a stream that came to its end from one that never began."""
+    if duration_s is not None and totals.duration_s >= duration_s and not source.was_connected:
+        raise Unavailable(
+            f"no connection was made within {duration_s:g} s",
+            hint="check the network, or name another server with --url",
+        )
 
 
 def _channel(name: str) -> Channel:

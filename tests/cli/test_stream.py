@@ -67,6 +67,13 @@ def test_summary_as_json_is_all_that_stdout_gets(run: Run, simulator: Simulator)
     }
 
 
+def test_an_exchange_that_was_never_reached_is_an_error(run: Run) -> None:
+    result = run([*STREAM, *BTC, "--url", "ws://127.0.0.1:1", "--duration", "500ms"])
+    assert result.exit_code == 5
+    assert "error: no connection was made within 0.5 s" in result.stderr
+    assert "hint: check the network" in result.stderr
+
+
 def test_duration_ends_the_stream(run: Run, simulator: Simulator) -> None:
     args = ("--duration", "500ms", "--summary", "json")
     result = run([*STREAM, *BTC, "--url", simulator.url, *args])

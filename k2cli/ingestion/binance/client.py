@@ -93,6 +93,7 @@ class BinanceStream:
         self._stopped = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: asyncio.Task[None] | None = None
+        self.was_connected = False  # ever, to any server
 
     def stop(self) -> None:
         """Stop reading; frames read before still come out of `batches`. Any thread, any time."""
@@ -183,7 +184,7 @@ class BinanceStream:
             try:
                 async with self._open(urls[attempt % len(urls)], is_first=is_first) as connection:
                     assert isinstance(connection, _Connection)
-                    is_first = False
+                    is_first, self.was_connected = False, True
                     self._begin_session(connection)
                     self._observe("connected", url=base, streams=len(names))
                     await self._read(connection)
