@@ -11,7 +11,7 @@ The file is TOML, `$K2_HOME/k2.toml` or wherever K2_CONFIG points. A profile is 
 
 A variable is named after section and key: K2_TABLE_KEEP_FOR=6h. Three sections are handed on as
 they are: [catalog] to pyiceberg, [kafka] to librdkafka, [schema_registry] to the registry's
-client. In their variables `_` stands for a dot: K2_KAFKA_BOOTSTRAP_SERVERS is
+client. In their variables `_` stands for a dot: K2_KAFKABOOTSTRAP_SERVERS is
 `bootstrap.servers`. Those of the catalog are as pyiceberg itself has them, `__` for a dot and `_`
 for a dash: K2_CATALOG_S3__ACCESS_KEY_ID is `s3.access-key-id`.
 """
@@ -134,7 +134,7 @@ _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     "query": QuerySettings,
 }
 _OPEN_SECTIONS: Final = ("catalog", "kafka", "schema_registry")  # any key, handed on
-_BOOTSTRAP: Final = "bootstrap.servers"
+BOOTSTRAP: Final = "bootstrap.servers"  # of Kafka: where it is set, Kafka is in use
 _PROFILE: Final = "profile"
 _OWN_VARIABLES: Final = ("K2_HOME", "K2_CONFIG", "K2_PROFILE", "K2_RUN")  # those of no section
 _UNDERSCORED: Final = ("log_level", "ssl_ca", "ssl_certificate", "ssl_key")  # of librdkafka
@@ -350,9 +350,9 @@ def _check_known(name: str, known: Iterable[str], what: str) -> None:
 
 def _check_open(section: str, key: str, origin: str) -> None:
     """Find the misspelling that would leave Kafka out without a word."""
-    near = difflib.get_close_matches(key, [_BOOTSTRAP], cutoff=0.85)
-    if section == "kafka" and near and key != _BOOTSTRAP:
-        raise ConfigError(f"unknown key kafka.{key} ({origin})", hint=f"it is {_BOOTSTRAP}")
+    near = difflib.get_close_matches(key, [BOOTSTRAP], cutoff=0.85)
+    if section == "kafka" and near and key != BOOTSTRAP:
+        raise ConfigError(f"unknown key kafka.{key} ({origin})", hint=f"it is {BOOTSTRAP}")
 
 
 def _decode_hook(kind: type, value: Any) -> Any:

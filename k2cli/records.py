@@ -194,6 +194,11 @@ def topic_of(kind: RecordKind, asset_class: str) -> str:
     return f"market.{asset_class}.{kind.name}"
 
 
+def kind_of_topic(topic: str) -> RecordKind | None:
+    """Tell by the end of its name what a topic holds."""
+    return KINDS.get(topic.rpartition(".")[2])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Access:
     """Where the objects of a table are, and the keys to them, which are never printed."""

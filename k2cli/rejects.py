@@ -17,6 +17,7 @@ from typing import IO, Final
 
 from k2cli.errors import ConfigError, Unavailable
 from k2cli.flow import Reject
+from k2cli.iso import iso_utc
 
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -92,7 +93,7 @@ def _reject_line(reject: Reject) -> bytes:
     line: dict[str, object] = {
         "reason": reject.reason,
         "position": reject.position,
-        "received": received.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "received": iso_utc(received, "microseconds"),
     }
     if reject.source:
         line["source"] = reject.source

@@ -18,11 +18,11 @@ from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from k2cli.config import Settings, redacted
+from k2cli.config import BOOTSTRAP, Settings, redacted
 from k2cli.errors import ConfigError, K2Error, NotFound, Unavailable
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
 from k2cli.ingestion.kafka.topics import TopicInfo, Topics
-from k2cli.records import KINDS, RecordKind
+from k2cli.records import KINDS, RecordKind, kind_of_topic
 from k2cli.storage.lake import Lake, is_embedded, open_lake
 from k2cli.storage.offsets import KEY, Offsets, Partition, decode_offsets
 
@@ -183,7 +183,7 @@ def survey(settings: Settings, *, group: str, timeout_s: float) -> Survey:
         where = _catalog_name(settings)
         catalog = begin(partial(_look_at_catalog, settings), where)
         tables = begin(partial(_look_at_tables, settings, catalog), f"the store of {where}")
-        brokers = settings.kafka.get("bootstrap.servers", "")
+        brokers = settings.kafka.get(BOOTSTRAP, "")
         kafka = begin(partial(_look_at_kafka, settings, timeout_s), brokers) if brokers else None
         url = redacted("url", settings.schema_registry.get("url", ""))
         registry = begin(partial(_look_at_registry, settings, timeout_s), url) if url else None
@@ -259,7 +259,7 @@ def _look_at_registry(settings: Settings, timeout_s: float) -> _Registry:
 
 def _has_our_schema(registry: Registry, subject: str) -> bool:
     """Tell whether a subject has the schema of its kind; those of no kind are not ours to judge."""
-    kind = _kind_of(subject.removesuffix(subject_of("")))
+    kind = kind_of_topic(subject.removesuffix(subject_of("")))
     if kind is None:
         return True
     try:
@@ -286,7 +286,7 @@ def _topic_lag(
     for each in topic.partitions:
         place = Partition(topic.name, topic.id, each.number)
         holder = next((table for table in tables if place in table.offsets), None)
-        kind = _kind_of(topic.name)
+        kind = kind_of_topic(topic.name)
         offset = holder.offsets[place] if holder else None
         yield PartitionLag(
             table=holder.status.kind if holder else kind.name if kind else "",
@@ -408,11 +408,7 @@ def _red(name: str, exc: K2Error, hint: str) -> Check:
 
 
 def _is_market(topic: str) -> bool:
-    return topic.startswith(_PREFIX) and _kind_of(topic) is not None
-
-
-def _kind_of(topic: str) -> RecordKind | None:
-    return KINDS.get(topic.rpartition(".")[2])
+    return topic.startswith(_PREFIX) and kind_of_topic(topic) is not None
 
 
 def _timed(ask: Callable[[], T]) -> tuple[T, float]:

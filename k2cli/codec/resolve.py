@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from k2cli.codec.decode import Decoded, Decoder
 from k2cli.columns import YEAR_1_US, YEAR_9999_US
-from k2cli.records import arrow_field, avro_to_arrow_schema
+from k2cli.records import arrow_field, avro_to_arrow_schema, is_wider
 
 Faults = Mapping[int, str]  # row -> why it does not fit
 _US_A_UNIT: Final = {"ms": 1_000, "us": 1}
@@ -114,15 +114,13 @@ def _column(field: Mapping[str, Any], theirs: Mapping[str, Mapping[str, Any]]) -
 def _is_readable(written: pa.DataType, ours: pa.DataType) -> bool:
     if pa.types.is_decimal(written) and pa.types.is_decimal(ours):
         return bool(written.scale == ours.scale)  # digits are looked at value by value
-    if pa.types.is_int64(ours):
-        return written in (pa.int64(), pa.int32())
     if pa.types.is_list(ours) and pa.types.is_list(written):
         return _is_item_readable(written.value_field, ours.value_field)
     if pa.types.is_map(ours) and pa.types.is_map(written):
         return _is_item_readable(written.item_field, ours.item_field)
     if pa.types.is_timestamp(ours):
         return bool(pa.types.is_timestamp(written) and written.tz == ours.tz)  # to finer units
-    return bool(written == ours)
+    return bool(written == ours) or is_wider(ours, written)
 
 
 def _is_item_readable(written: pa.Field, ours: pa.Field) -> bool:

@@ -327,9 +327,9 @@ def _feeds(
 
 def kind_of(topic: str, kind: KindName | None) -> "RecordKind | None":
     """Tell what a topic holds: as said, else by the end of its name."""
-    from k2cli.records import KINDS
+    from k2cli.records import KINDS, kind_of_topic
 
-    return KINDS.get(kind.value if kind else topic.rpartition(".")[2])
+    return KINDS[kind] if kind else kind_of_topic(topic)
 
 
 def _open_view(

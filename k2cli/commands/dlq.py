@@ -5,7 +5,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -32,6 +32,7 @@ from k2cli.commands.options import (
 from k2cli.commands.output import Format, Summary
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.errors import ConfigError, NotFound, UsageError
+from k2cli.iso import iso_utc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -287,7 +288,8 @@ def _schemas(
 
 
 def _object(topic: str, letter: "Letter", value: "ValueInfo") -> "dict[str, Any]":
-    from k2cli.ingestion.kafka.letters import as_text, as_time
+    from k2cli.ingestion.kafka.deadletters import as_time
+    from k2cli.ingestion.kafka.letters import as_text
 
     return {
         "letter": str(letter.place),
@@ -305,7 +307,8 @@ def _object(topic: str, letter: "Letter", value: "ValueInfo") -> "dict[str, Any]
 
 
 def _description(topic: str, letter: "Letter", value: "ValueInfo") -> str:
-    from k2cli.ingestion.kafka.letters import as_text, as_time
+    from k2cli.ingestion.kafka.deadletters import as_time
+    from k2cli.ingestion.kafka.letters import as_text
 
     come_from = letter.topic if letter.partition is None else f"{letter.topic}/{letter.partition}"
     at = "" if letter.offset is None else f" at offset {letter.offset}"
@@ -321,7 +324,7 @@ def _description(topic: str, letter: "Letter", value: "ValueInfo") -> str:
         "schema": _schema_name(value),
         "problem": value.problem,
     }
-    lines = [f"{name:8}{_printable(text)}" for name, text in told.items() if text is not None]
+    lines = [f"{name:8}{output.printable(text)}" for name, text in told.items() if text is not None]
     if letter.headers:
         lines += ["", "headers"]
         lines += [f"  {name} = {as_text(held)}" for name, held in letter.headers]
@@ -340,7 +343,7 @@ def _value_lines(value: "ValueInfo") -> list[str]:
     lines: list[str] = []
     if value.text:
         cut = value.text[:_TEXT_CHARS]
-        lines += ["", *map(_printable, cut.split("\n"))]
+        lines += ["", *map(output.printable, cut.split("\n"))]
         if len(cut) < len(value.text):
             lines.append(f"... {len(value.text) - len(cut):,} more characters: --raw")
     if value.fields:
@@ -351,18 +354,13 @@ def _value_lines(value: "ValueInfo") -> list[str]:
     return lines
 
 
-def _printable(text: str) -> str:
-    """Write out what could move a terminal's cursor."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _plain(value: object) -> str:
     """Write for JSON what it has no type for, as k2 writes it."""
     match value:
         case Decimal():
             return f"{value:f}"
         case datetime():
-            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+            return iso_utc(value)
         case bytes():
             return f"0x{value.hex()}"
         case _:

@@ -11,6 +11,7 @@ from typing import Final
 import typer
 
 from k2cli.errors import K2Error
+from k2cli.iso import iso_utc
 
 Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
 
@@ -64,7 +65,7 @@ class RunLog:
         level = level_of(event)
         if _ORDER.index(level) < self._least:
             return
-        time = datetime.now(tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        time = iso_utc(datetime.now(tz=UTC), "milliseconds")
         if self.is_json:
             head = {"time": time, "level": level, "event": event, "run": self._run}
             line = json.dumps({**head, **fields}, default=str)

@@ -12,7 +12,6 @@ from k2cli.commands.events import LogFormat, LogLevel
 from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s
 
-BOOTSTRAP: Final = "bootstrap.servers"  # of Kafka: where it is set, Kafka is in use
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
 _LAST_PORT: Final = 65535
 

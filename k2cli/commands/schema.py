@@ -141,7 +141,7 @@ def _schema(finder: Finder, subject: str, name: str | None, kind: KindName | Non
     """Return the schema of a name, or ours of a kind."""
     if name is not None and kind is not None:
         raise UsageError("FILE.avsc and --kind exclude each other")
-    from k2cli.records import KINDS
+    from k2cli.records import KINDS, kind_of_topic
 
     if name is not None:
         return finder.find(name).avro
@@ -152,13 +152,13 @@ def _schema(finder: Finder, subject: str, name: str | None, kind: KindName | Non
             f"{subject} is not the subject of a topic's values: those end in {_VALUE}",
             hint=f"{subject}{_VALUE}, or --kind {KindName.TRADES}, or a FILE.avsc",
         )
-    told = subject.removesuffix(_VALUE).rpartition(".")[2]
-    if told not in KINDS:
+    told = kind_of_topic(subject.removesuffix(_VALUE))
+    if told is None:
         raise UsageError(
             f"the name of {subject} does not tell what its topic holds",
             hint=f"{' or '.join(f'--kind {each}' for each in KINDS)}, or a FILE.avsc",
         )
-    return KINDS[told].avro
+    return told.avro
 
 
 def _ours() -> "pa.Table":

@@ -14,11 +14,12 @@ from k2cli.commands.options import TIMEOUT_S, settings
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from k2cli.avro.compatibility import Schema
     from k2cli.ingestion.kafka.registry import Registry, SchemaVersion
 
 STDIN = "-"
-_AVRO = "AVRO"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,16 @@ class Found:
 
     name: str
     avro: Any
+
+    def record(self) -> "Mapping[str, Any]":
+        """Return it, where it is that of a record.
+
+        Raises:
+            BadData: it is of something else.
+        """
+        if not isinstance(self.avro, dict) or self.avro.get("type") != "record":
+            raise BadData(f"{self.name} is not the schema of a record")
+        return self.avro
 
     def linked(self) -> "Schema":
         """Return it with its names resolved."""
@@ -114,9 +125,10 @@ def parse_registered(of: str, text: str, what: str) -> Any:
         BadData: it is not Avro.
     """
     from k2cli.avro.types import parse_avro
+    from k2cli.ingestion.kafka.registry import AVRO
 
-    if of != _AVRO:
-        raise BadData(f"{what} is of type {of}, not {_AVRO}")
+    if of != AVRO:
+        raise BadData(f"{what} is of type {of}, not {AVRO}")
     return parse_avro(text, what)
 
 

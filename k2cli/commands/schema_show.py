@@ -2,7 +2,7 @@
 
 import json
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,8 @@ from k2cli.commands.schema_names import (
 from k2cli.errors import BadData, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pyarrow as pa
 
 
@@ -98,31 +100,31 @@ def _found(finder: Finder, name: str | None, version: str | None, schema_id: int
 def _written(found: Found, form: Form) -> str:
     if form is Form.AVRO:
         return json.dumps(found.avro, indent=2, ensure_ascii=False)
-    if not isinstance(found.avro, dict) or found.avro.get("type") != "record":
-        raise BadData(f"{found.name} is not the schema of a record")
+    avro = found.record()
     if form is Form.MARKDOWN:
         return _markdown(found)
     try:
-        return _as_columns(found, form)
+        return _as_columns(avro, form)
     except ValueError as exc:
         hint = f"k2 schema validate {found.name}"
         raise BadData(f"{found.name} has no such columns: {exc}", hint=hint) from exc
 
 
-def _as_columns(found: Found, form: Form) -> str:
+def _as_columns(avro: "Mapping[str, Any]", form: Form) -> str:
+    from k2cli.codec.resolve import record_name
     from k2cli.records import avro_to_arrow_schema
 
-    columns = avro_to_arrow_schema(found.avro)
+    columns = avro_to_arrow_schema(avro)
     if form is Form.ICEBERG:
         from k2cli.storage.tables import iceberg_schema
 
         return iceberg_schema(columns).model_dump_json(indent=2)
     if form is Form.SQL:
-        return _sql(found, columns)
+        return _sql(str(record_name(avro)), columns)
     return str(columns.remove_metadata().to_string(show_field_metadata=False))
 
 
-def _sql(found: Found, columns: "pa.Schema") -> str:
+def _sql(name: str, columns: "pa.Schema") -> str:
     from k2cli.query.engine import arrow_to_duckdb_type
     from k2cli.query.render import quoted
 
@@ -135,11 +137,7 @@ def _sql(found: Found, columns: "pa.Schema") -> str:
         lines.append(
             f"  {quoted(column.name)} {arrow_to_duckdb_type(column.type)}{need}{comma}{comment}"
         )
-    return "\n".join([f"CREATE TABLE {quoted(_record(found))} (", *lines, ");"])
-
-
-def _record(found: Found) -> str:
-    return str(found.avro["name"]).rpartition(".")[2]
+    return "\n".join([f"CREATE TABLE {quoted(name)} (", *lines, ");"])
 
 
 def _markdown(found: Found) -> str:

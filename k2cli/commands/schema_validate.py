@@ -105,9 +105,7 @@ def validate(
 def _expected(found: Found) -> "Expected":
     from k2cli.validating.report import Expected
 
-    if not isinstance(found.avro, dict) or found.avro.get("type") != "record":
-        raise BadData(f"{found.name} is not the schema of a record")
-    return Expected(name=found.name, avro=found.avro)
+    return Expected(name=found.name, avro=found.record())
 
 
 def _look_at(

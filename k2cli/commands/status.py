@@ -27,6 +27,7 @@ from k2cli.commands.options import (
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.config import DEFAULT, Settings, settings_document
 from k2cli.errors import UsageError
+from k2cli.iso import iso_utc
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -193,7 +194,7 @@ def _aligned(rows: list[list[str]]) -> str:
 
 
 def _iso(moment: datetime | None) -> str:
-    return "none" if moment is None else moment.isoformat().replace("+00:00", "Z")
+    return "none" if moment is None else iso_utc(moment)
 
 
 def _age(age_s: float | None) -> str:

@@ -14,7 +14,6 @@ from k2cli.commands import output
 from k2cli.commands.events import LogLevel, Observer, RunLog
 from k2cli.commands.kafka import kafka_settings, produce_options
 from k2cli.commands.options import (
-    BOOTSTRAP,
     DURATION,
     Address,
     AutoRegisterOpt,
@@ -31,7 +30,7 @@ from k2cli.commands.options import (
     split_commas,
 )
 from k2cli.commands.signals import stopped_by_signals
-from k2cli.config import Settings
+from k2cli.config import BOOTSTRAP, Settings
 from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, Venue, parse_symbol
 

@@ -21,6 +21,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.schema_names import Finder
 from k2cli.errors import NotFound
+from k2cli.iso import iso_utc
 
 if TYPE_CHECKING:
     from k2cli.records import RecordKind
@@ -167,6 +168,6 @@ def _text(value: object) -> str:
         case int():
             return f"{value:,}"
         case datetime():
-            return value.isoformat().replace("+00:00", "Z")
+            return iso_utc(value)
         case _:
             return str(value)

@@ -111,7 +111,7 @@ class Lake:
 
     def kind(self, kind: RecordKind) -> RecordKind:
         """Return a kind as its table has it, which may have evolved. See `records.evolved`."""
-        return evolved(kind, arrow_columns(self.table(kind).schema()))
+        return _evolved(kind, self.table(kind))
 
     def evolve(
         self, kind: RecordKind, avro: Mapping[str, Any], *, is_dry_run: bool = False
@@ -231,7 +231,7 @@ class Lake:
             )
         tasks.sort(key=lambda task: task.file.partition[0], reverse=True)
         return TableFiles(
-            kind=evolved(kind, arrow_columns(table.schema())),
+            kind=_evolved(kind, table),
             paths=tuple(task.file.file_path.removeprefix("file://") for task in tasks),
             columns={field.field_id: field.name for field in table.schema().fields},
             rows=sum(task.file.record_count for task in tasks),
@@ -365,6 +365,10 @@ def _no_table(name: str, where: str) -> NotFound:
         else f"there are no tables in {where} yet",
         hint="k2 demo, or k2 stream binance --symbols BTCUSDT",
     )
+
+
+def _evolved(kind: RecordKind, table: Table) -> RecordKind:
+    return evolved(kind, arrow_columns(table.schema()))
 
 
 def _plan_files(table: Table, row_filter: BooleanExpression) -> list[FileScanTask]:

@@ -15,6 +15,7 @@ from k2cli.flow import Observer, Reject
 from k2cli.ingestion.kafka.consumer import Message
 from k2cli.ingestion.kafka.producer import RUN_HEADER, Header, TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics
+from k2cli.iso import iso_utc
 
 SUFFIX: Final = ".dlq"
 _LARGEST: Final = "1000000000"  # bytes: the most that librdkafka allows
@@ -42,17 +43,21 @@ class DeadLetter:
     def headers(self) -> list[Header]:
         """Return the headers of the dead letter: those the message had, then ours."""
         message = self.message
-        time = datetime.fromtimestamp(message.timestamp()[1] / 1000, tz=UTC)
         ours = {
             "reason": self.reason,
             "topic": message.topic(),
             "partition": message.partition(),
             "offset": message.offset(),
-            "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": as_time(message.timestamp()[1]),
         }
         given = cast("list[Header]", message.headers() or [])  # a dict only where one is sent
         theirs = [(key, value) for key, value in given if not is_added(key)]
         return [*theirs, *((PREFIX + key, str(value).encode()) for key, value in ours.items())]
+
+
+def as_time(time_ms: int) -> str:
+    """Write UTC milliseconds as k2 writes times."""
+    return iso_utc(datetime.fromtimestamp(time_ms / 1000, tz=UTC), "milliseconds")
 
 
 def is_added(header: str) -> bool:

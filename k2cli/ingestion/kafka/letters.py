@@ -11,7 +11,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple, cast
@@ -356,12 +355,6 @@ def as_text(raw: bytes | None) -> str | None:
         return raw.decode()
     except UnicodeDecodeError:
         return f"0x{raw.hex()}"
-
-
-def as_time(time_ms: int) -> str:
-    """Write UTC milliseconds as k2 writes times."""
-    moment = datetime.fromtimestamp(time_ms / 1000, tz=UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _headers(message: Message) -> list[Header]:

@@ -116,14 +116,17 @@ class Registry:
             found = self._schemas[schema_id] = _avro(schema, f"schema {schema_id}")
         return found
 
+    def _fetch(self, schema_id: int) -> Schema:
+        with self._translated(f"cannot read schema {schema_id}"):
+            return self._client.get_schema(schema_id)
+
     def _patiently(self, schema_id: int) -> Schema:
         """Fetch a schema; ask again for one that is not known, but not often."""
         began = time.monotonic()
         is_patient = began - self._waited_at > _WAIT_AGAIN_S
         while True:
             try:
-                with self._translated(f"cannot read schema {schema_id}"):
-                    return self._client.get_schema(schema_id)
+                return self._fetch(schema_id)
             except NotFound:
                 if not is_patient or time.monotonic() - began > self._patience_s:
                     if len(self._unknown) >= _MOST_UNKNOWN:
@@ -219,8 +222,7 @@ class Registry:
         Raises:
             NotFound: the registry does not know the id.
         """
-        with self._translated(f"cannot read schema {schema_id}"):
-            found = self._client.get_schema(schema_id)
+        found = self._fetch(schema_id)
         return found.schema_type or AVRO, found.schema_str or ""
 
     def level(self, subject: str) -> str:

@@ -8,12 +8,12 @@ from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
+from k2cli.config import BOOTSTRAP
 from k2cli.errors import BadData, ConfigError, Conflict, K2Error, NotFound, Unavailable
 
 T = TypeVar("T")
 _LOG: Final = logging.getLogger("k2cli.kafka")
 _LOG.addHandler(logging.NullHandler())  # else Python writes it to stderr
-_BOOTSTRAP: Final = "bootstrap.servers"
 PURGED: Final = KafkaError._PURGE_QUEUE
 AT_END: Final = KafkaError._PARTITION_EOF
 FATAL: Final = KafkaError._FATAL
@@ -82,12 +82,12 @@ def bootstrap(kafka: Mapping[str, str]) -> str:
     Raises:
         ConfigError: none is set.
     """
-    if not kafka.get(_BOOTSTRAP):
+    if not kafka.get(BOOTSTRAP):
         raise ConfigError(
             "no Kafka is set up: kafka.bootstrap.servers is missing",
-            hint="export K2_KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9092",
+            hint="export K2_KAFKABOOTSTRAP_SERVERS=127.0.0.1:9092",
         )
-    return kafka[_BOOTSTRAP]
+    return kafka[BOOTSTRAP]
 
 
 def client_config(kafka: Mapping[str, str], **own: Any) -> dict[str, Any]:
