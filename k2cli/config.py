@@ -11,7 +11,7 @@ The file is TOML, `$K2_HOME/k2.toml` or wherever K2_CONFIG points. A profile is 
 
 A variable is named after section and key: K2_TABLE_KEEP_FOR=6h. Three sections are handed on as
 they are: [catalog] to pyiceberg, [kafka] to librdkafka, [schema_registry] to the registry's
-client. In their variables `_` stands for a dot: K2_KAFKABOOTSTRAP_SERVERS is
+client. In their variables `_` stands for a dot: K2_KAFKA_BOOTSTRAP_SERVERS is
 `bootstrap.servers`. Those of the catalog are as pyiceberg itself has them, `__` for a dot and `_`
 for a dash: K2_CATALOG_S3__ACCESS_KEY_ID is `s3.access-key-id`.
 """

@@ -16,7 +16,16 @@ from k2cli.iso import iso_utc
 Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
 
 WARNINGS: Final = frozenset(
-    {"disconnected", "stale", "gap", "reject", "conflict", "group_offsets", "failed"}
+    {
+        "disconnected",
+        "stale",
+        "gap",
+        "reject",
+        "conflict",
+        "group_offsets",
+        "group_not_left",
+        "failed",
+    }
     | {"kafka_away", "registry_away", "catalog_away", "dead_letters_away", "fields_left_out"}
 )
 

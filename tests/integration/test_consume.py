@@ -4,16 +4,19 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pytest
 from builders import quotes_batch, trades_batch
-from cluster import Cluster, ids_of, numbered_trades, values_of
+from cluster import Cluster, ids_of, numbered_trades, values_of, wait_for
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from k2cli.codec.encode import wire_header
+from k2cli.ingestion.kafka.consumer import Rebalance, TopicReader
 from k2cli.records import QUOTES, TRADES
 
 AWAY = ("--timeout", "1s", "--until-end")
@@ -64,6 +67,28 @@ def test_trades_and_quotes_go_to_their_tables(
     assert (summary["rows"], summary["commits"]) == (200, 2)
     assert cluster.ids() == ids_of(trades_batch(100))
     assert cluster.ids(QUOTES) == ids_of(quotes_batch(100))
+
+
+def test_a_group_that_cannot_be_left_does_not_hold_up_the_end(
+    cluster: Cluster, topic: str, topic_name: str
+):
+    is_over = threading.Event()
+    told: list[str] = []
+    reader = TopicReader(
+        kafka=cluster.kafka,
+        group=topic_name,
+        rebalance=Rebalance(
+            assigned=lambda places: dict.fromkeys(places, 0),
+            revoked=lambda _: cast("None", is_over.wait(30)),
+            lost=lambda _: None,
+        ),
+        observe=lambda event, **_: told.append(event),
+    )
+    reader.subscribe([topic])
+    wait_for(lambda: not reader.read(1, 0.2) and reader.has_joined)
+    reader.close(patience_s=0.5)
+    is_over.set()
+    assert told == ["group_not_left"]
 
 
 def test_another_group_does_not_write_twice(cluster: Cluster, topic: str, topic_name: str):

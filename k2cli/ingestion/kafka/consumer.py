@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import TimeoutError as LateError
+from multiprocessing.pool import ThreadPool
 from typing import Final
 
 import confluent_kafka
@@ -32,6 +34,7 @@ EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
 _PREFETCH_KBYTES: Final = 16 << 10  # beside it stands what each message costs by itself
 _CLOSED: Final = "cannot leave the group"
+_LEAVE_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,11 +154,19 @@ class TopicReader:
         except KafkaException as exc:
             self._observe("group_offsets", reason=exc.args[0].str())
 
-    def close(self) -> None:
-        """Leave the group."""
+    def close(self, *, patience_s: float = _LEAVE_S) -> None:
+        """Leave the group.
+
+        Now and then librdkafka waits for ever for its group to let it go. After `patience_s` it is
+        left alone, with an event: the group takes its partitions back when its session has ended.
+        """
         self._is_closing = True
-        with translated(_CLOSED, self._kafka):
-            self._consumer.close()
+        with ThreadPool(1) as pool, translated(_CLOSED, self._kafka):
+            leaving = pool.apply_async(self._consumer.close)
+            try:
+                leaving.get(patience_s)
+            except LateError:
+                self._observe("group_not_left", waited_s=patience_s)
 
     def _is_event(self, message: Message) -> bool:
         """Tell whether this is no message, but word of one; raise what does not mend itself."""

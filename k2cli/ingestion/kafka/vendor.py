@@ -85,7 +85,7 @@ def bootstrap(kafka: Mapping[str, str]) -> str:
     if not kafka.get(BOOTSTRAP):
         raise ConfigError(
             "no Kafka is set up: kafka.bootstrap.servers is missing",
-            hint="export K2_KAFKABOOTSTRAP_SERVERS=127.0.0.1:9092",
+            hint="export K2_KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9092",
         )
     return kafka[BOOTSTRAP]
 
