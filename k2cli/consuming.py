@@ -34,7 +34,7 @@ from k2cli.ingestion.kafka.deadletters import DeadLetter
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import RejectLog
-from k2cli.storage.append import Commit
+from k2cli.storage.append import Commit, SourcePosition
 from k2cli.storage.offsets import (
     KEY,
     OffsetPosition,
@@ -43,7 +43,6 @@ from k2cli.storage.offsets import (
     Span,
     decode_offsets,
 )
-from k2cli.storage.position import Position
 
 T = TypeVar("T")
 _READ: Final = 10_000  # messages at once
@@ -75,6 +74,7 @@ class ConsumeTotals:
     messages: int = 0
     rows: int = 0
     rejects: int = 0
+    duplicates: int = 0
     missing: int = 0  # offsets that the brokers deleted before they were read
     commits: int = 0
     conflicts: int = 0  # commits that another consumer forestalled
@@ -90,7 +90,7 @@ class Tables(Protocol):
     def held(self, kind: RecordKind, key: str) -> str | None:
         """Return the position that the kind's table stands at."""
 
-    def append(self, kind: RecordKind, rows: pa.Table, *, position: Position) -> Commit:
+    def append(self, kind: RecordKind, rows: pa.Table, *, source: SourcePosition) -> Commit:
         """Take rows and the position they reach, or neither."""
 
 
@@ -322,9 +322,10 @@ class Consumption:
 
     def _append(self, kind: RecordKind, rows: pa.Table, spans: Mapping[Partition, Span]) -> None:
         commit = self._patiently(
-            "catalog_away", lambda: self._tables.append(kind, rows, position=OffsetPosition(spans))
+            "catalog_away", lambda: self._tables.append(kind, rows, source=OffsetPosition(spans))
         )
         self.totals.rows += commit.rows
+        self.totals.duplicates += commit.duplicates
         if commit.snapshot_id is None:
             return
         self.totals.commits += 1
@@ -332,6 +333,7 @@ class Consumption:
             "commit",
             table=kind.table,
             rows=commit.rows,
+            duplicates=commit.duplicates,
             snapshot_id=commit.snapshot_id,
             took_ms=commit.took_ms,
         )

@@ -32,6 +32,8 @@ class Batch:
 
     rows: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()
     rejects: Sequence[Reject] = ()
+    # Ids that the exchange used for no record: exchange, symbol, source_sequence.
+    seen: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()
     messages: int = 0
     session: int = 0
 
@@ -42,8 +44,10 @@ class Committed:
 
     rows: int = 0
     duplicates: int = 0
+    conflicts: int = 0  # rows left out whose id is stored with other values
     missing: int = 0  # numbers that were skipped while streaming
     commits: int = 0
+    rejects: Sequence[Reject] = ()  # some of the conflicts
 
 
 class Source(Protocol):
@@ -62,11 +66,11 @@ class Sink(Protocol):
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
         """Take rows over."""
 
+    def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
+        """Take note of ids that stand for no record: exchange, symbol, source_sequence."""
+
     def commit(self) -> Committed:
         """Make everything written so far durable. Either all of a kind's rows, or none."""
-
-    def interrupted(self) -> None:
-        """Take note that rows between the last and the next one written may be missing."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +81,7 @@ class Totals:
     rows: int = 0
     rejects: int = 0
     duplicates: int = 0
+    conflicts: int = 0
     missing: int = 0
     commits: int = 0
     reconnects: int = 0

@@ -17,6 +17,8 @@ from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.flow import Batch
 from k2cli.records import RecordKind
 from k2cli.rejects import RejectLog
+from k2cli.sinks import ConflictReport
+from k2cli.storage.fileload import Stowed
 from k2cli.storage.lake import Lake
 from k2cli.storage.loads import LoadEntry
 
@@ -49,6 +51,7 @@ class LoadPolicy:
     """What becomes of rejects, and of files that were loaded before."""
 
     rejects: RejectLog
+    conflicts: ConflictReport
     allowance: Allowance
     is_forced: bool = False  # load again what was loaded before
     is_following: bool = False  # load only complete lines, and those that were not loaded before
@@ -97,6 +100,8 @@ class LoadTotals:
     skipped: int = 0  # loaded before
     failed: int = 0  # more rejects than allowed, or unreadable
     rows: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
     rejects: int = 0
     size_bytes: int = 0
     duration_s: float = 0.0
@@ -116,6 +121,8 @@ class FileSums:
     lines: int = 0
     rows: int = 0
     rejects: int = 0
+    duplicates: int = 0  # rows that the table stores already
+    conflicts: int = 0  # rows whose id is stored with other values
 
 
 def find_files(words: Sequence[str]) -> list[Path]:
@@ -237,17 +244,27 @@ def load_into_table(
             raise _unclear(file, is_grown=is_grown)
     with lake.load_file(file.kind) as target:
         sums = pump_file(file, target, policy, on_batch)
-        entry = LoadEntry(
-            loaded_at=time.time_ns() // 1000,
-            path=file.path,
-            digest=reader.hash(),
-            size_bytes=reader.size_bytes,
-            layout=file.layout,
-            rows=sums.rows,
-            rejects=sums.rejects,
-            offset_bytes=offset,
-        )
-        return sums, target.commit(entry, after=before, is_forced=policy.is_forced)
+        loaded_at = time.time_ns() // 1000
+
+        def entry(stowed: Stowed) -> LoadEntry:
+            return LoadEntry(
+                loaded_at=loaded_at,
+                path=file.path,
+                digest=reader.hash(),
+                size_bytes=reader.size_bytes,
+                layout=file.layout,
+                rows=stowed.rows,
+                rejects=sums.rejects,
+                offset_bytes=offset,
+            )
+
+        snapshot_id = target.commit(entry, after=before, is_forced=policy.is_forced)
+    stowed = target.stowed
+    sums.rows, sums.duplicates, sums.conflicts = stowed.rows, stowed.duplicates, stowed.conflicts
+    if snapshot_id is not None:
+        policy.rejects.write(policy.conflicts.report(file.kind, stowed.conflicts, stowed.examples))
+        policy.rejects.sync()
+    return sums, snapshot_id
 
 
 def load_into_topics(

@@ -49,13 +49,8 @@ class Pump:
             BadData: more rejects than allowed; all before them is committed.
         """
         started = time.monotonic()
-        session = 0
         try:
             for batch in self._source.batches():
-                if batch.session != session:
-                    session = batch.session
-                    self._commit()
-                    self._sink.interrupted()
                 self._take(batch)
                 on_batch(batch)
                 self.totals.duration_s = time.monotonic() - started
@@ -76,10 +71,11 @@ class Pump:
         self.totals.messages += batch.messages
         self.totals.reconnects = batch.session
         for kind, rows in batch.rows:
-            if not self._pending_rows:
-                self._pending_since = time.monotonic()
-            self._pending_rows += rows.num_rows
+            self._count_pending(rows.num_rows)
             self._sink.write(kind, rows)
+        for kind, ids in batch.seen:
+            self._count_pending(ids.num_rows)
+            self._sink.see(kind, ids)
         if batch.rejects:
             self.totals.rejects += len(batch.rejects)
             self._rejects.write(batch.rejects)
@@ -90,6 +86,11 @@ class Pump:
                 reason=batch.rejects[0].reason,
                 file=str(self._rejects.path),
             )
+
+    def _count_pending(self, rows: int) -> None:
+        if not self._pending_rows:
+            self._pending_since = time.monotonic()
+        self._pending_rows += rows
 
     def _check_limits(self) -> None:
         policy = self._policy
@@ -113,5 +114,9 @@ class Pump:
         self._pending_rows = 0
         self.totals.rows += committed.rows
         self.totals.duplicates += committed.duplicates
+        self.totals.conflicts += committed.conflicts
         self.totals.missing += committed.missing
         self.totals.commits += committed.commits
+        if committed.rejects:
+            self._rejects.write(committed.rejects)
+            self._rejects.sync()

@@ -41,6 +41,7 @@ class RecordKind:
     sort_by: tuple[str, ...]  # order of the rows within one commit, and of answers
     partition_by: str  # day-partition column
     is_dense: bool  # ids count up by one, so that a hole is suspected loss
+    compared: tuple[str, ...]  # columns in which two records of one id may not differ
     avro: Mapping[str, Any] = field(compare=False, repr=False)  # the .avsc
 
 
@@ -167,6 +168,7 @@ TRADES: Final = RecordKind(
     sort_by=("symbol", "timestamp", "source_sequence"),
     partition_by="timestamp",
     is_dense=True,
+    compared=("timestamp", "price", "quantity", "side"),
 )
 QUOTES: Final = RecordKind(
     name="quotes",
@@ -177,6 +179,7 @@ QUOTES: Final = RecordKind(
     sort_by=("symbol", "timestamp", "source_sequence"),
     partition_by="timestamp",
     is_dense=False,
+    compared=("timestamp", "bid_price", "bid_quantity", "ask_price", "ask_quantity"),
 )
 KINDS: Final[Mapping[str, RecordKind]] = {kind.name: kind for kind in (TRADES, QUOTES)}
 

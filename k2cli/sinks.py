@@ -1,47 +1,70 @@
 """Where rows go: tables, topics, or stdout."""
 
+import json
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+import numpy as np
 import pyarrow as pa
 
-from k2cli.flow import Committed, Observer
+from k2cli.flow import Committed, Observer, Reject
+from k2cli.iso import iso_utc
 from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind
-from k2cli.storage.append import Commit
+from k2cli.storage.admission import MAX_CONFLICTS, ValueConflict, admit
+from k2cli.storage.append import Commit, SourcePosition
+from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.lake import Lake
-from k2cli.storage.position import Gap, Position, StreamPosition
+from k2cli.storage.position import Position, Series, Stored
 
 if TYPE_CHECKING:
     from k2cli.producing import TopicRows
 
 
 class TableSink:
-    """Rows into Iceberg tables, with the position of the stream in every snapshot."""
+    """Rows into Iceberg tables, with what is stored of every series in each snapshot."""
 
     def __init__(self, *, lake: Lake, exchange: str, observe: Observer) -> None:
         self._lake = lake
         self._observe = observe
         self._pending: dict[str, list[pa.RecordBatch]] = {name: [] for name in KINDS}
-        self._positions = _positions(exchange)
+        self._seen: dict[str, dict[Series, Stored]] = {name: {} for name in KINDS}
+        self._watches = _watches(exchange)
+        self._conflicts = ConflictReport(observe)
 
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
         """Keep rows until the next commit."""
         self._pending[kind.name].append(rows)
 
+    def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
+        """Keep ids that stand for no record until the next commit."""
+        _add_seen(self._seen[kind.name], ids)
+
     def commit(self) -> Committed:
-        """Append what is pending, a snapshot a table; what a table holds already is left out."""
+        """Append what is pending, a snapshot a table; what a table stores already is left out."""
         total = Committed()
+        rejects: list[Reject] = []
         for name, batches in self._pending.items():
-            if not batches:
+            seen = self._seen[name]
+            if not batches and not seen:
                 continue
             kind = KINDS[name]
-            rows = pa.Table.from_batches(batches)
-            commit = self._lake.append(kind, rows, position=self._positions[name])
+            commit = self._lake.append(
+                kind,
+                pa.Table.from_batches(batches, kind.arrow),
+                seen=seen,
+                watch=self._watches.get(name),
+            )
             batches.clear()
+            seen.clear()
             total.rows += commit.rows
             total.duplicates += commit.duplicates
+            total.conflicts += commit.conflicts
             total.missing += _report_gaps(self._observe, kind, commit.gaps)
+            rejects += self._conflicts.report(kind, commit.conflicts, commit.examples)
             if commit.snapshot_id is not None:
                 total.commits += 1
                 self._observe(
@@ -52,12 +75,8 @@ class TableSink:
                     snapshot_id=commit.snapshot_id,
                     took_ms=commit.took_ms,
                 )
+        total.rejects = rejects
         return total
-
-    def interrupted(self) -> None:
-        """Let what follows not join what came before."""
-        for position in self._positions.values():
-            position.interrupted()
 
 
 class TopicSink:
@@ -65,21 +84,21 @@ class TopicSink:
 
     def __init__(self, *, topics: "TopicRows", exchange: str, observe: Observer) -> None:
         self._topics = topics
-        self._unseen = Unseen(exchange=exchange, observe=observe)
+        self._deduplicator = Deduplicator(exchange=exchange, observe=observe)
 
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
         """Queue the rows that were not written before; wait while the brokers are behind."""
-        for batch in self._unseen.of(kind, rows):
+        for batch in self._deduplicator.new_rows(kind, rows):
             self._topics.write(kind, batch)
+
+    def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
+        """Take note of ids that stand for no record."""
+        self._deduplicator.see(kind, ids)
 
     def commit(self) -> Committed:
         """Return when the brokers hold all rows, with what came since the last commit."""
         self._topics.flush()
-        return self._unseen.taken()
-
-    def interrupted(self) -> None:
-        """Let what follows not join what came before."""
-        self._unseen.interrupted()
+        return self._deduplicator.take_sums()
 
 
 class NdjsonSink:
@@ -87,20 +106,20 @@ class NdjsonSink:
 
     def __init__(self, *, out: BinaryIO, exchange: str, observe: Observer) -> None:
         self._printer = NdjsonPrinter(out)
-        self._unseen = Unseen(exchange=exchange, observe=observe)
+        self._deduplicator = Deduplicator(exchange=exchange, observe=observe)
 
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
         """Print the rows that were not printed before."""
-        for batch in self._unseen.of(kind, rows):
+        for batch in self._deduplicator.new_rows(kind, rows):
             self._printer.write(batch)
+
+    def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
+        """Take note of ids that stand for no record."""
+        self._deduplicator.see(kind, ids)
 
     def commit(self) -> Committed:
         """Return what was printed since the last commit."""
-        return self._unseen.taken()
-
-    def interrupted(self) -> None:
-        """Let what follows not join what came before."""
-        self._unseen.interrupted()
+        return self._deduplicator.take_sums()
 
 
 class Printer(Protocol):
@@ -156,47 +175,96 @@ class PrintedTables:
         """Return how far the rows of a kind were printed."""
         return self._held.get(kind.name)
 
-    def append(self, kind: RecordKind, rows: pa.Table, *, position: Position) -> Commit:
+    def append(self, kind: RecordKind, rows: pa.Table, *, source: SourcePosition) -> Commit:
         """Print rows."""
-        advance = position.advance(self._held.get(kind.name), rows)
-        for batch in advance.rows.to_batches():
+        reached = source.advance(self._held.get(kind.name))
+        for batch in rows.to_batches():
             self._printer.write(batch)
-        self._held[kind.name] = advance.reached
-        return Commit(
-            snapshot_id=None, rows=advance.rows.num_rows, duplicates=0, gaps=(), took_ms=0.0
-        )
+        self._held[kind.name] = reached
+        return Commit(snapshot_id=None, rows=rows.num_rows, duplicates=0, took_ms=0.0)
 
 
-class Unseen:
-    """Leaves out what came before in this run, and tells the gaps: for sinks without a table."""
+class Deduplicator:
+    """Leaves out what came before in this run, and reports gaps: for sinks without a table."""
 
     def __init__(self, *, exchange: str, observe: Observer) -> None:
         self._observe = observe
-        self._positions = _positions(exchange)
-        self._held: dict[str, str] = {}
-        self._taken = Committed()
+        self._watches = _watches(exchange)
+        self._positions = {name: Position() for name in KINDS}
+        self._conflicts = ConflictReport(observe)
+        self._sums = Committed()
+        self._rejects: list[Reject] = []
 
-    def of(self, kind: RecordKind, rows: pa.RecordBatch) -> Sequence[pa.RecordBatch]:
-        """Return the rows that are new, and count them as taken."""
+    def new_rows(self, kind: RecordKind, rows: pa.RecordBatch) -> Sequence[pa.RecordBatch]:
+        """Return the rows that did not come before, and count them as taken."""
         position = self._positions[kind.name]
-        advance = position.advance(self._held.get(kind.name), pa.Table.from_batches([rows]))
-        position.committed(advance)
-        self._held[kind.name] = advance.reached
-        self._taken.rows += advance.rows.num_rows
-        self._taken.duplicates += advance.duplicates
-        self._taken.missing += _report_gaps(self._observe, kind, advance.gaps)
-        batches: Sequence[pa.RecordBatch] = advance.rows.to_batches()
+        table = pa.Table.from_batches([rows])
+        admission = admit(position, kind, table, None)
+        watch = self._watches.get(kind.name)
+        if watch is not None:
+            gaps = watch.gaps(position, admission.added)
+            watch.committed(table)
+            self._sums.missing += _report_gaps(self._observe, kind, gaps)
+        self._positions[kind.name] = position.extended(admission.added)
+        self._sums.rows += admission.rows.num_rows
+        self._sums.duplicates += admission.duplicates
+        self._sums.conflicts += admission.conflicts
+        self._rejects += self._conflicts.report(kind, admission.conflicts, admission.examples)
+        batches: Sequence[pa.RecordBatch] = admission.rows.to_batches()
         return batches
 
-    def taken(self) -> Committed:
-        """Return the sums since the last call."""
-        taken, self._taken = self._taken, Committed()
-        return taken
+    def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
+        """Take note of ids that stand for no record."""
+        seen: dict[Series, Stored] = {}
+        _add_seen(seen, ids)
+        self._positions[kind.name] = self._positions[kind.name].extended(seen)
 
-    def interrupted(self) -> None:
-        """Let what follows not join what came before."""
-        for position in self._positions.values():
-            position.interrupted()
+    def take_sums(self) -> Committed:
+        """Return the sums since the last call."""
+        sums, self._sums = replace(self._sums, rejects=self._rejects), Committed()
+        self._rejects = []
+        return sums
+
+
+class ConflictReport:
+    """Reports rows whose id is stored with other values: each as an event, the first as rejects."""
+
+    def __init__(self, observe: Observer) -> None:
+        self._observe = observe
+        self._left = MAX_CONFLICTS
+
+    def report(
+        self, kind: RecordKind, count: int, examples: Sequence[ValueConflict]
+    ) -> list[Reject]:
+        """Report the conflicts of one commit; return those that belong into the rejects file."""
+        if not count:
+            return []
+        self._observe("conflict", table=kind.table, count=count, reason=str(examples[0]))
+        shown = examples[: self._left]
+        self._left -= len(shown)
+        return [_conflict_reject(each) for each in shown]
+
+
+def _conflict_reject(conflict: ValueConflict) -> Reject:
+    values = {"received": conflict.received, "stored": conflict.stored}
+    return Reject(
+        raw=json.dumps(values, default=_json_value).encode(),
+        position=conflict.number,
+        received_us=time.time_ns() // 1000,
+        reason=str(conflict),
+        source=f"{conflict.series.exchange}/{conflict.series.symbol}",
+    )
+
+
+def _json_value(value: object) -> str:
+    return iso_utc(value, "microseconds") if isinstance(value, datetime) else str(value)
+
+
+def _add_seen(seen: dict[Series, Stored], ids: pa.RecordBatch) -> None:
+    for exchange, symbol, number in zip(*(column.to_pylist() for column in ids), strict=True):
+        series = Series(exchange, symbol)
+        one = Stored(exact=np.array([[number, number]], dtype=np.int64))
+        seen[series] = seen.get(series, Stored()).merged(one)
 
 
 def _report_gaps(observe: Observer, kind: RecordKind, gaps: Sequence[Gap]) -> int:
@@ -213,8 +281,5 @@ def _report_gaps(observe: Observer, kind: RecordKind, gaps: Sequence[Gap]) -> in
     return sum(gap.missing for gap in gaps if not gap.is_restart)
 
 
-def _positions(exchange: str) -> dict[str, StreamPosition]:
-    return {
-        name: StreamPosition(series=exchange, is_dense=kind.is_dense)
-        for name, kind in KINDS.items()
-    }
+def _watches(exchange: str) -> dict[str, GapWatch]:
+    return {name: GapWatch(exchange) for name, kind in KINDS.items() if kind.is_dense}

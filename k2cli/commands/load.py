@@ -169,6 +169,7 @@ def load_csv(
     from k2cli.ingestion.csv.source import CsvOptions
     from k2cli.loading import LoadPolicy
     from k2cli.rejects import RejectLog
+    from k2cli.sinks import ConflictReport
 
     is_written = to is LoadTo.TABLE and not dry_run
     is_sent = to is LoadTo.KAFKA and not dry_run
@@ -197,6 +198,7 @@ def load_csv(
         rejected = RejectLog(rejects or config.home / "rejects" / "load-csv.ndjson")
         policy = LoadPolicy(
             rejects=stack.enter_context(rejected),
+            conflicts=ConflictReport(log.on_event),
             allowance=_allowance(max_rejects),
             is_forced=force,
             is_following=follow_appends,
@@ -429,6 +431,8 @@ def _load_each(files: "Iterator[FileToLoad]", handle: Handle, told: RunLog | Non
         totals.loaded += is_loaded
         totals.skipped += not is_loaded
         totals.rows += sums.rows if is_loaded else 0
+        totals.duplicates += sums.duplicates
+        totals.conflicts += sums.conflicts
         totals.rejects += sums.rejects
         if told:
             event = "loaded" if is_loaded else "skipped"

@@ -6,10 +6,11 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyiceberg.exceptions import (
     CommitFailedException,
     CommitStateUnknownException,
@@ -18,21 +19,23 @@ from pyiceberg.exceptions import (
     ServiceUnavailableError,
 )
 from pyiceberg.manifest import DataFile
-from pyiceberg.table import Table
-from pyiceberg.table.update.snapshot import ExpireSnapshots
+from pyiceberg.table import Table, TableProperties, Transaction
+from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 from requests import RequestException
 from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from k2cli.config import Settings
 from k2cli.errors import Conflict, Unavailable
 from k2cli.records import RecordKind
+from k2cli.storage.admission import Admission, ValueConflict, admit
 from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.expire import expired_snapshots, unreferenced_files
+from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.loads import KEY as LOADS_KEY
-from k2cli.storage.position import Advance, Gap, Position
+from k2cli.storage.position import KEY, Position, Series, Stored, encode_position
+from k2cli.storage.state import LOST_KEY, ROWS_KEY, RUN_KEY, TAG, TableState, read_state, total_rows
+from k2cli.storage.stored import FileIndex, FileStatistics, find_rows, known_ids
 
-_CARRIED_PREFIX: Final = "k2."  # what every snapshot takes over from the one before
-RUN_KEY: Final = "k2.run"  # the run that made a snapshot, as its log lines have it
 _ATTEMPTS: Final = 20
 _UNKNOWN_ATTEMPTS: Final = 3
 _MAX_WAIT_S: Final = 1.0
@@ -51,6 +54,21 @@ class OutcomeUnknown(Unavailable):
     """A catalog took a commit and did not say what became of it: it may land yet."""
 
 
+class PositionMissing(Exception):
+    """Nobody knows what the table stores: the position has to be rebuilt first."""
+
+
+class SourcePosition(Protocol):
+    """How far a source was read, as it stands under a key of its own in the snapshot."""
+
+    @property
+    def key(self) -> str:
+        """Name of its snapshot property."""
+
+    def advance(self, before: str | None) -> str:
+        """Return the value after the rows, where it is `before` now; None: never written."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """What an append did. Without new rows no snapshot is made and `snapshot_id` is None."""
@@ -58,7 +76,9 @@ class Commit:
     snapshot_id: int | None
     rows: int
     duplicates: int
-    gaps: Sequence[Gap]
+    conflicts: int = 0  # rows left out whose id is stored with other values
+    examples: Sequence[ValueConflict] = ()  # the first of these
+    gaps: Sequence[Gap] = ()
     took_ms: float
 
 
@@ -67,51 +87,103 @@ def append_rows(
     kind: RecordKind,
     rows: pa.Table,
     *,
-    position: Position | None,
     settings: Settings,
+    index: FileIndex,
+    source: SourcePosition | None = None,
+    seen: Mapping[Series, Stored] | None = None,
+    watch: GapWatch | None = None,
 ) -> Commit:
-    """Append the rows that the table does not hold yet as one Iceberg snapshot.
+    """Append the rows that the table does not store yet as one Iceberg snapshot.
 
-    What is new is judged by `position` against the newest snapshot that holds one, again after
-    every lost race, so two writers of the same feed never double a row. Snapshots past the
-    settings are expired in the same commit, and what only they referred to is deleted.
+    What is new is judged against the newest snapshot, again after every lost race, so a record of
+    a numbered series is stored once, whoever else writes it. `seen` are numbers that stand for no
+    record: they count as stored. Snapshots past the settings are expired in the same commit, and
+    what only they referred to is deleted.
 
-    A position that moves without rows (all that was read is kept as rejects) makes a snapshot too.
+    A source's position that moves without rows (all that was read is kept as rejects) makes a
+    snapshot too.
 
     Raises:
-        Conflict: other writers won too often, or own the position by now; nothing was written.
+        Conflict: other writers won too often, or own the source by now; nothing was written.
+        PositionMissing: the position has to be rebuilt; nothing was written.
     """
     started = time.perf_counter()
-    advance = Advance(rows=rows, duplicates=0, reached="")
+    admission = Admission(rows=rows)
+    gaps: Sequence[Gap] = ()
 
-    def attempt(carried: dict[str, str]) -> Attempt | None:
-        nonlocal advance
-        properties = carried
-        if position is not None:
-            advance = position.advance(carried.get(position.key), rows)
-            properties = {**carried, position.key: advance.reached}
-        is_moved = position is not None and advance.reached != carried.get(position.key)
-        if advance.rows.num_rows == 0 and not is_moved:
+    def attempt(state: TableState) -> Attempt | None:
+        nonlocal admission, gaps
+        before = _position(state)
+        admission = admit_rows(table, kind, rows, state, index)
+        added = {**admission.added}
+        for series, stored in (seen or {}).items():
+            added[series] = added.get(series, Stored()).merged(stored)
+        after = before.extended(added)
+        gaps = watch.gaps(before, added) if watch else ()
+        moved = {}
+        if source is not None:
+            moved[source.key] = source.advance(state.properties.get(source.key))
+        is_moved = after != before or not moved.items() <= state.properties.items()
+        if admission.rows.num_rows == 0 and not is_moved:
             return None
-        files = write_data_files(table, kind, advance.rows) if advance.rows.num_rows else []
-        scratch = [file.file_path for file in files]
+        properties = {**state.properties, **moved, KEY: encode_position(after)}
+        new = admission.rows
+        files = write_data_files(table, kind, new) if new.num_rows else []
         return Attempt(
             files=files,
             properties=properties,
-            scratch=scratch,
-            is_repeatable=position is not None,
+            scratch=[file.file_path for file in files],
+            is_repeatable=True,
         )
 
     snapshot_id = commit_attempts(table, attempt, settings)
-    if position is not None:
-        position.committed(advance)
+    if watch is not None:
+        watch.committed(rows)
     return Commit(
         snapshot_id=snapshot_id,
-        rows=advance.rows.num_rows,
-        duplicates=advance.duplicates,
-        gaps=advance.gaps,
+        rows=admission.rows.num_rows,
+        duplicates=admission.duplicates,
+        conflicts=admission.conflicts,
+        examples=admission.examples,
+        gaps=gaps,
         took_ms=round((time.perf_counter() - started) * 1000, 1),
     )
+
+
+def admit_rows(
+    table: Table, kind: RecordKind, rows: pa.Table, state: TableState, index: FileIndex
+) -> Admission:
+    """Choose the rows that a table does not store yet.
+
+    Where k2's own notes were lost, rows without a number are told by their message ids.
+    """
+    admission = admit(
+        _position(state),
+        kind,
+        rows,
+        lambda keys: find_rows(table, kind, index.files(table), keys),
+    )
+    if LOST_KEY not in state.properties:
+        return admission
+    return leave_out_known(table, kind, index.files(table), admission)
+
+
+def leave_out_known(
+    table: Table, kind: RecordKind, files: FileStatistics, admission: Admission
+) -> Admission:
+    """Leave out rows whose message id is stored, of a table of which nothing else is known."""
+    is_known = known_ids(table, kind, files, admission.rows)
+    return replace(
+        admission,
+        rows=admission.rows.filter(pc.invert(is_known)),
+        duplicates=admission.duplicates + pc.sum(is_known).as_py(),
+    )
+
+
+def _position(state: TableState) -> Position:
+    if state.position is None:
+        raise PositionMissing
+    return state.position
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +197,9 @@ class Attempt:
 
 
 def commit_attempts(
-    table: Table, attempt: Callable[[dict[str, str]], Attempt | None], settings: Settings
+    table: Table, attempt: Callable[[TableState], Attempt | None], settings: Settings
 ) -> int | None:
-    """Commit what `attempt` makes of the newest snapshot's properties, anew after a lost race.
+    """Commit what `attempt` makes of the newest snapshot's state, anew after a lost race.
 
     Returns the snapshot's id, or None when `attempt` found that there is nothing to add.
 
@@ -137,7 +209,7 @@ def commit_attempts(
     """
     unknown = 0
     for number in range(_ATTEMPTS):
-        made = attempt(carried_properties(table))
+        made = attempt(read_state(table))
         if made is None:
             return None
         try:
@@ -176,8 +248,10 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
     Raises:
         OutcomeUnknown: not even that told.
     """
-    transaction = table.transaction()
+    transaction = _transaction(table)
     properties = {**made.properties, RUN_KEY: settings.run}
+    if (before := total_rows(table)) is not None:
+        properties[ROWS_KEY] = str(before + sum(file.record_count for file in made.files))
     append = transaction.update_snapshot(snapshot_properties=properties).merge_append()
     doomed: set[str] = set()
     try:
@@ -187,6 +261,7 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
         for file in made.files:
             append.append_data_file(file)
         append.commit()
+        ManageSnapshots(transaction).create_tag(append.snapshot_id, TAG).commit()
         if expired:
             ExpireSnapshots(transaction).by_ids(sorted(expired)).commit()
         transaction.commit_transaction()
@@ -205,6 +280,18 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
         merged = _merged_manifests(table, append.snapshot_id, append.commit_uuid)
         delete_files(table, doomed | merged)
     return append.snapshot_id
+
+
+def _transaction(table: Table) -> Transaction:
+    """Begin a transaction that pyiceberg commits once.
+
+    Its own retry would add rows that another writer has just added, whatever the table's property
+    says, which other engines need above 0. The property is read from the metadata here, and is
+    never sent.
+    """
+    once = {**table.metadata.properties, TableProperties.COMMIT_NUM_RETRIES: "0"}
+    table.metadata = table.metadata.model_copy(update={"properties": once})
+    return table.transaction()
 
 
 def _has_landed(table: Table, snapshot_id: int, exc: DatabaseError | OSError | RESTError) -> bool:
@@ -246,24 +333,3 @@ def _merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) ->
     last = max((int(match[1]) for match in map(pattern.search, used) if match), default=-1)
     place = table.location_provider().new_metadata_location
     return {place(f"{commit_uuid}-m{number}.avro") for number in range(last)} - used
-
-
-def carried_properties(table: Table) -> dict[str, str]:
-    """Read what k2 knows of the table: positions of streams, and where the loads are listed.
-
-    They stand in the nearest ancestor that k2 wrote: a snapshot of another engine (a compaction)
-    carries none, so the search goes on below it.
-    """
-    snapshot = table.current_snapshot()
-    while snapshot is not None:
-        if snapshot.summary is not None:
-            found = {
-                key: value
-                for key, value in snapshot.summary.additional_properties.items()
-                if key.startswith(_CARRIED_PREFIX) and key != RUN_KEY
-            }
-            if found:
-                return found
-        parent = snapshot.parent_snapshot_id
-        snapshot = table.snapshot_by_id(parent) if parent is not None else None
-    return {}

@@ -30,16 +30,27 @@ from sqlalchemy.engine import URL
 
 from k2cli.config import Settings, redacted
 from k2cli.errors import BadData, ConfigError, NotFound
+from k2cli.flow import Observer
 from k2cli.records import KINDS, RecordKind, TableFiles, evolved
-from k2cli.storage.append import RUN_KEY, Commit, append_rows, carried_properties, has_moved_on
+from k2cli.storage.append import (
+    Commit,
+    PositionMissing,
+    SourcePosition,
+    append_rows,
+    has_moved_on,
+)
 from k2cli.storage.catalog import open_catalog
 from k2cli.storage.evolve import arrow_columns, evolve_table
 from k2cli.storage.fileload import FileLoad
 from k2cli.storage.freshness import newest_time
+from k2cli.storage.gaps import GapWatch
 from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.loads import FileState, list_loads, loaded_before, newest_load
-from k2cli.storage.position import Position
+from k2cli.storage.position import Series, Stored
+from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.s3 import s3_access
+from k2cli.storage.state import RUN_KEY, carried_properties
+from k2cli.storage.stored import FileIndex
 from k2cli.storage.tables import create_table
 from k2cli.storage.vendor import reading_manifests, translated
 
@@ -82,10 +93,14 @@ class TableInfo:
 class Lake:
     """An open catalog. Made by `open_lake`, which also closes it."""
 
-    def __init__(self, *, catalog: Catalog, where: str, settings: Settings) -> None:
+    def __init__(
+        self, *, catalog: Catalog, where: str, settings: Settings, observe: Observer
+    ) -> None:
         self._catalog = catalog
         self._where = where
         self._settings = settings
+        self._observe = observe
+        self._indexes = {name: FileIndex() for name in KINDS}
 
     def create_tables(self) -> None:
         """Create the namespace and every table that is missing. Safe to run twice, and at once."""
@@ -165,12 +180,38 @@ class Lake:
             return newest_time(table, kind.partition_by)
 
     def append(
-        self, kind: RecordKind, rows: pa.Table, *, position: Position | None = None
+        self,
+        kind: RecordKind,
+        rows: pa.Table,
+        *,
+        source: SourcePosition | None = None,
+        seen: Mapping[Series, Stored] | None = None,
+        watch: GapWatch | None = None,
     ) -> Commit:
-        """Append rows, and the position they reach, as one snapshot. See `append_rows`."""
+        """Append rows that are not stored yet, as one snapshot. See `append_rows`."""
+        while True:
+            table = self._writable(kind)
+            with (
+                translated(f"cannot write to table {kind.table} in {self._where}"),
+                suppress(PositionMissing),  # another engine wrote just now
+            ):
+                return append_rows(
+                    table,
+                    kind,
+                    rows,
+                    settings=self._settings,
+                    index=self._indexes[kind.name],
+                    source=source,
+                    seen=seen,
+                    watch=watch,
+                )
+
+    def _writable(self, kind: RecordKind) -> Table:
+        """Load a table, and rebuild its position where that is not known."""
         table = self.table(kind)
-        with translated(f"cannot write to table {kind.table} in {self._where}"):
-            return append_rows(table, kind, rows, position=position, settings=self._settings)
+        with translated(f"cannot read table {kind.table} in {self._where}"):
+            ensure_position(table, kind, self._settings, self._indexes[kind.name], self._observe)
+        return table
 
     def held(self, kind: RecordKind, key: str) -> str | None:
         """Read the position that stands under this key in a table's newest snapshot."""
@@ -181,7 +222,12 @@ class Lake:
     def load_file(self, kind: RecordKind) -> FileLoad:
         """Begin to load a file: a context manager that takes rows and commits them at once."""
         return FileLoad(
-            table=self.table(kind), kind=kind, settings=self._settings, where=self._where
+            table=self._writable(kind),
+            kind=kind,
+            settings=self._settings,
+            where=self._where,
+            index=self._indexes[kind.name],
+            observe=self._observe,
         )
 
     def loaded_before(self, kind: RecordKind, digests: Sequence[str]) -> set[str]:
@@ -300,10 +346,13 @@ def is_embedded(settings: Settings) -> bool:
 
 
 @contextmanager
-def open_lake(settings: Settings, *, create: bool = False) -> Iterator[Lake]:
+def open_lake(
+    settings: Settings, *, create: bool = False, observe: Observer = lambda *_, **__: None
+) -> Iterator[Lake]:
     """Open the catalog that the settings name; without any, the embedded one under `home`.
 
-    With `create` the embedded catalog and all tables are made where they are missing.
+    With `create` the embedded catalog and all tables are made where they are missing. `observe`
+    sees how work goes on that takes long.
 
     Raises:
         NotFound: no embedded catalog is there, and `create` is off.
@@ -333,7 +382,7 @@ def open_lake(settings: Settings, *, create: bool = False) -> Iterator[Lake]:
             with translated(f"cannot open {what}"):
                 catalog = open_catalog(properties)
             stack.callback(catalog.close)
-            lake = Lake(catalog=catalog, where=where, settings=settings)
+            lake = Lake(catalog=catalog, where=where, settings=settings, observe=observe)
             if create:
                 lake.create_tables()
         yield lake

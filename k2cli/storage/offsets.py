@@ -11,10 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import pyarrow as pa
-
 from k2cli.errors import BadData, Conflict
-from k2cli.storage.position import Advance
 
 KEY: Final = "k2.kafka"
 
@@ -55,13 +52,13 @@ class OffsetPosition:
     def __init__(self, spans: Mapping[Partition, Span]) -> None:
         self._spans = spans
 
-    def advance(self, held: str | None, rows: pa.Table) -> Advance:
-        """Take all rows, if the table stands where they begin.
+    def advance(self, before: str | None) -> str:
+        """Return the offsets after the rows, if the table stands where they begin.
 
         Raises:
             PositionMoved: it does not.
         """
-        offsets = dict(decode_offsets(held))
+        offsets = dict(decode_offsets(before))
         for partition, span in self._spans.items():
             found = offsets.get(partition)
             if found != span.expected:
@@ -70,10 +67,7 @@ class OffsetPosition:
                     f" {span.expected}, but the table stands at {found}"
                 )
             offsets[partition] = span.reached
-        return Advance(rows=rows, duplicates=0, reached=encode_offsets(offsets))
-
-    def committed(self, advance: Advance) -> None:
-        """Nothing to remember: every batch has a position of its own."""
+        return encode_offsets(offsets)
 
 
 def encode_offsets(offsets: Offsets) -> str:

@@ -1,214 +1,274 @@
-"""How far a stream has come, and which rows are new: pure, no I/O.
+"""Which records of the exchanges' numbered series a table stores: pure, no I/O.
 
-A stream's position is, for every symbol, which of the exchange's numbers the table holds, as a
-few ranges. Rows inside a range are there already (a reconnect, a second streamer, a replay) and
-are left out; rows in a hole are late and welcome. The position is one property of the newest
-snapshot, so rows and position become visible, or vanish, together.
+A series is the records of one exchange and symbol, identified by the exchange's own number
+(`source_sequence`). The position has, for every series, ranges of numbers that are stored, as one
+property of the newest snapshot: rows and position become visible, or vanish, together.
+
+A number is in one of three states:
+
+- in a range of `stored`: the table has it;
+- in a range of `mixed`: the table has some of these numbers, so it has to be asked;
+- in neither: the table does not have it.
+
+The property stays small. Where a series has more ranges than it may keep, those with the smallest
+holes between them become one mixed range. Series whose numbers only increase (update ids of
+quotes) have mixed ranges only: one can never tell a number that was left out from one that never
+was. Theirs also say on which days the rows lie.
 """
 
-import base64
 import binascii
-import itertools
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from base64 import b85decode, b85encode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from k2cli.errors import BadData
+from k2cli.ranges import EMPTY, Ints, Ranges, difference, index_of, union
+from k2cli.records import MAX_NUMBER
 
-Range = tuple[int, int]  # first and last number, both held
-Ranges = tuple[Range, ...]  # ascending, with at least one number missing between two
+KEY: Final = "k2.position"  # the snapshot property
+MAX_RANGES: Final = 5_000  # of all series together
+MAX_SERIES: Final = 5_000  # listed; beyond that, a series that is not listed is unknown
+_ENCODING: Final = "z2:"
+_DAYS_SHAPE: Final = 4  # first and last number, first and last day
 
-MAX_RANGES: Final = 8192  # of all symbols together; the lowest holes of a symbol close first
-MIN_RANGES: Final = 4  # that every symbol may keep
-_ENCODING: Final = "z1:"
+
+class Series(NamedTuple):
+    """The records of one exchange and symbol."""
+
+    exchange: str
+    symbol: str
+
+
+class State(IntEnum):
+    """What a position says of a number."""
+
+    ABSENT = 0
+    STORED = 1
+    UNKNOWN = 2  # the table has to be asked
+
+
+_ANY_DAY: Final[Ints] = np.array([0, 1 << 24], dtype=np.int64)
+NO_MIXED: Final[Ints] = np.empty((0, _DAYS_SHAPE), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """What a table stores of one series.
+
+    `mixed` has shape (n, 4): first and last number, and the first and last day (days since 1970,
+    UTC) of the rows in between; the days count for series whose numbers only increase.
+    """
+
+    exact: Ranges = field(default_factory=lambda: EMPTY)
+    mixed: Ints = field(default_factory=lambda: NO_MIXED)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Stored)
+            and np.array_equal(self.exact, other.exact)
+            and np.array_equal(self.mixed, other.mixed)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return len(self.exact) + len(self.mixed)
+
+    @property
+    def top(self) -> int:
+        """The highest number in any range; -1 without one."""
+        return max(int(part[-1, 1]) if len(part) else -1 for part in (self.exact, self.mixed))
+
+    def states(self, numbers: Ints) -> npt.NDArray[np.int8]:
+        """Return the `State` of each number."""
+        states = np.zeros(len(numbers), dtype=np.int8)
+        states[index_of(self.exact, numbers) >= 0] = State.STORED
+        if len(self.mixed):
+            states[index_of(self.mixed[:, :2], numbers) >= 0] = State.UNKNOWN
+        return states
+
+    def days(self, numbers: Ints) -> Ints:
+        """Return the first and last day on which the rows of each number can lie, as shape (n, 2).
+
+        Of numbers that are not in a mixed range the days are not known.
+        """
+        index = index_of(self.mixed[:, :2], numbers)
+        days = np.tile(_ANY_DAY, (len(numbers), 1))
+        days[index >= 0] = self.mixed[index[index >= 0], 2:]
+        return days
+
+    def without(self, ranges: Ranges) -> "Stored":
+        """Take numbers out that are no longer stored; mixed ranges stay mixed."""
+        return replace(self, exact=difference(self.exact, ranges))
+
+    def merged(self, other: "Stored") -> "Stored":
+        """Return what is stored after both."""
+        mixed = _merge_mixed(np.concatenate((self.mixed, other.mixed)))
+        exact = difference(union(self.exact, other.exact), mixed[:, :2])
+        return Stored(exact=exact, mixed=mixed)
+
+    def shrunk(self, limit: int) -> "Stored":
+        """Keep at most `limit` ranges: over the smallest holes, ranges become one mixed range."""
+        if len(self) <= limit:
+            return self
+        ranges = np.concatenate((_with_days(self.exact), self.mixed))
+        is_mixed = np.arange(len(ranges)) >= len(self.exact)
+        order = np.argsort(ranges[:, 0])
+        ranges, is_mixed = ranges[order], is_mixed[order]
+        holes = ranges[1:, 0] - ranges[:-1, 1]
+        closed = np.zeros(len(ranges), dtype=np.bool_)  # over the hole before this range
+        closed[1 + np.argpartition(holes, len(ranges) - limit - 1)[: len(ranges) - limit]] = True
+        starts = np.flatnonzero(~closed)
+        group = np.cumsum(~closed) - 1
+        sizes = np.bincount(group)
+        lone = sizes[group] == 1
+        merged = _grouped(ranges, starts)
+        mixed = np.concatenate((merged[sizes > 1], ranges[lone & is_mixed]))
+        return Stored(
+            exact=ranges[lone & ~is_mixed, :2], mixed=mixed[np.argsort(mixed[:, 0], kind="stable")]
+        )
+
+
+def _with_days(exact: Ranges) -> Ints:
+    """Give ranges no days: a first day after every last one."""
+    days = np.broadcast_to(np.array([_NO_FIRST_DAY, _NO_LAST_DAY]), exact.shape)
+    return np.concatenate((exact, days), axis=1)
+
+
+_NO_FIRST_DAY: Final = 1 << 30
+_NO_LAST_DAY: Final = -1
+
+
+def _grouped(ranges: Ints, starts: npt.NDArray[np.intp]) -> Ints:
+    """Merge consecutive ranges, of which those at `starts` begin a new one."""
+    return np.column_stack(
+        (
+            ranges[starts, 0],
+            np.maximum.reduceat(ranges[:, 1], starts),
+            np.minimum.reduceat(ranges[:, 2], starts),
+            np.maximum.reduceat(ranges[:, 3], starts),
+        )
+    )
+
+
+def _merge_mixed(mixed: Ints) -> Ints:
+    """Merge mixed ranges that overlap, and neighbours whose rows lie on the same days."""
+    if len(mixed) < 2:  # noqa: PLR2004
+        return mixed
+    mixed = mixed[np.argsort(mixed[:, 0], kind="stable")]
+    reached = np.maximum.accumulate(mixed[:, 1])
+    overlaps = mixed[1:, 0] <= reached[:-1] + 1
+    same_days = (mixed[1:, 2:] == mixed[:-1, 2:]).all(axis=1)
+    return _grouped(mixed, np.append(0, np.flatnonzero(~(overlaps | same_days)) + 1))
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
-    """Numbers of a symbol that are missing in front of or within one commit: suspected loss."""
+class Position:
+    """What a table stores of all series."""
 
-    symbol: str
-    first: int  # lowest missing number
-    last: int  # highest missing number
-    missing: int  # how many between them
-    is_restart: bool = False  # they passed by before this run began
+    series: Mapping[Series, Stored] = field(default_factory=dict)
+    is_partial: bool = False  # series that are not listed are unknown, not absent
 
+    def of(self, series: Series) -> Stored:
+        """Return what is stored of one series."""
+        return self.series.get(series, _NOTHING if not self.is_partial else _ANYTHING)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advance:
-    """What a batch of rows adds to a table that stands at some position."""
-
-    rows: pa.Table  # those that the table does not hold yet, in their order
-    duplicates: int  # how many were left out
-    reached: str  # the position after them, as the property's value
-    gaps: Sequence[Gap] = ()
-    tops: Mapping[str, int] | None = None  # highest number of each symbol in the batch
-
-
-class Position(Protocol):
-    """A source's way of telling what is new."""
-
-    @property
-    def key(self) -> str:
-        """Name of its snapshot property."""
-
-    def advance(self, held: str | None, rows: pa.Table) -> Advance:
-        """Tell which rows a table at position `held` (None: never written to) does not hold."""
-
-    def committed(self, advance: Advance) -> None:
-        """Take note that the rows of this advance are in the table."""
-
-
-class StreamPosition:
-    """The position of an exchange's stream in one table.
-
-    With `is_dense` numbers count up by one and a hole is a gap. Otherwise (update ids of quotes)
-    numbers only increase, and all between the first and the last one seen without an
-    interruption count as seen.
-    """
-
-    def __init__(self, *, series: str, is_dense: bool) -> None:
-        self.key = f"k2.position.{series}"
-        self._is_dense = is_dense
-        self._tops: dict[str, int] = {}  # since the last interruption
-        self._streamed: set[str] = set()  # symbols of which this run has committed rows
-
-    def interrupted(self) -> None:
-        """Take note that the connection was lost: what follows may not join what came before."""
-        self._tops.clear()
-
-    def committed(self, advance: Advance) -> None:
-        """Remember up to where the stream ran on without an interruption."""
-        self._tops.update(advance.tops or {})
-        self._streamed.update(advance.tops or {})
-
-    def advance(self, held: str | None, rows: pa.Table) -> Advance:
-        """Split rows into new ones and duplicates, by `symbol` and `source_sequence`."""
-        position = decode_position(held) if held else {}
-        symbols = rows["symbol"].combine_chunks().dictionary_encode()
-        codes = symbols.indices.to_numpy()
-        numbers = rows["source_sequence"].to_numpy()
-        order = np.lexsort((numbers, codes))
-        names = symbols.dictionary.to_pylist()
-        bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
-        is_new = np.zeros(len(order), dtype=np.bool_)
-        gaps: list[Gap] = []
-        tops: dict[str, int] = {}
-        limit = max(MIN_RANGES, MAX_RANGES // len(position.keys() | set(names)))
-        for code, symbol in enumerate(names):
-            places = order[bounds[code] : bounds[code + 1]]
-            batch = numbers[places]
-            ranges = position.get(symbol, ())
-            fresh = (np.diff(batch, prepend=-1) != 0) & ~_covered(ranges, batch)
-            is_new[places[fresh]] = True
-            joined = _join(ranges, self._runs(symbol, batch[fresh]))
-            tops[symbol] = int(batch[-1])
-            if self._is_dense:
-                gaps += self._gaps(symbol, ranges, joined)
-            position[symbol] = _closed(joined, limit)
-        new_rows = rows if is_new.all() else rows.filter(pa.array(is_new))
-        return Advance(
-            rows=new_rows,
-            duplicates=rows.num_rows - new_rows.num_rows,
-            reached=encode_position(position),
-            gaps=gaps,
-            tops=tops,
+    def extended(self, added: Mapping[Series, Stored]) -> "Position":
+        """Return the position once more is stored of some series, within its limits."""
+        return self.updated(
+            {series: self.of(series).merged(stored) for series, stored in added.items()}
         )
 
-    def _gaps(self, symbol: str, before: Ranges, after: Ranges) -> list[Gap]:
-        """Sum up the holes that opened above `before`, those of a restart on their own."""
-        holes = _holes_above(before, after)
-        is_restart = bool(before) and symbol not in self._streamed
-        restart = [hole for hole in holes if is_restart and hole[0] == before[-1][1] + 1]
-        skipped = holes[len(restart) :]
-        return [
-            Gap(
-                symbol,
-                first=some[0][0],
-                last=some[-1][1],
-                missing=sum(last - first + 1 for first, last in some),
-                is_restart=some is restart,
-            )
-            for some in (restart, skipped)
-            if some
-        ]
-
-    def _runs(self, symbol: str, numbers: npt.NDArray[np.int64]) -> list[Range]:
-        if len(numbers) == 0:
-            return []
-        if not self._is_dense:
-            first = min(self._tops.get(symbol, int(numbers[0])) + 1, int(numbers[0]))
-            return [(first, int(numbers[-1]))]
-        starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 2) != 1)
-        firsts, lasts = numbers[starts], numbers[np.append(starts[1:], len(numbers)) - 1]
-        return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+    def updated(self, changes: Mapping[Series, Stored]) -> "Position":
+        """Return the position with other values for some series, within its limits."""
+        series = {**self.series, **changes}
+        is_partial = self.is_partial or len(series) > MAX_SERIES
+        if is_partial:
+            kept = [*self.series, *sorted(changes.keys() - self.series.keys())][:MAX_SERIES]
+            series = {each: series[each] for each in kept}
+        if sum(map(len, series.values())) > MAX_RANGES:
+            limit = max(1, MAX_RANGES // len(series))
+            series = {each: stored.shrunk(limit) for each, stored in series.items()}
+        return Position(series, is_partial)
 
 
-def _covered(ranges: Ranges, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    covered = np.zeros(len(numbers), dtype=np.bool_)
-    if ranges:
-        firsts, lasts = np.array(ranges, dtype=np.int64).T
-        place = np.searchsorted(firsts, numbers, side="right") - 1
-        np.logical_and(place >= 0, numbers <= lasts[place], out=covered)
-    return covered
+_NOTHING: Final = Stored()
+_ANYTHING: Final = Stored(mixed=np.array([[0, MAX_NUMBER, *_ANY_DAY]], dtype=np.int64))
 
 
-def _join(ranges: Ranges, runs: Sequence[Range]) -> Ranges:
-    joined: list[Range] = []
-    for first, last in sorted((*ranges, *runs)):
-        if joined and first <= joined[-1][1] + 1:
-            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
-        else:
-            joined.append((first, last))
-    return tuple(joined)
+def encode_position(position: Position) -> str:
+    """Write a position as a compact property: MessagePack, deflated, in base 85.
 
-
-def _holes_above(before: Ranges, after: Ranges) -> list[Range]:
-    top = before[-1][1] if before else -1
-    return [
-        (left[1] + 1, right[0] - 1) for left, right in itertools.pairwise(after) if left[1] >= top
-    ]
-
-
-def _closed(ranges: Ranges, limit: int) -> Ranges:
-    surplus = len(ranges) - limit
-    if surplus <= 0:
-        return ranges
-    return ((ranges[0][0], ranges[surplus][1]), *ranges[surplus + 1 :])
-
-
-def encode_position(position: Mapping[str, Ranges]) -> str:
-    """Write a position as a compact property: a line a symbol, `BTCUSDT 3735685016+7999 ...`
-    (first number and how many follow it), deflated, in base 85; some 10 bytes a symbol.
+    A series is a list of whole numbers, for each range: how far its first number is above the
+    range before, and how many numbers follow it; of a mixed range, the second one is `-1 - n`, and
+    its first day and the number of days after it follow.
     """
-    lines = [
-        " ".join([symbol, *(f"{first}+{last - first}" for first, last in ranges)])
-        for symbol, ranges in sorted(position.items())
-    ]
-    packed = zlib.compress("\n".join(lines).encode(), level=6)
-    return _ENCODING + base64.b85encode(packed).decode()
+    document: dict[str, dict[str, list[int]]] = {}
+    for series, stored in sorted(position.series.items()):
+        document.setdefault(series.exchange, {})[series.symbol] = list(_words(stored))
+    packed = msgspec.msgpack.encode([position.is_partial, document])
+    return _ENCODING + b85encode(zlib.compress(packed, level=6)).decode()
 
 
-def decode_position(text: str) -> dict[str, Ranges]:
+def _words(stored: Stored) -> Iterator[int]:
+    exact = [(first, last, None, None) for first, last in stored.exact.tolist()]
+    before = 0
+    for first, last, day, last_day in sorted([*exact, *map(tuple, stored.mixed.tolist())]):
+        yield first - before
+        if day is None:
+            yield last - first
+        else:
+            yield first - last - 1
+            yield from (day, last_day - day)
+        before = last
+
+
+def decode_position(text: str) -> Position:
     """Read what `encode_position` wrote.
 
     Raises:
-        BadData: the property is not ours, or damaged.
+        BadData: the property was not written by this version of k2, or is damaged.
     """
     try:
         if not text.startswith(_ENCODING):
             raise ValueError("unknown encoding")
-        packed = base64.b85decode(text.removeprefix(_ENCODING))
-        position: dict[str, Ranges] = {}
-        for line in zlib.decompress(packed).decode().splitlines():
-            symbol, *words = line.split(" ")
-            pairs = [(int(first), int(more)) for first, more in (w.split("+") for w in words)]
-            position[symbol] = tuple((first, first + more) for first, more in pairs)
-    except (ValueError, zlib.error, binascii.Error) as exc:
-        raise BadData(f"the table's stream position cannot be read: {exc}") from exc
-    return position
+        packed = zlib.decompress(b85decode(text.removeprefix(_ENCODING)))
+        is_partial, document = _DOCUMENT.decode(packed)
+        series = {
+            Series(exchange, symbol): _stored(words)
+            for exchange, symbols in document.items()
+            for symbol, words in symbols.items()
+        }
+    except (ValueError, zlib.error, binascii.Error, StopIteration) as exc:
+        raise BadData(f"the position of the table cannot be read: {exc}") from exc
+    return Position(series, is_partial)
+
+
+_DOCUMENT: Final = msgspec.msgpack.Decoder(tuple[bool, dict[str, dict[str, list[int]]]])
+
+
+def _stored(words: list[int]) -> Stored:
+    exact: list[tuple[int, int]] = []
+    mixed: list[tuple[int, int, int, int]] = []
+    left = iter(words)
+    before = 0
+    for step in left:
+        first, more = before + step, next(left)
+        if more >= 0:
+            before = first + more
+            exact.append((first, before))
+        else:
+            before = first - more - 1
+            day = next(left)
+            mixed.append((first, before, day, day + next(left)))
+    return Stored(
+        exact=np.array(exact, dtype=np.int64).reshape(-1, 2),
+        mixed=np.array(mixed, dtype=np.int64).reshape(-1, _DAYS_SHAPE),
+    )

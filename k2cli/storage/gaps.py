@@ -1,0 +1,68 @@
+"""Numbers that a stream skipped: suspected loss."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from k2cli.ranges import union
+from k2cli.storage.position import Position, Series, Stored
+
+Hole = tuple[int, int]  # first and last number that is missing
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Numbers of a symbol that are missing in front of or within one commit."""
+
+    symbol: str
+    first: int  # lowest missing number
+    last: int  # highest missing number
+    missing: int  # how many between them
+    is_restart: bool = False  # they passed by before this run began
+
+
+class GapWatch:
+    """Finds the gaps of one stream, whose numbers count up by one."""
+
+    def __init__(self, exchange: str) -> None:
+        self._exchange = exchange
+        self._streamed: set[str] = set()  # symbols of which this run has committed rows
+
+    def gaps(self, position: Position, added: Mapping[Series, Stored]) -> list[Gap]:
+        """Return the holes that are open above a position once more is stored."""
+        return [
+            gap
+            for series, stored in added.items()
+            if series.exchange == self._exchange
+            for before in (position.of(series),)
+            for gap in self._gaps(series.symbol, before, before.merged(stored))
+        ]
+
+    def committed(self, rows: pa.Table) -> None:
+        """Take note that rows are in the table."""
+        self._streamed.update(rows["symbol"].unique().to_pylist())
+
+    def _gaps(self, symbol: str, before: Stored, after: Stored) -> Iterator[Gap]:
+        """Sum up the holes above `before`, those of a restart on their own."""
+        top = before.top
+        holes = list(_holes_above(top, after))
+        is_restart = top >= 0 and symbol not in self._streamed
+        restart = [hole for hole in holes if is_restart and hole[0] == top + 1]
+        for some in (restart, holes[len(restart) :]):
+            if some:
+                yield Gap(
+                    symbol,
+                    first=some[0][0],
+                    last=some[-1][1],
+                    missing=sum(last - first + 1 for first, last in some),
+                    is_restart=some is restart,
+                )
+
+
+def _holes_above(top: int, after: Stored) -> Sequence[Hole]:
+    ranges = union(after.exact, after.mixed[:, :2])
+    ranges = ranges[max(int(np.searchsorted(ranges[:, 1], top)), 0) :].tolist()
+    return [(left[1] + 1, right[0] - 1) for left, right in itertools.pairwise(ranges)]

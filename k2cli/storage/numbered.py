@@ -1,0 +1,77 @@
+"""Which rows belong to a numbered series, and to which: pure.
+
+A row is identified by its series (exchange, kind and symbol) and its `source_sequence`, if that is
+what its message id is made of. Of the rows that k2 made, those without an id of the exchange have
+a message id made of their file and line, whatever number stands in `source_sequence`; they belong
+to no series. Message ids that k2 did not make say nothing, so there the number decides.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2cli.ranges import Ints
+from k2cli.records import MAX_NUMBER, RecordKind, message_ids
+from k2cli.storage.position import Series
+
+# A UUID of version 8: no other program that we know makes ids of this version.
+_OURS: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """The rows of a table that belong to numbered series, ascending by series and number.
+
+    Rows of the same number stay in the order in which they stand in the table.
+    """
+
+    series: list[Series]
+    rows: Ints  # their indices in the table
+    codes: Ints  # of each row's series: its index in `series`
+    numbers: Ints
+
+
+def numbered_rows(kind: RecordKind, rows: pa.Table) -> Numbered:
+    """Find the rows of a table that belong to numbered series."""
+    exchanges, symbols = _encoded(rows["exchange"]), _encoded(rows["symbol"])
+    names = symbols.dictionary.to_pylist()
+    series = [Series(e, s) for e in exchanges.dictionary.to_pylist() for s in names]
+    codes = exchanges.indices.to_numpy().astype(np.int64) * len(names) + symbols.indices.to_numpy()
+    sequence = rows["source_sequence"].combine_chunks()
+    numbers = sequence.fill_null(-1).to_numpy()
+    is_numbered = (numbers >= 0) & (numbers <= MAX_NUMBER)
+    if is_numbered.any():
+        is_numbered &= _is_identity(kind, rows["message_id"], series, codes, numbers)
+    index = np.flatnonzero(is_numbered)
+    codes, numbers = codes[index], numbers[index]
+    if not _is_sorted(codes, numbers):
+        order = np.lexsort((numbers, codes))
+        index, codes, numbers = index[order], codes[order], numbers[order]
+    return Numbered(series, index, codes, numbers)
+
+
+def _is_identity(
+    kind: RecordKind, ids: pa.ChunkedArray, series: list[Series], codes: Ints, numbers: Ints
+) -> npt.NDArray[np.bool_]:
+    """Tell which message ids are those of the series and number, or not of k2's making."""
+    names = [f"{each.exchange}/{kind.name}/{each.symbol}" for each in series]
+    made = message_ids(names, codes, np.clip(numbers, 0, MAX_NUMBER))
+    is_same = pc.equal(ids, made)
+    if pc.all(is_same).as_py():
+        return np.ones(len(numbers), dtype=np.bool_)
+    is_foreign = pc.invert(pc.match_substring_regex(ids, _OURS))
+    either: npt.NDArray[np.bool_] = pc.or_(is_same, is_foreign).to_numpy()
+    return either
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    return column.combine_chunks().dictionary_encode()
+
+
+def _is_sorted(codes: Ints, numbers: Ints) -> bool:
+    step = np.diff(codes)
+    return bool(((step > 0) | ((step == 0) & (np.diff(numbers) >= 0))).all())

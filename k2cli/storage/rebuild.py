@@ -1,0 +1,138 @@
+"""The position of a table, built from the numbers that its rows have.
+
+That is needed once for a table that was written by k2 0.1.0, and after other engines have added,
+changed or removed rows, or have expired all of k2's snapshots. What was read is kept in a file
+under the home folder, so that a run that is cut off goes on where the last one stood.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import pyarrow as pa
+from pyiceberg.table import Table
+
+from k2cli.config import Settings
+from k2cli.errors import BadData
+from k2cli.flow import Observer
+from k2cli.records import RecordKind
+from k2cli.storage.admission import rows_days, runs, stored_numbers
+from k2cli.storage.append import Attempt, commit_attempts
+from k2cli.storage.numbered import Numbered
+from k2cli.storage.position import (
+    KEY,
+    Position,
+    Series,
+    Stored,
+    decode_position,
+    encode_position,
+)
+from k2cli.storage.state import LOST_KEY, TableState, read_state
+from k2cli.storage.stored import FileIndex, read_numbers
+
+_SAVE_S: Final = 5.0
+_MOST_RANGES: Final = 100_000  # of one series, while it is built
+
+
+class _Progress(msgspec.Struct):
+    """What was read of a table so far."""
+
+    files: list[str]
+    position: str
+
+
+def ensure_position(
+    table: Table, kind: RecordKind, settings: Settings, index: FileIndex, observe: Observer
+) -> None:
+    """Rebuild a table's position and commit it, unless it is known.
+
+    Raises:
+        Conflict: other writers won too often.
+    """
+    if read_state(table).position is not None:
+        return
+    rebuild = _Rebuild(table, kind, settings, index, observe)
+
+    def attempt(state: TableState) -> Attempt | None:
+        if state.position is not None:  # another process was faster
+            return None
+        lost = {LOST_KEY: "1"} if state.is_lost else {}
+        position = rebuild.read().updated({})
+        properties = {**state.properties, **lost, KEY: encode_position(position)}
+        return Attempt(files=[], properties=properties, scratch=[], is_repeatable=True)
+
+    commit_attempts(table, attempt, settings)
+    rebuild.forget()
+
+
+class _Rebuild:
+    """Reads the numbers of a table, each data file once."""
+
+    def __init__(
+        self,
+        table: Table,
+        kind: RecordKind,
+        settings: Settings,
+        index: FileIndex,
+        observe: Observer,
+    ) -> None:
+        self._table = table
+        self._kind = kind
+        self._index = index
+        self._observe = observe
+        self._path = settings.home / "rebuild" / f"{table.metadata.table_uuid}.msgpack"
+        self._done, self._series = _load(self._path)
+
+    def read(self) -> Position:
+        """Read the data files of the newest snapshot that were not read yet."""
+        paths = self._index.files(self._table).paths
+        if not self._done <= set(paths):  # what was read may be gone with its file
+            self._done, self._series = set(), {}
+        todo = [path for path in paths if path not in self._done]
+        saved = time.monotonic()
+        for number, path in enumerate(todo, start=1):
+            for numbered, rows in read_numbers(self._table, self._kind, path):
+                self._add(numbered, rows)
+            self._done.add(path)
+            if time.monotonic() - saved > _SAVE_S or number == len(todo):
+                saved = time.monotonic()
+                self._save()
+                self._observe(
+                    "rebuild_position",
+                    table=self._kind.table,
+                    files=len(paths) - len(todo) + number,
+                    of=len(paths),
+                )
+        return Position(self._series)
+
+    def forget(self) -> None:
+        """Delete what was kept."""
+        self._path.unlink(missing_ok=True)
+
+    def _add(self, numbered: Numbered, rows: pa.Table) -> None:
+        days = None if self._kind.is_dense else rows_days(self._kind, rows)[numbered.rows]
+        for code, begin, end in runs(numbered.codes):
+            part = stored_numbers(
+                numbered.numbers[begin:end], None if days is None else days[begin:end]
+            )
+            series = numbered.series[code]
+            merged = self._series.get(series, Stored()).merged(part)
+            self._series[series] = merged.shrunk(_MOST_RANGES)
+
+    def _save(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        progress = _Progress(sorted(self._done), encode_position(Position(self._series)))
+        scratch = self._path.with_suffix(f".{os.getpid()}.tmp")
+        scratch.write_bytes(msgspec.msgpack.encode(progress))
+        scratch.replace(self._path)
+
+
+def _load(path: Path) -> tuple[set[str], dict[Series, Stored]]:
+    """Read what an earlier run kept; nothing if there is none, or it cannot be read."""
+    try:
+        progress = msgspec.msgpack.decode(path.read_bytes(), type=_Progress)
+        return set(progress.files), dict(decode_position(progress.position).series)
+    except (OSError, msgspec.DecodeError, BadData):
+        return set(), {}
