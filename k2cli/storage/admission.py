@@ -5,7 +5,7 @@ out: as a duplicate if it says the same, else as a conflict. The first one stays
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -66,6 +66,14 @@ class Keys:
             last_days=self.last_days[index],
         )
 
+    def on_any_day(self) -> "Keys":
+        """Return the same keys, wherever their rows lie."""
+        return replace(
+            self,
+            first_days=np.zeros_like(self.first_days),
+            last_days=np.full_like(self.last_days, np.iinfo(np.int64).max),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -93,15 +101,6 @@ class Admission:
     added: Mapping[Series, Stored] = field(default_factory=dict)  # to the position, by these rows
 
 
-@dataclass(slots=True)
-class _Verdicts:
-    """What is known of each row so far."""
-
-    is_left_out: npt.NDArray[np.bool_]
-    conflicts: list[ValueConflict] = field(default_factory=list)
-    conflict_count: int = 0
-
-
 def admit(
     position: Position,
     kind: RecordKind,
@@ -116,29 +115,110 @@ def admit(
     numbered = numbered_rows(kind, rows)
     if not len(numbered.rows):
         return Admission(rows=rows)
-    verdicts = _Verdicts(np.zeros(rows.num_rows, dtype=np.bool_))
-    firsts = _first_occurrences(numbered)
+    judge = _Judge(kind, rows, numbered)
     states = _states(position, numbered)
-    asked = np.flatnonzero(firsts & (states != State.ABSENT))
-    if len(asked):
-        _leave_out_stored(position, kind, rows, numbered, states, asked, look_up, verdicts)
-    if not firsts.all():
-        _leave_out_repeated(kind, rows, numbered, firsts, verdicts)
-    left_out = int(verdicts.is_left_out.sum())
-    is_new = ~verdicts.is_left_out
-    return Admission(
-        rows=rows.filter(pa.array(is_new)) if left_out else rows,
-        duplicates=left_out - verdicts.conflict_count,
-        conflicts=verdicts.conflict_count,
-        examples=verdicts.conflicts,
-        added=_added(kind, rows, numbered, is_new),
-    )
+    asked = np.flatnonzero(judge.is_first & (states != State.ABSENT))
+    if len(asked) and look_up is None:
+        is_stored = (states[asked] == State.STORED) | (not kind.is_dense)
+        judge.leave_out(asked[is_stored])
+    elif len(asked) and look_up is not None:
+        keys = _keys(position, kind, rows, numbered, asked)
+        judge.leave_out_stored(asked, states[asked] == State.STORED, keys, look_up)
+    judge.leave_out_repeated()
+    return judge.verdict()
 
 
-def _first_occurrences(numbered: Numbered) -> npt.NDArray[np.bool_]:
-    is_first = np.ones(len(numbered.rows), dtype=np.bool_)
-    is_first[1:] = (np.diff(numbered.numbers) != 0) | (np.diff(numbered.codes) != 0)
-    return is_first
+class _Judge:
+    """Leaves rows out, and compares them with those that stay."""
+
+    def __init__(self, kind: RecordKind, rows: pa.Table, numbered: Numbered) -> None:
+        self.is_first = np.ones(len(numbered.rows), dtype=np.bool_)  # with its number, in `rows`
+        steps = (np.diff(numbered.numbers) != 0) | (np.diff(numbered.codes) != 0)
+        self.is_first[1:] = steps
+        self._kind = kind
+        self._rows = rows
+        self._compared = rows.select([*kind.compared, RECEIVED])
+        self._numbered = numbered
+        self._is_new = np.ones(rows.num_rows, dtype=np.bool_)
+        self._conflicts = 0
+        self._examples: list[ValueConflict] = []
+
+    def leave_out(self, index: npt.NDArray[np.intp]) -> None:
+        """Leave out numbered rows."""
+        self._is_new[self._numbered.rows[index]] = False
+
+    def leave_out_stored(
+        self,
+        asked: npt.NDArray[np.intp],
+        is_stored: npt.NDArray[np.bool_],
+        keys: Keys,
+        look_up: LookUp,
+    ) -> None:
+        """Leave out what a table stores of some numbered rows; `keys` are theirs.
+
+        What the position calls stored is looked for on all days before it is taken for new.
+        """
+        found = look_up(keys)
+        self._compare(asked[found.keys], found.rows)
+        left = np.setdiff1d(np.flatnonzero(is_stored), found.keys)
+        if len(left):
+            found = look_up(keys.take(left).on_any_day())
+            self._compare(asked[left[found.keys]], found.rows)
+
+    def leave_out_repeated(self) -> None:
+        """Leave out rows whose number came before among the rows."""
+        repeated = np.flatnonzero(~self.is_first)
+        if len(repeated):
+            first_of = np.flatnonzero(self.is_first)[np.cumsum(self.is_first) - 1]
+            before = self._numbered.rows[first_of[repeated]]
+            self._compare(repeated, self._compared.take(pa.array(before)))
+
+    def verdict(self) -> Admission:
+        """Return what came of the rows."""
+        left_out = len(self._is_new) - int(self._is_new.sum())
+        return Admission(
+            rows=self._rows.filter(pa.array(self._is_new)) if left_out else self._rows,
+            duplicates=left_out - self._conflicts,
+            conflicts=self._conflicts,
+            examples=self._examples,
+            added=self._added(),
+        )
+
+    def _compare(self, index: npt.NDArray[np.intp], stored: pa.Table) -> None:
+        """Leave out numbered rows; those that differ from the stored ones are conflicts."""
+        self.leave_out(index)
+        received = self._compared.take(pa.array(self._numbered.rows[index]))
+        differing = np.flatnonzero(~_are_equal(self._kind, received, stored))
+        self._conflicts += len(differing)
+        shown = differing[: MAX_CONFLICTS - len(self._examples)]
+        pairs = [
+            table.select(self._kind.compared).take(pa.array(shown)).to_pylist()
+            for table in (received, stored)
+        ]
+        for at, ours, theirs in zip(index[shown].tolist(), *pairs, strict=True):
+            self._examples.append(
+                ValueConflict(
+                    series=self._numbered.series[self._numbered.codes[at]],
+                    number=int(self._numbered.numbers[at]),
+                    stored=theirs,
+                    received=ours,
+                )
+            )
+
+    def _added(self) -> dict[Series, Stored]:
+        """Return the numbers of the rows that are new, by series."""
+        numbered = self._numbered
+        keep = self._is_new[numbered.rows]
+        codes, numbers = numbered.codes[keep], numbered.numbers[keep]
+        days = None
+        if not self._kind.is_dense:
+            days = rows_days(self._kind, self._rows)[numbered.rows[keep]]
+        return {
+            numbered.series[code]: stored_numbers(
+                numbers[begin:end], None if days is None else days[begin:end]
+            )
+            for code, begin, end in runs(codes)
+        }
 
 
 def _states(position: Position, numbered: Numbered) -> npt.NDArray[np.int8]:
@@ -157,32 +237,6 @@ def runs(codes: Ints) -> list[tuple[int, int, int]]:
     begins = np.append(0, np.flatnonzero(np.diff(codes)) + 1)
     ends = np.append(begins[1:], len(codes))
     return list(zip(codes[begins].tolist(), begins.tolist(), ends.tolist(), strict=True))
-
-
-def _leave_out_stored(
-    position: Position,
-    kind: RecordKind,
-    rows: pa.Table,
-    numbered: Numbered,
-    states: npt.NDArray[np.int8],
-    asked: npt.NDArray[np.intp],
-    look_up: LookUp | None,
-    verdicts: _Verdicts,
-) -> None:
-    """Leave out the rows that the table stores."""
-    if look_up is None:
-        is_stored = (states[asked] == State.STORED) | (not kind.is_dense)
-        verdicts.is_left_out[numbered.rows[asked[is_stored]]] = True
-        return
-    keys = _keys(position, kind, rows, numbered, asked)
-    found = look_up(keys)
-    left = np.setdiff1d(np.flatnonzero(states[asked] == State.STORED), found.keys)
-    _compare(kind, rows, numbered, asked[found.keys], found.rows, verdicts)
-    if len(left):  # stored with another time, on another day
-        wide = keys.take(left)
-        wide.first_days[:], wide.last_days[:] = 0, np.iinfo(np.int64).max
-        found = look_up(wide)
-        _compare(kind, rows, numbered, asked[left[found.keys]], found.rows, verdicts)
 
 
 def _keys(
@@ -212,46 +266,6 @@ def rows_days(kind: RecordKind, rows: pa.Table) -> Ints:
     """Return the day of each row, in days since 1970, UTC."""
     days: Ints = rows[kind.partition_by].cast(pa.int64()).to_numpy() // DAY_US
     return days
-
-
-def _leave_out_repeated(
-    kind: RecordKind,
-    rows: pa.Table,
-    numbered: Numbered,
-    firsts: npt.NDArray[np.bool_],
-    verdicts: _Verdicts,
-) -> None:
-    """Leave out rows whose number came before in the same rows."""
-    repeated = np.flatnonzero(~firsts)
-    first_of = np.flatnonzero(firsts)[np.cumsum(firsts) - 1]
-    compared = rows.select([*kind.compared, RECEIVED])
-    before = compared.take(pa.array(numbered.rows[first_of[repeated]]))
-    _compare(kind, rows, numbered, repeated, before, verdicts)
-
-
-def _compare(
-    kind: RecordKind,
-    rows: pa.Table,
-    numbered: Numbered,
-    index: npt.NDArray[np.intp],
-    stored: pa.Table,
-    verdicts: _Verdicts,
-) -> None:
-    """Leave rows out that are stored; those that differ from the stored ones are conflicts."""
-    taken = numbered.rows[index]
-    verdicts.is_left_out[taken] = True
-    received = rows.select([*kind.compared, RECEIVED]).take(pa.array(taken))
-    differing = np.flatnonzero(~_are_equal(kind, received, stored))
-    verdicts.conflict_count += len(differing)
-    shown = pa.array(differing[: MAX_CONFLICTS - len(verdicts.conflicts)])
-    ours = received.take(shown).select(kind.compared).to_pylist()
-    theirs = stored.take(shown).select(kind.compared).to_pylist()
-    for at, row, other in zip(index[shown.to_numpy()].tolist(), ours, theirs, strict=True):
-        series = numbered.series[numbered.codes[at]]
-        number = int(numbered.numbers[at])
-        verdicts.conflicts.append(
-            ValueConflict(series=series, number=number, stored=other, received=row)
-        )
 
 
 def _are_equal(kind: RecordKind, one: pa.Table, other: pa.Table) -> npt.NDArray[np.bool_]:
@@ -288,21 +302,6 @@ def _are_times_equal(kind: RecordKind, one: pa.Table, other: pa.Table) -> npt.ND
     for each, times in ((one, mine), (other, theirs)):
         are_equal |= each[RECEIVED].cast(pa.int64()).to_numpy() == times
     return are_equal
-
-
-def _added(
-    kind: RecordKind, rows: pa.Table, numbered: Numbered, is_new: npt.NDArray[np.bool_]
-) -> dict[Series, Stored]:
-    """Return the numbers of the rows that are new, by series."""
-    keep = is_new[numbered.rows]
-    codes, numbers = numbered.codes[keep], numbered.numbers[keep]
-    days = None if kind.is_dense else rows_days(kind, rows)[numbered.rows[keep]]
-    return {
-        numbered.series[code]: stored_numbers(
-            numbers[begin:end], None if days is None else days[begin:end]
-        )
-        for code, begin, end in runs(codes)
-    }
 
 
 def stored_numbers(numbers: Ints, days: Ints | None) -> Stored:

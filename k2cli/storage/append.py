@@ -26,15 +26,15 @@ from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from k2cli.config import Settings
 from k2cli.errors import Conflict, Unavailable
-from k2cli.records import RecordKind
-from k2cli.storage.admission import Admission, ValueConflict, admit
+from k2cli.storage.admission import Admission, Found, Keys, ValueConflict, admit
 from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.expire import expired_snapshots, unreferenced_files
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.position import KEY, Position, Series, Stored, encode_position
 from k2cli.storage.state import LOST_KEY, ROWS_KEY, RUN_KEY, TAG, TableState, read_state, total_rows
-from k2cli.storage.stored import FileIndex, FileStatistics, find_rows, known_ids
+from k2cli.storage.stored import FileStatistics, find_rows, known_ids
+from k2cli.storage.target import Target
 
 _ATTEMPTS: Final = 20
 _UNKNOWN_ATTEMPTS: Final = 3
@@ -83,12 +83,9 @@ class Commit:
 
 
 def append_rows(
-    table: Table,
-    kind: RecordKind,
+    target: Target,
     rows: pa.Table,
     *,
-    settings: Settings,
-    index: FileIndex,
     source: SourcePosition | None = None,
     seen: Mapping[Series, Stored] | None = None,
     watch: GapWatch | None = None,
@@ -108,13 +105,14 @@ def append_rows(
         PositionMissing: the position has to be rebuilt; nothing was written.
     """
     started = time.perf_counter()
+    table, kind = target.table, target.kind
     admission = Admission(rows=rows)
     gaps: Sequence[Gap] = ()
 
     def attempt(state: TableState) -> Attempt | None:
         nonlocal admission, gaps
         before = _position(state)
-        admission = admit_rows(table, kind, rows, state, index)
+        admission = _admit(target, rows, state)
         added = {**admission.added}
         for series, stored in (seen or {}).items():
             added[series] = added.get(series, Stored()).merged(stored)
@@ -136,7 +134,7 @@ def append_rows(
             is_repeatable=True,
         )
 
-    snapshot_id = commit_attempts(table, attempt, settings)
+    snapshot_id = commit_attempts(table, attempt, target.settings)
     if watch is not None:
         watch.committed(rows)
     return Commit(
@@ -150,29 +148,22 @@ def append_rows(
     )
 
 
-def admit_rows(
-    table: Table, kind: RecordKind, rows: pa.Table, state: TableState, index: FileIndex
-) -> Admission:
-    """Choose the rows that a table does not store yet.
+def _admit(target: Target, rows: pa.Table, state: TableState) -> Admission:
+    """Choose the rows that a table does not store yet."""
+    table, kind = target.table, target.kind
 
-    Where k2's own notes were lost, rows without a number are told by their message ids.
-    """
-    admission = admit(
-        _position(state),
-        kind,
-        rows,
-        lambda keys: find_rows(table, kind, index.files(table), keys),
-    )
+    def look_up(keys: Keys) -> Found:
+        return find_rows(table, kind, target.index.files(table), keys)
+
+    admission = admit(_position(state), kind, rows, look_up)
     if LOST_KEY not in state.properties:
         return admission
-    return leave_out_known(table, kind, index.files(table), admission)
+    return leave_out_known(target, target.index.files(table), admission)
 
 
-def leave_out_known(
-    table: Table, kind: RecordKind, files: FileStatistics, admission: Admission
-) -> Admission:
+def leave_out_known(target: Target, files: FileStatistics, admission: Admission) -> Admission:
     """Leave out rows whose message id is stored, of a table of which nothing else is known."""
-    is_known = known_ids(table, kind, files, admission.rows)
+    is_known = known_ids(target.table, target.kind, files, admission.rows)
     return replace(
         admission,
         rows=admission.rows.filter(pc.invert(is_known)),

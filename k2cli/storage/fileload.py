@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyiceberg.table import Table
 
-from k2cli.config import Settings
 from k2cli.errors import Conflict
-from k2cli.flow import Observer
 from k2cli.ranges import Ints, ranges_of
-from k2cli.records import RecordKind
 from k2cli.storage.admission import (
     MAX_CONFLICTS,
     Admission,
@@ -41,7 +37,8 @@ from k2cli.storage.loads import (
 from k2cli.storage.position import KEY, Position, Series, State, Stored, encode_position
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.state import LOST_KEY, TableState, read_state
-from k2cli.storage.stored import FileIndex, FileStatistics, find_rows, read_numbers
+from k2cli.storage.stored import FileStatistics, find_rows, read_numbers
+from k2cli.storage.target import Target
 from k2cli.storage.vendor import translated
 
 if TYPE_CHECKING:
@@ -80,23 +77,11 @@ class FileLoad:
     itself held before; the commit judges them again against what other writers added since.
     """
 
-    def __init__(
-        self,
-        *,
-        table: Table,
-        kind: RecordKind,
-        settings: Settings,
-        where: str,
-        index: FileIndex,
-        observe: Observer,
-    ) -> None:
+    def __init__(self, target: Target, *, where: str) -> None:
         self.stowed: Final = Stowed()
-        self._table = table
-        self._kind = kind
-        self._settings = settings
-        self._what = f"cannot write to table {kind.table} in {where}"
-        self._index = index
-        self._observe = observe
+        self._target = target
+        self._table, self._kind = target.table, target.kind
+        self._what = f"cannot write to table {target.kind.table} in {where}"
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
         self._files: list[DataFile] = []
@@ -162,9 +147,9 @@ class FileLoad:
                 return commit_attempts(
                     self._table,
                     lambda state: self._attempt(state, entry, after, is_forced),
-                    self._settings,
+                    self._target.settings,
                 )
-            ensure_position(self._table, self._kind, self._settings, self._index, self._observe)
+            ensure_position(self._target)
 
     def _attempt(
         self,
@@ -206,10 +191,10 @@ class FileLoad:
             if self._state.position is None:
                 raise PositionMissing
             self._position = self._state.position
-            self._base = self._index.files(self._table)
+            self._base = self._target.index.files(self._table)
         admission = admit(self._position, self._kind, rows, self._look_up)
         if LOST_KEY in self._state.properties:
-            admission = leave_out_known(self._table, self._kind, self._base, admission)
+            admission = leave_out_known(self._target, self._base, admission)
         for series, stored in admission.added.items():
             own = self._own.get(series, Stored()).merged(stored)
             self._own[series] = own.shrunk(_MOST_RANGES)
@@ -222,7 +207,7 @@ class FileLoad:
 
     def _leave_out_added(self) -> None:
         """Leave out the rows that other writers added to the table since the load began."""
-        files = self._index.files(self._table)
+        files = self._target.index.files(self._table)
         added = files.only(set(files.paths) - set(self._base.paths))
         self._base = files
         hits: dict[Series, list[Ints]] = {}

@@ -52,6 +52,7 @@ from k2cli.storage.s3 import s3_access
 from k2cli.storage.state import RUN_KEY, carried_properties
 from k2cli.storage.stored import FileIndex
 from k2cli.storage.tables import create_table
+from k2cli.storage.target import Target
 from k2cli.storage.vendor import reading_manifests, translated
 
 NAMESPACE: Final = "market_data"
@@ -190,28 +191,25 @@ class Lake:
     ) -> Commit:
         """Append rows that are not stored yet, as one snapshot. See `append_rows`."""
         while True:
-            table = self._writable(kind)
+            target = self._target(kind)
             with (
                 translated(f"cannot write to table {kind.table} in {self._where}"),
                 suppress(PositionMissing),  # another engine wrote just now
             ):
-                return append_rows(
-                    table,
-                    kind,
-                    rows,
-                    settings=self._settings,
-                    index=self._indexes[kind.name],
-                    source=source,
-                    seen=seen,
-                    watch=watch,
-                )
+                return append_rows(target, rows, source=source, seen=seen, watch=watch)
 
-    def _writable(self, kind: RecordKind) -> Table:
-        """Load a table, and rebuild its position where that is not known."""
-        table = self.table(kind)
+    def _target(self, kind: RecordKind) -> Target:
+        """Load a table to write to, and rebuild its position where that is not known."""
+        target = Target(
+            table=self.table(kind),
+            kind=kind,
+            settings=self._settings,
+            index=self._indexes[kind.name],
+            observe=self._observe,
+        )
         with translated(f"cannot read table {kind.table} in {self._where}"):
-            ensure_position(table, kind, self._settings, self._indexes[kind.name], self._observe)
-        return table
+            ensure_position(target)
+        return target
 
     def held(self, kind: RecordKind, key: str) -> str | None:
         """Read the position that stands under this key in a table's newest snapshot."""
@@ -221,14 +219,7 @@ class Lake:
 
     def load_file(self, kind: RecordKind) -> FileLoad:
         """Begin to load a file: a context manager that takes rows and commits them at once."""
-        return FileLoad(
-            table=self._writable(kind),
-            kind=kind,
-            settings=self._settings,
-            where=self._where,
-            index=self._indexes[kind.name],
-            observe=self._observe,
-        )
+        return FileLoad(self._target(kind), where=self._where)
 
     def loaded_before(self, kind: RecordKind, digests: Sequence[str]) -> set[str]:
         """Tell which files, by their sha256, a table holds already."""

@@ -12,12 +12,8 @@ from typing import Final
 
 import msgspec
 import pyarrow as pa
-from pyiceberg.table import Table
 
-from k2cli.config import Settings
 from k2cli.errors import BadData
-from k2cli.flow import Observer
-from k2cli.records import RecordKind
 from k2cli.storage.admission import rows_days, runs, stored_numbers
 from k2cli.storage.append import Attempt, commit_attempts
 from k2cli.storage.numbered import Numbered
@@ -30,7 +26,8 @@ from k2cli.storage.position import (
     encode_position,
 )
 from k2cli.storage.state import LOST_KEY, TableState, read_state
-from k2cli.storage.stored import FileIndex, read_numbers
+from k2cli.storage.stored import read_numbers
+from k2cli.storage.target import Target
 
 _SAVE_S: Final = 5.0
 _MOST_RANGES: Final = 100_000  # of one series, while it is built
@@ -43,17 +40,15 @@ class _Progress(msgspec.Struct):
     position: str
 
 
-def ensure_position(
-    table: Table, kind: RecordKind, settings: Settings, index: FileIndex, observe: Observer
-) -> None:
+def ensure_position(target: Target) -> None:
     """Rebuild a table's position and commit it, unless it is known.
 
     Raises:
         Conflict: other writers won too often.
     """
-    if read_state(table).position is not None:
+    if read_state(target.table).position is not None:
         return
-    rebuild = _Rebuild(table, kind, settings, index, observe)
+    rebuild = _Rebuild(target)
 
     def attempt(state: TableState) -> Attempt | None:
         if state.position is not None:  # another process was faster
@@ -63,45 +58,37 @@ def ensure_position(
         properties = {**state.properties, **lost, KEY: encode_position(position)}
         return Attempt(files=[], properties=properties, scratch=[], is_repeatable=True)
 
-    commit_attempts(table, attempt, settings)
+    commit_attempts(target.table, attempt, target.settings)
     rebuild.forget()
 
 
 class _Rebuild:
     """Reads the numbers of a table, each data file once."""
 
-    def __init__(
-        self,
-        table: Table,
-        kind: RecordKind,
-        settings: Settings,
-        index: FileIndex,
-        observe: Observer,
-    ) -> None:
-        self._table = table
-        self._kind = kind
-        self._index = index
-        self._observe = observe
-        self._path = settings.home / "rebuild" / f"{table.metadata.table_uuid}.msgpack"
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        uuid = target.table.metadata.table_uuid
+        self._path = target.settings.home / "rebuild" / f"{uuid}.msgpack"
         self._done, self._series = _load(self._path)
 
     def read(self) -> Position:
         """Read the data files of the newest snapshot that were not read yet."""
-        paths = self._index.files(self._table).paths
+        table, kind = self._target.table, self._target.kind
+        paths = self._target.index.files(table).paths
         if not self._done <= set(paths):  # what was read may be gone with its file
             self._done, self._series = set(), {}
         todo = [path for path in paths if path not in self._done]
         saved = time.monotonic()
         for number, path in enumerate(todo, start=1):
-            for numbered, rows in read_numbers(self._table, self._kind, path):
+            for numbered, rows in read_numbers(table, kind, path):
                 self._add(numbered, rows)
             self._done.add(path)
             if time.monotonic() - saved > _SAVE_S or number == len(todo):
                 saved = time.monotonic()
                 self._save()
-                self._observe(
+                self._target.observe(
                     "rebuild_position",
-                    table=self._kind.table,
+                    table=kind.table,
                     files=len(paths) - len(todo) + number,
                     of=len(paths),
                 )
@@ -112,7 +99,8 @@ class _Rebuild:
         self._path.unlink(missing_ok=True)
 
     def _add(self, numbered: Numbered, rows: pa.Table) -> None:
-        days = None if self._kind.is_dense else rows_days(self._kind, rows)[numbered.rows]
+        kind = self._target.kind
+        days = None if kind.is_dense else rows_days(kind, rows)[numbered.rows]
         for code, begin, end in runs(numbered.codes):
             part = stored_numbers(
                 numbered.numbers[begin:end], None if days is None else days[begin:end]

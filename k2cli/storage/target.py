@@ -1,0 +1,21 @@
+"""A table to write to."""
+
+from dataclasses import dataclass
+
+from pyiceberg.table import Table
+
+from k2cli.config import Settings
+from k2cli.flow import Observer
+from k2cli.records import RecordKind
+from k2cli.storage.stored import FileIndex
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A table as it was loaded to be written to, and what writers share."""
+
+    table: Table
+    kind: RecordKind
+    settings: Settings
+    index: FileIndex  # of the table's data files; kept from one write to the next
+    observe: Observer  # sees how work goes on that takes long
