@@ -28,6 +28,7 @@ class Setup:
 
     is_quick: bool
     folder: Path
+    days: int | None = None  # of history that is loaded
 
 
 @dataclass(frozen=True, slots=True)

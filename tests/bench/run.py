@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+import backfill
 import codec
 import commits
 import kafka
@@ -40,6 +41,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Setup], Iterable[Line]]]] = {
     "query": query.run,
     "load": load.run,
     "commits": commits.run,
+    "backfill": backfill.run,
     "codec": codec.run,
     "kafka": kafka.run,
 }
@@ -50,7 +52,7 @@ def main() -> None:
     args = _arguments()
     results = []
     for name in args.names or BENCHMARKS:
-        results.append(_run(name, is_quick=args.quick))
+        results.append(_run(name, is_quick=args.quick, days=args.days))
         show(results[-1:])
         document = as_json(results, is_quick=args.quick)
         args.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -64,6 +66,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure k2 against references on this machine.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
     parser.add_argument("--quick", action="store_true", help="smaller, some minutes")
+    parser.add_argument("--days", type=int, help="of the backfill: files of each symbol")
     parser.add_argument("--json", type=Path, default=Path("bench-results.json"), metavar="FILE")
     args = parser.parse_args()
     if unknown := [name for name in args.names if name not in BENCHMARKS]:
@@ -71,7 +74,7 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _run(name: str, *, is_quick: bool) -> Result:
+def _run(name: str, *, is_quick: bool, days: int | None) -> Result:
     """Run one benchmark; what it found before it failed counts."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     started = time.perf_counter()
@@ -79,7 +82,8 @@ def _run(name: str, *, is_quick: bool) -> Result:
     failure = ""
     with tempfile.TemporaryDirectory(prefix=f"k2-bench-{name}-") as folder:
         try:
-            lines.extend(BENCHMARKS[name](Setup(is_quick=is_quick, folder=Path(folder))))
+            setup = Setup(is_quick=is_quick, folder=Path(folder), days=days)
+            lines.extend(BENCHMARKS[name](setup))
         except (Failed, K2Error) as exc:
             failure = f"{type(exc).__name__}: {exc}"
             print(f"{name}: {failure}", file=sys.stderr)
