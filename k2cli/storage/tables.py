@@ -14,8 +14,8 @@ from k2cli.records import RecordKind
 
 _PROPERTIES: Final[Mapping[str, str]] = {
     "format-version": "2",
-    # A conflicting append is k2's to retry: pyiceberg would add the rows again, unasked.
-    "commit.retry.num-retries": "0",
+    # For other engines, whose rewrites race k2's commits. k2 itself retries in its own way.
+    "commit.retry.num-retries": "10",
     # What keeps the thousandth commit as cheap as the tenth.
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "50",

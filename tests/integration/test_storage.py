@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 from builders import START, quotes_batch, table_of, trade_row, trades_batch
+from foreign import append_as_another_engine, rewrite_as_another_engine
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitStateUnknownException
 from pyiceberg.table import Table
@@ -17,6 +18,7 @@ from pyiceberg.table import Table
 from k2cli.config import Settings, TableSettings, load_settings
 from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.records import QUOTES, TRADES, RecordKind
+from k2cli.storage import rebuild
 from k2cli.storage.append import OutcomeUnknown, append_rows
 from k2cli.storage.lake import Lake, open_lake
 from k2cli.storage.position import Series
@@ -310,3 +312,138 @@ def test_lost_race_leaves_no_file_behind(settings: Settings, lake: Lake) -> None
     data = Path(table.location()) / "data"
     assert len(list(data.rglob("*.parquet"))) == 2
     assert numbers(lake) == [1, 2]
+
+
+# --- what other engines do, and what k2 finds when it comes back
+
+
+@pytest.mark.parametrize("retries", ["0", "10"])
+def test_the_tables_own_retries_double_no_row(settings: Settings, lake: Lake, retries: str) -> None:
+    """pyiceberg's retry would add rows again that another writer has just added."""
+    with lake.table(TRADES).transaction() as transaction:
+        transaction.set_properties({"commit.retry.num-retries": retries})
+    failures: list[BaseException] = []
+
+    def write(offset: int) -> None:
+        try:
+            with open_lake(settings) as own:
+                for start in range(0, 60, 5):
+                    own.append(TRADES, trades(*range(start + offset, start + offset + 8)))
+        except BaseException as exc:
+            failures.append(exc)
+            raise
+
+    writers = [threading.Thread(target=write, args=(offset,)) for offset in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert failures == []
+    assert numbers(lake) == list(range(65))
+    assert lake.table(TRADES).properties["commit.retry.num-retries"] == retries
+
+
+def test_new_tables_let_other_engines_retry(lake: Lake) -> None:
+    """With 0, Spark's rewrite fails whenever k2 commits at the same time."""
+    assert int(lake.table(TRADES).properties["commit.retry.num-retries"]) > 0
+
+
+def test_a_tag_keeps_what_k2_knows_from_being_expired(lake: Lake) -> None:
+    lake.append(TRADES, trades(1, 2))
+    for is_expiring in (True, True):
+        rewrite_as_another_engine(lake.table(TRADES), is_expiring=is_expiring)
+        table = lake.table(TRADES)
+        assert read_state(table).position is not None
+    again = lake.append(TRADES, trades(1, 2, 3))
+    assert (again.rows, again.duplicates) == (1, 2)
+
+
+def test_two_rewrites_with_an_expiry_between_them_are_seen_through(lake: Lake) -> None:
+    """The snapshot between k2's and the newest one is gone then."""
+    lake.append(TRADES, trades(1, 2))
+    rewrite_as_another_engine(lake.table(TRADES), is_expiring=False)
+    rewrite_as_another_engine(lake.table(TRADES), is_expiring=True)
+    state = read_state(lake.table(TRADES))
+    assert state.position is not None
+    assert state.position.of(Series("BINANCE", "BTCUSDT")).exact.tolist() == [[1, 2]]
+
+
+def forget_everything(table: Table) -> None:
+    """Leave rows of which nobody knows anything: no tag, no snapshot of k2's."""
+    rewrite_as_another_engine(table, is_expiring=False)
+    table.refresh()
+    with table.manage_snapshots() as manage:
+        manage.remove_tag("k2")
+    current = table.current_snapshot()
+    assert current is not None
+    gone = [each.snapshot_id for each in table.snapshots() if each is not current]
+    gone = [snapshot_id for snapshot_id in gone if snapshot_id != current.snapshot_id]
+    table.maintenance.expire_snapshots().by_ids(gone).commit()
+
+
+def test_what_was_lost_is_built_from_the_rows(settings: Settings, home: Path) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    with open_lake(
+        settings, create=True, observe=lambda event, **f: events.append((event, f))
+    ) as lake:
+        unnumbered = table_of(TRADES, [trade_row(source_sequence=None, message_id="file-1")])
+        lake.append(TRADES, trades(1, 2, 5))
+        lake.append(TRADES, unnumbered)
+        forget_everything(lake.table(TRADES))
+        assert read_state(lake.table(TRADES)).is_lost
+        again = lake.append(TRADES, trades(1, 2, 3))
+        assert (again.rows, again.duplicates) == (1, 2)
+        assert lake.append(TRADES, unnumbered).duplicates == 1
+        other = table_of(TRADES, [trade_row(source_sequence=None, message_id="file-2")])
+        assert lake.append(TRADES, other).rows == 1
+        assert lake.describe(TRADES).rows == 6
+    names = [name for name, _ in events]
+    assert "rebuild_position" in names
+    assert list((home / "rebuild").iterdir()) == []
+
+
+def test_a_table_of_the_version_before_is_recognised(lake: Lake) -> None:
+    """It has positions of streams alone, whose closed holes said nothing of what is stored."""
+    lake.append(TRADES, trades(1, 2, 5))
+    table = lake.table(TRADES)
+    table.append(
+        trades(7).cast(table.schema().as_arrow()),
+        snapshot_properties={"k2.position.BINANCE": "z1:xyz", "k2.loads": "a:1", "k2.run": "r"},
+    )
+    state = read_state(lake.table(TRADES))
+    assert (state.position, state.is_lost, state.properties) == (None, False, {"k2.loads": "a:1"})
+    again = lake.append(TRADES, trades(1, 2, 3, 7))
+    assert (again.rows, again.duplicates) == (1, 3)
+    assert read_state(lake.table(TRADES)).properties.keys() == {"k2.loads", "k2.position"}
+
+
+def test_a_rebuild_that_was_cut_off_goes_on(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        lake.append(TRADES, trades(number))
+    append_as_another_engine(lake.table(TRADES), trades(9))
+    read: list[str] = []
+    real = rebuild.read_numbers
+
+    def cut_off(table: Table, kind: RecordKind, path: str) -> Any:
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        read.append(path)
+        return real(table, kind, path)
+
+    monkeypatch.setattr(rebuild, "read_numbers", cut_off)
+    monkeypatch.setattr(rebuild, "_SAVE_S", 0)
+    with pytest.raises(KeyboardInterrupt):
+        lake.append(TRADES, trades(9, 10))
+    first, read = read, []
+    again = lake.append(TRADES, trades(0, 1, 2, 3, 9, 10))
+    assert (again.rows, again.duplicates) == (1, 5)
+    assert len(read) == 2
+    assert not set(first) & set(read)
+
+
+def test_rows_that_another_engine_deleted_are_welcome_again(lake: Lake) -> None:
+    lake.append(TRADES, trades(1, 2, 3))
+    lake.table(TRADES).delete("source_sequence = 2")
+    again = lake.append(TRADES, trades(1, 2, 3))
+    assert (again.rows, again.duplicates) == (1, 2)
+    assert numbers(lake) == [1, 2, 3]
