@@ -21,6 +21,7 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table, TableProperties, Transaction
+from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 from requests import RequestException
 from sqlalchemy.exc import DatabaseError, DBAPIError
@@ -259,7 +260,7 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
     Raises:
         OutcomeUnknown: not even that told.
     """
-    transaction = _transaction(table)
+    transaction = _OneCommit(table)
     properties = {**made.properties, RUN_KEY: settings.run}
     if (before := total_rows(table)) is not None:
         properties[ROWS_KEY] = str(before + sum(file.record_count for file in made.files))
@@ -293,16 +294,27 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
     return append.snapshot_id
 
 
-def _transaction(table: Table) -> Transaction:
-    """Begin a transaction that pyiceberg commits once.
+class _OneCommit(Transaction):
+    """A transaction that is committed once, and works the metadata out once for each change.
 
-    Its own retry would add rows that another writer has just added, whatever the table's property
-    says, which other engines need above 0. The property is read from the metadata here, and is
-    never sent.
+    pyiceberg's own retry would add rows that another writer has just added, whatever the table's
+    property says, which other engines need above 0. The property is read from the metadata here,
+    and is never sent. And pyiceberg copies all metadata whenever anything asks for it, some 20
+    times a commit.
     """
-    once = {**table.metadata.properties, TableProperties.COMMIT_NUM_RETRIES: "0"}
-    table.metadata = table.metadata.model_copy(update={"properties": once})
-    return table.transaction()
+
+    def __init__(self, table: Table) -> None:
+        once = {**table.metadata.properties, TableProperties.COMMIT_NUM_RETRIES: "0"}
+        table.metadata = table.metadata.model_copy(update={"properties": once})
+        super().__init__(table)
+        self._known: tuple[object, TableMetadata] | None = None
+
+    @property
+    def table_metadata(self) -> TableMetadata:
+        """The metadata with the changes so far."""
+        if self._known is None or self._known[0] is not self._updates:
+            self._known = (self._updates, super().table_metadata)
+        return self._known[1]
 
 
 def _has_landed(table: Table, snapshot_id: int, exc: DatabaseError | OSError | RESTError) -> bool:
