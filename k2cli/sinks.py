@@ -249,7 +249,7 @@ def _conflict_reject(conflict: ValueConflict) -> Reject:
     values = {"received": conflict.received, "stored": conflict.stored}
     return Reject(
         raw=json.dumps(values, default=_json_value).encode(),
-        position=conflict.number,
+        position=conflict.number or 0,
         received_us=time.time_ns() // 1000,
         reason=str(conflict),
         source=f"{conflict.series.exchange}/{conflict.series.symbol}",

@@ -30,7 +30,7 @@ class ValueConflict:
     """A row that was left out because its number is stored with other values."""
 
     series: Series
-    number: int
+    number: int | None  # None: of a record without one
     stored: Mapping[str, object]
     received: Mapping[str, object]
 
@@ -188,7 +188,7 @@ class _Judge:
         """Leave out numbered rows; those that differ from the stored ones are conflicts."""
         self.leave_out(index)
         received = self._compared.take(pa.array(self._numbered.rows[index]))
-        differing = np.flatnonzero(~_are_equal(self._kind, received, stored))
+        differing = np.flatnonzero(~are_equal(self._kind, received, stored))
         self._conflicts += len(differing)
         shown = differing[: MAX_CONFLICTS - len(self._examples)]
         pairs = [
@@ -268,8 +268,8 @@ def rows_days(kind: RecordKind, rows: pa.Table) -> Ints:
     return days
 
 
-def _are_equal(kind: RecordKind, one: pa.Table, other: pa.Table) -> npt.NDArray[np.bool_]:
-    """Tell which rows say the same. An unknown side says nothing."""
+def are_equal(kind: RecordKind, one: pa.Table, other: pa.Table) -> npt.NDArray[np.bool_]:
+    """Tell which rows say the same of their record. An unknown side says nothing."""
     are_equal = np.ones(one.num_rows, dtype=np.bool_)
     for name in kind.compared:
         if name == kind.partition_by:
