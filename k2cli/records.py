@@ -43,6 +43,10 @@ class RecordKind:
     is_dense: bool  # ids count up by one, so that a hole is suspected loss
     avro: Mapping[str, Any] = field(compare=False, repr=False)  # the .avsc
 
+    def type_of(self, column: str) -> pa.DataType:
+        """Return the Arrow type of a column."""
+        return self.arrow.field(column).type
+
 
 def schema_text(stem: str) -> str:
     """Return the text of schemas/{stem}.avsc, from the wheel or from the checkout."""
