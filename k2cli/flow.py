@@ -16,10 +16,12 @@ class Reject:
     """Input that became no row: as it came, where it stood, and why."""
 
     raw: bytes
-    position: int  # number of the message in this run, from 1 on; of one out of Kafka, its offset
+    # Number of the message in this run, from 1 on; of one out of Kafka, its offset; of a row that
+    # a table cannot hold, the exchange's number.
+    position: int
     received_us: int  # UTC microseconds
     reason: str
-    source: str = ""  # topic/partition, for a message out of Kafka
+    source: str = ""  # topic/partition, for a message out of Kafka; the table, for a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class Committed:
     duplicates: int = 0
     missing: int = 0  # numbers that were skipped while streaming
     commits: int = 0
+    rejects: Sequence[Reject] = ()  # rows that do not fit; the other rows of their kind wait
 
 
 class Source(Protocol):
@@ -63,7 +66,11 @@ class Sink(Protocol):
         """Take rows over."""
 
     def commit(self) -> Committed:
-        """Make everything written so far durable. Either all of a kind's rows, or none."""
+        """Make everything written so far durable. Either all of a kind's rows, or none.
+
+        Where rows do not fit they are handed back as rejects, and the others of their kind are
+        kept: once the rejects are durable, `commit` is called again.
+        """
 
     def interrupted(self) -> None:
         """Take note that rows between the last and the next one written may be missing."""

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+import numpy as np
 import pyarrow as pa
 
-from k2cli.flow import Committed, Observer
+from k2cli.errors import BadData
+from k2cli.flow import Committed, Observer, Reject
 from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind
 from k2cli.storage.append import Commit
@@ -37,7 +39,14 @@ class TableSink:
                 continue
             kind = KINDS[name]
             rows = pa.Table.from_batches(batches)
-            commit = self._lake.append(kind, rows, position=self._positions[name])
+            try:
+                commit = self._lake.append(kind, rows, position=self._positions[name])
+            except BadData:
+                rejects = self._take_out(kind, rows)
+                if not rejects:
+                    raise
+                total.rejects = [*total.rejects, *rejects]
+                continue
             batches.clear()
             total.rows += commit.rows
             total.duplicates += commit.duplicates
@@ -53,6 +62,18 @@ class TableSink:
                     took_ms=commit.took_ms,
                 )
         return total
+
+    def _take_out(self, kind: RecordKind, rows: pa.Table) -> list[Reject]:
+        """Take the rows that the table cannot hold yet out of those that are pending."""
+        faults = self._lake.unfit_rows(kind, rows)
+        is_fit = np.ones(rows.num_rows, dtype=np.bool_)
+        is_fit[list(faults)] = False
+        self._pending[kind.name][:] = rows.filter(pa.array(is_fit)).to_batches()
+        with NdjsonRenderer() as renderer:
+            return [
+                _rejected(kind, rows.slice(row, 1), reason, renderer)
+                for row, reason in faults.items()
+            ]
 
     def interrupted(self) -> None:
         """Let what follows not join what came before."""
@@ -197,6 +218,17 @@ class Unseen:
         """Let what follows not join what came before."""
         for position in self._positions.values():
             position.interrupted()
+
+
+def _rejected(kind: RecordKind, row: pa.Table, reason: str, renderer: NdjsonRenderer) -> Reject:
+    (batch,) = row.combine_chunks().to_batches()
+    return Reject(
+        raw=renderer.render(batch).rstrip(b"\n"),
+        position=batch["source_sequence"][0].as_py(),
+        received_us=batch["ingestion_timestamp"].cast(pa.int64())[0].as_py(),
+        reason=f"{reason}: k2 table evolve {kind.name}",
+        source=kind.table,
+    )
 
 
 def _report_gaps(observe: Observer, kind: RecordKind, gaps: Sequence[Gap]) -> int:

@@ -33,7 +33,7 @@ from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.records import KINDS, RecordKind, TableFiles, evolved
 from k2cli.storage.append import RUN_KEY, Commit, append_rows, carried_properties, has_moved_on
 from k2cli.storage.catalog import open_catalog
-from k2cli.storage.evolve import arrow_columns, evolve_table
+from k2cli.storage.evolve import arrow_columns, evolve_table, unfit_rows
 from k2cli.storage.fileload import FileLoad
 from k2cli.storage.freshness import newest_time
 from k2cli.storage.loads import KEY as LOADS_KEY
@@ -171,6 +171,10 @@ class Lake:
         table = self.table(kind)
         with translated(f"cannot write to table {kind.table} in {self._where}"):
             return append_rows(table, kind, rows, position=position, settings=self._settings)
+
+    def unfit_rows(self, kind: RecordKind, rows: pa.Table) -> Mapping[int, str]:
+        """Find the rows that a table cannot hold before it has evolved: index -> reason."""
+        return unfit_rows(self.table(kind), kind, rows)
 
     def held(self, kind: RecordKind, key: str) -> str | None:
         """Read the position that stands under this key in a table's newest snapshot."""
