@@ -301,10 +301,10 @@ def test_a_running_consumer_goes_on_when_the_table_evolves(cluster: Cluster, top
     running = cluster.start("consume", "--topic", topic, "--commit-interval", "200ms")
     try:
         cluster.produce(topic, numbered_trades(100, begin=100))
-        wait_for(lambda: len(cluster.ids()) == 200)
+        wait_for(lambda: len(cluster.ids()) == 200, timeout_s=60)
         assert cluster.run("table", "evolve", "trades").exit_code == 0
         cluster.produce(topic, widened(numbered_trades(100, begin=200), LARGE))
-        wait_for(lambda: len(cluster.ids()) == 300)
+        wait_for(lambda: len(cluster.ids()) == 300, timeout_s=60)
     finally:
         running.terminate()
         _, talk = running.communicate(timeout=30)

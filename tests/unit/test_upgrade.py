@@ -187,12 +187,12 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
 
 def test_the_largest_and_smallest_values_are_exact():
     records = [
-        trade_v1(price=Decimal("9999999999.999999"), volume=10**10 - 1, sequence_number=MAX_NUMBER),
+        trade_v1(price=Decimal("9999999999.999999"), volume=10**12 - 1, sequence_number=MAX_NUMBER),
         trade_v1(price=Decimal("0.000001"), volume=0, company_id=-(2**31), sequence_number=0),
     ]
     rows = upgraded(*records).rows
     assert rows["price"].to_pylist() == [Decimal("9999999999.999999"), Decimal("0.000001")]
-    assert rows["quantity"].to_pylist() == [Decimal(9999999999), Decimal(0)]
+    assert rows["quantity"].to_pylist() == [Decimal(10**12 - 1), Decimal(0)]
     assert rows["trade_id"].to_pylist() == [f"ASX-{MAX_NUMBER}", "ASX-0"]
 
 
