@@ -46,7 +46,7 @@ class Committed:
     duplicates: int = 0
     missing: int = 0  # numbers that were skipped while streaming
     commits: int = 0
-    rejects: Sequence[Reject] = ()  # rows that do not fit; the other rows of their kind wait
+    unfit: Sequence[Reject] = ()  # rows that do not fit; the other rows of their kind wait
 
 
 class Source(Protocol):
@@ -68,8 +68,8 @@ class Sink(Protocol):
     def commit(self) -> Committed:
         """Make everything written so far durable. Either all of a kind's rows, or none.
 
-        Where rows do not fit they are handed back as rejects, and the others of their kind are
-        kept: once the rejects are durable, `commit` is called again.
+        Rows that do not fit are returned as `unfit` and the others of their kind are kept: call
+        `commit` again once those rejects are durable.
         """
 
     def interrupted(self) -> None:

@@ -115,8 +115,8 @@ class Pump:
             self._rejects.sync()
             committed = self._sink.commit()
             self._add(committed)
-            self._reject(committed.rejects)
-            is_complete = not committed.rejects
+            self._reject(committed.unfit)
+            is_complete = not committed.unfit
         self._is_sink_broken = False
         self._pending_rows = 0
 

@@ -42,10 +42,10 @@ class TableSink:
             try:
                 commit = self._lake.append(kind, rows, position=self._positions[name])
             except BadData:
-                rejects = self._take_out(kind, rows)
-                if not rejects:
+                unfit = self._take_unfit(kind, rows)
+                if not unfit:
                     raise
-                total.rejects = [*total.rejects, *rejects]
+                total.unfit = [*total.unfit, *unfit]
                 continue
             batches.clear()
             total.rows += commit.rows
@@ -63,15 +63,15 @@ class TableSink:
                 )
         return total
 
-    def _take_out(self, kind: RecordKind, rows: pa.Table) -> list[Reject]:
-        """Take the rows that the table cannot hold yet out of those that are pending."""
+    def _take_unfit(self, kind: RecordKind, rows: pa.Table) -> list[Reject]:
+        """Remove the pending rows that the table cannot hold before it has evolved."""
         faults = self._lake.unfit_rows(kind, rows)
         is_fit = np.ones(rows.num_rows, dtype=np.bool_)
         is_fit[list(faults)] = False
         self._pending[kind.name][:] = rows.filter(pa.array(is_fit)).to_batches()
         with NdjsonRenderer() as renderer:
             return [
-                _rejected(kind, rows.slice(row, 1), reason, renderer)
+                _unfit_reject(kind, rows.slice(row, 1), reason, renderer)
                 for row, reason in faults.items()
             ]
 
@@ -220,7 +220,7 @@ class Unseen:
             position.interrupted()
 
 
-def _rejected(kind: RecordKind, row: pa.Table, reason: str, renderer: NdjsonRenderer) -> Reject:
+def _unfit_reject(kind: RecordKind, row: pa.Table, reason: str, renderer: NdjsonRenderer) -> Reject:
     (batch,) = row.combine_chunks().to_batches()
     return Reject(
         raw=renderer.render(batch).rstrip(b"\n"),
