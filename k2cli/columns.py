@@ -13,13 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import UNSET
 
-from k2cli.records import TRADES, RecordKind
+from k2cli.records import RecordKind
 
 MICROSECONDS_FROM: Final = 10**15  # a time at or above it is in microseconds, below in milliseconds
 YEAR_1_US: Final = -62_135_596_800_000_000
 YEAR_9999_US: Final = 253_402_300_799_999_999
-DECIMAL: Final = TRADES.arrow.field("price").type
-_MOST_DIGITS: Final = 38  # what a decimal128 holds
+MOST_DIGITS: Final = 38  # what a decimal128 holds
 
 Ints = npt.NDArray[np.int64]
 
@@ -98,16 +97,16 @@ def integers(values: Sequence[object]) -> Ints:
     return np.array(values, dtype=np.int64)
 
 
-def decimals(values: Sequence[object], of: pa.DataType = DECIMAL) -> pa.Array:
-    """Make an exact column of prices or quantities from their texts: digits, at most one dot."""
+def decimals(values: Sequence[object], of: pa.DataType) -> pa.Array:
+    """Make an exact column of this type from texts: digits, at most one dot."""
     return decimals_of(pa.array(values, pa.string()), of)
 
 
-def decimals_of(texts: pa.StringArray, of: pa.DataType = DECIMAL) -> pa.Array:
-    """Make an exact column of prices or quantities from a column of texts."""
+def decimals_of(texts: pa.StringArray, of: pa.DataType) -> pa.Array:
+    """Make an exact column of this type from a column of texts."""
     strange = characters(texts).translate(None, b"0123456789.")
     # Arrow's parser must not see an exponent or a long fraction: it reads past its own tables.
-    if strange or (pc.max(pc.binary_length(texts)).as_py() or 0) > _MOST_DIGITS:
+    if strange or (pc.max(pc.binary_length(texts)).as_py() or 0) > MOST_DIGITS:
         raise Unfit("negative" if strange == b"-" else "not a plain number")
     return texts.cast(of)
 

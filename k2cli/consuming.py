@@ -351,6 +351,9 @@ class Consumption:
             self._pending = _Pending()
             self._must_rewind = True
             return
+        except BadData:
+            self._pending = _Pending()  # it follows on what was not committed
+            raise
         self.committed_ms.update(written.newest_ms)
         reached = {
             (partition.topic, partition.number): span.reached

@@ -15,7 +15,7 @@ from k2cli.query.render import literal, quoted
 
 # Entries of vendor_data that follow from the record's fields.
 _DERIVED: Final[Mapping[str, str]] = {
-    "quote_quantity": "CAST(CAST(price AS DECIMAL(19, 8)) * quantity AS VARCHAR)",
+    "quote_quantity": "CAST(price * quantity AS VARCHAR)",
     "trade_time": "CAST(epoch_us(timestamp) AS VARCHAR)",
     "is_buyer_maker": "CASE side WHEN 'SELL' THEN 'true' WHEN 'BUY' THEN 'false' END",
 }

@@ -16,10 +16,12 @@ class Reject:
     """Input that became no row: as it came, where it stood, and why."""
 
     raw: bytes
-    position: int  # number of the message in this run, from 1 on; of one out of Kafka, its offset
+    # Number of the message in this run, from 1 on; of one out of Kafka, its offset; of a row that
+    # a table cannot hold, the exchange's number.
+    position: int
     received_us: int  # UTC microseconds
     reason: str
-    source: str = ""  # topic/partition, for a message out of Kafka
+    source: str = ""  # topic/partition, for a message out of Kafka; the table, for a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,7 @@ class Committed:
     missing: int = 0  # numbers that were skipped while streaming
     commits: int = 0
     rejects: Sequence[Reject] = ()  # some of the conflicts
+    unfit: Sequence[Reject] = ()  # rows that do not fit; the other rows of their kind wait
 
 
 class Source(Protocol):
@@ -70,7 +73,11 @@ class Sink(Protocol):
         """Take note of ids that stand for no record: exchange, symbol, source_sequence."""
 
     def commit(self) -> Committed:
-        """Make everything written so far durable. Either all of a kind's rows, or none."""
+        """Make everything written so far durable. Either all of a kind's rows, or none.
+
+        Rows that do not fit are returned as `unfit` and the others of their kind are kept: call
+        `commit` again once those rejects are durable.
+        """
 
 
 @dataclass(slots=True, kw_only=True)

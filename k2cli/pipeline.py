@@ -1,12 +1,12 @@
 """Source -> sink: the one place where they meet. Totals, flush policy, rejects, the end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from k2cli.errors import BadData
-from k2cli.flow import Batch, Observer, Sink, Source, Totals
+from k2cli.flow import Batch, Committed, Observer, Reject, Sink, Source, Totals
 from k2cli.rejects import RejectLog
 
 
@@ -76,14 +76,17 @@ class Pump:
         for kind, ids in batch.seen:
             self._count_pending(ids.num_rows)
             self._sink.see(kind, ids)
-        if batch.rejects:
-            self.totals.rejects += len(batch.rejects)
-            self._rejects.write(batch.rejects)
+        self._reject(batch.rejects)
+
+    def _reject(self, rejects: Sequence[Reject]) -> None:
+        if rejects:
+            self.totals.rejects += len(rejects)
+            self._rejects.write(rejects)
             self._observe(
                 "reject",
-                count=len(batch.rejects),
-                position=batch.rejects[0].position,
-                reason=batch.rejects[0].reason,
+                count=len(rejects),
+                position=rejects[0].position,
+                reason=rejects[0].reason,
                 file=str(self._rejects.path),
             )
 
@@ -108,10 +111,17 @@ class Pump:
 
     def _commit(self) -> None:
         self._is_sink_broken = True
-        self._rejects.sync()
-        committed = self._sink.commit()
+        is_complete = False
+        while not is_complete:
+            self._rejects.sync()
+            committed = self._sink.commit()
+            self._add(committed)
+            self._reject(committed.unfit)
+            is_complete = not committed.unfit
         self._is_sink_broken = False
         self._pending_rows = 0
+
+    def _add(self, committed: Committed) -> None:
         self.totals.rows += committed.rows
         self.totals.duplicates += committed.duplicates
         self.totals.conflicts += committed.conflicts

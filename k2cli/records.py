@@ -44,6 +44,10 @@ class RecordKind:
     compared: tuple[str, ...]  # columns in which two records of one id may not differ
     avro: Mapping[str, Any] = field(compare=False, repr=False)  # the .avsc
 
+    def type_of(self, column: str) -> pa.DataType:
+        """Return the Arrow type of a column."""
+        return self.arrow.field(column).type
+
 
 def schema_text(stem: str) -> str:
     """Return the text of schemas/{stem}.avsc, from the wheel or from the checkout."""

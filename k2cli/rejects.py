@@ -1,8 +1,9 @@
 """Rejects as ndjson: what became no row, as it came, where it stood and why.
 
 A line has `reason`, `position` (number of the message in the run; out of Kafka its offset, and
-`source` is topic/partition), `received` (ISO UTC) and the input as `raw` text, or as `raw_base64`
-where it is not UTF-8.
+`source` is topic/partition; of a row that a table cannot hold the exchange's number, and `source`
+is the table), `received` (ISO UTC) and the input as `raw` text, or as `raw_base64` where it is not
+UTF-8. The `raw` text of a row is what `k2 query --format ndjson` prints of it.
 """
 
 import base64

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 import pyarrow as pa
 
+from k2cli.errors import BadData
 from k2cli.flow import Committed, Observer, Reject
 from k2cli.iso import iso_utc
 from k2cli.query.render import NdjsonRenderer
@@ -52,12 +53,15 @@ class TableSink:
             if not batches and not seen:
                 continue
             kind = KINDS[name]
-            commit = self._lake.append(
-                kind,
-                pa.Table.from_batches(batches, kind.arrow),
-                seen=seen,
-                watch=self._watches.get(name),
-            )
+            rows = pa.Table.from_batches(batches, kind.arrow)
+            try:
+                commit = self._lake.append(kind, rows, seen=seen, watch=self._watches.get(name))
+            except BadData:
+                unfit = self._take_unfit(kind, rows)
+                if not unfit:
+                    raise
+                total.unfit = [*total.unfit, *unfit]
+                continue
             batches.clear()
             seen.clear()
             total.rows += commit.rows
@@ -77,6 +81,18 @@ class TableSink:
                 )
         total.rejects = rejects
         return total
+
+    def _take_unfit(self, kind: RecordKind, rows: pa.Table) -> list[Reject]:
+        """Remove the pending rows that the table cannot hold before it has evolved."""
+        faults = self._lake.unfit_rows(kind, rows)
+        is_fit = np.ones(rows.num_rows, dtype=np.bool_)
+        is_fit[list(faults)] = False
+        self._pending[kind.name][:] = rows.filter(pa.array(is_fit)).to_batches()
+        with NdjsonRenderer() as renderer:
+            return [
+                _unfit_reject(kind, rows.slice(row, 1), reason, renderer)
+                for row, reason in faults.items()
+            ]
 
 
 class TopicSink:
@@ -265,6 +281,17 @@ def _add_seen(seen: dict[Series, Stored], ids: pa.RecordBatch) -> None:
         series = Series(exchange, symbol)
         one = Stored(exact=np.array([[number, number]], dtype=np.int64))
         seen[series] = seen.get(series, Stored()).merged(one)
+
+
+def _unfit_reject(kind: RecordKind, row: pa.Table, reason: str, renderer: NdjsonRenderer) -> Reject:
+    (batch,) = row.combine_chunks().to_batches()
+    return Reject(
+        raw=renderer.render(batch).rstrip(b"\n"),
+        position=batch["source_sequence"][0].as_py(),
+        received_us=batch["ingestion_timestamp"].cast(pa.int64())[0].as_py(),
+        reason=f"{reason}: k2 table evolve {kind.name}",
+        source=kind.table,
+    )
 
 
 def _report_gaps(observe: Observer, kind: RecordKind, gaps: Sequence[Gap]) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from k2cli.config import BOOTSTRAP, Settings, redacted
-from k2cli.errors import ConfigError, K2Error, NotFound, Unavailable
+from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
 from k2cli.ingestion.kafka.topics import TopicInfo, Topics
 from k2cli.records import KINDS, RecordKind, kind_of_topic
@@ -110,6 +110,7 @@ class _Table:
     offsets: Offsets
     metadata: str  # its newest metadata file
     latency_ms: float  # of reading that
+    changes: Sequence[str]  # that would make it as wide as k2's own schema, or why none can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +194,7 @@ def survey(settings: Settings, *, group: str, timeout_s: float) -> Survey:
         statuses = [table.status for table in found or ()]
         if catalog.answer_or_none() and found != []:
             checks.append(tables.check("store", _judge_store))
+        checks += _judge_schemas(found or ())
         if kafka:
             checks.append(kafka.check("kafka", partial(_judge_kafka, brokers)))
         if registry:
@@ -238,8 +240,20 @@ def _look_at_table(lake: Lake, kind: RecordKind) -> _Table:
         last_commit=info.last_commit,
         age_s=age_s,
     )
-    offsets = decode_offsets(lake.held(kind, KEY))
-    return _Table(status=status, offsets=offsets, metadata=metadata, latency_ms=latency_ms)
+    return _Table(
+        status=status,
+        offsets=decode_offsets(lake.held(kind, KEY)),
+        metadata=metadata,
+        latency_ms=latency_ms,
+        changes=_pending_changes(lake, kind),
+    )
+
+
+def _pending_changes(lake: Lake, kind: RecordKind) -> Sequence[str]:
+    try:
+        return lake.evolve(kind, kind.avro, is_dry_run=True)
+    except BadData as exc:
+        return [str(exc)]
 
 
 def _look_at_kafka(settings: Settings, timeout_s: float) -> _Kafka:
@@ -330,6 +344,22 @@ def _judge_store(tables: Sequence[_Table]) -> Check:
         detail=f"{first.metadata} can be read",
         latency_ms=first.latency_ms,
     )
+
+
+def _judge_schemas(tables: Sequence[_Table]) -> list[Check]:
+    """Report the tables that lack what k2's own schemas have, in one check; none if all have it."""
+    behind = [table for table in tables if table.changes]
+    if not behind:
+        return []
+    changes = (f"{table.status.name}: {', '.join(table.changes)}" for table in behind)
+    return [
+        Check(
+            name="tables",
+            state=State.YELLOW,
+            detail=f"older than k2's schema: {'; '.join(changes)}",
+            hint="; ".join(f"k2 table evolve {table.status.kind}" for table in behind),
+        )
+    ]
 
 
 def _judge_kafka(bootstrap: str, kafka: _Kafka) -> Check:

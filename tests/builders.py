@@ -5,7 +5,9 @@ Row `n` of a batch is the trade or quote of second `n` after START; everything e
 """
 
 import io
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,7 +16,7 @@ import fastavro
 import numpy as np
 import pyarrow as pa
 
-from k2cli.records import QUOTES, TRADES, RecordKind, message_ids
+from k2cli.records import QUOTES, TRADES, RecordKind, avro_to_arrow_schema, message_ids
 
 START = datetime(2024, 8, 8, 23, 55, tzinfo=UTC)
 
@@ -51,6 +53,15 @@ def batch_of(kind: RecordKind, rows: list[Row]) -> pa.RecordBatch:
 def table_of(kind: RecordKind, rows: list[Row]) -> pa.Table:
     """Put rows into a table of the kind's schema."""
     return pa.Table.from_batches([batch_of(kind, rows)])
+
+
+def narrow(kind: RecordKind) -> RecordKind:
+    """Return a kind as it was while quantities had 18 digits, like prices."""
+    avro = json.loads(json.dumps(kind.avro))
+    for field in avro["fields"]:
+        if field["name"].endswith("quantity"):
+            field["type"]["precision"] = 18
+    return replace(kind, avro=avro, arrow=avro_to_arrow_schema(avro))
 
 
 def written(schema: Mapping[str, Any], *records: Row) -> list[bytes]:

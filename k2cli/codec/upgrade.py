@@ -15,10 +15,9 @@ import pyarrow.compute as pc
 
 from k2cli.codec.decode import Decoded, empty_batch
 from k2cli.codec.resolve import Faults, unfit_decimals
-from k2cli.columns import DECIMAL, Ints, VendorData, to_batch
+from k2cli.columns import MOST_DIGITS, Ints, VendorData, to_batch
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids, schema_text
 
-_WIDE: Final = pa.decimal128(38, DECIMAL.scale)  # holds every long and every price, exactly
 _TIME: Final = pa.timestamp("us", tz="UTC")
 _SEQUENCE: Final = "sequence_number"
 
@@ -107,23 +106,25 @@ def _copied(name: str, source: str = "") -> Rule:
     )
 
 
-def _decimal(name: str, source: str) -> Rule:
+def _decimal(kind: RecordKind, name: str, source: str) -> Rule:
     """Make an exact price or quantity of a decimal or a whole number."""
+    of = kind.type_of(name)
+    wide = pa.decimal128(MOST_DIGITS, of.scale)  # holds every long and every price, exactly
 
     def check(earlier: Earlier) -> Faults:
         values = earlier.rows[source]
-        is_unfit = unfit_decimals(values.cast(_WIDE), DECIMAL.precision)
+        is_unfit = unfit_decimals(values.cast(wide), of.precision)
         return {
-            row: f"{source} {values[row].as_py()} is negative or does not fit {DECIMAL}"
+            row: f"{source} {values[row].as_py()} is negative or does not fit {of}"
             for row in np.flatnonzero(is_unfit).tolist()
         }
 
     return Rule(
         target=name,
         sources=(source,),
-        how=f"exactly, as decimal({DECIMAL.precision},{DECIMAL.scale}); what is negative or does"
-        " not fit is rejected",
-        make=lambda earlier: earlier.rows[source].cast(_WIDE).cast(DECIMAL),
+        how=f"exactly, as decimal({of.precision},{of.scale}); what is negative or does not fit is"
+        " rejected",
+        make=lambda earlier: earlier.rows[source].cast(wide).cast(of),
         check=check,
     )
 
@@ -241,8 +242,8 @@ _TRADE_RULES: Final = (
     _copied("exchange"),
     _constant("asset_class", "equities"),
     _time("timestamp", "exchange_timestamp"),
-    _decimal("price", "price"),
-    _decimal("quantity", "volume"),
+    _decimal(TRADES, "price", "price"),
+    _decimal(TRADES, "quantity", "volume"),
     _fact("currency"),
     _fact("side"),
     _constant("trade_conditions", []),
@@ -258,10 +259,10 @@ _QUOTE_RULES: Final = (
     _copied("exchange"),
     _constant("asset_class", "equities"),
     _time("timestamp", "exchange_timestamp"),
-    _decimal("bid_price", "bid_price"),
-    _decimal("bid_quantity", "bid_volume"),
-    _decimal("ask_price", "ask_price"),
-    _decimal("ask_quantity", "ask_volume"),
+    _decimal(QUOTES, "bid_price", "bid_price"),
+    _decimal(QUOTES, "bid_quantity", "bid_volume"),
+    _decimal(QUOTES, "ask_price", "ask_price"),
+    _decimal(QUOTES, "ask_quantity", "ask_volume"),
     _fact("currency"),
     _copied("source_sequence", _SEQUENCE),
     _time("ingestion_timestamp", "ingestion_timestamp"),

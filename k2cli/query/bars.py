@@ -8,8 +8,8 @@ from k2cli.query.engine import Engine
 from k2cli.query.questions import Selection, filters
 from k2cli.records import TRADES
 
-# price * quantity of two DECIMAL(18,8) does not fit DuckDB's product of them; one digit more on
-# one side makes it a DECIMAL(37,16), whose sum is an exact DECIMAL(38,16).
+# price * quantity, a DECIMAL(18,8) times a DECIMAL(20,8), is a DECIMAL(38,16), and so is its sum:
+# both exact.
 # vwap: DuckDB divides decimals as doubles. Turnover has 16 decimal places and volume 8, so the
 # quotient of their digits as integers is the vwap with 8 places; half rounds up.
 _BARS: Final = """
@@ -22,7 +22,7 @@ _BARS: Final = """
         SELECT exchange, symbol, minute,
             arg_min(price, place) AS open, max(price) AS high, min(price) AS low,
             arg_max(price, place) AS close, sum(quantity) AS volume,
-            sum(CAST(price AS DECIMAL(19, 8)) * quantity) AS turnover, count(*) AS trades
+            sum(price * quantity) AS turnover, count(*) AS trades
         FROM numbered GROUP BY exchange, symbol, minute
     ), digits AS (
         SELECT *,

@@ -33,6 +33,8 @@ _EXPLAIN: Final = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?(\([^()]*\)\s*)?(?=\w|\
 _ABOUT: Final = re.compile(r"\s*(SHOW|DESCRIBE|DESC|SUMMARIZE)\b", re.IGNORECASE)
 _ANSWER: Final = "k2_answer"
 _RUNS_TO_LEARN_WHY: Final = 5
+_OVERFLOW: Final = "an explicit cast to a bigger decimal"
+_WIDER: Final = "cast one side to a wider type first, as in CAST(price AS DECIMAL(28, 8)) * price"
 _OUTSIDE: Final = ("Out of Memory Error", "IO Error", "HTTP Error", "INTERRUPT Error")
 # Syntax and unknown names, what DuckDB cannot do, files that are not the table's.
 _MISTAKES: Final = (
@@ -79,7 +81,7 @@ def _expected(exc: duckdb.Error, *, is_from_user: bool) -> K2Error | None:
     if isinstance(exc, duckdb.IOException | duckdb.InterruptException):
         return _outside(reason)
     if isinstance(exc, duckdb.DataError | duckdb.InvalidInputException):
-        return BadData(reason)
+        return _bad_data(reason)
     if is_from_user and isinstance(exc, _MISTAKES):
         lines = str(exc).splitlines()
         hints = (line for line in lines if line.startswith("Candidate bindings"))
@@ -186,6 +188,10 @@ def _pattern(path: str) -> str:
     return re.sub(r"[\[*?]", r"[\g<0>]", path)
 
 
+def _bad_data(reason: str) -> BadData:
+    return BadData(reason, hint=_WIDER if _OVERFLOW in reason else None)
+
+
 def _outside(reason: str) -> K2Error:
     if reason.startswith("INTERRUPT Error"):
         return _Interrupted(f"the query failed: {reason}", hint="run it again")
@@ -205,7 +211,7 @@ def _next_batch(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
         # On the way through Arrow's C interface an error of DuckDB loses its type, not its text.
         reason = str(exc).partition("\n")[0]
         is_outside = reason.startswith(_OUTSIDE)
-        raise (_outside(reason) if is_outside else BadData(reason)) from exc
+        raise (_outside(reason) if is_outside else _bad_data(reason)) from exc
 
 
 class Engine:

@@ -43,7 +43,8 @@ def write_data_files(table: Table, kind: RecordKind, rows: pa.Table) -> list[Dat
     lie where the table's location provider puts them.
 
     Raises:
-        BadData: the table is behind: it lacks a column, or has a narrower one.
+        BadData: the table is behind: it lacks a column, or has a narrower one that a value does
+            not fit.
     """
     rows = fitted(table, kind, rows)
     schema = arrow_schema_with_ids(rows.schema, table.schema())

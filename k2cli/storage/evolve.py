@@ -8,13 +8,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 
-from k2cli.codec.resolve import record_name
+from k2cli.codec.resolve import record_name, unfit_decimals
 from k2cli.errors import BadData, Conflict
 from k2cli.records import RecordKind, arrow_field, is_wider
 
@@ -54,20 +57,50 @@ def _small(field: pa.Field) -> pa.Field:
 def fitted(table: Table, kind: RecordKind, rows: pa.Table) -> pa.Table:
     """Return rows with columns as wide as the table's.
 
+    A table that has not evolved yet may have narrower ones: values that fit are taken exactly.
+
     Raises:
-        BadData: it lacks a column, or has a narrower one.
+        BadData: it lacks a column, or has a narrower one that a value does not fit.
     """
+    hint = f"k2 table evolve {kind.name}"
     columns = arrow_columns(table.schema())
+    for field in rows.schema:
+        if field.name not in columns.names:
+            reason = f"table {kind.table} has no column {field.name} of type {field.type} yet"
+            raise BadData(reason, hint=hint)
+    for reason in unfit_rows(table, kind, rows).values():
+        raise BadData(reason, hint=hint)
     for place, field in enumerate(rows.schema):
-        there = columns.field(field.name).type if field.name in columns.names else None
-        if there is None or is_wider(field.type, there):
-            raise BadData(
-                f"table {kind.table} has no column {field.name} of type {field.type} yet",
-                hint=f"k2 table evolve {kind.name}",
-            )
-        if is_wider(there, field.type):
+        there = columns.field(field.name).type
+        if is_wider(there, field.type) or is_wider(field.type, there):
             rows = rows.set_column(place, field.with_type(there), rows[place].cast(there))
     return rows
+
+
+def unfit_rows(table: Table, kind: RecordKind, rows: pa.Table) -> dict[int, str]:
+    """Find the rows with a value that a narrower column of the table cannot hold.
+
+    Returns the reason for each, by row index.
+    """
+    columns = arrow_columns(table.schema())
+    faults: dict[int, str] = {}
+    for field in rows.schema:
+        there = columns.field(field.name).type if field.name in columns.names else field.type
+        if is_wider(field.type, there):
+            values = rows[field.name].combine_chunks()
+            for row in np.flatnonzero(_is_unfit(values, there)).tolist():
+                value = values[row].as_py()
+                reason = f"{field.name} {value} does not fit {there}, its type in {kind.table}"
+                faults.setdefault(row, reason)
+    return faults
+
+
+def _is_unfit(values: pa.Array, narrow: pa.DataType) -> npt.NDArray[np.bool_]:
+    if pa.types.is_decimal(narrow):
+        return unfit_decimals(values, narrow.precision, is_signed=True)
+    is_changed = pc.not_equal(values.cast(narrow, safe=False).cast(values.type), values)
+    is_unfit: npt.NDArray[np.bool_] = is_changed.fill_null(False).to_numpy(zero_copy_only=False)
+    return is_unfit
 
 
 def evolve_table(

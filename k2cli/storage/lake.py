@@ -40,7 +40,7 @@ from k2cli.storage.append import (
     has_moved_on,
 )
 from k2cli.storage.catalog import open_catalog
-from k2cli.storage.evolve import arrow_columns, evolve_table
+from k2cli.storage.evolve import arrow_columns, evolve_table, unfit_rows
 from k2cli.storage.fileload import FileLoad
 from k2cli.storage.freshness import newest_time
 from k2cli.storage.gaps import GapWatch
@@ -210,6 +210,10 @@ class Lake:
         with translated(f"cannot read table {kind.table} in {self._where}"):
             ensure_position(target)
         return target
+
+    def unfit_rows(self, kind: RecordKind, rows: pa.Table) -> Mapping[int, str]:
+        """Find the rows that a table cannot hold before it has evolved: index -> reason."""
+        return unfit_rows(self.table(kind), kind, rows)
 
     def held(self, kind: RecordKind, key: str) -> str | None:
         """Read the position that stands under this key in a table's newest snapshot."""

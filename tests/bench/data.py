@@ -40,8 +40,8 @@ def trades(first: int, count: int, *, step_us: int) -> pa.Table:
         "exchange": _pick(["BINANCE"], codes * 0),
         "asset_class": _pick(["crypto"], codes * 0),
         "timestamp": _times(times_us),
-        "price": _decimals(_PRICES[codes] * walk),
-        "quantity": _decimals(lots * 1000),
+        "price": _decimals("price", _PRICES[codes] * walk),
+        "quantity": _decimals("quantity", lots * 1000),
         "currency": _pick([found.quote for found in _INSTRUMENTS], codes),
         "side": _pick(["BUY", "SELL"], is_maker),
         "trade_conditions": pa.ListArray.from_arrays(
@@ -88,8 +88,7 @@ def _times(times_us: _Ints) -> pa.TimestampArray:
     return pa.array(times_us).cast(pa.timestamp("us", tz="UTC"))
 
 
-def _decimals(units: _Ints) -> pa.Decimal128Array:
+def _decimals(column: str, units: _Ints) -> pa.Decimal128Array:
     """Make decimals of units of the last place, all positive: sixteen bytes, the upper eight 0."""
     both = np.stack([units, np.zeros_like(units)], axis=1)
-    kind = TRADES.arrow.field("price").type
-    return pa.Array.from_buffers(kind, len(units), [None, pa.py_buffer(both)])
+    return pa.Array.from_buffers(TRADES.type_of(column), len(units), [None, pa.py_buffer(both)])

@@ -32,7 +32,7 @@ ODD = trade_row(
     symbol="ODD",
     timestamp=START + timedelta(days=1),
     price=Decimal("0.00000001"),
-    quantity=Decimal("9999999999.99999999"),
+    quantity=Decimal("999999999999.99999999"),
     trade_conditions=["@", 'F,"I"'],
     source_sequence=None,
     platform_sequence=2**63 - 1,
@@ -120,7 +120,7 @@ def test_binary_formats_keep_values_and_types(k2: Any, fmt: str) -> None:
 def test_tables_show_exact_values(k2: Any, fmt: str) -> None:
     text = k2("trades", "--symbol", "odd,ETHUSDT", "--format", fmt).stdout
     assert "0.00000001" in text
-    assert "9999999999.99999999" in text
+    assert "999999999999.99999999" in text
     assert iso(START + timedelta(seconds=1, microseconds=55_000)) in text
     assert len(text.splitlines()) == 2 + 301
 

@@ -156,7 +156,7 @@ BAD_ROWS = [
     trade_row(timestamp=START.replace(year=9999, month=12, day=31)),
     trade_row(quantity=Decimal("-0.1"), price=Decimal("-2.5")),
 ]
-DECIMAL = "is negative or does not fit decimal128(18, 8)"
+UNFIT = "is negative or does not fit decimal128({}, 8)"
 
 
 @pytest.mark.parametrize("end", ["parquet", "avro"])
@@ -168,9 +168,9 @@ def test_faults_of_columns_name_row_field_and_value(k2: K2, tmp_path: Path, end:
         pq.write_table(pa.Table.from_pylist(BAD_ROWS, schema=TRADES.arrow), path)
     result = k2("schema", "validate", path, "--schema", "trade_v2", "--format", "json", code=6)
     assert found(result) == [
-        {"row": 2, "field": "price", "value": "-1.50000000", "reason": DECIMAL},
-        {"row": 5, "field": "price", "value": "-2.50000000", "reason": DECIMAL},
-        {"row": 5, "field": "quantity", "value": "-0.10000000", "reason": DECIMAL},
+        {"row": 2, "field": "price", "value": "-1.50000000", "reason": UNFIT.format(18)},
+        {"row": 5, "field": "price", "value": "-2.50000000", "reason": UNFIT.format(18)},
+        {"row": 5, "field": "quantity", "value": "-0.10000000", "reason": UNFIT.format(20)},
     ]
     assert json.loads(result.stdout)["files"][0]["rows"] == 5
 

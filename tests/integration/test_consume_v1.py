@@ -42,7 +42,7 @@ def test_v1_records_stand_in_the_table_beside_v2(cluster: Cluster, topic_name: s
     (letter,) = cluster.read(f"{topic}.dlq", 1)
     assert letter.value() == v1[1]
     reason = dict(letter.headers() or [])["k2.reason"].decode()
-    assert reason == "volume -5 is negative or does not fit decimal128(18, 8)"
+    assert reason == "volume -5 is negative or does not fit decimal128(20, 8)"
 
 
 def test_v1_quotes_have_the_same_ids_each_time_and_the_currency_told(

@@ -100,7 +100,7 @@ def test_wider_columns_read_narrow_rows(lake: Lake, home: Path):
     wide = newer({**number, "type": ["null", "long"]}, price=WIDE, quantity=WIDE)
     assert lake.evolve(TRADES, wide) == [
         "widen price decimal128(18, 8) to decimal128(38, 8)",
-        "widen quantity decimal128(18, 8) to decimal128(38, 8)",
+        "widen quantity decimal128(20, 8) to decimal128(38, 8)",
         "widen level int32 to int64",
     ]
     assert lake.evolve(TRADES, newer(number)) == []  # a narrower one fits

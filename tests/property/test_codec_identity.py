@@ -19,7 +19,12 @@ _LONG = st.integers(-(2**63), 2**63 - 1)
 _TIME = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)).map(  # noqa: DTZ001
     lambda time: time.replace(tzinfo=UTC)
 )
-_DECIMAL = st.integers(0, 10**18 - 1).map(lambda unscaled: Decimal(unscaled).scaleb(-8))
+
+
+def _decimals(of: pa.DataType) -> st.SearchStrategy[Decimal]:
+    return st.integers(0, 10**of.precision - 1).map(
+        lambda unscaled: Decimal(unscaled).scaleb(-of.scale)
+    )
 
 
 def _values(field: pa.Field, symbols: list[str] | None) -> st.SearchStrategy[object]:
@@ -30,7 +35,7 @@ def _values(field: pa.Field, symbols: list[str] | None) -> st.SearchStrategy[obj
     elif pa.types.is_string(kind):
         values = _TEXT
     elif pa.types.is_decimal(kind):
-        values = _DECIMAL
+        values = _decimals(kind)
     elif pa.types.is_timestamp(kind):
         values = _TIME
     elif pa.types.is_map(kind):

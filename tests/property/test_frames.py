@@ -149,16 +149,18 @@ def test_price_that_comes_out_is_the_one_that_went_in(price: str, quantity: str)
         assert batch["quantity"].to_pylist() == [Decimal(quantity)]
 
 
-@given(
-    st.decimals(min_value=0, max_value=Decimal("9999999999.99999999"), places=8),
-    st.decimals(min_value=0, max_value=Decimal("9999999999.99999999"), places=8),
-)
+PRICES = st.decimals(min_value=0, max_value=Decimal("9999999999.99999999"), places=8)
+QUANTITIES = st.decimals(min_value=0, max_value=Decimal("999999999999.99999999"), places=8)
+
+
+@given(st.tuples(PRICES, QUANTITIES, PRICES, QUANTITIES))
 @settings(max_examples=150, deadline=None)
-def test_price_that_fits_always_comes_out(bid: Decimal, ask: Decimal) -> None:
+def test_number_that_fits_always_comes_out(numbers: tuple[Decimal, ...]) -> None:
     frame = json.loads(FRAMES[3])
-    frame["data"] |= {"b": f"{bid:f}", "a": f"{ask:f}"}
+    frame["data"] |= {name: f"{each:f}" for name, each in zip("bBaA", numbers, strict=True)}
     ((_, batch),) = parse([json.dumps(frame).encode()]).rows
-    assert (batch["bid_price"].to_pylist(), batch["ask_price"].to_pylist()) == ([bid], [ask])
+    names = ("bid_price", "bid_quantity", "ask_price", "ask_quantity")
+    assert [batch[name][0].as_py() for name in names] == list(numbers)
 
 
 @given(st.lists(st.integers(1, 253_402_300_799_999_999), min_size=1, max_size=8))

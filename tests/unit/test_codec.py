@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import START, batch_of, quotes_batch, trade_row, trades_batch, written
+from builders import START, batch_of, narrow, quotes_batch, trade_row, trades_batch, written
 
 from k2cli.codec.encode import encode_messages, varint, wire_header
 from k2cli.codec.resolve import Incompatible, RecordDecoder
@@ -151,7 +151,7 @@ def test_decimals_written_with_bytes_to_spare_are_read():
     [
         ({"price": Decimal(-1)}, "price is negative or does not fit decimal128(18, 8)"),
         ({"timestamp": 2**62}, "timestamp is outside the years 1 to 9999"),
-        ({"quantity": Decimal(10**12)}, "quantity is negative or does not fit decimal128(18, 8)"),
+        ({"quantity": Decimal(10**12)}, "quantity is negative or does not fit decimal128(20, 8)"),
     ],
 )
 def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
@@ -166,6 +166,27 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
     assert decoded.rejects == [(1, reason)]
     assert decoded.places.tolist() == [0, 2]
     assert decoded.rows.num_rows == 2
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_readers_and_writers_of_wide_and_narrow_quantities_are_mixed(kind: RecordKind):
+    old, rows = narrow(kind), BATCHES[kind.name](3)
+    bodies = encode_messages(rows.cast(old.arrow), old.avro).to_pylist()
+    assert bodies == encode_messages(rows, kind.avro).to_pylist()
+    assert RecordDecoder(old.avro, kind.avro).decode(bodies).rows.equals(rows)
+    assert RecordDecoder(kind.avro, old.avro).decode(bodies).rows.equals(rows.cast(old.arrow))
+
+
+def test_only_values_that_do_not_fit_a_narrow_reader_are_rejects():
+    large = Decimal("35962838485.00000001")
+    rows = batch_of(TRADES, [trade_row(), trade_row(quantity=large), trade_row()])
+    bodies = encode_messages(rows, TRADES.avro).to_pylist()
+    read = RecordDecoder(TRADES.avro, narrow(TRADES).avro).decode(bodies)
+    assert read.rejects == [(1, "quantity is negative or does not fit decimal128(18, 8)")]
+    assert read.places.tolist() == [0, 2]
+    # A registry may give both schemas one id; no value changes for it.
+    read = RecordDecoder(narrow(TRADES).avro, TRADES.avro).decode(bodies)
+    assert read.rows["quantity"].to_pylist()[1] == large
 
 
 def test_a_newer_schema_is_read_with_the_fields_we_know():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import START, Row, quotes_batch, table_of, trade_row, trades_batch
+from builders import START, Row, batch_of, narrow, quotes_batch, table_of, trade_row, trades_batch
 
 from k2cli.config import QuerySettings
 from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
@@ -78,7 +78,7 @@ def bare() -> Iterator[Engine]:
 
 def test_types_of_every_kind_have_a_duckdb_type() -> None:
     types = {field.name: arrow_to_duckdb_type(field.type) for field in TRADES.arrow}
-    assert types["price"] == "DECIMAL(18, 8)"
+    assert (types["price"], types["quantity"]) == ("DECIMAL(18, 8)", "DECIMAL(20, 8)")
     assert types["timestamp"] == "TIMESTAMPTZ"
     assert types["trade_conditions"] == "VARCHAR[]"
     assert types["vendor_data"] == "MAP(VARCHAR, VARCHAR)"
@@ -369,13 +369,48 @@ def test_bars_are_exact(over: Open) -> None:
 
 
 def test_bars_of_the_largest_numbers_do_not_overflow(over: Open) -> None:
-    most = Decimal("9999999999.99999999")
-    with over([trade_row(price=most, quantity=most)]) as engine:
+    price, quantity = Decimal("9999999999.99999999"), Decimal("999999999999.99999999")
+    with over([trade_row(price=price, quantity=quantity)]) as engine:
         (bar,) = one_minute_bars(engine, Selection()).to_pylist()
     assert (bar["turnover"], bar["vwap"]) == (
-        Decimal("99999999999999999800.0000000000000001"),
-        most,
+        Decimal("9999999999999999989900.0000000000000001"),
+        price,
     )
+
+
+def test_turnover_in_sql_is_exact_without_a_cast(over: Open) -> None:
+    large = Decimal("35962838485.00000001")
+    rows = [trade_row(price=Decimal("42314.01"), quantity=each) for each in (large, Decimal(1))]
+    turnover = sum(Decimal("42314.01") * each for each in (large, Decimal(1)))
+    with over(rows) as engine:
+        sql = "select sum(price * quantity) as turnover, max(quantity * price) as most from trades"
+        (found,) = engine.ask_sql(sql).table().to_pylist()
+    assert (found["turnover"], found["most"]) == (turnover, Decimal("42314.01") * large)
+
+
+def test_files_with_narrower_quantities_give_the_same_types(tmp_path: Path) -> None:
+    older, newer = (pa.table(batch_of(kind, [trade_row()])) for kind in (narrow(TRADES), TRADES))
+    plan = write_files(tmp_path, TRADES, older, newer)
+    with open_engine(QuerySettings(), [plan]) as engine:
+        table = select_rows(engine, TRADES, Selection()).table()
+    with open_engine(QuerySettings(), [plan]) as engine:
+        sql = "select typeof(quantity) as q, sum(price * quantity) as t from trades group by all"
+        found = engine.ask_sql(sql).table().to_pylist()
+    assert table["quantity"].type == pa.decimal128(20, 8)
+    assert table["quantity"].to_pylist() == [trade_row()["quantity"]] * 2
+    turnover = 2 * trade_row()["price"] * trade_row()["quantity"]
+    assert found == [{"q": "DECIMAL(20,8)", "t": turnover}]
+
+
+def test_a_product_of_prices_that_overflows_says_how_to_widen_it(over: Open) -> None:
+    answers = ("price * price", "price * 1.00000001", "(price - 1) * price")
+    for expression in answers:
+        with (
+            over([trade_row()]) as engine,
+            pytest.raises(BadData, match="Overflow in multiplication") as caught,
+        ):
+            engine.ask_sql(f"select {expression} as x from trades").table()
+        assert "CAST(price AS DECIMAL(28, 8))" in (caught.value.hint or "")
 
 
 def test_bars_take_symbols_and_times(over: Open) -> None:

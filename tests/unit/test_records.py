@@ -32,6 +32,7 @@ def test_kind_has_the_columns_of_its_avsc_in_order(kind: RecordKind, stem: str) 
 
 def test_trades_have_exact_types() -> None:
     assert TRADES.arrow.field("price") == pa.field("price", pa.decimal128(18, 8), nullable=False)
+    assert TRADES.type_of("quantity") == pa.decimal128(20, 8)
     assert TRADES.arrow.field("timestamp").type == pa.timestamp("us", tz="UTC")
     assert TRADES.arrow.field("source_sequence") == pa.field("source_sequence", pa.int64())
     assert TRADES.arrow.field("side").type == pa.string()

@@ -22,7 +22,8 @@ from k2cli.records import MAX_NUMBER, QUOTES, TRADES, message_ids
 V1 = UPGRADES["trade_v1"].avro
 QUOTE_V1 = UPGRADES["quote_v1"].avro
 MOMENT = START + timedelta(milliseconds=55)
-UNFIT = "is negative or does not fit decimal128(18, 8)"
+UNFIT = "is negative or does not fit decimal128({}, 8)"
+UNFIT_PRICE, UNFIT_QUANTITY = UNFIT.format(18), UNFIT.format(20)
 
 
 def origin_of(count: int, *, first: int = 500) -> Origin:
@@ -145,6 +146,14 @@ def test_ids_do_not_depend_on_what_was_decoded_along():
     assert len(set(together["message_id"].to_pylist())) == 20
 
 
+def test_volumes_may_have_twelve_digits():
+    row = row_of(upgraded(trade_v1(volume=10**12 - 1)))
+    assert row["quantity"] == Decimal(10**12 - 1)
+    quote = quote_v1(bid_volume=10**12 - 1, ask_volume=10**11)
+    row = row_of(upgraded(quote, schema=QUOTE_V1))
+    assert (row["bid_quantity"], row["ask_quantity"]) == (10**12 - 1, 10**11)
+
+
 def test_currency_and_side_are_what_they_are_told_to_be():
     row = row_of(upgraded(trade_v1(), facts=Facts(currency="NZD", side="BUY")))
     assert (row["currency"], row["side"]) == ("NZD", "BUY")
@@ -153,12 +162,12 @@ def test_currency_and_side_are_what_they_are_told_to_be():
 @pytest.mark.parametrize(
     ("over", "reason"),
     [
-        ({"volume": -1}, f"volume -1 {UNFIT}"),
-        ({"volume": 10**10}, f"volume 10000000000 {UNFIT}"),
-        ({"volume": -(2**63)}, f"volume {-(2**63)} {UNFIT}"),
-        ({"volume": 2**63 - 1}, f"volume {2**63 - 1} {UNFIT}"),
-        ({"price": Decimal("123456789012.5")}, f"price 123456789012.500000 {UNFIT}"),
-        ({"price": Decimal("10000000000")}, f"price 10000000000.000000 {UNFIT}"),
+        ({"volume": -1}, f"volume -1 {UNFIT_QUANTITY}"),
+        ({"volume": 10**12}, f"volume 1000000000000 {UNFIT_QUANTITY}"),
+        ({"volume": -(2**63)}, f"volume {-(2**63)} {UNFIT_QUANTITY}"),
+        ({"volume": 2**63 - 1}, f"volume {2**63 - 1} {UNFIT_QUANTITY}"),
+        ({"price": Decimal("123456789012.5")}, f"price 123456789012.500000 {UNFIT_PRICE}"),
+        ({"price": Decimal("10000000000")}, f"price 10000000000.000000 {UNFIT_PRICE}"),
         ({"price": Decimal("-0.01")}, "price is negative or does not fit decimal128(18, 6)"),
         ({"exchange_timestamp": 2**62}, "exchange_timestamp is outside the years 1 to 9999"),
         ({"ingestion_timestamp": -(2**63)}, "ingestion_timestamp is outside the years 1 to 9999"),
@@ -178,12 +187,12 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
 
 def test_the_largest_and_smallest_values_are_exact():
     records = [
-        trade_v1(price=Decimal("9999999999.999999"), volume=10**10 - 1, sequence_number=MAX_NUMBER),
+        trade_v1(price=Decimal("9999999999.999999"), volume=10**12 - 1, sequence_number=MAX_NUMBER),
         trade_v1(price=Decimal("0.000001"), volume=0, company_id=-(2**31), sequence_number=0),
     ]
     rows = upgraded(*records).rows
     assert rows["price"].to_pylist() == [Decimal("9999999999.999999"), Decimal("0.000001")]
-    assert rows["quantity"].to_pylist() == [Decimal(9999999999), Decimal(0)]
+    assert rows["quantity"].to_pylist() == [Decimal(10**12 - 1), Decimal(0)]
     assert rows["trade_id"].to_pylist() == [f"ASX-{MAX_NUMBER}", "ASX-0"]
 
 
@@ -252,7 +261,7 @@ def test_messages_of_both_versions_keep_their_order():
     assert decoded.rows["symbol"].to_pylist() == ["BTCUSDT", "BHP", "ETHUSDT", "CBA", "BTCUSDT"]
     assert decoded.rows["platform_sequence"].to_pylist() == [10, 11, 13, 14, 15]
     assert decoded.places.tolist() == [0, 1, 3, 4, 5]
-    assert decoded.rejects == [(2, f"volume -5 {UNFIT}")]
+    assert decoded.rejects == [(2, f"volume -5 {UNFIT_QUANTITY}")]
 
 
 def test_a_message_without_a_number_is_known_by_topic_partition_and_offset():

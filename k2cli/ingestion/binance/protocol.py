@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 from msgspec import UNSET, UnsetType
 
 from k2cli.columns import (
-    DECIMAL,
     YEAR_9999_US,
     Ints,
     Unfit,
@@ -222,8 +221,8 @@ class FrameParser:
         return {
             **common.columns,
             "timestamp": timestamps(microseconds(trade_time)),
-            "price": decimals([p.p for p in payloads]),
-            "quantity": decimals([p.q for p in payloads]),
+            "price": decimals([p.p for p in payloads], TRADES.type_of("price")),
+            "quantity": decimals([p.q for p in payloads], TRADES.type_of("quantity")),
             "side": _SIDES.take(pa.array(is_maker)),
             "trade_conditions": pa.ListArray.from_arrays(
                 pa.array(np.zeros(len(payloads) + 1, dtype=np.int32)), pa.array([], pa.string())
@@ -245,10 +244,10 @@ class FrameParser:
         return {
             **common.columns,
             "timestamp": timestamps(microseconds(times)),
-            "bid_price": decimals([p.b for p in payloads]),
-            "bid_quantity": decimals([p.B for p in payloads]),
-            "ask_price": decimals([p.a for p in payloads]),
-            "ask_quantity": decimals([p.A for p in payloads]),
+            "bid_price": decimals([p.b for p in payloads], QUOTES.type_of("bid_price")),
+            "bid_quantity": decimals([p.B for p in payloads], QUOTES.type_of("bid_quantity")),
+            "ask_price": decimals([p.a for p in payloads], QUOTES.type_of("ask_price")),
+            "ask_quantity": decimals([p.A for p in payloads], QUOTES.type_of("ask_quantity")),
             "vendor_data": vendor.build(),
         }
 
@@ -308,12 +307,12 @@ class FrameParser:
         missing = [name for name in required if getattr(payload, name) is UNSET]
         if missing:
             return f"{kind.name}: lacks {', '.join(missing)}"
-        for name in numeric:
-            value = getattr(payload, name)
+        for name, column in numeric.items():
+            value, of = getattr(payload, name), kind.type_of(column)
             try:
-                decimals([value])
+                decimals([value], of)
             except (pa.ArrowException, Unfit) as exc:
-                return f"{kind.name}: {name} {str(value)[:80]!r} does not fit {DECIMAL}: {exc}"
+                return f"{kind.name}: {name} {str(value)[:80]!r} does not fit {of}: {exc}"
         try:
             self._instrument(payload.s if isinstance(payload.s, str) else "")
             microseconds(integers([] if payload.T is UNSET else [payload.T]))
@@ -324,9 +323,14 @@ class FrameParser:
 
 _Group = tuple[Sequence[_Payload], Sequence[int]]  # payloads, and their places in the chunk
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_REQUIRED: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
-    "trades": (("E", "T", "s", "t", "p", "q", "m"), ("p", "q")),
-    "quotes": (("s", "u", "b", "B", "a", "A"), ("b", "B", "a", "A")),
+# Of each kind: the attributes that a payload must have, and which of them are decimals, with
+# their columns.
+_REQUIRED: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]]] = {
+    "trades": (("E", "T", "s", "t", "p", "q", "m"), {"p": "price", "q": "quantity"}),
+    "quotes": (
+        ("s", "u", "b", "B", "a", "A"),
+        {"b": "bid_price", "B": "bid_quantity", "a": "ask_price", "A": "ask_quantity"},
+    ),
 }
 _TRADE: Final = pa.array(["trade"])
 _BOOLEANS: Final = pa.array(["false", "true"])

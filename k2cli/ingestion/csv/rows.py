@@ -26,8 +26,6 @@ _LONGEST_NAME: Final = 64  # characters of a symbol, exchange or currency
 _SHOWN: Final = 80  # characters of a value in a reason
 _DECIMAL_TEXT: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?")
 _NEGATIVE_TEXT: Final = re.compile(r"-[0-9]*\.?[0-9]*")
-_SCALE: Final = 8
-_INTEGER_DIGITS: Final = 10
 _NO_CONDITIONS: Final = pa.array([], pa.string())
 
 Cells = Sequence[pa.StringArray]
@@ -231,11 +229,11 @@ class RowBuilder:
         return Unfit(f"{self._columns.names[place]}{shown} {reason}")
 
     def _decimals(self, name: str, cells: Cells) -> pa.Array:
-        texts = cells[self._columns.fields[name]]
+        texts, of = cells[self._columns.fields[name]], self.kind.type_of(name)
         try:
-            return decimals_of(texts)
+            return decimals_of(texts, of)
         except (Unfit, pa.ArrowException) as exc:
-            reason = _why_no_decimal(texts[0].as_py()) if len(texts) == 1 else "does not fit"
+            reason = _why_no_decimal(texts[0].as_py(), of) if len(texts) == 1 else "does not fit"
             raise self._unfit(name, cells, reason) from exc
 
     def _decimals_check(self, name: str) -> _Check:
@@ -395,7 +393,7 @@ def _time_fields(fields: Collection[str]) -> Sequence[str]:
     return ("timestamp",) if "timestamp" in fields else ("date", "time")
 
 
-def _why_no_decimal(text: str) -> str:
+def _why_no_decimal(text: str, of: pa.DataType) -> str:
     if not text:
         return "is empty"
     if _NEGATIVE_TEXT.fullmatch(text) and len(text) > 1:
@@ -403,8 +401,8 @@ def _why_no_decimal(text: str) -> str:
     match = _DECIMAL_TEXT.fullmatch(text)
     if match is None or text == ".":
         return "is not a plain number"
-    if len((match[2] or "").rstrip("0")) > _SCALE:
-        return f"has more than {_SCALE} decimals"
-    if len(match[1].lstrip("0")) > _INTEGER_DIGITS:
-        return f"has more than {_INTEGER_DIGITS} digits before the point"
+    if len((match[2] or "").rstrip("0")) > of.scale:
+        return f"has more than {of.scale} decimals"
+    if len(match[1].lstrip("0")) > of.precision - of.scale:
+        return f"has more than {of.precision - of.scale} digits before the point"
     return "has too many digits"
