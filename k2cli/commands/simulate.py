@@ -39,7 +39,7 @@ def binance(
     symbols: Annotated[
         list[str] | None,
         typer.Option(
-            help="Symbols that are traded, a comma list.",
+            help="Symbols to trade, comma-separated: BTCUSDT, or FOO/BAR for new assets.",
             show_default="whatever is asked for",
             rich_help_panel=_MARKET,
         ),
@@ -170,7 +170,7 @@ def binance(
     options = SimulatorOptions(
         host=host,
         port=port,
-        symbols=tuple(symbol.upper() for symbol in split_commas(symbols)),
+        symbols=tuple(split_commas(symbols)),
         channels=tuple(split_commas(channels)) or CHANNELS,
         market=market,
         seed=seed,

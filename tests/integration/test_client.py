@@ -30,7 +30,7 @@ from k2cli.ingestion.binance.client import (
 from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Instrument, Market, parse_symbol
 
-BTC = parse_symbol("BTCUSDT")
+BTC = parse_symbol("BTCUSDT", Market.SPOT)
 DEAD = "ws://127.0.0.1:1"  # nothing listens there
 
 
@@ -152,7 +152,7 @@ def many_instruments(count: int) -> Sequence[Instrument]:
     ],
 )
 def test_path_is_combined_and_asks_for_microseconds_where_known(market: Market, unit: str) -> None:
-    instruments = [parse_symbol("BTCUSDT"), parse_symbol("ETHUSD_PERP")]
+    instruments = [parse_symbol("BTCUSDT", Market.SPOT), parse_symbol("ETHUSD_PERP", Market.SPOT)]
     with running_simulator(SimulatorOptions(first_id=1)) as simulator:
         read_all(
             simulator.url,

@@ -86,7 +86,7 @@ ANY_FRAME = st.one_of(damaged_bytes(), swapped_values(), st.binary(), JSON.map(j
 
 
 def parse(frames: list[bytes], market: Market = Market.SPOT) -> Parsed:
-    parser = FrameParser(venue=VENUES[market], instruments=[parse_symbol("BTCUSDT")])
+    parser = FrameParser(venue=VENUES[market], instruments=[parse_symbol("BTCUSDT", Market.SPOT)])
     return parser.parse(frames, [RECEIVED_US + n for n in range(len(frames))], first=1)
 
 
@@ -122,7 +122,9 @@ def test_good_frames_survive_among_bad_ones(bad: list[bytes], data: st.DataObjec
     alone = parse(good)
     order = data.draw(st.permutations(range(len(good) + len(bad))))
     frames = [[*good, *bad][place] for place in order]
-    parser = FrameParser(venue=VENUES[Market.SPOT], instruments=[parse_symbol("BTCUSDT")])
+    parser = FrameParser(
+        venue=VENUES[Market.SPOT], instruments=[parse_symbol("BTCUSDT", Market.SPOT)]
+    )
     # The times tell which frame a row came from.
     parsed = parser.parse(frames, [RECEIVED_US + place for place in order], first=1)
 

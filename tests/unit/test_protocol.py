@@ -44,7 +44,7 @@ def combined(payload: object, stream: str = "btcusdt@trade") -> bytes:
 
 
 def parse(*frames: bytes, market: Market = Market.SPOT, symbols: Sequence[str] = ()) -> Parsed:
-    instruments = [parse_symbol(symbol) for symbol in symbols]
+    instruments = [parse_symbol(symbol, market) for symbol in symbols]
     parser = FrameParser(venue=VENUES[market], instruments=instruments)
     times = [RECEIVED_US + place for place in range(len(frames))]
     return parser.parse(frames, times, first=1)
@@ -75,7 +75,7 @@ def reason_of(frame: bytes) -> str:
 
 
 def test_stream_names_are_lower_case_and_keep_the_channel_as_it_is() -> None:
-    instruments = [parse_symbol("BTC/USDT"), parse_symbol("ETHUSD_PERP")]
+    instruments = [parse_symbol("BTC/USDT", Market.SPOT), parse_symbol("ETHUSD_PERP", Market.SPOT)]
     assert stream_names(instruments, list(Channel)) == [
         *("btcusdt@trade", "btcusdt@bookTicker"),
         *("ethusd_perp@trade", "ethusd_perp@bookTicker"),

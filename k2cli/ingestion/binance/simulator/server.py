@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,14 +12,14 @@ from typing import Any, Final
 
 from k2cli.errors import BadData, NotFound, Unavailable, UsageError
 from k2cli.ingestion.binance.simulator.connection import Connection
-from k2cli.ingestion.binance.simulator.market import CHANNELS, SyntheticMarket, first_id_at
+from k2cli.ingestion.binance.simulator.market import CHANNELS, PAIRS, SyntheticMarket, first_id_at
 from k2cli.ingestion.binance.simulator.options import FrameSource, SimulatorOptions
 from k2cli.ingestion.binance.simulator.recording import Recording, recorded_lines
-from k2cli.ingestion.binance.simulator.wire import Route
+from k2cli.ingestion.binance.simulator.wire import Route, exchange_info
+from k2cli.ingestion.binance.symbols import VENUES, parse_symbol
 
 _WRITE_BUFFER_BYTES: Final = 1 << 18
 _MOST_HEAD_BYTES: Final = 1 << 20  # a URL may name 1024 streams
-_SYMBOL: Final = re.compile(r"[A-Z0-9]+(_[A-Z0-9]+)?")
 
 
 class Simulator:
@@ -31,13 +30,19 @@ class Simulator:
         self.connections = 0  # opened until now
         self.frames_sent = 0  # market frames, over all connections
         self.paths: list[str] = []  # of all handshakes, refused ones too
+        self.info_path = VENUES[options.market].info_path
+        self.info_requests = 0  # answered until now
         self.url = ""
+        instruments = [parse_symbol(symbol, options.market) for symbol in options.symbols]
+        self.exchange_info = exchange_info(
+            instruments or [parse_symbol(pair, options.market) for pair in PAIRS[options.market]]
+        )
         self._started_us = time.time_ns() // 1000
         self._market = SyntheticMarket(
             first_id=_first_id(options),
             seed=options.seed,
             kind=options.market,
-            symbols=options.symbols,
+            symbols=[instrument.symbol for instrument in instruments],
             channels=options.channels,
         )
         self._stopped: dict[str, deque[int]] = {}  # path -> lines of a recording, by cut
@@ -104,9 +109,6 @@ def _first_id(options: SimulatorOptions) -> int:
 
 
 def _check(options: SimulatorOptions) -> None:
-    for symbol in options.symbols:
-        if _SYMBOL.fullmatch(symbol) is None:
-            raise UsageError(f"{symbol!r} is not a symbol", hint="--symbols BTCUSDT,ETHUSDT")
     for channel in options.channels:
         if channel not in CHANNELS:
             raise UsageError(
