@@ -201,5 +201,8 @@ def _lacks_best_match(dump: Dump, columns: Sequence[str]) -> bool:
     if dump.header:
         own = {plain_name(name) for name in dump.header}
         return _BUYER_MAKER in own and _BEST_MATCH not in own
-    place = names.index(_BEST_MATCH)
-    return bool(dump.cells) and not "".join(dump.cells[place : place + 1]).strip()
+    cells = dict(zip(names, dump.cells, strict=False))
+    if cells.get(_BEST_MATCH, ""):
+        return False
+    # An empty cell is that of a futures trade where the other truth value is lower case, too.
+    return bool(cells) and (_BEST_MATCH not in cells or cells.get(_BUYER_MAKER, "").islower())

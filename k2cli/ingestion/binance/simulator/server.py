@@ -16,7 +16,8 @@ from k2cli.ingestion.binance.simulator.market import CHANNELS, PAIRS, SyntheticM
 from k2cli.ingestion.binance.simulator.options import FrameSource, SimulatorOptions
 from k2cli.ingestion.binance.simulator.recording import Recording, recorded_lines
 from k2cli.ingestion.binance.simulator.wire import Route, exchange_info
-from k2cli.ingestion.binance.symbols import VENUES, parse_symbol
+from k2cli.ingestion.binance.symbols import VENUES, Instrument, parse_symbol
+from k2cli.symbols import fold_symbol, is_asset
 
 _WRITE_BUFFER_BYTES: Final = 1 << 18
 _MOST_HEAD_BYTES: Final = 1 << 20  # a URL may name 1024 streams
@@ -33,16 +34,13 @@ class Simulator:
         self.info_path = VENUES[options.market].info_path
         self.info_requests = 0  # answered until now
         self.url = ""
-        instruments = [parse_symbol(symbol, options.market) for symbol in options.symbols]
-        self.exchange_info = exchange_info(
-            instruments or [parse_symbol(pair, options.market) for pair in PAIRS[options.market]]
-        )
+        self.exchange_info = exchange_info(_listed(options))
         self._started_us = time.time_ns() // 1000
         self._market = SyntheticMarket(
             first_id=_first_id(options),
             seed=options.seed,
             kind=options.market,
-            symbols=[instrument.symbol for instrument in instruments],
+            symbols=options.symbols,
             channels=options.channels,
         )
         self._stopped: dict[str, deque[int]] = {}  # path -> lines of a recording, by cut
@@ -102,6 +100,15 @@ class Simulator:
         return stopped.popleft() if stopped else 0
 
 
+def _listed(options: SimulatorOptions) -> list[Instrument]:
+    """Return the symbols that `exchangeInfo` lists: those that have a known split."""
+    instruments = []
+    for symbol in options.symbols or PAIRS[options.market]:
+        with contextlib.suppress(UsageError):
+            instruments.append(parse_symbol(symbol, options.market))
+    return instruments
+
+
 def _first_id(options: SimulatorOptions) -> int:
     if options.first_id is not None:
         return options.first_id
@@ -109,6 +116,9 @@ def _first_id(options: SimulatorOptions) -> int:
 
 
 def _check(options: SimulatorOptions) -> None:
+    for symbol in options.symbols:
+        if symbol != fold_symbol(symbol) or not all(map(is_asset, symbol.split("_", 1))):
+            raise UsageError(f"{symbol!r} is not a symbol", hint="--symbols BTCUSDT,ETHUSDT")
     for channel in options.channels:
         if channel not in CHANNELS:
             raise UsageError(
