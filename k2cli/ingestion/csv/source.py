@@ -202,10 +202,11 @@ class CsvSource:
         else:
             header, body = None, block
         try:
-            market = self._market(header or (), block) if layout.market else None
+            row = () if header else _first_row(layout, block)
+            market = self._market(header or (), row) if layout.market else None
             if market is not None:
                 layout = layout.for_market(market)
-            names = _unnamed(layout, cells) if header is None else header
+            names = _unnamed(layout, row) if header is None else header
             columns = find_columns(layout, names)
         except BadData as exc:
             raise BadData(f"{self.name}: {exc}", hint=exc.hint) from exc
@@ -222,15 +223,15 @@ class CsvSource:
         has_header = body is not block
         return _BlockParser(columns.names, RowBuilder(layout, columns, facts), has_header), body
 
-    def _market(self, header: Sequence[str], block: bytes) -> Market:
-        """Infer the market, from the file's names and the first line that is one of its rows."""
+    def _market(self, header: Sequence[str], row: Sequence[str]) -> Market:
+        """Infer the market from the file's names, its header, or the first of its rows."""
         options, layout = self._options, self._layout
         dump = Dump(
             path=self._path,
             member=self._raw.member,
             symbol=options.symbol,
             header=header,
-            cells=() if header else _first_row(layout, block),
+            cells=row,
         )
         return find_market(options.market, options.exchange, dump, layout.columns)
 
@@ -391,11 +392,9 @@ def _is_header(layout: Layout, cells: Sequence[str] | None) -> bool:
     return any(plain_name(cell) in known for cell in cells or ())
 
 
-def _unnamed(layout: Layout, cells: Sequence[str] | None) -> Sequence[str]:
-    """Name the columns of a file without header: as many as its first line has, if that fits."""
-    names, width = layout.columns, len(cells or ())
-    is_known = len(names) - len(layout.optional) <= width <= len(names)
-    return names[:width] if is_known else names
+def _unnamed(layout: Layout, row: Sequence[str]) -> Sequence[str]:
+    """Name the columns of a file without header: as many as its first row has, if it has one."""
+    return layout.columns[: len(row)] if row else layout.columns
 
 
 def _first_row(layout: Layout, block: bytes) -> Sequence[str]:
