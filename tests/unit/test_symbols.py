@@ -124,7 +124,7 @@ def test_symbol_of_no_list_is_split_by_its_likeliest_end(
         ("币安人生/usdt", "币安人生USDT", "币安人生"),
         ("straßeUSDT", "STRAßEUSDT", "STRAßE"),  # only ASCII letters change their case
         ("éUSDT", "éUSDT", "é"),
-        ("e\u0301USDT", "E\u0301USDT".replace("E\u0301", "é"), "é"),  # the same, decomposed
+        ("e\u0301USDT", "éUSDT", "é"),  # the same, decomposed
         ("🐸USDT", "🐸USDT", "🐸"),
     ],
 )
