@@ -8,6 +8,7 @@ trade has no quote quantity) is made from its fields where it follows from them,
 from collections.abc import Mapping
 from typing import Final
 
+from k2cli.ingestion.binance.symbols import VENUES, Market
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.query.engine import Answer, Engine
 from k2cli.query.questions import Selection, filters, selected
@@ -25,14 +26,58 @@ def exported(engine: Engine, layout: Layout, selection: Selection) -> Answer:
     """Ask for the rows of a selection, in its order, with a layout's columns as text.
 
     A layout that names no columns gets those of its fields, then one for every entry that
-    vendor_data has in any row of the selection.
+    vendor_data has in any row of the selection. Optional columns that no row fills are left out,
+    as in the files that a load reads.
     """
-    columns = {name: _expression(layout, name) for name in layout.columns}
-    if not columns:
+    if layout.columns:
+        columns = _columns_of_files(engine, layout, selection)
+    else:
         columns = _columns_in_use(engine, layout, selection)
     projection = ", ".join(f"{made} AS {quoted(name)}" for name, made in columns.items())
     rows, values = selected(layout.record, selection)
     return engine.ask(f"SELECT {projection} {rows}", values)
+
+
+def _columns_of_files(engine: Engine, layout: Layout, selection: Selection) -> dict[str, str]:
+    """Fill a layout's columns, each row's as in the files of its market."""
+    columns = {name: _expression(layout, name) for name in layout.columns}
+    if not layout.optional and not layout.market_columns:
+        return columns
+    condition, values = filters(layout.record, selection)
+    counts = [f"count({columns[name]}) AS {quoted(name)}" for name in layout.optional]
+    asked = ", ".join(["list(DISTINCT exchange) AS exchanges", *counts])
+    source = f"FROM {quoted(layout.record.name)} WHERE {condition}"
+    (used,) = engine.ask(f"SELECT {asked} {source}", values).table().to_pylist()
+    exchanges = used["exchanges"] or []
+    for name in reversed(layout.optional):
+        if not exchanges or used[name]:
+            break
+        del columns[name]
+    for market in map(Market, layout.market_columns):
+        venue = VENUES[market].exchange
+        if venue in exchanges:
+            columns = _of_market(columns, layout, market, is_alone=exchanges == [venue])
+    return columns
+
+
+def _of_market(
+    columns: Mapping[str, str], layout: Layout, market: Market, *, is_alone: bool
+) -> dict[str, str]:
+    """Fill the columns that are others in a market; name them so where all rows are of it."""
+    own = layout.for_market(market)
+    names = layout.market_columns[market]
+    is_of_it = f"exchange = {literal(VENUES[market].exchange)}"
+    result = {}
+    for name, made in columns.items():
+        if name not in names:
+            result[name] = made
+        elif is_alone:
+            result[names[name]] = _expression(own, names[name])
+        else:
+            result[name] = (
+                f"CASE WHEN {is_of_it} THEN {_expression(own, names[name])} ELSE {made} END"
+            )
+    return result
 
 
 def _columns_in_use(engine: Engine, layout: Layout, selection: Selection) -> dict[str, str]:

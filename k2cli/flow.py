@@ -28,6 +28,8 @@ class Reject:
 class Batch:
     """Rows of one or more kinds, and what was read to get them.
 
+    `seen` has numbers that were read and need no row, so that they are not missing: columns
+    exchange, symbol and source_sequence.
     `session` counts how often the source was interrupted: what came in between is not known.
     A batch without messages is a tick: time passed, nothing came.
     """
@@ -38,6 +40,7 @@ class Batch:
     seen: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()
     messages: int = 0
     session: int = 0
+    seen: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()
 
 
 @dataclass(slots=True, kw_only=True)

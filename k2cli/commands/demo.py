@@ -86,7 +86,7 @@ def _stream(config: Settings, seconds: float) -> "Totals":
         observe = view.on_event if view else RunLog(run=config.run).on_event
         options = StreamOptions(
             venue=venue,
-            instruments=[parse_symbol(symbol) for symbol in _SYMBOLS],
+            instruments=[parse_symbol(symbol, Market.SPOT) for symbol in _SYMBOLS],
             channels=list(Channel),
             urls=[simulator.url],
         )

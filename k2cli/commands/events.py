@@ -29,6 +29,8 @@ WARNINGS: Final = frozenset(
     | {"kafka_away", "registry_away", "catalog_away", "dead_letters_away", "fields_left_out"}
 )
 
+DETAILS: Final = frozenset({"symbols_refreshed", "symbols_not_refreshed"})
+
 
 class LogFormat(StrEnum):
     """How events are written."""
@@ -40,6 +42,7 @@ class LogFormat(StrEnum):
 class LogLevel(StrEnum):
     """How much an event matters: warnings are what an operator should look at."""
 
+    DEBUG = "debug"
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
@@ -53,6 +56,8 @@ def level_of(event: str) -> LogLevel:
     """Tell how much an event matters."""
     if event == _ERROR:
         return LogLevel.ERROR
+    if event in DETAILS:
+        return LogLevel.DEBUG
     return LogLevel.WARNING if event in WARNINGS else LogLevel.INFO
 
 

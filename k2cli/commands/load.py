@@ -92,7 +92,7 @@ def load_csv(
         typer.Option(
             "--market",
             help="Market of the exchange's own files.",
-            show_default="as the file's name begins (usdm-...), else spot",
+            show_default="from path, name, symbol and columns, else spot",
         ),
     ] = None,
     timezone: Annotated[
@@ -189,6 +189,7 @@ def load_csv(
             market=market,
             timezone=timezone,
             reference=reference,
+            home=config.home,
         ),
     )
     started = time.monotonic()

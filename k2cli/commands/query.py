@@ -26,6 +26,7 @@ from k2cli.commands.options import (
 from k2cli.commands.output import Output, choose_output
 from k2cli.config import Settings
 from k2cli.errors import NotFound
+from k2cli.symbols import fold_symbol
 
 if TYPE_CHECKING:
     from k2cli.query.questions import Selection
@@ -67,7 +68,7 @@ def rows(
     kind = KINDS[str(context.info_name)]
     out = choose_output(fmt, output, is_forced=force)
     selection = Selection(
-        symbols=[word.upper() for word in split_commas(symbol)],
+        symbols=[fold_symbol(word) for word in split_commas(symbol)],
         exchanges=[word.upper() for word in split_commas(exchange)],
         span=parse_timespan(start, end, now=datetime.now(UTC)),
         columns=split_commas(columns),

@@ -8,6 +8,7 @@ import typer
 from k2cli.commands import output
 from k2cli.commands.options import DURATION, split_commas
 from k2cli.ingestion.binance.symbols import Market
+from k2cli.symbols import fold_symbol
 
 if TYPE_CHECKING:
     from k2cli.ingestion.binance.simulator import SimulatorOptions
@@ -170,7 +171,7 @@ def binance(
     options = SimulatorOptions(
         host=host,
         port=port,
-        symbols=tuple(symbol.upper() for symbol in split_commas(symbols)),
+        symbols=tuple(fold_symbol(symbol) for symbol in split_commas(symbols)),
         channels=tuple(split_commas(channels)) or CHANNELS,
         market=market,
         seed=seed,

@@ -87,6 +87,14 @@ def binance(
             show_default="the exchange's own",
         ),
     ] = None,
+    rest_url: Annotated[
+        str | None,
+        typer.Option(
+            "--rest-url",
+            help="REST base to refresh the list of symbols from, once a day.",
+            show_default="the exchange's own; none with --url",
+        ),
+    ] = None,
     to: Annotated[
         Destination | None,
         typer.Option(
@@ -165,7 +173,7 @@ def binance(
     config = settings(home)
     is_clustered = bool(kafka_settings(config, kafka).get(BOOTSTRAP))
     target = to or (Destination.KAFKA if is_clustered else Destination.TABLE)
-    instruments = [parse_symbol(symbol) for symbol in split_commas(symbols)]
+    instruments = [parse_symbol(symbol, market, config.home) for symbol in split_commas(symbols)]
     chosen = [_channel(name) for name in split_commas(channels)]
     if not instruments:
         raise typer.BadParameter("no symbol given", param_hint="--symbols")
@@ -188,6 +196,7 @@ def binance(
         instruments=instruments,
         channels=chosen,
         urls=url or venue.urls,
+        home=config.home,
         connect_timeout_s=connect_timeout or defaults.connect_timeout,
         stale_after_s=stale_after or defaults.stale_after,
         max_messages=max_messages,
@@ -214,7 +223,12 @@ def binance(
         view = open_view(stack, _title(venue, chosen)) if is_watched else None
         observe = view.on_event if view else log.on_event
         metrics = open_metrics(stack, metrics_address, observe)
-        observe = metrics.on_event if metrics else observe
+        observe = _refreshing(
+            metrics.on_event if metrics else observe,
+            venue,
+            rest_url or (None if url else venue.rest_url),
+            config,
+        )
         source = BinanceStream(options=options, observe=observe)
         pump = Pump(
             source=source,
@@ -231,6 +245,17 @@ def binance(
             sums = {**asdict(pump.totals), "duration_s": round(pump.totals.duration_s, 3)}
             output.summary(sums, summary, is_data_on_stdout=target is Destination.STDOUT, log=log)
         _check_reached(source, pump.totals, duration)
+
+
+def _refreshing(
+    observe: Observer, venue: Venue, rest_url: str | None, config: Settings
+) -> Observer:
+    """Refresh the list of symbols when the stream is connected, if there is a REST API to ask."""
+    if rest_url is None:
+        return observe
+    from k2cli.ingestion.binance.exchangeinfo import SymbolRefresh
+
+    return SymbolRefresh(venue=venue, rest_url=rest_url, home=config.home, observe=observe).on_event
 
 
 def _title(venue: Venue, channels: list[Channel]) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from processes import SYMBOLS
 
-from k2cli.ingestion.binance.symbols import parse_symbol
+from k2cli.ingestion.binance.symbols import Market, parse_symbol
 from k2cli.records import TRADES, message_ids
 
 START_US: Final = 1_723_075_200_000_000  # 2024-08-08, midnight
@@ -18,7 +18,7 @@ _FIRST_ID: Final = 3_700_000_000
 _PRICES: Final = 10 * np.array(
     [61_800_000, 2_680_000, 515_000, 155_000, 600, 350, 100, 43, 470_000, 10_400]
 )
-_INSTRUMENTS: Final = [parse_symbol(symbol) for symbol in SYMBOLS]
+_INSTRUMENTS: Final = [parse_symbol(symbol, Market.SPOT) for symbol in SYMBOLS]
 
 _Ints = npt.NDArray[np.int64]
 

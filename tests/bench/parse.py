@@ -16,7 +16,7 @@ from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbo
 _CHUNK: Final = 4096  # frames, as the client parses them
 _CHUNKS: Final = 25
 _START_US: Final = 1_723_111_200_000_000
-_INSTRUMENTS: Final = [parse_symbol(symbol) for symbol in SYMBOLS]
+_INSTRUMENTS: Final = [parse_symbol(symbol, Market.SPOT) for symbol in SYMBOLS]
 
 Chunks = Sequence[Sequence[bytes]]
 

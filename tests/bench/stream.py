@@ -16,7 +16,7 @@ from report import Aim, Line, Setup
 
 from k2cli.config import load_settings
 from k2cli.ingestion.binance.protocol import stream_names, stream_url
-from k2cli.ingestion.binance.symbols import Channel, parse_symbol
+from k2cli.ingestion.binance.symbols import Channel, Market, parse_symbol
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
 
@@ -56,7 +56,7 @@ def _stream(url: str, messages: int, home: Path) -> float:
 
 
 def _count(url: str, messages: int, home: Path) -> float:
-    names = stream_names([parse_symbol(symbol) for symbol in SYMBOLS], [Channel.TRADE])
+    names = stream_names([parse_symbol(symbol, Market.SPOT) for symbol in SYMBOLS], [Channel.TRADE])
     whole_url = stream_url(url, names, has_microseconds=True)
     took_s = output_of(helper("bare_client.py", whole_url, str(messages)), home=home)
     return messages / float(took_s)

@@ -7,6 +7,8 @@ import pytest
 from conftest import Run
 
 from k2cli.config import load_settings
+from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
+from k2cli.ingestion.binance.symbols import Market
 from k2cli.records import KINDS
 from k2cli.storage.lake import open_lake
 
@@ -126,3 +128,86 @@ def test_file_is_not_overwritten(run: Run, tmp_path: Path) -> None:
     result = run(["export", "trades", "--layout", "asx-trades", "-o", str(path)])
     assert result.exit_code == 2
     assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("folder", "symbol", "lines"),
+    [
+        ("futures/cm", "BTCUSD_PERP", ["801001,42314.1,5,0.01181642,1704067200053,true"]),
+        (
+            "futures/cm",
+            "BTCUSD_240329",
+            [
+                "id,price,qty,base_qty,time,is_buyer_maker",
+                "801001,42314.1,5,0.01181642,1704067200053,true",
+                "801002,42314.1,1,,1704067200054,false",
+            ],
+        ),
+        ("futures/um", "BTCUSDT", ["801001,42314.1,0.5,21157.05,1704067200053,true"]),
+        ("spot/daily", "币安人生USDT", ["801001,0.16,0.5,0.08,1704067200053,True,True"]),
+    ],
+)
+def test_dump_of_every_market_comes_back(
+    run: Run, tmp_path: Path, folder: str, symbol: str, lines: list[str]
+) -> None:
+    source = tmp_path / folder / f"{symbol}-trades-2024-01-01.csv"
+    source.parent.mkdir(parents=True)
+    source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    home, out, again = tmp_path / "home", tmp_path / "out" / source.name, tmp_path / "again"
+    out.parent.mkdir()
+    market = {"futures/cm": "coinm", "futures/um": "usdm"}.get(folder, "spot")
+    layout = ["--layout", "binance-trades"]
+    for args in (
+        ["load", "csv", str(source), *layout, "--home", str(home)],
+        ["export", "trades", *layout, "-s", symbol, "-o", str(out), "--home", str(home)],
+        ["load", "csv", str(out), *layout, "--market", market, "--home", str(again)],
+    ):
+        result = run(args)
+        assert result.exit_code == 0, result.stderr
+    rows = [line.split(",") for line in lines if not line.startswith("id")]
+    exported = [line.split(",") for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [(row[0], row[3], row[4]) for row in exported] == [(r[0], r[3], r[4]) for r in rows]
+    assert {len(row) for row in exported} == {len(rows[0])}
+    one, two = (rows_of(each, "trades", has_ids=True) for each in (home, again))
+    assert two.equals(one)
+
+
+def test_rows_of_several_markets_keep_their_own_amounts(run: Run, tmp_path: Path) -> None:
+    home, out = tmp_path / "home", tmp_path / "out.csv"
+    files = {
+        "futures/cm/BTCUSD_PERP-trades-2024-01-01.csv": "1,42314,5,0.01181642,1704067200053,true",
+        "futures/um/BTCUSDT-trades-2024-01-01.csv": "2,42314,1,42314.0,1704067200054,true",
+        "BTCUSDT-trades-2024-01-01.csv": "3,42314,2,84628.0,1704067200055,True,False",
+    }
+    for name, line in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{line}\n")
+        args = ["load", "csv", str(tmp_path / name), "--layout", "binance-trades"]
+        result = run([*args, "--home", str(home)])
+        assert result.exit_code == 0, result.stderr
+    args = ["export", "trades", "--layout", "binance-trades", "-o", str(out), "--home", str(home)]
+    assert run(args).exit_code == 0
+    rows = sorted(line.split(",") for line in out.read_text().splitlines())
+    assert [(row[0], row[3], row[6]) for row in rows] == [
+        ("1", "0.01181642", ""),
+        ("2", "42314.0", ""),
+        ("3", "84628.0", "false"),
+    ]
+
+
+def test_streamed_coinm_trade_has_no_amount_of_coins(run: Run, tmp_path: Path) -> None:
+    """It follows from the size of the contract, which no frame has: nothing is made up."""
+    frames = tmp_path / "frames.ndjson"
+    frames.write_text(
+        '{"stream":"btcusd_perp@trade","data":{"e":"trade","E":1723161258769,"T":1723161258762,'
+        '"s":"BTCUSD_PERP","t":8,"p":"61800.1","q":"5","X":"MARKET","m":false}}\n'
+    )
+    home, out = tmp_path / "home", tmp_path / "out.csv"
+    options = SimulatorOptions(market=Market.COINM, frames=frames)
+    with running_simulator(options) as simulator:
+        args = ["stream", "binance", "--market", "coinm", "--url", simulator.url]
+        result = run([*args, "-s", "BTCUSD_PERP", "--max-messages", "1", "--home", str(home)])
+        assert result.exit_code == 0, result.stderr
+    args = ["export", "trades", "--layout", "binance-trades", "-o", str(out), "--home", str(home)]
+    assert run(args).exit_code == 0
+    assert out.read_text() == "8,61800.10000000,5.00000000,,1723161258762,false\n"

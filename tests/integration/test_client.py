@@ -30,7 +30,7 @@ from k2cli.ingestion.binance.client import (
 from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Instrument, Market, parse_symbol
 
-BTC = parse_symbol("BTCUSDT")
+BTC = parse_symbol("BTCUSDT", Market.SPOT)
 DEAD = "ws://127.0.0.1:1"  # nothing listens there
 
 
@@ -152,7 +152,7 @@ def many_instruments(count: int) -> Sequence[Instrument]:
     ],
 )
 def test_path_is_combined_and_asks_for_microseconds_where_known(market: Market, unit: str) -> None:
-    instruments = [parse_symbol("BTCUSDT"), parse_symbol("ETHUSD_PERP")]
+    instruments = [parse_symbol("BTCUSDT", Market.SPOT), parse_symbol("ETHUSD_PERP", Market.SPOT)]
     with running_simulator(SimulatorOptions(first_id=1)) as simulator:
         read_all(
             simulator.url,
@@ -560,3 +560,35 @@ def test_certificate_for_another_name_is_refused(
         pytest.raises(Unavailable, match="certificate"),
     ):
         read_all(simulator.url)
+
+
+def test_events_without_a_trade_are_messages_that_are_only_seen(tmp_path: Path) -> None:
+    frame = (
+        '{"stream":"btcusdt@trade","data":{"e":"trade","E":1723161348055,"T":1723161348055,'
+        '"s":"BTCUSDT","t":%d,"p":"%s","q":"%s","X":"%s","m":true}}\n'
+    )
+    path = tmp_path / "frames.ndjson"
+    trades = [(101, "61800.1", "2", "MARKET"), (102, "0", "0", "NA"), (103, "61800.1", "2", "ADL")]
+    path.write_text("".join(frame % trade for trade in trades))
+    with running_simulator(SimulatorOptions(market=Market.USDM, frames=path)) as simulator:
+        read = read_all(simulator.url, market=Market.USDM, max_messages=3)
+    assert (read.messages, read.rejects, read.numbers) == (3, 0, [101, 103])
+    seen = [row for batch in read.batches for _, rows in batch.seen for row in rows.to_pylist()]
+    assert seen == [{"exchange": "BINANCE_USDM", "symbol": "BTCUSDT", "source_sequence": 102}]
+
+
+def test_names_that_are_not_ascii_are_streamed() -> None:
+    instruments = [parse_symbol(text, Market.SPOT) for text in ("币安人生USDT", "BTCUSDT")]
+    with running_simulator(SimulatorOptions(first_id=1)) as simulator:
+        read = read_all(simulator.url, instruments=instruments, max_messages=20)
+        (path,) = simulator.paths
+    assert path.isascii()
+    assert "%E5%B8%81" in path
+    symbols = {
+        symbol
+        for batch in read.batches
+        for _, rows in batch.rows
+        for symbol in rows["symbol"].to_pylist()
+    }
+    assert symbols == {"币安人生USDT", "BTCUSDT"}
+    assert read.rejects == 0

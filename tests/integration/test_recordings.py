@@ -126,7 +126,7 @@ def stream(
 
     options = StreamOptions(
         venue=VENUES[market],
-        instruments=[parse_symbol(symbol) for symbol in symbols],
+        instruments=[parse_symbol(symbol, market) for symbol in symbols],
         channels=list(Channel),
         urls=[simulator.url],
         max_messages=count,

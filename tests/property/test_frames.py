@@ -7,8 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k2cli.ingestion.binance.protocol import FrameParser, Parsed
+from k2cli.ingestion.binance.protocol import SEEN, FrameParser, Parsed
 from k2cli.ingestion.binance.symbols import VENUES, Market, parse_symbol
+from k2cli.records import TRADES
 
 RECEIVED_US = 1_723_161_350_000_000
 MARKETS = st.sampled_from(list(Market))
@@ -29,6 +30,8 @@ FRAMES = [
     b'{"error":{"code":-1121,"msg":"Invalid symbol."},"id":1}',
     b'{"code":2,"msg":"Invalid request","id":1}',
     b'{"result":null,"id":1}',
+    b'{"stream":"btcusdt@trade","data":{"e":"trade","E":1723161258769,"T":1723161258762,'
+    b'"s":"BTCUSDT","t":805376267,"p":"0","q":"0","X":"NA","m":false}}',
 ]  # fmt: skip
 JSON = st.recursive(
     st.none()
@@ -86,7 +89,7 @@ ANY_FRAME = st.one_of(damaged_bytes(), swapped_values(), st.binary(), JSON.map(j
 
 
 def parse(frames: list[bytes], market: Market = Market.SPOT) -> Parsed:
-    parser = FrameParser(venue=VENUES[market], instruments=[parse_symbol("BTCUSDT")])
+    parser = FrameParser(venue=VENUES[market], instruments=[parse_symbol("BTCUSDT", Market.SPOT)])
     return parser.parse(frames, [RECEIVED_US + n for n in range(len(frames))], first=1)
 
 
@@ -102,9 +105,17 @@ def positions(parsed: Parsed) -> list[int]:
 
 @given(st.lists(ANY_FRAME, max_size=8), MARKETS)
 @settings(max_examples=250, deadline=None)
-def test_every_frame_is_one_row_or_one_reject(frames: list[bytes], market: Market) -> None:
+def test_every_frame_is_a_row_a_reject_or_only_seen(frames: list[bytes], market: Market) -> None:
     parsed = parse(frames, market)
-    assert positions(parsed) == list(range(1, len(frames) + 1))
+    seen = sum(batch.num_rows for _, batch in parsed.seen)
+    found = positions(parsed)
+    assert len(found) + seen == len(frames)
+    assert len(set(found)) == len(found)
+    assert set(found) <= set(range(1, len(frames) + 1))
+    for kind, batch in parsed.seen:
+        batch.validate(full=True)
+        assert (kind, batch.schema) == (TRADES, SEEN)
+        assert batch.column(0).to_pylist() == [VENUES[market].exchange] * seen
     for reject in parsed.rejects:
         assert reject.raw == frames[reject.position - 1]
         assert reject.reason
@@ -122,7 +133,9 @@ def test_good_frames_survive_among_bad_ones(bad: list[bytes], data: st.DataObjec
     alone = parse(good)
     order = data.draw(st.permutations(range(len(good) + len(bad))))
     frames = [[*good, *bad][place] for place in order]
-    parser = FrameParser(venue=VENUES[Market.SPOT], instruments=[parse_symbol("BTCUSDT")])
+    parser = FrameParser(
+        venue=VENUES[Market.SPOT], instruments=[parse_symbol("BTCUSDT", Market.SPOT)]
+    )
     # The times tell which frame a row came from.
     parsed = parser.parse(frames, [RECEIVED_US + place for place in order], first=1)
 

@@ -362,7 +362,6 @@ def test_milliseconds_and_microseconds_in_one_file(folder: Path) -> None:
         ("ETHBTC-trades-2026-01.csv", {}, "ETHBTC", "BINANCE"),
         ("usdm-ETHUSDT-trades-2024-07-18.csv", {}, "ETHUSDT", "BINANCE_USDM"),
         ("coinm-ETHUSD_PERP-trades-2024-08-08.csv", {}, "ETHUSD_PERP", "BINANCE_COINM"),
-        ("usdm-ETHUSDT-trades-2024-07-18.csv", {"market": Market.SPOT}, "ETHUSDT", "BINANCE"),
         ("x.csv", {"symbol": "btc/usdt", "market": Market.US}, "BTCUSDT", "BINANCE_US"),
         (NAME, {"symbol": "ETHUSDT"}, "ETHUSDT", "BINANCE"),
     ],

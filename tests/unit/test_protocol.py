@@ -4,13 +4,21 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from k2cli.errors import UsageError
-from k2cli.ingestion.binance.protocol import FrameParser, Parsed, stream_names, stream_url
+from k2cli.ingestion.binance.listings import home_list
+from k2cli.ingestion.binance.protocol import (
+    SEEN,
+    FrameParser,
+    Parsed,
+    stream_names,
+    stream_url,
+)
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
 from k2cli.records import QUOTES, TRADES, RecordKind
 
@@ -44,7 +52,7 @@ def combined(payload: object, stream: str = "btcusdt@trade") -> bytes:
 
 
 def parse(*frames: bytes, market: Market = Market.SPOT, symbols: Sequence[str] = ()) -> Parsed:
-    instruments = [parse_symbol(symbol) for symbol in symbols]
+    instruments = [parse_symbol(symbol, market) for symbol in symbols]
     parser = FrameParser(venue=VENUES[market], instruments=instruments)
     times = [RECEIVED_US + place for place in range(len(frames))]
     return parser.parse(frames, times, first=1)
@@ -75,7 +83,7 @@ def reason_of(frame: bytes) -> str:
 
 
 def test_stream_names_are_lower_case_and_keep_the_channel_as_it_is() -> None:
-    instruments = [parse_symbol("BTC/USDT"), parse_symbol("ETHUSD_PERP")]
+    instruments = [parse_symbol("BTC/USDT", Market.SPOT), parse_symbol("ETHUSD_PERP", Market.SPOT)]
     assert stream_names(instruments, list(Channel)) == [
         *("btcusdt@trade", "btcusdt@bookTicker"),
         *("ethusd_perp@trade", "ethusd_perp@bookTicker"),
@@ -93,6 +101,16 @@ def test_stream_names_are_lower_case_and_keep_the_channel_as_it_is() -> None:
 )  # fmt: skip
 def test_stream_url_is_the_combined_path(base: str, has_microseconds: bool, url: str) -> None:
     assert stream_url(base, ["a@trade", "b@trade"], has_microseconds=has_microseconds) == url
+
+
+def test_names_that_are_not_ascii_are_percent_encoded_in_the_url() -> None:
+    instruments = [parse_symbol(text, Market.SPOT) for text in ("币安人生USDT", "ßUSDT", "ΩUSDT")]
+    names = stream_names(instruments, [Channel.TRADE])
+    assert names == ["币安人生usdt@trade", "ßusdt@trade", "Ωusdt@trade"]  # ASCII letters alone
+    url = stream_url("wss://x.y", names, has_microseconds=False)
+    assert url.isascii()
+    assert url.endswith("streams=%E5%B8%81%E5%AE%89%E4%BA%BA%E7%94%9Fusdt@trade/%C3%9Fusdt@trade/"
+                        "%CE%A9usdt@trade")  # fmt: skip
 
 
 @pytest.mark.parametrize("base", ["", "127.0.0.1:9443", "http://x.y", "ws://", "ws://x.y?a=b"])
@@ -458,3 +476,135 @@ def test_bad_frames_among_good_ones_cost_only_themselves() -> None:
     assert [reject.position for reject in parsed.rejects] == [2 + 3 * n for n in range(7)]
     received = [row["ingestion_timestamp"].microsecond for row in rows_of(parsed, TRADES)]
     assert received == [3 * n for n in range(7)]
+
+
+# --- symbols
+
+
+def test_symbol_that_is_not_ascii_becomes_a_row() -> None:
+    row = row_of(SPOT_TRADE | {"s": "币安人生USDT"})
+    assert (row["symbol"], row["currency"]) == ("币安人生USDT", "USDT")
+    assert dict(row["vendor_data"])["base_asset"] == "币安人生"
+
+
+def test_symbol_in_another_normal_form_is_the_same_symbol() -> None:
+    one, other = (row_of(SPOT_TRADE | {"s": symbol}) for symbol in ("éUSDT", "e\u0301USDT"))
+    assert one["symbol"] == "éUSDT"
+    assert other["symbol"] == "éUSDT"
+    assert one["message_id"] == other["message_id"]
+
+
+@pytest.mark.parametrize("symbol", ["btcusdt", "币安人生usdt", "BTC/USDT", "BTC USDT"])
+def test_symbol_that_the_exchange_does_not_write_so_is_rejected(symbol: str) -> None:
+    assert "symbol" in reason_of(combined(SPOT_TRADE | {"s": symbol}))
+
+
+def test_list_that_is_refreshed_while_streaming_is_used_at_once(tmp_path: Path) -> None:
+    guess = parse_symbol("FOOBTC", Market.SPOT, tmp_path)
+    given = parse_symbol("BAR/BTC", Market.SPOT)
+    parser = FrameParser(venue=VENUES[Market.SPOT], instruments=[guess, given], home=tmp_path)
+
+    def currencies() -> list[str]:
+        frames = [combined(SPOT_TRADE | {"s": symbol}) for symbol in ("FOOBTC", "BARBTC")]
+        rows = rows_of(parser.parse(frames, [RECEIVED_US] * 2, first=1), TRADES)
+        return [row["currency"] for row in rows]
+
+    assert currencies() == ["BTC", "BTC"]
+    path = home_list(tmp_path, Market.SPOT)
+    path.parent.mkdir()
+    path.write_text("spot\t2026-02-01\tOBTC\tFO\nspot\t2026-02-01\tRBTC\tBA\n")
+    assert currencies() == ["OBTC", "BTC"]  # a split that the user wrote stays
+
+
+# --- order types of futures
+
+USDM_TRADE = {
+    "e": "trade",
+    "E": 1723161348056,
+    "T": 1723161348055,
+    "s": "BTCUSDT",
+    "t": 101,
+    "p": "61800.10",
+    "q": "0.002",
+    "X": "MARKET",
+    "m": True,
+}
+NO_TRADE = USDM_TRADE | {"t": 102, "p": "0", "q": "0", "X": "NA"}
+
+
+@pytest.mark.parametrize(
+    ("order", "conditions"),
+    [
+        ("MARKET", []),
+        ("INSURANCE_FUND", ["INSURANCE_FUND"]),
+        ("ADL", ["ADL"]),
+        ("SOMETHING_NEW", ["SOMETHING_NEW"]),
+        ("NA", ["NA"]),  # with a price and a quantity it is a trade
+        ("", []),
+    ],
+)
+def test_order_type_is_a_condition_unless_it_is_the_usual_one(
+    order: str, conditions: list[str]
+) -> None:
+    row = row_of(USDM_TRADE | {"X": order}, market=Market.USDM)
+    assert row["trade_conditions"] == conditions
+    assert dict(row["vendor_data"])["order_type"] == order
+
+
+def test_order_types_of_one_chunk_stay_with_their_rows() -> None:
+    orders = ["MARKET", "ADL", "MARKET", "INSURANCE_FUND", "ADL", None]
+    payloads = [USDM_TRADE | {"t": n, "X": order} for n, order in enumerate(orders)]
+    del payloads[-1]["X"]
+    parsed = parse(*map(combined, payloads), market=Market.USDM)
+    assert [row["trade_conditions"] for row in rows_of(parsed, TRADES)] == [
+        *([], ["ADL"], [], ["INSURANCE_FUND"], ["ADL"], []),
+    ]
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        *({}, {"p": "0.00", "q": "0.000"}, {"p": "00"}, {"q": "0.5"}, {"p": "61800.1"}),
+        *({"p": ".0", "q": "0."},),
+    ],
+)
+@pytest.mark.parametrize("others", [[], [USDM_TRADE], [USDM_TRADE, {"e": "unknown"}]])
+def test_event_without_a_trade_is_no_row_but_its_id_is_seen(
+    over: dict[str, str], others: list[dict[str, Any]]
+) -> None:
+    frames = [combined(payload) for payload in (*others, NO_TRADE | over)]
+    parsed = parse(*frames, market=Market.USDM)
+    trades = [row["source_sequence"] for row in rows_of(parsed, TRADES)]
+    assert trades == [101] * others.count(USDM_TRADE)
+    assert len(parsed.rejects) == others.count({"e": "unknown"})
+    ((kind, seen),) = parsed.seen
+    assert kind is TRADES
+    assert seen.schema == SEEN
+    assert seen.to_pylist() == [
+        {"exchange": "BINANCE_USDM", "symbol": "BTCUSDT", "source_sequence": 102}
+    ]
+
+
+def test_nothing_is_seen_where_all_are_trades() -> None:
+    parsed = parse(combined(USDM_TRADE), combined(USDM_TRADE | {"X": "ADL"}))
+    assert parsed.seen == ()
+
+
+@pytest.mark.parametrize(
+    ("over", "reason"),
+    [
+        ({"t": None}, "lacks t"),
+        ({"s": None}, "lacks s"),
+        ({"s": "???"}, "is not a symbol"),
+        ({"q": "abc"}, "'abc' does not fit"),
+        ({"p": "."}, "'.' does not fit"),
+        ({"p": "-0", "q": "-1"}, "does not fit"),
+    ],
+)
+def test_broken_event_without_a_trade_is_rejected(over: dict[str, Any], reason: str) -> None:
+    payload = {name: value for name, value in (NO_TRADE | over).items() if value is not None}
+    parsed = parse(combined(payload), combined(USDM_TRADE), market=Market.USDM)
+    assert [reject.position for reject in parsed.rejects] == [1]
+    assert reason in parsed.rejects[0].reason
+    assert parsed.seen == ()
+    assert len(rows_of(parsed, TRADES)) == 1

@@ -29,42 +29,112 @@ from k2cli.ingestion.binance.symbols import VENUES, Instrument, Market, parse_sy
     ],
 )
 def test_symbol_splits_into_base_and_quote(text: str, symbol: str, base: str, quote: str) -> None:
-    assert parse_symbol(text) == Instrument(symbol, base, quote)
+    assert parse_symbol(text, Market.SPOT) == Instrument(symbol, base, quote)
 
 
 @pytest.mark.parametrize("text", ["btcusdt", "BtcUsdt", " BTCUSDT ", "BTC/USDT", "btc-usdt"])
 def test_symbol_in_any_spelling_is_the_same(text: str) -> None:
-    assert parse_symbol(text) == Instrument("BTCUSDT", "BTC", "USDT")
+    assert parse_symbol(text, Market.SPOT) == Instrument("BTCUSDT", "BTC", "USDT")
 
 
 def test_written_split_wins_over_the_known_quote_assets() -> None:
-    assert parse_symbol("FOO/BAR") == Instrument("FOOBAR", "FOO", "BAR")
-    assert parse_symbol("BNBB/USD") == Instrument("BNBBUSD", "BNBB", "USD")
+    assert parse_symbol("FOO/BAR", Market.SPOT) == Instrument("FOOBAR", "FOO", "BAR")
+    assert parse_symbol("BNBB/USD", Market.SPOT) == Instrument("BNBBUSD", "BNBB", "USD")
 
 
 @pytest.mark.parametrize(
     "text",
     [
         *("", " ", "B", "BTC USDT", "BTC@USDT", "BTCUSDT@trade", "BTCUSDT\n?x", "BTC/", "/USDT"),
-        *("BTC/USDT/EUR", "BTCUSDT_PERPETUAL", "BTCUSDT_2509", "_PERP", "ÄTHUSDT", "₿USDT"),
+        *(
+            "BTC/USDT/EUR",
+            "BTCUSDT_PERPETUAL",
+            "BTCUSDT_2509",
+            "_PERP",
+            "BTC\u200bUSDT",
+            "BTC\u00a0USDT",
+        ),
+        *("币安 人生USDT", "/USDT币", "BTCUSDT_二五", "\x00USDT"),
         "X" * 31,
     ],
 )
 def test_text_that_is_no_symbol_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="is not a symbol"):
-        parse_symbol(text)
+        parse_symbol(text, Market.SPOT)
 
 
 @pytest.mark.parametrize("text", ["FOOBAR", "BTCXYZ", "USDT", "XYZ_PERP"])
 def test_unknown_quote_asset_asks_for_the_split(text: str) -> None:
     with pytest.raises(UsageError, match="quote asset") as caught:
-        parse_symbol(text)
+        parse_symbol(text, Market.SPOT)
     assert "FOO/BAR" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("market", "symbol", "base", "quote"),
+    [
+        (Market.SPOT, "ADAEUR", "ADA", "EUR"),
+        (Market.SPOT, "BTCAEUR", "BTC", "AEUR"),
+        (Market.SPOT, "ARBUSD", "AR", "BUSD"),
+        (Market.US, "ARBUSD", "ARB", "USD"),
+        (Market.US, "USDTUSD", "USDT", "USD"),
+        (Market.US, "BTCUSD4", "BTC", "USD4"),
+        (Market.US, "TUSD", "T", "USD"),
+        (Market.SPOT, "TUSDT", "T", "USDT"),
+        (Market.SPOT, "USDSBUSDS", "USDSB", "USDS"),
+        (Market.USDM, "BTCU", "BTC", "U"),
+        (Market.USDM, "1000LUNCBUSD", "1000LUNC", "BUSD"),
+        (Market.USDM, "ETHBTC", "ETH", "BTC"),
+        (Market.USDM, "BTCUSDT_240329", "BTC", "USDT"),
+        (Market.COINM, "BNBUSD_240329", "BNB", "USD"),
+    ],
+)
+def test_market_decides_how_a_listed_symbol_is_split(
+    market: Market, symbol: str, base: str, quote: str
+) -> None:
+    instrument = parse_symbol(symbol, market)
+    assert instrument == Instrument(symbol, base, quote)
+    assert not instrument.is_guess
+
+
+@pytest.mark.parametrize(
+    ("market", "symbol", "base", "quote"),
+    [
+        (Market.SPOT, "NEWAEUR", "NEWA", "EUR"),  # AEUR has three pairs, EUR many
+        (Market.SPOT, "NEWFDUSD", "NEW", "FDUSD"),
+        (Market.SPOT, "SOLAEUR", "SOL", "AEUR"),  # SOL is a base asset, SOLA is none
+        (Market.SPOT, "XRPRLUSD", "XRP", "RLUSD"),
+        (Market.US, "NEWUSDT", "NEW", "USDT"),
+        (Market.COINM, "WLDUSD_PERP", "WLD", "USD"),
+        (Market.USDM, "LITUSDTSETTLED", "LIT", "USDT"),
+        (Market.USDM, "ICPUSDT_SETTLED", "ICP", "USDT"),
+    ],
+)
+def test_symbol_of_no_list_is_split_by_its_likeliest_end(
+    market: Market, symbol: str, base: str, quote: str
+) -> None:
+    assert parse_symbol(symbol, market) == Instrument(symbol, base, quote)
+
+
+@pytest.mark.parametrize(
+    ("text", "symbol", "base"),
+    [
+        ("币安人生USDT", "币安人生USDT", "币安人生"),
+        ("币安人生usdt", "币安人生USDT", "币安人生"),
+        ("币安人生/usdt", "币安人生USDT", "币安人生"),
+        ("straßeUSDT", "STRAßEUSDT", "STRAßE"),  # only ASCII letters change their case
+        ("éUSDT", "éUSDT", "é"),
+        ("e\u0301USDT", "éUSDT", "é"),  # the same, decomposed
+        ("🐸USDT", "🐸USDT", "🐸"),
+    ],
+)
+def test_symbol_that_is_not_ascii(text: str, symbol: str, base: str) -> None:
+    assert parse_symbol(text, Market.SPOT) == Instrument(symbol, base, "USDT")
 
 
 def test_complaint_about_a_huge_text_is_short() -> None:
     with pytest.raises(UsageError) as caught:
-        parse_symbol("x" * 1_000_000)
+        parse_symbol("x" * 1_000_000, Market.SPOT)
     assert len(str(caught.value)) < 200
 
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -67,6 +68,7 @@ class StreamOptions:
     instruments: Sequence[Instrument]
     channels: Sequence[Channel]
     urls: Sequence[str]  # bases, in failover order
+    home: Path | None = None  # the folder with what the exchange said last of its symbols
     connect_timeout_s: float = 10.0  # for the first connection; later outages are waited out
     stale_after_s: float = 60.0
     max_messages: int | None = None
@@ -84,7 +86,9 @@ class BinanceStream:
             stream_url(base, [], has_microseconds=options.venue.has_microseconds)
         self._options = options
         self._observe = observe
-        self._parser = FrameParser(venue=options.venue, instruments=options.instruments)
+        self._parser = FrameParser(
+            venue=options.venue, instruments=options.instruments, home=options.home
+        )
         self._queue: deque[_Burst] = deque()
         self._received = 0
         self._queued_bytes = 0  # written by the connections' thread ...
@@ -127,6 +131,7 @@ class BinanceStream:
                     rejects=parsed.rejects,
                     messages=len(frames),
                     session=session,
+                    seen=parsed.seen,
                 )
                 position += len(frames)
             else:

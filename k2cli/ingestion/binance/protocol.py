@@ -11,10 +11,12 @@ Frames are decoded one by one into typed structs and turned into columns many at
 does not fit is found only when a column as a whole does not.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Final, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 import numpy as np
@@ -37,17 +39,20 @@ from k2cli.errors import UsageError
 from k2cli.flow import Reject
 from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue, parse_symbol
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids
+from k2cli.symbols import lower_symbol, normalize_symbol
 
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def stream_names(instruments: Sequence[Instrument], channels: Sequence[Channel]) -> list[str]:
-    """Name the streams of all instruments and channels: `btcusdt@trade`."""
-    return [f"{i.symbol.lower()}@{channel.value}" for i in instruments for channel in channels]
+    """Name the streams of all instruments and channels: `btcusdt@trade`, `币安人生usdt@trade`."""
+    return [f"{lower_symbol(i.symbol)}@{c.value}" for i in instruments for c in channels]
 
 
 def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> str:
     """Build the URL of a combined stream from a base such as `wss://stream.binance.com:9443`.
+
+    Names that are not ASCII are percent-encoded.
 
     Raises:
         UsageError: the base is no ws:// or wss:// URL.
@@ -56,7 +61,7 @@ def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> st
     if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.query:
         raise UsageError(f"{base!r} is not a WebSocket base", hint="like ws://127.0.0.1:9443")
     unit = "&timeUnit=MICROSECOND" if has_microseconds else ""
-    return f"{base.rstrip('/')}/stream?streams={'/'.join(names)}{unit}"
+    return f"{base.rstrip('/')}/stream?streams={quote('/'.join(names), safe='/@!')}{unit}"
 
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
@@ -100,17 +105,28 @@ class _ErrorFrame(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parsed:
-    """The rows and rejects of a chunk of frames; every frame became one or the other."""
+    """What a chunk of frames holds: every frame is a row, a reject, or a number only seen.
+
+    The batches of `seen` have the columns exchange, symbol and source_sequence.
+    """
 
     rows: Sequence[tuple[RecordKind, pa.RecordBatch]]
     rejects: Sequence[Reject]
+    seen: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()
 
 
 class FrameParser:
-    """Turn frames of one venue into trades and quotes."""
+    """Turn frames of one venue into trades and quotes.
 
-    def __init__(self, *, venue: Venue, instruments: Sequence[Instrument]) -> None:
+    `home` is the folder with what the exchange said last of its symbols. A symbol that no list
+    had is looked up again with every chunk, because the list may have been refreshed since.
+    """
+
+    def __init__(
+        self, *, venue: Venue, instruments: Sequence[Instrument], home: Path | None = None
+    ) -> None:
         self._venue = venue
+        self._home = home
         self._instruments = {instrument.symbol: instrument for instrument in instruments}
         self._decode = msgspec.json.Decoder(_Envelope).decode
         self._decode_raw = msgspec.json.Decoder(_Payload).decode
@@ -119,12 +135,14 @@ class FrameParser:
         """Parse a chunk of frames, received at these UTC microseconds; `first` numbers them."""
         reasons: dict[int, str] = {}
         trades, quotes = self._grouped(frames) or self._sorted_out(frames, reasons)
+        trades, events = _without_events(trades)
         received = np.array(received_us, dtype=np.int64)
         rows = []
         for kind, group in ((TRADES, trades), (QUOTES, quotes)):
             batch = self._build(kind, group, received, reasons) if group[0] else None
             if batch is not None and batch.num_rows:
                 rows.append((kind, batch))
+        seen = self._seen(events, reasons)
         rejects = [
             Reject(
                 raw=frames[place],
@@ -134,7 +152,25 @@ class FrameParser:
             )
             for place in sorted(reasons)
         ]
-        return Parsed(rows=rows, rejects=rejects)
+        return Parsed(rows=rows, rejects=rejects, seen=seen)
+
+    def _seen(
+        self, events: "_Group", reasons: dict[int, str]
+    ) -> Sequence[tuple[RecordKind, pa.RecordBatch]]:
+        """List the numbers of events without a trade; broken ones enter `reasons`."""
+        symbols: list[str] = []
+        numbers: list[int] = []
+        for payload, place in zip(*events, strict=True):
+            fault = self._fault(TRADES, payload)
+            if fault is not None:
+                reasons[place] = fault
+            elif isinstance(payload.s, str) and isinstance(payload.t, int):
+                symbols.append(self._instrument(payload.s).symbol)
+                numbers.append(payload.t)
+        if not numbers:
+            return ()
+        exchanges = [self._venue.exchange] * len(numbers)
+        return ((TRADES, pa.record_batch([exchanges, symbols, numbers], schema=SEEN)),)
 
     def _grouped(self, frames: Sequence[bytes]) -> "tuple[_Group, _Group] | None":
         """Decode frames that are all good, the fast path; None if one of them is not."""
@@ -215,7 +251,8 @@ class FrameParser:
             vendor.add_texts("is_best_match", [_BOOLEAN_TEXT.get(best) for best in is_best])
         else:
             vendor.add("is_best_match", _BOOLEANS, integers(is_best))
-        vendor.add_texts("order_type", [p.X for p in payloads])
+        orders = [p.X for p in payloads]
+        vendor.add_texts("order_type", orders)
         vendor.add_texts("buyer_order_id", [p.b for p in payloads])
         vendor.add_texts("seller_order_id", [p.a for p in payloads])
         return {
@@ -224,9 +261,7 @@ class FrameParser:
             "price": decimals([p.p for p in payloads], TRADES.type_of("price")),
             "quantity": decimals([p.q for p in payloads], TRADES.type_of("quantity")),
             "side": _SIDES.take(pa.array(is_maker)),
-            "trade_conditions": pa.ListArray.from_arrays(
-                pa.array(np.zeros(len(payloads) + 1, dtype=np.int32)), pa.array([], pa.string())
-            ),
+            "trade_conditions": _conditions(orders),
             "vendor_data": vendor.build(),
         }
 
@@ -259,11 +294,10 @@ class FrameParser:
         received: Ints,
     ) -> "_Common":
         """Build the columns that trades and quotes share, by symbol and the exchange's number."""
-        symbols = pa.array([p.s for p in payloads], pa.string())
-        encoded = symbols.dictionary_encode()
+        encoded = pa.array([p.s for p in payloads], pa.string()).dictionary_encode()
         codes = encoded.indices.to_numpy()
-        names = encoded.dictionary.to_pylist()
-        instruments = [self._instrument(name) for name in names]
+        instruments = [self._instrument(name) for name in encoded.dictionary.to_pylist()]
+        names = [i.symbol for i in instruments]
         quotes = pa.array([i.quote for i in instruments], pa.string())
         venue, sequence = self._venue, integers(numbers)
         texts = pa.array(sequence).cast(pa.string())
@@ -278,7 +312,7 @@ class FrameParser:
                 if series
                 else pa.array([], pa.string()),
                 kind.id_column: pc.binary_join_element_wise(venue.exchange, texts, "-"),
-                "symbol": symbols,
+                "symbol": pa.array(names, pa.string()).take(encoded.indices),
                 "exchange": pa.array([venue.exchange]).take(same),
                 "asset_class": pa.array([venue.asset_class]).take(same),
                 "currency": quotes.take(encoded.indices),
@@ -291,12 +325,12 @@ class FrameParser:
     def _instrument(self, symbol: str) -> Instrument:
         """Look a symbol up, or split it; what the exchange sends beyond the asked is kept too."""
         instrument = self._instruments.get(symbol)
-        if instrument is None:
+        if instrument is None or instrument.is_guess:
             try:
-                instrument = parse_symbol(symbol)
+                instrument = parse_symbol(symbol, self._venue.market, self._home)
             except UsageError as exc:
                 raise Unfit(str(exc)) from exc
-            if instrument.symbol != symbol:
+            if instrument.symbol != normalize_symbol(symbol):
                 raise Unfit(f"{symbol[:80]!r} is not a symbol of the exchange")
             self._instruments[symbol] = instrument
         return instrument
@@ -321,6 +355,12 @@ class FrameParser:
         return None
 
 
+SEEN: Final = pa.schema(
+    [("exchange", pa.string()), ("symbol", pa.string()), ("source_sequence", pa.int64())]
+)
+_NO_TRADE: Final = "NA"  # the order type of an event without a trade: its quantity is 0
+_USUAL_ORDER: Final = frozenset({UNSET, "", "MARKET"})
+_ZERO: Final = re.compile(r"0*\.?0*")
 _Group = tuple[Sequence[_Payload], Sequence[int]]  # payloads, and their places in the chunk
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # Of each kind: the attributes that a payload must have, and which of them are decimals, with
@@ -344,6 +384,42 @@ class _Common:
     bases: pa.StringArray
     quotes: pa.StringArray
     columns: Mapping[str, pa.Array]
+
+
+def _without_events(trades: "_Group") -> "tuple[_Group, _Group]":
+    """Separate trades from the events of futures that take an id and report no trade.
+
+    {"e":"trade","E":1723161348055,"T":1723161348055,"s":"BTCUSDT","t":102,"p":"0","q":"0",
+     "X":"NA","m":true}
+    """
+    payloads, places = trades
+    if _NO_TRADE not in [payload.X for payload in payloads]:
+        return trades, ([], [])
+    pairs = list(zip(payloads, places, strict=True))
+    kept = [pair for pair in pairs if not _is_without_trade(pair[0])]
+    events = [pair for pair in pairs if _is_without_trade(pair[0])]
+    return _unzipped(kept), _unzipped(events)
+
+
+def _unzipped(pairs: Sequence[tuple[_Payload, int]]) -> "_Group":
+    return [payload for payload, _ in pairs], [place for _, place in pairs]
+
+
+def _is_without_trade(payload: _Payload) -> bool:
+    amounts = (payload.p, payload.q)
+    is_zero = any(isinstance(text, str) and text and _ZERO.fullmatch(text) for text in amounts)
+    return payload.X == _NO_TRADE and is_zero
+
+
+def _conditions(orders: Sequence[str | UnsetType]) -> pa.ListArray:
+    """Note the order types of trades that are not the market's: insurance fund, ADL, new ones."""
+    if _USUAL_ORDER.issuperset(orders):
+        offsets = np.zeros(len(orders) + 1, dtype=np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array([], pa.string()))
+    is_noted = np.array([order not in _USUAL_ORDER for order in orders], dtype=np.int32)
+    offsets = np.concatenate((np.zeros(1, dtype=np.int32), np.cumsum(is_noted, dtype=np.int32)))
+    noted = [order for order in orders if order not in _USUAL_ORDER]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(noted, pa.string()))
 
 
 def _are_quotes(payloads: Sequence[_Payload]) -> bool:

@@ -37,6 +37,7 @@ class RawFile(io.RawIOBase):
         self._is_cut = False
         self._before = _state(file)
         self.size_bytes = self._before[0]
+        self.member = ""  # the name of the file in a zip archive, once that is open
         self._hashed = (0, hashlib.sha256())  # of so many of the first bytes; to go on from there
 
     def readable(self) -> bool:
@@ -193,6 +194,7 @@ def _member(raw: RawFile) -> IO[bytes]:
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise BadData(f"{raw.name} holds a file of the unsafe name {member.filename!r}")
+    raw.member = member.filename
     if member.flag_bits & 1:
         raise BadData(f"{raw.name} is encrypted", hint="unpack it first")
     try:

@@ -10,6 +10,7 @@ A layout is a TOML file (see layouts/*.toml for the built-in ones):
     rest = false               # true: columns that nothing else uses go to vendor_data
     file_stem = "company_id"   # entry of vendor_data for the number that the file is named after
     market = false             # true: a Binance market says exchange, asset class and currency
+    [market_columns.coinm]     # columns of that market which are others than in `columns`
 
     [fields]                   # field of the record = its column, or a list of which one is there;
                                # id: a number; without `market` any text, or empty
@@ -31,6 +32,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from k2cli.errors import ConfigError, NotFound, UsageError
+from k2cli.ingestion.binance.symbols import Market
 from k2cli.records import KINDS, RecordKind
 
 ASSET_CLASSES: Final = ("equities", "crypto", "futures", "options")
@@ -72,6 +74,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     rest: bool = False
     file_stem: str | None = None
     market: bool = False
+    market_columns: Mapping[str, Mapping[str, str]] = {}
     side: Mapping[str, str] = {}
     vendor_data: Mapping[str, str] = {}
     constants: Mapping[str, str] = {}
@@ -90,6 +93,15 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         """The names that the column of a field may have; the first one there is taken."""
         names = self.fields.get(field, ())
         return (names,) if isinstance(names, str) else tuple(names)
+
+    def for_market(self, market: Market) -> "Layout":
+        """Name the columns as the files of a market have them."""
+        names = self.market_columns.get(market, {})
+        return msgspec.structs.replace(
+            self,
+            columns=tuple(names.get(column, column) for column in self.columns),
+            optional=tuple(names.get(column, column) for column in self.optional),
+        )
 
     def mapped(self, renames: Mapping[str, str]) -> "Layout":
         """Take fields from other columns: {"price": "Px"}.
@@ -182,6 +194,9 @@ def _check(layout: Layout, origin: str) -> None:
         raise ConfigError(f"{origin}: columns names one twice")
     if layout.columns[len(layout.columns) - len(layout.optional) :] != layout.optional:
         raise ConfigError(f"{origin}: optional must be the last of columns")
+    _check_keys(layout.market_columns, list(Market), "market_columns.", origin)
+    for market, names in layout.market_columns.items():
+        _check_keys(names, layout.columns, f"market_columns.{market}.", origin)
     if layout.header != "required":
         _check_columns(layout, origin)
 
@@ -201,12 +216,16 @@ def _check_values(layout: Layout, origin: str) -> None:
 
 
 def _check_columns(layout: Layout, origin: str) -> None:
-    """Without a header, every column that is used must stand in `columns`."""
+    """Without a header, every column that is used must stand in `columns`, of any market."""
+    known = {
+        *layout.columns,
+        *(n for each in layout.market_columns.values() for n in each.values()),
+    }
     used = {f"fields.{field}": layout.candidates(field) for field in layout.fields}
     used |= {f"vendor_data.{key}": (column,) for key, column in layout.vendor_data.items()}
     for key, columns in used.items():
         for column in columns:
-            if column not in layout.columns:
+            if column not in known:
                 raise ConfigError(
                     f"{origin}: {key} is from {column!r}, which is not in columns",
                     hint=_nearest(column, layout.columns),

@@ -1,8 +1,7 @@
 """What a file's name and the options say of its rows: symbol, exchange, currency."""
 
 import csv
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,18 +9,8 @@ from typing import Final
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
 from k2cli.ingestion.binance.symbols import VENUES, Market, parse_symbol
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
-from k2cli.ingestion.csv.rows import plain_name
+from k2cli.ingestion.csv.market import Named, parse_name, plain_name
 
-_NAMED: Final = re.compile(
-    r"(?:(?P<market>spot|us|usdm|um|coinm|cm)-)?(?P<symbol>[A-Za-z0-9_]+)"
-    r"-(?:trades|quotes|bookTicker)-[0-9]{4}-[0-9]{2}(?:-[0-9]{2})?"
-)
-_SUFFIXES: Final = (".gz", ".zst", ".zip", ".csv", ".txt")
-_MARKETS: Final[Mapping[str, Market]] = {
-    **{market.value: market for market in Market},
-    "um": Market.USDM,
-    "cm": Market.COINM,
-}
 _OPTIONS: Final = {
     "symbol": "give it with --symbol, or --reference company_info.csv with a line for the file",
     "exchange": "give it with --exchange",
@@ -38,23 +27,22 @@ class CsvOptions:
     exchange: str | None = None
     asset_class: str | None = None
     currency: str | None = None
-    market: Market | None = None  # of a Binance layout; else the file's name, else spot
+    market: Market | None = None  # of a Binance layout; else inferred from the file
     timezone: str | None = None
     reference: Path | None = None  # company_info.csv: the file's stem -> symbol
-
-
-def stem_of(path: Path) -> str:
-    """Return a file's name without its folder and endings: `7078` of `x/7078.csv.gz`."""
-    name = path.name
-    while name.lower().endswith(_SUFFIXES):
-        name = name.rpartition(".")[0]
-    return name
+    home: Path | None = None  # the folder with what the exchange said last of its symbols
 
 
 def file_values(
-    layout: Layout, options: CsvOptions, stem: str, columns: Collection[str]
+    layout: Layout,
+    options: CsvOptions,
+    stem: str,
+    columns: Collection[str],
+    market: Market | None = None,
 ) -> dict[str, str]:
-    """Tell what holds for a whole file: option, else (in `columns`) the row, else the layout.
+    """Return what holds for a whole file: option, else (in `columns`) the row, else the layout.
+
+    `market` is the file's, for a layout of the exchange's own files.
 
     Raises:
         UsageError: something is said nowhere; the hint names the option.
@@ -65,15 +53,16 @@ def file_values(
     }
     if empty := [name for name, value in values.items() if not value]:
         raise UsageError(f"--{empty[0].replace('_', '-')} is empty")
-    named = _NAMED.fullmatch(stem)
+    named = parse_name(stem)
     if "symbol" not in values and "symbol" not in columns:
         values["symbol"] = _symbol(options, stem, named)
     defaults = dict(layout.constants)
-    if layout.market:
-        venue = VENUES[options.market or _market(named)]
+    if market is not None:
+        venue = VENUES[market]
         defaults |= {"exchange": venue.exchange, "asset_class": venue.asset_class}
         if "symbol" in values:
-            parse_symbol(values["symbol"])  # unknown ones fail here, not row by row
+            # Unknown ones fail here, not row by row.
+            parse_symbol(values["symbol"], market, options.home)
     values |= {name: value for name, value in defaults.items() if name not in {*values, *columns}}
     for name, hint in _OPTIONS.items():
         # The currency of a Binance trade comes from its symbol, whether file or row tells that.
@@ -86,13 +75,9 @@ def file_values(
     return values
 
 
-def _market(named: re.Match[str] | None) -> Market:
-    return _MARKETS[named["market"]] if named and named["market"] else Market.SPOT
-
-
-def _symbol(options: CsvOptions, stem: str, named: re.Match[str] | None) -> str:
+def _symbol(options: CsvOptions, stem: str, named: Named | None) -> str:
     if named:
-        return named["symbol"]
+        return named.symbol
     if options.reference is None or not stem:
         raise UsageError("nothing tells the symbol", hint=_OPTIONS["symbol"])
     symbols = _read_reference(options.reference)

@@ -7,6 +7,7 @@ back with the reason, all others become rows.
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -15,11 +16,13 @@ import pyarrow.compute as pc
 
 from k2cli.columns import Ints, Unfit, VendorData, decimals_of, timestamps, to_batch
 from k2cli.errors import BadData, UsageError
-from k2cli.ingestion.binance.symbols import Instrument, parse_symbol
+from k2cli.ingestion.binance.symbols import Instrument, Market, parse_symbol
 from k2cli.ingestion.csv.ids import Labels, any_ids, check_ids, number_ids, place_ids
 from k2cli.ingestion.csv.ids import Rows as IdRows
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
+from k2cli.ingestion.csv.market import markets_of_symbol, plain_name
 from k2cli.ingestion.csv.times import times_us, whole_numbers
+from k2cli.symbols import normalize_symbol
 
 _HALVE_ABOVE: Final = 32  # rows; fewer are tried one by one
 _LONGEST_NAME: Final = 64  # characters of a symbol, exchange or currency
@@ -40,6 +43,8 @@ class Facts:
     values: Mapping[str, str] = field(default_factory=dict)  # symbol, exchange, ...
     entries: Mapping[str, str] = field(default_factory=dict)  # of vendor_data
     identity: Callable[[], str] = str  # of the file, where its rows have no ids
+    market: Market | None = None  # of a layout of the exchange's own files
+    home: Path | None = None  # the folder with what the exchange said last of its symbols
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +104,6 @@ def _vendor_columns(
         used = {*fields.values(), *(place for _, place in vendor)}
         vendor += [(name, place) for place, name in enumerate(names) if place not in used]
     return tuple(vendor)
-
-
-def plain_name(name: str) -> str:
-    """Return what is left of a column's name when case and signs do not matter: `quoteqty`."""
-    return "".join(char for char in name.lower() if char.isalnum())
 
 
 def _find(names: Sequence[str], wanted: str) -> int | None:
@@ -310,7 +310,7 @@ class RowBuilder:
     def _symbols(self, cells: Cells, count: int) -> Labels:
         labels = self._labels("symbol", cells, count)
         if not self._layout.market:
-            return labels
+            return Labels([normalize_symbol(name) for name in labels.names], labels.codes)
         try:
             names = [self._instrument(name).symbol for name in labels.names]
         except UsageError as exc:
@@ -320,7 +320,11 @@ class RowBuilder:
     def _instrument(self, text: str) -> Instrument:
         instrument = self._instruments.get(text)
         if instrument is None:
-            instrument = parse_symbol(text)
+            market = self._facts.market
+            assert market is not None  # only such layouts split symbols
+            if market not in markets_of_symbol(text):
+                raise UsageError(f"{text[:_SHOWN]} is not of the market {market}")
+            instrument = parse_symbol(text, market, self._facts.home)
             self._instruments |= {text: instrument, instrument.symbol: instrument}
         return instrument
 

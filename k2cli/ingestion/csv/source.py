@@ -18,10 +18,12 @@ import pyarrow.csv
 from k2cli.columns import Ints
 from k2cli.errors import BadData, UsageError
 from k2cli.flow import Batch, Reject
+from k2cli.ingestion.binance.symbols import Market
 from k2cli.ingestion.csv.files import compression, open_plain, open_raw, read_plain
 from k2cli.ingestion.csv.layout import Layout
-from k2cli.ingestion.csv.names import CsvOptions, file_values, stem_of
-from k2cli.ingestion.csv.rows import Cells, Facts, RowBuilder, find_columns, plain_name
+from k2cli.ingestion.csv.market import Dump, find_market, plain_name, stem_of
+from k2cli.ingestion.csv.names import CsvOptions, file_values
+from k2cli.ingestion.csv.rows import Cells, Facts, RowBuilder, find_columns
 from k2cli.ingestion.csv.times import check_zone
 
 __all__ = ["BLOCK_BYTES", "CsvOptions", "CsvSource", "read_csv"]
@@ -30,6 +32,7 @@ BLOCK_BYTES: Final = 8 << 20
 _HALVE_ABOVE: Final = 64  # lines; fewer are parsed one by one
 _LONGEST_LINE: Final = 16 << 20
 _LOOK_BACK: Final = 1 << 20
+_LOOK_FOR_ROW: Final = 1000  # lines
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -195,10 +198,15 @@ class CsvSource:
         cells = _cells_of(line)
         layout = self._layout
         if layout.header == "required" or (layout.header == "sniff" and _is_header(layout, cells)):
-            names: Sequence[str] = [cell.strip() for cell in cells or ()]
+            header = [cell.strip() for cell in cells or ()]
         else:
-            names, body = _unnamed(layout, cells), block
+            header, body = None, block
         try:
+            row = () if header else _first_row(layout, block)
+            market = self._market(header or (), row) if layout.market else None
+            if market is not None:
+                layout = layout.for_market(market)
+            names = _unnamed(layout, row) if header is None else header
             columns = find_columns(layout, names)
         except BadData as exc:
             raise BadData(f"{self.name}: {exc}", hint=exc.hint) from exc
@@ -206,12 +214,26 @@ class CsvSource:
         entries = {layout.file_stem: stem} if layout.file_stem and stem.isdecimal() else {}
         facts = Facts(
             zone=self._zone,
-            values=file_values(layout, self._options, stem, columns.fields),
+            values=file_values(layout, self._options, stem, columns.fields, market),
             entries=entries,
             identity=self.hash,
+            market=market,
+            home=self._options.home,
         )
         has_header = body is not block
         return _BlockParser(columns.names, RowBuilder(layout, columns, facts), has_header), body
+
+    def _market(self, header: Sequence[str], row: Sequence[str]) -> Market:
+        """Infer the market from the file's names, its header, or the first of its rows."""
+        options, layout = self._options, self._layout
+        dump = Dump(
+            path=self._path,
+            member=self._raw.member,
+            symbol=options.symbol,
+            header=header,
+            cells=row,
+        )
+        return find_market(options.market, options.exchange, dump, layout.columns)
 
 
 class _BlockParser:
@@ -370,11 +392,19 @@ def _is_header(layout: Layout, cells: Sequence[str] | None) -> bool:
     return any(plain_name(cell) in known for cell in cells or ())
 
 
-def _unnamed(layout: Layout, cells: Sequence[str] | None) -> Sequence[str]:
-    """Name the columns of a file without header: as many as its first line has, if that fits."""
-    names, width = layout.columns, len(cells or ())
-    is_known = len(names) - len(layout.optional) <= width <= len(names)
-    return names[:width] if is_known else names
+def _unnamed(layout: Layout, row: Sequence[str]) -> Sequence[str]:
+    """Name the columns of a file without header: as many as its first row has, if it has one."""
+    return layout.columns[: len(row)] if row else layout.columns
+
+
+def _first_row(layout: Layout, block: bytes) -> Sequence[str]:
+    """Return the first line of as many cells as a row can have; none among the first lines."""
+    most = len(layout.columns)
+    for line in block.split(b"\n", _LOOK_FOR_ROW)[:_LOOK_FOR_ROW]:
+        cells = _cells_of(line) or ()
+        if most - len(layout.optional) <= len(cells) <= most:
+            return cells
+    return ()
 
 
 def _count_lines(block: bytes) -> int:

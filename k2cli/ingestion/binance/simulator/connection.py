@@ -11,10 +11,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from itertools import cycle
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
+from websockets.datastructures import Headers
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
@@ -126,7 +128,8 @@ class Connection:
         if len(words) == _REQUEST_WORDS:
             # The library refuses request lines over 8 kB; 1024 streams are longer.
             self._path, words[1] = words[1].decode("latin-1"), b"/"
-        self._simulator.paths.append(self._path)
+        if not self._asks_for_info:
+            self._simulator.paths.append(self._path)
         self._protocol.receive_data(b" ".join(words) + end + headers)
         for request in self._protocol.events_received():
             assert isinstance(request, Request)
@@ -138,7 +141,14 @@ class Connection:
         await self._writer.wait_closed()
         return False
 
+    @property
+    def _asks_for_info(self) -> bool:
+        return self._path.partition("?")[0] == self._simulator.info_path
+
     def _response(self, request: Request) -> Response:
+        if self._asks_for_info:
+            self._simulator.info_requests += 1
+            return _json_response(self._simulator.exchange_info)
         try:
             self._route = parse_path(self._path, max_streams=self._options.max_streams)
         except RefusedPath as exc:
@@ -344,3 +354,14 @@ class Connection:
         self._writer.write(websocket_frames([notice]))
         await asyncio.sleep(self._options.shutdown_grace_s)
         self._close(CloseCode.GOING_AWAY, "server shutdown")
+
+
+def _json_response(body: bytes) -> Response:
+    headers = Headers(
+        {
+            "Connection": "close",
+            "Content-Length": str(len(body)),
+            "Content-Type": "application/json;charset=UTF-8",
+        }
+    )
+    return Response(HTTPStatus.OK, HTTPStatus.OK.phrase, headers, body)

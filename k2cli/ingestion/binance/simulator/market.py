@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from k2cli.ingestion.binance.symbols import FUTURES, Market
+from k2cli.symbols import fold_symbol, lower_symbol
 
 Ints = npt.NDArray[np.int64]
 
@@ -63,6 +64,15 @@ def _worth(text: str) -> Mapping[str, Decimal]:
 
 _QUOTE_USD: Final = _worth(_QUOTES)
 _USD: Final = _worth(f"{_QUOTES} {_BASES}")
+
+
+# What a market that trades whatever is asked for lists.
+PAIRS: Final[Mapping[Market, Sequence[str]]] = {
+    Market.SPOT: [f"{base}/USDT" for base in _USD if base not in ("USDT", "USD")],
+    Market.US: [f"{base}/USD" for base in _USD if base not in ("USD", "EUR", "TRY")],
+    Market.USDM: [f"{base}/USDT" for base in _USD if base not in _QUOTE_USD] + ["BTC/USDT"],
+    Market.COINM: ["BTCUSD_PERP", "ETHUSD_PERP", "BNBUSD_PERP", "SOLUSD_PERP"],
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +186,7 @@ class SyntheticMarket:
         self.kind = kind
         self.first_id = first_id
         self.reached: dict[str, int] = {}  # stream -> the next id
-        self._symbols = frozenset(symbol.lower() for symbol in symbols)
+        self._symbols = frozenset(lower_symbol(symbol) for symbol in symbols)
         self._channels = frozenset(channels)
 
     def offers(self, stream: str) -> bool:
@@ -277,7 +287,7 @@ class Play:
     def _group(self, channel: str, streams: Sequence[str]) -> _Group:
         kind = self._market.kind
         shape = (_FUTURES if kind in FUTURES else _SPOT)[channel]
-        instruments = [instrument(stream.partition("@")[0].upper(), kind) for stream in streams]
+        instruments = [instrument(fold_symbol(s.partition("@")[0]), kind) for s in streams]
         return _Group(
             marks="".join(mark for mark in _MARK.findall(shape) if mark != "S"),
             templates=[

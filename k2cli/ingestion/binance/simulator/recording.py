@@ -9,6 +9,8 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
+from k2cli.symbols import lower_symbol
+
 _BLOCK_BYTES: Final = 1 << 20
 _MOST_LINES: Final = 5000  # searched in one go
 _COMPRESSION: Final = {".gz": "gzip", ".zst": "zstd"}
@@ -45,7 +47,7 @@ def stream_and_frame(line: bytes) -> tuple[str | None, bytes]:
     event = found.e or ("bookTicker" if len(found.u) else None)
     if found.s is None or event is None:
         return None, line
-    return f"{found.s.lower()}@{event}", line
+    return f"{lower_symbol(found.s)}@{event}", line
 
 
 def recorded_lines(path: Path) -> Iterator[bytes]:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,14 +12,15 @@ from typing import Any, Final
 
 from k2cli.errors import BadData, NotFound, Unavailable, UsageError
 from k2cli.ingestion.binance.simulator.connection import Connection
-from k2cli.ingestion.binance.simulator.market import CHANNELS, SyntheticMarket, first_id_at
+from k2cli.ingestion.binance.simulator.market import CHANNELS, PAIRS, SyntheticMarket, first_id_at
 from k2cli.ingestion.binance.simulator.options import FrameSource, SimulatorOptions
 from k2cli.ingestion.binance.simulator.recording import Recording, recorded_lines
-from k2cli.ingestion.binance.simulator.wire import Route
+from k2cli.ingestion.binance.simulator.wire import Route, exchange_info
+from k2cli.ingestion.binance.symbols import VENUES, Instrument, parse_symbol
+from k2cli.symbols import fold_symbol, is_asset
 
 _WRITE_BUFFER_BYTES: Final = 1 << 18
 _MOST_HEAD_BYTES: Final = 1 << 20  # a URL may name 1024 streams
-_SYMBOL: Final = re.compile(r"[A-Z0-9]+(_[A-Z0-9]+)?")
 
 
 class Simulator:
@@ -31,7 +31,10 @@ class Simulator:
         self.connections = 0  # opened until now
         self.frames_sent = 0  # market frames, over all connections
         self.paths: list[str] = []  # of all handshakes, refused ones too
+        self.info_path = VENUES[options.market].info_path
+        self.info_requests = 0  # answered until now
         self.url = ""
+        self.exchange_info = exchange_info(_listed(options))
         self._started_us = time.time_ns() // 1000
         self._market = SyntheticMarket(
             first_id=_first_id(options),
@@ -97,6 +100,15 @@ class Simulator:
         return stopped.popleft() if stopped else 0
 
 
+def _listed(options: SimulatorOptions) -> list[Instrument]:
+    """Return the symbols that `exchangeInfo` lists: those that have a known split."""
+    instruments = []
+    for symbol in options.symbols or PAIRS[options.market]:
+        with contextlib.suppress(UsageError):
+            instruments.append(parse_symbol(symbol, options.market))
+    return instruments
+
+
 def _first_id(options: SimulatorOptions) -> int:
     if options.first_id is not None:
         return options.first_id
@@ -105,7 +117,7 @@ def _first_id(options: SimulatorOptions) -> int:
 
 def _check(options: SimulatorOptions) -> None:
     for symbol in options.symbols:
-        if _SYMBOL.fullmatch(symbol) is None:
+        if symbol != fold_symbol(symbol) or not all(map(is_asset, symbol.split("_", 1))):
             raise UsageError(f"{symbol!r} is not a symbol", hint="--symbols BTCUSDT,ETHUSDT")
     for channel in options.channels:
         if channel not in CHANNELS:

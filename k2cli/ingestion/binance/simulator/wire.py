@@ -2,13 +2,17 @@
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
-_STREAM: Final = re.compile(r"([a-z0-9_]+@|!)[a-zA-Z0-9_]+(@[a-zA-Z0-9_]+)?")
+from k2cli.ingestion.binance.symbols import Instrument
+
+# Names that are not ASCII are percent-encoded in paths, and plain in control messages.
+_STREAM: Final = re.compile(r"((?:[a-z0-9_]|[^\x00-\x7f])+@|!)[a-zA-Z0-9_]+(@[a-zA-Z0-9_]+)?")
 
 
 class RefusedPath(Exception):
@@ -42,7 +46,7 @@ def parse_path(path: str, *, max_streams: int) -> Route:
     if url.path == "/stream":
         names = query.get("streams", [""])[0]
     elif url.path == "/ws" or url.path.startswith("/ws/"):
-        names = url.path.removeprefix("/ws").replace("%40", "@")
+        names = unquote(url.path.removeprefix("/ws"))
     else:
         raise RefusedPath(404, f"no such path: {url.path}")
     streams = tuple(dict.fromkeys(name for name in names.split("/") if name))
@@ -59,6 +63,18 @@ def parse_path(path: str, *, max_streams: int) -> Route:
         is_combined=url.path == "/stream",
         is_micros=unit == "MICROSECOND",
     )
+
+
+def exchange_info(instruments: Sequence[Instrument]) -> bytes:
+    """Answer `exchangeInfo` with these symbols.
+
+    {"timezone":"UTC","symbols":[{"symbol":"BTCUSDT","status":"TRADING","baseAsset":"BTC",...}]}
+    """
+    symbols = [
+        {"symbol": i.symbol, "status": "TRADING", "baseAsset": i.base, "quoteAsset": i.quote}
+        for i in instruments
+    ]
+    return msgspec.json.encode({"timezone": "UTC", "symbols": symbols})
 
 
 class RefusedRequest(Exception):

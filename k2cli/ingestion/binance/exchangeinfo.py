@@ -1,0 +1,159 @@
+"""Refresh the home folder's list of symbols from the exchange's `exchangeInfo`, in the background.
+
+Nothing waits for it and nothing fails because of it: a stream that cannot reach the REST API, or
+gets nonsense from it, goes on with the list that it has.
+"""
+
+import os
+import secrets
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from k2cli.errors import UsageError
+from k2cli.flow import Observer
+from k2cli.ingestion.binance.listings import (
+    Pair,
+    format_listing,
+    home_list,
+    merge_pairs,
+    parse_exchange_info,
+    parse_listing,
+)
+from k2cli.ingestion.binance.symbols import Venue
+
+_MOST_BYTES: Final = 128 << 20  # of the unpacked answer; the spot market's is near 20 MB
+_MAX_AGE_S: Final = 24 * 3600.0
+_STEP_TIMEOUT_S: Final = 10.0  # to connect, and between two reads
+_TIMEOUT_S: Final = 60.0  # for all of it
+
+Refresh = Callable[[], None]
+
+
+def check_rest_url(base: str) -> None:
+    """Check the base of a REST API.
+
+    Raises:
+        UsageError: it is not an http:// or https:// URL of a server.
+    """
+    try:
+        parts = urlsplit(base)
+        is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query
+        is_base = is_base and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_base = False
+    if not is_base:
+        raise UsageError(f"{base!r} is not a REST base", hint="like https://api.binance.com")
+
+
+class SymbolRefresh:
+    """Refresh the list of a market once, in the background, when the stream is connected."""
+
+    def __init__(self, *, venue: Venue, rest_url: str, home: Path, observe: Observer) -> None:
+        check_rest_url(rest_url)
+        self._venue = venue
+        self._rest_url = rest_url
+        self._home = home
+        self._observe = observe
+        self._is_started = False
+
+    def on_event(self, event: str, **fields: object) -> None:
+        """Pass an event on; the first `connected` starts the refresh."""
+        self._observe(event, **fields)
+        if event == "connected" and not self._is_started:
+            self._is_started = True
+            if is_stale(self._venue, self._home):
+                # A daemon: the end of the process does not wait for it.
+                threading.Thread(target=self._run, name="exchange-info", daemon=True).start()
+
+    def _run(self) -> None:
+        import httpx2  # noqa: PLC0415  most runs do not need it
+
+        try:
+            count = refresh_symbols(self._venue, rest_url=self._rest_url, home=self._home)
+        except (
+            httpx2.HTTPError,
+            httpx2.InvalidURL,
+            httpx2.StreamError,
+            OSError,
+            ValueError,
+        ) as exc:
+            reason = str(exc) or type(exc).__name__
+            self._observe("symbols_not_refreshed", url=self._rest_url, reason=reason)
+        else:
+            self._observe("symbols_refreshed", url=self._rest_url, symbols=count)
+
+
+def is_stale(venue: Venue, home: Path) -> bool:
+    """Tell whether a market's list in the home folder is missing, damaged or a day old."""
+    path = home_list(home, venue.market)
+    try:
+        age_s = time.time() - path.stat().st_mtime
+        return not 0 <= age_s < _MAX_AGE_S or not _read(path, venue)
+    except (OSError, ValueError):
+        return True
+
+
+def refresh_symbols(venue: Venue, *, rest_url: str, home: Path) -> int:
+    """Fetch `exchangeInfo`, and merge it into the home folder's list; return its pairs.
+
+    Raises:
+        httpx2.HTTPError: the exchange cannot be reached, or refuses.
+        ValueError: the answer is too large or too slow, or not one of `exchangeInfo`.
+        OSError: the list cannot be written.
+    """
+    answer = _fetch(f"{rest_url.rstrip('/')}{venue.info_path}")
+    path = home_list(home, venue.market)
+    pairs: dict[str, Pair] = {}
+    try:
+        pairs.update(_read(path, venue))
+    except (OSError, ValueError):
+        pairs.clear()  # there is none, or it is damaged: it is written anew
+    listed = parse_exchange_info(answer, datetime.now(UTC).date().isoformat())
+    merge_pairs(pairs, listed)
+    _replace(path, format_listing({venue.market.value: pairs}))
+    return len(listed)
+
+
+def _read(path: Path, venue: Venue) -> dict[str, Pair]:
+    return parse_listing(path.read_text(encoding="utf-8"), venue.market)
+
+
+def _fetch(url: str) -> bytes:
+    import httpx2  # noqa: PLC0415
+
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    answer = bytearray()
+    # The system's authorities, and SSL_CERT_FILE, as for the stream itself.
+    context = ssl.create_default_context()
+    with (
+        httpx2.Client(verify=context, timeout=_STEP_TIMEOUT_S) as client,
+        client.stream("GET", url) as response,
+    ):
+        response.raise_for_status()
+        for part in response.iter_bytes():
+            answer += part
+            if len(answer) > _MOST_BYTES:
+                raise ValueError(f"the answer is larger than {_MOST_BYTES >> 20} MB")
+            if time.monotonic() > deadline_s:
+                raise ValueError(f"the answer takes longer than {_TIMEOUT_S:g} s")
+    return bytes(answer)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

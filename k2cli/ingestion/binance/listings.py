@@ -1,0 +1,180 @@
+"""Which base and quote asset a symbol of the exchange has, per market.
+
+k2 ships a dated list of the exchange's pairs (symbols.tsv), delisted ones too, and keeps what
+`exchangeInfo` said last in the home folder, in the same format. A line is market, date, quote
+asset, and the base assets that were listed against it by that date:
+
+    spot	2025-05	AEUR	BTC ETH EUR
+
+A pair whose name is not base and quote is written PAIR=BASE. Futures of one pair (BTCUSD_PERP,
+BTCUSD_240329) share its line. The newest date wins where a name was split differently over time.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from k2cli.symbols import fold_symbol, is_asset
+
+_FILE: Final = "symbols.tsv"
+_FIELDS: Final = 4
+_HEADER: Final = """\
+# Base and quote assets of the exchange's symbols, per market, as its exchangeInfo lists them.
+# market, date, quote asset, base assets; PAIR=BASE where the pair is not named base and quote.
+"""
+
+
+class Pair(NamedTuple):
+    """The two assets of a pair, and when the exchange was last known to list it."""
+
+    base: str
+    quote: str
+    date: str  # ISO 8601, to the year, month or day
+
+
+Pairs = Mapping[str, Pair]  # BTCUSDT -> its assets
+
+
+def pair_of(symbol: str) -> str:
+    """Return the pair that a symbol belongs to: BTCUSD of BTCUSD_PERP and BTCUSD_240329."""
+    return symbol.partition("_")[0]
+
+
+def parse_listing(text: str, market: str) -> dict[str, Pair]:
+    """Read one market's pairs from a list.
+
+    Raises:
+        ValueError: a line is not one of a list.
+    """
+    pairs: dict[str, Pair] = {}
+    for line in text.splitlines():
+        if line.startswith("#") or line.partition("\t")[0] != market:
+            continue
+        fields = line.split("\t")
+        if len(fields) != _FIELDS:
+            raise ValueError(f"not a line of a symbol list: {line[:80]!r}")
+        _, date, quote, bases = fields
+        merge_pairs(pairs, _pairs_of(bases.split(" "), quote, date))
+    return pairs
+
+
+def _pairs_of(words: Iterable[str], quote: str, date: str) -> dict[str, Pair]:
+    pairs = {}
+    for word in words:
+        name, equals, base = word.partition("=")
+        pairs[name if equals else name + quote] = Pair(base if equals else name, quote, date)
+    return pairs
+
+
+def format_listing(markets: Mapping[str, Pairs]) -> str:
+    """Write the pairs of markets as a list; the same pairs always give the same text."""
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for market, pairs in markets.items():
+        for name, pair in pairs.items():
+            word = pair.base if name == pair.base + pair.quote else f"{name}={pair.base}"
+            lines.setdefault((market, pair.quote, pair.date), []).append(word)
+    return _HEADER + "".join(
+        f"{market}\t{date}\t{quote}\t{' '.join(sorted(words))}\n"
+        for (market, quote, date), words in sorted(lines.items())
+    )
+
+
+def merge_pairs(pairs: dict[str, Pair], others: Pairs) -> None:
+    """Take pairs over, except where the one that is there already has a newer date."""
+    for name, pair in others.items():
+        if name not in pairs or pairs[name].date <= pair.date:
+            pairs[name] = pair
+
+
+class _Symbol(msgspec.Struct):
+    symbol: str
+    base: str = msgspec.field(name="baseAsset")
+    quote: str = msgspec.field(name="quoteAsset")
+
+
+class _ExchangeInfo(msgspec.Struct):
+    symbols: list[_Symbol]
+
+
+def parse_exchange_info(answer: bytes, date: str) -> dict[str, Pair]:
+    """Read the pairs of an answer to `exchangeInfo`, of any market.
+
+    {"symbols":[{"symbol":"BTCUSDT","status":"TRADING","baseAsset":"BTC","quoteAsset":"USDT"}]}
+
+    Raises:
+        ValueError: the answer is not one, or lists nothing.
+    """
+    info = msgspec.json.decode(answer, type=_ExchangeInfo)
+    pairs: dict[str, Pair] = {}
+    for each in info.symbols:
+        name, base, quote = map(fold_symbol, (pair_of(each.symbol), each.base, each.quote))
+        if is_asset(name) and is_asset(base) and is_asset(quote):
+            pairs[name] = Pair(base, quote, date)
+    if not pairs:
+        raise ValueError("lists no symbols")
+    return pairs
+
+
+def home_list(home: Path, market: str) -> Path:
+    """Return where the home folder keeps what the exchange said last of a market."""
+    return home / "symbols" / f"binance-{market}.tsv"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pairs of one market that are known, and its assets."""
+
+    pairs: Pairs
+
+    @cached_property
+    def bases(self) -> frozenset[str]:
+        """The base assets."""
+        return frozenset(pair.base for pair in self.pairs.values())
+
+    @cached_property
+    def quotes(self) -> Mapping[str, int]:
+        """The quote assets, and how many pairs each has."""
+        return Counter(pair.quote for pair in self.pairs.values())
+
+
+def known_listing(market: str, home: Path | None = None) -> Listing:
+    """Return what is known of a market: the list that k2 ships and the home folder's.
+
+    A list in the home folder that cannot be read is ignored: the next refresh replaces it.
+    """
+    path = home_list(home, market) if home else None
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        status = None
+    if path is None or status is None:
+        return _shipped(market)
+    return _with_home(market, path, (status.st_mtime_ns, status.st_size, status.st_ino))
+
+
+@cache
+def shipped_text() -> str:
+    """Return the list that k2 ships."""
+    folder = resources.files("k2cli.ingestion.binance")
+    return (folder / _FILE).read_text(encoding="utf-8")
+
+
+@cache
+def _shipped(market: str) -> Listing:
+    return Listing(parse_listing(shipped_text(), market))
+
+
+@lru_cache(maxsize=8)
+def _with_home(market: str, path: Path, version: tuple[int, int, int]) -> Listing:  # noqa: ARG001
+    pairs = dict(_shipped(market).pairs)
+    try:
+        merge_pairs(pairs, parse_listing(path.read_text(encoding="utf-8"), market))
+    except (OSError, ValueError):
+        return _shipped(market)
+    return Listing(pairs)

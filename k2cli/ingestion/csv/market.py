@@ -1,0 +1,208 @@
+"""Which market of the exchange a dump is of: what its name, folder and columns say.
+
+The exchange names the dumps of its spot and USD-M markets alike, and each market has its own ids,
+so a dump must not be taken for one of another market. Everything that points to a market counts;
+where it contradicts itself, or what the user says, the file is refused.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Final
+
+from k2cli.errors import BadData, UsageError
+from k2cli.ingestion.binance.listings import known_listing, pair_of
+from k2cli.ingestion.binance.symbols import FUTURES, VENUES, Market, parse_symbol
+from k2cli.symbols import fold_symbol, normalize_symbol
+
+_SUFFIXES: Final = (".gz", ".zst", ".zip", ".csv", ".txt")
+_NAMED: Final = re.compile(
+    r"(?:(?P<market>spot|us|usdm|um|coinm|cm)-)?(?P<symbol>[^\s/\\-]+)"
+    r"-(?:trades|quotes|bookTicker)-[0-9]{4}-[0-9]{2}(?:-[0-9]{2})?"
+)
+_MARKETS: Final[Mapping[str, Market]] = {
+    **{market.value: market for market in Market},
+    "um": Market.USDM,
+    "cm": Market.COINM,
+}
+_CONTRACT: Final = re.compile(r"[^_]+_(?P<kind>PERP|SETTLED|[0-9]{6})")
+_BASE_QUANTITY: Final = "baseqty"
+_QUOTE_QUANTITY: Final = "quoteqty"
+_BUYER_MAKER: Final = "isbuyermaker"
+_BEST_MATCH: Final = "isbestmatch"  # in every spot dump, in no futures dump
+_HINT: Final = "say which: --market usdm or --market coinm"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What the exchange's way to name files says: `usdm-BTCUSDT-trades-2024-08-08`."""
+
+    symbol: str
+    market: Market | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dump:
+    """What is known of a file before its rows are read."""
+
+    path: Path | None  # none: stdin
+    member: str = ""  # the name of the file in a zip archive
+    symbol: str | None = None  # where the user says it
+    header: Sequence[str] = ()  # the names of the columns; none: no header
+    cells: Sequence[str] = ()  # the first line's, where there is no header
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    text: str
+    markets: frozenset[Market]
+
+
+def plain_name(name: str) -> str:
+    """Return what is left of a column's name when case and signs do not matter: `quoteqty`."""
+    return "".join(char for char in name.lower() if char.isalnum())
+
+
+def stem_of(path: PurePath) -> str:
+    """Return a file's name without its folder and endings: `7078` of `x/7078.csv.gz`."""
+    name = path.name
+    while name.lower().endswith(_SUFFIXES):
+        name = name.rpartition(".")[0]
+    return normalize_symbol(name)
+
+
+def parse_name(stem: str) -> Named | None:
+    """Read the name of a file without its endings; None if it is not of the exchange's form."""
+    match = _NAMED.fullmatch(stem)
+    if match is None:
+        return None
+    return Named(match["symbol"], _MARKETS[match["market"]] if match["market"] else None)
+
+
+def find_market(
+    given: Market | None, exchange: str | None, dump: Dump, columns: Sequence[str]
+) -> Market:
+    """Infer the market of a dump; `columns` are those of its layout.
+
+    Raises:
+        BadData: the evidence contradicts itself or what is given, or it is a futures dump of
+            which nothing says the market.
+    """
+    evidence = [*_given(given, exchange), *_evidence(dump)]
+    for number, one in enumerate(evidence):
+        for other in evidence[:number]:
+            if not one.markets & other.markets:
+                raise BadData(
+                    f"{other.text} contradicts {one.text}",
+                    hint="load each market's files with its own --market, or without it",
+                )
+    possible = frozenset(Market).intersection(*(each.markets for each in evidence))
+    if not evidence:
+        possible = FUTURES if _lacks_best_match(dump, columns) else frozenset({Market.SPOT})
+    if len(possible) == 1:
+        return next(iter(possible))
+    raise BadData("this is a futures dump, of USD-M or COIN-M", hint=_HINT)
+
+
+def _given(market: Market | None, exchange: str | None) -> Iterator[_Evidence]:
+    if market is not None:
+        yield _Evidence(f"--market {market}", frozenset({market}))
+    for venue in VENUES.values():
+        if exchange is not None and exchange.strip() == venue.exchange:
+            yield _Evidence(f"--exchange {venue.exchange}", frozenset({venue.market}))
+
+
+def _evidence(dump: Dump) -> Iterator[_Evidence]:
+    if dump.symbol:
+        yield from _of_symbol(dump.symbol)
+    for path in _paths(dump):
+        yield from _of_folder(path)
+        named = parse_name(stem_of(path))
+        if named and named.market:
+            yield _Evidence(f"the name {path.name}", frozenset({named.market}))
+        if named:
+            yield from _of_symbol(named.symbol)
+    yield from _of_header({plain_name(name) for name in dump.header})
+
+
+def _paths(dump: Dump) -> Iterator[PurePath]:
+    """Yield every path that a file has: as given, behind symlinks, and in its archive."""
+    if dump.path is not None:
+        given = Path(os.path.abspath(dump.path))  # noqa: PTH100  not through symlinks
+        yield given
+        if (real := dump.path.resolve()) != given:
+            yield real
+    if dump.member:
+        yield PurePosixPath(dump.member.replace("\\", "/"))
+
+
+def _of_folder(path: PurePath) -> Iterator[_Evidence]:
+    """Look for futures/um, futures/cm and spot/daily in a path; the innermost counts."""
+    folders = [folder.lower() for folder in path.parent.parts]
+    for outer, inner in reversed(list(pairwise(folders))):
+        if outer == "futures" and inner in ("um", "cm"):
+            yield _Evidence(f"the folder futures/{inner}", frozenset({_MARKETS[inner]}))
+            return
+        if outer == "spot" and inner in ("daily", "monthly"):
+            yield _Evidence(f"the folder spot/{inner}", frozenset({Market.SPOT}))
+            return
+
+
+def _of_symbol(symbol: str) -> Iterator[_Evidence]:
+    markets = markets_of_symbol(symbol)
+    if len(markets) < len(Market):
+        yield _Evidence(f"the symbol {fold_symbol(symbol)}", markets)
+
+
+def markets_of_symbol(symbol: str) -> frozenset[Market]:
+    """Return the markets that a symbol can be of: a contract's is one of futures."""
+    word = fold_symbol(symbol.strip())
+    contract = _CONTRACT.fullmatch(word)
+    if contract is None:
+        return FUTURES if word.endswith("SETTLED") else frozenset(Market)
+    if contract["kind"] == "PERP":
+        return frozenset({Market.COINM})
+    return FUTURES if contract["kind"] == "SETTLED" else _of_dated(word)
+
+
+def _of_dated(symbol: str) -> frozenset[Market]:
+    """A contract with an end is settled in coins where its quote asset is USD."""
+    pair = pair_of(symbol)
+    for market in (Market.COINM, Market.USDM):
+        if pair in known_listing(market).pairs:
+            return frozenset({market})
+    try:
+        quote = parse_symbol(symbol, Market.USDM).quote
+    except UsageError:
+        return FUTURES
+    return frozenset({Market.COINM if quote == "USD" else Market.USDM})
+
+
+def _of_header(names: set[str]) -> Iterator[_Evidence]:
+    """Read a header: spot dumps have isBestMatch, COIN-M dumps base_qty for quote_qty."""
+    if _BASE_QUANTITY in names:
+        yield _Evidence("the column base_qty", frozenset({Market.COINM}))
+    elif {_QUOTE_QUANTITY, _BUYER_MAKER} <= names and _BEST_MATCH not in names:
+        text = "the header of futures (quote_qty, is_buyer_maker, no is_best_match)"
+        yield _Evidence(text, frozenset({Market.USDM}))
+
+
+def _lacks_best_match(dump: Dump, columns: Sequence[str]) -> bool:
+    """Tell whether a dump lacks what every spot dump has; of a layout that knows it.
+
+    A header that has other names than the exchange's is somebody else's, and says nothing.
+    """
+    names = [plain_name(name) for name in columns]
+    if _BEST_MATCH not in names:
+        return False
+    if dump.header:
+        own = {plain_name(name) for name in dump.header}
+        return _BUYER_MAKER in own and _BEST_MATCH not in own
+    cells = dict(zip(names, dump.cells, strict=False))
+    if cells.get(_BEST_MATCH, ""):
+        return False
+    # An empty cell is that of a futures trade where the other truth value is lower case, too.
+    return bool(cells) and (_BEST_MATCH not in cells or cells.get(_BUYER_MAKER, "").islower())

@@ -1,0 +1,36 @@
+"""Symbols as text: one spelling of each, whoever wrote it.
+
+Exchanges list symbols that are not ASCII (币安人生USDT). Their case is left alone, because only
+for ASCII letters do all exchanges, file systems and databases agree on it; and a file system may
+hand out the same name in another normal form of Unicode.
+"""
+
+import string
+import unicodedata
+from typing import Final
+
+_UPPER: Final = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
+_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_ASCII: Final = frozenset(string.ascii_uppercase + string.digits)
+
+
+def normalize_symbol(text: str) -> str:
+    """Return a symbol in Unicode's normal form NFC, its case as it is."""
+    return unicodedata.normalize("NFC", text)
+
+
+def fold_symbol(text: str) -> str:
+    """Return the spelling that symbols are stored in: NFC, ASCII letters in upper case."""
+    return normalize_symbol(text).translate(_UPPER)
+
+
+def lower_symbol(text: str) -> str:
+    """Return the spelling that streams are named in: NFC, ASCII letters in lower case."""
+    return normalize_symbol(text).translate(_LOWER)
+
+
+def is_asset(text: str) -> bool:
+    """Tell whether a folded text can name an asset: letters, digits, printable non-ASCII."""
+    return bool(text) and all(
+        char in _ASCII if char.isascii() else char.isprintable() for char in text
+    )

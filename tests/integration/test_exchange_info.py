@@ -1,0 +1,223 @@
+"""The refresh of the list of symbols, against the simulator and against servers that misbehave."""
+
+import gzip
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx2
+import pytest
+from conftest import Run
+
+import k2cli.ingestion.binance.exchangeinfo as module
+from k2cli.errors import UsageError
+from k2cli.ingestion.binance.exchangeinfo import (
+    SymbolRefresh,
+    check_rest_url,
+    is_stale,
+    refresh_symbols,
+)
+from k2cli.ingestion.binance.listings import home_list, known_listing
+from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
+from k2cli.ingestion.binance.symbols import VENUES, Market, parse_symbol
+
+SPOT = VENUES[Market.SPOT]
+ANSWER = json.dumps(
+    {"symbols": [{"symbol": "FOOOBAR", "baseAsset": "FOOO", "quoteAsset": "BAR", "status": "X"}]}
+).encode()
+
+
+@contextmanager
+def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """Serve HTTP on a port of this machine."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def respond(body: bytes, status: int = 200, **headers: str) -> Callable[..., None]:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            request.send_header(name.replace("_", "-"), value)
+        request.end_headers()
+        request.wfile.write(body)
+
+    return answer
+
+
+def trickle(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.end_headers()
+    try:
+        while True:
+            request.wfile.write(b" ")
+            time.sleep(0.05)
+    except OSError:
+        pass  # the client has given up
+
+
+@pytest.mark.parametrize("market", list(Market))
+def test_simulator_lists_its_symbols_at_the_path_of_its_market(
+    tmp_path: Path, market: Market
+) -> None:
+    symbol = {Market.COINM: "ETHUSD_PERP", Market.US: "ETHUSD"}.get(market, "ETHUSDT")
+    options = SimulatorOptions(market=market, symbols=(symbol, "币安人生USDT"))
+    with running_simulator(options) as simulator:
+        rest = simulator.url.replace("ws://", "http://")
+        assert refresh_symbols(VENUES[market], rest_url=rest, home=tmp_path) == 2
+        assert simulator.info_requests == 1
+        assert simulator.paths == []  # of WebSocket connections
+        answer = httpx2.get(f"{rest}/api/v9/exchangeInfo")
+        assert answer.status_code == 404
+    text = home_list(tmp_path, market).read_text(encoding="utf-8")
+    assert "币安人生" in text
+    assert "\tETH" in text
+    assert not parse_symbol("币安人生USDT", market, tmp_path).is_guess
+
+
+def test_simulator_without_symbols_lists_what_it_can_price(tmp_path: Path) -> None:
+    with running_simulator(SimulatorOptions()) as simulator:
+        rest = simulator.url.replace("ws://", "http://")
+        assert refresh_symbols(SPOT, rest_url=f"{rest}/", home=tmp_path) > 20
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content_Encoding": "gzip"}])
+def test_answer_is_stored_and_used(tmp_path: Path, headers: dict[str, str]) -> None:
+    body = gzip.compress(ANSWER) if headers else ANSWER
+    with serving(respond(body, **headers)) as url:
+        assert is_stale(SPOT, tmp_path)
+        assert refresh_symbols(SPOT, rest_url=url, home=tmp_path) == 1
+    assert not is_stale(SPOT, tmp_path)
+    assert parse_symbol("FOOOBAR", Market.SPOT, tmp_path).base == "FOOO"
+    assert [path.name for path in home_list(tmp_path, Market.SPOT).parent.iterdir()] == [
+        "binance-spot.tsv"
+    ]
+
+
+def test_what_was_listed_before_stays(tmp_path: Path) -> None:
+    other = ANSWER.replace(b"FOOO", b"GONE")
+    for answer in (other, ANSWER):
+        with serving(respond(answer)) as url:
+            refresh_symbols(SPOT, rest_url=url, home=tmp_path)
+    assert {"FOOOBAR", "GONEBAR", "BTCUSDT"} <= known_listing(Market.SPOT, tmp_path).pairs.keys()
+
+
+def test_list_is_stale_after_a_day_and_when_damaged(tmp_path: Path) -> None:
+    with serving(respond(ANSWER)) as url:
+        refresh_symbols(SPOT, rest_url=url, home=tmp_path)
+    path = home_list(tmp_path, Market.SPOT)
+    for age_s, expected in ((3600, False), (25 * 3600, True), (-3600, True)):
+        os.utime(path, (time.time() - age_s,) * 2)
+        assert is_stale(SPOT, tmp_path) is expected
+    path.write_text("spot\tbroken")
+    assert is_stale(SPOT, tmp_path)
+    assert is_stale(VENUES[Market.US], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        respond(b"<html>teapot</html>", 418),
+        respond(ANSWER, 302, Location="http://127.0.0.1:9/"),
+        respond(b"<html>not JSON</html>"),
+        respond(b'{"symbols":[]}'),
+        respond(b" " * 5000 + ANSWER),
+        respond(gzip.compress(b" " * 5000 + ANSWER), Content_Encoding="gzip"),
+        respond(b"nonsense", Content_Encoding="gzip"),
+        trickle,
+    ],
+    ids=["418", "redirect", "html", "none", "large", "bomb", "broken", "slow"],
+)
+def test_bad_answer_is_an_event_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(module, "_MOST_BYTES", 4000)
+    monkeypatch.setattr(module, "_TIMEOUT_S", 0.5)
+    events: list[str] = []
+    done = threading.Event()
+
+    def observe(event: str, **fields: object) -> None:
+        events.append(event)
+        if event != "connected":
+            assert fields["reason"]
+            done.set()
+
+    with serving(answer) as url:
+        refresh = SymbolRefresh(venue=SPOT, rest_url=url, home=tmp_path, observe=observe)
+        refresh.on_event("connected", url="x")
+        refresh.on_event("connected", url="x")  # once a run
+        assert done.wait(10)
+    assert sorted(events) == ["connected", "connected", "symbols_not_refreshed"]
+    assert not home_list(tmp_path, Market.SPOT).exists()
+
+
+def test_server_that_is_not_there_is_an_error_of_the_refresh(tmp_path: Path) -> None:
+    with pytest.raises(httpx2.HTTPError):
+        refresh_symbols(SPOT, rest_url="http://127.0.0.1:9", home=tmp_path)
+
+
+def test_a_fresh_list_is_not_asked_for(tmp_path: Path) -> None:
+    events: list[str] = []
+    with running_simulator(SimulatorOptions(symbols=("BTCUSDT",))) as simulator:
+        rest = simulator.url.replace("ws://", "http://")
+        refresh_symbols(SPOT, rest_url=rest, home=tmp_path)
+        refresh = SymbolRefresh(
+            venue=replace(SPOT),
+            rest_url=rest,
+            home=tmp_path,
+            observe=lambda e, **_: events.append(e),
+        )
+        refresh.on_event("connected")
+        time.sleep(0.3)
+        assert simulator.info_requests == 1
+    assert events == ["connected"]
+
+
+@pytest.mark.parametrize(
+    "base", ["", "x", "ws://127.0.0.1", "https://", "http://h:x", "http://h?q"]
+)
+def test_wrong_rest_base_is_a_usage_error(base: str) -> None:
+    with pytest.raises(UsageError, match="REST base"):
+        check_rest_url(base)
+
+
+def test_stream_refreshes_only_with_a_rest_base(run: Run, home: Path) -> None:
+    with running_simulator(SimulatorOptions(symbols=("BTCUSDT",), rate=200)) as simulator:
+        rest = simulator.url.replace("ws://", "http://")
+        args = ["stream", "binance", "--url", simulator.url, "-s", "BTCUSDT", "--duration", "3s"]
+        result = run([*args, "--log-level", "debug"])
+        assert result.exit_code == 0, result.stderr
+        assert simulator.info_requests == 0
+        assert "symbols_" not in result.stderr
+        result = run([*args, "--rest-url", rest, "--log-level", "debug"])
+        assert result.exit_code == 0, result.stderr
+        assert simulator.info_requests == 1
+        assert "debug   symbols_refreshed" in result.stderr
+        assert home_list(home, Market.SPOT).exists()
+    result = run(
+        ["stream", "binance", "-s", "BTCUSDT", "--url", "ws://127.0.0.1:9", "--rest-url", "x"]
+    )
+    assert result.exit_code == 2
+    assert "REST base" in result.stderr
