@@ -36,8 +36,6 @@ class Batch:
 
     rows: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()
     rejects: Sequence[Reject] = ()
-    # Ids that the exchange used for no record: exchange, symbol, source_sequence.
-    seen: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()
     messages: int = 0
     session: int = 0
     seen: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()
