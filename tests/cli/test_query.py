@@ -154,7 +154,13 @@ def test_columns_keep_their_order(k2: Any) -> None:
 
 @pytest.mark.parametrize(
     ("fmt", "text"),
-    [("csv", "price\n"), ("json", "[]\n"), ("ndjson", ""), ("table", ""), ("markdown", "")],
+    [
+        pytest.param("csv", "price\n", id="csv"),
+        pytest.param("json", "[]\n", id="json"),
+        pytest.param("ndjson", "", id="ndjson"),
+        pytest.param("table", "", id="table"),
+        pytest.param("markdown", "", id="markdown"),
+    ],
 )
 def test_nothing_matched_is_an_empty_answer_and_a_note(k2: Any, fmt: str, text: str) -> None:
     result = k2("trades", "--symbol", "NONE", "--columns", "price", "--format", fmt)

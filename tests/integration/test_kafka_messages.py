@@ -252,12 +252,13 @@ def test_the_registry_tells_what_is_wrong(schemas: Registry, topic_name: str):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"schema_registry\.url is missing"),
-        (
+        pytest.param({}, r"schema_registry\.url is missing", id="no-url"),
+        pytest.param(
             {"url": "http://127.0.0.1:1", "no.such": "1"},
             r"wrong \[schema_registry\] settings: .*no",
+            id="unknown-setting",
         ),
-        ({"url": "nowhere"}, r"wrong \[schema_registry\] settings"),
+        pytest.param({"url": "nowhere"}, r"wrong \[schema_registry\] settings", id="not-a-url"),
     ],
 )
 def test_wrong_settings_of_the_registry(settings: dict[str, str], message: str):

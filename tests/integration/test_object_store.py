@@ -556,7 +556,11 @@ def test_sql_sees_no_secret(stored: dict[str, Properties], home: Path, sql: str)
     assert "hush" not in str(answer.to_pylist())
 
 
-@pytest.mark.parametrize("secret", ["it's", 'a"b', "c\\d", "e;f--g", "h\ni"])
+@pytest.mark.parametrize(
+    "secret",
+    ["it's", 'a"b', "c\\d", "e;f--g", "h\ni"],
+    ids=["apostrophe", "quote", "backslash", "semicolon", "newline"],
+)
 def test_any_secret_is_handed_over_and_none_shown(
     stored: dict[str, Properties], home: Path, secret: str
 ) -> None:

@@ -197,6 +197,20 @@ def test_symbols_are_counted_over_all_kinds(tmp_path: Path) -> None:
         "show tables",
         "pivot (select symbol, side, price from trades) on side using max(price)",
     ],
+    ids=[
+        "select",
+        "trailing-comment",
+        "leading-comment",
+        "with",
+        "values",
+        "union",
+        "explain",
+        "explain-analyze",
+        "describe",
+        "summarize",
+        "show",
+        "pivot",
+    ],
 )
 def test_sql_that_reads_is_answered(sql: str) -> None:
     with bare() as engine:

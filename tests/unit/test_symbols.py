@@ -49,6 +49,24 @@ def test_written_split_wins_over_the_known_quote_assets() -> None:
         *("BTC/USDT/EUR", "BTCUSDT_PERPETUAL", "BTCUSDT_2509", "_PERP", "ÄTHUSDT", "₿USDT"),
         "X" * 31,
     ],
+    ids=[
+        "empty",
+        "space",
+        "one-letter",
+        "with-a-space",
+        "with-an-at-sign",
+        "stream",
+        "newline",
+        "no-quote",
+        "no-base",
+        "three-parts",
+        "unknown-suffix",
+        "short-date",
+        "suffix-alone",
+        "umlaut",
+        "currency-sign",
+        "too-long",
+    ],
 )
 def test_text_that_is_no_symbol_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="is not a symbol"):
