@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import pytest
 from conftest import REPOSITORY
 from waiting import PATIENCE_S
 
@@ -29,23 +28,14 @@ def begin_collection(world: dict[str, str]) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.fixture(scope="module")
-def collections() -> list[list[str]]:
-    """The ids of all tests as two processes collect them, more than a second apart."""
+def test_every_process_collects_the_same_readable_ids() -> None:
     running = []
     for world in WORLDS:
         running.append(begin_collection(world))
         time.sleep(1.1)  # archives and clocks count in seconds
     outputs = [process.communicate(timeout=PATIENCE_S)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], outputs
-    return [[line for line in output.splitlines() if "::" in line] for output in outputs]
-
-
-def test_every_process_collects_the_same_tests(collections: list[list[str]]) -> None:
-    first, second = collections
+    first, second = ([line for line in out.splitlines() if "::" in line] for out in outputs)
     assert len(first) > 1_000
     assert first == second
-
-
-def test_ids_are_readable_words(collections: list[list[str]]) -> None:
-    assert [name for name in collections[0] if UNSTABLE.search(name)] == []
+    assert [name for name in first if UNSTABLE.search(name)] == []
