@@ -371,7 +371,11 @@ def test_unreadable_error_of_the_exchange_is_rejected(frame: bytes) -> None:
     assert reason_of(frame) == "neither a trade nor a quote"
 
 
-@pytest.mark.parametrize("opening", [b"[", b'{"x":', b'{"data":', b'{"error":'], ids=["arrays", "objects", "data", "errors"])
+@pytest.mark.parametrize(
+    "opening",
+    [b"[", b'{"x":', b'{"data":', b'{"error":'],
+    ids=["arrays", "objects", "data", "errors"],
+)
 def test_nesting_of_any_depth_is_rejected(opening: bytes) -> None:
     closing = b"]" if opening == b"[" else b"}"
     # Around Python's own limit, where one decoder may give up and another one not; and far above.
