@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_S
 
 from k2cli.errors import ConfigError, Unavailable
 from k2cli.flow import Reject
@@ -170,6 +171,6 @@ def test_file_size_limit_is_unavailable(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     assert os.strerror(errno.EFBIG) in done.stdout
