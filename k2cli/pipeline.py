@@ -18,6 +18,7 @@ class PumpPolicy:
     flush_interval_s: float
     duration_s: float | None = None
     max_rejects: int | None = None  # None: any number
+    clock: Callable[[], float] = time.monotonic  # of the interval and the duration
 
 
 class Pump:
@@ -38,6 +39,7 @@ class Pump:
         self._rejects = rejects
         self._policy = policy
         self._observe = observe
+        self._clock = policy.clock
         self._pending_rows = 0
         self._pending_since = 0.0
         self._is_sink_broken = False
@@ -48,18 +50,18 @@ class Pump:
         Raises:
             BadData: more rejects than allowed; all before them is committed.
         """
-        started = time.monotonic()
+        started = self._clock()
         try:
             for batch in self._source.batches():
                 self._take(batch)
                 on_batch(batch)
-                self.totals.duration_s = time.monotonic() - started
+                self.totals.duration_s = self._clock() - started
                 self._check_limits()
         finally:
             # Also when the source failed: what was read before is kept.
             if not self._is_sink_broken:
                 self._commit()
-            self.totals.duration_s = time.monotonic() - started
+            self.totals.duration_s = self._clock() - started
         if self._has_too_many_rejects():
             raise BadData(
                 f"{self.totals.rejects} rejects; allowed are {self._policy.max_rejects}",
@@ -92,12 +94,12 @@ class Pump:
 
     def _count_pending(self, rows: int) -> None:
         if not self._pending_rows:
-            self._pending_since = time.monotonic()
+            self._pending_since = self._clock()
         self._pending_rows += rows
 
     def _check_limits(self) -> None:
         policy = self._policy
-        age_s = time.monotonic() - self._pending_since
+        age_s = self._clock() - self._pending_since
         is_due = self._pending_rows and age_s >= policy.flush_interval_s
         if is_due or self._pending_rows >= policy.flush_rows:
             self._commit()

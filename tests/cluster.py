@@ -3,8 +3,7 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 from builders import batch_of, trade_row
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from conftest import Result
+from waiting import PATIENCE_S
 
 from k2cli.codec.encode import encode_messages, wire_header
 from k2cli.config import load_settings
@@ -23,7 +23,7 @@ from k2cli.ingestion.kafka.topics import TopicInfo, Topics
 from k2cli.records import TRADES, RecordKind
 from k2cli.storage.lake import open_lake
 
-READ_TIMEOUT_S = 20.0
+READ_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Cluster:
             producer.produce(topic, value, b"key", partition, headers=[("theirs", b"1")])
         assert producer.flush(READ_TIMEOUT_S) == 0
 
-    def run(self, *args: object, timeout_s: float = 60, stdin: str = "") -> Result:
+    def run(self, *args: object, timeout_s: float = PATIENCE_S, stdin: str = "") -> Result:
         """Run k2 to its end."""
         done = subprocess.run(
             [sys.executable, "-m", "k2cli", *map(str, args)],
@@ -79,7 +79,7 @@ class Cluster:
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
-    def consume(self, *args: object, timeout_s: float = 60) -> dict[str, Any]:
+    def consume(self, *args: object, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Consume to the end, with success; return the summary."""
         result = self.run("consume", "--until-end", "--summary", "json", *args, timeout_s=timeout_s)
         assert result.exit_code == 0, result.stderr
@@ -132,14 +132,6 @@ def consumer(kafka: Mapping[str, str]) -> Iterator[Consumer]:
 def unexpected(event: str, **fields: object) -> None:
     """Observe nothing: any event fails the test."""
     raise AssertionError(f"{event} {fields}")
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
-    """Wait until something is true."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def values_of(rows: pa.RecordBatch, header: bytes, kind: RecordKind = TRADES) -> list[bytes]:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from waiting import PATIENCE_S
 
 from k2cli.config import Settings, load_settings
 from k2cli.storage.lake import Lake, open_lake
@@ -17,6 +20,12 @@ REPOSITORY = Path(__file__).parent.parent
 RECORDINGS = REPOSITORY.parent / "shared" / "data"
 
 pytest_plugins = ["services.fixtures"]
+
+# A slow machine is no fault of an example.
+hypothesis_settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("any-machine")
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def run(k2_env: dict[str, str]) -> Run:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
         return Result(done.returncode, done.stdout, done.stderr)

@@ -8,6 +8,7 @@ from urllib.request import urlopen
 
 from cluster import unexpected
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import PATIENCE_S
 
 from k2cli.consuming import ConsumePolicy, Consumption, DeadLetterFile
 from k2cli.rejects import RejectLog
@@ -15,12 +16,11 @@ from k2cli.sinks import NdjsonPrinter, PrintedTables
 
 Labels = tuple[tuple[str, str], ...]
 Samples = dict[tuple[str, Labels], float]
-_PATIENCE_S = 30.0
 
 
 def scrape(url: str) -> Samples:
     """Ask for metrics once."""
-    with urlopen(url, timeout=5) as answer:
+    with urlopen(url, timeout=PATIENCE_S) as answer:
         text = answer.read().decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -31,7 +31,7 @@ def scrape(url: str) -> Samples:
 
 def scraped_until(url: str, is_there: Callable[[Samples], bool]) -> Samples:
     """Ask again and again, until the samples are as they are to become."""
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         samples = scrape(url)
         if is_there(samples):

@@ -7,7 +7,7 @@ from conftest import Run
 
 def test_demo_works_twice_in_a_row(run: Run, home: Path) -> None:
     for _ in range(2):
-        result = run(["demo", "--seconds", "2"])
+        result = run(["demo", "--seconds", "4"])
         assert result.exit_code == 0, result.stderr
         assert "0 rejects, 0 missing, 0 twice" in result.stderr
         assert "k2 query trades --symbol BTCUSDT" in result.stderr

@@ -126,7 +126,7 @@ def test_line_without_its_end_is_left_for_the_next_run(
     assert stored(settings) == [1, 2, 3, 40]
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["newline", "crlf"])
 def test_whole_file_without_a_last_line_end_can_be_followed(
     k2: K2, follow: K2, growing: Path, settings: Settings, end: str
 ) -> None:
@@ -151,7 +151,9 @@ def test_last_line_that_was_loaded_and_went_on_is_refused(
     assert len(stored(settings)) == 3
 
 
-@pytest.mark.parametrize("start", ["", HEADER, HEADER[:10]])
+@pytest.mark.parametrize(
+    "start", ["", HEADER, HEADER[:10]], ids=["empty", "header", "half-a-header"]
+)
 def test_file_that_begins_empty_or_with_its_header_alone(
     follow: K2, growing: Path, settings: Settings, start: str
 ) -> None:

@@ -86,54 +86,84 @@ def test_bom_is_no_part_of_the_first_value(k2: K2, tmp_path: Path, settings: Set
 @pytest.mark.parametrize(
     ("options", "bad", "reason"),
     [
-        (BINANCE, f"{LINE},1", "has 8 columns, not 7"),
-        (BINANCE, "1,2,3", "has 3 columns, not 7"),
-        (BINANCE, binance(0, "1.5"), "id '1.5' is not a whole number"),
-        (BINANCE, binance(1, "abc"), "price 'abc' is not a plain number"),
-        (BINANCE, binance(1, ""), "price '' is empty"),
-        (BINANCE, binance(1, "0.123456789"), "price '0.123456789' has more than 8 decimals"),
-        (
+        pytest.param(BINANCE, f"{LINE},1", "has 8 columns, not 7", id="column-too-many"),
+        pytest.param(BINANCE, "1,2,3", "has 3 columns, not 7", id="columns-too-few"),
+        pytest.param(
+            BINANCE, binance(0, "1.5"), "id '1.5' is not a whole number", id="id-with-a-point"
+        ),
+        pytest.param(
+            BINANCE, binance(1, "abc"), "price 'abc' is not a plain number", id="price-in-letters"
+        ),
+        pytest.param(BINANCE, binance(1, ""), "price '' is empty", id="price-empty"),
+        pytest.param(
+            BINANCE,
+            binance(1, "0.123456789"),
+            "price '0.123456789' has more than 8 decimals",
+            id="price-too-exact",
+        ),
+        pytest.param(
             BINANCE,
             binance(1, "12345678901"),
             "price '12345678901' has more than 10 digits before the point",
+            id="price-too-high",
         ),
-        (BINANCE, binance(2, "-0.5"), "qty '-0.5' is negative"),
-        (BINANCE, binance(4, "yesterday"), "time 'yesterday' is not a whole number"),
-        (BINANCE, binance(4, "-11676096000000"), "time '-11676096000000' is not a whole number"),
-        (
+        pytest.param(BINANCE, binance(2, "-0.5"), "qty '-0.5' is negative", id="quantity-negative"),
+        pytest.param(
+            BINANCE,
+            binance(4, "yesterday"),
+            "time 'yesterday' is not a whole number",
+            id="time-in-letters",
+        ),
+        pytest.param(
+            BINANCE,
+            binance(4, "-11676096000000"),
+            "time '-11676096000000' is not a whole number",
+            id="time-negative",
+        ),
+        pytest.param(
             BINANCE,
             binance(4, "253402300800000"),
             "time '253402300800000' is out of the years 1970 to 9999",
+            id="time-too-late",
         ),
-        (BINANCE, binance(1, "1\0"), "holds a NUL byte"),
-        (BINANCE, binance(1, "\udcff"), "is not UTF-8 at byte 12"),
-        (BINANCE, binance(1, '"1'), "is not CSV: a quote is not closed"),
-        (BINANCE, binance(1, '"1"x'), "price '1x' is not a plain number"),
-        (
+        pytest.param(BINANCE, binance(1, "1\0"), "holds a NUL byte", id="nul-byte"),
+        pytest.param(BINANCE, binance(1, "\udcff"), "is not UTF-8 at byte 12", id="not-utf8"),
+        pytest.param(
+            BINANCE, binance(1, '"1'), "is not CSV: a quote is not closed", id="quote-not-closed"
+        ),
+        pytest.param(
+            BINANCE, binance(1, '"1"x'), "price '1x' is not a plain number", id="quote-closed-early"
+        ),
+        pytest.param(
             ASX,
             asx("02/30/2014", "10:00:00.000"),
             "date and time '02/30/2014 10:00:00.000': is not a date or time like %m/%d/%Y",
+            id="asx-no-such-date",
         ),
-        (
+        pytest.param(
             ASX,
             asx("03/10/1600", "10:00:00.000"),
             "date and time '03/10/1600 10:00:00.000': is out of the years 1970 to 9999",
+            id="asx-too-early",
         ),
-        (
+        pytest.param(
             ASX,
             asx("10/05/2014", "02:30:00.000"),
             "date and time '10/05/2014 02:30:00.000': does not exist in Australia/Sydney: "
             "clocks went forward",
+            id="asx-hour-skipped-by-the-clock",
         ),
-        (
+        pytest.param(
             GENERIC,
             "1600-01-01,1,2",
             "timestamp '1600-01-01' is out of the years 1970 to 9999",
+            id="generic-too-early",
         ),
-        (
+        pytest.param(
             GENERIC,
             "2024-02-30,1,2",
             "timestamp '2024-02-30' is not a time like 2024-08-08T23:55:48.056",
+            id="generic-no-such-date",
         ),
     ],
 )
@@ -192,13 +222,30 @@ def test_local_time_that_comes_twice_is_the_first_one(k2: K2, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("suffix", "data", "said"),
     [
-        (".gz", gzip.compress(os.urandom(9_000))[:5_000], "cannot be read to its end"),
-        (".gz", gzip.compress(f"{LINE}\n".encode() * 9)[:-6], "cannot be read to its end"),
-        (".gz", f"{LINE}\n".encode(), "cannot be read to its end"),
-        (".gz", b"", "is empty, not a gzip file"),
-        (".zip", zipped("a.csv", "b.csv"), "holds 2 files"),
-        (".zip", zipped("../a.csv"), "holds a file of the unsafe name '../a.csv'"),
-        (".zip", zipped("a.csv")[:40], "is not a zip archive"),
+        pytest.param(
+            ".gz",
+            gzip.compress(os.urandom(9_000))[:5_000],
+            "cannot be read to its end",
+            id="gzip-cut-off",
+        ),
+        pytest.param(
+            ".gz",
+            gzip.compress(f"{LINE}\n".encode() * 9)[:-6],
+            "cannot be read to its end",
+            id="gzip-without-its-end",
+        ),
+        pytest.param(
+            ".gz", f"{LINE}\n".encode(), "cannot be read to its end", id="gzip-of-plain-text"
+        ),
+        pytest.param(".gz", b"", "is empty, not a gzip file", id="gzip-empty"),
+        pytest.param(".zip", zipped("a.csv", "b.csv"), "holds 2 files", id="zip-of-two-files"),
+        pytest.param(
+            ".zip",
+            zipped("../a.csv"),
+            "holds a file of the unsafe name '../a.csv'",
+            id="zip-of-an-unsafe-name",
+        ),
+        pytest.param(".zip", zipped("a.csv")[:40], "is not a zip archive", id="zip-cut-off"),
     ],
 )
 def test_damaged_archive_is_left_out_and_the_next_file_loaded(

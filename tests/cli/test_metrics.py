@@ -15,6 +15,7 @@ import pytest
 from cluster import Cluster, numbered_trades, unexpected
 from conftest import Run
 from scraping import Samples, consumption_of_nothing, scrape, scraped_until
+from waiting import PATIENCE_S
 
 from k2cli import __version__
 from k2cli.commands.metrics import RunMetrics
@@ -45,7 +46,7 @@ class Served:
     def end(self) -> dict[str, Any]:
         """End it as Ctrl-C does; return its summary."""
         self._process.send_signal(signal.SIGINT)
-        stdout, stderr = self._process.communicate(timeout=30)
+        stdout, stderr = self._process.communicate(timeout=PATIENCE_S)
         assert self._process.returncode == 0, "".join(self._said) + stderr
         summary: dict[str, Any] = json.loads(stdout)
         return summary

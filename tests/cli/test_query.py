@@ -20,6 +20,7 @@ import pytest
 from builders import START, quotes_batch, table_of, trade_row, trades_batch
 from conftest import Result, Run
 from typer.testing import CliRunner
+from waiting import PATIENCE_S
 
 from k2cli.commands.app import app
 from k2cli.commands.output import Format
@@ -154,7 +155,13 @@ def test_columns_keep_their_order(k2: Any) -> None:
 
 @pytest.mark.parametrize(
     ("fmt", "text"),
-    [("csv", "price\n"), ("json", "[]\n"), ("ndjson", ""), ("table", ""), ("markdown", "")],
+    [
+        pytest.param("csv", "price\n", id="csv"),
+        pytest.param("json", "[]\n", id="json"),
+        pytest.param("ndjson", "", id="ndjson"),
+        pytest.param("table", "", id="table"),
+        pytest.param("markdown", "", id="markdown"),
+    ],
 )
 def test_nothing_matched_is_an_empty_answer_and_a_note(k2: Any, fmt: str, text: str) -> None:
     result = k2("trades", "--symbol", "NONE", "--columns", "price", "--format", fmt)
@@ -270,7 +277,7 @@ def test_reader_that_goes_away_ends_it_quietly(filled: Path, fmt: str) -> None:
     assert k2.stdout is not None
     assert len(k2.stdout.readline()) > 0
     k2.stdout.close()
-    _, said = k2.communicate(timeout=30)
+    _, said = k2.communicate(timeout=PATIENCE_S)
     assert (k2.returncode, said) == (0, b"")
 
 
@@ -278,7 +285,7 @@ def test_stdout_appended_to_a_file_keeps_what_is_there(filled: Path, tmp_path: P
     path = tmp_path / "all.csv"
     path.write_text("before\n")
     with path.open("ab") as appended:
-        process(filled, "sql", "select 1 as a", stdout=appended).communicate(timeout=30)
+        process(filled, "sql", "select 1 as a", stdout=appended).communicate(timeout=PATIENCE_S)
     assert path.read_text() == "before\na\n1\n"
 
 
@@ -293,7 +300,7 @@ def test_interrupt_leaves_nothing(filled: Path, tmp_path: Path, fmt: str) -> Non
     time.sleep(0.5)
     k2.send_signal(signal.SIGINT)
     try:
-        _, said = k2.communicate(timeout=20)
+        _, said = k2.communicate(timeout=PATIENCE_S)
     finally:
         k2.kill()
         k2.communicate()
@@ -312,7 +319,7 @@ def on_terminal(filled: Path, *args: str) -> Result:
                 shown += terminal.read(65536) or b""
             except OSError:  # the other end is closed
                 break
-    _, said = k2.communicate(timeout=30)
+    _, said = k2.communicate(timeout=PATIENCE_S)
     return Result(k2.returncode, shown.decode().replace("\r\n", "\n"), said.decode())
 
 

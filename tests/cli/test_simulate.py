@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 from websockets.sync.client import connect
 
 COMMAND = [sys.executable, "-m", "k2cli", "simulate", "binance"]
@@ -18,7 +19,7 @@ COMMAND = [sys.executable, "-m", "k2cli", "simulate", "binance"]
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *args], check=False, capture_output=True, text=True, timeout=20
+        [*COMMAND, *args], check=False, capture_output=True, text=True, timeout=PATIENCE_S
     )
 
 
@@ -45,7 +46,7 @@ def test_the_command_plays_until_it_is_told_to_stop() -> None:
             with connect(f"{url}/ws/btcusdt@trade", compression=None) as raw:
                 assert json.loads(raw.recv())["t"] == 7
                 process.send_signal(number)
-                assert process.wait(5) == 0
+                assert process.wait(PATIENCE_S) == 0
             assert process.stderr.read() == ""
 
 

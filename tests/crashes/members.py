@@ -18,7 +18,7 @@ from k2cli.ingestion.kafka.producer import open_writer
 from k2cli.records import TRADES
 
 STOPPING: Final = Path(__file__).with_name("stopping.py")
-TIMEOUT_S: Final = 30.0
+TIMEOUT_S: Final = 120.0
 _UNAVAILABLE: Final = 5  # exit code
 _POLL_S: Final = 0.05
 _BURST: Final = 100  # records

@@ -17,12 +17,16 @@ from typing import Any
 
 import pytest
 import trustme
+from services.processes import free_port
+from waiting import PATIENCE_S, ManualClock, wait_for
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from k2cli.errors import Unavailable
 from k2cli.flow import Batch
 from k2cli.ingestion.binance.client import (
+    _QUEUE_HIGH_BYTES,
     STREAMS_PER_CONNECTION,
     BinanceStream,
     StreamOptions,
@@ -67,28 +71,39 @@ class Read:
 
 
 def stream_of(
-    *urls: str, read: Read | None = None, market: Market = Market.SPOT, **over: Any
+    *urls: str,
+    read: Read | None = None,
+    market: Market = Market.SPOT,
+    clock: Callable[[], float] = time.monotonic,
+    **over: Any,
 ) -> BinanceStream:
     read = Read() if read is None else read
-    options = {"instruments": [BTC], "channels": [Channel.TRADE], **over}
+    options = {
+        "instruments": [BTC],
+        "channels": [Channel.TRADE],
+        "connect_timeout_s": PATIENCE_S,
+        "stale_after_s": PATIENCE_S,
+        **over,
+    }
     return BinanceStream(
         options=StreamOptions(venue=VENUES[market], urls=urls, **options),
         observe=lambda event, **fields: read.events.append((event, fields)),
+        clock=clock,
     )
 
 
-def read_all(*urls: str, **over: Any) -> Read:
+def read_all(*urls: str, read: Read | None = None, **over: Any) -> Read:
     """Read a stream to its end."""
-    read = Read()
+    read = Read() if read is None else read
     read.batches.extend(stream_of(*urls, read=read, **over).batches())
     return read
 
 
 def read_until(is_enough: Callable[[Read], bool], *urls: str, **over: Any) -> Read:
-    """Read a stream until enough has come, at most some seconds."""
+    """Read a stream until enough has come."""
     read = Read()
     stream = stream_of(*urls, read=read, **over)
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE_S
     for batch in stream.batches():
         read.batches.append(batch)
         if is_enough(read):
@@ -112,13 +127,13 @@ def serving(handle: Callable[[ServerConnection], Awaitable[None]], **options: An
 
     with ThreadPoolExecutor(1) as executor:
         ended = executor.submit(asyncio.run, run())
-        assert is_ready.wait(5)
+        assert is_ready.wait(PATIENCE_S)
         loop, stop, port = ready
         try:
             yield f"ws://127.0.0.1:{port}"
         finally:
             loop.call_soon_threadsafe(stop.set)
-            ended.result(10)
+            ended.result(PATIENCE_S)
 
 
 def trade_frame(number: int, symbol: str = "BTCUSDT") -> str:
@@ -222,12 +237,19 @@ def test_stop_from_another_thread_ends_the_stream() -> None:
     with running_simulator(SimulatorOptions(first_id=100, rate=5_000)) as simulator:
         read = Read()
         stream = stream_of(simulator.url, read=read)
-        timer = threading.Timer(0.3, stream.stop)
-        timer.start()
-        started = time.monotonic()
-        read.batches.extend(stream.batches())
-        assert time.monotonic() - started < 3
-        timer.join()
+        has_messages = threading.Event()
+
+        def stop() -> None:
+            assert has_messages.wait(PATIENCE_S)
+            stream.stop()
+
+        with ThreadPoolExecutor(1) as executor:
+            stopped = executor.submit(stop)
+            for batch in stream.batches():  # to the end
+                read.batches.append(batch)
+                if read.messages:
+                    has_messages.set()
+            stopped.result()
     assert read.numbers == [100 + n for n in range(read.messages)]
     assert read.messages > 0
 
@@ -250,10 +272,7 @@ def test_reader_that_goes_away_ends_the_connections() -> None:
         batches = stream_of(simulator.url).batches()
         next(batches)
         batches.close()  # type: ignore[attr-defined]
-        deadline = time.monotonic() + 3
-        while simulator.open_connections and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert simulator.open_connections == 0
+        wait_for(lambda: simulator.open_connections == 0)
 
 
 # --- interruptions
@@ -281,46 +300,72 @@ def test_dropped_connection_is_reopened_and_is_a_new_session() -> None:
 
 
 def test_server_shutdown_notice_leads_to_a_reconnect_at_once() -> None:
-    options = SimulatorOptions(first_id=100, shutdown_after=20, shutdown_grace_s=30)
+    grace_s = 10 * PATIENCE_S  # who waits for the end of the connection waits too long
+    options = SimulatorOptions(first_id=100, shutdown_after=20, shutdown_grace_s=grace_s)
     with running_simulator(options) as simulator:
-        started = time.monotonic()
         read = read_until(lambda read: 1 in read.sessions, simulator.url)
-        assert time.monotonic() - started < 5
     assert "shuts the server down" in read.values("disconnected", "reason")[0]
     assert read.rejects == 0  # the notice is no market data
     assert read.messages == len(read.numbers)
 
 
 def test_silent_connection_is_reopened() -> None:
-    options = SimulatorOptions(first_id=100, silent_after=20, ping_interval_s=60)
+    options = SimulatorOptions(first_id=100, silent_after=20, ping_interval_s=600)
+    clock = ManualClock()
+
+    def is_enough(read: Read) -> bool:
+        """Let time go by, but no more of it than the watchdog has seen."""
+        if clock.readings:
+            clock.readings = 0
+            clock.advance(0.05)
+        return 2 in read.sessions
+
     with running_simulator(options) as simulator:
-        read = read_until(lambda read: 2 in read.sessions, simulator.url, stale_after_s=0.2)
+        read = read_until(is_enough, simulator.url, stale_after_s=0.2, clock=clock)
     assert len(read.values("stale", "silent_s")) >= 2
-    assert all(0.2 <= silent_s < 2 for silent_s in read.values("stale", "silent_s"))
+    assert all(0.2 <= silent_s <= 0.3 for silent_s in read.values("stale", "silent_s"))
 
 
 def test_connection_that_only_pings_is_not_stale() -> None:
-    options = SimulatorOptions(first_id=100, limit=10, ping_interval_s=0.3)
-    with running_simulator(options) as simulator:
-        started = time.monotonic()
-        read = read_until(
-            lambda _: time.monotonic() - started > 1.5, simulator.url, stale_after_s=0.6
-        )
+    clock = ManualClock()
+
+    async def handle(connection: ServerConnection) -> None:
+        with suppress(ConnectionClosed):
+            await connection.send(trade_frame(1))
+            for _ in range(5):
+                await (await connection.ping())  # until it is answered
+                clock.advance(0.4)
+                clock.readings = 0
+                while clock.readings < 2 and connection.state is State.OPEN:  # the watchdog looks
+                    await asyncio.sleep(0.01)
+            await connection.send(trade_frame(2))
+            await connection.wait_closed()
+
+    with serving(handle) as url:
+        read = read_until(lambda read: read.messages == 2, url, stale_after_s=0.6, clock=clock)
+    assert clock.now_s > 3 * 0.6
     assert read.values("stale", "silent_s") == []
     assert read.sessions == [0]
 
 
 def test_slow_reader_does_not_make_a_connection_stale() -> None:
+    clock = ManualClock()
+    read = Read()
     with running_simulator(SimulatorOptions(first_id=1)) as simulator:
-        read = Read()
-        stream = stream_of(simulator.url, read=read, stale_after_s=0.2)
-        for number, batch in enumerate(stream.batches()):
-            read.batches.append(batch)
-            time.sleep(0.15)
-            if number == 8:
-                stream.stop()
-                break
+        stream = stream_of(simulator.url, read=read, stale_after_s=0.2, clock=clock)
+        batches = stream.batches()
+        read.batches.append(next(batches))
+        wait_for(lambda: stream._is_full(_QUEUE_HIGH_BYTES))  # so the connection is paused
+        clock.advance(60)
+        clock.readings = 0
+        wait_for(lambda: clock.readings >= 3)  # the watchdog looks
+        sent = simulator.frames_sent
+        while read.messages <= sent:  # until the connection goes on
+            read.batches.append(next(batches))
+        stream.stop()
+        read.batches.extend(batches)
     assert read.values("stale", "silent_s") == []
+    assert read.sessions == [0]
 
 
 def test_connection_that_is_refused_waits_although_another_one_receives() -> None:
@@ -344,7 +389,7 @@ def test_connection_that_is_refused_waits_although_another_one_receives() -> Non
     with serving(handle, process_request=admit) as url:
         started = time.monotonic()
         read = read_until(
-            lambda _: time.monotonic() - started > 1.5,
+            lambda read: time.monotonic() - started > 1.5 and read.messages and refused,
             url,
             instruments=many_instruments(STREAMS_PER_CONNECTION + 1),
         )
@@ -357,24 +402,27 @@ def test_connection_that_is_refused_waits_although_another_one_receives() -> Non
 
 def test_server_that_is_not_there_is_unavailable_in_time() -> None:
     for _ in range(5):  # the waits between attempts are random
+        read = Read()
         started = time.monotonic()
         with pytest.raises(Unavailable, match=re.escape(DEAD)):
-            read_all(DEAD, connect_timeout_s=0.25)
-        assert 0.25 <= time.monotonic() - started < 0.75
+            read_all(DEAD, read=read, connect_timeout_s=0.25)
+        assert time.monotonic() - started >= 0.25
+        waits_s = read.values("disconnected", "retry_in_s")
+        assert sum(waits_s) <= 0.25 + 0.005 * len(waits_s)  # as they are rounded
 
 
 def test_server_that_never_answers_is_unavailable_in_time() -> None:
+    """That is, long before the 10 s that an attempt may take otherwise."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"ws://127.0.0.1:{mute.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(Unavailable, match=re.escape(url)):
             read_all(url, DEAD, connect_timeout_s=0.6)
-        assert 0.6 <= time.monotonic() - started < 1.5
+        assert 0.6 <= time.monotonic() - started < 10
 
 
 def test_server_that_speaks_no_websocket_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(5)
         url = f"ws://127.0.0.1:{server.getsockname()[1]}"
         is_over = threading.Event()
 
@@ -409,12 +457,14 @@ def test_refusal_for_good_is_unavailable_at_once(status: int) -> None:
         tries.append(request.path)
         return connection.respond(HTTPStatus(status), "no")
 
-    with serving(handle, process_request=refuse) as url:
-        started = time.monotonic()
-        with pytest.raises(Unavailable, match=f"HTTP {status}"):
-            read_all(url, connect_timeout_s=30)
-        assert time.monotonic() - started < 3
+    read = Read()
+    with (
+        serving(handle, process_request=refuse) as url,
+        pytest.raises(Unavailable, match=f"HTTP {status}"),
+    ):
+        read_all(url, read=read)
     assert len(tries) == 1
+    assert read.values("disconnected", "retry_in_s") == []  # nothing was waited for
 
 
 @pytest.mark.parametrize("status", [418, 429, 500, 503])
@@ -430,27 +480,31 @@ def test_refusal_for_now_is_tried_again(status: int) -> None:
         return connection.respond(HTTPStatus(status), "wait") if len(tries) == 1 else None
 
     with serving(handle, process_request=refuse_once) as url:
-        read = read_all(url, connect_timeout_s=30, max_messages=1)
+        read = read_all(url, max_messages=1)
     assert read.numbers == [1]
     assert len(tries) == 2
 
 
 def test_outage_after_the_first_connection_is_waited_out() -> None:
     """Also longer than the time that the first connection may take."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    read = Read()
-    stream = stream_of(f"ws://127.0.0.1:{port}", read=read, connect_timeout_s=0.3)
+    port, clock, read = free_port(), ManualClock(), Read()
+    stream = stream_of(f"ws://127.0.0.1:{port}", read=read, clock=clock)
     batches = stream.batches()
+
+    def outages() -> int:
+        return len(read.values("disconnected", "url"))
+
     with running_simulator(SimulatorOptions(port=port, first_id=1, rate=1_000)):
         while not read.messages:
             read.batches.append(next(batches))
-    until = time.monotonic() + 0.8
-    while time.monotonic() < until:
+    while not outages():
+        read.batches.append(next(batches))
+    clock.advance(2 * PATIENCE_S)
+    before = outages()
+    while outages() < before + 2:  # at least one attempt began when it was that late
         read.batches.append(next(batches))
     with running_simulator(SimulatorOptions(port=port, first_id=1, rate=1_000)):
-        deadline = time.monotonic() + 20
-        while 1 not in read.sessions and time.monotonic() < deadline:
+        while 1 not in read.sessions:
             read.batches.append(next(batches))
         stream.stop()
         read.batches.extend(batches)
@@ -502,12 +556,13 @@ def test_slow_reader_holds_the_exchange_back() -> None:
         while not read.messages:
             read.batches.append(next(batches))
         sent = [0, -1]  # in the meantime nobody reads
-        while sent[-1] != sent[-2]:
+        deadline = time.monotonic() + PATIENCE_S
+        while sent[-1] != sent[-2] or not stream._is_full(_QUEUE_HIGH_BYTES):
             time.sleep(0.4)
             sent.append(simulator.frames_sent)
             queued = list(stream._queue)
             assert sum(burst.size_bytes for burst in queued) < 10_000_000
-        assert len(sent) < 40
+            assert time.monotonic() < deadline
         while read.messages < 2 * sent[-1]:
             read.batches.append(next(batches))
         stream.stop()
@@ -528,11 +583,11 @@ def server_tls(authority: trustme.CA, *names: str) -> ssl.SSLContext:
 def test_certificate_of_an_unknown_authority_is_refused_at_once() -> None:
     options = SimulatorOptions(ssl=server_tls(trustme.CA(), "127.0.0.1"))
     with running_simulator(options) as simulator:
-        started = time.monotonic()
+        read = Read()
         with pytest.raises(Unavailable, match="certificate") as caught:
-            read_all(simulator.url, connect_timeout_s=30)
-        assert time.monotonic() - started < 3
+            read_all(simulator.url, read=read)
         assert simulator.connections == 0
+    assert read.values("disconnected", "retry_in_s") == []  # nothing was waited for
     assert "SSL_CERT_FILE" in str(caught.value.hint)
 
 

@@ -11,9 +11,12 @@ from typing import cast
 import pyarrow as pa
 import pytest
 from builders import quotes_batch, trades_batch
-from cluster import Cluster, ids_of, numbered_trades, values_of, wait_for
+from cluster import Cluster, ids_of, numbered_trades, values_of
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from crashes.members import Member
+from scraping import scraped_until
+from waiting import PATIENCE_S, wait_for
 
 from k2cli.codec.encode import wire_header
 from k2cli.ingestion.kafka.consumer import Rebalance, TopicReader
@@ -79,7 +82,7 @@ def test_a_group_that_cannot_be_left_does_not_hold_up_the_end(
         group=topic_name,
         rebalance=Rebalance(
             assigned=lambda places: dict.fromkeys(places, 0),
-            revoked=lambda _: cast("None", is_over.wait(30)),
+            revoked=lambda _: cast("None", is_over.wait(PATIENCE_S)),
             lost=lambda _: None,
         ),
         observe=lambda event, **_: told.append(event),
@@ -182,16 +185,15 @@ def test_a_signal_ends_it_after_a_last_commit(
 ):
     cluster.produce(topic, numbered_trades(100))
     running = cluster.start(
-        "consume", "--topic", topic, *group, "--commit-interval", "1h", "--log-format", "json"
+        *("consume", "--topic", topic, *group, "--commit-interval", "1h"),
+        *("--log-format", "json", "--metrics", "127.0.0.1:0"),
     )
     assert running.stderr is not None
-    for line in running.stderr:
-        if json.loads(line)["event"] == "assigned":
-            break
-    for _ in range(3):  # it may not have read yet
-        signal.sigtimedwait([], 0.5)
+    told = json.loads(next(running.stderr))
+    assert told["event"] == "metrics"
+    scraped_until(told["url"], lambda samples: samples.get(("k2_messages_total", ())) == 100)
     running.send_signal(number)
-    _, stderr = running.communicate(timeout=30)
+    _, stderr = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 0, stderr
     assert cluster.ids() == ids_of(numbered_trades(100))
 
@@ -252,17 +254,20 @@ def test_two_topics_into_one_table_at_once(cluster: Cluster, topic: str, topic_n
         for name in (topic, other)
     ]
     for run in runs:
-        _, stderr = run.communicate(timeout=60)
+        _, stderr = run.communicate(timeout=PATIENCE_S)
         assert run.returncode == 0, stderr
     assert cluster.ids() == ids_of(numbered_trades(40_000))
 
 
 def test_a_group_in_use_shares_the_work(cluster: Cluster, topic: str, group: tuple[str, str]):
     cluster.produce(topic, numbered_trades(20_000))
-    args = ("consume", "--topic", topic, *group, "--batch-rows", 500, "--duration", "8s")
+    args = ("consume", "--topic", topic, *group, "--batch-rows", 500)
     runs = [cluster.start(*args) for _ in range(3)]
+    wait_for(lambda: cluster.home.exists() and len(cluster.ids()) >= 20_000)
     for run in runs:
-        _, stderr = run.communicate(timeout=60)
+        run.terminate()
+    for run in runs:
+        _, stderr = run.communicate(timeout=PATIENCE_S)
         assert run.returncode == 0, stderr
     assert cluster.consume("--topic", topic, *group)["messages"] == 0
     assert cluster.ids() == ids_of(numbered_trades(20_000))
@@ -288,7 +293,7 @@ def test_large_messages_arrive(cluster: Cluster, topic_name: str, group: tuple[s
     )
     for value in values_of(rows, header):
         producer.produce(topic, value, b"BTCUSDT")
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     assert cluster.consume("--topic", topic, *group)["rows"] == 3
     assert cluster.rows()["trade_conditions"].to_pylist() == [["x" * 10_000_000]] * 3
 
@@ -338,31 +343,28 @@ def test_a_topic_whose_name_tells_nothing_needs_a_kind(
 
 
 def test_records_that_are_deleted_under_a_reader_are_a_gap(
-    cluster: Cluster, topic_name: str, group: tuple[str, str]
+    cluster: Cluster, topic_name: str, group: tuple[str, str], tmp_path: Path
 ):
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=1)
     count = 200_000
     cluster.produce(topic, numbered_trades(count))
-    running = cluster.start(
-        *("consume", "--topic", topic, *group, "--until-end", "--batch-rows", 1_000),
-        *("--log-format", "json"),
+    running = Member(
+        *("--topic", topic, *group, "--until-end", "--batch-rows", "1000"),
         *("--kafka-option", "queued.max.messages.kbytes=64"),
         *("--kafka-option", "fetch.message.max.bytes=65536"),
+        env=cluster.env,
+        log=tmp_path / "consume.log",
+        stop_at="committed",
     )
-    events = [json.loads(next(running.stderr))]
-    while events[-1]["event"] != "commit":
-        events.append(json.loads(next(running.stderr)))
-    running.send_signal(signal.SIGSTOP)
+    running.wait_until_stopped()
     admin = AdminClient(cluster.kafka)
     for deleted in admin.delete_records([TopicPartition(topic, 0, count - 10)]).values():
         deleted.result()
-    running.send_signal(signal.SIGCONT)
-    _, stderr = running.communicate(timeout=60)
-    assert running.returncode == 0, stderr
-    lines = [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
-    gaps = [line for line in lines if line["event"] == "gap"]
-    assert gaps, stderr
+    running.go_on()
+    assert running.process.wait(PATIENCE_S) == 0, running.tail()
+    gaps = [event for event in running.events() if event["event"] == "gap"]
+    assert gaps, running.tail()
     assert gaps[-1]["last"] == count - 11
     ids = cluster.ids()
     assert len(ids) == len(set(ids)) == count - sum(gap["missing"] for gap in gaps)
@@ -381,7 +383,7 @@ def test_a_member_that_gets_nothing_at_first_waits_for_its_share(
     events = [json.loads(line)["event"] for line in second.stderr.splitlines() if line[0] == "{"]
     assert "assigned" in events
     first.terminate()
-    first.communicate(timeout=30)
+    first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 0
     assert cluster.consume("--topic", topic, *group)["messages"] == 0
     assert cluster.ids() == ids_of(numbered_trades(100))

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import table_of, trade_row, trades_batch
-from cluster import Cluster, ids_of, numbered_trades, wait_for
+from cluster import Cluster, ids_of, numbered_trades
+from waiting import PATIENCE_S, wait_for
 from within import k2_at
 
 from k2cli.config import Settings
@@ -229,7 +230,7 @@ def consuming(cluster: Cluster, topic: str) -> Iterator[list[str]]:
         yield left_out
     finally:
         running.send_signal(signal.SIGTERM)
-        _, talk = running.communicate(timeout=30)
+        _, talk = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 0, talk
     left_out += [line for line in talk.splitlines() if "fields_left_out" in line]
 

@@ -19,6 +19,7 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerialize
 from confluent_kafka.serialization import MessageField, SerializationContext
 from services.kafka import KafkaAddress
 from services.registry import RegistryAddress
+from waiting import PATIENCE_S
 
 from k2cli.codec.encode import encode_messages, wire_header
 from k2cli.errors import BadData, ConfigError, NotFound, Unavailable
@@ -31,7 +32,7 @@ from k2cli.records import QUOTES, TRADES
 
 @pytest.fixture
 def schemas(registry: RegistryAddress) -> Iterator[Registry]:
-    with open_registry({"url": registry.url}, timeout_s=10) as opened:
+    with open_registry({"url": registry.url}, timeout_s=60) as opened:
         yield opened
 
 
@@ -43,7 +44,7 @@ def confluent(registry: RegistryAddress) -> Iterator[SchemaRegistryClient]:
 
 @pytest.fixture
 def topic(kafka: KafkaAddress, topic_name: str) -> str:
-    topics = Topics({"bootstrap.servers": kafka.bootstrap}, timeout_s=10)
+    topics = Topics({"bootstrap.servers": kafka.bootstrap}, timeout_s=60)
     assert topics.create(topic_name, partitions=4, replication=1, config={})
     return topic_name
 
@@ -61,7 +62,7 @@ def messages_of(kafka: KafkaAddress, topic: str, count: int) -> list[Message]:
         consumer.subscribe([topic])
         read: list[Message] = []
         while len(read) < count:
-            some = consumer.consume(count, timeout=20)
+            some = consumer.consume(count, timeout=PATIENCE_S)
             assert some, f"only {len(read)} of {count} messages came"
             read += some
         assert not consumer.consume(1, timeout=0.3)
@@ -185,7 +186,9 @@ def test_a_registry_that_has_just_come_up_is_asked_again(
 
     subject, name = subject_of(topic_name), f"f{secrets.token_hex(8)}"
     told: list[str] = []
-    with open_registry({"url": registry.url}, timeout_s=20, patience_s=20) as schemas:
+    with open_registry(
+        {"url": registry.url}, timeout_s=PATIENCE_S, patience_s=PATIENCE_S
+    ) as schemas:
         coming = schemas.register(subject, with_field(f"{name}a")) + 1
         registering = Timer(0.6, schemas.register, (subject, with_field(f"{name}b")))
         registering.start()
@@ -198,7 +201,7 @@ def test_a_registry_that_has_just_come_up_is_asked_again(
         # What stays unknown holds nothing up for long.
         started = time.monotonic()
         assert len(read(schemas, values_of(trades_batch(1), 2**30)).rejects) == 1
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < PATIENCE_S
 
 
 def test_what_is_no_trade_is_a_reject_with_its_reason(schemas: Registry, topic_name: str):
@@ -252,12 +255,13 @@ def test_the_registry_tells_what_is_wrong(schemas: Registry, topic_name: str):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"schema_registry\.url is missing"),
-        (
+        pytest.param({}, r"schema_registry\.url is missing", id="no-url"),
+        pytest.param(
             {"url": "http://127.0.0.1:1", "no.such": "1"},
             r"wrong \[schema_registry\] settings: .*no",
+            id="unknown-setting",
         ),
-        ({"url": "nowhere"}, r"wrong \[schema_registry\] settings"),
+        pytest.param({"url": "nowhere"}, r"wrong \[schema_registry\] settings", id="not-a-url"),
     ],
 )
 def test_wrong_settings_of_the_registry(settings: dict[str, str], message: str):
@@ -280,7 +284,7 @@ def test_a_registry_that_is_away():
 
 def test_a_record_that_the_broker_refuses_is_an_error(kafka: KafkaAddress, topic_name: str):
     options = {"bootstrap.servers": kafka.bootstrap}
-    Topics(options, timeout_s=10).create(
+    Topics(options, timeout_s=60).create(
         topic_name, partitions=1, replication=1, config={"max.message.bytes": "1000"}
     )
     rows = trades_batch(10, trade_conditions=[secrets.token_hex(2_000)])

@@ -7,6 +7,7 @@ import ssl
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pyiceberg.io.pyarrow import PyArrowFileIO
 from services.catalogproxy import CatalogProxy, running_proxy
 from services.seaweedfs import SECRET_KEY, SeaweedFs
 from services.tlsfront import tls_in_front
+from waiting import PATIENCE_S, wait_for
 from within import K2, k2_at
 
 from k2cli.config import load_settings
@@ -36,6 +38,7 @@ from k2cli.storage.lake import open_lake
 from k2cli.storage.tables import create_table
 
 DUMP = "BTCUSDT-trades-2024-08-08.csv"
+IMPATIENT_MS = "4000"  # far more than the catalog takes, unless a test holds its answer back
 LOAD = ("load", "csv", "--layout", "binance-trades")
 COUNT = "select count(*), count(distinct message_id), sum(price), sum(quantity) from trades"
 Properties = dict[str, str]
@@ -94,7 +97,7 @@ def proxy(rest: Properties) -> Iterator[CatalogProxy]:
 @pytest.fixture
 def spoiled(home: Path, rest: Properties, proxy: CatalogProxy) -> K2:
     """Runs k2 on the same catalog through the proxy, with little patience."""
-    impatient = {"uri": proxy.url, "rest.client.socket-timeout-ms": "1000"}
+    impatient = {"uri": proxy.url, "rest.client.socket-timeout-ms": IMPATIENT_MS}
     return k2_at(home, variables({**rest, **impatient}))
 
 
@@ -190,7 +193,7 @@ def test_two_writers_of_one_stream_write_each_trade_once(
     def write(size: int) -> None:
         try:
             with open_lake(settings) as lake:
-                together.wait(30)
+                together.wait(PATIENCE_S)
                 for first in range(0, 400, size):
                     lake.append(TRADES, rows.slice(first, size))
         except BaseException as exc:
@@ -305,7 +308,7 @@ def test_a_commit_that_lands_late_has_its_files(
     assert "hint: run it again" in failed.stderr
     assert k2("query", "trades").stdout.count("\n") == 1
     proxy.commits_held.set()
-    assert proxy.has_late_status.wait(30)
+    assert proxy.has_late_status.wait(PATIENCE_S)
     assert proxy.late_statuses == [200]
     assert counted(k2) == OF_DUMP
     assert "loaded before, skipped" in k2(*LOAD, dump).stderr
@@ -315,7 +318,7 @@ def test_a_commit_that_lands_late_has_its_files(
 def test_rows_of_a_commit_that_lands_late_are_not_written_again(
     home: Path, rest: Properties, proxy: CatalogProxy
 ) -> None:
-    impatient = {**rest, "uri": proxy.url, "rest.client.socket-timeout-ms": "1000"}
+    impatient = {**rest, "uri": proxy.url, "rest.client.socket-timeout-ms": IMPATIENT_MS}
     settings = load_settings({"K2_HOME": str(home), **variables(impatient)})
     rows = pa.Table.from_batches([trades_batch(10, symbol="BTCUSDT")])
     with open_lake(settings) as lake:
@@ -323,7 +326,7 @@ def test_rows_of_a_commit_that_lands_late_are_not_written_again(
         with pytest.raises(OutcomeUnknown):
             lake.append(TRADES, rows)
         proxy.commits_held.set()
-        assert proxy.has_late_status.wait(30)
+        assert proxy.has_late_status.wait(PATIENCE_S)
         again = lake.append(TRADES, rows)
         assert (again.rows, again.duplicates) == (0, 10)
         assert len(lake.table(TRADES).scan().to_arrow()) == 10
@@ -333,17 +336,22 @@ def test_rows_of_a_commit_that_lands_late_are_not_written_again(
 def test_a_stream_repeats_a_commit_that_may_land_yet(
     home: Path, rest: Properties, proxy: CatalogProxy
 ) -> None:
-    impatient = {**rest, "uri": proxy.url, "rest.client.socket-timeout-ms": "1000"}
+    impatient = {**rest, "uri": proxy.url, "rest.client.socket-timeout-ms": IMPATIENT_MS}
     settings = load_settings({"K2_HOME": str(home), **variables(impatient)})
     rows = pa.Table.from_batches([trades_batch(10, symbol="BTCUSDT")])
     with open_lake(settings) as lake:
         proxy.commits_held.clear()
-        release = threading.Timer(1.3, proxy.commits_held.set)  # in the second attempt
-        release.start()
-        commit = lake.append(TRADES, rows)
-        release.join()
+
+        def release() -> None:
+            wait_for(lambda: len(proxy.held_commits) == 2)  # in the second attempt
+            proxy.commits_held.set()
+
+        with ThreadPoolExecutor(1) as executor:
+            released = executor.submit(release)
+            commit = lake.append(TRADES, rows)
+            released.result()
         assert commit.rows + commit.duplicates == 10
-        assert proxy.has_late_status.wait(30)
+        assert proxy.has_late_status.wait(PATIENCE_S)
         assert len(lake.table(TRADES).scan().to_arrow()) == 10
 
 
@@ -552,7 +560,11 @@ def test_sql_sees_no_secret(stored: dict[str, Properties], home: Path, sql: str)
     assert "hush" not in str(answer.to_pylist())
 
 
-@pytest.mark.parametrize("secret", ["it's", 'a"b', "c\\d", "e;f--g", "h\ni"])
+@pytest.mark.parametrize(
+    "secret",
+    ["it's", 'a"b', "c\\d", "e;f--g", "h\ni"],
+    ids=["apostrophe", "quote", "backslash", "semicolon", "newline"],
+)
 def test_any_secret_is_handed_over_and_none_shown(
     stored: dict[str, Properties], home: Path, secret: str
 ) -> None:

@@ -1,14 +1,14 @@
 """The ways onto a topic, with a real broker and a real registry: stream, load, produce, init."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, numbered_trades, wait_for
+from cluster import Cluster, numbered_trades
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from services.fixtures import OwnBroker
 from services.registry import RegistryAddress
+from waiting import PATIENCE_S, wait_for
 
 from k2cli.ingestion.binance.simulator.options import SimulatorOptions
 from k2cli.ingestion.binance.simulator.server import running_simulator
@@ -40,7 +40,7 @@ def ndjson(count: int) -> str:
 
 
 def offsets(cluster: Cluster, topic: str) -> int:
-    (info,) = Topics(cluster.kafka, timeout_s=10).describe([topic])
+    (info,) = Topics(cluster.kafka, timeout_s=60).describe([topic])
     return sum(partition.next for partition in info.partitions)
 
 
@@ -85,19 +85,19 @@ def test_a_stream_waits_out_brokers_that_are_away(
     with running_simulator(SimulatorOptions(rate=1_000, seed=2)) as server:
         running = cluster.start(
             *("stream", "binance", "--symbols", "BTCUSDT,ETHUSDT", "--url", server.url),
-            *("--topic", "away.trades", "--max-messages", 12_000, "--flush-interval", "1s"),
+            *("--topic", "away.trades", "--max-messages", 20_000, "--flush-interval", "1s"),
             *("--summary", "json"),
         )
         wait_for(lambda: offsets(cluster, "away.trades") > 0)
         broker.kill()
-        time.sleep(7)  # long enough for a warning
+        assert running.stderr is not None
+        assert any("kafka_away" in line for line in running.stderr)  # waits for that line
         broker.start()
-        stdout, stderr = running.communicate(timeout=60)
+        stdout, stderr = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 0, stderr
-    assert "kafka_away" in stderr
-    assert json.loads(stdout)["rows"] == 12_000
-    assert cluster.consume("--topic", "away.trades")["rows"] == 12_000
-    assert len(set(cluster.ids())) == 12_000
+    assert json.loads(stdout)["rows"] == 20_000
+    assert cluster.consume("--topic", "away.trades")["rows"] == 20_000
+    assert len(set(cluster.ids())) == 20_000
 
 
 def test_a_file_goes_through_kafka_into_the_table(cluster: Cluster, topic: str, dump: Path):
@@ -225,12 +225,12 @@ def test_init_makes_what_is_missing_and_says_so(cluster: Cluster):
     topic = "market.options.trades"
     assert f"topic {topic} was made" in result.stderr
     assert f"topic {topic}.dlq was made" in result.stderr
-    (info,) = Topics(cluster.kafka, timeout_s=10).describe([topic])
+    (info,) = Topics(cluster.kafka, timeout_s=60).describe([topic])
     assert len(info.partitions) == 2
     admin = AdminClient(cluster.kafka)
     (asked,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
     assert asked.result()["retention.ms"].value == "604800000"
-    with open_registry({"url": cluster.registry_url}, timeout_s=10) as registry:
+    with open_registry({"url": cluster.registry_url}, timeout_s=60) as registry:
         registry.find(subject_of(topic), TRADES.avro)
     again = cluster.run("init", "--asset-class", "options", "--partitions", 2)
     assert again.exit_code == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_S
 
 from k2cli.config import Settings, load_settings
 from k2cli.flow import Totals
@@ -137,7 +138,9 @@ def stream(
             sink=TableSink(lake=lake, exchange=VENUES[market].exchange, observe=observe),
             rejects=rejects,
             policy=PumpPolicy(
-                flush_rows=settings.stream.flush_rows, flush_interval_s=60, duration_s=30
+                flush_rows=settings.stream.flush_rows,
+                flush_interval_s=60,
+                duration_s=PATIENCE_S,
             ),
             observe=observe,
         )

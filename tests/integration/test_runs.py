@@ -58,7 +58,7 @@ def test_dead_letters_and_their_replay_keep_the_run_of_the_message(
     cluster.create(topic, partitions=1)
     producer = Producer(cluster.kafka)
     producer.produce(topic, b"no record", b"key", headers=[("k2.run", b"first"), ("a", b"1")])
-    assert producer.flush(20) == 0
+    assert producer.flush(60) == 0
     assert cluster.consume("--topic", topic)["rejects"] == 1
     (letter,) = cluster.read(f"{topic}.dlq", 1)
     headers = dict(letter.headers() or [])
@@ -76,7 +76,7 @@ def test_log_lines_have_a_level_and_the_run(run: Run, home: Path):
 
 def see_log_lines(run: Run, home: Path, url: str) -> None:
     stream = ["stream", "binance", "--url", url, "--symbols", "BTCUSDT"]
-    stream += ["--duration", "1s", "--log-format", "json"]
+    stream += ["--max-messages", "100", "--log-format", "json"]
     done = run(stream, env={"K2_RUN": "nightly-1"})
     assert done.exit_code == 0, done.stderr
     lines = events(done.stderr)

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from services.packages import made_once
 from services.processes import ServerFailed, free_port
 from services.registry import RegistryAddress
 from services.seaweedfs import SeaweedFs
+from waiting import PATIENCE_S, wait_for
 
 VALUES = [b"1", b"2", b"3"]
 
@@ -32,21 +32,21 @@ VALUES = [b"1", b"2", b"3"]
 def create_topic(bootstrap: str, name: str) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap})
     for answer in admin.create_topics([NewTopic(name, 1, 1)]).values():
-        answer.result(30)
+        answer.result(PATIENCE_S)
 
 
 def produce(bootstrap: str, topic: str, values: list[bytes]) -> None:
     producer = Producer({"bootstrap.servers": bootstrap, "acks": "all"})
     for value in values:
         producer.produce(topic, value)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_S) == 0
 
 
 def consume(bootstrap: str, topic: str, count: int) -> list[bytes | None]:
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": topic, "log_level": 0})
     consumer.assign([TopicPartition(topic, 0, 0)])
     try:
-        return [message.value() for message in consumer.consume(count, 30)]
+        return [message.value() for message in consumer.consume(count, PATIENCE_S)]
     finally:
         consumer.close()
 
@@ -69,7 +69,7 @@ def test_kafka_does_not_make_topics_unasked(kafka: KafkaAddress, topic_name: str
     patience = {"topic.metadata.propagation.max.ms": 100}
     producer = Producer({"bootstrap.servers": kafka.bootstrap, **patience})
     producer.produce(topic_name, b"1", on_delivery=lambda error, _: failed.append(error))
-    producer.flush(30)
+    producer.flush(PATIENCE_S)
     assert [error.code() for error in failed if error] == [KafkaError.UNKNOWN_TOPIC_OR_PART]
 
 
@@ -95,7 +95,7 @@ def test_broker_obeys_its_config(own_broker: OwnBroker, topic_name: str) -> None
     failed: list[KafkaError | None] = []
     producer = Producer({"bootstrap.servers": broker.bootstrap})
     producer.produce(topic_name, bytes(3000), on_delivery=lambda error, _: failed.append(error))
-    producer.flush(30)
+    producer.flush(PATIENCE_S)
     assert [error.code() for error in failed if error] == [KafkaError.MSG_SIZE_TOO_LARGE]
 
 
@@ -103,7 +103,7 @@ def test_brokers_share_nothing(own_broker: OwnBroker, topic_name: str) -> None:
     first, second = own_broker(), own_broker()
     create_topic(first.bootstrap, topic_name)
     admin = AdminClient({"bootstrap.servers": second.bootstrap})
-    assert topic_name not in admin.list_topics(timeout=30).topics
+    assert topic_name not in admin.list_topics(timeout=PATIENCE_S).topics
 
 
 def test_broker_with_bad_config_shows_its_log(own_broker: OwnBroker) -> None:
@@ -180,16 +180,14 @@ import os, signal
 from pathlib import Path
 from services.processes import ServerProcess
 server = ServerProcess(name="web", folder=Path({str(tmp_path)!r}))
-server.start({command!r}, is_ready=lambda: "Serving" in server.log_text(), timeout_s=20)
+server.start({command!r}, is_ready=lambda: "Serving" in server.log_text(), timeout_s=60)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    killed = subprocess.run([sys.executable, "-c", script], env=env, check=False, timeout=60)
+    command = [sys.executable, "-c", script]
+    killed = subprocess.run(command, env=env, check=False, timeout=PATIENCE_S)
     assert killed.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 10
-    while is_open(port):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not is_open(port))
 
 
 def is_open(port: int) -> bool:

@@ -14,6 +14,7 @@ from cluster import READ_TIMEOUT_S, Cluster, numbered_trades
 from conftest import Run
 from services.fixtures import OwnBroker, OwnRegistry
 from services.seaweedfs import SeaweedFs
+from waiting import PATIENCE_S
 
 from k2cli.config import load_settings
 from k2cli.ingestion.kafka.registry import open_registry
@@ -24,8 +25,11 @@ TOPIC = "market.crypto.trades"
 GROUP = "k2-iceberg-writer"
 
 
+PATIENT = ("--timeout", "60s")  # with servers that are up, the answer takes no longer for it
+
+
 def status(cluster: Cluster, *args: str, code: int = 0) -> dict[str, Any]:
-    result = cluster.run("status", "--format", "json", *args)
+    result = cluster.run("status", "--format", "json", *(args or PATIENT))
     assert result.exit_code == code, result.stdout + result.stderr
     found: dict[str, Any] = json.loads(result.stdout)
     return found
@@ -71,6 +75,7 @@ def test_figures_are_those_of_what_was_written(cluster: Cluster, topic_name: str
     topic = f"{topic_name}.trades"
     cluster.create(topic)
     cluster.produce(topic, numbered_trades(100))
+    before = datetime.now(tz=UTC)
     cluster.consume("--topic", topic)
     cluster.produce(topic, numbered_trades(7, begin=100))
     found = status(cluster)
@@ -80,7 +85,7 @@ def test_figures_are_those_of_what_was_written(cluster: Cluster, topic_name: str
     newest = START + timedelta(seconds=99, microseconds=55_000)
     assert datetime.fromisoformat(trades["newest_record"]) == newest
     committed = datetime.fromisoformat(trades["last_commit"])
-    assert datetime.now(tz=UTC) - committed < timedelta(minutes=1)
+    assert before - timedelta(milliseconds=1) <= committed <= datetime.now(tz=UTC)
     lags = [lag for lag in found["lag"] if lag["topic"] == topic]
     assert [lag["partition"] for lag in lags] == [0, 1, 2, 3]
     assert {lag["table"] for lag in lags} == {"trades"}
@@ -88,7 +93,7 @@ def test_figures_are_those_of_what_was_written(cluster: Cluster, topic_name: str
     assert sum(lag["table_offset"] for lag in lags) == 100
     assert sum(lag["lag"] for lag in lags) == 7
     assert [lag["group_offset"] for lag in lags] == [lag["table_offset"] for lag in lags]
-    text = cluster.run("status").stdout
+    text = cluster.run("status", *PATIENT).stdout
     assert "  kafka      " in text
     assert f"{topic}  " in text
 
@@ -138,7 +143,7 @@ def test_servers_that_stop_are_red_and_the_rest_is_not(
     cluster = Cluster(broker.bootstrap, registry.url, home, env)
     assert cluster.run("init").exit_code == 0
     broker.stop()
-    found = status(cluster, "--timeout", "2s", code=5)
+    found = status(cluster, "--timeout", "8s", code=5)
     assert states_of(found) == {
         "catalog": "green",
         "store": "green",
@@ -147,9 +152,9 @@ def test_servers_that_stop_are_red_and_the_rest_is_not(
         "disk": "green",
     }
     registry.kill()
-    found = status(cluster, "--timeout", "2s", code=5)
+    found = status(cluster, "--timeout", "8s", code=5)
     assert (states_of(found)["kafka"], states_of(found)["registry"]) == ("red", "red")
-    text = cluster.run("status", "--timeout", "2s").stdout.splitlines()
+    text = cluster.run("status", "--timeout", "8s").stdout.splitlines()
     reds = [line for line in text if line.startswith("red")]
     assert [line.split()[1] for line in reds] == ["kafka", "registry"]
     assert all("; hint: " in line for line in reds)
@@ -160,11 +165,11 @@ def test_tables_in_an_object_store(
     run: Run, seaweedfs: SeaweedFs, tmp_path: Path, k2_env: dict[str, str], kind: Any
 ):
     env = {**k2_env, **catalog_env(seaweedfs.catalog_properties(kind, folder=tmp_path))}
-    empty = run(["status", "-f", "json"], env=env)
+    empty = run(["status", "-f", "json", *PATIENT], env=env)
     assert empty.exit_code == 0
     assert check_of(json.loads(empty.stdout), "catalog")["hint"] == "k2 init"
     write_trades(env, 5)
-    found = json.loads(run(["status", "-f", "json", "--timeout", "20s"], env=env).stdout)
+    found = json.loads(run(["status", "-f", "json", *PATIENT], env=env).stdout)
     assert states_of(found) == {"catalog": "green", "store": "green"}
     assert check_of(found, "store")["detail"].startswith("s3://")
     assert found["tables"][0]["rows"] == 5
@@ -182,7 +187,7 @@ def store_env(seaweedfs: SeaweedFs, tmp_path: Path, k2_env: dict[str, str]) -> d
 
 def test_a_store_that_is_away_is_red(run: Run, store_env: dict[str, str]):
     env = {**store_env, "K2_CATALOG_S3__ENDPOINT": "http://127.0.0.1:1"}
-    result = run(["status", "-f", "json", "--timeout", "2s"], env=env)
+    result = run(["status", "-f", "json", *PATIENT], env=env)
     assert result.exit_code == 5
     assert states_of(json.loads(result.stdout)) == {"catalog": "green", "store": "red"}
 
@@ -190,10 +195,14 @@ def test_a_store_that_is_away_is_red(run: Run, store_env: dict[str, str]):
 def test_a_store_that_never_answers_does_not_keep_the_process(
     store_env: dict[str, str], black_hole: str
 ):
-    env = {**store_env, "K2_CATALOG_S3__ENDPOINT": f"http://{black_hole}"}
-    command = [sys.executable, "-m", "k2cli", "status", "-f", "json", "--timeout", "1s"]
+    env = {
+        **store_env,
+        "K2_CATALOG_S3__ENDPOINT": f"http://{black_hole}",
+        "K2_CATALOG_S3__REQUEST_TIMEOUT": "3600",  # Arrow waits for so long, and is waited for
+    }
+    command = [sys.executable, "-m", "k2cli", "status", "-f", "json", "--timeout", "10s"]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         found = json.loads(process.stdout.readline())
-        assert process.wait(timeout=4) == 5  # Arrow by itself tries for 10 s, and is waited for
+        assert process.wait(PATIENCE_S) == 5
     assert states_of(found) == {"catalog": "green", "store": "red"}

@@ -23,14 +23,16 @@ from typing import Any
 import pytest
 import trustme
 from conftest import Run
+from scraping import scraped_until
+from waiting import PATIENCE_S, wait_for
 
 from k2cli.config import Settings
 from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
 from k2cli.records import TRADES, RecordKind
 from k2cli.storage.lake import open_lake
 
-TIMEOUT_S = 30
 SYMBOLS = ("--symbols", "BTCUSDT")
+UNCOMMITTED = ("--flush-interval", "1h", "--metrics", "127.0.0.1:0")  # until the end
 Json = dict[str, Any]
 
 
@@ -63,8 +65,14 @@ class Streamer:
     def wait_for(self, event: str, count: int = 1) -> None:
         with self._has_news:
             assert self._has_news.wait_for(
-                lambda: len(self.named(event)) >= count, timeout=TIMEOUT_S
+                lambda: len(self.named(event)) >= count, timeout=PATIENCE_S
             ), (event, self.events[-3:], self.talk)
+
+    def wait_for_messages(self) -> None:
+        """Wait until it has taken some, which its metrics show."""
+        self.wait_for("metrics")
+        url = self.named("metrics")[0]["url"]
+        scraped_until(url, lambda samples: samples.get(("k2_messages_total", ()), 0) > 0)
 
     def named(self, event: str) -> list[Json]:
         return [found for found in self.events if found["event"] == event]
@@ -75,7 +83,7 @@ class Streamer:
             self.process.send_signal(number)
         assert self.process.stdout is not None
         out = self.process.stdout.read()
-        code = self.process.wait(TIMEOUT_S)
+        code = self.process.wait(PATIENCE_S)
         self._reader.join()
         return code, out
 
@@ -125,18 +133,20 @@ def test_signal_ends_with_a_last_commit_and_the_summary(
 ) -> None:
     with (
         running_simulator(SimulatorOptions(first_id=100, rate=2_000)) as simulator,
-        streaming(k2_env, simulator.url, "--summary", "json") as streamer,
+        streaming(k2_env, simulator.url, *UNCOMMITTED, "--summary", "json") as streamer,
     ):
         streamer.wait_for("connected")
-        time.sleep(0.5)
+        connected_s = time.monotonic()
+        streamer.wait_for_messages()
         assert streamer.named("commit") == []
+        streamed_s = time.monotonic() - connected_s
         code, out = streamer.end(number)
     assert code == 0
     summary = json.loads(out)
     assert {"messages", "rows", "rejects", "commits", "reconnects", "duration_s"} <= summary.keys()
     assert summary["rows"] == summary["messages"] > 0
     assert (summary["commits"], summary["rejects"], summary["reconnects"]) == (1, 0, 0)
-    assert summary["duration_s"] > 0.3
+    assert summary["duration_s"] > streamed_s - 0.01
     assert streamer.talk == []
     held = numbers(settings)
     assert_is_one_run(held, 100)
@@ -147,18 +157,16 @@ def test_second_signal_ends_a_commit_that_waits(k2_env: dict[str, str], settings
     """Another process holds the catalog's lock, so that the last commit cannot go on."""
     with (
         running_simulator(SimulatorOptions(first_id=100, rate=2_000)) as simulator,
-        streaming(k2_env, simulator.url) as streamer,
+        streaming(k2_env, simulator.url, *UNCOMMITTED) as streamer,
     ):
-        streamer.wait_for("connected")
-        time.sleep(0.3)
+        streamer.wait_for_messages()
         with sqlite3.connect(settings.home / "catalog.db", isolation_level=None) as lock:
             lock.execute("BEGIN EXCLUSIVE")
             streamer.process.send_signal(signal.SIGINT)
+            wait_for(lambda: simulator.open_connections == 0)  # it has taken the signal
             with pytest.raises(subprocess.TimeoutExpired):
                 streamer.process.wait(1)
-            started = time.monotonic()
-            code, _ = streamer.end(signal.SIGINT)
-            assert time.monotonic() - started < 1
+            code, _ = streamer.end(signal.SIGINT)  # otherwise the lock ends it with an error
             lock.execute("ROLLBACK")
         lock.close()
     assert code == -signal.SIGINT
@@ -171,14 +179,14 @@ def test_lock_that_is_freed_lets_the_commit_go_on(
 ) -> None:
     with (
         running_simulator(SimulatorOptions(first_id=100, rate=2_000)) as simulator,
-        streaming(k2_env, simulator.url) as streamer,
+        streaming(k2_env, simulator.url, *UNCOMMITTED) as streamer,
     ):
-        streamer.wait_for("connected")
-        time.sleep(0.3)
+        streamer.wait_for_messages()
         lock = sqlite3.connect(settings.home / "catalog.db", isolation_level=None)
         lock.execute("BEGIN EXCLUSIVE")
         streamer.process.send_signal(signal.SIGTERM)
-        time.sleep(0.7)
+        wait_for(lambda: simulator.open_connections == 0)  # it has taken the signal
+        time.sleep(0.7)  # so that it waits for the lock, most likely
         lock.execute("ROLLBACK")
         lock.close()
         code, _ = streamer.end()
@@ -220,7 +228,7 @@ def test_killed_streams_keep_every_reported_row_and_double_none(
             capture_output=True,
             text=True,
             check=True,
-            timeout=TIMEOUT_S,
+            timeout=PATIENCE_S,
         )
     summary = json.loads(done.stdout)
     assert (summary["rows"], summary["duplicates"]) == (50, reported)
@@ -354,7 +362,7 @@ def test_stdout_that_is_closed_early_ends_quietly(k2_env: dict[str, str]) -> Non
         with process, process.stdout, process.stderr:
             assert json.loads(process.stdout.readline())["trade_id"] == "BINANCE-100"
             process.stdout.close()
-            code = process.wait(TIMEOUT_S)
+            code = process.wait(PATIENCE_S)
             talk = process.stderr.read().decode()
     assert code == 0
     assert "Traceback" not in talk
@@ -365,7 +373,7 @@ def test_live_view_on_a_terminal_shows_symbol_and_price(k2_env: dict[str, str]) 
     master, slave = pty.openpty()
     with running_simulator(SimulatorOptions(first_id=100, rate=500)) as simulator:
         process = subprocess.Popen(
-            command(simulator.url, "--duration", "1s"),
+            command(simulator.url, "--max-messages", "500"),  # a second's
             env={**k2_env, "TERM": "xterm"},
             stdout=subprocess.PIPE,
             stderr=slave,
@@ -375,7 +383,7 @@ def test_live_view_on_a_terminal_shows_symbol_and_price(k2_env: dict[str, str]) 
         assert process.stdout is not None
         with process.stdout:
             assert process.stdout.read() == b""
-        assert process.wait(TIMEOUT_S) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert "BTCUSDT" in shown
     assert re.search(r"\d+\.\d{8}", shown)
     assert "rows/s" in shown
@@ -386,7 +394,7 @@ def read_terminal(master: int) -> str:
     """Read until the other side is closed, which Linux reports as an I/O error."""
     parts = []
     with suppress(OSError):
-        while select.select([master], [], [], TIMEOUT_S)[0] and (part := os.read(master, 65536)):
+        while select.select([master], [], [], PATIENCE_S)[0] and (part := os.read(master, 65536)):
             parts.append(part)
     os.close(master)
     return b"".join(parts).decode()
@@ -428,7 +436,7 @@ def test_file_size_limit_ends_with_a_message_and_what_was_reported(
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
-    args = ("--flush-interval", "50ms", "--duration", "20s")
+    args = ("--flush-interval", "50ms")
     with (
         running_simulator(SimulatorOptions(first_id=100, rate=200)) as simulator,
         streaming(k2_env, simulator.url, *args, preexec_fn=limit) as streamer,
@@ -456,8 +464,9 @@ def test_file_size_limit_ends_with_a_message_and_what_was_reported(
 def test_full_disk_under_the_rejects_ends_with_a_message(
     k2_env: dict[str, str], settings: Settings
 ) -> None:
-    options = SimulatorOptions(first_id=100, rate=5_000, garbage_every=2_000)
-    args = ("--flush-interval", "100ms", "--rejects", "/dev/full")
+    # The garbage comes behind more frames than are parsed at once, so after a commit.
+    options = SimulatorOptions(first_id=100, rate=20_000, garbage_every=10_000)
+    args = ("--flush-rows", "100", "--rejects", "/dev/full")
     with (
         running_simulator(options) as simulator,
         streaming(k2_env, simulator.url, *args) as streamer,

@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from waiting import PATIENCE_S
+
 
 class CatalogProxy(ThreadingHTTPServer):
     """Passes requests on as they are; a test may spoil it.
@@ -27,6 +29,7 @@ class CatalogProxy(ThreadingHTTPServer):
         self.repeats_commits = False  # as a gateway that lost the first answer
         self.commits_held = threading.Event()  # clear: commits wait here, and land when it is set
         self.commits_held.set()
+        self.held_commits: list[str] = []  # paths of those that had to wait
         self.late_statuses: list[int] = []  # what came of commits that nobody waited for
         self.has_late_status = threading.Event()
 
@@ -45,7 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
         is_commit = self.command == "POST" and "/tables/" in self.path
         is_late = is_commit and not self.server.commits_held.is_set()
         if is_late:
-            assert self.server.commits_held.wait(30)
+            self.server.held_commits.append(self.path)
+            assert self.server.commits_held.wait(PATIENCE_S)
         if is_commit and self.server.repeats_commits:
             self._forwarded(body)
         status, answer = self._forwarded(body)
@@ -67,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_HEAD = do_DELETE = _pass_on
 
     def _forwarded(self, body: bytes) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self.server.target, timeout=30)
+        connection = http.client.HTTPConnection(self.server.target, timeout=PATIENCE_S)
         try:
             connection.putrequest(
                 self.command, self.path, skip_host=True, skip_accept_encoding=True

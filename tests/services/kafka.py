@@ -17,7 +17,7 @@ from services.java import QUICK_START, Java, find_java
 from services.packages import digest, fetch, made_once
 from services.processes import ServerFailed, ServerProcess, free_port
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 240.0
 READY = "Kafka Server started"
 JVM = ("-Xmx512m", *QUICK_START)
 
@@ -191,7 +191,7 @@ def _make_seed(seed: Path, java: Java, jars: Path) -> None:
 def _format(java: list[str], properties: Path) -> None:
     cluster = base64.urlsafe_b64encode(b"k2 test servers!").decode()
     command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     if done.returncode != 0:
         raise ServerFailed(f"Kafka's data folder was not formatted:\n{done.stdout}{done.stderr}")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 60.0
 LOG_TAIL_CHARS = 3_000
 
 # Below the ephemeral range: a client that dials a stopped server at an ephemeral port can be given

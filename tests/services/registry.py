@@ -11,7 +11,7 @@ from services.java import QUICK_START, Java, find_java
 from services.packages import fetch
 from services.processes import ServerProcess, free_port
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 240.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SchemaRegistry:
         body = json.dumps({"compatibility": "BACKWARD"}).encode()
         headers = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
         request = Request(f"{self.url}/config", data=body, headers=headers, method="PUT")
-        with urlopen(request, timeout=10):
+        with urlopen(request, timeout=60):
             pass
 
     def stop(self) -> None:

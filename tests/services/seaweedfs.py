@@ -16,7 +16,7 @@ import boto3  # type: ignore[import-untyped]
 from services import ServiceMissing
 from services.processes import ServerProcess, free_port
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 240.0
 GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of each part that many above its HTTP port
 ACCESS_KEY, SECRET_KEY, REGION = "tests", "not-a-secret", "us-east-1"
 BUCKET = "warehouse"

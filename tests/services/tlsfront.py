@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
+from waiting import PATIENCE_S
+
 
 @contextmanager
 def tls_in_front(url: str, context: ssl.SSLContext) -> Iterator[str]:
@@ -17,9 +19,9 @@ def tls_in_front(url: str, context: ssl.SSLContext) -> Iterator[str]:
     front = _Front(urlsplit(url).hostname or "", urlsplit(url).port or 80)
     try:
         started = asyncio.start_server(front.serve, "127.0.0.1", 0, ssl=context)
-        server = asyncio.run_coroutine_threadsafe(started, loop).result(10)
+        server = asyncio.run_coroutine_threadsafe(started, loop).result(PATIENCE_S)
         yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        asyncio.run_coroutine_threadsafe(front.close(server), loop).result(10)
+        asyncio.run_coroutine_threadsafe(front.close(server), loop).result(PATIENCE_S)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

@@ -99,12 +99,12 @@ def test_a_file_that_is_cut_off_gives_its_whole_blocks():
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "it does not begin as an Avro file does"),
-        (b"PAR1....", "it does not begin as an Avro file does"),
-        (b"Obj\x01", "not an Avro container"),
-        (b"Obj\x01\x00", "not an Avro container"),
-        (file_of()[:100], "not an Avro container"),
-        (compressed("lzo"), "compressed as 'lzo'"),
+        pytest.param(b"", "it does not begin as an Avro file does", id="empty"),
+        pytest.param(b"PAR1....", "it does not begin as an Avro file does", id="parquet"),
+        pytest.param(b"Obj\x01", "not an Avro container", id="magic-alone"),
+        pytest.param(b"Obj\x01\x00", "not an Avro container", id="empty-header"),
+        pytest.param(file_of()[:100], "not an Avro container", id="header-cut-off"),
+        pytest.param(compressed("lzo"), "compressed as 'lzo'", id="unknown-codec"),
     ],
 )
 def test_what_is_no_container_is_told(data: bytes, reason: str):
@@ -149,7 +149,7 @@ def test_of_a_broken_block_the_records_before_are_rows():
     assert numbers == [1000 + place for place in places]
 
 
-@pytest.mark.parametrize("more", [b"\x00", b"\x00" * 40])
+@pytest.mark.parametrize("more", [b"\x00", b"\x00" * 40], ids=["one-byte", "forty-bytes"])
 def test_bytes_that_are_left_over_in_a_block_are_told(more: bytes):
     """What the count of a block leaves over is no record: it is not skipped."""
     data = file_of(records=RECORDS[:3])

@@ -90,11 +90,11 @@ def test_an_unknown_symbol_of_an_enum_is_not_written():
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
-        (0, b"\x00"),
-        (-1, b"\x01"),
-        (63, b"\x7e"),
-        (64, b"\x80\x01"),
-        (-(2**63), b"\xff" * 9 + b"\1"),
+        pytest.param(0, b"\x00", id="zero"),
+        pytest.param(-1, b"\x01", id="minus-one"),
+        pytest.param(63, b"\x7e", id="largest-of-one-byte"),
+        pytest.param(64, b"\x80\x01", id="smallest-of-two-bytes"),
+        pytest.param(-(2**63), b"\xff" * 9 + b"\1", id="least-long"),
     ],
 )
 def test_varints_are_those_of_the_specification(number: int, expected: bytes):

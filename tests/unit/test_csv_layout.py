@@ -42,24 +42,90 @@ def test_a_layout_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("old", "new", "message", "hint"),
     [
-        ("columns =", "colums =", "unknown key colums in my.toml", "columns"),
-        ("zone =", "zne =", "unknown key time.zne in my.toml", "zone"),
-        ("price =", "prise =", "unknown key fields.prise in my.toml", "price"),
-        ("currency =", "curency =", "unknown key constants.curency in my.toml", "currency"),
-        ('price = "price"', 'price = "pric"', "fields.price is from 'pric'", "price"),
-        ('venue = "venue"', 'venue = "venu"', "vendor_data.venue is from 'venu'", "venue"),
-        ('price = "price"', "", "my.toml lacks fields.price", None),
-        ('time = "time"', "", "my.toml lacks fields.time", None),
-        ('kind = "trades"', 'kind = "bars"', "my.toml: Invalid enum value 'bars'", None),
-        ('kind = "trades"', "kind = ", "my.toml is not TOML", None),
-        ('kind = "trades"', "", "my.toml: Object missing required field `kind`", None),
-        ('"price", "volume"', '"price", "price"', "columns names one twice", None),
-        ("%m/%d/%Y", "%m/%Q", "is no format of strptime", "iso"),
-        ("%H:%M:%S.%f", "%H:%M:%S%z", "is no format of strptime", "iso"),
-        ("%H:%M:%S.%f", "%H:%H", "is no format of strptime", "iso"),
-        ('"equities"', '"stocks"', "constants.asset_class is none of", None),
-        ('header = "none"', 'header = "none"\noptional = ["date"]', "the last of columns", None),
-        ("[constants]", '[side]\nb = "buy"\n[constants]', "side.b is none of", None),
+        pytest.param(
+            "columns =", "colums =", "unknown key colums in my.toml", "columns", id="unknown-key"
+        ),
+        pytest.param(
+            "zone =", "zne =", "unknown key time.zne in my.toml", "zone", id="unknown-time-key"
+        ),
+        pytest.param(
+            "price =", "prise =", "unknown key fields.prise in my.toml", "price", id="unknown-field"
+        ),
+        pytest.param(
+            "currency =",
+            "curency =",
+            "unknown key constants.curency in my.toml",
+            "currency",
+            id="unknown-constant",
+        ),
+        pytest.param(
+            'price = "price"',
+            'price = "pric"',
+            "fields.price is from 'pric'",
+            "price",
+            id="field-from-unknown-column",
+        ),
+        pytest.param(
+            'venue = "venue"',
+            'venue = "venu"',
+            "vendor_data.venue is from 'venu'",
+            "venue",
+            id="vendor-data-from-unknown-column",
+        ),
+        pytest.param('price = "price"', "", "my.toml lacks fields.price", None, id="no-price"),
+        pytest.param('time = "time"', "", "my.toml lacks fields.time", None, id="no-time"),
+        pytest.param(
+            'kind = "trades"',
+            'kind = "bars"',
+            "my.toml: Invalid enum value 'bars'",
+            None,
+            id="unknown-kind",
+        ),
+        pytest.param('kind = "trades"', "kind = ", "my.toml is not TOML", None, id="not-toml"),
+        pytest.param(
+            'kind = "trades"',
+            "",
+            "my.toml: Object missing required field `kind`",
+            None,
+            id="no-kind",
+        ),
+        pytest.param(
+            '"price", "volume"',
+            '"price", "price"',
+            "columns names one twice",
+            None,
+            id="column-twice",
+        ),
+        pytest.param(
+            "%m/%d/%Y", "%m/%Q", "is no format of strptime", "iso", id="unknown-date-directive"
+        ),
+        pytest.param(
+            "%H:%M:%S.%f", "%H:%M:%S%z", "is no format of strptime", "iso", id="time-with-a-zone"
+        ),
+        pytest.param(
+            "%H:%M:%S.%f", "%H:%H", "is no format of strptime", "iso", id="time-directive-twice"
+        ),
+        pytest.param(
+            '"equities"',
+            '"stocks"',
+            "constants.asset_class is none of",
+            None,
+            id="unknown-asset-class",
+        ),
+        pytest.param(
+            'header = "none"',
+            'header = "none"\noptional = ["date"]',
+            "the last of columns",
+            None,
+            id="optional-column-not-last",
+        ),
+        pytest.param(
+            "[constants]",
+            '[side]\nb = "buy"\n[constants]',
+            "side.b is none of",
+            None,
+            id="unknown-side",
+        ),
     ],
 )
 def test_a_wrong_layout_names_key_file_and_the_nearest(

@@ -124,19 +124,45 @@ def test_a_gzip_of_several_members_is_read_whole(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "data", "message"),
     [
-        (".gz", gzip.compress(os.urandom(9000))[:5000], "cannot be read to its end"),
-        (".gz", gzip.compress(LINE.encode())[:-6], "cannot be read to its end"),
-        (".gz", b"plain text", "cannot be read to its end"),
-        (".gz", b"", "is empty, not a gzip file"),
-        (".zst", b"plain text", "cannot be read to its end"),
-        (".zst", pa.compress(os.urandom(9000), codec="zstd", asbytes=True)[:5000], "to its end"),
-        (".zip", b"plain text", "is not a zip archive"),
-        (".zip", zipped({NAME: LINE.encode()})[:50], "is not a zip archive"),
-        (".zip", zipped({"a.csv": b"", "b.csv": b""}), "holds 2 files"),
-        (".zip", zipped({}), "holds 0 files"),
-        (".zip", zipped({"../a.csv": b""}), "unsafe name"),
-        (".zip", zipped({"/a.csv": b""}), "unsafe name"),
-        (".zip", zipped({"x\\..\\a.csv": b""}), "unsafe name"),
+        pytest.param(
+            ".gz",
+            gzip.compress(os.urandom(9000))[:5000],
+            "cannot be read to its end",
+            id="gzip-cut-off",
+        ),
+        pytest.param(
+            ".gz",
+            gzip.compress(LINE.encode())[:-6],
+            "cannot be read to its end",
+            id="gzip-without-its-end",
+        ),
+        pytest.param(".gz", b"plain text", "cannot be read to its end", id="gzip-of-plain-text"),
+        pytest.param(".gz", b"", "is empty, not a gzip file", id="gzip-empty"),
+        pytest.param(".zst", b"plain text", "cannot be read to its end", id="zstd-of-plain-text"),
+        pytest.param(
+            ".zst",
+            pa.compress(os.urandom(9000), codec="zstd", asbytes=True)[:5000],
+            "to its end",
+            id="zstd-cut-off",
+        ),
+        pytest.param(".zip", b"plain text", "is not a zip archive", id="zip-of-plain-text"),
+        pytest.param(
+            ".zip", zipped({NAME: LINE.encode()})[:50], "is not a zip archive", id="zip-cut-off"
+        ),
+        pytest.param(
+            ".zip", zipped({"a.csv": b"", "b.csv": b""}), "holds 2 files", id="zip-of-two-files"
+        ),
+        pytest.param(".zip", zipped({}), "holds 0 files", id="zip-of-no-file"),
+        pytest.param(
+            ".zip", zipped({"../a.csv": b""}), "unsafe name", id="zip-of-a-name-with-dots"
+        ),
+        pytest.param(".zip", zipped({"/a.csv": b""}), "unsafe name", id="zip-of-an-absolute-name"),
+        pytest.param(
+            ".zip",
+            zipped({"x\\..\\a.csv": b""}),
+            "unsafe name",
+            id="zip-of-a-name-with-backslashes",
+        ),
     ],
 )
 def test_broken_archives_are_bad_data(folder: Path, suffix: str, data: bytes, message: str) -> None:
@@ -164,22 +190,30 @@ def test_missing_forbidden_and_folder(folder: Path) -> None:
             load(path, "binance-trades", CsvOptions())
 
 
-@pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf", b"\n", b"\r\n\n"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xef\xbb\xbf", b"\n", b"\r\n\n"],
+    ids=["empty", "bom", "newline", "two-line-ends"],
+)
 def test_an_empty_file_has_no_rows(folder: Path, data: bytes) -> None:
     loaded = binance(folder, data)
     assert (loaded.rows, loaded.rejects, loaded.messages) == ([], [], 0)
 
 
-@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"], ids=["no-line-end", "newline", "crlf"])
 def test_a_header_alone_has_no_rows(folder: Path, end: str) -> None:
     header = f"id,price,qty,quoteQty,time,isBuyerMaker,isBestMatch{end}"
     loaded = binance(folder, header)
     assert (loaded.rows, loaded.rejects, loaded.messages) == ([], [], 0)
 
 
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("header", ["", "id,price,qty,quote_qty,time,is_buyer_maker,isBestMatch"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["newline", "crlf"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"], ids=["no-bom", "bom"])
+@pytest.mark.parametrize(
+    "header",
+    ["", "id,price,qty,quote_qty,time,is_buyer_maker,isBestMatch"],
+    ids=["no-header", "header"],
+)
 def test_bom_newlines_and_header(folder: Path, bom: bytes, newline: str, header: str) -> None:
     lines = [*([header] if header else []), LINE, changed(0, "x"), "", LINE]
     loaded = binance(folder, bom + newline.join(lines).encode())
@@ -251,32 +285,64 @@ def test_a_line_without_end_is_bad_data(folder: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (changed(0, ""), "id '' is empty"),
-        (changed(0, "x1"), "id 'x1' is not a whole number"),
-        (changed(0, "-1"), "id '-1' is not a whole number"),
-        (changed(0, "9" * 19), f"id '{'9' * 19}' has more than 18 digits"),
-        (changed(1, ""), "price '' is empty"),
-        (changed(1, "abc"), "price 'abc' is not a plain number"),
-        (changed(1, "1e5"), "price '1e5' is not a plain number"),
-        (changed(1, "NaN"), "price 'NaN' is not a plain number"),
-        (changed(1, "."), "price '.' is not a plain number"),
-        (changed(1, "1.2.3"), "price '1.2.3' is not a plain number"),
-        (changed(1, " 1"), "price ' 1' is not a plain number"),
-        (changed(1, "-1.5"), "price '-1.5' is negative"),
-        (changed(2, "0.123456789"), "qty '0.123456789' has more than 8 decimals"),
-        (changed(1, "12345678901"), "price '12345678901' has more than 10 digits before the point"),
-        (changed(2, "1" * 13), f"qty '{'1' * 13}' has more than 12 digits before the point"),
-        (changed(2, "0" * 39), f"qty '{'0' * 39}' has too many digits"),
-        (changed(4, ""), "time '' is empty"),
-        (changed(4, "soon"), "time 'soon' is not a whole number"),
-        (changed(4, "9" * 18), f"time '{'9' * 18}' is out of the years 1970 to 9999"),
-        (changed(5, "maybe"), "is_buyer_maker 'maybe' is none of true, false"),
-        (LINE + ",1", "has 8 columns, not 7"),
-        ("1,2", "has 2 columns, not 7"),
-        (" ", "has 1 columns, not 7"),
-        (changed(1, "1\0"), "holds a NUL byte"),
-        (changed(1, '"1'), "is not CSV: a quote is not closed"),
-        (changed(1, "1\r2"), "holds a carriage return"),
+        pytest.param(changed(0, ""), "id '' is empty", id="id-empty"),
+        pytest.param(changed(0, "x1"), "id 'x1' is not a whole number", id="id-in-letters"),
+        pytest.param(changed(0, "-1"), "id '-1' is not a whole number", id="id-negative"),
+        pytest.param(
+            changed(0, "9" * 19), f"id '{'9' * 19}' has more than 18 digits", id="id-too-long"
+        ),
+        pytest.param(changed(1, ""), "price '' is empty", id="price-empty"),
+        pytest.param(changed(1, "abc"), "price 'abc' is not a plain number", id="price-in-letters"),
+        pytest.param(
+            changed(1, "1e5"), "price '1e5' is not a plain number", id="price-with-an-exponent"
+        ),
+        pytest.param(
+            changed(1, "NaN"), "price 'NaN' is not a plain number", id="price-not-a-number"
+        ),
+        pytest.param(changed(1, "."), "price '.' is not a plain number", id="price-a-point-alone"),
+        pytest.param(
+            changed(1, "1.2.3"), "price '1.2.3' is not a plain number", id="price-two-points"
+        ),
+        pytest.param(changed(1, " 1"), "price ' 1' is not a plain number", id="price-with-a-space"),
+        pytest.param(changed(1, "-1.5"), "price '-1.5' is negative", id="price-negative"),
+        pytest.param(
+            changed(2, "0.123456789"),
+            "qty '0.123456789' has more than 8 decimals",
+            id="quantity-too-exact",
+        ),
+        pytest.param(
+            changed(1, "12345678901"),
+            "price '12345678901' has more than 10 digits before the point",
+            id="price-too-high",
+        ),
+        pytest.param(
+            changed(2, "1" * 13),
+            f"qty '{'1' * 13}' has more than 12 digits before the point",
+            id="quantity-too-high",
+        ),
+        pytest.param(
+            changed(2, "0" * 39),
+            f"qty '{'0' * 39}' has too many digits",
+            id="quantity-too-many-digits",
+        ),
+        pytest.param(changed(4, ""), "time '' is empty", id="time-empty"),
+        pytest.param(changed(4, "soon"), "time 'soon' is not a whole number", id="time-in-letters"),
+        pytest.param(
+            changed(4, "9" * 18),
+            f"time '{'9' * 18}' is out of the years 1970 to 9999",
+            id="time-too-late",
+        ),
+        pytest.param(
+            changed(5, "maybe"),
+            "is_buyer_maker 'maybe' is none of true, false",
+            id="maker-not-a-boolean",
+        ),
+        pytest.param(LINE + ",1", "has 8 columns, not 7", id="column-too-many"),
+        pytest.param("1,2", "has 2 columns, not 7", id="columns-too-few"),
+        pytest.param(" ", "has 1 columns, not 7", id="space-alone"),
+        pytest.param(changed(1, "1\0"), "holds a NUL byte", id="nul-byte"),
+        pytest.param(changed(1, '"1'), "is not CSV: a quote is not closed", id="quote-not-closed"),
+        pytest.param(changed(1, "1\r2"), "holds a carriage return", id="carriage-return"),
     ],
 )
 def test_a_bad_line_is_a_reject_that_says_why(folder: Path, line: str, reason: str) -> None:
@@ -302,7 +368,7 @@ def test_a_quoted_value_over_two_lines_is_two_rejects(folder: Path) -> None:
     assert len(loaded.rows) == 2
 
 
-@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"], ids=["no-line-end", "newline", "crlf"])
 def test_a_quote_that_is_open_at_the_end_of_the_file_is_a_reject(folder: Path, end: str) -> None:
     lines = ["timestamp,price,quantity,note", '2024-08-08,1,2,x"y', f'2024-08-08,1,2,"open{end}']
     loaded = generic(folder, "\n".join(lines))
@@ -651,9 +717,9 @@ def test_a_sequence_column_stands_beside_text_ids(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
-        (" 7", "id ' 7' is not an id"),
-        ("a\tb", "id 'a\\tb' is not an id"),
-        ("x" * 129, f"id '{'x' * 80}' is longer than 128 characters"),
+        pytest.param(" 7", "id ' 7' is not an id", id="leading-space"),
+        pytest.param("a\tb", "id 'a\\tb' is not an id", id="tab"),
+        pytest.param("x" * 129, f"id '{'x' * 80}' is longer than 128 characters", id="too-long"),
     ],
 )
 def test_what_is_no_id_is_a_reject(folder: Path, cell: str, reason: str) -> None:

@@ -22,6 +22,7 @@ from compose import (
 from conftest import REPOSITORY
 from dockerfile_parse import DockerfileParser
 from packaging.requirements import Requirement
+from waiting import PATIENCE_S
 
 from k2cli.commands.app import app
 from k2cli.commands.config_files import DOCKER_VARIABLES
@@ -37,7 +38,7 @@ PINNED = re.compile(r"[\w/-]+:v?\d+\.\d+(\.\d+)?(-[\w-]+)?")
 def test_compose_file_is_as_the_specification_wants_it() -> None:
     check = ("-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE))
     done = subprocess.run(
-        [sys.executable, *check], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *check], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stdout
 

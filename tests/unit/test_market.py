@@ -162,15 +162,22 @@ def test_first_ids_of_later_starts_are_beyond_what_can_be_sent_until_then() -> N
 @pytest.mark.parametrize(
     ("line", "stream", "frame"),
     [
-        (b'{"stream":"btcusdt@trade","data":' + TRADE + b"}", "btcusdt@trade", TRADE),
-        (TRADE, "btcusdt@trade", TRADE),
-        (BOOK, "nknusdt@bookTicker", BOOK),
-        (FUTURES_BOOK, "btcusdt@bookTicker", FUTURES_BOOK),
-        (b"{broken", None, b"{broken"),
-        (b"[1]", None, b"[1]"),
-        (b"\xff\xfe", None, b"\xff\xfe"),
-        (b'{"result":null,"id":1}', None, b'{"result":null,"id":1}'),
-        (b'{"stream":5,"data":{}}', None, b'{"stream":5,"data":{}}'),
+        pytest.param(
+            b'{"stream":"btcusdt@trade","data":' + TRADE + b"}",
+            "btcusdt@trade",
+            TRADE,
+            id="combined-trade",
+        ),
+        pytest.param(TRADE, "btcusdt@trade", TRADE, id="raw-trade"),
+        pytest.param(BOOK, "nknusdt@bookTicker", BOOK, id="quote"),
+        pytest.param(FUTURES_BOOK, "btcusdt@bookTicker", FUTURES_BOOK, id="futures-quote"),
+        pytest.param(b"{broken", None, b"{broken", id="broken-json"),
+        pytest.param(b"[1]", None, b"[1]", id="array"),
+        pytest.param(b"\xff\xfe", None, b"\xff\xfe", id="not-utf8"),
+        pytest.param(b'{"result":null,"id":1}', None, b'{"result":null,"id":1}', id="reply"),
+        pytest.param(
+            b'{"stream":5,"data":{}}', None, b'{"stream":5,"data":{}}', id="wrong-envelope"
+        ),
     ],
 )
 def test_a_recorded_frame_belongs_to_its_stream(

@@ -1,7 +1,6 @@
 """The pump: totals, when it commits, and what it keeps when something ends early."""
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from builders import batch_of, quotes_batch, table_of, trade_row, trades_batch
+from waiting import ManualClock
 
 from k2cli.errors import BadData, Unavailable
 from k2cli.flow import Batch, Committed, Reject, Totals
@@ -26,18 +26,22 @@ HOUR_S = 3600.0
 
 @dataclass
 class MemorySource:
-    """Yields what it was given until it is told to stop; then fails, if it shall."""
+    """Yields what it was given until it is told to stop; then fails, if it shall.
+
+    The clock moves on by `pause_s` before each batch.
+    """
 
     given: Sequence[Batch]
     failure: Exception | None = None
     pause_s: float = 0.0
+    clock: ManualClock = field(default_factory=ManualClock)
     is_stopped: bool = False
 
     def batches(self) -> Iterator[Batch]:
         for batch in self.given:
             if self.is_stopped:
                 return
-            time.sleep(self.pause_s)
+            self.clock.advance(self.pause_s)
             yield batch
         if self.failure is not None:
             raise self.failure
@@ -106,7 +110,12 @@ def pump_of(
     events: list[Any] | None = None,
     **over: Any,
 ) -> Pump:
-    policy = {"flush_rows": 1_000_000, "flush_interval_s": HOUR_S, **over}
+    policy = {
+        "flush_rows": 1_000_000,
+        "flush_interval_s": HOUR_S,
+        "clock": source.clock,
+        **over,
+    }
     return Pump(
         source=source,
         sink=sink,
@@ -124,8 +133,8 @@ def test_totals_are_the_sums_of_batches_and_commits(rejects: RejectLog) -> None:
         Batch(),
     ]
     sink = MemorySink()
-    totals = pump_of(MemorySource(given), sink, rejects).run()
-    assert totals.duration_s > 0
+    totals = pump_of(MemorySource(given, pause_s=0.5), sink, rejects).run()
+    assert totals.duration_s == 2.0
     assert {**asdict(totals), "duration_s": 0} == {
         "messages": 12,
         "rows": 10,
@@ -179,11 +188,11 @@ def test_ids_without_a_record_reach_the_sink_and_are_committed_in_time(rejects: 
 
 
 def test_duration_stops_the_source(rejects: RejectLog) -> None:
-    source = MemorySource([trades(1)] * 1_000, pause_s=0.01)
-    totals = pump_of(source, MemorySink(), rejects, duration_s=0.1).run()
+    source = MemorySource([trades(1)] * 1_000, pause_s=0.25)
+    totals = pump_of(source, MemorySink(), rejects, duration_s=1).run()
     assert source.is_stopped
-    assert 0.1 <= totals.duration_s < 5
-    assert totals.messages < 1_000
+    assert totals.duration_s == 1
+    assert totals.messages == 4
 
 
 def test_source_that_fails_keeps_what_was_read(rejects: RejectLog) -> None:

@@ -314,29 +314,46 @@ def test_price_at_the_edge_stays_exact(text: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [
-        (b"", "truncated"),
-        (b"not json at all", "not a frame"),
-        (b"\xff\xfe{\x00\x80}", "not a frame"),
-        (b"\xef\xbb\xbf{}", "not a frame"),
-        (b"null", "got `null`"),
-        (b"[1,2,3]", "got `array`"),
-        (b'"text"', "got `str`"),
-        (b"17", "got `int`"),
-        (b"{}", "neither a trade nor a quote"),
-        (b'{"data":{}}', "neither a trade nor a quote"),
-        (b'{"data":null}', "got `null`"),
-        (b'{"data":[]}', "got `array`"),
-        (b'{"result":null,"id":1}', "neither a trade nor a quote"),
-        (combined(SPOT_TRADE)[:-30], "truncated"),
-        (combined(SPOT_TRADE) + b"}", "trailing"),
-        (combined(SPOT_TRADE).replace(b'"trade"', b'"tr\xffde"'), "utf-8"),
-        (combined(SPOT_TRADE).replace(b'"BTCUSDT"', b'"\\ud800"'), "not a frame"),
-        (combined(SPOT_TRADE).replace(b'"BTCUSDT"', b'"\xed\xa0\x80"'), "utf-8"),
-        (combined({**SPOT_TRADE, "e": "aggTrade"}), "unknown event 'aggTrade'"),
-        (combined({**SPOT_TRADE, "e": "x" * 1_000_000}), "unknown event 'xxxxx"),
-        (combined({**SPOT_TRADE, "e": None}), "got `null`"),
+        pytest.param(b"", "truncated", id="empty"),
+        pytest.param(b"not json at all", "not a frame", id="not-json"),
+        pytest.param(b"\xff\xfe{\x00\x80}", "not a frame", id="random-bytes"),
+        pytest.param(b"\xef\xbb\xbf{}", "not a frame", id="bom"),
+        pytest.param(b"null", "got `null`", id="null"),
+        pytest.param(b"[1,2,3]", "got `array`", id="array"),
+        pytest.param(b'"text"', "got `str`", id="string"),
+        pytest.param(b"17", "got `int`", id="number"),
+        pytest.param(b"{}", "neither a trade nor a quote", id="empty-object"),
+        pytest.param(b'{"data":{}}', "neither a trade nor a quote", id="empty-data"),
+        pytest.param(b'{"data":null}', "got `null`", id="null-data"),
+        pytest.param(b'{"data":[]}', "got `array`", id="array-data"),
+        pytest.param(b'{"result":null,"id":1}', "neither a trade nor a quote", id="reply"),
+        pytest.param(combined(SPOT_TRADE)[:-30], "truncated", id="trade-cut-off"),
+        pytest.param(combined(SPOT_TRADE) + b"}", "trailing", id="trade-with-a-brace-too-many"),
+        pytest.param(
+            combined(SPOT_TRADE).replace(b'"trade"', b'"tr\xffde"'), "utf-8", id="event-not-utf8"
+        ),
+        pytest.param(
+            combined(SPOT_TRADE).replace(b'"BTCUSDT"', b'"\\ud800"'),
+            "not a frame",
+            id="escaped-lone-surrogate",
+        ),
+        pytest.param(
+            combined(SPOT_TRADE).replace(b'"BTCUSDT"', b'"\xed\xa0\x80"'),
+            "utf-8",
+            id="encoded-lone-surrogate",
+        ),
+        pytest.param(
+            combined({**SPOT_TRADE, "e": "aggTrade"}),
+            "unknown event 'aggTrade'",
+            id="unknown-event",
+        ),
+        pytest.param(
+            combined({**SPOT_TRADE, "e": "x" * 1_000_000}),
+            "unknown event 'xxxxx",
+            id="event-of-a-megabyte",
+        ),
+        pytest.param(combined({**SPOT_TRADE, "e": None}), "got `null`", id="event-null"),
     ],
-    ids=short,
 )
 def test_frame_that_is_no_message_is_rejected(frame: bytes, reason: str) -> None:
     found = reason_of(frame)
@@ -366,13 +383,17 @@ def test_error_of_the_exchange_is_the_reason(frame: object, reason: str) -> None
         b'{"code":1' + b"0" * 5_000 + b',"msg":"x"}',
         b'{"code":1e400}',
     ],
-    ids=short,
+    ids=["message-not-utf8", "nested-message-not-utf8", "code-too-long", "code-too-large"],
 )
 def test_unreadable_error_of_the_exchange_is_rejected(frame: bytes) -> None:
     assert reason_of(frame) == "neither a trade nor a quote"
 
 
-@pytest.mark.parametrize("opening", [b"[", b'{"x":', b'{"data":', b'{"error":'])
+@pytest.mark.parametrize(
+    "opening",
+    [b"[", b'{"x":', b'{"data":', b'{"error":'],
+    ids=["arrays", "objects", "data", "errors"],
+)
 def test_nesting_of_any_depth_is_rejected(opening: bytes) -> None:
     closing = b"]" if opening == b"[" else b"}"
     # Around Python's own limit, where one decoder may give up and another one not; and far above.
@@ -423,7 +444,40 @@ def test_trade_with_an_impossible_value_is_rejected(name: str, json_value: str) 
         *("1e-50", "1e-1000", "1e-999999999", "0e-999999999", "0." + "0" * 100 + "1"),
         *("0" * 5_000_000, "9" * 5_000),
     ],
-    ids=short,
+    ids=[
+        "empty",
+        "space",
+        "point",
+        "minus",
+        "two-points",
+        "comma",
+        "underscore",
+        "hexadecimal",
+        "nan",
+        "infinity",
+        "negative",
+        "least-negative",
+        "plus-sign",
+        "leading-space",
+        "trailing-space",
+        "newline",
+        "too-high",
+        "largest-too-high",
+        "too-exact",
+        "one-too-exact",
+        "arabic-digit",
+        "exponent",
+        "negative-exponent",
+        "large-exponent",
+        "huge-exponent",
+        "tiny",
+        "tinier",
+        "tiniest",
+        "zero-with-tiny-exponent",
+        "hundred-decimals",
+        "five-million-zeros",
+        "five-thousand-nines",
+    ],
 )
 @pytest.mark.parametrize("name", ["p", "q"])
 def test_number_that_does_not_fit_is_rejected(name: str, text: str) -> None:

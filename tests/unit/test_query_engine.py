@@ -1,7 +1,6 @@
 import io
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -197,6 +196,20 @@ def test_symbols_are_counted_over_all_kinds(tmp_path: Path) -> None:
         "show tables",
         "pivot (select symbol, side, price from trades) on side using max(price)",
     ],
+    ids=[
+        "select",
+        "trailing-comment",
+        "leading-comment",
+        "with",
+        "values",
+        "union",
+        "explain",
+        "explain-analyze",
+        "describe",
+        "summarize",
+        "show",
+        "pivot",
+    ],
 )
 def test_sql_that_reads_is_answered(sql: str) -> None:
     with bare() as engine:
@@ -309,11 +322,13 @@ def test_file_that_is_gone_or_damaged_is_an_expected_error(tmp_path: Path) -> No
 def test_copy_ends_when_nobody_reads_any_more() -> None:
     read_fd, write_fd = os.pipe()
     os.close(read_fd)
-    with open(write_fd, "wb", buffering=0) as sink, bare() as engine:  # noqa: PTH123
-        started_s = time.monotonic()
-        with pytest.raises(BrokenPipeError):
-            engine.ask("FROM range(100000000)").copy(COPIES["csv"], sink)
-        assert time.monotonic() - started_s < 10
+    with (
+        open(write_fd, "wb", buffering=0) as sink,  # noqa: PTH123
+        bare() as engine,
+        pytest.raises(BrokenPipeError),
+    ):
+        # The whole answer would take months.
+        engine.ask("FROM range(100000000000000)").copy(COPIES["csv"], sink)
 
 
 def test_nothing_is_left_of_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,81 +15,105 @@ from k2cli.query.render import COPIES
 TIMES = "TIMESTAMPTZ '2024-08-08 23:55:48.055+00'"
 # A value in SQL, its text in csv, and what a JSON parser reads of it.
 VALUES = [
-    ("true", "true", True),
-    ("CAST(7 AS TINYINT)", "7", 7),
-    (
+    pytest.param("true", "true", True, id="boolean"),
+    pytest.param("CAST(7 AS TINYINT)", "7", 7, id="tinyint"),
+    pytest.param(
         "170141183460469231731687303715884105727",
         "170141183460469231731687303715884105727",
         2**127 - 1,
+        id="hugeint",
     ),
-    ("CAST(1 AS UHUGEINT)", "1", 1),
-    ("CAST(12 AS BIGNUM)", "12", "12"),
-    ("CAST('61800' AS DECIMAL(18, 8))", "61800.00000000", "61800.00000000"),
-    ("CAST(0.1 AS DOUBLE) + CAST(0.2 AS DOUBLE)", "0.30000000000000004", 0.1 + 0.2),
-    ("CAST(0.1 AS FLOAT)", "0.1", 0.1),
-    ("CAST(1e300 AS DOUBLE)", "1e+300", 1e300),
-    ("CAST('nan' AS DOUBLE)", "nan", None),
-    ("1 / 0", "inf", None),
-    (TIMES, "2024-08-08T23:55:48.055000Z", "2024-08-08T23:55:48.055000Z"),
-    (
+    pytest.param("CAST(1 AS UHUGEINT)", "1", 1, id="uhugeint"),
+    pytest.param("CAST(12 AS BIGNUM)", "12", "12", id="bignum"),
+    pytest.param(
+        "CAST('61800' AS DECIMAL(18, 8))", "61800.00000000", "61800.00000000", id="decimal"
+    ),
+    pytest.param(
+        "CAST(0.1 AS DOUBLE) + CAST(0.2 AS DOUBLE)", "0.30000000000000004", 0.1 + 0.2, id="double"
+    ),
+    pytest.param("CAST(0.1 AS FLOAT)", "0.1", 0.1, id="float"),
+    pytest.param("CAST(1e300 AS DOUBLE)", "1e+300", 1e300, id="large-double"),
+    pytest.param("CAST('nan' AS DOUBLE)", "nan", None, id="nan"),
+    pytest.param("1 / 0", "inf", None, id="infinite-double"),
+    pytest.param(
+        TIMES, "2024-08-08T23:55:48.055000Z", "2024-08-08T23:55:48.055000Z", id="timestamptz"
+    ),
+    pytest.param(
         "CAST('2024-08-08 01:00:00+02' AS TIMESTAMPTZ)",
         "2024-08-07T23:00:00.000000Z",
         "2024-08-07T23:00:00.000000Z",
+        id="timestamptz-with-an-offset",
     ),
-    ("TIMESTAMP '2024-08-08 23:55:48'", "2024-08-08T23:55:48.000000", "2024-08-08T23:55:48.000000"),
-    (
+    pytest.param(
+        "TIMESTAMP '2024-08-08 23:55:48'",
+        "2024-08-08T23:55:48.000000",
+        "2024-08-08T23:55:48.000000",
+        id="timestamp",
+    ),
+    pytest.param(
         "TIMESTAMP_NS '2024-08-08 23:55:48.000000001'",
         "2024-08-08T23:55:48.000000001",
         "2024-08-08T23:55:48.000000001",
+        id="timestamp-ns",
     ),
-    (
+    pytest.param(
         "TIMESTAMP_S '2024-08-08 23:55:48'",
         "2024-08-08T23:55:48.000000",
         "2024-08-08T23:55:48.000000",
+        id="timestamp-s",
     ),
-    (
+    pytest.param(
         "CAST(TIMESTAMP '2024-08-08 23:55:48' AS TIMESTAMP_MS)",
         "2024-08-08T23:55:48.000000",
         "2024-08-08T23:55:48.000000",
+        id="timestamp-ms",
     ),
-    ("DATE '2024-08-08'", "2024-08-08", "2024-08-08"),
-    ("TIME '10:00:00.5'", "10:00:00.5", "10:00:00.5"),
-    ("CAST('10:00:00+02' AS TIMETZ)", "10:00:00+02", "10:00:00+02"),
-    ("INTERVAL 90 MINUTE", "01:30:00", "01:30:00"),
-    (
+    pytest.param("DATE '2024-08-08'", "2024-08-08", "2024-08-08", id="date"),
+    pytest.param("TIME '10:00:00.5'", "10:00:00.5", "10:00:00.5", id="time"),
+    pytest.param("CAST('10:00:00+02' AS TIMETZ)", "10:00:00+02", "10:00:00+02", id="timetz"),
+    pytest.param("INTERVAL 90 MINUTE", "01:30:00", "01:30:00", id="interval"),
+    pytest.param(
         "CAST('0e4c2f9a-8bbd-4c56-9a57-6a7d9c1f0001' AS UUID)",
         "0e4c2f9a-8bbd-4c56-9a57-6a7d9c1f0001",
         "0e4c2f9a-8bbd-4c56-9a57-6a7d9c1f0001",
+        id="uuid",
     ),
-    ("CAST('\\xAAb' AS BLOB)", "\\xAAb", "\\xAAb"),
-    ("CAST('101' AS BIT)", "101", "101"),
-    ("CAST('a' AS ENUM('a', 'b'))", "a", "a"),
-    ("'a,\"b\"' || chr(10) || 'é|\\'", 'a,"b"\né|\\', 'a,"b"\né|\\'),
-    ("CAST('{\"a\": [1]}' AS JSON)", '{"a": [1]}', {"a": [1]}),
-    ("[1, NULL]", "[1,null]", [1, None]),
-    ("CAST([1, 2] AS INTEGER[2])", "[1,2]", [1, 2]),
-    ("MAP {'a\"': 'x,y'}", '{"a\\"":"x,y"}', {'a"': "x,y"}),
-    ("CAST(MAP {} AS MAP(VARCHAR, VARCHAR))", "{}", {}),
-    (
+    pytest.param("CAST('\\xAAb' AS BLOB)", "\\xAAb", "\\xAAb", id="blob"),
+    pytest.param("CAST('101' AS BIT)", "101", "101", id="bit"),
+    pytest.param("CAST('a' AS ENUM('a', 'b'))", "a", "a", id="enum"),
+    pytest.param(
+        "'a,\"b\"' || chr(10) || 'é|\\'", 'a,"b"\né|\\', 'a,"b"\né|\\', id="text-with-separators"
+    ),
+    pytest.param("CAST('{\"a\": [1]}' AS JSON)", '{"a": [1]}', {"a": [1]}, id="json"),
+    pytest.param("[1, NULL]", "[1,null]", [1, None], id="list"),
+    pytest.param("CAST([1, 2] AS INTEGER[2])", "[1,2]", [1, 2], id="array"),
+    pytest.param("MAP {'a\"': 'x,y'}", '{"a\\"":"x,y"}', {'a"': "x,y"}, id="map"),
+    pytest.param("CAST(MAP {} AS MAP(VARCHAR, VARCHAR))", "{}", {}, id="empty-map"),
+    pytest.param(
         "{'a b': 1, 'c': [CAST(1.5 AS DECIMAL(3, 2))]}",
         '{"a b":1,"c":["1.50"]}',
         {"a b": 1, "c": ["1.50"]},
+        id="struct",
     ),
-    (
+    pytest.param(
         f"[{{'t': {TIMES}}}]",
         '[{"t":"2024-08-08T23:55:48.055000Z"}]',
         [{"t": "2024-08-08T23:55:48.055000Z"}],
+        id="list-of-structs",
     ),
-    (
+    pytest.param(
         f"MAP {{{TIMES}: [DATE '2024-08-08']}}",
         '{"2024-08-08T23:55:48.055000Z":["2024-08-08"]}',
         {"2024-08-08T23:55:48.055000Z": ["2024-08-08"]},
+        id="map-with-times-as-keys",
     ),
-    ("row(1, 'x')", '{"v1":1,"v2":"x"}', {"v1": 1, "v2": "x"}),
-    ("CAST(NULL AS STRUCT(d DATE))", "", None),
-    ("union_value(a := 1)", '{"a":1}', {"a": 1}),
-    ("NULL", "", None),
-    ("CAST('infinity' AS TIMESTAMPTZ)", "infinity", "infinity"),
+    pytest.param("row(1, 'x')", '{"v1":1,"v2":"x"}', {"v1": 1, "v2": "x"}, id="row"),
+    pytest.param("CAST(NULL AS STRUCT(d DATE))", "", None, id="null-struct"),
+    pytest.param("union_value(a := 1)", '{"a":1}', {"a": 1}, id="union"),
+    pytest.param("NULL", "", None, id="null"),
+    pytest.param(
+        "CAST('infinity' AS TIMESTAMPTZ)", "infinity", "infinity", id="infinite-timestamp"
+    ),
 ]
 
 

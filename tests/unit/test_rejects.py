@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_S
 
 from k2cli.errors import ConfigError, Unavailable
 from k2cli.flow import Reject
@@ -43,7 +44,9 @@ def test_reject_is_a_line_with_reason_position_time_and_raw(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"a\nb\r\n", b"\x00", "€ \u2028 🂡".encode(), b'"\\ud800"', b'"\\n"'], ids=repr
+    "raw",
+    [b"", b"a\nb\r\n", b"\x00", "€ \u2028 🂡".encode(), b'"\\ud800"', b'"\\n"'],
+    ids=["empty", "line-ends", "nul", "beyond-latin", "escaped-surrogate", "escaped-newline"],
 )
 def test_raw_text_comes_back_byte_for_byte(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "rejects.ndjson"
@@ -54,7 +57,9 @@ def test_raw_text_comes_back_byte_for_byte(tmp_path: Path, raw: bytes) -> None:
     assert json.loads(second)["raw"] == "next"
 
 
-@pytest.mark.parametrize("raw", [b"\xff\xfe{\x00\x80}", b"\xed\xa0\x80"], ids=repr)
+@pytest.mark.parametrize(
+    "raw", [b"\xff\xfe{\x00\x80}", b"\xed\xa0\x80"], ids=["random-bytes", "encoded-surrogate"]
+)
 def test_raw_that_is_not_utf8_is_kept_in_base64(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "rejects.ndjson"
     with RejectLog(path) as log:
@@ -166,6 +171,6 @@ def test_file_size_limit_is_unavailable(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     assert os.strerror(errno.EFBIG) in done.stdout

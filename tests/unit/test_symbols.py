@@ -57,6 +57,24 @@ def test_written_split_wins_over_the_known_quote_assets() -> None:
         *("币安 人生USDT", "/USDT币", "BTCUSDT_二五", "\x00USDT"),
         "X" * 31,
     ],
+    ids=[
+        "empty",
+        "space",
+        "one-letter",
+        "with-a-space",
+        "with-an-at-sign",
+        "stream",
+        "newline",
+        "no-quote",
+        "no-base",
+        "three-parts",
+        "unknown-suffix",
+        "short-date",
+        "suffix-alone",
+        "umlaut",
+        "currency-sign",
+        "too-long",
+    ],
 )
 def test_text_that_is_no_symbol_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="is not a symbol"):

@@ -81,11 +81,18 @@ class BinanceStream:
         UsageError: one of the bases is no ws:// or wss:// URL.
     """
 
-    def __init__(self, *, options: StreamOptions, observe: Observer) -> None:
+    def __init__(
+        self,
+        *,
+        options: StreamOptions,
+        observe: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         for base in options.urls:
             stream_url(base, [], has_microseconds=options.venue.has_microseconds)
         self._options = options
         self._observe = observe
+        self._clock = clock
         self._parser = FrameParser(
             venue=options.venue, instruments=options.instruments, home=options.home
         )
@@ -181,7 +188,7 @@ class BinanceStream:
             stream_url(base, names, has_microseconds=options.venue.has_microseconds)
             for base in options.urls
         ]
-        deadline = time.monotonic() + options.connect_timeout_s
+        deadline = self._clock() + options.connect_timeout_s
         is_first, attempt = True, 0
         while True:
             base = options.urls[attempt % len(urls)]
@@ -195,19 +202,19 @@ class BinanceStream:
                     await self._read(connection)
             except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as exc:
                 reason = _reason(exc)
-                self._give_up(exc, base, is_first=is_first, is_late=time.monotonic() > deadline)
+                self._give_up(exc, base, is_first=is_first, is_late=self._clock() > deadline)
             has_received = False
             if isinstance(connection, _Connection):
                 has_received, reason = connection.has_received, connection.farewell or reason
             attempt = 0 if has_received else attempt + 1
             delay_s = _backoff_s(attempt // len(urls))
             if is_first:
-                delay_s = min(delay_s, max(0.0, deadline - time.monotonic()))
+                delay_s = min(delay_s, max(0.0, deadline - self._clock()))
             self._observe("disconnected", url=base, reason=reason, retry_in_s=round(delay_s, 2))
             await asyncio.sleep(delay_s)
 
     def _open(self, url: str, *, is_first: bool) -> connect:
-        make = partial(_Connection, take=self._take, is_reconnected=not is_first)
+        make = partial(_Connection, take=self._take, is_reconnected=not is_first, clock=self._clock)
         return connect(
             url,
             create_connection=make,  # type: ignore[arg-type]
@@ -282,7 +289,7 @@ class BinanceStream:
         stale_after_s = self._options.stale_after_s
         while True:
             await asyncio.sleep(stale_after_s / 10)
-            silent_s = time.monotonic() - connection.last_data_s
+            silent_s = self._clock() - connection.last_data_s
             if silent_s > stale_after_s and not connection.is_paused:
                 self._observe("stale", silent_s=round(silent_s, 1))
                 connection.transport.abort()
@@ -319,6 +326,7 @@ class _Connection(ClientConnection):
         *args: Any,
         take: Callable[["_Connection", list[bytes]], None],
         is_reconnected: bool,
+        clock: Callable[[], float],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -326,15 +334,16 @@ class _Connection(ClientConnection):
         self.has_received = False  # any frame
         self.farewell = ""  # what the exchange said before it went
         self.received_us = 0
-        self.last_data_s = time.monotonic()
+        self.last_data_s = clock()
         self.is_paused = False
+        self._clock = clock
         self._take = take
         self._messages: list[bytes] = []  # of the current read
         self._fragments: list[bytes] = []
 
     def data_received(self, data: bytes) -> None:
         self.received_us = time.time_ns() // 1000
-        self.last_data_s = time.monotonic()
+        self.last_data_s = self._clock()
         super().data_received(data)
         if self._messages:
             messages, self._messages = self._messages, []
@@ -359,7 +368,7 @@ class _Connection(ClientConnection):
     def resume(self) -> None:
         """Read on."""
         self.is_paused = False
-        self.last_data_s = time.monotonic()
+        self.last_data_s = self._clock()
         if not self.transport.is_closing():
             self.transport.resume_reading()
 

@@ -48,9 +48,10 @@ _MOST_BEHIND_S: Final = 1.0
 class _Pace:
     """Lets frames through at a rate, in small regular bursts."""
 
-    def __init__(self, rate: float | None) -> None:
+    def __init__(self, rate: float | None, clock: Callable[[], float]) -> None:
         self._rate = rate
-        self._started_s = time.monotonic()
+        self._clock = clock
+        self._started_s = clock()
         self._passed = 0
 
     async def allow(self, most: int) -> int:
@@ -71,7 +72,7 @@ class _Pace:
         self._passed += frames
 
     def _due(self, rate: float) -> float:
-        return (time.monotonic() - self._started_s) * rate - self._passed
+        return (self._clock() - self._started_s) * rate - self._passed
 
 
 class Connection:
@@ -82,6 +83,7 @@ class Connection:
     ) -> None:
         self._simulator = simulator
         self._options = simulator.options
+        self._clock = simulator.clock
         self._reader = reader
         self._writer = writer
         self._protocol = ServerProtocol()
@@ -173,7 +175,7 @@ class Connection:
     def _receive(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE or self._protocol.state is not State.OPEN:
             return
-        now = time.monotonic()
+        now = self._clock()
         if len(self._inbound) == self._inbound.maxlen and now - self._inbound[0] < 1:
             self._cut("too many requests")
             return
@@ -232,9 +234,9 @@ class Connection:
 
     async def _ping(self) -> None:
         interval_s, timeout_s = self._options.ping_interval_s, self._options.pong_timeout_s
-        next_s = time.monotonic() + interval_s
+        next_s = self._clock() + interval_s
         while not self._is_silent and self._protocol.state is State.OPEN:
-            now = time.monotonic()
+            now = self._clock()
             deadline_s = next(iter(self._pings.values()), now) + timeout_s
             if now >= deadline_s:
                 self._cut("no pong")
@@ -263,13 +265,13 @@ class Connection:
         self._has_changed.clear()
 
     async def _play_from(self, source: FrameSource) -> None:
-        pace = _Pace(self._options.rate)
+        pace = _Pace(self._options.rate, self._clock)
         end, finish = self._ending()
         while self._sent < end and not source.is_at_end:
             if source.is_idle:
                 await self._wait_for_change()
                 source.follow(self._streams)
-                pace = _Pace(self._options.rate)
+                pace = _Pace(self._options.rate, self._clock)
                 continue
             most = await pace.allow(min(_BLOCK_FRAMES, end - self._sent))
             if self._protocol.state is not State.OPEN:

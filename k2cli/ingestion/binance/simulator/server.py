@@ -26,8 +26,11 @@ _MOST_HEAD_BYTES: Final = 1 << 20  # a URL may name 1024 streams
 class Simulator:
     """A running exchange, and what it has seen. `open_simulator` makes one."""
 
-    def __init__(self, *, options: SimulatorOptions) -> None:
+    def __init__(
+        self, *, options: SimulatorOptions, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.options = options
+        self.clock = clock  # of rates, pings and limits
         self.connections = 0  # opened until now
         self.frames_sent = 0  # market frames, over all connections
         self.paths: list[str] = []  # of all handshakes, refused ones too
@@ -135,7 +138,9 @@ def _check(options: SimulatorOptions) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_simulator(options: SimulatorOptions) -> AsyncIterator[Simulator]:
+async def open_simulator(
+    options: SimulatorOptions, *, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Simulator]:
     """Run a simulator on this event loop.
 
     Raises:
@@ -145,7 +150,7 @@ async def open_simulator(options: SimulatorOptions) -> AsyncIterator[Simulator]:
         Unavailable: the port is taken, or cannot be listened on.
     """
     _check(options)
-    simulator = Simulator(options=options)
+    simulator = Simulator(options=options, clock=clock)
     try:
         server = await asyncio.start_server(
             simulator.accept,
