@@ -27,6 +27,13 @@ def union(one: Ranges, other: Ranges) -> Ranges:
     """Return the numbers that are in either set."""
     if not len(one) or not len(other):
         return one if len(one) else other
+    if one[0, 0] > other[0, 0]:
+        one, other = other, one
+    if other[0, 0] > one[-1, 1]:  # as when a series goes on
+        is_joined = int(other[0, 0] == one[-1, 1] + 1)
+        both = np.concatenate((one[: len(one) - is_joined], other))
+        both[len(one) - is_joined, 0] = one[-1, 0] if is_joined else other[0, 0]
+        return both
     both = np.concatenate((one, other))
     both = both[np.argsort(both[:, 0], kind="stable")]
     reached = np.maximum.accumulate(both[:, 1])

@@ -11,9 +11,10 @@ from decimal import Decimal
 from typing import Any
 
 import fastavro
+import numpy as np
 import pyarrow as pa
 
-from k2cli.records import QUOTES, TRADES, RecordKind
+from k2cli.records import QUOTES, TRADES, RecordKind, message_ids
 
 START = datetime(2024, 8, 8, 23, 55, tzinfo=UTC)
 
@@ -22,22 +23,24 @@ Row = dict[str, Any]
 
 def trade_row(**over: Any) -> Row:
     """Make one trade; keyword arguments replace its values."""
-    return {**_shared(0), **_trade(0)} | over
+    return _identified(TRADES, {**_shared(0), **_trade(0)}, over)
 
 
 def quote_row(**over: Any) -> Row:
     """Make one quote; keyword arguments replace its values."""
-    return {**_shared(0), **_quote(0)} | over
+    return _identified(QUOTES, {**_shared(0), **_quote(0)}, over)
 
 
 def trades_batch(n: int, **over: Any) -> pa.RecordBatch:
     """Make `n` trades, one a second, of BTCUSDT and ETHUSDT in turn."""
-    return batch_of(TRADES, [{**_shared(i), **_trade(i)} | over for i in range(n)])
+    rows = [_identified(TRADES, {**_shared(i), **_trade(i)}, over) for i in range(n)]
+    return batch_of(TRADES, rows)
 
 
 def quotes_batch(n: int, **over: Any) -> pa.RecordBatch:
     """Make `n` quotes, one a second, of BTCUSDT and ETHUSDT in turn."""
-    return batch_of(QUOTES, [{**_shared(i), **_quote(i)} | over for i in range(n)])
+    rows = [_identified(QUOTES, {**_shared(i), **_quote(i)}, over) for i in range(n)]
+    return batch_of(QUOTES, rows)
 
 
 def batch_of(kind: RecordKind, rows: list[Row]) -> pa.RecordBatch:
@@ -94,6 +97,16 @@ def _shared_v1(i: int) -> Row:
         "ingestion_timestamp": moment + timedelta(milliseconds=7),
         "sequence_number": 1_000 + i,
     }
+
+
+def _identified(kind: RecordKind, row: Row, over: Row) -> Row:
+    """Replace values of a row, whose message id then is what k2 makes of them."""
+    row = row | over
+    if "message_id" not in over and row["source_sequence"] is not None:
+        series = f"{row['exchange']}/{kind.name}/{row['symbol']}"
+        number = np.array([row["source_sequence"]], dtype=np.int64)
+        row["message_id"] = message_ids([series], np.zeros(1, np.int64), number)[0].as_py()
+    return row
 
 
 def _shared(i: int) -> Row:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from builders import trades_batch
+from builders import batch_of, trade_row
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from conftest import Result
 
@@ -155,14 +155,14 @@ def ids_of(rows: pa.RecordBatch) -> list[str]:
 
 def numbered_trades(count: int, *, begin: int = 0, symbols: int = 16) -> pa.RecordBatch:
     """Make trades with ids from `begin` on, of many symbols, so that all partitions get some."""
-    rows = trades_batch(count)
-    numbers = range(begin, begin + count)
-    columns = {
-        "message_id": [f"00000000-0000-8000-8000-{number:012x}" for number in numbers],
-        "trade_id": [f"BINANCE-{number}" for number in numbers],
-        "symbol": [f"S{number % symbols:02}USDT" for number in numbers],
-    }
-    for name, values in columns.items():
-        place = TRADES.arrow.get_field_index(name)
-        rows = rows.set_column(place, TRADES.arrow.field(place), pa.array(values, pa.string()))
-    return rows
+    return batch_of(
+        TRADES,
+        [
+            trade_row(
+                trade_id=f"BINANCE-{number}",
+                symbol=f"S{number % symbols:02}USDT",
+                source_sequence=number,
+            )
+            for number in range(begin, begin + count)
+        ],
+    )

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.exceptions import (
@@ -31,8 +32,18 @@ from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.expire import expired_snapshots, unreferenced_files
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.loads import KEY as LOADS_KEY
-from k2cli.storage.position import KEY, Position, Series, Stored, encode_position
-from k2cli.storage.state import LOST_KEY, ROWS_KEY, RUN_KEY, TAG, TableState, read_state, total_rows
+from k2cli.storage.numbered import numbered_rows
+from k2cli.storage.position import KEY, Position, Series, Stored
+from k2cli.storage.state import (
+    LOST_KEY,
+    ROWS_KEY,
+    RUN_KEY,
+    TAG,
+    TableState,
+    position_property,
+    read_state,
+    total_rows,
+)
 from k2cli.storage.stored import FileStatistics, find_rows, known_ids
 from k2cli.storage.target import Target
 
@@ -124,7 +135,7 @@ def append_rows(
         is_moved = after != before or not moved.items() <= state.properties.items()
         if admission.rows.num_rows == 0 and not is_moved:
             return None
-        properties = {**state.properties, **moved, KEY: encode_position(after)}
+        properties = {**state.properties, **moved, KEY: position_property(after)}
         new = admission.rows
         files = write_data_files(table, kind, new) if new.num_rows else []
         return Attempt(
@@ -162,12 +173,21 @@ def _admit(target: Target, rows: pa.Table, state: TableState) -> Admission:
 
 
 def leave_out_known(target: Target, files: FileStatistics, admission: Admission) -> Admission:
-    """Leave out rows whose message id is stored, of a table of which nothing else is known."""
-    is_known = known_ids(target.table, target.kind, files, admission.rows)
+    """Leave out rows without a number whose message id is stored.
+
+    That is how they are told where k2 does not know which files and offsets were read.
+    """
+    rows = admission.rows
+    is_asked = np.ones(rows.num_rows, dtype=np.bool_)
+    is_asked[numbered_rows(target.kind, rows).rows] = False
+    if not is_asked.any():
+        return admission
+    known = known_ids(target.table, target.kind, files, rows.filter(pa.array(is_asked)))
+    is_known = is_asked & pc.is_in(rows["message_id"], known).to_numpy()
     return replace(
         admission,
-        rows=admission.rows.filter(pc.invert(is_known)),
-        duplicates=admission.duplicates + pc.sum(is_known).as_py(),
+        rows=rows.filter(pa.array(~is_known)),
+        duplicates=admission.duplicates + int(is_known.sum()),
     )
 
 

@@ -34,9 +34,9 @@ from k2cli.storage.loads import (
     loaded_before,
     newest_load,
 )
-from k2cli.storage.position import KEY, Position, Series, State, Stored, encode_position
+from k2cli.storage.position import KEY, Position, Series, State, Stored
 from k2cli.storage.rebuild import ensure_position
-from k2cli.storage.state import LOST_KEY, TableState, read_state
+from k2cli.storage.state import LOST_KEY, TableState, position_property, read_state
 from k2cli.storage.stored import FileStatistics, find_rows, read_numbers
 from k2cli.storage.target import Target
 from k2cli.storage.vendor import translated
@@ -169,7 +169,7 @@ class FileLoad:
             raise PositionMissing
         self._leave_out_added()
         value, segment = extended(self._table, log, [entry(self.stowed)])
-        position = encode_position(state.position.extended(self._own))
+        position = position_property(state.position.extended(self._own))
         properties = {**state.properties, LOADS_KEY: value, KEY: position}
         return Attempt(files=self._files, properties=properties, scratch=[segment])
 

@@ -37,18 +37,19 @@ class GapWatch:
             gap
             for series, stored in added.items()
             if series.exchange == self._exchange
-            for before in (position.of(series),)
-            for gap in self._gaps(series.symbol, before, before.merged(stored))
+            for gap in self._gaps(series.symbol, position.of(series), stored)
         ]
 
     def committed(self, rows: pa.Table) -> None:
         """Take note that rows are in the table."""
         self._streamed.update(rows["symbol"].unique().to_pylist())
 
-    def _gaps(self, symbol: str, before: Stored, after: Stored) -> Iterator[Gap]:
+    def _gaps(self, symbol: str, before: Stored, added: Stored) -> Iterator[Gap]:
         """Sum up the holes above `before`, those of a restart on their own."""
         top = before.top
-        holes = list(_holes_above(top, after))
+        if len(added.exact) == 1 and added.exact[0, 0] <= top + 1:
+            return
+        holes = _holes_above(top, before.merged(added))
         is_restart = top >= 0 and symbol not in self._streamed
         restart = [hole for hole in holes if is_restart and hole[0] == top + 1]
         for some in (restart, holes[len(restart) :]):

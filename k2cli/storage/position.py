@@ -18,7 +18,7 @@ was. Theirs also say on which days the rows lie.
 
 import binascii
 import zlib
-from base64 import b85decode, b85encode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -84,7 +84,8 @@ class Stored:
     @property
     def top(self) -> int:
         """The highest number in any range; -1 without one."""
-        return max(int(part[-1, 1]) if len(part) else -1 for part in (self.exact, self.mixed))
+        top = int(self.exact[-1, 1]) if len(self.exact) else -1
+        return max(top, int(self.mixed[-1, 1])) if len(self.mixed) else top
 
     def states(self, numbers: Ints) -> npt.NDArray[np.int8]:
         """Return the `State` of each number."""
@@ -110,6 +111,8 @@ class Stored:
 
     def merged(self, other: "Stored") -> "Stored":
         """Return what is stored after both."""
+        if not len(self.mixed) and not len(other.mixed):
+            return Stored(exact=union(self.exact, other.exact))
         mixed = _merge_mixed(np.concatenate((self.mixed, other.mixed)))
         exact = difference(union(self.exact, other.exact), mixed[:, :2])
         return Stored(exact=exact, mixed=mixed)
@@ -204,7 +207,7 @@ _ANYTHING: Final = Stored(mixed=np.array([[0, MAX_NUMBER, *_ANY_DAY]], dtype=np.
 
 
 def encode_position(position: Position) -> str:
-    """Write a position as a compact property: MessagePack, deflated, in base 85.
+    """Write a position as a compact property: MessagePack, deflated, in base 64.
 
     A series is a list of whole numbers, for each range: how far its first number is above the
     range before, and how many numbers follow it; of a mixed range, the second one is `-1 - n`, and
@@ -214,10 +217,17 @@ def encode_position(position: Position) -> str:
     for series, stored in sorted(position.series.items()):
         document.setdefault(series.exchange, {})[series.symbol] = list(_words(stored))
     packed = msgspec.msgpack.encode([position.is_partial, document])
-    return _ENCODING + b85encode(zlib.compress(packed, level=6)).decode()
+    return _ENCODING + b64encode(zlib.compress(packed, level=3)).decode()
 
 
 def _words(stored: Stored) -> Iterator[int]:
+    if not len(stored.mixed):
+        end = 0
+        for first, last in stored.exact.tolist():
+            yield first - end
+            yield last - first
+            end = last
+        return
     exact = [(first, last, None, None) for first, last in stored.exact.tolist()]
     before = 0
     for first, last, day, last_day in sorted([*exact, *map(tuple, stored.mixed.tolist())]):
@@ -239,7 +249,7 @@ def decode_position(text: str) -> Position:
     try:
         if not text.startswith(_ENCODING):
             raise ValueError("unknown encoding")
-        packed = zlib.decompress(b85decode(text.removeprefix(_ENCODING)))
+        packed = zlib.decompress(b64decode(text.removeprefix(_ENCODING), validate=True))
         is_partial, document = _DOCUMENT.decode(packed)
         series = {
             Series(exchange, symbol): _stored(words)

@@ -25,7 +25,7 @@ from k2cli.storage.position import (
     decode_position,
     encode_position,
 )
-from k2cli.storage.state import LOST_KEY, TableState, read_state
+from k2cli.storage.state import LOST_KEY, TableState, position_property, read_state
 from k2cli.storage.stored import read_numbers
 from k2cli.storage.target import Target
 
@@ -55,7 +55,7 @@ def ensure_position(target: Target) -> None:
             return None
         lost = {LOST_KEY: "1"} if state.is_lost else {}
         position = rebuild.read().updated({})
-        properties = {**state.properties, **lost, KEY: encode_position(position)}
+        properties = {**state.properties, **lost, KEY: position_property(position)}
         return Attempt(files=[], properties=properties, scratch=[], is_repeatable=True)
 
     commit_attempts(target.table, attempt, target.settings)

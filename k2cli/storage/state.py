@@ -8,13 +8,12 @@ series has to be rebuilt from the table.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Final
 
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Snapshot
 
-from k2cli.storage.position import KEY, Position, decode_position
+from k2cli.storage.position import KEY, Position, decode_position, encode_position
 
 PREFIX: Final = "k2."
 RUN_KEY: Final = "k2.run"  # the run that made a snapshot, as its log lines have it
@@ -23,6 +22,7 @@ LOST_KEY: Final = "k2.lost"  # set once what k2 knew of the table was lost with 
 TAG: Final = "k2"  # on k2's newest snapshot: other engines' expiry leaves tagged snapshots alone
 _LEGACY: Final = "k2.position."  # k2 0.1.0 had positions of streams alone, one for each exchange
 _TOTAL: Final = "total-records"
+_MOST_KNOWN: Final = 8
 _OWN: Final = (RUN_KEY, ROWS_KEY)  # of one snapshot alone
 
 
@@ -115,6 +115,24 @@ def _number(snapshot: Snapshot, key: str) -> int | None:
     return int(value) if value is not None else None
 
 
-@lru_cache(maxsize=4)
+_known: dict[str, Position] = {}  # the last positions that were read or written, by their text
+
+
+def position_property(position: Position) -> str:
+    """Write a position as a property, and remember what it says."""
+    text = encode_position(position)
+    _remember(text, position)
+    return text
+
+
 def _decode(text: str) -> Position:
-    return decode_position(text)
+    if text not in _known:
+        _remember(text, decode_position(text))
+    return _known[text]
+
+
+def _remember(text: str, position: Position) -> None:
+    _known.pop(text, None)
+    _known[text] = position
+    if len(_known) > _MOST_KNOWN:
+        del _known[next(iter(_known))]

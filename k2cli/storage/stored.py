@@ -19,7 +19,7 @@ from pyiceberg.table import Table
 
 from k2cli.ranges import Ints, union
 from k2cli.records import RecordKind
-from k2cli.storage.admission import DAY_US, RECEIVED, Found, Keys
+from k2cli.storage.admission import RECEIVED, Found, Keys, rows_days
 from k2cli.storage.numbered import Numbered, numbered_rows
 from k2cli.storage.position import Series, Stored
 
@@ -248,16 +248,17 @@ def _dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
 
 def known_ids(
     table: Table, kind: RecordKind, files: FileStatistics, rows: pa.Table
-) -> pa.BooleanArray:
-    """Tell which rows are stored, by their message ids, among the rows of their days."""
+) -> pa.StringArray:
+    """Return those message ids of some rows that are stored, among the rows of the same days."""
+    wanted = rows["message_id"].combine_chunks()
     known: set[str] = set()
-    days = np.unique(rows[kind.partition_by].cast(pa.int64()).to_numpy() // DAY_US)
-    for path in (files.paths[index] for index in np.flatnonzero(np.isin(files.days, days))):
+    is_near = np.isin(files.days, rows_days(kind, rows))
+    for path in (files.paths[at] for at in np.flatnonzero(is_near)):
         with table.io.new_input(path).open() as stream, pq.ParquetFile(stream) as file:
             for batch in file.iter_batches(columns=["message_id"], use_threads=False):
                 ids = batch["message_id"]
-                known.update(ids.filter(pc.is_in(ids, _values(rows["message_id"]))).to_pylist())
-    return pc.is_in(rows["message_id"].combine_chunks(), pa.array(list(known), pa.string()))
+                known.update(ids.filter(pc.is_in(ids, wanted)).to_pylist())
+    return pa.array(sorted(known), pa.string())
 
 
 def read_numbers(table: Table, kind: RecordKind, path: str) -> Iterator[tuple[Numbered, pa.Table]]:
@@ -267,7 +268,3 @@ def read_numbers(table: Table, kind: RecordKind, path: str) -> Iterator[tuple[Nu
         for group in range(file.num_row_groups):
             read = file.read_row_group(group, names, use_threads=False)
             yield numbered_rows(kind, read), read
-
-
-def _values(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks()

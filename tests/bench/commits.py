@@ -11,8 +11,8 @@ from report import Aim, Line, Setup
 
 from k2cli.config import Settings, load_settings
 from k2cli.records import TRADES
+from k2cli.storage.gaps import GapWatch
 from k2cli.storage.lake import open_lake
-from k2cli.storage.position import StreamPosition
 
 _ROWS: Final = 10  # of a commit: the next trade of each of ten symbols
 _STEP_US: Final = 1_000_000  # so a commit comes every ten seconds, as a quiet stream's
@@ -83,7 +83,6 @@ class _Life:
 
     def __init__(self, home: Path) -> None:
         self._settings: Settings = load_settings({"K2_HOME": str(home)})
-        self._position = StreamPosition(series="BINANCE", is_dense=True)
         self._commits = 0
 
     def go_on(self, commits: int) -> list[float]:
@@ -93,7 +92,7 @@ class _Life:
             for _ in range(commits):
                 rows = trades(self._commits * _ROWS, _ROWS, step_us=_STEP_US)
                 started = time.perf_counter()
-                commit = lake.append(TRADES, rows, position=self._position)
+                commit = lake.append(TRADES, rows, watch=GapWatch("BINANCE"))
                 took_ms.append((time.perf_counter() - started) * 1000)
                 check_equal((commit.rows, commit.duplicates, list(commit.gaps)), (_ROWS, 0, []))
                 self._commits += 1

@@ -17,6 +17,8 @@ from k2cli.records import TRADES
 from k2cli.storage.append import Attempt, commit_attempts
 from k2cli.storage.lake import open_lake
 from k2cli.storage.loads import KEY, FileState, LoadEntry, extended
+from k2cli.storage.position import KEY as POSITION
+from k2cli.storage.position import Position, encode_position
 
 _TURNS: Final = 3
 _KNOWN_TURNS: Final = 9
@@ -112,7 +114,8 @@ class _Known:
             for bit in reversed(range(loads.bit_length())):
                 if loads >> bit & 1:
                     log, _ = extended(table, log, [self._entry() for _ in range(1 << bit)])
-            attempt = Attempt(files=[], properties={KEY: log or ""}, scratch=[])
+            properties = {KEY: log or "", POSITION: encode_position(Position())}
+            attempt = Attempt(files=[], properties=properties, scratch=[])
             commit_attempts(table, lambda _: attempt, self._settings)
             check_equal(len(lake.loads(TRADES)), loads)
 
@@ -148,7 +151,8 @@ class _Known:
             started = time.perf_counter()
             with lake.load_file(TRADES) as file:
                 file.write(trades(self._made, 1, step_us=1).to_batches()[0])
-                snapshot_id = file.commit(self._entry(), is_forced=False)
+                entry = self._entry()
+                snapshot_id = file.commit(lambda _: entry, is_forced=False)
             took_ms = (time.perf_counter() - started) * 1000
         check_equal(snapshot_id is not None, True)
         return took_ms

@@ -48,7 +48,9 @@ def test_summary_is_a_line_on_stderr(run: Run, simulator: Simulator) -> None:
     result = run([*STREAM, *BTC, "--url", simulator.url, "--max-messages", "7"])
     assert (result.exit_code, result.stdout) == (0, "")
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("summary messages=7 rows=7 rejects=0 duplicates=0 missing=0 commits=1")
+    assert last.startswith(
+        "summary messages=7 rows=7 rejects=0 duplicates=0 conflicts=0 missing=0 commits=1"
+    )
 
 
 def test_summary_as_json_is_all_that_stdout_gets(run: Run, simulator: Simulator) -> None:
@@ -61,6 +63,7 @@ def test_summary_as_json_is_all_that_stdout_gets(run: Run, simulator: Simulator)
         "rows": 7,
         "rejects": 0,
         "duplicates": 0,
+        "conflicts": 0,
         "missing": 0,
         "commits": 1,
         "reconnects": 0,

@@ -33,7 +33,6 @@ from k2cli.records import QUOTES, TRADES
 from k2cli.storage.append import OutcomeUnknown
 from k2cli.storage.catalog import open_catalog
 from k2cli.storage.lake import open_lake
-from k2cli.storage.position import StreamPosition
 from k2cli.storage.tables import create_table
 
 DUMP = "BTCUSDT-trades-2024-08-08.csv"
@@ -190,11 +189,10 @@ def test_two_writers_of_one_stream_write_each_trade_once(
 
     def write(size: int) -> None:
         try:
-            position = StreamPosition(series="BINANCE", is_dense=True)
             with open_lake(settings) as lake:
                 together.wait(30)
                 for first in range(0, 400, size):
-                    lake.append(TRADES, rows.slice(first, size), position=position)
+                    lake.append(TRADES, rows.slice(first, size))
         except BaseException as exc:
             failures.append(exc)
             raise
@@ -289,12 +287,11 @@ def test_a_stream_whose_commits_are_repeated_writes_once(
     home: Path, rest: Properties, proxy: CatalogProxy
 ) -> None:
     settings = load_settings({"K2_HOME": str(home), **variables({**rest, "uri": proxy.url})})
-    position = StreamPosition(series="X", is_dense=True)
     proxy.repeats_commits = True
     with open_lake(settings) as lake:
         for count in (10, 20):  # the second has the first ten again
             rows = pa.Table.from_batches([trades_batch(count, symbol="BTCUSDT")])
-            assert lake.append(TRADES, rows, position=position).rows == 10
+            assert lake.append(TRADES, rows).rows == 10
         assert len(lake.table(TRADES).scan().to_arrow()) == 20
 
 
@@ -321,14 +318,13 @@ def test_rows_of_a_commit_that_lands_late_are_not_written_again(
     impatient = {**rest, "uri": proxy.url, "rest.client.socket-timeout-ms": "1000"}
     settings = load_settings({"K2_HOME": str(home), **variables(impatient)})
     rows = pa.Table.from_batches([trades_batch(10, symbol="BTCUSDT")])
-    position = StreamPosition(series="BINANCE", is_dense=True)
     with open_lake(settings) as lake:
         proxy.commits_held.clear()
         with pytest.raises(OutcomeUnknown):
-            lake.append(TRADES, rows, position=position)
+            lake.append(TRADES, rows)
         proxy.commits_held.set()
         assert proxy.has_late_status.wait(30)
-        again = lake.append(TRADES, rows, position=position)
+        again = lake.append(TRADES, rows)
         assert (again.rows, again.duplicates) == (0, 10)
         assert len(lake.table(TRADES).scan().to_arrow()) == 10
 
@@ -344,7 +340,7 @@ def test_a_stream_repeats_a_commit_that_may_land_yet(
         proxy.commits_held.clear()
         release = threading.Timer(1.3, proxy.commits_held.set)  # in the second attempt
         release.start()
-        commit = lake.append(TRADES, rows, position=StreamPosition(series="X", is_dense=True))
+        commit = lake.append(TRADES, rows)
         release.join()
         assert commit.rows + commit.duplicates == 10
         assert proxy.has_late_status.wait(30)

@@ -12,24 +12,35 @@ import pytest
 from builders import START, quotes_batch, table_of, trade_row, trades_batch
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitStateUnknownException
+from pyiceberg.table import Table
 
 from k2cli.config import Settings, TableSettings, load_settings
 from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.records import QUOTES, TRADES, RecordKind
-from k2cli.storage.append import OutcomeUnknown, append_rows, carried_properties
+from k2cli.storage.append import OutcomeUnknown, append_rows
 from k2cli.storage.lake import Lake, open_lake
-from k2cli.storage.position import StreamPosition
+from k2cli.storage.position import Series
+from k2cli.storage.state import read_state
+from k2cli.storage.stored import FileIndex
+from k2cli.storage.target import Target
 
 
-def trades(*numbers: int) -> pa.Table:
+def trades(*numbers: int, **over: Any) -> pa.Table:
     rows = [
-        trade_row(source_sequence=n, timestamp=START + timedelta(milliseconds=n)) for n in numbers
+        trade_row(source_sequence=n, timestamp=START + timedelta(milliseconds=n), **over)
+        for n in numbers
     ]
     return table_of(TRADES, rows)
 
 
-def dense() -> StreamPosition:
-    return StreamPosition(series="BINANCE", is_dense=True)
+def target_of(table: Table, settings: Settings) -> Target:
+    return Target(
+        table=table,
+        kind=TRADES,
+        settings=settings,
+        index=FileIndex(),
+        observe=lambda *_, **__: None,
+    )
 
 
 def stored(lake: Lake, kind: RecordKind = TRADES) -> pa.Table:
@@ -70,7 +81,8 @@ def test_rows_of_two_days_land_in_two_sorted_files(lake: Lake) -> None:
 def test_plan_prunes_by_symbol_and_time(lake: Lake) -> None:
     lake.append(TRADES, table_of(TRADES, [trade_row(symbol="AAAUSDT")]))
     lake.append(TRADES, table_of(TRADES, [trade_row(symbol="ZZZUSDT")]))
-    later = trade_row(symbol="AAAUSDT", timestamp=START + timedelta(days=3))
+    moment = START + timedelta(days=3)
+    later = trade_row(symbol="AAAUSDT", source_sequence=9, timestamp=moment)
     lake.append(TRADES, table_of(TRADES, [later]))
     assert len(lake.plan(TRADES).paths) == 3
     assert len(lake.plan(TRADES, symbols=["AAAUSDT"]).paths) == 2
@@ -80,10 +92,9 @@ def test_plan_prunes_by_symbol_and_time(lake: Lake) -> None:
 
 
 def test_replayed_rows_are_left_out(lake: Lake) -> None:
-    position = dense()
-    lake.append(TRADES, trades(1, 2, 3), position=position)
-    again = lake.append(TRADES, trades(1, 2, 3), position=position)
-    more = lake.append(TRADES, trades(3, 4), position=position)
+    lake.append(TRADES, trades(1, 2, 3))
+    again = lake.append(TRADES, trades(1, 2, 3))
+    more = lake.append(TRADES, trades(3, 4))
     assert (again.rows, again.duplicates, again.snapshot_id) == (0, 3, None)
     assert (more.rows, more.duplicates) == (1, 1)
     assert numbers(lake) == [1, 2, 3, 4]
@@ -96,9 +107,8 @@ def test_writers_of_the_same_feed_never_double_a_row(settings: Settings, lake: L
     def write(offset: int) -> None:
         try:
             with open_lake(settings) as own:
-                position = dense()
                 for start in range(offset, 400, 20):
-                    own.append(TRADES, trades(*range(start, start + 40)), position=position)
+                    own.append(TRADES, trades(*range(start, start + 40)))
         except BaseException as exc:
             failures.append(exc)
             raise
@@ -115,34 +125,35 @@ def test_writers_of_the_same_feed_never_double_a_row(settings: Settings, lake: L
 
 
 def test_writers_of_different_feeds_both_succeed(settings: Settings, lake: Lake) -> None:
-    spot, futures = dense(), StreamPosition(series="BINANCE_USDM", is_dense=True)
     with open_lake(settings) as other:
         for n in range(5):
-            lake.append(TRADES, trades(n), position=spot)
-            other.append(TRADES, trades(n), position=futures)
+            lake.append(TRADES, trades(n))
+            other.append(TRADES, trades(n, exchange="BINANCE_USDM"))
     assert numbers(lake) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert set(carried_properties(lake.table(TRADES))) == {
-        "k2.position.BINANCE",
-        "k2.position.BINANCE_USDM",
+    position = read_state(lake.table(TRADES)).position
+    assert position is not None
+    assert {series: stored.exact.tolist() for series, stored in position.series.items()} == {
+        Series("BINANCE", "BTCUSDT"): [[0, 4]],
+        Series("BINANCE_USDM", "BTCUSDT"): [[0, 4]],
     }
 
 
 def test_position_is_found_below_a_foreign_snapshot(lake: Lake) -> None:
-    lake.append(TRADES, trades(1, 2), position=dense())
+    lake.append(TRADES, trades(1, 2))
     table = lake.table(TRADES)
     table.append(trades(50).cast(table.schema().as_arrow()))  # as another engine would
-    again = lake.append(TRADES, trades(1, 2, 3), position=dense())
+    again = lake.append(TRADES, trades(1, 2, 3))
     assert (again.rows, again.duplicates) == (1, 2)
     assert numbers(lake) == [1, 2, 3, 50]
 
 
 def test_rolled_back_table_rolls_its_position_back(lake: Lake) -> None:
-    first = lake.append(TRADES, trades(1), position=dense())
-    lake.append(TRADES, trades(2), position=dense())
+    first = lake.append(TRADES, trades(1))
+    lake.append(TRADES, trades(2))
     assert first.snapshot_id is not None
     with lake.table(TRADES).manage_snapshots() as manage:
         manage.rollback_to_snapshot(first.snapshot_id)
-    assert lake.append(TRADES, trades(1, 2), position=dense()).rows == 1
+    assert lake.append(TRADES, trades(1, 2)).rows == 1
     assert numbers(lake) == [1, 2]
 
 
@@ -182,11 +193,11 @@ def test_lost_answer_is_settled_by_looking(
     table = catalog.load_table("market_data.trades_v2")
     try:
         if is_committing:
-            commit = append_rows(table, TRADES, trades(1), position=dense(), settings=settings)
+            commit = append_rows(target_of(table, settings), trades(1))
             assert commit.rows == 1
         else:
             with pytest.raises(OutcomeUnknown, match="the answer was lost"):
-                append_rows(table, TRADES, trades(1), position=dense(), settings=settings)
+                append_rows(target_of(table, settings), trades(1))
     finally:
         catalog.close()
     assert numbers(lake) == [1] * is_committing
@@ -197,13 +208,12 @@ def test_lost_answer_is_settled_by_looking(
 def test_metadata_stays_bounded_over_many_commits(tmp_path: Path) -> None:
     settings = load_settings({"K2_HOME": str(tmp_path), "K2_TABLE_KEEP_SNAPSHOTS": "5"})
     with open_lake(settings, create=True) as lake:
-        position = dense()
-        tagged = lake.append(TRADES, trades(0), position=position).snapshot_id
+        tagged = lake.append(TRADES, trades(0)).snapshot_id
         assert tagged is not None
         with lake.table(TRADES).manage_snapshots() as manage:
             manage.create_tag(tagged, "month-end")
         for n in range(1, 120):
-            lake.append(TRADES, trades(n), position=position)
+            lake.append(TRADES, trades(n))
         table = lake.table(TRADES)
         snapshots = lake.snapshots(TRADES)
         assert numbers(lake) == list(range(120))
@@ -294,8 +304,8 @@ def test_missing_metadata_file_is_bad_data(lake: Lake) -> None:
 def test_lost_race_leaves_no_file_behind(settings: Settings, lake: Lake) -> None:
     """A writer that loaded the table before another one committed must try again."""
     table = lake.table(TRADES)
-    lake.append(TRADES, trades(1), position=dense())
-    commit = append_rows(table, TRADES, trades(1, 2), position=dense(), settings=settings)
+    lake.append(TRADES, trades(1))
+    commit = append_rows(target_of(table, settings), trades(1, 2))
     assert (commit.rows, commit.duplicates) == (1, 1)
     data = Path(table.location()) / "data"
     assert len(list(data.rglob("*.parquet"))) == 2

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 import pytest
-from builders import table_of, trade_row, trades_batch
+from builders import table_of, trade_row
 
 from k2cli.errors import BadData
 from k2cli.records import TRADES
@@ -23,8 +23,10 @@ AGAIN = Partition("market.crypto.trades", "made again", 0)
 FUTURES = Partition("market.futures.trades", "f_8", 10)
 
 
-def rows(count: int) -> pa.Table:
-    return pa.Table.from_batches([trades_batch(count)])
+def rows(count: int, *, first: int = 0) -> pa.Table:
+    """Make trades of which none has the number of another."""
+    made = [trade_row(source_sequence=first + n) for n in range(count)]
+    return table_of(TRADES, made)
 
 
 def held(lake: Lake) -> dict[Partition, int]:
@@ -49,41 +51,41 @@ def test_a_damaged_position_is_an_error(text: str):
 
 
 def test_rows_and_offsets_come_together(lake: Lake):
-    lake.append(TRADES, rows(3), position=spans(None, 3, ZERO, ONE))
-    lake.append(TRADES, rows(2), position=spans(3, 5, ONE))
-    lake.append(TRADES, rows(1), position=spans(None, 9, FUTURES))
+    lake.append(TRADES, rows(3), source=spans(None, 3, ZERO, ONE))
+    lake.append(TRADES, rows(2, first=3), source=spans(3, 5, ONE))
+    lake.append(TRADES, rows(1, first=5), source=spans(None, 9, FUTURES))
     assert held(lake) == {ZERO: 3, ONE: 5, FUTURES: 9}
     assert lake.describe(TRADES).rows == 6
 
 
 @pytest.mark.parametrize("expected", [None, 2, 4])
 def test_a_batch_that_begins_elsewhere_is_not_written(lake: Lake, expected: int | None):
-    lake.append(TRADES, rows(3), position=spans(None, 3, ZERO, ONE))
+    lake.append(TRADES, rows(3), source=spans(None, 3, ZERO, ONE))
     mixed = OffsetPosition(
         {ONE: Span(expected=3, reached=4), ZERO: Span(expected=expected, reached=9)}
     )
     with pytest.raises(PositionMoved, match=r"trades/0 was expected at .*, but .* stands at 3"):
-        lake.append(TRADES, rows(1), position=mixed)
+        lake.append(TRADES, rows(1), source=mixed)
     assert held(lake) == {ZERO: 3, ONE: 3}
     assert lake.describe(TRADES).rows == 3
 
 
 def test_a_topic_that_was_made_again_begins_anew(lake: Lake):
-    lake.append(TRADES, rows(3), position=spans(None, 3, ZERO))
-    lake.append(TRADES, rows(1), position=spans(None, 1, AGAIN))
+    lake.append(TRADES, rows(3), source=spans(None, 3, ZERO))
+    lake.append(TRADES, rows(1), source=spans(None, 1, AGAIN))
     assert held(lake) == {ZERO: 3, AGAIN: 1}
 
 
 def test_offsets_move_without_rows_but_not_without_offsets(lake: Lake):
-    commit = lake.append(TRADES, rows(0), position=spans(None, 5, ZERO))
+    commit = lake.append(TRADES, rows(0), source=spans(None, 5, ZERO))
     assert (commit.snapshot_id is None, commit.rows) == (False, 0)
     assert held(lake) == {ZERO: 5}
-    assert lake.append(TRADES, rows(0), position=spans(5, 5, ZERO)).snapshot_id is None
-    lake.append(TRADES, rows(2), position=spans(5, 7, ZERO))
+    assert lake.append(TRADES, rows(0), source=spans(5, 5, ZERO)).snapshot_id is None
+    lake.append(TRADES, rows(2), source=spans(5, 7, ZERO))
     assert lake.describe(TRADES).rows == 2
 
 
 def test_streams_and_loads_carry_the_offsets_on(lake: Lake):
-    lake.append(TRADES, rows(1), position=spans(None, 5, ZERO))
+    lake.append(TRADES, rows(1), source=spans(None, 5, ZERO))
     lake.append(TRADES, table_of(TRADES, [trade_row()]))
     assert held(lake) == {ZERO: 5}

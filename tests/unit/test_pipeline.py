@@ -4,10 +4,12 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from builders import batch_of, quotes_batch, table_of, trade_row, trades_batch
 
@@ -46,7 +48,7 @@ class MemorySource:
 
 @dataclass
 class MemorySink:
-    """Keeps what it is told in order: rows written, commits, interruptions."""
+    """Keeps what it is told in order: rows written, ids seen, commits."""
 
     fails_at_commit: int | None = None
     log: list[str] = field(default_factory=list)
@@ -65,12 +67,22 @@ class MemorySink:
         rows, self.pending = self.pending, 0
         return Committed(rows=rows, duplicates=2, missing=3, commits=1 if rows else 0)
 
-    def interrupted(self) -> None:
-        self.log.append("interrupted")
+    def see(self, kind: RecordKind, ids: Any) -> None:
+        self.log.append(f"seen {kind.name} {ids.num_rows}")
 
 
 def trades(count: int, **over: Any) -> Batch:
     return Batch(rows=[(TRADES, trades_batch(count))], messages=count, **over)
+
+
+def ids(*numbers: int, symbol: str = "BTCUSDT") -> pa.RecordBatch:
+    count = len(numbers)
+    columns = {
+        "exchange": ["BINANCE"] * count,
+        "symbol": [symbol] * count,
+        "source_sequence": pa.array(numbers, pa.int64()),
+    }
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def rejected(*raws: bytes, first: int = 1) -> Batch:
@@ -119,6 +131,7 @@ def test_totals_are_the_sums_of_batches_and_commits(rejects: RejectLog) -> None:
         "rows": 10,
         "rejects": 2,
         "duplicates": 2,
+        "conflicts": 0,
         "missing": 3,
         "commits": 1,
         "reconnects": 0,
@@ -148,16 +161,21 @@ def test_nothing_pending_is_not_committed_while_running(rejects: RejectLog) -> N
     assert sink.log == ["commit"]
 
 
-def test_new_session_commits_before_the_sink_is_told(rejects: RejectLog) -> None:
+def test_a_new_session_is_counted_and_commits_nothing(rejects: RejectLog) -> None:
     sink = MemorySink()
     given = [trades(1), trades(2, session=1), trades(3, session=1), trades(4, session=3)]
     totals = pump_of(MemorySource(given), sink, rejects).run()
-    assert sink.log == [
-        *("trades 1", "commit", "interrupted"),
-        *("trades 2", "trades 3", "commit", "interrupted"),
-        *("trades 4", "commit"),
-    ]
+    assert sink.log == ["trades 1", "trades 2", "trades 3", "trades 4", "commit"]
     assert totals.reconnects == 3
+
+
+def test_ids_without_a_record_reach_the_sink_and_are_committed_in_time(rejects: RejectLog) -> None:
+    sink = MemorySink()
+    seen = Batch(seen=[(TRADES, ids(7, 8))], messages=2)
+    source = MemorySource([seen, *[Batch()] * 4], pause_s=0.06)
+    totals = pump_of(source, sink, rejects, flush_interval_s=0.1).run()
+    assert sink.log == ["seen trades 2", "commit", "commit"]
+    assert (totals.messages, totals.rows) == (2, 0)
 
 
 def test_duration_stops_the_source(rejects: RejectLog) -> None:
@@ -286,7 +304,51 @@ def test_table_sink_makes_no_snapshot_of_duplicates(lake: Lake, rejects: RejectL
 def test_markets_do_not_share_a_position(lake: Lake, rejects: RejectLog) -> None:
     for exchange in ("BINANCE", "BINANCE_US"):
         sink = TableSink(lake=lake, exchange=exchange, observe=lambda *_, **__: None)
-        assert pump_of(MemorySource([trades(10)]), sink, rejects).run().rows == 10
+        rows = trades_batch(10, exchange=exchange)
+        source = MemorySource([Batch(rows=[(TRADES, rows)], messages=10)])
+        assert pump_of(source, sink, rejects).run().rows == 10
+
+
+def test_ids_without_a_record_are_no_gap(lake: Lake, rejects: RejectLog) -> None:
+    """An exchange numbers events that are not trades, too."""
+    rows = table_of(TRADES, [trade_row(source_sequence=n) for n in (1, 2, 5)]).to_batches()
+    given = [Batch(rows=[(TRADES, rows[0])], seen=[(TRADES, ids(3, 4))], messages=5)]
+    for _ in range(2):
+        sink = TableSink(lake=lake, exchange="BINANCE", observe=lambda *_, **__: None)
+        totals = pump_of(MemorySource(given), sink, rejects).run()
+        assert totals.missing == 0
+    assert (totals.rows, totals.duplicates, totals.commits) == (0, 3, 0)
+
+
+def test_a_known_id_with_other_values_is_a_conflict(lake: Lake, rejects: RejectLog) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    sink = TableSink(
+        lake=lake, exchange="BINANCE", observe=lambda event, **f: events.append((event, f))
+    )
+    first, other = (
+        batch_of(TRADES, [trade_row(source_sequence=7, price=price)])
+        for price in (Decimal("1.00000000"), Decimal("2.00000000"))
+    )
+    given = [Batch(rows=[(TRADES, each)], messages=1) for each in (first, other, first)]
+    totals = pump_of(MemorySource(given), sink, rejects, flush_rows=1).run()
+    assert (totals.rows, totals.duplicates, totals.conflicts) == (1, 1, 1)
+    (line,) = map(json.loads, rejects.path.read_text().splitlines())
+    assert "price 2.00000000 (stored 1.00000000)" in line["reason"]
+    values = json.loads(line["raw"])
+    assert (values["received"]["price"], values["stored"]["price"]) == ("2.00000000", "1.00000000")
+    (event,) = [fields for name, fields in events if name == "conflict"]
+    assert event["count"] == 1
+
+
+def test_no_more_than_100_conflicts_are_written(lake: Lake, rejects: RejectLog) -> None:
+    sink = TableSink(lake=lake, exchange="BINANCE", observe=lambda *_, **__: None)
+    given = [
+        Batch(rows=[(TRADES, trades_batch(80, price=Decimal(price)))], messages=80)
+        for price in (1, 2, 3)
+    ]
+    totals = pump_of(MemorySource(given), sink, rejects, flush_rows=1).run()
+    assert (totals.rows, totals.conflicts) == (80, 160)
+    assert len(rejects.path.read_text().splitlines()) == 100
 
 
 def ndjson_sink(out: BytesIO, events: list[str] | None = None) -> NdjsonSink:

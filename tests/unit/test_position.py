@@ -1,155 +1,140 @@
-"""The position of a stream: what is new, what is there already, what is missing."""
+"""What a position says of numbers, and how it stays small."""
 
-import pyarrow as pa
+import numpy as np
 import pytest
-from builders import table_of, trade_row
 
 from k2cli.errors import BadData
-from k2cli.records import TRADES
 from k2cli.storage.position import (
-    MIN_RANGES,
-    Advance,
-    Gap,
-    StreamPosition,
+    MAX_RANGES,
+    MAX_SERIES,
+    Position,
+    Series,
+    State,
+    Stored,
     decode_position,
     encode_position,
 )
 
-
-def trades(*numbers: int, symbol: str = "BTCUSDT") -> pa.Table:
-    return table_of(TRADES, [trade_row(symbol=symbol, source_sequence=n) for n in numbers])
-
-
-def numbers(advance: Advance) -> list[int]:
-    return advance.rows["source_sequence"].to_pylist()
+BTC = Series("BINANCE", "BTCUSDT")
+ETH = Series("BINANCE", "ETHUSDT")
 
 
-@pytest.fixture
-def dense() -> StreamPosition:
-    return StreamPosition(series="BINANCE", is_dense=True)
+def exact(*ranges: tuple[int, int]) -> Stored:
+    return Stored(exact=np.array(ranges, dtype=np.int64).reshape(-1, 2))
 
 
-@pytest.fixture
-def sparse() -> StreamPosition:
-    return StreamPosition(series="BINANCE", is_dense=False)
+def mixed(*ranges: tuple[int, int, int, int]) -> Stored:
+    return Stored(mixed=np.array(ranges, dtype=np.int64).reshape(-1, 4))
 
 
-def test_advance_from_nothing_takes_all(dense: StreamPosition) -> None:
-    advance = dense.advance(None, trades(5, 6, 7))
-    assert numbers(advance) == [5, 6, 7]
-    assert decode_position(advance.reached) == {"BTCUSDT": ((5, 7),)}
-    assert advance.duplicates == 0
-    assert advance.gaps == []
+def states(stored: Stored, *numbers: int) -> list[int]:
+    return stored.states(np.array(numbers, dtype=np.int64)).tolist()
 
 
-def test_advance_leaves_out_what_is_held(dense: StreamPosition) -> None:
-    held = encode_position({"BTCUSDT": ((5, 7),)})
-    advance = dense.advance(held, trades(6, 7, 8))
-    assert numbers(advance) == [8]
-    assert advance.duplicates == 2
-    assert decode_position(advance.reached) == {"BTCUSDT": ((5, 8),)}
+def test_a_number_is_stored_unknown_or_absent() -> None:
+    stored = exact((5, 7), (20, 20)).merged(mixed((10, 14, 1, 1)))
+    assert states(stored, 4, 5, 7, 8, 10, 12, 14, 15, 20, 21) == [0, 1, 1, 0, 2, 2, 2, 0, 1, 0]
+    assert stored.top == 20
+    assert states(Stored(), 1) == [State.ABSENT]
+    assert Stored().top == -1
 
 
-def test_advance_keeps_one_of_two_in_the_same_batch(dense: StreamPosition) -> None:
-    advance = dense.advance(None, trades(5, 6, 5, 6))
-    assert numbers(advance) == [5, 6]
-    assert advance.duplicates == 2
+def test_ranges_that_touch_are_one() -> None:
+    assert exact((1, 5)).merged(exact((6, 7))) == exact((1, 7))
+    assert exact((1, 5), (9, 9)).merged(exact((6, 8))) == exact((1, 9))
+    assert exact((1, 5)).merged(exact((7, 7))) == exact((1, 5), (7, 7))
 
 
-def test_advance_takes_late_rows_into_their_hole(dense: StreamPosition) -> None:
-    held = encode_position({"BTCUSDT": ((1, 5), (8, 9))})
-    advance = dense.advance(held, trades(7, 6, 9))
-    assert numbers(advance) == [7, 6]
-    assert decode_position(advance.reached) == {"BTCUSDT": ((1, 9),)}
-    assert advance.gaps == []
+def test_what_is_mixed_stays_mixed() -> None:
+    assert mixed((1, 9, 3, 3)).merged(exact((4, 12))) == Stored(
+        exact=exact((10, 12)).exact, mixed=mixed((1, 9, 3, 3)).mixed
+    )
 
 
-def test_advance_takes_rows_older_than_all(dense: StreamPosition) -> None:
-    held = encode_position({"BTCUSDT": ((100, 200),)})
-    advance = dense.advance(held, trades(1, 2))
-    assert numbers(advance) == [1, 2]
-    assert decode_position(advance.reached) == {"BTCUSDT": ((1, 2), (100, 200))}
+def test_mixed_ranges_of_the_same_day_are_one_and_others_are_not() -> None:
+    assert mixed((1, 5, 3, 3)).merged(mixed((8, 9, 3, 3))) == mixed((1, 9, 3, 3))
+    two = mixed((1, 5, 3, 3)).merged(mixed((8, 9, 4, 4)))
+    assert two == mixed((1, 5, 3, 3), (8, 9, 4, 4))
+    assert two.days(np.array([2, 9, 7])).tolist() == [[3, 3], [4, 4], [0, 1 << 24]]
 
 
-def test_advance_reports_a_gap_once(dense: StreamPosition) -> None:
-    first = dense.advance(None, trades(5, 8, 9, 12))
-    assert first.gaps == [Gap("BTCUSDT", first=6, last=11, missing=4)]
-    second = dense.advance(first.reached, trades(13))
-    assert second.gaps == []
+def test_mixed_ranges_that_overlap_are_one_with_the_days_of_both() -> None:
+    assert mixed((1, 5, 3, 3)).merged(mixed((4, 9, 5, 6))) == mixed((1, 9, 3, 6))
 
 
-def test_numbers_passed_before_the_run_are_a_gap_of_their_own(dense: StreamPosition) -> None:
-    held = encode_position({"BTCUSDT": ((1, 5),)})
-    first = dense.advance(held, trades(8, 9, 12))
-    assert first.gaps == [
-        Gap("BTCUSDT", first=6, last=7, missing=2, is_restart=True),
-        Gap("BTCUSDT", first=10, last=11, missing=2),
-    ]
-    dense.committed(first)
-    dense.interrupted()
-    assert dense.advance(first.reached, trades(14)).gaps == [Gap("BTCUSDT", 13, 13, 1)]
+def test_numbers_can_be_taken_out() -> None:
+    left = exact((1, 9)).merged(mixed((20, 29, 1, 1))).without(exact((3, 4), (21, 22)).exact)
+    assert states(left, 2, 3, 4, 5, 21) == [1, 0, 0, 1, 2]
 
 
-def test_advance_tells_symbols_apart(dense: StreamPosition) -> None:
-    held = encode_position({"BTCUSDT": ((1, 5),), "SOLUSDT": ((7, 7),)})
-    rows = pa.concat_tables([trades(5, 6), trades(5, 6, symbol="ETHUSDT")])
-    advance = dense.advance(held, rows)
-    assert advance.rows.select(["symbol", "source_sequence"]).to_pylist() == [
-        {"symbol": "BTCUSDT", "source_sequence": 6},
-        {"symbol": "ETHUSDT", "source_sequence": 5},
-        {"symbol": "ETHUSDT", "source_sequence": 6},
-    ]
-    assert decode_position(advance.reached) == {
-        "BTCUSDT": ((1, 6),),
-        "ETHUSDT": ((5, 6),),
-        "SOLUSDT": ((7, 7),),
-    }
+def test_the_smallest_holes_close_first_and_mean_unknown() -> None:
+    stored = exact((0, 9), (11, 19), (30, 39), (1_000, 1_009), (1_012, 1_020))
+    assert stored.shrunk(3) == Stored(
+        exact=exact((30, 39)).exact,
+        mixed=np.array([[0, 19, 1 << 30, -1], [1_000, 1_020, 1 << 30, -1]]),
+    )
+    assert states(stored.shrunk(3), 5, 10, 25, 35, 1_010) == [2, 2, 0, 1, 2]
+    assert stored.shrunk(5) is stored
 
 
-def test_sparse_numbers_between_first_and_last_count_as_seen(sparse: StreamPosition) -> None:
-    advance = sparse.advance(None, trades(10, 15, 30))
-    assert decode_position(advance.reached) == {"BTCUSDT": ((10, 30),)}
-    assert advance.gaps == []
-    assert numbers(sparse.advance(advance.reached, trades(15, 30, 31))) == [31]
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_shrinking_forgets_no_number(limit: int) -> None:
+    numbers = np.arange(0, 300, 3)
+    stored = Stored(exact=np.column_stack((numbers, numbers)))
+    shrunk = stored.shrunk(limit)
+    assert len(shrunk) == limit
+    assert (shrunk.states(numbers) != State.ABSENT).all()
 
 
-def test_sparse_numbers_join_while_uninterrupted(sparse: StreamPosition) -> None:
-    first = sparse.advance(None, trades(10, 30))
-    sparse.committed(first)
-    assert decode_position(sparse.advance(first.reached, trades(40)).reached) == {
-        "BTCUSDT": ((10, 40),)
-    }
+def test_a_position_keeps_within_its_limits() -> None:
+    numbers = np.arange(0, 100, 2)
+    many = Stored(exact=np.column_stack((numbers, numbers)))
+    position = Position().updated({Series("X", f"S{n}"): many for n in range(500)})
+    assert sum(map(len, position.series.values())) <= MAX_RANGES
+    assert all(
+        (stored.states(numbers) != State.ABSENT).all() for stored in position.series.values()
+    )
 
 
-def test_sparse_numbers_do_not_join_over_an_interruption(sparse: StreamPosition) -> None:
-    first = sparse.advance(None, trades(10, 30))
-    sparse.committed(first)
-    sparse.interrupted()
-    second = sparse.advance(first.reached, trades(40))
-    assert decode_position(second.reached) == {"BTCUSDT": ((10, 30), (40, 40))}
-    # What another writer saw in between is welcome.
-    assert numbers(sparse.advance(second.reached, trades(35))) == [35]
+def test_with_too_many_series_those_left_out_are_unknown() -> None:
+    series = {Series("X", f"S{n:05}"): exact((n, n)) for n in range(MAX_SERIES + 3)}
+    position = Position().updated(series)
+    assert len(position.series) == MAX_SERIES
+    assert states(position.of(Series("X", "S00001")), 1, 2) == [State.STORED, State.ABSENT]
+    assert states(position.of(Series("X", f"S{MAX_SERIES + 2:05}")), 1) == [State.UNKNOWN]
+    assert states(position.of(Series("Y", "new")), 0, 2**62 - 1) == [State.UNKNOWN] * 2
+    again = decode_position(encode_position(position)).extended({Series("Y", "new"): exact((1, 1))})
+    assert states(again.of(Series("Y", "new")), 1) == [State.UNKNOWN]
 
 
-def test_lowest_holes_close_when_there_are_too_many(dense: StreamPosition) -> None:
-    many = {f"S{n}USDT": ((1, 1),) for n in range(5_000)}
-    spread = trades(*range(0, 100, 10))
-    ranges = decode_position(dense.advance(encode_position(many), spread).reached)["BTCUSDT"]
-    assert ranges == ((0, 60), (70, 70), (80, 80), (90, 90))
-    assert len(ranges) == MIN_RANGES
+def test_a_position_is_read_as_it_was_written() -> None:
+    both = exact((0, 0), (2**61, 2**62 - 1)).merged(mixed((5, 9, 19_000, 19_001)))
+    position = Position({BTC: both, ETH: Stored(), Series("Ä", "币 安|\n"): exact((7, 9))})
+    assert decode_position(encode_position(position)) == position
+    assert decode_position(encode_position(Position(is_partial=True))).is_partial
 
 
-def test_position_of_2000_symbols_is_small() -> None:
-    position = {
-        f"{n:04x}USDT": ((3_735_685_016 + n * 7_919, 3_735_685_016 + n * 7_919 + n),)
+def test_a_position_of_2000_symbols_is_small() -> None:
+    """At its limits, and with numbers that do not compress."""
+    random = np.random.default_rng(7)
+    series = {
+        Series("BINANCE", f"{n:04x}USDT"): Stored(
+            exact=np.sort(random.choice(10**9, 40, replace=False)).reshape(-1, 2)
+            + int(random.integers(10**9, 10**10))
+        )
         for n in range(2_000)
     }
+    position = Position().updated(series)
     text = encode_position(position)
     assert decode_position(text) == position
-    assert len(text) < 32_000
+    assert len(text) < 64 << 10
 
 
-@pytest.mark.parametrize("text", ["", "z1:", "z1:!!", "z1:" + "0" * 40, "x9:abc"])
-def test_damaged_position_is_bad_data(text: str) -> None:
-    with pytest.raises(BadData, match="stream position"):
+@pytest.mark.parametrize(
+    "text",
+    ["", "z2:", "z2:!!", "z2:" + "0" * 40, "z1:abc", "x9:abc"],
+    ids=["empty", "nothing", "not-base85", "not-deflated", "older", "foreign"],
+)
+def test_a_damaged_position_is_bad_data(text: str) -> None:
+    with pytest.raises(BadData, match="position of the table cannot be read"):
         decode_position(text)
