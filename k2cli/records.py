@@ -257,6 +257,11 @@ def line_series(file: str, series: str) -> str:
     return f"{file}/{series}"
 
 
+def nth_copy(file: str, number: int) -> str:
+    """Name a file whose lines are stored once more, for `line_series`; the first copy is itself."""
+    return file if number == 1 else f"{file}#{number}"
+
+
 def message_ids(
     series: Sequence[str], codes: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]
 ) -> pa.StringArray:

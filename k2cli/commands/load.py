@@ -130,7 +130,18 @@ def load_csv(
         ),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Load a file again that was loaded before.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Load a file again that was loaded before; rows that are stored stay single.",
+        ),
+    ] = False,
+    allow_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--allow-duplicates",
+            help="Store the rows of a file without ids once more, also if it was loaded before.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool,
@@ -175,6 +186,10 @@ def load_csv(
     is_sent = to is LoadTo.KAFKA and not dry_run
     if follow_appends and not is_written:
         raise typer.BadParameter("only into the table", param_hint="--follow-appends")
+    if allow_duplicates and (follow_appends or not is_written):
+        raise typer.BadParameter(
+            "only for whole files, into the table", param_hint="--allow-duplicates"
+        )
     if (checksum or follow_appends) and "-" in paths:
         raise typer.BadParameter("stdin is no file", param_hint="--checksum or --follow-appends")
     config = settings(home)
@@ -201,6 +216,7 @@ def load_csv(
             conflicts=ConflictReport(log.on_event),
             allowance=_allowance(max_rejects),
             is_forced=force,
+            is_repeating=allow_duplicates,
             is_following=follow_appends,
         )
         if is_written:

@@ -32,7 +32,6 @@ from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.expire import expired_snapshots, unreferenced_files
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.loads import KEY as LOADS_KEY
-from k2cli.storage.numbered import numbered_rows
 from k2cli.storage.position import KEY, Position, Series, Stored
 from k2cli.storage.state import (
     LOST_KEY,
@@ -178,10 +177,10 @@ def leave_out_known(target: Target, files: FileStatistics, admission: Admission)
     That is how they are told where k2 does not know which files and offsets were read.
     """
     rows = admission.rows
-    is_asked = np.ones(rows.num_rows, dtype=np.bool_)
-    is_asked[numbered_rows(target.kind, rows).rows] = False
-    if not is_asked.any():
+    if not len(admission.others):
         return admission
+    is_asked = np.zeros(rows.num_rows, dtype=np.bool_)
+    is_asked[admission.others] = True
     known = known_ids(target.table, target.kind, files, rows.filter(pa.array(is_asked)))
     is_known = is_asked & pc.is_in(rows["message_id"], known).to_numpy()
     return replace(

@@ -27,6 +27,7 @@ from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.names import CsvOptions, file_values, stem_of
 from k2cli.ingestion.csv.rows import Cells, Columns, Facts, RowBuilder, find_columns, plain_name
 from k2cli.ingestion.csv.times import check_zone
+from k2cli.records import nth_copy
 
 __all__ = ["BLOCK_BYTES", "CsvOptions", "CsvSource", "read_csv"]
 
@@ -74,6 +75,8 @@ class CsvSource:
         self._digest: str | None = None
         self._content: str | None = None  # digest of what the file holds, decompressed
         self._start: _Start | None = None
+        self._copy = 1
+        self._is_growing = False
         self._lines_before = 0  # what is read
 
     @property
@@ -143,9 +146,26 @@ class CsvSource:
         """Whether a column has ids, so that rows are not told apart by their lines alone."""
         return self._started().has_ids
 
+    def repeat(self, copy: int) -> None:
+        """Give rows without ids the message ids of the file's n-th copy; the first is itself."""
+        self._copy = copy
+
     def starts_with(self, size: int, digest: str) -> bool:
         """Tell whether the file is at least so long, and its first bytes have this SHA-256."""
         return size <= self.size_bytes and self._raw.hash(size) == digest
+
+    def expect_growth(self) -> None:
+        """Take the file for one that grows: a line counts once it is complete.
+
+        Raises:
+            UsageError: the file is compressed, or no file.
+        """
+        path = self._path
+        if path is None or not path.is_file():
+            raise UsageError(f"{self.name} is no file whose new lines can be told from the old")
+        if compression(self._raw, path.suffix):
+            raise UsageError(f"{self.name} is compressed", hint="only plain files can be followed")
+        self._is_growing = True
 
     def follow(self, done: int) -> None:
         """Read complete lines alone, and of those what comes after the first `done` bytes.
@@ -153,17 +173,12 @@ class CsvSource:
         The file may go on growing. Rows keep the numbers that they have in the whole file.
 
         Raises:
-            UsageError: the file is compressed, or no file.
             BadData: the first bytes end within a line.
         """
-        raw, path = self._raw, self._path
-        if path is None or not path.is_file():
-            raise UsageError(f"{self.name} is no file whose new lines can be told from the old")
-        if compression(raw, path.suffix):
-            raise UsageError(f"{self.name} is compressed", hint="only plain files can be followed")
+        raw = self._raw
         start = done + self._unended(done)
         raw.cut(self._end_of_lines(start))
-        self._digest = self._content = None
+        self._digest = self._content = self._start = None
         if start:
             self._lines_before = raw.skip(start)
 
@@ -225,7 +240,7 @@ class CsvSource:
             first += count
 
     def _first_line(self) -> bytes | None:
-        """Read the first line, wherever reading stands; None if the file holds nothing."""
+        """Read the first line, wherever reading stands; None if the file holds none."""
         with open_plain(self._raw, self._suffix, is_beside=True) as stream:
             line = b""
             while b"\n" not in line and len(line) <= _LONGEST_LINE:
@@ -233,7 +248,8 @@ class CsvSource:
                 if not data:
                     break
                 line += data
-        return line.partition(b"\n")[0].removeprefix(_BOM) if line else None
+        is_there = b"\n" in line if self._is_growing else bool(line)
+        return line.partition(b"\n")[0].removeprefix(_BOM) if is_there else None
 
     def _blocks(self, stream: IO[bytes]) -> Iterator[bytes]:
         """Cut the stream into blocks of whole lines."""
@@ -280,7 +296,7 @@ class CsvSource:
             zone=self._zone,
             values=file_values(layout, self._options, stem, columns.fields),
             entries=entries,
-            identity=self.identity,
+            identity=lambda: nth_copy(self.identity(), self._copy),
         )
         return _Start(layout, columns, facts, has_header)
 
