@@ -19,6 +19,7 @@ from k2cli.records import RecordKind, nth_copy
 from k2cli.rejects import RejectLog
 from k2cli.sinks import ConflictReport
 from k2cli.storage.lake import Lake
+from k2cli.storage.lines import Lines
 from k2cli.storage.loads import FileKey, LoadEntry
 
 if TYPE_CHECKING:
@@ -253,17 +254,10 @@ def load_into_table(
         Conflict: other writers won too often.
     """
     reader = file.reader
-    is_again = policy.is_forced or policy.is_repeating
-    if policy.is_repeating and reader.has_ids:
-        raise UsageError(
-            f"{file.path} has ids, so each of its rows can be stored only once",
-            hint="--allow-duplicates is for files without ids; drop it",
-        )
     if policy.is_following:
         reader.expect_growth()
-    before = None
-    if not is_again:
-        before = lake.newest_load(file.kind, _key(file, identity=""))
+    is_again = policy.is_forced or policy.is_repeating
+    before = None if is_again else lake.newest_load(file.kind, _key(file, identity=""))
     is_grown = before is not None and reader.starts_with(before.size_bytes, before.digest)
     offset = before.size_bytes if before and is_grown else 0
     if policy.is_following:
@@ -274,12 +268,7 @@ def load_into_table(
             return FileSums(), None
         if before is not None and is_grown != policy.is_following:
             raise _unclear(file, is_grown=is_grown)
-    copy, known = 1, None
-    if policy.is_repeating:
-        copy = lake.copies(file.kind, key.identity) + 1
-        reader.repeat(copy)
-    elif policy.is_forced:
-        known = lake.stored_lines(file.kind, key, reader.starts_with)
+    copy, known = _again(file, lake, policy, key)
     name = nth_copy(key.identity, copy)
     with lake.load_file(file.kind, file=name, known=known) as target:
         sums = pump_file(file, target, policy, on_batch)
@@ -326,6 +315,25 @@ def load_into_topics(
     finally:
         topics.abort()  # does nothing after a commit
     return sums
+
+
+def _again(
+    file: FileToLoad, lake: Lake, policy: LoadPolicy, key: FileKey
+) -> tuple[int, Lines | None]:
+    """Tell which copy of rows without ids is loaded, and which lines are stored already."""
+    reader = file.reader
+    if policy.is_repeating:
+        if reader.has_ids:
+            raise UsageError(
+                f"{file.path} has ids, so each of its rows can be stored only once",
+                hint="--allow-duplicates is for files without ids; drop it",
+            )
+        copy = lake.copies(file.kind, key.identity) + 1
+        reader.repeat(copy)
+        return copy, None
+    if policy.is_forced:
+        return 1, lake.stored_lines(file.kind, key, reader.starts_with)
+    return 1, None
 
 
 def _key(file: FileToLoad, *, identity: str) -> FileKey:

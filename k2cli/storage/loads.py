@@ -124,9 +124,9 @@ def newest_load(table: Table, log: str | None, key: FileKey) -> FileState | None
     counts = ("rows", "offset_bytes", "duplicates", "conflicts")
     took_rows = pc.field("rows") > 0
     for name in counts[1:]:
-        took_rows |= pc.fill_null(pc.field(name), 0) > 0
+        took_rows |= pc.field(name) > 0
     is_same = (pc.field("path") == key.path) & (pc.field("layout") == key.layout)
-    is_same &= pc.fill_null(pc.field("meaning") == key.meaning, fill_value=True)
+    is_same &= _may_mean(key)
     columns = ("path", "layout", "meaning", "size_bytes", "digest", *counts)
     for found in _find(table, log, is_same & took_rows, columns):
         if len(found):
@@ -146,10 +146,8 @@ def stored_lines(
     Those are its own earlier loads, and loads of what the file was when it was shorter:
     `is_start(size, digest)` reports whether its first bytes have this digest.
     """
-    is_same = pc.fill_null(pc.field("meaning") == key.meaning, fill_value=True)
-    entries = pa.concat_tables(
-        [_SCHEMA.empty_table().select(_START), *_find(table, log, is_same, _START)]
-    )
+    found = _find(table, log, _may_mean(key), _START)
+    entries = pa.concat_tables([_SCHEMA.empty_table().select(_START), *found])
     files: dict[str, None] = {key.identity: None}  # be it by a load that is not over yet
     legacy: dict[str, None] = {}
     for entry in entries.sort_by("size_bytes").to_pylist():
@@ -247,6 +245,12 @@ def _write(table: Table, entries: pa.Table) -> _Segment:
 
 _IDENTITY: Final = ("identity", "digest", "layout")
 _START: Final = ("meaning", "identity", "copy", "digest", "size_bytes")
+
+
+def _may_mean(key: FileKey) -> pc.Expression:
+    """Select entries loaded as the same thing; those of k2 0.1.0 do not say."""
+    is_same: pc.Expression = pc.field("meaning") == key.meaning
+    return is_same | pc.field("meaning").is_null()
 
 
 def _is_same_legacy(key: FileKey) -> pc.Expression:
