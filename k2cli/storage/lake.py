@@ -62,7 +62,8 @@ from k2cli.storage.state import RUN_KEY, carried_properties
 from k2cli.storage.stored import FileIndex
 from k2cli.storage.tables import create_table
 from k2cli.storage.target import Target
-from k2cli.storage.vendor import reading_manifests, translated
+from k2cli.storage.undo import Undone, undo_load
+from k2cli.storage.vendor import predicate, reading_manifests, translated
 
 NAMESPACE: Final = "market_data"
 _CATALOG_FILE: Final = "catalog.db"
@@ -207,7 +208,7 @@ class Lake:
             ):
                 return append_rows(target, rows, source=source, seen=seen, watch=watch)
 
-    def _target(self, kind: RecordKind) -> Target:
+    def _target(self, kind: RecordKind, *, is_read_only: bool = False) -> Target:
         """Load a table to write to, and rebuild its position where that is not known."""
         target = Target(
             table=self.table(kind),
@@ -216,8 +217,9 @@ class Lake:
             index=self._indexes[kind.name],
             observe=self._observe,
         )
-        with translated(f"cannot read table {kind.table} in {self._where}"):
-            ensure_position(target)
+        if not is_read_only:
+            with translated(f"cannot read table {kind.table} in {self._where}"):
+                ensure_position(target)
         return target
 
     def held(self, kind: RecordKind, key: str) -> str | None:
@@ -258,6 +260,12 @@ class Lake:
         """Return the highest copy of a file that was loaded into a table; 0 if none was."""
         with self._log(kind) as (table, log):
             return copies(table, log, identity)
+
+    def undo_load(self, kind: RecordKind, load: str, *, is_dry_run: bool = False) -> Undone:
+        """Remove the rows of a load, and its entry in the log of loads. See `undo.undo_load`."""
+        target = self._target(kind, is_read_only=is_dry_run)
+        with translated(f"cannot write to table {kind.table} in {self._where}"):
+            return undo_load(target, load, is_dry_run=is_dry_run)
 
     @contextmanager
     def _log(self, kind: RecordKind) -> Iterator[tuple[Table, str | None]]:
@@ -463,23 +471,16 @@ def _row_filter(
 ) -> BooleanExpression:
     row_filter: BooleanExpression = AlwaysTrue()
     if symbols:
-        row_filter = And(row_filter, _predicate(In, "symbol", set(symbols)))
+        row_filter = And(row_filter, predicate(In, "symbol", set(symbols)))
     if exchanges:
-        row_filter = And(row_filter, _predicate(In, "exchange", set(exchanges)))
+        row_filter = And(row_filter, predicate(In, "exchange", set(exchanges)))
     if start is not None:
         row_filter = And(
-            row_filter, _predicate(GreaterThanOrEqual, kind.partition_by, start.isoformat())
+            row_filter, predicate(GreaterThanOrEqual, kind.partition_by, start.isoformat())
         )
     if end is not None:
-        row_filter = And(row_filter, _predicate(LessThan, kind.partition_by, end.isoformat()))
+        row_filter = And(row_filter, predicate(LessThan, kind.partition_by, end.isoformat()))
     return row_filter
-
-
-def _predicate(
-    make: Callable[..., BooleanExpression], column: str, value: object
-) -> BooleanExpression:
-    """Build a predicate; its constructor takes more than its annotations admit."""
-    return make(column, value)
 
 
 def _summary(snapshot: Any) -> dict[str, str]:
