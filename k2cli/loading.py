@@ -6,27 +6,29 @@ committed is a file, not an interval.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import pyarrow as pa
 
-from k2cli.errors import BadData, ConfigError, NotFound
+from k2cli.errors import BadData, ConfigError, NotFound, UsageError
 from k2cli.flow import Batch
-from k2cli.records import RecordKind
+from k2cli.records import RecordKind, nth_copy
 from k2cli.rejects import RejectLog
 from k2cli.sinks import ConflictReport
-from k2cli.storage.fileload import Stowed
 from k2cli.storage.lake import Lake
-from k2cli.storage.loads import LoadEntry
+from k2cli.storage.lines import Lines
+from k2cli.storage.loads import STDIN, FileKey, LoadEntry
 
 if TYPE_CHECKING:
     from k2cli.producing import TopicRows
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".csv.zst", ".zip")
 _PERCENT: Final = 100
+_LEAST_ID: Final = 4  # characters that name a load
+_TO_FIND: Final = ["load", "loaded_at", "path", "exchange", "symbol", "duplicates"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class LoadPolicy:
     rejects: RejectLog
     conflicts: ConflictReport
     allowance: Allowance
-    is_forced: bool = False  # load again what was loaded before
+    is_forced: bool = False  # load again what was loaded before; store no row twice
+    is_repeating: bool = False  # store rows without ids once more
     is_following: bool = False  # load only complete lines, and those that were not loaded before
 
 
@@ -71,8 +74,31 @@ class Reader(Protocol):
     def hash(self) -> str:
         """Return the SHA-256 of these bytes, in hex."""
 
+    def hash_content(self) -> str:
+        """Return the SHA-256 of what the file holds, decompressed, in hex."""
+
+    def meaning(self) -> str:
+        """Return a digest of what the file is loaded as."""
+
+    def identity(self) -> str:
+        """Return a digest of the file's content and its meaning."""
+
+    @property
+    def file_values(self) -> Mapping[str, str]:
+        """What holds for the whole file: exchange, symbol and so on."""
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether a column has ids."""
+
+    def repeat(self, copy: int) -> None:
+        """Give rows without ids the message ids of the file's n-th copy."""
+
     def starts_with(self, size: int, digest: str) -> bool:
         """Tell whether the first bytes have this SHA-256."""
+
+    def expect_growth(self) -> None:
+        """Take the file for one that grows: a line counts once it is complete."""
 
     def follow(self, done: int) -> None:
         """Read complete lines alone, those after the first `done` bytes."""
@@ -230,41 +256,101 @@ def load_into_table(
         Conflict: other writers won too often.
     """
     reader = file.reader
-    before = None
-    if not policy.is_forced:
-        before = lake.newest_load(file.kind, file.path, file.layout)
+    if policy.is_following:
+        reader.expect_growth()
+    is_again = policy.is_forced or policy.is_repeating
+    before = None if is_again else lake.newest_load(file.kind, _key(file, identity=""))
     is_grown = before is not None and reader.starts_with(before.size_bytes, before.digest)
     offset = before.size_bytes if before and is_grown else 0
     if policy.is_following:
         reader.follow(offset)
-    if not policy.is_forced:
-        if lake.loaded_before(file.kind, [reader.hash()]):
+    key = _key(file, identity=reader.identity())
+    if not is_again:
+        if lake.loaded_before(file.kind, key):
             return FileSums(), None
         if before is not None and is_grown != policy.is_following:
             raise _unclear(file, is_grown=is_grown)
-    with lake.load_file(file.kind) as target:
+    copy, known = _again(file, lake, policy, key)
+    name = nth_copy(key.identity, copy)
+    with lake.load_file(file.kind, file=name, known=known) as target:
         sums = pump_file(file, target, policy, on_batch)
-        loaded_at = time.time_ns() // 1000
-
-        def entry(stowed: Stowed) -> LoadEntry:
-            return LoadEntry(
-                loaded_at=loaded_at,
-                path=file.path,
-                digest=reader.hash(),
-                size_bytes=reader.size_bytes,
-                layout=file.layout,
-                rows=stowed.rows,
-                rejects=sums.rejects,
-                offset_bytes=offset,
-            )
-
-        snapshot_id = target.commit(entry, after=before, is_forced=policy.is_forced)
+        values = reader.file_values
+        entry = LoadEntry(
+            loaded_at=time.time_ns() // 1000,
+            path=file.path,
+            digest=reader.hash(),
+            size_bytes=reader.size_bytes,
+            layout=file.layout,
+            rejects=sums.rejects,
+            offset_bytes=offset,
+            meaning=key.meaning,
+            identity=key.identity,
+            copy=copy,
+            exchange=values.get("exchange"),
+            symbol=values.get("symbol"),
+        )
+        snapshot_id = target.commit(entry, key=None if is_again else key, after=before)
     stowed = target.stowed
     sums.rows, sums.duplicates, sums.conflicts = stowed.rows, stowed.duplicates, stowed.conflicts
     if snapshot_id is not None:
         policy.rejects.write(policy.conflicts.report(file.kind, stowed.conflicts, stowed.examples))
         policy.rejects.sync()
     return sums, snapshot_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundLoad:
+    """A load that is to be undone, and what else the log has."""
+
+    kind: RecordKind
+    load: str
+    path: str
+    exchange: str | None  # of the whole file
+    symbol: str | None
+    others: Sequence[str]  # further loads of the same path, newest first
+    has_later_duplicates: bool  # rows that later loads did not store because they were stored
+
+
+def find_load(lake: Lake, word: str) -> FoundLoad:
+    """Find a load by its id, or the start of it; or the newest load of a file by its path.
+
+    Raises:
+        NotFound: no table's log has such a load.
+        UsageError: several loads have ids that start like this.
+    """
+    path = STDIN if word == STDIN else str(Path(word).expanduser().absolute())
+    entries = [
+        (kind, entry)
+        for kind in lake.kinds()
+        for entry in lake.loads(kind).select(_TO_FIND).to_pylist()
+    ]
+    entries.sort(key=lambda pair: pair[1]["loaded_at"], reverse=True)
+    found = [(kind, entry) for kind, entry in entries if entry["path"] == path]
+    if not found and len(word) >= _LEAST_ID:
+        found = [(kind, entry) for kind, entry in entries if entry["load"].startswith(word.lower())]
+        if len(found) > 1:
+            raise UsageError(f"{len(found)} loads have ids that start with {word}")
+    if not found:
+        raise NotFound(
+            f"no load of a file {path}, and no load {word}", hint="k2 load history lists the loads"
+        )
+    kind, entry = found[0]
+    return FoundLoad(
+        kind=kind,
+        load=entry["load"],
+        path=entry["path"],
+        exchange=entry["exchange"],
+        symbol=entry["symbol"],
+        others=[
+            other["load"]
+            for _, other in entries
+            if other["path"] == entry["path"] != STDIN and other["load"] != entry["load"]
+        ],
+        has_later_duplicates=any(
+            other_kind == kind and other["loaded_at"] > entry["loaded_at"] and other["duplicates"]
+            for other_kind, other in entries
+        ),
+    )
 
 
 def load_into_topics(
@@ -286,6 +372,38 @@ def load_into_topics(
     finally:
         topics.abort()  # does nothing after a commit
     return sums
+
+
+def _again(
+    file: FileToLoad, lake: Lake, policy: LoadPolicy, key: FileKey
+) -> tuple[int, Lines | None]:
+    """Tell which copy of rows without ids is loaded, and which lines are stored already."""
+    reader = file.reader
+    if policy.is_repeating:
+        if reader.has_ids:
+            raise UsageError(
+                f"{file.path} has ids, so each of its rows can be stored only once",
+                hint="--allow-duplicates is for files without ids; drop it",
+            )
+        copy = lake.copies(file.kind, key.identity) + 1
+        reader.repeat(copy)
+        return copy, None
+    if policy.is_forced:
+        return 1, lake.stored_lines(file.kind, key, reader.starts_with)
+    return 1, None
+
+
+def _key(file: FileToLoad, *, identity: str) -> FileKey:
+    """Describe a file as the log of loads knows it."""
+    reader = file.reader
+    digests = (reader.hash(), reader.hash_content()) if identity else ()
+    return FileKey(
+        path=file.path,
+        layout=file.layout,
+        meaning=reader.meaning(),
+        identity=identity,
+        digests=digests,
+    )
 
 
 class _Topics:

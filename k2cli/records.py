@@ -235,6 +235,7 @@ class TableFiles:
 
 
 MAX_NUMBER: Final = 2**62 - 1  # the largest number that fits a message id
+SERIES_CHARS: Final = 19  # characters of a message id that come from its series
 _HEX: Final = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), dtype="<u2")
 
 
@@ -244,6 +245,25 @@ def _id_prefix(series: str) -> npt.NDArray[np.uint8]:
     head, tail = digest >> 12, digest & 0xFFF
     text = f"{head >> 16:08x}-{head & 0xFFFF:04x}-8{tail:03x}-"
     return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def series_prefix(series: str) -> str:
+    """Return the first `SERIES_CHARS` characters of all message ids of a series."""
+    return _id_prefix(series).tobytes().decode()
+
+
+def line_series(file: str, series: str) -> str:
+    """Name the series of the rows that have no id of the exchange: the lines of one file.
+
+    `file` is the file's identity, which includes what it was loaded as, and `series` the rows'
+    exchange, kind and symbol; so ids of two files, or of two symbols of one file, never collide.
+    """
+    return f"{file}/{series}"
+
+
+def nth_copy(file: str, number: int) -> str:
+    """Name a file whose lines are stored once more, for `line_series`; the first copy is itself."""
+    return file if number == 1 else f"{file}#{number}"
 
 
 def message_ids(
@@ -262,7 +282,7 @@ def message_ids(
     digits = _HEX[variant.astype(">u8").view(np.uint8).reshape(count, 8)]
     digits = digits.view(np.uint8).reshape(count, 16)
     text = np.empty((count, 36), dtype=np.uint8)
-    text[:, :19] = np.stack([_id_prefix(name) for name in series])[codes]
+    text[:, :SERIES_CHARS] = np.stack([_id_prefix(name) for name in series])[codes]
     text[:, 19:23] = digits[:, :4]
     text[:, 23] = ord("-")
     text[:, 24:] = digits[:, 4:]

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
 _PREVIEW_ROWS = 5
+_HISTORY = [
+    *("load", "loaded_at", "path", "layout", "exchange", "symbol", "rows", "duplicates"),
+    *("conflicts", "rejects", "size_bytes", "offset_bytes", "digest"),
+]
 
 
 class LoadTo(StrEnum):
@@ -130,7 +134,18 @@ def load_csv(
         ),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Load a file again that was loaded before.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Load a file again that was loaded before; rows that are stored stay single.",
+        ),
+    ] = False,
+    allow_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--allow-duplicates",
+            help="Store the rows of a file without ids once more, also if it was loaded before.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool,
@@ -175,6 +190,10 @@ def load_csv(
     is_sent = to is LoadTo.KAFKA and not dry_run
     if follow_appends and not is_written:
         raise typer.BadParameter("only into the table", param_hint="--follow-appends")
+    if allow_duplicates and (follow_appends or not is_written):
+        raise typer.BadParameter(
+            "only for whole files, into the table", param_hint="--allow-duplicates"
+        )
     if (checksum or follow_appends) and "-" in paths:
         raise typer.BadParameter("stdin is no file", param_hint="--checksum or --follow-appends")
     config = settings(home)
@@ -202,6 +221,7 @@ def load_csv(
             conflicts=ConflictReport(log.on_event),
             allowance=_allowance(max_rejects),
             is_forced=force,
+            is_repeating=allow_duplicates,
             is_following=follow_appends,
         )
         if is_written:
@@ -248,7 +268,7 @@ def layouts(
 def history(
     fmt: FormatOpt = None, out: OutputOpt = None, force: ForceOpt = False, home: HomeOpt = None
 ) -> None:
-    """List the files that were loaded, newest first: when, from where, how many rows.
+    """List the loads, newest first: id, time, file, and how many rows were stored or left out.
 
     Example: k2 load history --format csv
     """
@@ -260,10 +280,60 @@ def history(
     with open_lake(settings(home)) as lake:
         loads = [
             table.add_column(0, "table", pa.array([kind.table] * table.num_rows, pa.string()))
-            for kind, table in ((kind, lake.loads(kind)) for kind in lake.kinds())
+            for kind, table in ((kind, lake.loads(kind).select(_HISTORY)) for kind in lake.kinds())
         ]
     newest_first = pa.concat_tables(loads).sort_by([("loaded_at", "descending")])
     output.write_table(chosen, newest_first)
+
+
+@load_app.command()
+def undo(
+    load: Annotated[
+        str,
+        typer.Argument(
+            help="A file that was loaded (its newest load), or an id that `k2 load history` shows.",
+            show_default=False,
+            metavar="FILE|LOAD",
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count the rows that would be removed.")
+    ] = False,
+    summary: SummaryOpt = output.Summary.TEXT,
+    home: HomeOpt = None,
+) -> None:
+    """Undo a load: remove the rows that it stored, so that the file can be loaded again.
+
+    The rows and the entry in the history go in one commit. Rows that other loads or streams stored
+    stay. Rows that a later load left out as duplicates of these go, too: load that file again with
+    --force.
+
+    Example: k2 load undo BTCUSDT-trades-2026-01-12.zip
+    """
+    from k2cli.loading import find_load
+    from k2cli.storage.lake import open_lake
+
+    with open_lake(settings(home)) as lake:
+        found = find_load(lake, load)
+        undone = lake.undo_load(found.kind, found.load, is_dry_run=dry_run)
+    sums = {
+        "table": found.kind.table,
+        "load": undone.load,
+        "path": undone.path,
+        "exchange": found.exchange or "",
+        "symbol": found.symbol or "",
+        "rows": undone.rows,
+        "files": undone.files,
+    }
+    output.summary(sums, summary, is_data_on_stdout=False)
+    if dry_run:
+        output.note("dry run: nothing was changed")
+    elif undone.rows and found.has_later_duplicates:
+        output.note(
+            "later loads left out rows as duplicates: if of these, load their files with --force"
+        )
+    if found.others:
+        output.note(f"other loads of this path remain: {', '.join(found.others)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

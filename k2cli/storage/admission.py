@@ -90,6 +90,9 @@ class LookUp(Protocol):
         """Find the rows of these keys."""
 
 
+_NONE: Final[Ints] = np.empty(0, dtype=np.int64)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
     """What a table takes of some rows."""
@@ -99,6 +102,7 @@ class Admission:
     conflicts: int = 0
     examples: Sequence[ValueConflict] = ()  # the first of the conflicts
     added: Mapping[Series, Stored] = field(default_factory=dict)  # to the position, by these rows
+    others: Ints = field(default_factory=lambda: _NONE)  # indices of the rows of no series
 
 
 def admit(
@@ -114,7 +118,7 @@ def admit(
     """
     numbered = numbered_rows(kind, rows)
     if not len(numbered.rows):
-        return Admission(rows=rows)
+        return Admission(rows=rows, others=np.arange(rows.num_rows))
     judge = _Judge(kind, rows, numbered)
     states = _states(position, numbered)
     asked = np.flatnonzero(judge.is_first & (states != State.ABSENT))
@@ -182,7 +186,13 @@ class _Judge:
             conflicts=self._conflicts,
             examples=self._examples,
             added=self._added(),
+            others=self._others(),
         )
+
+    def _others(self) -> Ints:
+        is_other = np.ones(self._rows.num_rows, dtype=np.bool_)
+        is_other[self._numbered.rows] = False
+        return np.flatnonzero(is_other[self._is_new])
 
     def _compare(self, index: npt.NDArray[np.intp], stored: pa.Table) -> None:
         """Leave out numbered rows; those that differ from the stored ones are conflicts."""

@@ -33,7 +33,6 @@ from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.expire import expired_snapshots, unreferenced_files
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.loads import KEY as LOADS_KEY
-from k2cli.storage.numbered import numbered_rows
 from k2cli.storage.position import KEY, Position, Series, Stored
 from k2cli.storage.state import (
     LOST_KEY,
@@ -179,10 +178,10 @@ def leave_out_known(target: Target, files: FileStatistics, admission: Admission)
     That is how they are told where k2 does not know which files and offsets were read.
     """
     rows = admission.rows
-    is_asked = np.ones(rows.num_rows, dtype=np.bool_)
-    is_asked[numbered_rows(target.kind, rows).rows] = False
-    if not is_asked.any():
+    if not len(admission.others):
         return admission
+    is_asked = np.zeros(rows.num_rows, dtype=np.bool_)
+    is_asked[admission.others] = True
     known = known_ids(target.table, target.kind, files, rows.filter(pa.array(is_asked)))
     is_known = is_asked & pc.is_in(rows["message_id"], known).to_numpy()
     return replace(
@@ -200,9 +199,10 @@ def _position(state: TableState) -> Position:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What one try to commit adds to the table."""
+    """What one try to commit adds to the table, and takes from it."""
 
     files: Sequence[DataFile]
+    removed: Sequence[DataFile] = ()  # live ones, whose rows `files` have if they stay
     properties: Mapping[str, str]  # of the snapshot: all that is carried on, and what is new
     scratch: Sequence[str]  # files that are of no use if another writer is faster
     is_repeatable: bool = False  # with files of its own, by whoever finds that none of it is there
@@ -263,35 +263,42 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
     transaction = _OneCommit(table)
     properties = {**made.properties, RUN_KEY: settings.run}
     if (before := total_rows(table)) is not None:
-        properties[ROWS_KEY] = str(before + sum(file.record_count for file in made.files))
-    append = transaction.update_snapshot(snapshot_properties=properties).merge_append()
+        properties[ROWS_KEY] = str(before + _rows(made.files) - _rows(made.removed))
+    update = transaction.update_snapshot(snapshot_properties=properties)
+    snapshot = update.overwrite() if made.removed else update.merge_append()
     doomed: set[str] = set()
     try:
         expired = expired_snapshots(table.metadata, settings.table)
         next_log = made.properties.get(LOADS_KEY)
         doomed = unreferenced_files(table, expired, next_log=next_log)
         for file in made.files:
-            append.append_data_file(file)
-        append.commit()
-        ManageSnapshots(transaction).create_tag(append.snapshot_id, TAG).commit()
+            snapshot.append_data_file(file)
+        for file in made.removed:
+            snapshot.delete_data_file(file)
+        snapshot.commit()
+        ManageSnapshots(transaction).create_tag(snapshot.snapshot_id, TAG).commit()
         if expired:
             ExpireSnapshots(transaction).by_ids(sorted(expired)).commit()
         transaction.commit_transaction()
     except (CommitFailedException, FileNotFoundError) as exc:
         is_lost = isinstance(exc, CommitFailedException) or has_moved_on(table)
-        if table.snapshot_by_id(append.snapshot_id) is None:
+        if table.snapshot_by_id(snapshot.snapshot_id) is None:
             delete_files(table, made.scratch)
             if not is_lost:
                 raise
             return None
     except (DatabaseError, OSError, RESTError) as exc:
-        if not _has_landed(table, append.snapshot_id, exc):
+        if not _has_landed(table, snapshot.snapshot_id, exc):
             delete_files(table, made.scratch)
             raise
     with suppress(OSError):  # what stays is garbage
-        merged = _merged_manifests(table, append.snapshot_id, append.commit_uuid)
+        merged = _merged_manifests(table, snapshot.snapshot_id, snapshot.commit_uuid)
         delete_files(table, doomed | merged)
-    return append.snapshot_id
+    return snapshot.snapshot_id
+
+
+def _rows(files: Sequence[DataFile]) -> int:
+    return sum(file.record_count for file in files)
 
 
 class _OneCommit(Transaction):

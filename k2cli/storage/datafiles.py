@@ -5,7 +5,7 @@ themselves get a dictionary; pyiceberg's own append spends several times that on
 """
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -25,7 +25,7 @@ from pyiceberg.table import Table
 from pyiceberg.types import ListType, MapType, NestedField
 
 from k2cli.records import RecordKind
-from k2cli.storage.evolve import fitted
+from k2cli.storage.evolve import arrow_columns, fitted
 
 ROW_GROUP_ROWS: Final = 100_000
 _DAY_US: Final = 86_400_000_000
@@ -49,21 +49,63 @@ def write_data_files(table: Table, kind: RecordKind, rows: pa.Table) -> list[Dat
     rows = fitted(table, kind, rows)
     schema = arrow_schema_with_ids(rows.schema, table.schema())
     files: list[DataFile] = []
-    paths: list[str] = []
     try:
         for day, part in _sorted_days(kind, rows):
-            key = _day_key(table, day)
-            name = f"{uuid.uuid4()}.parquet"
-            paths.append(table.location_provider().new_data_location(name, key))
-            files.append(
-                _write_file(
-                    table, kind, paths[-1], key, pa.Table.from_arrays(part.columns, schema=schema)
-                )
-            )
+            files.append(_write_file(table, kind, _day_key(table, day), schema, [part]))
     except BaseException:
-        delete_files(table, paths)
+        delete_files(table, (file.file_path for file in files))
         raise
     return files
+
+
+def read_data_file(
+    table: Table, file: DataFile, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of a data file, a row group at a time, with the table's columns of today.
+
+    `columns` names some of them; without, all are read.
+
+    Columns are found by their field ids, so it does not matter which engine wrote the file, and
+    what the columns were called or how wide they were then.
+    """
+    schema = arrow_columns(table.schema())
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
+    ids = {field.name: str(field.field_id).encode() for field in table.schema().fields}
+    with table.io.new_input(file.file_path).open() as stream, pq.ParquetFile(stream) as parquet:
+        written = {
+            (field.metadata or {}).get(b"PARQUET:field_id"): field.name
+            for field in parquet.schema_arrow
+        }
+        names = {name: written[ids[name]] for name in schema.names if ids[name] in written}
+        for group in range(parquet.num_row_groups):
+            read = parquet.read_row_group(group, list(names.values()), use_threads=False)
+            yield pa.Table.from_arrays(
+                [
+                    read[names[field.name]].cast(field.type)
+                    if field.name in names
+                    else pa.nulls(read.num_rows, field.type)
+                    for field in schema
+                ],
+                schema=schema,
+            )
+
+
+def write_data_file_again(
+    table: Table, kind: RecordKind, file: DataFile, rows: Iterable[pa.Table]
+) -> DataFile:
+    """Write other rows for a data file, in the order they come; nothing is visible until committed.
+
+    They have the columns of the table, and belong to the same partition.
+    """
+    spec = table.specs()[file.spec_id]
+    values = [
+        PartitionFieldValue(field=field, value=file.partition[at])
+        for at, field in enumerate(spec.fields)
+    ]
+    key = PartitionKey(field_values=values, partition_spec=spec, schema=table.schema())
+    schema = arrow_schema_with_ids(arrow_columns(table.schema()), table.schema())
+    return _write_file(table, kind, key, schema, rows)
 
 
 def delete_files(table: Table, paths: Iterable[str]) -> None:
@@ -103,23 +145,38 @@ def _sort_key(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 
 def _write_file(
-    table: Table, kind: RecordKind, path: str, key: PartitionKey, rows: pa.Table
+    table: Table,
+    kind: RecordKind,
+    key: PartitionKey,
+    schema: pa.Schema,
+    parts: Iterable[pa.Table],
 ) -> DataFile:
-    output = table.io.new_output(path)
-    with (
-        output.create() as stream,
-        pq.ParquetWriter(
-            stream,
-            rows.schema,
-            compression="zstd",
-            use_dictionary=[
-                name for name in _DICTIONARY if name.split(".")[0] in rows.column_names
-            ],
-            column_encoding={"message_id": "DELTA_BYTE_ARRAY", kind.id_column: "DELTA_BYTE_ARRAY"},
-            store_decimal_as_integer=True,
-        ) as writer,
-    ):
-        writer.write_table(rows, ROW_GROUP_ROWS)
+    """Write one data file; what was written of it is deleted if that fails."""
+    output = table.io.new_output(
+        table.location_provider().new_data_location(f"{uuid.uuid4()}.parquet", key)
+    )
+    try:
+        with (
+            output.create() as stream,
+            pq.ParquetWriter(
+                stream,
+                schema,
+                compression="zstd",
+                use_dictionary=[name for name in _DICTIONARY if name.split(".")[0] in schema.names],
+                column_encoding={
+                    "message_id": "DELTA_BYTE_ARRAY",
+                    kind.id_column: "DELTA_BYTE_ARRAY",
+                },
+                store_decimal_as_integer=True,
+            ) as writer,
+        ):
+            for rows in parts:
+                writer.write_table(
+                    pa.Table.from_arrays(rows.columns, schema=schema), ROW_GROUP_ROWS
+                )
+    except BaseException:
+        delete_files(table, [output.location])
+        raise
     statistics = data_file_statistics_from_parquet_metadata(
         parquet_metadata=writer.writer.metadata,
         stats_columns=compute_statistics_plan(table.schema(), table.properties),
@@ -127,7 +184,7 @@ def _write_file(
     )
     return DataFile.from_args(
         content=DataFileContent.DATA,
-        file_path=path,
+        file_path=output.location,
         file_format=FileFormat.PARQUET,
         partition=key.partition,
         file_size_in_bytes=len(output),

@@ -44,8 +44,17 @@ from k2cli.storage.evolve import arrow_columns, evolve_table, unfit_rows
 from k2cli.storage.fileload import FileLoad
 from k2cli.storage.freshness import newest_time
 from k2cli.storage.gaps import GapWatch
+from k2cli.storage.lines import Lines
 from k2cli.storage.loads import KEY as LOADS_KEY
-from k2cli.storage.loads import FileState, list_loads, loaded_before, newest_load
+from k2cli.storage.loads import (
+    FileKey,
+    FileState,
+    copies,
+    list_loads,
+    loaded_before,
+    newest_load,
+    stored_lines,
+)
 from k2cli.storage.position import Series, Stored
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.s3 import s3_access
@@ -53,7 +62,8 @@ from k2cli.storage.state import RUN_KEY, carried_properties
 from k2cli.storage.stored import FileIndex
 from k2cli.storage.tables import create_table
 from k2cli.storage.target import Target
-from k2cli.storage.vendor import reading_manifests, translated
+from k2cli.storage.undo import Undone, undo_load
+from k2cli.storage.vendor import predicate, reading_manifests, translated
 
 NAMESPACE: Final = "market_data"
 _CATALOG_FILE: Final = "catalog.db"
@@ -198,7 +208,7 @@ class Lake:
             ):
                 return append_rows(target, rows, source=source, seen=seen, watch=watch)
 
-    def _target(self, kind: RecordKind) -> Target:
+    def _target(self, kind: RecordKind, *, is_read_only: bool = False) -> Target:
         """Load a table to write to, and rebuild its position where that is not known."""
         target = Target(
             table=self.table(kind),
@@ -207,8 +217,9 @@ class Lake:
             index=self._indexes[kind.name],
             observe=self._observe,
         )
-        with translated(f"cannot read table {kind.table} in {self._where}"):
-            ensure_position(target)
+        if not is_read_only:
+            with translated(f"cannot read table {kind.table} in {self._where}"):
+                ensure_position(target)
         return target
 
     def unfit_rows(self, kind: RecordKind, rows: pa.Table) -> Mapping[int, str]:
@@ -221,27 +232,56 @@ class Lake:
         with translated(f"cannot read the position of table {kind.table} in {self._where}"):
             return carried_properties(table).get(key)
 
-    def load_file(self, kind: RecordKind) -> FileLoad:
-        """Begin to load a file: a context manager that takes rows and commits them at once."""
-        return FileLoad(self._target(kind), where=self._where)
+    def load_file(self, kind: RecordKind, *, file: str, known: Lines | None = None) -> FileLoad:
+        """Begin to load a file: a context manager that takes rows and commits them in one snapshot.
 
-    def loaded_before(self, kind: RecordKind, digests: Sequence[str]) -> set[str]:
-        """Tell which files, by their sha256, a table holds already."""
+        `file` is what the message ids of rows without ids are made of, see `records.line_series`;
+        rows of the lines in `known` are not stored again.
+        """
+        lines = Lines(kind, (file,))
+        return FileLoad(
+            self._target(kind), where=self._where, lines=lines, known=known or Lines(kind)
+        )
+
+    def loaded_before(self, kind: RecordKind, key: FileKey) -> bool:
+        """Report whether a table has a file already, loaded as the same thing."""
+        with self._log(kind) as (table, log):
+            return loaded_before(table, log, key)
+
+    def newest_load(self, kind: RecordKind, key: FileKey) -> FileState | None:
+        """Report how far a path was loaded into a table, as the same thing."""
+        with self._log(kind) as (table, log):
+            return newest_load(table, log, key)
+
+    def stored_lines(
+        self, kind: RecordKind, key: FileKey, is_start: Callable[[int, str], bool]
+    ) -> Lines:
+        """Name the loads that may have stored lines of a file. See `loads.stored_lines`."""
+        with self._log(kind) as (table, log):
+            return stored_lines(table, log, kind, key, is_start)
+
+    def copies(self, kind: RecordKind, identity: str) -> int:
+        """Return the highest copy of a file that was loaded into a table; 0 if none was."""
+        with self._log(kind) as (table, log):
+            return copies(table, log, identity)
+
+    def undo_load(self, kind: RecordKind, load: str, *, is_dry_run: bool = False) -> Undone:
+        """Remove the rows of a load, and its entry in the log of loads. See `undo.undo_load`."""
+        target = self._target(kind, is_read_only=is_dry_run)
+        with translated(f"cannot write to table {kind.table} in {self._where}"):
+            return undo_load(target, load, is_dry_run=is_dry_run)
+
+    @contextmanager
+    def _log(self, kind: RecordKind) -> Iterator[tuple[Table, str | None]]:
+        """Open the log of loads of a table."""
         table = self.table(kind)
         with translated(f"cannot read the loads of table {kind.table} in {self._where}"):
-            return loaded_before(table, carried_properties(table).get(LOADS_KEY), digests)
-
-    def newest_load(self, kind: RecordKind, path: str, layout: str) -> FileState | None:
-        """Tell how far a path was loaded into a table."""
-        table = self.table(kind)
-        with translated(f"cannot read the loads of table {kind.table} in {self._where}"):
-            return newest_load(table, carried_properties(table).get(LOADS_KEY), path, layout)
+            yield table, carried_properties(table).get(LOADS_KEY)
 
     def loads(self, kind: RecordKind) -> pa.Table:
         """List the files that were loaded into a table, newest first."""
-        table = self.table(kind)
-        with translated(f"cannot read the loads of table {kind.table} in {self._where}"):
-            return list_loads(table, carried_properties(table).get(LOADS_KEY))
+        with self._log(kind) as (table, log):
+            return list_loads(table, log)
 
     def plan(
         self,
@@ -435,23 +475,16 @@ def _row_filter(
 ) -> BooleanExpression:
     row_filter: BooleanExpression = AlwaysTrue()
     if symbols:
-        row_filter = And(row_filter, _predicate(In, "symbol", set(symbols)))
+        row_filter = And(row_filter, predicate(In, "symbol", set(symbols)))
     if exchanges:
-        row_filter = And(row_filter, _predicate(In, "exchange", set(exchanges)))
+        row_filter = And(row_filter, predicate(In, "exchange", set(exchanges)))
     if start is not None:
         row_filter = And(
-            row_filter, _predicate(GreaterThanOrEqual, kind.partition_by, start.isoformat())
+            row_filter, predicate(GreaterThanOrEqual, kind.partition_by, start.isoformat())
         )
     if end is not None:
-        row_filter = And(row_filter, _predicate(LessThan, kind.partition_by, end.isoformat()))
+        row_filter = And(row_filter, predicate(LessThan, kind.partition_by, end.isoformat()))
     return row_filter
-
-
-def _predicate(
-    make: Callable[..., BooleanExpression], column: str, value: object
-) -> BooleanExpression:
-    """Build a predicate; its constructor takes more than its annotations admit."""
-    return make(column, value)
 
 
 def _summary(snapshot: Any) -> dict[str, str]:

@@ -2,36 +2,57 @@
 
 The log is a few immutable Parquet segments beside the table's data files; the snapshot's property
 `k2.loads` names them. A load adds a segment of one entry and merges it with segments that are not
-larger, so that 100,000 loads are some 17 segments and a look-up reads only their digests. Since
+larger, so that 100,000 loads are some 17 segments and a look-up reads only a few columns. Since
 the property is carried from snapshot to snapshot, the log outlives every snapshot that is expired,
 and a table that is rolled back to before a load has not loaded that file.
+
+Segments of k2 0.1.0 lack the newer columns. They do not say what a file was loaded as, so such a
+file counts as loaded before whenever a file of the same bytes is loaded by a layout of that name.
 """
 
+import hashlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
+from k2cli.records import RecordKind, nth_copy
+from k2cli.storage.lines import Lines
+
 KEY: Final = "k2.loads"
 # Not beside the metadata: there some stores take no file but Iceberg's own.
 _PREFIX: Final = "k2-loads-log-"
 STDIN: Final = "-"  # the path of what came from no file
-_OFFSET: Final = pa.field("offset_bytes", pa.int64())  # not in logs of k2 0.1.0
+_ID_CHARS: Final = 12
+_TIME: Final = pa.timestamp("us", tz="UTC")
 _SCHEMA: Final = pa.schema(
     [
-        pa.field("loaded_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("loaded_at", _TIME, nullable=False),
         pa.field("path", pa.string(), nullable=False),
         pa.field("digest", pa.string(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("layout", pa.string(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("rejects", pa.int64(), nullable=False),
-        _OFFSET,
+        # Logs of k2 0.1.0 lack the following columns.
+        pa.field("offset_bytes", pa.int64()),
+        pa.field("meaning", pa.string()),
+        pa.field("identity", pa.string()),
+        pa.field("copy", pa.int64()),
+        pa.field("exchange", pa.string()),
+        pa.field("symbol", pa.string()),
+        pa.field("duplicates", pa.int64()),
+        pa.field("conflicts", pa.int64()),
+        pa.field("has_texts", pa.bool_()),
+        pa.field("stored", pa.string()),
+        pa.field("received", pa.list_(pa.int64())),
+        pa.field("first_time", _TIME),
+        pa.field("last_time", _TIME),
     ]
 )
 
@@ -45,9 +66,32 @@ class LoadEntry:
     digest: str  # sha256 of the file's first `size_bytes`, as they lie on disk, in hex
     size_bytes: int
     layout: str
-    rows: int
+    rows: int = 0
     rejects: int
     offset_bytes: int = 0  # the first ones of these, which earlier loads took
+    meaning: str  # digest of what the file was loaded as
+    identity: str  # digest of the content and its meaning
+    copy: int = 1  # how many times its rows without ids are stored with this load
+    exchange: str | None = None  # of the whole file
+    symbol: str | None = None
+    duplicates: int = 0
+    conflicts: int = 0
+    has_texts: bool = False  # rows were stored whose ids are texts
+    stored: str = ""  # the numbers that were stored, as an encoded position
+    received: Sequence[int] = ()  # every ingestion_timestamp of the rows
+    first_time: int | None = None  # of the rows, UTC microseconds
+    last_time: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileKey:
+    """What identifies a file among those that were loaded."""
+
+    path: str
+    layout: str
+    meaning: str
+    identity: str
+    digests: tuple[str, ...]  # of its bytes, as they are and decompressed: all that 0.1.0 knew
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +100,10 @@ class _Segment:
     rows: int
 
 
-def loaded_before(table: Table, log: str | None, digests: Sequence[str]) -> set[str]:
-    """Tell which of these digests the log holds."""
-    wanted = pa.array(digests, pa.string())
-    found: set[str] = set()
-    for segment in _segments(log):
-        column = _read(table, segment, ["digest"])["digest"]
-        found.update(column.filter(pc.is_in(column, wanted)).to_pylist())
-    return found
+def loaded_before(table: Table, log: str | None, key: FileKey) -> bool:
+    """Report whether the log holds this file, loaded as the same thing."""
+    is_same = (pc.field("identity") == key.identity) | _is_same_legacy(key)
+    return any(found.num_rows for found in _find(table, log, is_same, _IDENTITY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,28 +114,74 @@ class FileState:
     digest: str
 
 
-def newest_load(table: Table, log: str | None, path: str, layout: str) -> FileState | None:
-    """Tell how far the newest load of a path by this layout went, if any took rows.
+def newest_load(table: Table, log: str | None, key: FileKey) -> FileState | None:
+    """Report how far the newest load of a path, as the same thing, went, if any took rows.
 
     None for stdin, too.
     """
-    if path == STDIN:
+    if key.path == STDIN:
         return None
-    took_rows = (pc.field("rows") > 0) | (pc.field("offset_bytes") > 0)
-    wanted = (pc.field("path") == path) & (pc.field("layout") == layout) & took_rows
-    for segment in reversed(_segments(log)):
-        found = _read(table, segment).filter(wanted)
+    counts = ("rows", "offset_bytes", "duplicates", "conflicts")
+    took_rows = pc.field("rows") > 0
+    for name in counts[1:]:
+        took_rows |= pc.field(name) > 0
+    is_same = (pc.field("path") == key.path) & (pc.field("layout") == key.layout)
+    is_same &= _may_mean(key)
+    columns = ("path", "layout", "meaning", "size_bytes", "digest", *counts)
+    for found in _find(table, log, is_same & took_rows, columns):
         if len(found):
             return FileState(found["size_bytes"][-1].as_py(), found["digest"][-1].as_py())
     return None
 
 
+def stored_lines(
+    table: Table,
+    log: str | None,
+    kind: RecordKind,
+    key: FileKey,
+    is_start: Callable[[int, str], bool],
+) -> Lines:
+    """Name the loads that may have stored lines of this file, loaded as the same thing.
+
+    Those are its own earlier loads, and loads of what the file was when it was shorter:
+    `is_start(size, digest)` reports whether its first bytes have this digest.
+    """
+    found = _find(table, log, _may_mean(key), _START)
+    entries = pa.concat_tables([_SCHEMA.empty_table().select(_START), *found])
+    files: dict[str, None] = {key.identity: None}  # be it by a load that is not over yet
+    legacy: dict[str, None] = {}
+    for entry in entries.sort_by("size_bytes").to_pylist():
+        if entry["identity"] != key.identity and not (
+            entry["digest"] in key.digests or is_start(entry["size_bytes"], entry["digest"])
+        ):
+            continue
+        if entry["identity"] is None:
+            legacy[entry["digest"]] = None
+        else:
+            files[nth_copy(entry["identity"], entry["copy"])] = None
+    return Lines(kind, tuple(files), tuple(legacy))
+
+
+def copies(table: Table, log: str | None, identity: str) -> int:
+    """Return the highest copy of a file that was loaded; 0 if none was."""
+    found = _find(table, log, pc.field("identity") == identity, _START)
+    return max((pc.max(each["copy"]).as_py() or 0 for each in found), default=0)
+
+
 def list_loads(table: Table, log: str | None) -> pa.Table:
-    """Return all entries of the log, newest first."""
+    """Return all entries of the log, newest first, each with the id of its load."""
     tables = [_read(table, segment) for segment in _segments(log)]
-    return pa.concat_tables([_SCHEMA.empty_table(), *tables]).sort_by(
+    return _with_ids(pa.concat_tables([_SCHEMA.empty_table(), *tables])).sort_by(
         [("loaded_at", "descending"), ("path", "ascending")]
     )
+
+
+def _with_ids(entries: pa.Table) -> pa.Table:
+    """Add the ids of loads: digests of what no two entries have in common."""
+    parts = entries.select(["loaded_at", "path", "digest", "identity"])
+    said = zip(*(column.cast(pa.string()).to_pylist() for column in parts), strict=True)
+    ids = [hashlib.sha256(repr(each).encode()).hexdigest()[:_ID_CHARS] for each in said]
+    return entries.add_column(0, "load", pa.array(ids, pa.string()))
 
 
 def extended(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tuple[str, str]:
@@ -107,11 +193,26 @@ def extended(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tup
     rows = pa.Table.from_pylist([asdict(entry) for entry in entries], schema=_SCHEMA)
     while kept and kept[-1].rows <= rows.num_rows:
         rows = pa.concat_tables([_read(table, kept.pop()), rows])
-    segment = _Segment(f"{_PREFIX}{uuid.uuid4()}", rows.num_rows)
-    path = _path(table, segment)
-    with table.io.new_output(path).create() as stream:
-        pq.write_table(rows, stream, compression="zstd")
-    return ",".join(f"{each.name}:{each.rows}" for each in [*kept, segment]), path
+    segment = _write(table, rows)
+    return _value([*kept, segment]), _path(table, segment)
+
+
+def without(table: Table, log: str | None, load: str) -> tuple[str | None, str | None]:
+    """Take the entry of a load out: rewrite the segment that has it.
+
+    Returns the property's new value (None: the log is empty now), and the path of the segment that
+    was written, if one was.
+    """
+    segments = _segments(log)
+    for at, segment in enumerate(segments):
+        entries = _with_ids(_read(table, segment))
+        kept = entries.filter(pc.field("load") != load).drop_columns("load")
+        if kept.num_rows == entries.num_rows:
+            continue
+        written = [_write(table, kept)] if kept.num_rows else []
+        value = _value([*segments[:at], *written, *segments[at + 1 :]])
+        return value or None, _path(table, written[0]) if written else None
+    return log, None
 
 
 def segment_paths(table: Table, logs: Iterable[str | None]) -> set[str]:
@@ -131,9 +232,50 @@ def _path(table: Table, segment: _Segment) -> str:
     return places.new_metadata_location(name)  # where they were at first
 
 
-def _read(table: Table, segment: _Segment, columns: list[str] | None = None) -> pa.Table:
+def _value(segments: Sequence[_Segment]) -> str:
+    return ",".join(f"{each.name}:{each.rows}" for each in segments)
+
+
+def _write(table: Table, entries: pa.Table) -> _Segment:
+    segment = _Segment(f"{_PREFIX}{uuid.uuid4()}", entries.num_rows)
+    with table.io.new_output(_path(table, segment)).create() as stream:
+        pq.write_table(entries, stream, compression="zstd")
+    return segment
+
+
+_IDENTITY: Final = ("identity", "digest", "layout")
+_START: Final = ("meaning", "identity", "copy", "digest", "size_bytes")
+
+
+def _may_mean(key: FileKey) -> pc.Expression:
+    """Select entries loaded as the same thing; those of k2 0.1.0 do not say."""
+    is_same: pc.Expression = pc.field("meaning") == key.meaning
+    return is_same | pc.field("meaning").is_null()
+
+
+def _is_same_legacy(key: FileKey) -> pc.Expression:
+    """Select the entries of k2 0.1.0 that may be of this file."""
+    is_same: pc.Expression = pc.field("identity").is_null() & pc.field("digest").isin(key.digests)
+    return is_same & (pc.field("layout") == key.layout)
+
+
+def _find(
+    table: Table, log: str | None, which: pc.Expression, columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Yield the entries that an expression selects, the newest segment first."""
+    for segment in reversed(_segments(log)):
+        yield _read(table, segment, columns).filter(which)
+
+
+def _read(table: Table, segment: _Segment, names: Sequence[str] | None = None) -> pa.Table:
+    """Read entries; columns that an older segment lacks are null."""
+    fields = [_SCHEMA.field(name) for name in names or _SCHEMA.names]
     with table.io.new_input(_path(table, segment)).open() as stream:
-        found = pq.ParquetFile(stream).read(columns, use_threads=False)
-    if columns is None and len(found.schema) < len(_SCHEMA):
-        found = found.append_column(_OFFSET, pa.nulls(len(found), _OFFSET.type))
-    return found
+        file = pq.ParquetFile(stream)
+        there = [field.name for field in fields if field.name in file.schema_arrow.names]
+        found = file.read(there, use_threads=False)
+    columns: Mapping[str, Any] = {name: found[name] for name in there}
+    return pa.table(
+        [columns.get(field.name, pa.nulls(found.num_rows, field.type)) for field in fields],
+        schema=pa.schema(fields),
+    )

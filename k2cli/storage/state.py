@@ -19,6 +19,7 @@ PREFIX: Final = "k2."
 RUN_KEY: Final = "k2.run"  # the run that made a snapshot, as its log lines have it
 ROWS_KEY: Final = "k2.rows"  # how many rows the table had then
 LOST_KEY: Final = "k2.lost"  # set once what k2 knew of the table was lost with its snapshots
+REMOVED_KEY: Final = "k2.removed"  # another value after each time that k2 removed rows
 TAG: Final = "k2"  # on k2's newest snapshot: other engines' expiry leaves tagged snapshots alone
 _LEGACY: Final = "k2.position."  # k2 0.1.0 had positions of streams alone, one for each exchange
 _TOTAL: Final = "total-records"

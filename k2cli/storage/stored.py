@@ -20,6 +20,7 @@ from pyiceberg.table import Table
 from k2cli.ranges import Ints, union
 from k2cli.records import RecordKind
 from k2cli.storage.admission import RECEIVED, Found, Keys, rows_days
+from k2cli.storage.lines import KEY_COLUMNS, Lines, line_keys
 from k2cli.storage.numbered import Numbered, numbered_rows
 from k2cli.storage.position import Series, Stored
 
@@ -252,13 +253,40 @@ def known_ids(
     """Return those message ids of some rows that are stored, among the rows of the same days."""
     wanted = rows["message_id"].combine_chunks()
     known: set[str] = set()
+    for stored in _rows_of_days(table, kind, files, rows, ["message_id"]):
+        ids = stored["message_id"]
+        known.update(ids.filter(pc.is_in(ids, wanted)).to_pylist())
+    return pa.array(sorted(known), pa.string())
+
+
+def known_lines(
+    table: Table, kind: RecordKind, files: FileStatistics, rows: pa.Table, lines: Lines
+) -> npt.NDArray[np.bool_]:
+    """Tell which rows are stored as lines that `lines` names, among the rows of the same days."""
+    wanted = line_keys(rows)
+    known: set[str] = set()
+    for stored in _rows_of_days(table, kind, files, rows, KEY_COLUMNS):
+        keys = line_keys(stored.filter(pa.array(lines.mask(stored))))
+        known.update(keys.filter(pc.is_in(keys, wanted.combine_chunks())).to_pylist())
+    is_known: npt.NDArray[np.bool_] = pc.is_in(
+        wanted, pa.array(list(known), pa.string())
+    ).to_numpy()
+    return is_known
+
+
+def _rows_of_days(
+    table: Table,
+    kind: RecordKind,
+    files: FileStatistics,
+    rows: pa.Table,
+    columns: Sequence[str],
+) -> Iterator[pa.Table]:
+    """Yield columns of the files that have rows of the same days, a part at a time."""
     is_near = np.isin(files.days, rows_days(kind, rows))
     for path in (files.paths[at] for at in np.flatnonzero(is_near)):
         with table.io.new_input(path).open() as stream, pq.ParquetFile(stream) as file:
-            for batch in file.iter_batches(columns=["message_id"], use_threads=False):
-                ids = batch["message_id"]
-                known.update(ids.filter(pc.is_in(ids, wanted)).to_pylist())
-    return pa.array(sorted(known), pa.string())
+            for batch in file.iter_batches(columns=list(columns), use_threads=False):
+                yield pa.Table.from_batches([batch])
 
 
 def read_numbers(table: Table, kind: RecordKind, path: str) -> Iterator[tuple[Numbered, pa.Table]]:

@@ -5,7 +5,7 @@ import re
 import sqlite3
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 from typing import Final
@@ -20,6 +20,7 @@ from pyiceberg.exceptions import (
     UnauthorizedError,
     ValidationError,
 )
+from pyiceberg.expressions import BooleanExpression
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
@@ -53,6 +54,13 @@ _AWS_KEYS: Final = (
     "set client.region, client.access-key-id and client.secret-access-key under [catalog], or"
     " AWS_REGION and so on"
 )
+
+
+def predicate(
+    make: Callable[..., BooleanExpression], column: str, value: object
+) -> BooleanExpression:
+    """Build a predicate; its constructor takes more than its annotations admit."""
+    return make(column, value)
 
 
 @contextmanager

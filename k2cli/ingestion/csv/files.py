@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Final
+from typing import IO, Any, BinaryIO, Final, cast
 
 import pyarrow as pa
 
@@ -73,6 +73,10 @@ class RawFile(io.RawIOBase):
         """Look at bytes before the end, without reading them."""
         return os.pread(self._file.fileno(), max(min(size, self.size_bytes - offset), 0), offset)
 
+    def beside(self) -> BinaryIO:
+        """Open the same bytes once more, from the start, without moving on in this one."""
+        return cast("BinaryIO", _Beside(self))
+
     def cut(self, size: int) -> None:
         """Take a file that may be written to for what it is up to here."""
         self.size_bytes, self._is_cut = size, True
@@ -123,6 +127,34 @@ class RawFile(io.RawIOBase):
             yield data
 
 
+class _Beside(io.RawIOBase):
+    """The bytes of a raw file, read at positions of its own."""
+
+    def __init__(self, raw: RawFile) -> None:
+        self._raw = raw
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.bytes_at(self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._raw.size_bytes}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
 def open_raw(source: Path | IO[bytes]) -> RawFile:
     """Open a file; what is no regular file (stdin, a pipe) is copied to a temporary one first.
 
@@ -152,22 +184,40 @@ def compression(raw: RawFile, suffix: str) -> str | None:
     return _BY_SUFFIX.get(suffix.lower()) or next(by_magic, None)
 
 
-def open_plain(raw: RawFile, suffix: str) -> IO[bytes]:
+def open_plain(raw: RawFile, suffix: str, *, is_beside: bool = False) -> IO[bytes]:
     """Open what a file holds: decompressed as its suffix or its first bytes tell.
+
+    With `is_beside` this neither counts as reading the file, nor does it move on in it.
 
     Raises:
         BadData: a zip archive that is broken, or does not hold exactly one file.
     """
+    source: Any = raw.beside() if is_beside else raw
     match compression(raw, suffix):
         case None:
-            return io.BufferedReader(raw, _CHUNK)
+            return io.BufferedReader(source, _CHUNK)
         case "zip":
-            return _member(raw)
+            return _member(raw, source)
         case how if not raw.size_bytes:
             raise BadData(f"{raw.name} is empty, not a {how} file")
         case how:
-            stream: IO[bytes] = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), how)
+            stream: IO[bytes] = pa.CompressedInputStream(pa.PythonFile(source, mode="r"), how)
             return stream
+
+
+def hash_plain(raw: RawFile, suffix: str) -> str:
+    """Return the SHA-256 of what a file holds, decompressed, in hex.
+
+    Raises:
+        BadData: the compressed data is cut off or broken.
+    """
+    if compression(raw, suffix) is None:
+        return raw.hash()
+    digest = hashlib.sha256()
+    with open_plain(raw, suffix, is_beside=True) as stream:
+        while data := read_plain(stream, _CHUNK, raw.name):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def read_plain(stream: IO[bytes], size: int, name: str) -> bytes:
@@ -182,25 +232,26 @@ def read_plain(stream: IO[bytes], size: int, name: str) -> bytes:
         raise BadData(f"{name} cannot be read to its end: {exc}") from exc
 
 
-def _member(raw: RawFile) -> IO[bytes]:
+def _member(raw: RawFile, source: IO[bytes]) -> IO[bytes]:
+    name = raw.name
     try:
-        archive = zipfile.ZipFile(raw)
+        archive = zipfile.ZipFile(source)
     except _BROKEN as exc:
-        raise BadData(f"{raw.name} is not a zip archive: {exc}") from exc
+        raise BadData(f"{name} is not a zip archive: {exc}") from exc
     members = [member for member in archive.infolist() if not member.is_dir()]
     if len(members) != 1:
-        raise BadData(f"{raw.name} holds {len(members)} files", hint="unpack it, load one by one")
+        raise BadData(f"{name} holds {len(members)} files", hint="unpack it, load one by one")
     (member,) = members
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise BadData(f"{raw.name} holds a file of the unsafe name {member.filename!r}")
+        raise BadData(f"{name} holds a file of the unsafe name {member.filename!r}")
     raw.member = member.filename
     if member.flag_bits & 1:
-        raise BadData(f"{raw.name} is encrypted", hint="unpack it first")
+        raise BadData(f"{name} is encrypted", hint="unpack it first")
     try:
         return archive.open(member)
     except _BROKEN as exc:
-        raise BadData(f"{raw.name} cannot be unpacked: {exc}") from exc
+        raise BadData(f"{name} cannot be unpacked: {exc}") from exc
 
 
 def _spooled(source: IO[bytes]) -> IO[bytes]:

@@ -2,7 +2,8 @@
 
 A number belongs to the series of its exchange and symbol, as in a stream, so that the same trade
 has the same message id wherever it comes from. So has a text: its message id is made of series and
-text alone. A row without an id is told apart by the file's digest and its own number there.
+text alone. A row without an id is identified by its file's identity, its series and its number in
+the file.
 """
 
 import hashlib
@@ -11,13 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2cli.columns import Ints, Unfit
 from k2cli.ingestion.csv.times import whole_numbers
-from k2cli.records import message_ids
+from k2cli.records import line_series, message_ids
 
 _LONGEST: Final = 128  # characters of an id
 _NUMBER: Final = "^[0-9]{1,18}$"
@@ -88,8 +88,8 @@ def place_ids(rows: Rows) -> Ids:
     """Make ids for rows that have none: of their time and their number in the file."""
     count = len(rows.places)
     pair = [pa.array(part).cast(pa.string()) for part in (rows.moments // 1000, rows.places)]
-    series = [f"{rows.identity()}/{rows.kind}"]
-    ids = message_ids(series, np.zeros(count, dtype=np.int64), rows.places)
+    file = rows.identity()
+    ids = message_ids([line_series(file, each) for each in rows.series], rows.codes, rows.places)
     return Ids(ids, pc.binary_join_element_wise(*pair, "-"), pa.nulls(count, pa.int64()))
 
 

@@ -5,11 +5,14 @@ does not parse is gone through line by line; so every line becomes a row or a re
 blank ones. A line ends at a line feed, always: a quoted value that holds one is a reject.
 """
 
+import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,13 +21,14 @@ import pyarrow.csv
 from k2cli.columns import Ints
 from k2cli.errors import BadData, UsageError
 from k2cli.flow import Batch, Reject
-from k2cli.ingestion.binance.symbols import Market
-from k2cli.ingestion.csv.files import compression, open_plain, open_raw, read_plain
+from k2cli.ingestion.binance.symbols import Market, parse_symbol
+from k2cli.ingestion.csv.files import compression, hash_plain, open_plain, open_raw, read_plain
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.market import Dump, find_market, plain_name, stem_of
 from k2cli.ingestion.csv.names import CsvOptions, file_values
-from k2cli.ingestion.csv.rows import Cells, Facts, RowBuilder, find_columns
+from k2cli.ingestion.csv.rows import Cells, Columns, Facts, RowBuilder, find_columns
 from k2cli.ingestion.csv.times import check_zone
+from k2cli.records import nth_copy
 
 __all__ = ["BLOCK_BYTES", "CsvOptions", "CsvSource", "read_csv"]
 
@@ -33,6 +37,7 @@ _HALVE_ABOVE: Final = 64  # lines; fewer are parsed one by one
 _LONGEST_LINE: Final = 16 << 20
 _LOOK_BACK: Final = 1 << 20
 _LOOK_FOR_ROW: Final = 1000  # lines
+_LOOK_BYTES: Final = 256 << 10  # for these lines
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -70,6 +75,10 @@ class CsvSource:
         self._options = options
         self._zone = zone
         self._digest: str | None = None
+        self._content: str | None = None  # digest of what the file holds, decompressed
+        self._start: _Start | None = None
+        self._copy = 1
+        self._is_growing = False
         self._lines_before = 0  # what is read
 
     @property
@@ -95,9 +104,70 @@ class CsvSource:
         self._digest = self._digest or self._raw.hash()
         return self._digest
 
+    def hash_content(self) -> str:
+        """Return the SHA-256 of what the file holds, decompressed, in hex.
+
+        Raises:
+            BadData: the compressed data is cut off or broken.
+        """
+        self.hash()  # so that a file that is written to after that is noticed
+        self._content = self._content or hash_plain(self._raw, self._suffix)
+        return self._content
+
+    def meaning(self) -> str:
+        """Return a digest of what the file is loaded as.
+
+        That is the kind of its rows, which column is which field, how times and sides are read, and
+        what holds for the whole file: exchange, symbol, asset class and currency. Neither its name
+        nor that of the layout matters.
+
+        Raises:
+            BadData: the columns do not fit the layout.
+            UsageError: an option must be given.
+        """
+        return self._started().meaning
+
+    def identity(self) -> str:
+        """Return a digest of the content and its meaning: what tells this file from others.
+
+        The same content is the same file under another name, compressed or not; loaded as another
+        symbol or in another time zone it is another file.
+
+        Raises:
+            BadData, UsageError: see `meaning` and `hash_content`.
+        """
+        return _digest([self.hash_content(), self.meaning()])
+
+    @property
+    def file_values(self) -> Mapping[str, str]:
+        """What holds for the whole file: exchange, symbol and so on, where no column has it."""
+        return self._started().values
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether a column has ids, so that rows are not told apart by their lines alone."""
+        return self._started().has_ids
+
+    def repeat(self, copy: int) -> None:
+        """Give rows without ids the message ids of the file's n-th copy; the first is itself."""
+        self._copy = copy
+
     def starts_with(self, size: int, digest: str) -> bool:
         """Tell whether the file is at least so long, and its first bytes have this SHA-256."""
         return size <= self.size_bytes and self._raw.hash(size) == digest
+
+    def expect_growth(self) -> None:
+        """Take the file for one that grows: a line counts once it is complete.
+
+        Raises:
+            UsageError: the file is compressed, or no file.
+        """
+        path = self._path
+        if path is None or not path.is_file():
+            raise UsageError(f"{self.name} is no file whose new lines can be told from the old")
+        if compression(self._raw, path.suffix):
+            raise UsageError(f"{self.name} is compressed", hint="only plain files can be followed")
+        self._is_growing = True
 
     def follow(self, done: int) -> None:
         """Read complete lines alone, and of those what comes after the first `done` bytes.
@@ -105,17 +175,12 @@ class CsvSource:
         The file may go on growing. Rows keep the numbers that they have in the whole file.
 
         Raises:
-            UsageError: the file is compressed, or no file.
             BadData: the first bytes end within a line.
         """
-        raw, path = self._raw, self._path
-        if path is None or not path.is_file():
-            raise UsageError(f"{self.name} is no file whose new lines can be told from the old")
-        if compression(raw, path.suffix):
-            raise UsageError(f"{self.name} is compressed", hint="only plain files can be followed")
+        raw = self._raw
         start = done + self._unended(done)
         raw.cut(self._end_of_lines(start))
-        self._digest = None
+        self._digest = self._content = self._start = None
         if start:
             self._lines_before = raw.skip(start)
 
@@ -153,26 +218,39 @@ class CsvSource:
 
     def batches(self) -> Iterator[Batch]:
         """Yield the rows and rejects of the file, a block at a time, and close it."""
-        with self._raw, open_plain(self._raw, self._path.suffix if self._path else "") as stream:
+        with self._raw, open_plain(self._raw, self._suffix) as stream:
             yield from self._parsed(stream)
             self._digest = self._raw.finish(self._digest)
 
+    @property
+    def _suffix(self) -> str:
+        return self._path.suffix if self._path else ""
+
     def _parsed(self, stream: IO[bytes]) -> Iterator[Batch]:
-        parser = self._begin(self._first_line())[0] if self._lines_before else None
+        parser: _BlockParser | None = None
         first = 1 + self._lines_before
         for block in self._blocks(stream):
             body = block
             count = _count_lines(block)
             if parser is None:
-                parser, body = self._begin(block)
+                parser = self._started().parser()
+                if self._started().has_header and not self._lines_before:
+                    body = block.partition(b"\n")[2]
             skipped = count - _count_lines(body)
             if body:
                 yield parser.parse(body, first=first + skipped)
             first += count
 
-    def _first_line(self) -> bytes:
-        """Look at the first line again, where reading begins after it."""
-        return self._raw.bytes_at(0, _LONGEST_LINE).partition(b"\n")[0].removeprefix(_BOM)
+    def _first_lines(self) -> bytes | None:
+        """Read the first lines, wherever reading stands; None if the file holds none."""
+        with open_plain(self._raw, self._suffix, is_beside=True) as stream:
+            lines = b""
+            while data := read_plain(stream, _LOOK_BYTES, self.name):
+                lines += data
+                if b"\n" in lines or len(lines) > _LONGEST_LINE:
+                    break
+        is_there = b"\n" in lines if self._is_growing else bool(lines)
+        return lines.removeprefix(_BOM) if is_there else None
 
     def _blocks(self, stream: IO[bytes]) -> Iterator[bytes]:
         """Cut the stream into blocks of whole lines."""
@@ -192,17 +270,23 @@ class CsvSource:
         if rest:
             yield rest
 
-    def _begin(self, block: bytes) -> "tuple[_BlockParser, bytes]":
-        """Look at the first line: return a parser, and the block without header."""
-        line, _, body = block.partition(b"\n")
-        cells = _cells_of(line)
+    def _started(self) -> "_Start":
+        """Settle by the first line what the columns are, once."""
+        if self._start is None:
+            self._start = self._begin(self._first_lines())
+        return self._start
+
+    def _begin(self, block: bytes | None) -> "_Start":
         layout = self._layout
-        if layout.header == "required" or (layout.header == "sniff" and _is_header(layout, cells)):
-            header = [cell.strip() for cell in cells or ()]
-        else:
-            header, body = None, block
+        if block is None:
+            return _Start(layout)
+        cells = _cells_of(block.partition(b"\n")[0])
+        has_header = layout.header == "required" or (
+            layout.header == "sniff" and _is_header(layout, cells)
+        )
+        header = [cell.strip() for cell in cells or ()] if has_header else None
         try:
-            row = () if header else _first_row(layout, block)
+            row = () if has_header else _first_row(layout, block)
             market = self._market(header or (), row) if layout.market else None
             if market is not None:
                 layout = layout.for_market(market)
@@ -216,12 +300,11 @@ class CsvSource:
             zone=self._zone,
             values=file_values(layout, self._options, stem, columns.fields, market),
             entries=entries,
-            identity=self.hash,
+            identity=lambda: nth_copy(self.identity(), self._copy),
             market=market,
             home=self._options.home,
         )
-        has_header = body is not block
-        return _BlockParser(columns.names, RowBuilder(layout, columns, facts), has_header), body
+        return _Start(layout, columns, facts, has_header)
 
     def _market(self, header: Sequence[str], row: Sequence[str]) -> Market:
         """Infer the market from the file's names, its header, or the first of its rows."""
@@ -234,6 +317,50 @@ class CsvSource:
             cells=row,
         )
         return find_market(options.market, options.exchange, dump, layout.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What the first line of a file settles; without columns the file holds nothing."""
+
+    layout: Layout
+    columns: Columns | None = None
+    facts: Facts = field(default_factory=lambda: Facts(zone=""))
+    has_header: bool = False
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether rows have ids of a column."""
+        return self.columns is not None and "id" in self.columns.fields
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """What holds for the whole file, symbols of an exchange as it writes them."""
+        facts = self.facts
+        values = dict(facts.values)
+        if facts.market is not None and "symbol" in values:
+            values["symbol"] = parse_symbol(values["symbol"], facts.market, facts.home).symbol
+        return values
+
+    @property
+    def meaning(self) -> str:
+        """See `CsvSource.meaning`."""
+        layout, columns, time = self.layout, self.columns, self.layout.time
+        patterns = [time.date_format, time.time_format] if time.how == "format" else []
+        read = columns and [columns.fields, columns.vendor, sorted(columns.lower)]
+        said = [layout.kind, layout.market, layout.side, time.how, patterns, self.facts.zone]
+        return _digest([*said, self.values, read])
+
+    def parser(self) -> "_BlockParser":
+        """Return what parses the blocks of the file."""
+        assert self.columns is not None, "a file that holds nothing has no blocks"
+        builder = RowBuilder(self.layout, self.columns, self.facts)
+        return _BlockParser(self.columns.names, builder, self.has_header)
+
+
+def _digest(said: object) -> str:
+    """Return the SHA-256 of values, in hex, whatever the order of the keys in mappings."""
+    return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
 class _BlockParser:
