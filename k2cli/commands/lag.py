@@ -93,7 +93,7 @@ class LagView:
             (f"{totals.rows:,} rows committed", "green"),
             f" in {totals.commits} commits  ",
             (f"{totals.rejects:,} rejects", "red" if totals.rejects else ""),
-            f"  {totals.conflicts} conflicts  {totals.duration_s:.0f} s",
+            f"  {totals.lost_commits} lost commits  {totals.duration_s:.0f} s",
         )
         return Group(table, footer)
 

@@ -37,7 +37,7 @@ def test_rows_arrive_once_with_their_offsets(cluster: Cluster, topic: str, group
     rows = numbered_trades(5_000)
     cluster.produce(topic, rows)
     first = cluster.consume("--topic", topic, *group, "--batch-rows", 1_000)
-    assert (first["messages"], first["rows"], first["rejects"], first["conflicts"]) == (
+    assert (first["messages"], first["rows"], first["rejects"], first["lost_commits"]) == (
         5_000,
         5_000,
         0,

@@ -1,6 +1,7 @@
 """Topics: made, listed, described."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,6 +39,44 @@ class TopicInfo:
     name: str
     id: str
     partitions: tuple[PartitionInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicIdentity:
+    """Which topic has a name now; a topic that is recreated gets another id."""
+
+    id: str
+    partitions: int  # how many
+
+
+class IdentityRequest:
+    """A question under way: which topics have these names. Made by `Topics.ask_identities`."""
+
+    def __init__(
+        self, futures: Mapping[str, "Future[TopicDescription]"], kafka: Mapping[str, str]
+    ) -> None:
+        self._futures = futures
+        self._kafka = kafka
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the answer, but not longer than this; return whether it is there."""
+        return not wait(self._futures.values(), timeout=timeout_s).not_done
+
+    def identities(self) -> dict[str, TopicIdentity | None]:
+        """Wait for the answer, and return it by name; None: no topic has this name.
+
+        Raises:
+            Unavailable: the brokers did not answer in time.
+        """
+        return {name: self._identity(name, future) for name, future in self._futures.items()}
+
+    def _identity(self, name: str, future: "Future[TopicDescription]") -> TopicIdentity | None:
+        try:
+            with translated(f"cannot identify topic {name}", self._kafka):
+                topic = future.result()
+        except NotFound:
+            return None
+        return TopicIdentity(id=str(topic.topic_id), partitions=len(topic.partitions))
 
 
 class Topics:
@@ -106,6 +145,13 @@ class Topics:
             NotFound: one of them does not exist.
         """
         return [self._describe(name) for name in names]
+
+    def ask_identities(self, names: Iterable[str]) -> IdentityRequest:
+        """Ask which topics have these names, and do not wait for the answer."""
+        asked = TopicCollection(sorted(names))
+        with translated("cannot identify topics", self._kafka):
+            futures = self._admin.describe_topics(asked, request_timeout=self._timeout_s)
+        return IdentityRequest(futures, self._kafka)
 
     def _settle(self, name: str) -> None:
         """Wait until a new topic is known, and can be written to."""
