@@ -29,15 +29,13 @@ from k2cli.errors import BadData, NotFound, Unavailable
 from k2cli.flow import Observer
 from k2cli.ingestion.kafka.consumer import (
     EARLIEST,
-    LATEST,
     Message,
-    Place,
     Rebalance,
     TopicReader,
 )
 from k2cli.ingestion.kafka.deadletters import DeadLetter
 from k2cli.ingestion.kafka.messages import MessageReader
-from k2cli.ingestion.kafka.topics import IdentityRequest, TopicIdentity
+from k2cli.ingestion.kafka.topics import IdentityRequest, Place, TopicIdentity
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import RejectLog
 from k2cli.storage.append import Commit
@@ -550,21 +548,26 @@ class Consumption:
                     self._renew(topic, identity)
         held = self._commit_starts(places, found)
         offsets: dict[Place, int] = {}
-        for topic, number in places:
-            self.next_offsets.pop((topic, number), None)
-            if number < _size(found[topic]) and topic not in self._missing:
-                base = held.get(Partition(topic, self._feeds[topic].topic_id, number))
-                try:
-                    offsets[(topic, number)] = self._start((topic, number), base)
-                except NotFound as exc:
-                    self._note_missing(topic, str(exc))
-                    continue
-                self._base[(topic, number)] = base
+        for topic in topics:
+            numbers = [number for name, number in places if name == topic]
+            for number in numbers:
+                self.next_offsets.pop((topic, number), None)
+            existing = [number for number in numbers if number < _size(found[topic])]
+            try:
+                bounds = {} if topic in self._missing else self._bounds(topic, existing)
+            except NotFound as exc:
+                self._note_missing(topic, str(exc))
+                continue
+            for place, (first, following) in bounds.items():
+                partition = Partition(topic, self._feeds[topic].topic_id, place[1])
+                self._base[place] = held.get(partition)
+                self._ends[place] = following
+                offsets[place] = self._start(place, first, following)
         self.next_offsets.update(offsets)
         self._begun.update(offsets)
         self._observe(
             "assigned",
-            partitions=_named(places),
+            partitions=_named(list(offsets)),
         )
         return offsets
 
@@ -622,52 +625,61 @@ class Consumption:
             old_ids = ",".join(sorted(ids))
             self._observe("topic_recreated", topic=topic, old_id=old_ids, new_id=topic_id)
         is_chosen = not ids and self._policy.start != EARLIEST
-        spans: dict[Partition, Span] = {}
+        lacking = [
+            number
+            for number in (range(size) if is_chosen else numbers)
+            if number < size and Partition(topic, topic_id, number) not in held
+        ]
         try:
-            for number in range(size) if is_chosen else numbers:
-                partition = Partition(topic, topic_id, number)
-                if number < size and partition not in held:
-                    offset = self._begin((topic, number), is_chosen=is_chosen)
-                    if offset or is_chosen:
-                        spans[partition] = Span(expected=None, reached=offset)
+            begins = self._begins(topic, lacking, is_chosen=is_chosen)
         except NotFound as exc:
             self._note_missing(topic, str(exc))
             return {}
-        return spans
+        return {
+            Partition(topic, topic_id, number): Span(expected=None, reached=offset)
+            for (_, number), offset in begins.items()
+            if offset or is_chosen
+        }
 
-    def _begin(self, place: Place, *, is_chosen: bool) -> int:
-        """Return the offset that a partition without a position begins at."""
-        first, following = self._bounds(place)
-        match self._policy.start:
-            case int(time_ms) if is_chosen:
-                timeout_s = self._policy.timeout_s
-                found = self._patiently(
-                    "kafka_away", lambda: self._reader.offset_at(place, time_ms, timeout_s)
-                )
-                return following if found is None else found
-            case start:
-                return following if is_chosen and start == LATEST else first
-
-    def _bounds(self, place: Place) -> tuple[int, int]:
-        timeout_s = self._policy.timeout_s
-        return self._patiently("kafka_away", lambda: self._reader.bounds(place, timeout_s))
-
-    def _start(self, place: Place, base: int | None) -> int:
-        """Return the offset to read on from, where the table stands at `base`.
+    def _begins(
+        self, topic: str, numbers: Sequence[int], *, is_chosen: bool
+    ) -> Mapping[Place, int]:
+        """Return the offsets that partitions without a position begin at.
 
         Raises:
-            NotFound: the topic has just been deleted.
+            NotFound: the topic was deleted.
+        """
+        start = self._policy.start
+        if not is_chosen or start == EARLIEST:
+            return {place: first for place, (first, _) in self._bounds(topic, numbers).items()}
+        time_ms = start if isinstance(start, int) else None
+        places = [(topic, number) for number in numbers]
+        return self._patiently("kafka_away", lambda: self._reader.offsets_at(places, time_ms))
+
+    def _bounds(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, tuple[int, int]]:
+        """Return the oldest offset of partitions, and the next one.
+
+        Raises:
+            NotFound: the topic was deleted, and perhaps recreated.
+        """
+        places = [(topic, number) for number in numbers]
+        bounds = self._patiently("kafka_away", lambda: self._reader.bounds(places))
+        if (topic, self._feeds[topic].topic_id) not in self._ids_now([topic]):
+            raise NotFound(f"topic {topic} was deleted or recreated")
+        return bounds
+
+    def _start(self, place: Place, first: int, following: int) -> int:
+        """Return the offset to read on from, where the brokers have `first` to `following`.
+
+        Raises:
             BadData: the brokers lost what was read before.
         """
-        first, following = self._bounds(place)
+        base = self._base[place]
         if base is None:
             return first
         if base > following:
-            topic, number = place
-            if (topic, self._feeds[topic].topic_id) not in self._ids_now([topic]):
-                raise NotFound(f"topic {topic} was deleted or recreated")
             raise BadData(
-                f"the table stands at offset {base} of {topic}/{number}, which ends at"
+                f"the table stands at offset {base} of {place[0]}/{place[1]}, which ends at"
                 f" {following}: the brokers lost records that were read before",
                 hint="roll the table back, or recreate the topic",
             )

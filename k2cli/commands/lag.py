@@ -13,7 +13,8 @@ from rich.text import Text
 
 from k2cli.commands.events import event_text, level_of
 from k2cli.consuming import Consumption
-from k2cli.ingestion.kafka.consumer import Place, TopicReader
+from k2cli.ingestion.kafka.consumer import TopicReader
+from k2cli.ingestion.kafka.topics import Place
 
 _RATE_WINDOW_S: Final = 5.0
 _LOOK_S: Final = 0.5

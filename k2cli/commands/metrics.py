@@ -31,7 +31,8 @@ from k2cli.flow import Batch, Totals
 
 if TYPE_CHECKING:
     from k2cli.consuming import ConsumeTotals, Consumption
-    from k2cli.ingestion.kafka.consumer import Place, TopicReader
+    from k2cli.ingestion.kafka.consumer import TopicReader
+    from k2cli.ingestion.kafka.topics import Place
 
 _SUMS: Final = {
     "messages": "Messages that were read.",

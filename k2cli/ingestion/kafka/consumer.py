@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import TimeoutError as LateError
 from multiprocessing.pool import ThreadPool
 from typing import Final
@@ -17,7 +16,7 @@ import confluent_kafka
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from k2cli.flow import Observer
-from k2cli.ingestion.kafka.topics import IdentityRequest, Topics
+from k2cli.ingestion.kafka.topics import IdentityRequest, Place, Topics
 from k2cli.ingestion.kafka.vendor import (
     AT_END,
     NO_TOPIC,
@@ -27,18 +26,15 @@ from k2cli.ingestion.kafka.vendor import (
     overridden,
     translate,
     translated,
-    until_settled,
 )
 
 Message = confluent_kafka.Message
-Place = tuple[str, int]  # topic and number of a partition
-
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
 _PREFETCH_KBYTES: Final = 16 << 10  # beside it stands what each message costs by itself
 _CLOSED: Final = "cannot leave the group"
 _LEAVE_S: Final = 20.0
-_ANSWER_S: Final = 10.0  # for the topics' ids
+_ANSWER_S: Final = 10.0  # for what is asked of the brokers
 _FIXED: Final = {  # what k2 relies on; the group's id comes from the caller
     "group.protocol": "classic",
     "partition.assignment.strategy": "cooperative-sticky",
@@ -140,23 +136,21 @@ class TopicReader:
         self.at_end.difference_update(offsets)
         self.out_of_range.clear()
 
-    def bounds(self, place: Place, timeout_s: float) -> tuple[int, int]:
-        """Ask the brokers for the oldest offset of a partition, and the next one."""
-        with translated(f"cannot read the offsets of {place[0]}/{place[1]}", self._kafka):
-            ask = partial(
-                self._consumer.get_watermark_offsets, TopicPartition(*place), timeout=timeout_s
-            )
-            first, following = until_settled(ask, timeout_s=timeout_s)
-        return first, following
+    def bounds(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
+        """Return the oldest offset of each partition, and the next one.
 
-    def offset_at(self, place: Place, time_ms: int, timeout_s: float) -> int | None:
-        """Find the first offset with a message of this time or later; None if there is none."""
-        asked = TopicPartition(*place, time_ms)
-        with translated(f"cannot look up a time in {place[0]}/{place[1]}", self._kafka):
-            (found,) = self._consumer.offsets_for_times([asked], timeout=timeout_s)
-            if found.error is not None:
-                raise KafkaException(found.error)
-        return found.offset if found.offset >= 0 else None
+        Raises:
+            NotFound: one of them does not exist.
+        """
+        return self._topics.bounds(places)
+
+    def offsets_at(self, places: Sequence[Place], time_ms: int | None) -> dict[Place, int]:
+        """Find the first offset with a message of this time or later; None is the end.
+
+        Raises:
+            NotFound: one of the partitions does not exist.
+        """
+        return self._topics.offsets_at(places, time_ms)
 
     def ask_identities(self, names: Iterable[str]) -> IdentityRequest:
         """Ask which topics have these names now, and do not wait for the answer."""
