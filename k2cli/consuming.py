@@ -467,7 +467,13 @@ class Consumption:
         same = {topic for topic, each in found.items() if each and self._is_same(topic, each)}
         if {topic for topic, _ in _ids(question.so_far)} <= same:
             question.pending.certain = question.so_far
-        self._ends |= {place: end for place, end in question.ends.items() if place[0] in same}
+        ends = {place: end for place, end in question.ends.items() if place[0] in same}
+        kept = {
+            place: end
+            for place, end in self._ends.items()
+            if place[0] not in same or place in self.next_offsets
+        }
+        self._ends = kept | ends
         has_changed = False
         for topic, identity in found.items():
             if identity is None:
@@ -711,8 +717,6 @@ class Consumption:
             self._base.pop(place, None)
             self.next_offsets.pop(place, None)
             self.committed_ms.pop(place, None)
-            if place[0] not in self._missing:  # else nobody will read it
-                self._ends.pop(place, None)
         self._observe(
             "revoked",
             partitions=_named(places),
