@@ -5,13 +5,18 @@ does not stand at the offset at which its rows begin (`storage/offsets.py`). So 
 partition twice, for whatever reason, writes it once; the loser reads on from the table's offset.
 
 One thread reads and decodes, another one commits; at most one commit is under way.
+
+A topic that is deleted and recreated keeps its name, and librdkafka reads on in the new one at the
+old offset. So the brokers are asked for the topics' ids every second and before every commit: what
+was read before the question, and only that, is from the topic with the id of the answer.
 """
 
 import itertools
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
@@ -20,18 +25,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from k2cli.columns import joined
-from k2cli.errors import BadData, Unavailable
+from k2cli.errors import BadData, NotFound, Unavailable
 from k2cli.flow import Observer
 from k2cli.ingestion.kafka.consumer import (
     EARLIEST,
-    LATEST,
     Message,
-    Place,
     Rebalance,
     TopicReader,
 )
 from k2cli.ingestion.kafka.deadletters import DeadLetter
 from k2cli.ingestion.kafka.messages import MessageReader
+from k2cli.ingestion.kafka.topics import IdentityRequest, Place, TopicIdentity
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import RejectLog
 from k2cli.storage.append import Commit, SourcePosition
@@ -50,6 +54,8 @@ _WAIT_S: Final = 0.2
 _BATCH_BYTES: Final = 128 << 20  # of rows; a commit is due sooner than by their number
 _MOST_FILLED: Final = 1  # batches that wait for the commit under way
 _RETRY_S: Final = (0.5, 1.0, 2.0, 5.0)
+_IDENTIFY_S: Final = 1.0  # between two questions for the topics' ids
+_LAST_ANSWER_S: Final = 1.0  # how long the end of a run waits for the brokers' answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +83,7 @@ class ConsumeTotals:
     duplicates: int = 0
     missing: int = 0  # offsets that the brokers deleted before they were read
     commits: int = 0
-    conflicts: int = 0  # commits that another consumer forestalled
+    lost_commits: int = 0  # to another consumer
     duration_s: float = 0.0
 
 
@@ -134,6 +140,29 @@ class _Pending:
     messages: int = 0
     size_bytes: int = 0
     since: float = 0.0  # monotonic
+    certain: "_Pending | None" = None  # the part that was read from the topics that `spans` names
+    is_cut: bool = False  # to that part
+
+    def copy(self) -> "_Pending":
+        """Copy what there is so far."""
+        return replace(
+            self,
+            rows={name: list(batches) for name, batches in self.rows.items()},
+            spans={name: dict(spans) for name, spans in self.spans.items()},
+            letters=list(self.letters),
+            newest_ms=dict(self.newest_ms),
+            certain=None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """Which topics are these? And what had been read when the brokers were asked."""
+
+    request: IdentityRequest
+    pending: _Pending
+    so_far: _Pending  # a copy of `pending`
+    ends: Mapping[Place, int]
 
 
 class Consumption:
@@ -162,6 +191,14 @@ class Consumption:
         self._base: dict[Place, int | None] = {}
         self._must_rewind = False
         self._is_stopping = False
+        self._question: _Question | None = None
+        self._asked_at = -math.inf  # monotonic
+        self._sizes: dict[str, int] = {}  # of topics: how many partitions
+        self._missing: dict[str, float] = {}  # topics that do not exist now; since when, monotonic
+        self._reported: set[str] = set()  # topics that were recreated
+        # Of partitions: where reading began, and where they ended when their topic was last seen.
+        self._begun: dict[Place, int] = {}
+        self._ends: dict[Place, int] = {}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
 
     @property
@@ -180,6 +217,7 @@ class Consumption:
 
         Raises:
             BadData: a message became no row, and that is to end the run; all before is committed.
+            NotFound: a topic that was to be read to its end was deleted.
             K2Error: what does not mend itself.
         """
         started = time.monotonic()
@@ -191,7 +229,7 @@ class Consumption:
                 self.totals.duration_s = time.monotonic() - started
                 on_read(reader)
             self._flush()
-        except BadData:
+        except (BadData, NotFound):
             self._flush()
             raise
         finally:
@@ -201,15 +239,34 @@ class Consumption:
         return self.totals
 
     def _is_over(self, started: float) -> bool:
-        policy, reader = self._policy, self._reader
+        policy = self._policy
         if policy.duration_s is not None and time.monotonic() - started >= policy.duration_s:
             return True
         if policy.max_messages is not None and self.totals.messages >= policy.max_messages:
             return True
-        is_at_end = reader.has_joined and reader.assigned <= reader.at_end
-        if not reader.assigned:  # other members may be about to give some up
-            is_at_end = is_at_end and time.monotonic() - reader.joined_at > policy.timeout_s
-        return self._is_stopping or (policy.is_until_end and is_at_end)
+        return self._is_stopping or (policy.is_until_end and self._is_at_end())
+
+    def _is_at_end(self) -> bool:
+        """Tell whether all was read to its end, and committed.
+
+        Raises:
+            NotFound: a topic was deleted, and not recreated in time.
+        """
+        reader, timeout_s = self._reader, self._policy.timeout_s
+        if self._missing:
+            topic, since = min(self._missing.items(), key=lambda each: each[1])
+            if time.monotonic() - since > timeout_s:
+                raise NotFound(
+                    f"topic {topic} was deleted before it was read to its end",
+                    hint=f"k2 topic create {topic}",
+                )
+            return False
+        is_at_end = reader.has_joined and reader.reading <= reader.at_end
+        if not reader.reading:  # other members may be about to give some up
+            is_at_end = is_at_end and time.monotonic() - reader.joined_at > timeout_s
+        if is_at_end:
+            self._flush()
+        return is_at_end and not self._must_rewind
 
     def _step(self) -> None:
         at_most = _READ
@@ -220,6 +277,7 @@ class Consumption:
         if self._reader.out_of_range:  # the brokers deleted what was to be read next
             self._flush()
             self._must_rewind = True
+        self._identify_topics()
         if self._must_rewind:
             self._rewind()
             return
@@ -302,8 +360,9 @@ class Consumption:
                 self._base[(partition.topic, partition.number)] = span.reached
         self._commit = self._worker.submit(self._write, pending)
 
-    def _write(self, pending: _Pending) -> _Pending:
+    def _write(self, read: _Pending) -> _Pending:
         """Make what was read durable, the dead letters first. Runs in the commit's thread."""
+        pending = self._attributed(read)
         if pending.letters:
             self._patiently("dead_letters_away", lambda: self._letters.write(pending.letters))
             self.totals.rejects += len(pending.letters)
@@ -319,6 +378,19 @@ class Consumption:
         for name, spans in pending.spans.items():
             self._append(KINDS[name], joined(pending.rows[name]), spans)
         return pending
+
+    def _attributed(self, pending: _Pending) -> _Pending:
+        """Return what was read from the topics that it is to be committed under: most often all.
+
+        The rest may be from a topic that was recreated meanwhile.
+        """
+        ids = _ids(pending)
+        try:
+            if ids == self._ids_now({topic for topic, _ in ids}):
+                return pending
+        except Unavailable as exc:  # and the run is to end
+            self._observe("kafka_away", reason=str(exc))
+        return replace(pending.certain or _Pending(), is_cut=True)
 
     def _append(self, kind: RecordKind, rows: pa.Table, spans: Mapping[Partition, Span]) -> None:
         commit = self._patiently(
@@ -346,8 +418,8 @@ class Consumption:
         try:
             written = ended.result()
         except PositionMoved as exc:
-            self.totals.conflicts += 1
-            self._observe("conflict", reason=str(exc))
+            self.totals.lost_commits += 1
+            self._observe("commit_lost", reason=str(exc))
             self._pending = _Pending()
             self._must_rewind = True
             return
@@ -355,6 +427,10 @@ class Consumption:
             self._pending = _Pending()  # it follows on what was not committed
             raise
         self.committed_ms.update(written.newest_ms)
+        if written.is_cut:
+            self._pending = _Pending()
+            self._must_rewind = True
+            return
         reached = {
             (partition.topic, partition.number): span.reached
             for spans in written.spans.values()
@@ -370,60 +446,266 @@ class Consumption:
             self._submit()
             self._collect(is_waiting=True)
 
+    def _identify_topics(self) -> None:
+        """Ask every second which topics these are, and act on the answer once it is there."""
+        reader, question, now = self._reader, self._question, time.monotonic()
+        if question is None:
+            if reader.is_topic_gone or now - self._asked_at >= _IDENTIFY_S:
+                reader.is_topic_gone, self._asked_at = False, now
+                self._question = _Question(
+                    request=self._reader.ask_identities(self._feeds),
+                    pending=self._pending,
+                    so_far=self._pending.copy(),
+                    ends=reader.ends(),
+                )
+        elif question.request.wait(0):
+            self._question = None
+            try:
+                found = question.request.identities()
+            except Unavailable as exc:
+                self._observe("kafka_away", reason=str(exc))
+            else:
+                self._learn(question, found)
+
+    def _learn(self, question: _Question, found: Mapping[str, TopicIdentity | None]) -> None:
+        """Take note of which topics these are."""
+        same = {topic for topic, each in found.items() if each and self._is_same(topic, each)}
+        if {topic for topic, _ in _ids(question.so_far)} <= same:
+            question.pending.certain = question.so_far
+        ends = {place: end for place, end in question.ends.items() if place[0] in same}
+        kept = {
+            place: end
+            for place, end in self._ends.items()
+            if place[0] not in same or place in self.next_offsets
+        }
+        self._ends = kept | ends
+        has_changed = False
+        for topic, identity in found.items():
+            if identity is None:
+                self._note_missing(topic)
+                continue
+            if not self._is_same(topic, identity):
+                self._renew(topic, identity)
+            elif topic in self._missing:
+                self._flush()
+                self._must_rewind = True
+            was_missing = self._missing.pop(topic, None) is not None
+            has_changed |= was_missing or self._sizes.get(topic) not in (None, identity.partitions)
+            self._sizes[topic] = identity.partitions
+        if has_changed:
+            timeout_s = self._policy.timeout_s
+            self._patiently("kafka_away", lambda: self._reader.refresh(timeout_s))
+
+    def _is_same(self, topic: str, identity: TopicIdentity) -> bool:
+        return identity.id == self._feeds[topic].topic_id
+
+    def _note_missing(self, topic: str, reason: str = "it was deleted") -> None:
+        """Wait for a topic to exist again."""
+        if topic not in self._missing:
+            self._missing[topic] = time.monotonic()
+            topic_id = self._feeds[topic].topic_id
+            self._observe("topic_missing", topic=topic, topic_id=topic_id, reason=reason)
+
+    def _renew(self, topic: str, identity: TopicIdentity) -> None:
+        """Go over to a topic that was recreated.
+
+        What certainly was read from the old one is committed; the rest of it is gone.
+        """
+        self._flush()
+        self._must_rewind = True
+        feed = self._feeds[topic]
+        held = self._worker.submit(self._positions, {topic}).result()
+        missing = 0
+        for place in [place for place in self._ends if place[0] == topic]:
+            position = held.get(Partition(topic, feed.topic_id, place[1]), 0)
+            reached = max(position, self._begun.get(place, 0))
+            missing += max(0, self._ends.pop(place) - reached)
+        self.totals.missing += missing
+        self._feeds[topic] = replace(feed, topic_id=identity.id)
+        self._reported.add(topic)
+        self._observe(
+            "topic_recreated",
+            topic=topic,
+            old_id=feed.topic_id,
+            new_id=identity.id,
+            missing=missing,
+        )
+
+    def _identities(self, topics: Iterable[str]) -> dict[str, TopicIdentity | None]:
+        request = self._reader.ask_identities(topics)
+        while not request.wait(_WAIT_S):
+            if self._is_stopping and not request.wait(_LAST_ANSWER_S):
+                raise Unavailable("the brokers do not answer")
+        return request.identities()
+
+    def _ids_now(self, topics: Iterable[str]) -> set[tuple[str, str]]:
+        found = self._patiently("kafka_away", lambda: self._identities(topics))
+        return {(topic, identity.id) for topic, identity in found.items() if identity}
+
     def _assigned(self, places: Sequence[Place]) -> Mapping[Place, int]:
-        """Find out where the tables stand, and so where to read on."""
-        held = self._worker.submit(self._positions, {topic for topic, _ in places}).result()
-        for topic, number in places:
-            feed = self._feeds[topic]
-            base = held.get(Partition(topic, feed.topic_id, number))
-            self._base[(topic, number)] = base
-            self.next_offsets[(topic, number)] = self._start((topic, number), base)
+        """Find out where the tables stand, and so where to read on.
+
+        Partitions that do not exist now are left out, until `_identify_topics` finds them.
+        """
+        self._question = None
+        topics = {topic for topic, _ in places}
+        found = self._patiently("kafka_away", lambda: self._identities(topics))
+        for topic, identity in found.items():
+            if identity is None:
+                self._note_missing(topic)
+            else:
+                self._missing.pop(topic, None)
+                if not self._is_same(topic, identity):
+                    self._renew(topic, identity)
+        held = self._commit_starts(places, found)
+        offsets: dict[Place, int] = {}
+        for topic in topics:
+            numbers = [number for name, number in places if name == topic]
+            for number in numbers:
+                self.next_offsets.pop((topic, number), None)
+            existing = [number for number in numbers if number < _size(found[topic])]
+            try:
+                bounds = {} if topic in self._missing else self._bounds(topic, existing)
+            except NotFound as exc:
+                self._note_missing(topic, str(exc))
+                continue
+            for place, (first, following) in bounds.items():
+                partition = Partition(topic, self._feeds[topic].topic_id, place[1])
+                self._base[place] = held.get(partition)
+                self._ends[place] = following
+                offsets[place] = self._start(place, first, following)
+        self.next_offsets.update(offsets)
+        self._begun.update(offsets)
         self._observe(
             "assigned",
-            partitions=_named(places),
+            partitions=_named(list(offsets)),
         )
-        return {place: self.next_offsets[place] for place in places}
+        return offsets
 
-    def _positions(self, topics: set[str]) -> dict[Partition, int]:
+    def _positions(self, topics: Iterable[str]) -> dict[Partition, int]:
+        """Return the positions of topics, each as the table that it feeds has them."""
+        names: dict[str, set[str]] = {}
+        for topic in topics:
+            names.setdefault(self._feeds[topic].kind.name, set()).add(topic)
         held: dict[Partition, int] = {}
-        for name in {self._feeds[topic].kind.name for topic in topics}:
+        for name, fed in names.items():
             ask = partial(self._tables.held, KINDS[name], KEY)
-            held |= decode_offsets(self._patiently("catalog_away", ask))
+            offsets = decode_offsets(self._patiently("catalog_away", ask))
+            held |= {each: offset for each, offset in offsets.items() if each.topic in fed}
         return held
 
-    def _start(self, place: Place, base: int | None) -> int:
-        """Return the offset to read on from, where the table stands at `base`."""
-        timeout_s = self._policy.timeout_s
-        first, following = self._patiently(
-            "kafka_away", lambda: self._reader.bounds(place, timeout_s)
-        )
-        if base is not None:
-            if base > following:
-                raise BadData(
-                    f"the table stands at offset {base} of {place[0]}/{place[1]}, which ends at"
-                    f" {following}: the brokers lost records that were read before",
-                    hint="roll the table back, or make the topic again",
-                )
-            if base < first:
-                missing = first - base
-                self.totals.missing += missing
-                self._observe(
-                    "gap",
-                    topic=place[0],
-                    partition=place[1],
-                    first=base,
-                    last=first - 1,
-                    missing=missing,
-                )
-            return max(base, first)
-        match self._policy.start:
-            case int(time_ms):
-                found = self._patiently(
-                    "kafka_away", lambda: self._reader.offset_at(place, time_ms, timeout_s)
-                )
-                return following if found is None else found
-            case start:
-                return following if start == LATEST else first
+    def _commit_starts(
+        self, places: Sequence[Place], found: Mapping[str, TopicIdentity | None]
+    ) -> dict[Partition, int]:
+        """Commit where partitions begin that have no position; return the positions of all.
+
+        Otherwise a run that ends before its first commit would let the next one begin elsewhere.
+        """
+        topics = {topic for topic, _ in places}
+        while True:
+            held = self._worker.submit(self._positions, topics).result()
+            spans: dict[str, dict[Partition, Span]] = {}
+            for topic in topics - self._missing.keys():
+                numbers = [number for name, number in places if name == topic]
+                starts = self._starts(topic, numbers, _size(found[topic]), held)
+                spans.setdefault(self._feeds[topic].kind.name, {}).update(starts)
+            try:
+                for name, each in spans.items():
+                    if each:
+                        kind = self._tables.kind(KINDS[name])
+                        rows = kind.arrow.empty_table()
+                        self._worker.submit(self._append, KINDS[name], rows, each).result()
+            except PositionMoved:
+                continue  # another consumer was first: begin where it did
+            begun = {each: span.reached for some in spans.values() for each, span in some.items()}
+            return held | begun
+
+    def _starts(
+        self, topic: str, numbers: Sequence[int], size: int, held: Mapping[Partition, int]
+    ) -> dict[Partition, Span]:
+        """Return where partitions without a position begin, as far as that is to be committed.
+
+        Where to begin is the user's choice for a topic that the table has never read, and then
+        for all of its partitions at one moment: one that is added later, or a topic that is
+        recreated, begins at its first record. That record being number 0, no position is needed.
+        """
+        topic_id = self._feeds[topic].topic_id
+        ids = {partition.topic_id for partition in held if partition.topic == topic}
+        if ids and topic_id not in ids and topic not in self._reported:
+            self._reported.add(topic)
+            old_ids = ",".join(sorted(ids))
+            self._observe("topic_recreated", topic=topic, old_id=old_ids, new_id=topic_id)
+        is_chosen = not ids and self._policy.start != EARLIEST
+        lacking = [
+            number
+            for number in (range(size) if is_chosen else numbers)
+            if number < size and Partition(topic, topic_id, number) not in held
+        ]
+        try:
+            begins = self._begins(topic, lacking, is_chosen=is_chosen)
+        except NotFound as exc:
+            self._note_missing(topic, str(exc))
+            return {}
+        return {
+            Partition(topic, topic_id, number): Span(expected=None, reached=offset)
+            for (_, number), offset in begins.items()
+            if offset or is_chosen
+        }
+
+    def _begins(
+        self, topic: str, numbers: Sequence[int], *, is_chosen: bool
+    ) -> Mapping[Place, int]:
+        """Return the offsets that partitions without a position begin at.
+
+        Raises:
+            NotFound: the topic was deleted.
+        """
+        start = self._policy.start
+        if not is_chosen or start == EARLIEST:
+            return {place: first for place, (first, _) in self._bounds(topic, numbers).items()}
+        time_ms = start if isinstance(start, int) else None
+        places = [(topic, number) for number in numbers]
+        return self._patiently("kafka_away", lambda: self._reader.offsets_at(places, time_ms))
+
+    def _bounds(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, tuple[int, int]]:
+        """Return the oldest offset of partitions, and the next one.
+
+        Raises:
+            NotFound: the topic was deleted, and perhaps recreated.
+        """
+        places = [(topic, number) for number in numbers]
+        bounds = self._patiently("kafka_away", lambda: self._reader.bounds(places))
+        if (topic, self._feeds[topic].topic_id) not in self._ids_now([topic]):
+            raise NotFound(f"topic {topic} was deleted or recreated")
+        return bounds
+
+    def _start(self, place: Place, first: int, following: int) -> int:
+        """Return the offset to read on from, where the brokers have `first` to `following`.
+
+        Raises:
+            BadData: the brokers lost what was read before.
+        """
+        base = self._base[place]
+        if base is None:
+            return first
+        if base > following:
+            raise BadData(
+                f"the table stands at offset {base} of {place[0]}/{place[1]}, which ends at"
+                f" {following}: the brokers lost records that were read before",
+                hint="roll the table back, or recreate the topic",
+            )
+        if base < first:
+            missing = first - base
+            self.totals.missing += missing
+            self._observe(
+                "gap",
+                topic=place[0],
+                partition=place[1],
+                first=base,
+                last=first - 1,
+                missing=missing,
+            )
+        return max(base, first)
 
     def _revoked(self, places: Sequence[Place]) -> None:
         self._flush()
@@ -467,6 +749,15 @@ class Consumption:
             until = time.monotonic() + next(waits)
             while time.monotonic() < until and not self._is_stopping:
                 time.sleep(_WAIT_S)
+
+
+def _ids(pending: _Pending) -> set[tuple[str, str]]:
+    """Return names and ids of the topics that this is to be committed under."""
+    return {(each.topic, each.topic_id) for spans in pending.spans.values() for each in spans}
+
+
+def _size(identity: TopicIdentity | None) -> int:
+    return identity.partitions if identity else 0
 
 
 def _named(places: Sequence[Place]) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 from builders import batch_of, trade_row
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from conftest import Result
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, wait_for
 
 from k2cli.codec.encode import encode_messages, wire_header
 from k2cli.config import load_settings
@@ -22,6 +23,7 @@ from k2cli.ingestion.kafka.registry import open_registry, subject_of
 from k2cli.ingestion.kafka.topics import TopicInfo, Topics
 from k2cli.records import TRADES, RecordKind
 from k2cli.storage.lake import open_lake
+from k2cli.storage.offsets import KEY, Partition, decode_offsets
 
 READ_TIMEOUT_S = 60.0
 
@@ -46,6 +48,24 @@ class Cluster:
         dotted = {key.replace("_", "."): value for key, value in config.items()}
         assert topics.create(topic, partitions=partitions, replication=1, config=dotted)
         return topics.describe([topic])[0]
+
+    def delete(self, topic: str) -> None:
+        """Delete a topic, and return when its name is free."""
+        topics = Topics(self.kafka, timeout_s=READ_TIMEOUT_S)
+        admin = AdminClient(self.kafka)
+        admin.delete_topics([topic])[topic].result()
+        wait_for(lambda: topics.ask_identities([topic]).identities()[topic] is None)
+
+    def delete_records(self, topic: str, before: int) -> None:
+        """Delete the records of partition 0 before an offset."""
+        admin = AdminClient(self.kafka)
+        for deleted in admin.delete_records([TopicPartition(topic, 0, before)]).values():
+            deleted.result()
+
+    def positions(self, kind: RecordKind = TRADES) -> dict[Partition, int]:
+        """Return how far the table has come."""
+        with open_lake(load_settings(self.env)) as lake:
+            return dict(decode_offsets(lake.held(kind, KEY)))
 
     def header(self, topic: str, kind: RecordKind = TRADES) -> bytes:
         """Register the schema of a topic; return what its messages begin with."""

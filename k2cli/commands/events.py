@@ -21,9 +21,12 @@ WARNINGS: Final = frozenset(
         "stale",
         "gap",
         "reject",
-        "conflict",
+        "commit_lost",
         "group_offsets",
         "group_not_left",
+        "setting_ignored",
+        "topic_missing",
+        "topic_recreated",
         "failed",
     }
     | {"kafka_away", "registry_away", "catalog_away", "dead_letters_away", "fields_left_out"}

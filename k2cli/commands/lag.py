@@ -13,7 +13,8 @@ from rich.text import Text
 
 from k2cli.commands.events import event_text, level_of
 from k2cli.consuming import Consumption
-from k2cli.ingestion.kafka.consumer import Place, TopicReader
+from k2cli.ingestion.kafka.consumer import TopicReader
+from k2cli.ingestion.kafka.topics import Place
 
 _RATE_WINDOW_S: Final = 5.0
 _LOOK_S: Final = 0.5
@@ -93,7 +94,7 @@ class LagView:
             (f"{totals.rows:,} rows committed", "green"),
             f" in {totals.commits} commits  ",
             (f"{totals.rejects:,} rejects", "red" if totals.rejects else ""),
-            f"  {totals.conflicts} conflicts  {totals.duration_s:.0f} s",
+            f"  {totals.lost_commits} lost commits  {totals.duration_s:.0f} s",
         )
         return Group(table, footer)
 

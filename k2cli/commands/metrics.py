@@ -31,7 +31,8 @@ from k2cli.flow import Batch, Totals
 
 if TYPE_CHECKING:
     from k2cli.consuming import ConsumeTotals, Consumption
-    from k2cli.ingestion.kafka.consumer import Place, TopicReader
+    from k2cli.ingestion.kafka.consumer import TopicReader
+    from k2cli.ingestion.kafka.topics import Place
 
 _SUMS: Final = {
     "messages": "Messages that were read.",
@@ -40,7 +41,7 @@ _SUMS: Final = {
     "duplicates": "Rows that were left out because they were there already.",
     "missing": "Numbers or offsets that never came, as far as it can be told.",
     "commits": "Snapshots that were written.",
-    "conflicts": "Commits that another consumer forestalled.",
+    "lost_commits": "Commits lost to another consumer.",
     "reconnects": "Times that the exchange's connection was opened again.",
 }
 _LAG: Final = ("k2_consumer_lag_messages", "Messages that are still to be read.")

@@ -39,7 +39,7 @@ _SETTINGS: Final = {
 _CATALOG_TIMEOUT_S: Final = 1  # then a commit is refused
 _IN_STORE: Final = 0.3  # of the rounds
 _MEMBERS: Final = 3  # at most, and one more in some faults
-_TOLD: Final = ("commit", "conflict", "revoked", "kafka_away", "registry_away", "catalog_away")
+_TOLD: Final = ("commit", "commit_lost", "revoked", "kafka_away", "registry_away", "catalog_away")
 
 
 @dataclass(frozen=True, kw_only=True)

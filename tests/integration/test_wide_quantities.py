@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import batch_of, narrow, quote_row, table_of, trade_row
-from cluster import READ_TIMEOUT_S, Cluster, numbered_trades, wait_for
+from cluster import READ_TIMEOUT_S, Cluster, numbered_trades
 from older import make_narrow
 from pyiceberg.conversions import from_bytes
 from pyiceberg.types import DecimalType
+from waiting import wait_for
 from within import k2_at
 
 from k2cli.config import Settings, load_settings

@@ -5,10 +5,9 @@ that show lag, and never read.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import TimeoutError as LateError
 from multiprocessing.pool import ThreadPool
 from typing import Final
@@ -17,33 +16,41 @@ import confluent_kafka
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from k2cli.flow import Observer
+from k2cli.ingestion.kafka.topics import IdentityRequest, Place, Topics
 from k2cli.ingestion.kafka.vendor import (
     AT_END,
+    NO_TOPIC,
     OUT_OF_RANGE,
     RETRIED,
     client_config,
+    overridden,
     translate,
     translated,
-    until_settled,
 )
 
 Message = confluent_kafka.Message
-Place = tuple[str, int]  # topic and number of a partition
-
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
 _PREFETCH_KBYTES: Final = 16 << 10  # beside it stands what each message costs by itself
 _CLOSED: Final = "cannot leave the group"
 _LEAVE_S: Final = 20.0
+_ANSWER_S: Final = 10.0  # for what is asked of the brokers
+_FIXED: Final = {  # what k2 relies on; the group's id comes from the caller
+    "group.protocol": "classic",
+    "partition.assignment.strategy": "cooperative-sticky",
+    "enable.auto.commit": False,  # the position is the table's
+    "auto.offset.reset": "error",  # else librdkafka would skip over deleted records by itself
+    "enable.partition.eof": True,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebalance:
     """What to do when the group hands partitions out or takes them back.
 
-    All three run inside `read`. `assigned` returns where to read on, by partition. `revoked` is
-    the last moment to commit what was read of these partitions; after `lost` it is too late: they
-    belong to somebody else.
+    All three run inside `read`. `assigned` returns where to read on, by partition; a partition
+    that it leaves out is not read until a `seek`. `revoked` is the last moment to commit what was
+    read of these partitions; after `lost` it is too late: they belong to somebody else.
     """
 
     assigned: Callable[[Sequence[Place]], Mapping[Place, int]]
@@ -57,24 +64,32 @@ class TopicReader:
     def __init__(
         self, *, kafka: Mapping[str, str], group: str, rebalance: Rebalance, observe: Observer
     ) -> None:
-        self.assigned: Final[set[Place]] = set()
+        self.assigned: Final[set[Place]] = set()  # by the group
+        self.reading: Final[set[Place]] = set()  # those of them that are read
         self.at_end: Final[set[Place]] = set()  # those that were read to their end, once
         self.out_of_range: Final[set[Place]] = set()  # whose next offset is not there any more
+        self.is_topic_gone = False  # as it seems; the caller finds out, and resets it
         self.joined_at = 0.0  # monotonic; when the group last handed out partitions
         self.has_joined = False
         self._is_closing = False
         self._kafka = kafka
         self._rebalance = rebalance
         self._observe = observe
+        self._topics = Topics(kafka, timeout_s=_ANSWER_S)
+        fixed = {"group.id": group, **_FIXED}
+        for setting in overridden(kafka, fixed):
+            observe(
+                "setting_ignored",
+                setting=f"kafka.{setting}",
+                value=kafka[setting],
+                used=fixed[setting],
+                reason="k2 consume sets this itself: see --group and --from",
+            )
         with translated("cannot start a Kafka consumer", kafka):
             self._consumer = Consumer(
                 client_config(
                     kafka,
-                    group_id=group,
-                    enable_auto_commit=False,
-                    auto_offset_reset="error",
-                    partition_assignment_strategy="cooperative-sticky",
-                    enable_partition_eof=True,
+                    fixed,
                     queued_max_messages_kbytes=_PREFETCH_KBYTES,
                     queued_min_messages=100_000,
                     # Of compressed bytes, which may become ten times as many in memory.
@@ -110,41 +125,50 @@ class TopicReader:
         return [message for message in messages if not self._is_event(message)]
 
     def seek(self, offsets: Mapping[Place, int]) -> None:
-        """Read on from these offsets instead.
+        """Read these of the assigned partitions from these offsets, and none of the others.
 
-        The partitions are taken up anew: one that ran out of its range cannot be sought in.
+        All are taken up anew: librdkafka cannot seek in a partition that ran out of its range.
         """
-        places = [TopicPartition(*place, offset) for place, offset in offsets.items()]
         with translated("cannot seek", self._kafka):
-            self._consumer.incremental_unassign(places)
-            self._consumer.incremental_assign(places)
+            self._consumer.incremental_unassign([TopicPartition(*each) for each in self.reading])
+            self.reading.clear()
+            self._read_from(offsets)
         self.at_end.difference_update(offsets)
-        self.out_of_range.difference_update(offsets)
+        self.out_of_range.clear()
 
-    def bounds(self, place: Place, timeout_s: float) -> tuple[int, int]:
-        """Ask the brokers for the oldest offset of a partition, and the next one."""
-        with translated(f"cannot read the offsets of {place[0]}/{place[1]}", self._kafka):
-            ask = partial(
-                self._consumer.get_watermark_offsets, TopicPartition(*place), timeout=timeout_s
-            )
-            first, following = until_settled(ask, timeout_s=timeout_s)
-        return first, following
+    def bounds(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
+        """Return the oldest offset of each partition, and the next one.
 
-    def offset_at(self, place: Place, time_ms: int, timeout_s: float) -> int | None:
-        """Find the first offset with a message of this time or later; None if there is none."""
-        asked = TopicPartition(*place, time_ms)
-        with translated(f"cannot look up a time in {place[0]}/{place[1]}", self._kafka):
-            (found,) = self._consumer.offsets_for_times([asked], timeout=timeout_s)
-        return found.offset if found.offset >= 0 else None
+        Raises:
+            NotFound: one of them does not exist.
+        """
+        return self._topics.bounds(places)
+
+    def offsets_at(self, places: Sequence[Place], time_ms: int | None) -> dict[Place, int]:
+        """Find the first offset with a message of this time or later; None is the end.
+
+        Raises:
+            NotFound: one of the partitions does not exist.
+        """
+        return self._topics.offsets_at(places, time_ms)
+
+    def ask_identities(self, names: Iterable[str]) -> IdentityRequest:
+        """Ask which topics have these names now, and do not wait for the answer."""
+        return self._topics.ask_identities(names)
 
     def ends(self) -> dict[Place, int]:
-        """Return the next offset of every assigned partition, as the last fetch told it."""
+        """Return the next offset of every partition that is read, as of the last fetch."""
         ends = {}
-        for place in self.assigned:
+        for place in self.reading:
             known = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
             if known is not None and known[1] >= 0:
                 ends[place] = known[1]
         return ends
+
+    def refresh(self, timeout_s: float) -> None:
+        """Let the group notice now, not in some minutes, that topics or partitions have changed."""
+        with translated("cannot list the topics", self._kafka):
+            self._consumer.list_topics(timeout=timeout_s)
 
     def tell(self, offsets: Mapping[Place, int]) -> None:
         """Write the group's offsets, for the tools that show lag. A failure is an event."""
@@ -178,6 +202,8 @@ class TopicReader:
             self.at_end.add((topic, number))
         elif error.code() in OUT_OF_RANGE and topic is not None and number is not None:
             self.out_of_range.add((topic, number))
+        elif error.code() in NO_TOPIC:
+            self.is_topic_gone = True
         elif error.code() in RETRIED or error.retriable():
             self._observe("kafka_away", reason=error.str())
         else:
@@ -186,30 +212,36 @@ class TopicReader:
             )
         return True
 
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         if self._is_closing:
             return  # too late to read anything; they are revoked next
         self.has_joined, self.joined_at = True, time.monotonic()
         places = _places(partitions)
         offsets = self._rebalance.assigned(places) if places else {}
         self.assigned.update(places)
-        consumer.incremental_assign([TopicPartition(*place, offsets[place]) for place in places])
+        self._read_from(offsets)
 
-    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _read_from(self, offsets: Mapping[Place, int]) -> None:
+        starts = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+        self._consumer.incremental_assign(starts)
+        self.reading.update(offsets)
+
+    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         places = _places(partitions)
         self._rebalance.revoked(places)
-        self._forget(consumer, places)
+        self._forget(places)
 
-    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         self.has_joined = False
         places = _places(partitions)
         self._rebalance.lost(places)
-        self._forget(consumer, places)
+        self._forget(places)
 
-    def _forget(self, consumer: Consumer, places: Sequence[Place]) -> None:
-        self.assigned.difference_update(places)
-        self.at_end.difference_update(places)
-        consumer.incremental_unassign([TopicPartition(*place) for place in places])
+    def _forget(self, places: Sequence[Place]) -> None:
+        stopped = self.reading.intersection(places)
+        for known in (self.assigned, self.reading, self.at_end, self.out_of_range):
+            known.difference_update(places)
+        self._consumer.incremental_unassign([TopicPartition(*place) for place in stopped])
 
 
 @contextmanager

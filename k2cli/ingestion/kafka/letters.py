@@ -36,6 +36,12 @@ from k2cli.ingestion.kafka.vendor import (
 
 RECEIPT: Final = f"{PREFIX}replayed"
 _GROUP: Final = "k2-dlq"  # of the client; it never joins nor commits
+_FIXED: Final = {
+    "group.id": _GROUP,
+    "enable.auto.commit": False,
+    "auto.offset.reset": "earliest",  # what was deleted meanwhile is passed over
+    "enable.partition.eof": True,
+}
 _PREFETCH_KBYTES: Final = 16 << 10
 _SPAN_FACTOR: Final = 4
 _BATCH_ROWS: Final = 10_000
@@ -133,10 +139,7 @@ class LetterBox:
             self._consumer = Consumer(
                 client_config(
                     kafka,
-                    group_id=_GROUP,
-                    enable_auto_commit=False,
-                    auto_offset_reset="earliest",  # what was deleted meanwhile is passed over
-                    enable_partition_eof=True,
+                    _FIXED,
                     queued_max_messages_kbytes=_PREFETCH_KBYTES,
                 )
             )

@@ -1,11 +1,13 @@
 """Topics: made, listed, described."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Final
 
 from confluent_kafka import (
     ConsumerGroupTopicPartitions,
+    IsolationLevel,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -15,6 +17,8 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicDescri
 
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.vendor import client_config, translate, translated, until_settled
+
+Place = tuple[str, int]  # topic and number of a partition
 
 _GROUPS: Final = "__consumer_offsets"
 
@@ -38,6 +42,44 @@ class TopicInfo:
     name: str
     id: str
     partitions: tuple[PartitionInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicIdentity:
+    """Which topic has a name now; a topic that is recreated gets another id."""
+
+    id: str
+    partitions: int  # how many
+
+
+class IdentityRequest:
+    """A question under way: which topics have these names. Made by `Topics.ask_identities`."""
+
+    def __init__(
+        self, futures: Mapping[str, "Future[TopicDescription]"], kafka: Mapping[str, str]
+    ) -> None:
+        self._futures = futures
+        self._kafka = kafka
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the answer, but not longer than this; return whether it is there."""
+        return not wait(self._futures.values(), timeout=timeout_s).not_done
+
+    def identities(self) -> dict[str, TopicIdentity | None]:
+        """Wait for the answer, and return it by name; None: no topic has this name.
+
+        Raises:
+            Unavailable: the brokers did not answer in time.
+        """
+        return {name: self._identity(name, future) for name, future in self._futures.items()}
+
+    def _identity(self, name: str, future: "Future[TopicDescription]") -> TopicIdentity | None:
+        try:
+            with translated(f"cannot identify topic {name}", self._kafka):
+                topic = future.result()
+        except NotFound:
+            return None
+        return TopicIdentity(id=str(topic.topic_id), partitions=len(topic.partitions))
 
 
 class Topics:
@@ -107,11 +149,44 @@ class Topics:
         """
         return [self._describe(name) for name in names]
 
+    def ask_identities(self, names: Iterable[str]) -> IdentityRequest:
+        """Ask which topics have these names, and do not wait for the answer."""
+        asked = TopicCollection(sorted(names))
+        with translated("cannot identify topics", self._kafka):
+            futures = self._admin.describe_topics(asked, request_timeout=self._timeout_s)
+        return IdentityRequest(futures, self._kafka)
+
+    def bounds(self, partitions: Collection[Place]) -> dict[Place, tuple[int, int]]:
+        """Return the oldest offset of each partition, and the one that its next record gets.
+
+        Raises:
+            NotFound: one of them does not exist.
+        """
+        with translated("cannot read the bounds of partitions", self._kafka):
+            first = self._offsets(partitions, OffsetSpec.earliest())
+            following = self._offsets(partitions, OffsetSpec.latest())
+        return {each: (first[each], following[each]) for each in partitions}
+
+    def offsets_at(self, partitions: Collection[Place], time_ms: int | None) -> dict[Place, int]:
+        """Return the offset of each partition's first record of this UTC time or later.
+
+        Where there is none, and for None, that is the end: the next record that consumers see.
+
+        Raises:
+            NotFound: one of them does not exist.
+        """
+        with translated("cannot look up a time in partitions", self._kafka):
+            ends = self._offsets(partitions, OffsetSpec.latest(), is_committed=True)
+            if time_ms is None:
+                return ends
+            found = self._offsets(partitions, OffsetSpec.for_timestamp(time_ms))
+        return {each: found[each] if found[each] >= 0 else ends[each] for each in partitions}
+
     def _settle(self, name: str) -> None:
         """Wait until a new topic is known, and can be written to."""
 
         def ask() -> None:
-            self._offsets(self._description(name), OffsetSpec.latest())
+            self._offsets(_places(self._description(name)), OffsetSpec.latest())
 
         with translated(f"cannot describe topic {name}", self._kafka):
             until_settled(ask, timeout_s=self._timeout_s, new=True)
@@ -120,8 +195,7 @@ class Topics:
         try:
             with translated(f"cannot describe topic {name}", self._kafka):
                 topic = self._description(name)
-                first = self._offsets(topic, OffsetSpec.earliest())
-                following = self._offsets(topic, OffsetSpec.latest())
+                bounds = self.bounds(_places(topic))
         except NotFound as exc:
             raise NotFound(f"topic {name} does not exist", hint=f"k2 topic create {name}") from exc
         return TopicInfo(
@@ -133,8 +207,8 @@ class Topics:
                     leader=partition.leader.id if partition.leader else None,
                     replicas=tuple(node.id for node in partition.replicas),
                     in_sync=tuple(node.id for node in partition.isr),
-                    first=first[partition.id],
-                    next=following[partition.id],
+                    first=bounds[(name, partition.id)][0],
+                    next=bounds[(name, partition.id)][1],
                 )
                 for partition in topic.partitions
             ),
@@ -146,12 +220,24 @@ class Topics:
         found: TopicDescription = futures[name].result()
         return found
 
-    def _offsets(self, topic: TopicDescription, spec: OffsetSpec) -> dict[int, int]:
-        """Return an offset of each partition: the first or the next one."""
-        asked = {TopicPartition(topic.name, each.id): spec for each in topic.partitions}
+    def _offsets(
+        self, partitions: Collection[Place], spec: OffsetSpec, *, is_committed: bool = False
+    ) -> dict[Place, int]:
+        """Return an offset of each partition."""
+        asked = {TopicPartition(*each): spec for each in partitions}
+        level = IsolationLevel.READ_COMMITTED if is_committed else IsolationLevel.READ_UNCOMMITTED
 
-        def ask() -> dict[int, int]:
-            futures = self._admin.list_offsets(asked, request_timeout=self._timeout_s)
-            return {place.partition: future.result().offset for place, future in futures.items()}
+        def ask() -> dict[Place, int]:
+            futures = self._admin.list_offsets(
+                asked, isolation_level=level, request_timeout=self._timeout_s
+            )
+            return {
+                (each.topic, each.partition): future.result().offset
+                for each, future in futures.items()
+            }
 
-        return until_settled(ask, timeout_s=self._timeout_s)
+        return until_settled(ask, timeout_s=self._timeout_s) if asked else {}
+
+
+def _places(topic: TopicDescription) -> list[Place]:
+    return [(topic.name, partition.id) for partition in topic.partitions]

@@ -39,8 +39,10 @@ _REFUSED: Final = frozenset(
         KafkaError.UNSUPPORTED_SASL_MECHANISM,
     }
 )
-_NO_TOPIC: Final = frozenset(
+NO_TOPIC: Final = frozenset(
     {
+        KafkaError.INCONSISTENT_TOPIC_ID,
+        KafkaError.UNKNOWN_TOPIC_ID,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
         KafkaError._UNKNOWN_TOPIC,
         KafkaError._UNKNOWN_PARTITION,
@@ -90,14 +92,26 @@ def bootstrap(kafka: Mapping[str, str]) -> str:
     return kafka[BOOTSTRAP]
 
 
-def client_config(kafka: Mapping[str, str], **own: Any) -> dict[str, Any]:
-    """Put the user's librdkafka settings over ours; ours have `_` for a dot.
+def client_config(
+    kafka: Mapping[str, str], fixed: Mapping[str, object] | None = None, /, **own: Any
+) -> dict[str, Any]:
+    """Put the user's librdkafka settings over k2's defaults, which have `_` for a dot.
 
-    What librdkafka has to say goes to the logger `k2cli.kafka`, not to stderr.
+    The `fixed` settings, by librdkafka's names, are k2's own and win over the user's; see
+    `overridden`. What librdkafka has to say goes to the logger `k2cli.kafka`, not to stderr.
     """
     bootstrap(kafka)
     defaults = {key.replace("_", "."): value for key, value in own.items()}
-    return {"client.id": "k2", **defaults, **kafka, "logger": _LOG}
+    return {"client.id": "k2", **defaults, **kafka, **(fixed or {}), "logger": _LOG}
+
+
+def overridden(kafka: Mapping[str, str], fixed: Mapping[str, object]) -> list[str]:
+    """List the user's settings that have no effect, because k2's own ones win."""
+    return [
+        key
+        for key, value in fixed.items()
+        if key in kafka and str(kafka[key]).lower() != str(value).lower()
+    ]
 
 
 @contextmanager
@@ -121,7 +135,7 @@ def translate(what: str, error: KafkaError, kafka: Mapping[str, str]) -> K2Error
     message = f"{what}: {error.str()}"
     if error.code() in _REFUSED:
         return ConfigError(message, hint="see the [kafka] settings: k2 config show")
-    if error.code() in _NO_TOPIC:
+    if error.code() in NO_TOPIC:
         return NotFound(message)
     if error.code() in _UNFIT:
         return BadData(message)
@@ -135,7 +149,7 @@ def until_settled(ask: Callable[[], T], *, timeout_s: float, new: bool = False) 
 
     With `new` a topic that they do not know yet counts as unsettled too.
     """
-    unsettled = _UNSETTLED | _NO_TOPIC if new else _UNSETTLED
+    unsettled = _UNSETTLED | NO_TOPIC if new else _UNSETTLED
     deadline = time.monotonic() + timeout_s
     while True:
         try:
