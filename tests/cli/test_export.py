@@ -146,6 +146,7 @@ def test_file_is_not_overwritten(run: Run, tmp_path: Path) -> None:
         ("futures/um", "BTCUSDT", ["801001,42314.1,0.5,21157.05,1704067200053,true"]),
         ("spot/daily", "币安人生USDT", ["801001,0.16,0.5,0.08,1704067200053,True,True"]),
     ],
+    ids=["coinm", "coinm-with-a-header", "usdm", "spot-in-chinese"],
 )
 def test_dump_of_every_market_comes_back(
     run: Run, tmp_path: Path, folder: str, symbol: str, lines: list[str]

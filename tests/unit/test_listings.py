@@ -67,6 +67,7 @@ def test_answer_of_every_market_is_read() -> None:
 @pytest.mark.parametrize(
     "answer",
     [b"", b"{}", b"[]", b"<html>", b'{"symbols":[]}', b'{"symbols":[{"symbol":1}]}', b"\xff"],
+    ids=["empty", "no-symbols", "a-list", "a-page", "no-symbol", "a-number", "not-utf-8"],
 )
 def test_what_is_not_an_answer_is_an_error(answer: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
@@ -86,7 +87,11 @@ def test_list_comes_back_as_it_was_written() -> None:
     assert format_listing({"spot": dict(reversed(pairs.items()))}) == text
 
 
-@pytest.mark.parametrize("line", ["spot", "spot\t2025", "spot\t2025\tUSDT\tA\tB"])
+@pytest.mark.parametrize(
+    "line",
+    ["spot", "spot\t2025", "spot\t2025\tUSDT\tA\tB"],
+    ids=["market-alone", "no-quote", "too-many-columns"],
+)
 def test_broken_line_of_a_list_is_an_error(line: str) -> None:
     with pytest.raises(ValueError, match="symbol list"):
         parse_listing(f"us\tx\n{line}\n", "spot")
@@ -111,7 +116,7 @@ def test_home_list_is_used_as_soon_as_it_changes(tmp_path: Path) -> None:
     assert parse_symbol("BTCUSDT", Market.SPOT, tmp_path).quote == "USDT"  # the shipped list stays
 
 
-@pytest.mark.parametrize("text", ["spot\tbroken\n", "\x00", ""])
+@pytest.mark.parametrize("text", ["spot\tbroken\n", "\x00", ""], ids=["broken", "nul", "empty"])
 def test_damaged_home_list_is_ignored(tmp_path: Path, text: str) -> None:
     write_home(tmp_path, text)
     assert known_listing(Market.SPOT, tmp_path).pairs == known_listing(Market.SPOT).pairs

@@ -548,7 +548,11 @@ def test_symbol_in_another_normal_form_is_the_same_symbol() -> None:
     assert one["message_id"] == other["message_id"]
 
 
-@pytest.mark.parametrize("symbol", ["btcusdt", "币安人生usdt", "BTC/USDT", "BTC USDT"])
+@pytest.mark.parametrize(
+    "symbol",
+    ["btcusdt", "币安人生usdt", "BTC/USDT", "BTC USDT"],
+    ids=["lower-case", "chinese-lower-case", "with-a-slash", "with-a-space"],
+)
 def test_symbol_that_the_exchange_does_not_write_so_is_rejected(symbol: str) -> None:
     assert "symbol" in reason_of(combined(SPOT_TRADE | {"s": symbol}))
 

@@ -149,6 +149,7 @@ def test_symbol_of_no_list_is_split_by_its_likeliest_end(
         ("e\u0301USDT", "éUSDT", "é"),  # the same, decomposed
         ("🐸USDT", "🐸USDT", "🐸"),
     ],
+    ids=["chinese", "lower-case", "with-a-slash", "sharp-s", "accent", "decomposed", "frog"],
 )
 def test_symbol_that_is_not_ascii(text: str, symbol: str, base: str) -> None:
     assert parse_symbol(text, Market.SPOT) == Instrument(symbol, base, "USDT")
