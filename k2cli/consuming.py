@@ -38,6 +38,7 @@ from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.topics import IdentityRequest, Place, TopicIdentity
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import RejectLog
+from k2cli.sinks import ConflictReport
 from k2cli.storage.append import Commit, SourcePosition
 from k2cli.storage.offsets import (
     KEY,
@@ -81,6 +82,7 @@ class ConsumeTotals:
     rows: int = 0
     rejects: int = 0
     duplicates: int = 0
+    conflicts: int = 0  # rows left out whose id is stored with other values
     missing: int = 0  # offsets that the brokers deleted before they were read
     commits: int = 0
     lost_commits: int = 0  # to another consumer
@@ -117,6 +119,15 @@ class DeadLetterFile:
         """Append them, and sync."""
         self._log.write([letter.as_reject() for letter in letters])
         self._log.sync()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlets:
+    """Where everything goes that was read."""
+
+    tables: Tables
+    letters: DeadLetters  # messages that cannot be decoded
+    rejects: RejectLog  # rows whose id is stored with other values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +183,7 @@ class Consumption:
         self,
         *,
         feeds: Sequence[Feed],
-        tables: Tables,
-        letters: DeadLetters,
+        outlets: Outlets,
         policy: ConsumePolicy,
         observe: Observer,
     ) -> None:
@@ -181,8 +191,10 @@ class Consumption:
         self.next_offsets: Final[dict[Place, int]] = {}  # where reading goes on
         self.committed_ms: Final[dict[Place, int]] = {}  # time of the newest committed message
         self._feeds = {feed.topic: feed for feed in feeds}
-        self._tables = tables
-        self._letters = letters
+        self._tables = outlets.tables
+        self._letters = outlets.letters
+        self._rejects = outlets.rejects
+        self._conflicts = ConflictReport(observe)
         self._policy = policy
         self._observe = observe
         self._pending = _Pending()
@@ -398,6 +410,9 @@ class Consumption:
         )
         self.totals.rows += commit.rows
         self.totals.duplicates += commit.duplicates
+        self.totals.conflicts += commit.conflicts
+        self._rejects.write(self._conflicts.report(kind, commit.conflicts, commit.examples))
+        self._rejects.sync()
         if commit.snapshot_id is None:
             return
         self.totals.commits += 1

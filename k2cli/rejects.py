@@ -46,6 +46,8 @@ class RejectLog:
 
     def write(self, rejects: Sequence[Reject]) -> None:
         """Append rejects, a line each."""
+        if not rejects:
+            return
         with self._translated():
             if self._file is None:
                 self._file = _open_for_lines(self.path)

@@ -258,7 +258,12 @@ class ConflictReport:
         self._observe("conflict", table=kind.table, count=count, reason=str(examples[0]))
         shown = examples[: self._left]
         self._left -= len(shown)
-        return [_conflict_reject(each) for each in shown]
+        return conflict_rejects(shown)
+
+
+def conflict_rejects(conflicts: Sequence[ValueConflict]) -> list[Reject]:
+    """Write conflicts as rejects, with both values as JSON."""
+    return [_conflict_reject(each) for each in conflicts]
 
 
 def _conflict_reject(conflict: ValueConflict) -> Reject:

@@ -10,7 +10,7 @@ from cluster import unexpected
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import PATIENCE_S
 
-from k2cli.consuming import ConsumePolicy, Consumption, DeadLetterFile
+from k2cli.consuming import ConsumePolicy, Consumption, DeadLetterFile, Outlets
 from k2cli.rejects import RejectLog
 from k2cli.sinks import NdjsonPrinter, PrintedTables
 
@@ -42,10 +42,14 @@ def scraped_until(url: str, is_there: Callable[[Samples], bool]) -> Samples:
 
 def consumption_of_nothing(folder: Path) -> Consumption:
     """Make a consumption that has no topics, to ask for its metrics."""
+    rejects = RejectLog(folder / "rejects.ndjson")
     return Consumption(
         feeds=[],
-        tables=PrintedTables(NdjsonPrinter(io.BytesIO())),
-        letters=DeadLetterFile(RejectLog(folder / "rejects.ndjson")),
+        outlets=Outlets(
+            tables=PrintedTables(NdjsonPrinter(io.BytesIO())),
+            letters=DeadLetterFile(rejects),
+            rejects=rejects,
+        ),
         policy=ConsumePolicy(batch_rows=1, commit_interval_s=1, timeout_s=1),
         observe=unexpected,
     )

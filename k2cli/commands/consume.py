@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from k2cli.commands.lag import LagView
     from k2cli.commands.metrics import RunMetrics
     from k2cli.config import Settings
-    from k2cli.consuming import Consumption, DeadLetters, Feed, Tables
+    from k2cli.consuming import Consumption, DeadLetters, Feed, Outlets, Tables
     from k2cli.ingestion.kafka.consumer import TopicReader
     from k2cli.ingestion.kafka.registry import Registry
     from k2cli.ingestion.kafka.topics import TopicInfo
@@ -184,16 +184,14 @@ def consume(
     timeout_s = timeout or TIMEOUT_S
     begin = _start(start)
     _check_currency(currency)
-    if fmt is not None and to is not Destination.STDOUT:
-        raise typer.BadParameter("only with --to stdout", param_hint="--format")
-    if rejects is not None and on_bad is OnBad.STOP:
-        raise UsageError("--rejects and --on-bad stop exclude each other")
+    _check_together(fmt, to, rejects, on_bad)
 
     import pyarrow as pa
 
     from k2cli.consuming import ConsumePolicy, Consumption
     from k2cli.ingestion.kafka.consumer import open_reader
     from k2cli.ingestion.kafka.registry import open_registry
+    from k2cli.storage.lake import open_lake
 
     # Arrow's own allocators keep memory between commits that this one gives back.
     pa.set_memory_pool(pa.system_memory_pool())
@@ -225,11 +223,15 @@ def consume(
         metrics = open_metrics(stack, metrics_address, observe)
         observe = metrics.on_event if metrics else observe
         kinds = [held for _, held in sources]
-        tables = _open_printed(stack, kinds, fmt) if is_printed else _open_lake(stack, config)
+        tables = (
+            _open_printed(stack, kinds, fmt)
+            if is_printed
+            else stack.enter_context(open_lake(config, create=True, observe=observe))
+        )
+        letters = None if rejects else _open_letters(stack, options, timeout_s, observe)
         consumption = Consumption(
             feeds=_feeds(sources, registry, tables, currency, observe),
-            tables=tables,
-            letters=_open_letters(stack, options, rejects, timeout_s, observe),
+            outlets=_open_outlets(stack, tables, letters, rejects or _rejects_file(config)),
             policy=policy,
             observe=observe,
         )
@@ -248,6 +250,15 @@ def consume(
             sums = asdict(consumption.totals)
             sums["duration_s"] = round(consumption.totals.duration_s, 3)
             output.summary(sums, summary, is_data_on_stdout=is_printed, log=log)
+
+
+def _check_together(
+    fmt: StreamFormat | None, to: Destination, rejects: Path | None, on_bad: OnBad
+) -> None:
+    if fmt is not None and to is not Destination.STDOUT:
+        raise typer.BadParameter("only with --to stdout", param_hint="--format")
+    if rejects is not None and on_bad is OnBad.STOP:
+        raise UsageError("--rejects and --on-bad stop exclude each other")
 
 
 def _check_currency(currency: str) -> None:
@@ -361,12 +372,6 @@ def _followed(
     return on_read
 
 
-def _open_lake(stack: ExitStack, config: "Settings") -> "Tables":
-    from k2cli.storage.lake import open_lake
-
-    return stack.enter_context(open_lake(config, create=True))
-
-
 def _open_printed(
     stack: ExitStack, kinds: "Sequence[RecordKind]", fmt: StreamFormat | None
 ) -> "Tables":
@@ -382,18 +387,24 @@ def _open_printed(
     return PrintedTables(stack.enter_context(closing(ArrowPrinter(out, kind))))
 
 
-def _open_letters(
-    stack: ExitStack,
-    kafka: "Mapping[str, str]",
-    rejects: Path | None,
-    timeout_s: float,
-    observe: Observer,
-) -> "DeadLetters":
-    if rejects is not None:
-        from k2cli.consuming import DeadLetterFile
-        from k2cli.rejects import RejectLog
+def _rejects_file(config: "Settings") -> Path:
+    return config.home / "rejects" / "consume.ndjson"
 
-        return DeadLetterFile(stack.enter_context(RejectLog(rejects)))
+
+def _open_outlets(
+    stack: ExitStack, tables: "Tables", letters: "DeadLetters | None", rejects: Path
+) -> "Outlets":
+    """Open the file for rejects, which takes the dead letters too where no topic does."""
+    from k2cli.consuming import DeadLetterFile, Outlets
+    from k2cli.rejects import RejectLog
+
+    log = stack.enter_context(RejectLog(rejects))
+    return Outlets(tables=tables, letters=letters or DeadLetterFile(log), rejects=log)
+
+
+def _open_letters(
+    stack: ExitStack, kafka: "Mapping[str, str]", timeout_s: float, observe: Observer
+) -> "DeadLetters":
     from k2cli.ingestion.kafka.deadletters import open_dead_letter_topics
 
     return stack.enter_context(open_dead_letter_topics(kafka, timeout_s=timeout_s, observe=observe))

@@ -225,7 +225,7 @@ def load_csv(
             is_following=follow_appends,
         )
         if is_written:
-            handle = _loading(stack, policy, config, told)
+            handle = _loading(stack, policy, config, log, told)
         elif is_sent:
             produce = produce_options(
                 config,
@@ -421,13 +421,13 @@ def _printing(stack: ExitStack, policy: "LoadPolicy", *, limit: int | None) -> H
 
 
 def _loading(
-    stack: ExitStack, policy: "LoadPolicy", config: Settings, told: RunLog | None
+    stack: ExitStack, policy: "LoadPolicy", config: Settings, log: RunLog, told: RunLog | None
 ) -> Handle:
     """Load every file into its table."""
     from k2cli.loading import load_into_table
     from k2cli.storage.lake import open_lake
 
-    lake = stack.enter_context(open_lake(config, create=True))
+    lake = stack.enter_context(open_lake(config, create=True, observe=log.on_event))
 
     def handle(file: "FileToLoad") -> "tuple[FileSums, bool]":
         with _progress(file, told) as on_batch:

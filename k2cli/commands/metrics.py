@@ -38,7 +38,8 @@ _SUMS: Final = {
     "messages": "Messages that were read.",
     "rows": "Rows that were committed.",
     "rejects": "Messages that became no row, and were set aside.",
-    "duplicates": "Rows that were left out because they were there already.",
+    "duplicates": "Rows that were left out because they are stored already.",
+    "conflicts": "Rows that were left out because their id is stored with other values.",
     "missing": "Numbers or offsets that never came, as far as it can be told.",
     "commits": "Snapshots that were written.",
     "lost_commits": "Commits lost to another consumer.",
@@ -101,9 +102,11 @@ class RunMetrics(Collector):
     def on_batch(self, batch: Batch) -> None:
         """Look whether what came before this batch was committed, and how new its rows are."""
         totals = self._totals
-        if isinstance(totals, Totals) and totals.rows + totals.duplicates != self._settled_rows:
-            self._settled_rows = totals.rows + totals.duplicates
-            self._committed_us = self._newest_us
+        if isinstance(totals, Totals):
+            settled = totals.rows + totals.duplicates + totals.conflicts
+            if settled != self._settled_rows:
+                self._settled_rows = settled
+                self._committed_us = self._newest_us
         for _, rows in batch.rows:
             self._newest_us = rows["timestamp"][-1].value
 

@@ -341,5 +341,5 @@ def _open_sink(
         case Destination.TABLE:
             from k2cli.storage.lake import open_lake
 
-            lake = stack.enter_context(open_lake(config, create=True))
+            lake = stack.enter_context(open_lake(config, create=True, observe=observe))
             return TableSink(lake=lake, exchange=venue.exchange, observe=observe)

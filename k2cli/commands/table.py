@@ -3,7 +3,9 @@
 import json
 from dataclasses import asdict, fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,6 +16,7 @@ from k2cli.commands.options import (
     HomeOpt,
     OutputOpt,
     RegistryOpt,
+    SummaryOpt,
     TextOrJson,
     TextOrJsonOpt,
     TimeoutOpt,
@@ -25,12 +28,14 @@ from k2cli.iso import iso_utc
 
 if TYPE_CHECKING:
     from k2cli.records import RecordKind
+    from k2cli.storage.admission import ValueConflict
     from k2cli.storage.lake import TableInfo
 
 table_app = typer.Typer(
     help="Look at the tables, and bring them along with newer schemas.", no_args_is_help=True
 )
 
+_MOST_SHOWN: Final = 100  # conflicts
 TableArg = Annotated[
     str, typer.Argument(help="trades or quotes, or a table's full name.", show_default=False)
 ]
@@ -135,6 +140,72 @@ def evolve(
     if not changes:
         output.note(f"table {kind.table} has all of it already")
     elif dry_run:
+        output.note("dry run: nothing was changed")
+
+
+class KeepName(StrEnum):
+    """Which row of one id stays where values differ."""
+
+    FIRST = "first"
+    NEWEST = "newest"
+
+
+@table_app.command()
+def dedupe(
+    table: TableArg,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be removed without removing it.")
+    ] = False,
+    keep: Annotated[
+        KeepName | None,
+        typer.Option(
+            "--keep",
+            help="Of rows of one id with different values, keep the first or the newest received.",
+            show_default="all of them",
+        ),
+    ] = None,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            "--rejects",
+            help="File for ids with different values.",
+            show_default="rejects/table-dedupe.ndjson in the home folder",
+        ),
+    ] = None,
+    summary: SummaryOpt = output.Summary.TEXT,
+    home: HomeOpt = None,
+) -> None:
+    """Remove records that a table stores more than once, a commit per day.
+
+    Rows that say the same are removed but for the one received first. Rows of one id with different
+    values are counted as conflicts, and the first 100 written to the rejects file; all of them stay
+    unless --keep is given.
+
+    Example: k2 table dedupe trades --dry-run
+    """
+    from k2cli.rejects import RejectLog
+    from k2cli.sinks import conflict_rejects
+    from k2cli.storage.duplicates import Keep
+    from k2cli.storage.lake import open_lake
+
+    kind, config = _kind(table), settings(home)
+    sums = {"days": 0, "removed": 0, "conflicts": 0}
+    shown: list[ValueConflict] = []
+    with open_lake(config) as lake:
+        for found in lake.dedupe(kind, Keep(keep) if keep else None, is_dry_run=dry_run):
+            sums["days"] += bool(found.rows)
+            sums["removed"] += found.rows
+            sums["conflicts"] += found.conflicts
+            shown += found.examples[: _MOST_SHOWN - len(shown)]
+    if shown:
+        path = rejects or config.home / "rejects" / "table-dedupe.ndjson"
+        with RejectLog(path) as log:
+            log.write(conflict_rejects(shown))
+            log.sync()
+        kept = f"; see {path}" if keep else f"; see {path}, and --keep first or --keep newest"
+        output.note(f"{shown[0]}{kept}")
+    output.summary(sums, summary, is_data_on_stdout=False)
+    if dry_run:
         output.note("dry run: nothing was changed")
 
 

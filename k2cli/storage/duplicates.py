@@ -44,6 +44,7 @@ class Keep(StrEnum):
 class Doubles:
     """Rows that are stored elsewhere, too."""
 
+    days: list[int] = field(default_factory=list)  # on which they are: since 1970, UTC
     drop: dict[str, Ints] = field(default_factory=dict)  # by file: ascending row indices
     rows: int = 0  # how many are dropped
     conflicts: int = 0  # rows whose id has another row with other values
@@ -81,7 +82,9 @@ def find_in_days(
     for day in np.unique(files.days).tolist():
         paths = [files.paths[at] for at in np.flatnonzero(files.days == day)]
         rows, numbers = _read(table, kind, paths)
-        yield _judge(table, kind, rows, keep), numbers if kind.is_dense else {}
+        found = _judge(table, kind, rows, keep)
+        found.days = [day]
+        yield found, numbers if kind.is_dense else {}
 
 
 def find_across_days(
@@ -92,8 +95,11 @@ def find_across_days(
     keep: Keep | None,
 ) -> Doubles:
     """Find what can be dropped of numbers that are stored on several days."""
-    rows, _ = _read(table, kind, files.overlapping(numbers), only=numbers)
-    return _judge(table, kind, rows, keep)
+    paths = files.overlapping(numbers)
+    rows, _ = _read(table, kind, paths, only=numbers)
+    found = _judge(table, kind, rows, keep)
+    found.days = np.unique(files.only(set(paths)).days).tolist()
+    return found
 
 
 def _read(

@@ -40,6 +40,8 @@ from k2cli.storage.append import (
     has_moved_on,
 )
 from k2cli.storage.catalog import open_catalog
+from k2cli.storage.dedupe import remove_doubles
+from k2cli.storage.duplicates import Doubles, Keep
 from k2cli.storage.evolve import arrow_columns, evolve_table, unfit_rows
 from k2cli.storage.fileload import FileLoad
 from k2cli.storage.freshness import newest_time
@@ -270,6 +272,14 @@ class Lake:
         target = self._target(kind, is_read_only=is_dry_run)
         with translated(f"cannot write to table {kind.table} in {self._where}"):
             return undo_load(target, load, is_dry_run=is_dry_run)
+
+    def dedupe(
+        self, kind: RecordKind, keep: Keep | None, *, is_dry_run: bool = False
+    ) -> Iterator[Doubles]:
+        """Remove records that are stored more than once. See `remove_doubles`."""
+        target = self._target(kind, is_read_only=is_dry_run)
+        with translated(f"cannot write to table {kind.table} in {self._where}"):
+            yield from remove_doubles(target, keep, is_dry_run=is_dry_run)
 
     @contextmanager
     def _log(self, kind: RecordKind) -> Iterator[tuple[Table, str | None]]:

@@ -1,0 +1,123 @@
+"""Removing records that a table stores more than once."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan, Or
+from pyiceberg.manifest import DataFile
+
+from k2cli.errors import Conflict
+from k2cli.ranges import EMPTY, Ints, Ranges, intersection, union
+from k2cli.records import RecordKind
+from k2cli.storage.append import Attempt
+from k2cli.storage.duplicates import Doubles, Keep, find_across_days, find_in_days
+from k2cli.storage.lines import Bools
+from k2cli.storage.position import Series, Stored
+from k2cli.storage.rewrite import Removed, Rewrite
+from k2cli.storage.state import TableState
+from k2cli.storage.target import Target
+from k2cli.storage.vendor import predicate
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ATTEMPTS = 5
+
+
+def remove_doubles(target: Target, keep: Keep | None, *, is_dry_run: bool) -> Iterator[Doubles]:
+    """Remove rows that are stored twice, a commit a day; yield what was found of each day.
+
+    Of rows that say the same, the one that was received first stays; of rows of one id with other
+    values the one that `keep` names, else all of them. With `is_dry_run` nothing is written.
+
+    Raises:
+        Conflict: another engine rewrote the files again and again while they were searched.
+        BadData: another engine left row-level deletes.
+    """
+    table, kind = target.table, target.kind
+    known: dict[Series, Ranges] = {}
+    several: dict[Series, Ranges] = {}  # numbers that are stored on several days
+    for found, numbers in find_in_days(table, kind, target.index.files(table), keep):
+        for series, stored in numbers.items():
+            before = known.get(series, EMPTY)
+            both = intersection(before, stored.exact)
+            if len(both):
+                several[series] = union(several.get(series, EMPTY), both)
+            known[series] = union(before, stored.exact)
+        if found.rows and not is_dry_run:
+            _remove(target, found)
+        yield found
+    if several:
+        numbers = {series: Stored(exact=ranges) for series, ranges in several.items()}
+        yield _across_days(target, numbers, keep, is_dry_run=is_dry_run)
+
+
+def _across_days(
+    target: Target, numbers: Mapping[Series, Stored], keep: Keep | None, *, is_dry_run: bool
+) -> Doubles:
+    for _ in range(_ATTEMPTS):
+        table = target.table.refresh()
+        files = target.index.files(table)
+        found = find_across_days(table, target.kind, files, numbers, keep)
+        if is_dry_run or not found.rows:
+            return found
+        with suppress(Conflict):
+            _remove(target, found)
+            return found
+    raise Conflict("other writers rewrote the files meanwhile", hint="run the command again")
+
+
+def _remove(target: Target, found: Doubles) -> None:
+    """Remove the rows that were found, in one commit.
+
+    Raises:
+        Conflict: files that hold some of them were rewritten meanwhile.
+    """
+    choose = _Choice(found.drop)
+    with Rewrite(target, _filter(target.kind, found), choose, columns=()) as rewrite:
+
+        def finish(state: TableState, removed: Removed) -> Attempt:
+            if removed.rows != found.rows:
+                raise Conflict(
+                    f"files of {target.kind.table} were rewritten meanwhile",
+                    hint="run the command again",
+                )
+            return Attempt(files=[], properties=state.properties, scratch=[])
+
+        rewrite.commit(finish)
+
+
+def _filter(kind: RecordKind, found: Doubles) -> BooleanExpression:
+    """Choose the days on which the rows are."""
+    expression: BooleanExpression | None = None
+    for day in found.days:
+        begin = _EPOCH + timedelta(days=day)
+        end = begin + timedelta(days=1)
+        within = And(
+            predicate(GreaterThanOrEqual, kind.partition_by, begin.isoformat()),
+            predicate(LessThan, kind.partition_by, end.isoformat()),
+        )
+        expression = within if expression is None else Or(expression, within)
+    assert expression is not None, "rows are on some day"
+    return expression
+
+
+class _Choice:
+    """Chooses rows of data files by their indices."""
+
+    def __init__(self, drop: Mapping[str, Ints]) -> None:
+        self._drop = drop
+        self._begun: dict[str, int] = {}  # rows of each file that were asked for already
+
+    def __call__(self, file: DataFile, rows: pa.Table) -> Bools:
+        """Tell which rows go."""
+        path = file.file_path
+        begin = self._begun.get(path, 0)
+        self._begun[path] = begin + rows.num_rows
+        is_dropped = np.zeros(rows.num_rows, dtype=np.bool_)
+        indices = self._drop.get(path)
+        if indices is not None:
+            here = indices[(indices >= begin) & (indices < begin + rows.num_rows)]
+            is_dropped[here - begin] = True
+        return is_dropped
