@@ -118,9 +118,11 @@ class Production:
     `header` is what messages begin with; another one counts from the next burst on.
     """
 
-    def __init__(self, kafka: Mapping[str, str], topic: str, header: bytes) -> None:
+    def __init__(
+        self, kafka: Mapping[str, str], topic: str, header: bytes, *, begin: int = 0
+    ) -> None:
         self.header = header
-        self.count = 0
+        self.count = begin
         self._kafka = kafka
         self._topic = topic
         self._end = threading.Event()

@@ -39,7 +39,15 @@ _SETTINGS: Final = {
 _CATALOG_TIMEOUT_S: Final = 1  # then a commit is refused
 _IN_STORE: Final = 0.3  # of the rounds
 _MEMBERS: Final = 3  # at most, and one more in some faults
-_TOLD: Final = ("commit", "commit_lost", "revoked", "kafka_away", "registry_away", "catalog_away")
+_TOLD: Final = (
+    "commit",
+    "commit_lost",
+    "revoked",
+    "topic_recreated",
+    "kafka_away",
+    "registry_away",
+    "catalog_away",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +93,13 @@ class Round:
         self.chance = chance
         self.members: list[Member] = []  # those that should be running
         self.past: list[Member] = []
-        self.production = Production(
-            {**cluster.kafka, "reconnect.backoff.max.ms": "500", "log_level": "0"},
-            topic,
-            cluster.header(topic),
-        )
+        self.deleted = 0  # records that were stored, and then deleted with their topic
+        self.production = self.produce(cluster.header(topic))
+
+    def produce(self, header: bytes, *, begin: int = 0) -> Production:
+        """Begin to produce."""
+        kafka = {**self.cluster.kafka, "reconnect.backoff.max.ms": "500", "log_level": "0"}
+        return Production(kafka, self.topic, header, begin=begin)
 
     def pause(self, least_s: float, most_s: float) -> None:
         """Let some time go by."""
@@ -139,18 +149,22 @@ class Round:
             self.leave(member, Member.terminate)
         info = Topics(self.cluster.kafka, timeout_s=TIMEOUT_S).describe([self.topic])[0]
         stored = sum(each.next - each.first for each in info.partitions)
-        if stored != count:
+        if stored != count - self.deleted:
             raise Wrong(f"{count} records were produced, but {stored} are in the topic")
-        group = self.chance.choice([self.topic, f"{self.topic}-drain"])
-        args = ("--until-end", "--summary", "json", "--topic", self.topic, "--group", group)
-        drain = self.cluster.run("consume", *args)
-        if drain.exit_code != 0:
-            raise Wrong(f"the last run failed:\n{drain.stderr[-2_000:]}")
-        summary = json.loads(drain.stdout)
+        summary = self.drain(self.chance.choice([self.topic, f"{self.topic}-drain"]))
         _compare(self.cluster.ids(), count, f"the last run: {summary}")
         if summary["rejects"] or summary["missing"]:
             raise Wrong(f"rejects or gaps: {summary}")
         return count
+
+    def drain(self, group: str) -> dict[str, int]:
+        """Consume to the end of the topic; return the summary."""
+        args = ("--until-end", "--summary", "json", "--topic", self.topic, "--group", group)
+        drain = self.cluster.run("consume", *args)
+        if drain.exit_code != 0:
+            raise Wrong(f"a run to the end failed:\n{drain.stderr[-2_000:]}")
+        summary: dict[str, int] = json.loads(drain.stdout)
+        return summary
 
     def close(self) -> None:
         """Leave no process behind."""
@@ -265,6 +279,24 @@ def catalog_away(game: Round) -> None:
     game.pause(0, 1)
 
 
+def recreate_topic(game: Round) -> None:
+    """Delete the topic, and create it again after a while, with some of the members paused."""
+    game.add()
+    game.deleted = game.production.end()
+    game.drain(f"{game.topic}-{game.deleted}")
+    paused = [member for member in game.members if game.chance.random() < 0.5]
+    for member in paused:
+        member.pause()
+    game.cluster.delete(game.topic)
+    game.pause(0, 2)
+    game.cluster.create(game.topic, partitions=game.chance.choice([2, 4, 6]))
+    game.production = game.produce(game.production.header, begin=game.deleted)
+    game.pause(0, 1)
+    for member in paused:
+        member.go_on()
+    game.pause(0.5, 2.5)
+
+
 FAULTS: Final[tuple[Callable[[Round], None], ...]] = (
     kill_in_commit,
     outlive_session,
@@ -273,6 +305,7 @@ FAULTS: Final[tuple[Callable[[Round], None], ...]] = (
     registry_away,
     come_and_go,
     catalog_away,
+    recreate_topic,
 )
 
 

