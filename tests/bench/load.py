@@ -4,6 +4,7 @@ import hashlib
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from k2cli.config import load_settings
 from k2cli.records import TRADES
 from k2cli.storage.append import Attempt, commit_attempts
 from k2cli.storage.lake import open_lake
-from k2cli.storage.loads import KEY, FileState, LoadEntry, extended
+from k2cli.storage.loads import KEY, FileKey, FileState, LoadEntry, extended
 from k2cli.storage.position import KEY as POSITION
 from k2cli.storage.position import Position, encode_position
 
@@ -130,6 +131,8 @@ class _Known:
             layout="binance-trades",
             rows=1,
             rejects=0,
+            meaning="trades of BTCUSDT",
+            identity=hashlib.sha256(f"{path} as trades of BTCUSDT".encode()).hexdigest(),
         )
 
     def look_up(self) -> float:
@@ -137,22 +140,30 @@ class _Known:
         self._made, made = 0, self._made
         first = self._entry()
         self._made = made
+        known = FileKey(
+            path=first.path,
+            layout=first.layout,
+            meaning=first.meaning,
+            identity=first.identity,
+            digests=(first.digest,),
+        )
+        other = replace(known, identity="none", digests=("none",))
         with open_lake(self._settings) as lake:
             started = time.perf_counter()
-            found = lake.loaded_before(TRADES, [first.digest, "none"])
-            state = lake.newest_load(TRADES, first.path, first.layout)
+            found = [lake.loaded_before(TRADES, each) for each in (known, other)]
+            state = lake.newest_load(TRADES, known)
             took_ms = (time.perf_counter() - started) * 1000
-        check_equal((found, state), ({first.digest}, FileState(first.size_bytes, first.digest)))
+        check_equal((found, state), ([True, False], FileState(first.size_bytes, first.digest)))
         return took_ms
 
     def load_one(self) -> float:
         """Load a file of one row."""
         with open_lake(self._settings) as lake:
             started = time.perf_counter()
-            with lake.load_file(TRADES) as file:
+            entry = self._entry()
+            with lake.load_file(TRADES, file=entry.identity) as file:
                 file.write(trades(self._made, 1, step_us=1).to_batches()[0])
-                entry = self._entry()
-                snapshot_id = file.commit(lambda _: entry, is_forced=False)
+                snapshot_id = file.commit(entry, key=None)
             took_ms = (time.perf_counter() - started) * 1000
         check_equal(snapshot_id is not None, True)
         return took_ms

@@ -57,19 +57,12 @@ def test_file_is_loaded_once(run: Run, dump: Path, settings: Settings) -> None:
     assert rows_of(settings) == 1_000
 
 
-def test_renamed_and_moved_file_is_known_by_its_bytes(
-    run: Run, dump: Path, tmp_path: Path, settings: Settings
-) -> None:
+def test_force_loads_again_what_is_not_stored(run: Run, dump: Path, settings: Settings) -> None:
     run(["load", "csv", str(dump), *BINANCE])
-    moved = dump.rename(tmp_path / "BTCUSDT-trades-2030-01-01.csv")
-    assert run(["load", "csv", str(moved), *BINANCE]).exit_code == 0
+    again = run(["load", "csv", str(dump), *BINANCE, "--force", "--summary", "json"])
+    assert again.exit_code == 0
+    assert (sums(again)["loaded"], sums(again)["rows"], sums(again)["duplicates"]) == (1, 0, 1_000)
     assert rows_of(settings) == 1_000
-
-
-def test_force_loads_again(run: Run, dump: Path, settings: Settings) -> None:
-    run(["load", "csv", str(dump), *BINANCE])
-    assert run(["load", "csv", str(dump), *BINANCE, "--force"]).exit_code == 0
-    assert rows_of(settings) == 2_000
 
 
 def test_two_runs_at_once_load_a_file_once(run: Run, dump: Path, settings: Settings) -> None:
@@ -87,6 +80,9 @@ def test_history_tells_what_was_loaded(run: Run, dump: Path) -> None:
     assert entry["path"] == str(dump)
     assert entry["digest"] == hashlib.sha256(dump.read_bytes()).hexdigest()
     assert (entry["rows"], entry["rejects"], entry["layout"]) == (1_000, 0, "binance-trades")
+    assert (entry["exchange"], entry["symbol"]) == ("BINANCE", "BTCUSDT")
+    assert (entry["duplicates"], entry["conflicts"]) == (0, 0)
+    assert len(entry["load"]) == 12
 
 
 def test_quiet_without_a_terminal(run: Run, dump: Path) -> None:

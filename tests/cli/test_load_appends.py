@@ -18,6 +18,7 @@ from k2cli.ingestion.csv.source import CsvOptions, read_csv
 from k2cli.loading import Allowance, FileToLoad, LoadPolicy, load_into_table
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
+from k2cli.sinks import ConflictReport
 from k2cli.storage.lake import open_lake
 
 GENERIC = ["--layout", "generic-trades", "--exchange", "X", "--asset-class", "crypto"]
@@ -168,7 +169,9 @@ def test_file_without_header_is_followed(k2: K2, tmp_path: Path, settings: Setti
     path = tmp_path / "BTCUSDT-trades-2024-08-08.csv"
     for count in (2, 5):
         path.write_text(
-            "".join(f"{n},1.5,{n},1,{1_723_161_348_000 + n},True\n" for n in range(1, count + 1))
+            "".join(
+                f"{n},1.5,{n},1,{1_723_161_348_000 + n},True,True\n" for n in range(1, count + 1)
+            )
         )
         k2("load", "csv", path, *BINANCE, "--follow-appends")
     assert stored(settings, "source_sequence") == [1, 2, 3, 4, 5]
@@ -302,7 +305,12 @@ def test_two_that_follow_one_file_at_once_load_no_line_twice(
         return FileToLoad(path=str(growing), layout="generic-trades", kind=TRADES, reader=reader)
 
     with open_lake(settings, create=True) as lake, RejectLog(tmp_path / "rejects") as rejects:
-        policy = LoadPolicy(rejects=rejects, allowance=Allowance(), is_following=True)
+        policy = LoadPolicy(
+            rejects=rejects,
+            conflicts=ConflictReport(lambda *_, **__: None),
+            allowance=Allowance(),
+            is_following=True,
+        )
         is_first = True
 
         def other_is_faster(_: object) -> None:

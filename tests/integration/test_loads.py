@@ -1,36 +1,75 @@
 """Files into a table: all or nothing, once, and known for ever after."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import trades_batch
+from builders import batch_of, quotes_batch, trades_batch
+from foreign import append_as_another_engine, rewrite_as_another_engine
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.manifest import DataFile
+from pyiceberg.types import StringType
 
 from k2cli.config import Settings, load_settings
-from k2cli.errors import Conflict
-from k2cli.records import TRADES
+from k2cli.errors import BadData, Conflict, NotFound
+from k2cli.records import QUOTES, TRADES, RecordKind, line_series, message_ids
+from k2cli.storage.append import Attempt
 from k2cli.storage.lake import Lake, open_lake
-from k2cli.storage.loads import FileState, LoadEntry
+from k2cli.storage.lines import Bools, Lines
+from k2cli.storage.loads import FileKey, FileState, LoadEntry
+from k2cli.storage.rewrite import Removed, Rewrite
+from k2cli.storage.state import TableState
+
+A = Lines(TRADES, ("a",))
+LATER = 4_000_000_000_000_000  # loaded after all rows of the tests were received
 
 
-def entry(name: str, rows: int = 0) -> LoadEntry:
+def entry(name: str) -> LoadEntry:
     return LoadEntry(
         loaded_at=1_700_000_000_000_000,
         path=f"/data/{name}.csv",
         digest=name,
         size_bytes=7,
         layout="generic-trades",
-        rows=rows,
         rejects=0,
+        meaning="trades of X",
+        identity=f"{name} as trades of X",
     )
 
 
+def key(name: str, **over: str) -> FileKey:
+    made = entry(name)
+    values = {"path": made.path, "layout": made.layout, "meaning": made.meaning}
+    return FileKey(**{**values, "identity": made.identity, **over}, digests=(name,))
+
+
+def line_rows(file: str, count: int) -> pa.RecordBatch:
+    """Make rows without ids: the lines of a file."""
+    rows = trades_batch(count, source_sequence=None).to_pylist()
+    for number, row in enumerate(rows):
+        series = line_series(file, f"{row['exchange']}/trades/{row['symbol']}")
+        at = np.array([number], dtype=np.int64)
+        row["message_id"] = message_ids([series], np.zeros(1, np.int64), at)[0].as_py()
+    return batch_of(TRADES, rows)
+
+
 def load(lake: Lake, name: str, rows: int, *, is_forced: bool = False) -> int | None:
-    with lake.load_file(TRADES) as file:
-        file.write(trades_batch(rows))
-        return file.commit(entry(name, rows), is_forced=is_forced)
+    """Load so many lines without ids."""
+    made = entry(name)
+    known = Lines(TRADES, (made.identity,)) if is_forced else None
+    with lake.load_file(TRADES, file=made.identity, known=known) as file:
+        file.write(line_rows(made.identity, rows))
+        return file.commit(made, key=None if is_forced else key(name))
+
+
+def loaded(lake: Lake, *names: str) -> set[str]:
+    return {name for name in names if lake.loaded_before(TRADES, key(name))}
 
 
 def count(lake: Lake) -> int:
@@ -42,7 +81,7 @@ def test_load_commits_rows_and_entry_in_one_snapshot(lake: Lake) -> None:
     assert load(lake, "a", 400) is not None
     assert len(lake.snapshots(TRADES)) == before + 1
     assert count(lake) == 400
-    assert lake.loaded_before(TRADES, ["a", "b"]) == {"a"}
+    assert loaded(lake, "a", "b") == {"a"}
     assert lake.loads(TRADES)["rows"].to_pylist() == [400]
 
 
@@ -53,17 +92,59 @@ def test_second_load_adds_nothing_and_leaves_no_file(home: Path, lake: Lake) -> 
     assert len(list(home.rglob("data/timestamp_day=*/*.parquet"))) == 1
 
 
-def test_forced_load_adds_the_rows_again(lake: Lake) -> None:
+def test_forced_load_adds_nothing_that_is_stored(lake: Lake) -> None:
     load(lake, "a", 10)
     assert load(lake, "a", 10, is_forced=True) is not None
-    assert count(lake) == 20
-    assert len(lake.loads(TRADES)) == 2
+    assert count(lake) == 10
+    found = [(each["rows"], each["duplicates"]) for each in lake.loads(TRADES).to_pylist()]
+    assert sorted(found) == [(0, 10), (10, 0)]
+
+
+def test_forced_loads_at_once_add_the_rows_once(settings: Settings, lake: Lake) -> None:
+    with open_lake(settings) as other, lake.load_file(TRADES, file="a", known=A) as first:
+        first.write(line_rows("a", 10))
+        with other.load_file(TRADES, file="a", known=A) as second:
+            second.write(line_rows("a", 10))
+            assert second.commit(entry("a"), key=None) is not None
+        assert first.commit(entry("a"), key=None) is not None
+    assert count(lake) == 10
+    assert sorted(lake.loads(TRADES)["duplicates"].to_pylist()) == [0, 10]
+
+
+def test_copies_at_once_cannot_be_told_apart_and_one_is_refused(
+    settings: Settings, lake: Lake
+) -> None:
+    with open_lake(settings) as other, lake.load_file(TRADES, file="a#2") as first:
+        first.write(line_rows("a#2", 10))
+        with other.load_file(TRADES, file="a#2") as second:
+            second.write(line_rows("a#2", 10))
+            assert second.commit(replace(entry("a"), copy=2), key=None) is not None
+        with pytest.raises(Conflict, match="was loaded meanwhile"):
+            first.commit(replace(entry("a"), copy=2), key=None)
+    assert count(lake) == 10
+    assert lake.copies(TRADES, entry("a").identity) == 2
+
+
+def test_load_that_left_rows_out_which_are_removed_meanwhile_is_refused(lake: Lake) -> None:
+    with lake.load_file(TRADES, file="a") as file:
+        file.write(trades_batch(10))
+        file.commit(entry("a"), key=key("a"))
+    (load_id,) = lake.loads(TRADES)["load"].to_pylist()
+    with lake.load_file(TRADES, file="b") as file:
+        file.write(trades_batch(11))
+        file.write(trades_batch(5))
+        file._write_files()
+        lake.undo_load(TRADES, load_id)
+        with pytest.raises(Conflict, match="removed meanwhile"):
+            file.commit(entry("b"), key=key("b"))
+    assert count(lake) == 0
+    assert lake.loads(TRADES).num_rows == 0
 
 
 def test_load_that_is_given_up_leaves_nothing(home: Path, lake: Lake) -> None:
-    with lake.load_file(TRADES) as file:
-        for _ in range(3):
-            file.write(trades_batch(100_000))
+    with lake.load_file(TRADES, file="a") as file:
+        for n in range(3):
+            file.write(line_rows(f"a{n}", 70_000))
         assert list(home.rglob("data/**/*.parquet")) != []
     assert count(lake) == 0
     assert list(home.rglob("data/**/*.parquet")) == []
@@ -91,7 +172,7 @@ def test_rolled_back_load_counts_as_not_loaded(lake: Lake) -> None:
     assert first is not None
     with lake.table(TRADES).manage_snapshots() as manage:
         manage.rollback_to_snapshot(first)
-    assert lake.loaded_before(TRADES, ["a", "b"]) == {"a"}
+    assert loaded(lake, "a", "b") == {"a"}
     assert load(lake, "b", 10) is not None
 
 
@@ -102,7 +183,7 @@ def test_loads_outlive_the_snapshots_that_are_expired(tmp_path: Path) -> None:
         for name in names:
             load(lake, name, 1)
         assert len(lake.snapshots(TRADES)) < 6
-        assert lake.loaded_before(TRADES, names) == set(names)
+        assert loaded(lake, *names) == set(names)
         assert sorted(lake.loads(TRADES)["digest"].to_pylist()) == sorted(names)
         assert load(lake, "file-0", 1) is None
     # 40 entries are 32 + 8; a few older segments belong to the snapshots that are kept.
@@ -113,33 +194,191 @@ def test_newest_load_of_a_path_is_found_among_many(tmp_path: Path) -> None:
     settings = load_settings({"K2_HOME": str(tmp_path)})
     with open_lake(settings, create=True) as lake:
         for size in range(1, 12):
-            state = lake.newest_load(TRADES, "/data/a.csv", "generic-trades")
+            now = key("a", identity=f"a{size}")
+            state = lake.newest_load(TRADES, now)
             assert state == (FileState(size - 1, f"a{size - 1}") if size > 1 else None)
-            with lake.load_file(TRADES) as file:
-                file.write(trades_batch(1))
-                grown = replace(entry("a", 1), digest=f"a{size}", size_bytes=size)
-                assert file.commit(grown, after=state, is_forced=False) is not None
+            with lake.load_file(TRADES, file=f"a{size}") as file:
+                file.write(line_rows(f"a{size}", 1))
+                grown = replace(entry("a"), digest=f"a{size}", identity=f"a{size}", size_bytes=size)
+                assert file.commit(grown, key=now, after=state) is not None
             load(lake, f"other-{size}", 1)
-        assert lake.newest_load(TRADES, "/data/a.csv", "asx-trades") is None
-        assert lake.newest_load(TRADES, "-", "generic-trades") is None
+        assert lake.newest_load(TRADES, key("a", layout="asx-trades")) is None
+        assert lake.newest_load(TRADES, key("a", meaning="trades of Y")) is None
+        assert lake.newest_load(TRADES, key("a", path="-")) is None
 
 
 def test_path_that_was_loaded_meanwhile_is_a_conflict(home: Path, lake: Lake) -> None:
-    with lake.load_file(TRADES) as file:
-        file.write(trades_batch(5))
+    with lake.load_file(TRADES, file="longer") as file:
+        file.write(line_rows("longer", 5))
         load(lake, "a", 10)
-        grown = replace(entry("a", 5), digest="longer", size_bytes=9)
+        grown = replace(entry("a"), digest="longer", identity="longer", size_bytes=9)
         with pytest.raises(Conflict, match=r"/data/a\.csv was loaded meanwhile"):
-            file.commit(grown, after=None, is_forced=False)
+            file.commit(grown, key=key("a", identity="longer"), after=None)
     assert count(lake) == 10
     assert len(list(home.rglob("data/timestamp_day=*/*.parquet"))) == 1
 
 
-def test_log_without_offsets_is_read_and_extended(home: Path, lake: Lake) -> None:
-    load(lake, "a", 10)
+OLDEST = ("loaded_at", "path", "digest", "size_bytes", "layout", "rows", "rejects")
+
+
+def make_old(home: Path, columns: Sequence[str]) -> None:
+    """Make the only segment of a log one that an older k2 wrote."""
     (segment,) = home.rglob("k2-loads-*.parquet")
-    old = pq.ParquetFile(segment).read().drop_columns("offset_bytes")
-    pq.write_table(old, segment)
-    assert lake.newest_load(TRADES, "/data/a.csv", "generic-trades") == FileState(7, "a")
+    pq.write_table(pq.ParquetFile(segment).read(list(columns)), segment)
+
+
+@pytest.mark.parametrize("columns", [OLDEST, (*OLDEST, "offset_bytes")])
+def test_log_of_an_older_k2_is_read_and_extended(
+    home: Path, lake: Lake, columns: Sequence[str]
+) -> None:
+    load(lake, "a", 10)
+    make_old(home, columns)
+    assert lake.newest_load(TRADES, key("a")) == FileState(7, "a")
+    assert lake.newest_load(TRADES, key("a", meaning="of another symbol")) == FileState(7, "a")
+    assert lake.loaded_before(TRADES, key("a", identity="as anything"))
+    assert not lake.loaded_before(TRADES, key("a", layout="my.toml"))
     load(lake, "b", 1)
-    assert lake.loads(TRADES)["offset_bytes"].to_pylist() == [None, 0]
+    loads = lake.loads(TRADES)
+    assert sorted(loads["identity"].to_pylist(), key=str) == [None, entry("b").identity]
+    assert len(set(loads["load"].to_pylist())) == 2
+
+
+def old_lines(count: int) -> pa.RecordBatch:
+    """Make rows without ids as k2 0.1.0 did: ids of the file's digest and the line."""
+    rows = trades_batch(count, source_sequence=None).to_pylist()
+    for number, row in enumerate(rows):
+        at = np.array([number], dtype=np.int64)
+        row["message_id"] = message_ids(["a/trades"], np.zeros(1, np.int64), at)[0].as_py()
+    return batch_of(TRADES, rows)
+
+
+def load_as_old(home: Path, lake: Lake, rows: pa.RecordBatch, loaded_at: int) -> None:
+    with lake.load_file(TRADES, file="a") as file:
+        file.write(rows)
+        file.commit(replace(entry("a"), loaded_at=loaded_at), key=key("a"))
+    make_old(home, OLDEST)
+
+
+def test_lines_that_an_older_k2_stored_are_known_and_can_be_undone(home: Path, lake: Lake) -> None:
+    load_as_old(home, lake, old_lines(10), LATER)
+    known = lake.stored_lines(TRADES, key("a"), lambda *_: False)
+    assert known.legacy == ("a",)
+    with lake.load_file(TRADES, file=entry("a").identity, known=known) as file:
+        file.write(line_rows(entry("a").identity, 11))
+        file.commit(entry("a"), key=None)
+    assert count(lake) == 11
+    old, new = sorted(lake.loads(TRADES).to_pylist(), key=lambda each: bool(each["identity"]))
+    assert (new["rows"], new["duplicates"]) == (1, 10)
+    assert (lake.undo_load(TRADES, new["load"]).rows, count(lake)) == (1, 10)
+    assert (lake.undo_load(TRADES, old["load"]).rows, count(lake)) == (10, 0)
+
+
+def test_numbered_rows_that_an_older_k2_loaded_cannot_be_undone(home: Path, lake: Lake) -> None:
+    load_as_old(home, lake, trades_batch(10), LATER)
+    (load_id,) = lake.loads(TRADES)["load"].to_pylist()
+    for is_dry_run in (True, False):
+        with pytest.raises(BadData, match=r"by k2 0\.1\.0"):
+            lake.undo_load(TRADES, load_id, is_dry_run=is_dry_run)
+    assert (count(lake), lake.loads(TRADES).num_rows) == (10, 1)
+
+
+@pytest.mark.parametrize("kind", [TRADES, QUOTES], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("is_expiring", [False, True])
+def test_load_is_undone_after_another_engine_compacted_the_table(
+    lake: Lake, kind: RecordKind, is_expiring: bool
+) -> None:
+    make = trades_batch if kind is TRADES else quotes_batch
+    for name, rows in (("a", make(100)), ("b", make(150)), ("c", make(120))):
+        with lake.load_file(kind, file=name) as file:
+            file.write(rows.set_column(*received(rows, ord(name[0]))))
+            file.commit(entry(name), key=key(name))
+    rewrite_as_another_engine(lake.table(kind), is_expiring=is_expiring)
+    ids = {each["path"][6]: each["load"] for each in lake.loads(kind).to_pylist()}
+    assert lake.undo_load(kind, ids["c"]).rows == 0
+    assert lake.undo_load(kind, ids["a"], is_dry_run=True).rows == 100
+    assert lake.describe(kind).rows == 150
+    undone = lake.undo_load(kind, ids["a"])
+    assert (undone.rows, lake.describe(kind).rows) == (100, 50)
+    assert rows_of(lake, kind) == unreceived(make(150))[100:]
+    with pytest.raises(NotFound, match="no load"):
+        lake.undo_load(kind, ids["a"])
+    with lake.load_file(kind, file="d") as file:
+        file.write(make(150))
+        file.commit(entry("d"), key=key("d"))
+    assert (file.stowed.rows, file.stowed.duplicates) == (100, 50)
+    assert rows_of(lake, kind) == unreceived(make(150))
+
+
+def received(rows: pa.RecordBatch, moment: int) -> tuple[int, str, pa.Array]:
+    name = "ingestion_timestamp"
+    column = pa.array([moment] * rows.num_rows, rows.schema.field(name).type)
+    return rows.schema.get_field_index(name), rows.schema.field(name), column
+
+
+def rows_of(lake: Lake, kind: RecordKind) -> list[dict[str, Any]]:
+    """Return the rows of a table in the order of their times, but for when they were received."""
+    return sorted(unreceived(lake.table(kind).scan().to_arrow()), key=lambda row: row["timestamp"])
+
+
+def unreceived(rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = rows.drop_columns("ingestion_timestamp").to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_rows_are_removed_while_others_write(
+    settings: Settings, lake: Lake, is_compacted: bool
+) -> None:
+    load(lake, "a", 50)
+    load(lake, "b", 60)
+    lines = Lines(TRADES, (entry("a").identity,))
+    tries: list[int] = []
+
+    def choose(file: DataFile, rows: pa.Table) -> Bools:
+        assert file.record_count >= rows.num_rows
+        return lines.mask(rows)
+
+    def finish(state: TableState, removed: Removed) -> Attempt:
+        tries.append(removed.rows)
+        if len(tries) == 1 and is_compacted:
+            rewrite_as_another_engine(lake.table(TRADES), is_expiring=True)
+        elif len(tries) == 1:
+            load(lake, "c", 7)
+        return Attempt(files=[], properties=state.properties, scratch=[])
+
+    target = lake._target(TRADES)
+    with Rewrite(target, AlwaysTrue(), choose, columns=[]) as rewrite:
+        assert rewrite.commit(finish) is not None
+    assert tries == [50, 50]
+    assert count(lake) == (60 if is_compacted else 67)
+    table = lake.table(TRADES)
+    assert not lines.mask(table.scan().to_arrow()).any()
+    on_disk = {str(path) for path in settings.home.rglob("timestamp_day=*/*.parquet")}
+    known = {
+        each.data_file.file_path.removeprefix("file://")
+        for snapshot in table.snapshots()
+        for manifest in snapshot.manifests(table.io)
+        for each in manifest.fetch_manifest_entry(table.io)
+    }
+    assert known >= {
+        task.file.file_path.removeprefix("file://") for task in table.scan().plan_files()
+    }
+    assert on_disk - known == set() or is_compacted  # that engine leaves files behind
+
+
+def test_undo_keeps_columns_that_k2_does_not_know(lake: Lake) -> None:
+    load(lake, "a", 5)
+    with lake.table(TRADES).update_schema() as update:
+        update.add_column("desk", StringType())
+    rows = lake.table(TRADES).scan().to_arrow().slice(0, 3)
+    rows = rows.set_column(
+        rows.schema.get_field_index("desk"), "desk", pa.array(["north", None, "south"])
+    )
+    ids = pa.array(["x1", "x2", "x3"], rows["message_id"].type)
+    append_as_another_engine(lake.table(TRADES), rows.set_column(0, rows.schema.field(0), ids))
+    rewrite_as_another_engine(lake.table(TRADES), is_expiring=False)
+    (load_id,) = lake.loads(TRADES)["load"].to_pylist()
+    assert lake.undo_load(TRADES, load_id).rows == 5
+    kept = lake.table(TRADES).scan().to_arrow().sort_by("message_id")
+    assert kept["message_id"].to_pylist() == ["x1", "x2", "x3"]
+    assert kept["desk"].to_pylist() == ["north", None, "south"]

@@ -29,6 +29,7 @@ from k2cli.ingestion.csv.names import CsvOptions, file_values
 from k2cli.ingestion.csv.rows import Cells, Columns, Facts, RowBuilder, find_columns
 from k2cli.ingestion.csv.times import check_zone
 from k2cli.records import nth_copy
+from k2cli.symbols import normalize_symbol
 
 __all__ = ["BLOCK_BYTES", "CsvOptions", "CsvSource", "read_csv"]
 
@@ -335,11 +336,16 @@ class _Start:
 
     @property
     def values(self) -> Mapping[str, str]:
-        """What holds for the whole file, symbols of an exchange as it writes them."""
+        """What holds for the whole file, with the symbol as its rows have it."""
         facts = self.facts
         values = dict(facts.values)
-        if facts.market is not None and "symbol" in values:
-            values["symbol"] = parse_symbol(values["symbol"], facts.market, facts.home).symbol
+        if "symbol" in values:
+            symbol, market = values["symbol"], facts.market
+            values["symbol"] = (
+                normalize_symbol(symbol)
+                if market is None
+                else parse_symbol(symbol, market, facts.home).symbol
+            )
         return values
 
     @property
