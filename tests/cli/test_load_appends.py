@@ -166,7 +166,9 @@ def test_file_without_header_is_followed(k2: K2, tmp_path: Path, settings: Setti
     path = tmp_path / "BTCUSDT-trades-2024-08-08.csv"
     for count in (2, 5):
         path.write_text(
-            "".join(f"{n},1.5,{n},1,{1_723_161_348_000 + n},True\n" for n in range(1, count + 1))
+            "".join(
+                f"{n},1.5,{n},1,{1_723_161_348_000 + n},True,True\n" for n in range(1, count + 1)
+            )
         )
         k2("load", "csv", path, *BINANCE, "--follow-appends")
     assert stored(settings, "source_sequence") == [1, 2, 3, 4, 5]
