@@ -330,7 +330,7 @@ def test_failures_say_what_to_do(
 def test_a_registry_that_is_away_is_told_at_once(cluster: Cluster, topic: str):
     env = {**cluster.env, "K2_SCHEMA_REGISTRY_URL": "http://127.0.0.1:1"}
     away = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, env)
-    result = away.run("consume", "--topic", topic, *AWAY)
+    result = away.run("consume", "--topic", topic, "--timeout", "30s", "--until-end")
     assert result.exit_code == 5
     assert "hint: is the schema registry up at http://127.0.0.1:1?" in result.stderr
 
