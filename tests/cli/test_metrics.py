@@ -97,9 +97,9 @@ def test_stream_tells_what_its_summary_tells(k2_env: dict[str, str]) -> None:
     assert summary["missing"] > 0 < summary["commits"]
     del summary["duration_s"]
     assert sums(samples, summary) == summary
-    assert 0 <= samples["k2_commit_delay_seconds", ()] < 60
+    assert 0 <= samples["k2_commit_delay_seconds", ()] < PATIENCE_S
     assert samples["k2_commit_duration_seconds_count", ()] == summary["commits"]
-    assert 0 < samples["k2_commit_duration_seconds_sum", ()] < 60
+    assert 0 < samples["k2_commit_duration_seconds_sum", ()] < PATIENCE_S
     assert samples["k2_events_total", (("event", "commit"), ("level", "info"))] > 0
     assert samples["k2_events_total", (("event", "gap"), ("level", "warning"))] > 0
     assert samples["k2_events_total", (("event", "stale"), ("level", "warning"))] == 0
@@ -148,7 +148,7 @@ def test_consume_tells_lag_and_delay_of_every_partition(cluster: Cluster, topic_
     assert sums(samples, summary) == summary
     for number in (0, 1):
         assert samples["k2_consumer_lag_messages", place(topic, number)] == 0
-        assert 0 <= samples["k2_commit_delay_seconds", place(topic, number)] < 60
+        assert 0 <= samples["k2_commit_delay_seconds", place(topic, number)] < PATIENCE_S
 
 
 def test_lag_is_what_is_between_the_next_offset_and_the_end(

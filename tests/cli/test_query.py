@@ -20,7 +20,7 @@ import pytest
 from builders import START, quotes_batch, table_of, trade_row, trades_batch
 from conftest import Result, Run
 from typer.testing import CliRunner
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, wait_for
 
 from k2cli.commands.app import app
 from k2cli.commands.output import Format
@@ -294,10 +294,8 @@ def test_interrupt_leaves_nothing(filled: Path, tmp_path: Path, fmt: str) -> Non
     sql = "select i, random() as r from range(3000000000) t(i) order by r"
     path = tmp_path / "x.out"
     k2 = process(filled, "sql", sql, "-f", fmt, "-o", str(path), cwd=tmp_path)
-    deadline_s = time.monotonic() + 20
-    while not list(tmp_path.iterdir()) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    time.sleep(0.5)
+    wait_for(lambda: list(tmp_path.iterdir()))
+    time.sleep(0.5)  # into the query
     k2.send_signal(signal.SIGINT)
     try:
         _, said = k2.communicate(timeout=PATIENCE_S)

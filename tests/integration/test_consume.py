@@ -18,8 +18,10 @@ from scraping import scraped_until
 from waiting import PATIENCE_S, wait_for
 
 from k2cli.codec.encode import wire_header
+from k2cli.config import load_settings
 from k2cli.ingestion.kafka.consumer import Rebalance, TopicReader
 from k2cli.records import QUOTES, TRADES
+from k2cli.storage.lake import open_lake
 
 AWAY = ("--timeout", "1s", "--until-end")
 
@@ -266,8 +268,10 @@ def test_two_topics_into_one_table_at_once(cluster: Cluster, topic: str, topic_n
 def test_a_group_in_use_shares_the_work(cluster: Cluster, topic: str, group: tuple[str, str]):
     cluster.produce(topic, numbered_trades(20_000))
     args = ("consume", "--topic", topic, *group, "--batch-rows", 500)
+    with open_lake(load_settings(cluster.env), create=True):
+        pass
     runs = [cluster.start(*args) for _ in range(3)]
-    wait_for(lambda: cluster.home.exists() and len(cluster.ids()) >= 20_000)
+    wait_for(lambda: len(cluster.ids()) >= 20_000)
     for run in runs:
         run.terminate()
     for run in runs:
@@ -330,7 +334,7 @@ def test_failures_say_what_to_do(
 def test_a_registry_that_is_away_is_told_at_once(cluster: Cluster, topic: str):
     env = {**cluster.env, "K2_SCHEMA_REGISTRY_URL": "http://127.0.0.1:1"}
     away = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, env)
-    result = away.run("consume", "--topic", topic, *AWAY)
+    result = away.run("consume", "--topic", topic, "--timeout", "30s", "--until-end")
     assert result.exit_code == 5
     assert "hint: is the schema registry up at http://127.0.0.1:1?" in result.stderr
 

@@ -286,7 +286,7 @@ def test_a_letter_is_shown_for_people(cluster: Cluster, topic: str):
             cluster.home,
             {**cluster.env, "K2_SCHEMA_REGISTRY_URL": registry},
         )
-        result = away.run("dlq", "show", "--topic", topic, "0/1", "--timeout", "3s")
+        result = away.run("dlq", "show", "--topic", topic, "0/1", "--timeout", "30s")
         assert result.exit_code == 0, result.stderr
         assert "schema  id 7\nproblem " in result.stdout
         assert "00000000  00 00 00 00 07 78 " in result.stdout

@@ -265,7 +265,7 @@ def test_brokers_and_registries_that_are_away_are_told(cluster: Cluster, topic: 
     result = cluster.run("produce", topic, *away, stdin=ndjson(1))
     assert result.exit_code == 5
     assert "hint: is Kafka up at 127.0.0.1:1?" in result.stderr
-    no_registry = ("--registry-option", "url=http://127.0.0.1:1", "--timeout", "1s")
+    no_registry = ("--registry-option", "url=http://127.0.0.1:1", "--timeout", "30s")
     result = cluster.run("produce", topic, *no_registry, stdin=ndjson(1))
     assert result.exit_code == 5
     assert "hint: is the schema registry up at http://127.0.0.1:1?" in result.stderr
