@@ -1,8 +1,9 @@
 """Removing records that a table stores more than once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,12 @@ from k2cli.errors import Conflict
 from k2cli.ranges import EMPTY, Ints, Ranges, intersection, union
 from k2cli.records import RecordKind
 from k2cli.storage.append import Attempt
-from k2cli.storage.duplicates import Doubles, Keep, find_across_days, find_in_days
+from k2cli.storage.duplicates import Doubles, Keep, find_across_days, find_in_day
 from k2cli.storage.lines import Bools
 from k2cli.storage.position import Series, Stored
 from k2cli.storage.rewrite import Removed, Rewrite
 from k2cli.storage.state import TableState
+from k2cli.storage.stored import FileStatistics
 from k2cli.storage.target import Target
 from k2cli.storage.vendor import predicate
 
@@ -35,31 +37,30 @@ def remove_doubles(target: Target, keep: Keep | None, *, is_dry_run: bool) -> It
         Conflict: another engine rewrote the files again and again while they were searched.
         BadData: another engine left row-level deletes.
     """
-    table, kind = target.table, target.kind
     known: dict[Series, Ranges] = {}
     several: dict[Series, Ranges] = {}  # numbers that are stored on several days
-    for found, numbers in find_in_days(table, kind, target.index.files(table), keep):
-        for series, stored in numbers.items():
+    for day in np.unique(target.index.files(target.table).days).tolist():
+        find = partial(find_in_day, target.table, target.kind, day=day, keep=keep)
+        found = _find_and_remove(target, find, is_dry_run=is_dry_run)
+        yield found
+        for series, stored in found.numbers.items():
             before = known.get(series, EMPTY)
             both = intersection(before, stored.exact)
             if len(both):
                 several[series] = union(several.get(series, EMPTY), both)
             known[series] = union(before, stored.exact)
-        if found.rows and not is_dry_run:
-            _remove(target, found)
-        yield found
     if several:
         numbers = {series: Stored(exact=ranges) for series, ranges in several.items()}
-        yield _across_days(target, numbers, keep, is_dry_run=is_dry_run)
+        find = partial(find_across_days, target.table, target.kind, numbers=numbers, keep=keep)
+        yield _find_and_remove(target, find, is_dry_run=is_dry_run)
 
 
-def _across_days(
-    target: Target, numbers: Mapping[Series, Stored], keep: Keep | None, *, is_dry_run: bool
+def _find_and_remove(
+    target: Target, find: Callable[[FileStatistics], Doubles], *, is_dry_run: bool
 ) -> Doubles:
+    """Remove what is found; look again where other writers rewrote the files meanwhile."""
     for _ in range(_ATTEMPTS):
-        table = target.table.refresh()
-        files = target.index.files(table)
-        found = find_across_days(table, target.kind, files, numbers, keep)
+        found = find(target.index.files(target.table.refresh()))
         if is_dry_run or not found.rows:
             return found
         with suppress(Conflict):

@@ -5,7 +5,7 @@ ids are. Of a series whose numbers count up, a record that is stored with differ
 different days is found, too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -46,6 +46,7 @@ class Doubles:
 
     days: list[int] = field(default_factory=list)  # on which they are: since 1970, UTC
     drop: dict[str, Ints] = field(default_factory=dict)  # by file: ascending row indices
+    numbers: Mapping[Series, Stored] = field(default_factory=dict)  # that were looked at
     rows: int = 0  # how many are dropped
     conflicts: int = 0  # rows whose id has another row with other values
     examples: list[ValueConflict] = field(default_factory=list)
@@ -71,20 +72,20 @@ class _Rows:
         )
 
 
-def find_in_days(
-    table: Table, kind: RecordKind, files: FileStatistics, keep: Keep | None
-) -> Iterator[tuple[Doubles, dict[Series, Stored]]]:
-    """Yield what can be dropped within each day, oldest first, and its numbers by series.
+def find_in_day(
+    table: Table, kind: RecordKind, files: FileStatistics, day: int, keep: Keep | None
+) -> Doubles:
+    """Find what can be dropped within a day, and which numbers of dense series the day has.
 
     Of rows that say the same, the one that was received first stays. Rows of one id with other
     values are counted; without `keep` all of them stay.
     """
-    for day in np.unique(files.days).tolist():
-        paths = [files.paths[at] for at in np.flatnonzero(files.days == day)]
-        rows, numbers = _read(table, kind, paths)
-        found = _judge(table, kind, rows, keep)
-        found.days = [day]
-        yield found, numbers if kind.is_dense else {}
+    paths = [files.paths[at] for at in np.flatnonzero(files.days == day)]
+    rows, numbers = _read(table, kind, paths)
+    found = _judge(table, kind, rows, keep)
+    found.days = [day]
+    found.numbers = numbers if kind.is_dense else {}
+    return found
 
 
 def find_across_days(
@@ -114,10 +115,8 @@ def _read(
     received first before the others.
     """
     parts: list[pa.Table] = [kind.arrow.empty_table().select(_KEYS)]
-    for path in paths:
-        with table.io.new_input(path).open() as stream:
-            parts.append(pq.read_table(stream, columns=list(_KEYS), use_threads=False))
-    rows = pa.concat_tables(parts, promote_options="permissive")
+    parts += [_read_columns(table, kind, path, _KEYS) for path in paths]
+    rows = pa.concat_tables(parts)
     sizes = [len(part) for part in parts[1:]]
     numbered = numbered_rows(kind, rows)
     read = _Rows(
@@ -135,6 +134,13 @@ def _read(
     if only is not None:
         order = order[_are_among(numbered, only, len(rows))[order]]
     return read.take(order), found
+
+
+def _read_columns(table: Table, kind: RecordKind, path: str, names: Sequence[str]) -> pa.Table:
+    """Read columns of a data file, with the types that the kind has."""
+    with table.io.new_input(path).open() as stream:
+        read = pq.read_table(stream, columns=list(names), use_threads=False)
+    return read.select(names).cast(pa.schema([kind.arrow.field(name) for name in names]))
 
 
 def _are_among(
@@ -199,11 +205,10 @@ def _values(table: Table, kind: RecordKind, rows: _Rows) -> pa.Table:
     order: list[npt.NDArray[np.intp]] = []
     for number in np.unique(rows.files).tolist():
         here = np.flatnonzero(rows.files == number)
-        with table.io.new_input(rows.paths[number]).open() as stream:
-            part = pq.read_table(stream, columns=names, use_threads=False)
-        parts.append(part.select(names).take(pa.array(rows.indices[here])))
+        part = _read_columns(table, kind, rows.paths[number], names)
+        parts.append(part.take(pa.array(rows.indices[here])))
         order.append(here)
-    values = pa.concat_tables(parts, promote_options="permissive")
+    values = pa.concat_tables(parts)
     return values.take(pa.array(np.argsort(np.concatenate(order))))
 
 
