@@ -106,10 +106,12 @@ class Cluster:
         summary: dict[str, Any] = json.loads(result.stdout)
         return summary
 
-    def start(self, *args: object) -> "subprocess.Popen[str]":
+    def start(
+        self, *args: object, program: Sequence[str] = ("-m", "k2cli")
+    ) -> "subprocess.Popen[str]":
         """Start k2; its talk goes to a pipe."""
         return subprocess.Popen(
-            [sys.executable, "-m", "k2cli", *map(str, args)],
+            [sys.executable, *program, *map(str, args)],
             env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -237,11 +237,30 @@ def test_lines_can_be_stored_once_more_on_request(
 @pytest.mark.parametrize(
     ("text", "args", "said"),
     [
-        (binance(1, 3), [*BINANCE, "--symbol", "BTCUSDT"], "stored only once"),
-        (MIXED + mixed(("", 1)), [*GENERIC, "--currency", "USD"], "stored only once"),
-        (asx(3), [*ASX, "--symbol", "A", "--dry-run"], "only for whole files"),
-        (asx(3), [*ASX, "--symbol", "A", "--follow-appends"], "only for whole files"),
-        (asx(3), [*ASX, "--symbol", "A", "--to", "stdout"], "only for whole files"),
+        pytest.param(
+            binance(1, 3), [*BINANCE, "--symbol", "BTCUSDT"], "stored only once", id="ids"
+        ),
+        pytest.param(
+            MIXED + mixed(("", 1)),
+            [*GENERIC, "--currency", "USD"],
+            "stored only once",
+            id="some-ids",
+        ),
+        pytest.param(
+            asx(3), [*ASX, "--symbol", "A", "--dry-run"], "only for whole files", id="dry-run"
+        ),
+        pytest.param(
+            asx(3),
+            [*ASX, "--symbol", "A", "--follow-appends"],
+            "only for whole files",
+            id="follow-appends",
+        ),
+        pytest.param(
+            asx(3),
+            [*ASX, "--symbol", "A", "--to", "stdout"],
+            "only for whole files",
+            id="to-stdout",
+        ),
     ],
 )
 def test_duplicates_are_for_whole_files_without_ids(

@@ -3,6 +3,9 @@
 import gzip
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +17,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from conftest import Run
+from waiting import PATIENCE_S
 
 import k2cli.ingestion.binance.exchangeinfo as module
 from k2cli.errors import UsageError
@@ -168,7 +172,7 @@ def test_bad_answer_is_an_event_and_changes_nothing(
         refresh = SymbolRefresh(venue=SPOT, rest_url=url, home=tmp_path, observe=observe)
         refresh.on_event("connected", url="x")
         refresh.on_event("connected", url="x")  # once a run
-        assert done.wait(10)
+        assert done.wait(PATIENCE_S)
     assert sorted(events) == ["connected", "connected", "symbols_not_refreshed"]
     assert not home_list(tmp_path, Market.SPOT).exists()
 
@@ -203,18 +207,26 @@ def test_wrong_rest_base_is_a_usage_error(base: str) -> None:
         check_rest_url(base)
 
 
-def test_stream_refreshes_only_with_a_rest_base(run: Run, home: Path) -> None:
+def test_stream_refreshes_only_with_a_rest_base(
+    run: Run, home: Path, k2_env: dict[str, str]
+) -> None:
     with running_simulator(SimulatorOptions(symbols=("BTCUSDT",), rate=200)) as simulator:
         rest = simulator.url.replace("ws://", "http://")
-        args = ["stream", "binance", "--url", simulator.url, "-s", "BTCUSDT", "--duration", "3s"]
-        result = run([*args, "--log-level", "debug"])
+        args = ["stream", "binance", "--url", simulator.url, "-s", "BTCUSDT"]
+        args += ["--log-level", "debug"]
+        result = run([*args, "--max-messages", "600"])  # for 3 s
         assert result.exit_code == 0, result.stderr
         assert simulator.info_requests == 0
         assert "symbols_" not in result.stderr
-        result = run([*args, "--rest-url", rest, "--log-level", "debug"])
-        assert result.exit_code == 0, result.stderr
+        command = [sys.executable, "-m", "k2cli", *args, "--rest-url", rest]
+        with subprocess.Popen(command, env=k2_env, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            # Waits for that line.
+            assert any("debug   symbols_refreshed" in line for line in process.stderr)
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, stderr
         assert simulator.info_requests == 1
-        assert "debug   symbols_refreshed" in result.stderr
         assert home_list(home, Market.SPOT).exists()
     result = run(
         ["stream", "binance", "-s", "BTCUSDT", "--url", "ws://127.0.0.1:9", "--rest-url", "x"]

@@ -1,6 +1,7 @@
 """`k2 consume` where topics are deleted and recreated, grow, or have no position yet."""
 
 import json
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cluster import Cluster, ids_of, numbered_trades
 from confluent_kafka.admin import AdminClient, NewPartitions
+from crashes.members import STOPPING
+from scraping import scraped_until
+from waiting import PATIENCE_S, wait_for
 
 if TYPE_CHECKING:
     import subprocess
@@ -50,7 +54,7 @@ class Consumer:
 
     def finish(self) -> dict[str, Any]:
         """Wait for its end; return its summary."""
-        stdout, stderr = self.process.communicate(timeout=30)
+        stdout, stderr = self.process.communicate(timeout=PATIENCE_S)
         assert self.process.returncode == 0, stderr
         self.events += [json.loads(line) for line in stderr.splitlines() if line[:1] == "{"]
         summary: dict[str, Any] = json.loads(stdout)
@@ -60,6 +64,11 @@ class Consumer:
         """Return the events of a name that were read."""
         return [each for each in self.events if each["event"] == event]
 
+    def wait_for_messages(self, count: int) -> None:
+        """Wait until this many messages are read, which its metrics show."""
+        url = self.of("metrics")[0]["url"]
+        scraped_until(url, lambda samples: samples.get(("k2_messages_total", ())) == count)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Stop the process for a while."""
@@ -67,11 +76,23 @@ class Consumer:
         yield
         self.process.send_signal(signal.SIGCONT)
 
+    @contextmanager
+    def stopped_by_itself(self) -> Iterator[None]:
+        """Wait until the process has stopped itself; let it go on afterwards."""
+        options = os.WSTOPPED | os.WNOHANG
+        wait_for(lambda: os.waitid(os.P_PID, self.process.pid, options))
+        yield
+        self.process.send_signal(signal.SIGCONT)
+
 
 @contextmanager
-def consuming(cluster: Cluster, *args: object) -> Iterator[Consumer]:
-    """Run k2 consume."""
-    process = cluster.start("consume", "--log-format", "json", "--summary", "json", *args)
+def consuming(cluster: Cluster, *args: object, stop_after: int = 0) -> Iterator[Consumer]:
+    """Run k2 consume; with `stop_after`, so that it stops itself after this many commits."""
+    stopping = (str(STOPPING), "committed", str(stop_after))
+    process = cluster.start(
+        *("consume", "--log-format", "json", "--summary", "json", *args),
+        program=stopping if stop_after else ("-m", "k2cli"),
+    )
     with process:
         try:
             yield Consumer(process)
@@ -180,7 +201,8 @@ def test_what_was_read_of_the_old_topic_is_stored_under_its_id(
     cluster.produce(topic, numbered_trades(100))
     with consuming(cluster, *args, "--commit-interval", "1h", "--metrics", ":0") as consumer:
         consumer.wait_for("assigned")
-        signal.sigtimedwait([], 4)  # long enough to read it all, and to ask for the id after that
+        consumer.wait_for_messages(100)
+        signal.sigtimedwait([], 6)  # it asks for the id every second: also after it has read all
         with consumer.paused():
             cluster.delete(topic)
             cluster.create(topic, partitions=1)
@@ -188,8 +210,8 @@ def test_what_was_read_of_the_old_topic_is_stored_under_its_id(
         new_id = consumer.wait_for("topic_recreated", missing=0)["new_id"]
         assert consumer.of("commit")[0]["rows"] == 100
         assert stored(cluster, topic, old_id) == 100
-        signal.sigtimedwait([], 2)
         consumer.end()
+    cluster.consume(*args)  # what it has not read any more
     assert cluster.ids() == ids_of(numbered_trades(400))
     assert stored(cluster, topic, new_id) == 300
 
@@ -201,11 +223,9 @@ def test_unread_records_of_a_deleted_topic_are_missing(
     count = 200_000
     cluster.create(topic, partitions=1)
     cluster.produce(topic, numbered_trades(count))
-    reading = ("--until-end", "--batch-rows", 1_000, "--timeout", "2s", *SMALL_FETCHES)
-    with consuming(cluster, *args, *reading) as consumer:
-        for _ in range(5):
-            consumer.wait_for("commit")
-        with consumer.paused():
+    reading = ("--until-end", "--batch-rows", 1_000, "--timeout", "10s", *SMALL_FETCHES)
+    with consuming(cluster, *args, *reading, stop_after=5) as consumer:
+        with consumer.stopped_by_itself():
             cluster.delete(topic)
             if is_recreated:
                 cluster.create(topic, partitions=1)

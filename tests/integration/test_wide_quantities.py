@@ -14,7 +14,7 @@ from cluster import READ_TIMEOUT_S, Cluster, numbered_trades
 from older import make_narrow
 from pyiceberg.conversions import from_bytes
 from pyiceberg.types import DecimalType
-from waiting import wait_for
+from waiting import PATIENCE_S, wait_for
 from within import k2_at
 
 from k2cli.config import Settings, load_settings
@@ -302,13 +302,13 @@ def test_a_running_consumer_goes_on_when_the_table_evolves(cluster: Cluster, top
     running = cluster.start("consume", "--topic", topic, "--commit-interval", "200ms")
     try:
         cluster.produce(topic, numbered_trades(100, begin=100))
-        wait_for(lambda: len(cluster.ids()) == 200, timeout_s=60)
+        wait_for(lambda: len(cluster.ids()) == 200)
         assert cluster.run("table", "evolve", "trades").exit_code == 0
         cluster.produce(topic, widened(numbered_trades(100, begin=200), LARGE))
-        wait_for(lambda: len(cluster.ids()) == 300, timeout_s=60)
+        wait_for(lambda: len(cluster.ids()) == 300)
     finally:
         running.terminate()
-        _, talk = running.communicate(timeout=30)
+        _, talk = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 0, talk
     assert count_of(cluster, LARGE) == 100
 
