@@ -29,7 +29,7 @@ def test_readme_lists_every_exit_code() -> None:
 def test_version_is_the_same_everywhere(run: Run) -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     changelog = (REPOSITORY / "CHANGELOG.md").read_text()
-    newest = changelog.partition("\n## ")[2].split()[0]
+    newest = changelog.replace("\n## Unreleased\n", "").partition("\n## ")[2].split()[0]
     assert run(["--version"]).stdout == f"k2 {__version__}\n"
     assert __version__ == project["version"] == newest
 
