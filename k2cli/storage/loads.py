@@ -89,7 +89,7 @@ class FileKey:
 
     path: str
     layout: str
-    meaning: str
+    meaning: str  # empty: it holds nothing that tells
     identity: str
     digests: tuple[str, ...]  # of its bytes, as they are and decompressed: all that 0.1.0 knew
 
@@ -249,6 +249,8 @@ _START: Final = ("meaning", "identity", "copy", "digest", "size_bytes")
 
 def _may_mean(key: FileKey) -> pc.Expression:
     """Select entries loaded as the same thing; those of k2 0.1.0 do not say."""
+    if not key.meaning:
+        return pc.field("meaning").is_null() | pc.field("meaning").is_valid()
     is_same: pc.Expression = pc.field("meaning") == key.meaning
     return is_same | pc.field("meaning").is_null()
 

@@ -7,8 +7,8 @@ blank ones. A line ends at a line feed, always: a quoted value that holds one is
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -120,7 +120,7 @@ class CsvSource:
 
         That is the kind of its rows, which column is which field, how times and sides are read, and
         what holds for the whole file: exchange, symbol, asset class and currency. Neither its name
-        nor that of the layout matters.
+        nor that of the layout matters. Empty for a file that holds nothing.
 
         Raises:
             BadData: the columns do not fit the layout.
@@ -138,6 +138,10 @@ class CsvSource:
             BadData, UsageError: see `meaning` and `hash_content`.
         """
         return _digest([self.hash_content(), self.meaning()])
+
+    def _line_file(self) -> str:
+        """Name the file in the message ids of rows without ids. See `records.line_series`."""
+        return nth_copy(self.identity(), self._copy)
 
     @property
     def file_values(self) -> Mapping[str, str]:
@@ -234,7 +238,7 @@ class CsvSource:
             body = block
             count = _count_lines(block)
             if parser is None:
-                parser = self._started().parser()
+                parser = self._started().parser(self._line_file)
                 if self._started().has_header and not self._lines_before:
                     body = block.partition(b"\n")[2]
             skipped = count - _count_lines(body)
@@ -301,7 +305,6 @@ class CsvSource:
             zone=self._zone,
             values=file_values(layout, self._options, stem, columns.fields, market),
             entries=entries,
-            identity=lambda: nth_copy(self.identity(), self._copy),
             market=market,
             home=self._options.home,
         )
@@ -351,16 +354,18 @@ class _Start:
     @property
     def meaning(self) -> str:
         """See `CsvSource.meaning`."""
+        if self.columns is None:
+            return ""
         layout, columns, time = self.layout, self.columns, self.layout.time
         patterns = [time.date_format, time.time_format] if time.how == "format" else []
-        read = columns and [columns.fields, columns.vendor, sorted(columns.lower)]
+        read = [columns.fields, columns.vendor, sorted(columns.lower)]
         said = [layout.kind, layout.market, layout.side, time.how, patterns, self.facts.zone]
         return _digest([*said, self.values, read])
 
-    def parser(self) -> "_BlockParser":
-        """Return what parses the blocks of the file."""
+    def parser(self, line_file: Callable[[], str]) -> "_BlockParser":
+        """Return what parses the blocks of the file; `line_file` is for rows without ids."""
         assert self.columns is not None, "a file that holds nothing has no blocks"
-        builder = RowBuilder(self.layout, self.columns, self.facts)
+        builder = RowBuilder(self.layout, self.columns, replace(self.facts, identity=line_file))
         return _BlockParser(self.columns.names, builder, self.has_header)
 
 
