@@ -20,8 +20,10 @@ from pyiceberg.table import Table
 from k2cli.codec.resolve import record_name, unfit_decimals
 from k2cli.errors import BadData, Conflict
 from k2cli.records import RecordKind, arrow_field, is_wider
+from k2cli.storage.tables import RETRIES, RETRIES_KEY
 
 _ATTEMPTS: Final = 20
+_NO_RETRIES: Final = "0"  # what tables of k2 0.1.0 have, so that other engines' rewrites fail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +112,18 @@ def evolve_table(
     for _ in range(_ATTEMPTS):
         changes = list(_changes(kind, avro, arrow_columns(table.schema())))
         said = [str(change) for change in changes]
-        if not changes or is_dry_run:
+        is_retried = table.properties.get(RETRIES_KEY) != _NO_RETRIES
+        if not is_retried:
+            said.append(f"set {RETRIES_KEY} {_NO_RETRIES} to {RETRIES}")
+        if not said or is_dry_run:
             return said
         try:
-            with table.update_schema() as update:
-                update.union_by_name(pa.schema([change.column for change in changes]))
+            with table.transaction() as transaction:
+                if changes:
+                    with transaction.update_schema() as update:
+                        update.union_by_name(pa.schema([change.column for change in changes]))
+                if not is_retried:
+                    transaction.set_properties({RETRIES_KEY: RETRIES})
         except CommitFailedException:  # another writer was faster: look again
             table.refresh()
             continue

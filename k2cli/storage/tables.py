@@ -12,10 +12,12 @@ from pyiceberg.transforms import DayTransform, IdentityTransform
 
 from k2cli.records import RecordKind
 
+# For other engines, whose rewrites race k2's commits. k2 itself retries in its own way.
+RETRIES_KEY: Final = "commit.retry.num-retries"
+RETRIES: Final = "10"
 _PROPERTIES: Final[Mapping[str, str]] = {
     "format-version": "2",
-    # For other engines, whose rewrites race k2's commits. k2 itself retries in its own way.
-    "commit.retry.num-retries": "10",
+    RETRIES_KEY: RETRIES,
     # What keeps the thousandth commit as cheap as the tenth.
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "50",

@@ -448,3 +448,13 @@ def test_rows_that_another_engine_deleted_are_welcome_again(lake: Lake) -> None:
     again = lake.append(TRADES, trades(1, 2, 3))
     assert (again.rows, again.duplicates) == (1, 2)
     assert numbers(lake) == [1, 2, 3]
+
+
+def test_evolving_lets_other_engines_retry_on_old_tables(lake: Lake) -> None:
+    with lake.table(TRADES).transaction() as transaction:
+        transaction.set_properties({"commit.retry.num-retries": "0"})
+    change = "set commit.retry.num-retries 0 to 10"
+    assert lake.evolve(TRADES, TRADES.avro, is_dry_run=True) == [change]
+    assert lake.evolve(TRADES, TRADES.avro) == [change]
+    assert lake.table(TRADES).properties["commit.retry.num-retries"] == "10"
+    assert lake.evolve(TRADES, TRADES.avro) == []
