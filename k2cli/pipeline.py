@@ -72,12 +72,12 @@ class Pump:
     def _take(self, batch: Batch) -> None:
         self.totals.messages += batch.messages
         self.totals.reconnects = batch.session
+        for kind, ids in batch.seen:  # first: rows beside them open no gap then
+            self._count_pending(ids.num_rows)
+            self._sink.see(kind, ids)
         for kind, rows in batch.rows:
             self._count_pending(rows.num_rows)
             self._sink.write(kind, rows)
-        for kind, ids in batch.seen:
-            self._count_pending(ids.num_rows)
-            self._sink.see(kind, ids)
         self._reject(batch.rejects)
 
     def _reject(self, rejects: Sequence[Reject]) -> None:

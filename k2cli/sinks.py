@@ -21,6 +21,8 @@ from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.lake import Lake
 from k2cli.storage.position import Position, Series, Stored
 
+_REMEMBERED = 1_024  # ranges of a series
+
 if TYPE_CHECKING:
     from k2cli.producing import TopicRows
 
@@ -201,27 +203,38 @@ class PrintedTables:
 
 
 class Deduplicator:
-    """Leaves out what came before in this run, and reports gaps: for sinks without a table."""
+    """Leaves out what came before in this run, and reports gaps: for sinks without a table.
+
+    Of each series the newest ids are remembered: all trades but for the oldest holes between them,
+    and so many quotes. What is older is taken again rather than lost.
+    """
 
     def __init__(self, *, exchange: str, observe: Observer) -> None:
         self._observe = observe
         self._watches = _watches(exchange)
-        self._positions = {name: Position() for name in KINDS}
+        self._stored: dict[str, dict[Series, Stored]] = {name: {} for name in KINDS}
+        self._seen: dict[str, dict[Series, Stored]] = {name: {} for name in KINDS}
         self._conflicts = ConflictReport(observe)
         self._sums = Committed()
         self._rejects: list[Reject] = []
 
     def new_rows(self, kind: RecordKind, rows: pa.RecordBatch) -> Sequence[pa.RecordBatch]:
         """Return the rows that did not come before, and count them as taken."""
-        position = self._positions[kind.name]
+        stored = self._stored[kind.name]
+        position = Position(stored)
         table = pa.Table.from_batches([rows])
-        admission = admit(position, kind, table, None)
+        admission = admit(position, replace(kind, is_dense=True), table, None)
+        added = {**admission.added}
+        for series, seen in self._seen[kind.name].items():
+            added[series] = added.get(series, Stored()).merged(seen)
+        self._seen[kind.name].clear()
         watch = self._watches.get(kind.name)
         if watch is not None:
-            gaps = watch.gaps(position, admission.added)
+            self._sums.missing += _report_gaps(self._observe, kind, watch.gaps(position, added))
             watch.committed(table)
-            self._sums.missing += _report_gaps(self._observe, kind, gaps)
-        self._positions[kind.name] = position.extended(admission.added)
+        for series, more in added.items():
+            ranges = position.of(series).merged(more).exact
+            stored[series] = Stored(exact=ranges[-_REMEMBERED:])
         self._sums.rows += admission.rows.num_rows
         self._sums.duplicates += admission.duplicates
         self._sums.conflicts += admission.conflicts
@@ -230,10 +243,8 @@ class Deduplicator:
         return batches
 
     def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
-        """Take note of ids that stand for no record."""
-        seen: dict[Series, Stored] = {}
-        _add_seen(seen, ids)
-        self._positions[kind.name] = self._positions[kind.name].extended(seen)
+        """Take note of ids that stand for no record, before the rows that came with them."""
+        _add_seen(self._seen[kind.name], ids)
 
     def take_sums(self) -> Committed:
         """Return the sums since the last call."""

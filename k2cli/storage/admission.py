@@ -113,8 +113,7 @@ def admit(
 ) -> Admission:
     """Choose the rows that a table at `position` does not store yet.
 
-    Without a table to look into, rows of a dense series in a mixed range are taken, those of
-    other series are not.
+    Without a table to look into, rows in a mixed range are taken.
     """
     numbered = numbered_rows(kind, rows)
     if not len(numbered.rows):
@@ -123,8 +122,7 @@ def admit(
     states = _states(position, numbered)
     asked = np.flatnonzero(judge.is_first & (states != State.ABSENT))
     if len(asked) and look_up is None:
-        is_stored = (states[asked] == State.STORED) | (not kind.is_dense)
-        judge.leave_out(asked[is_stored])
+        judge.leave_out(asked[states[asked] == State.STORED])
     elif len(asked) and look_up is not None:
         keys = _keys(position, kind, rows, numbered, asked)
         judge.leave_out_stored(asked, states[asked] == State.STORED, keys, look_up)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import batch_of, quotes_batch, table_of, trade_row, trades_batch
+from builders import batch_of, quote_row, quotes_batch, table_of, trade_row, trades_batch
 from waiting import ManualClock
 
 from k2cli.errors import BadData, Unavailable
@@ -384,6 +384,25 @@ def test_ndjson_sink_prints_each_row_once(rejects: RejectLog) -> None:
     numbers = [json.loads(line)["source_sequence"] for line in out.getvalue().splitlines()]
     assert sorted(numbers) == [1_000 + n for n in range(6)]
     assert (totals.rows, totals.duplicates, totals.commits) == (6, 4, 0)
+
+
+def test_ndjson_sink_knows_ids_without_a_record(rejects: RejectLog) -> None:
+    events: list[str] = []
+    rows = table_of(TRADES, [trade_row(source_sequence=n) for n in (1, 2, 4, 6)]).to_batches()
+    given = [Batch(rows=[(TRADES, rows[0])], seen=[(TRADES, ids(3, 7))], messages=6)]
+    totals = pump_of(MemorySource(given), ndjson_sink(BytesIO(), events), rejects).run()
+    assert (totals.rows, totals.missing) == (4, 1)
+    assert events == ["gap"]
+
+
+def test_ndjson_sink_takes_quotes_that_come_late(rejects: RejectLog) -> None:
+    def quotes(*numbers: int) -> Batch:
+        made = table_of(QUOTES, [quote_row(source_sequence=n) for n in numbers]).to_batches()
+        return Batch(rows=[(QUOTES, made[0])], messages=len(numbers))
+
+    given = [quotes(10, 30), quotes(20, 30), quotes(20)]
+    totals = pump_of(MemorySource(given), ndjson_sink(BytesIO()), rejects).run()
+    assert (totals.rows, totals.duplicates) == (3, 2)
 
 
 def test_ndjson_sink_prints_at_once(rejects: RejectLog) -> None:
