@@ -307,6 +307,8 @@ class FileLoad:
     def _leave_out_added(self) -> None:
         """Leave out the rows that other writers added to the table since the load began."""
         files = self._target.index.files(self._table)
+        if files is self._base:
+            return
         added = files.only(set(files.paths) - set(self._base.paths))
         self._base = files
         hits: dict[Series, list[Ints]] = {}
