@@ -382,3 +382,30 @@ def test_undo_keeps_columns_that_k2_does_not_know(lake: Lake) -> None:
     kept = lake.table(TRADES).scan().to_arrow().sort_by("message_id")
     assert kept["message_id"].to_pylist() == ["x1", "x2", "x3"]
     assert kept["desk"].to_pylist() == ["north", None, "south"]
+
+
+def test_files_of_undone_loads_are_deleted_once_their_snapshots_expire(tmp_path: Path) -> None:
+    variables = {
+        "K2_HOME": str(tmp_path),
+        "K2_TABLE_KEEP_SNAPSHOTS": "3",
+        "K2_TABLE_KEEP_FOR": "0s",
+    }
+    with open_lake(load_settings(variables), create=True) as lake:
+        for n in range(12):
+            load(lake, f"a{n}", 3)
+            if n % 2:
+                newest = lake.loads(TRADES).to_pylist()
+                ids = {each["path"]: each["load"] for each in newest}
+                assert lake.undo_load(TRADES, ids[f"/data/a{n - 1}.csv"]).rows == 3
+        table = lake.table(TRADES)
+        assert (count(lake), table.scan().to_arrow().num_rows) == (18, 18)
+        assert loaded(lake, *(f"a{n}" for n in range(12))) == {f"a{n}" for n in range(1, 12, 2)}
+        known = {
+            each.data_file.file_path.removeprefix("file://")
+            for snapshot in table.snapshots()
+            for manifest in snapshot.manifests(table.io)
+            for each in manifest.fetch_manifest_entry(table.io)
+        }
+        assert len(table.snapshots()) < 6
+    on_disk = {str(path) for path in tmp_path.rglob("timestamp_day=*/*.parquet")}
+    assert on_disk == known

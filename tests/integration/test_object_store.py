@@ -18,6 +18,7 @@ import trustme
 from builders import quotes_batch, trades_batch
 from cluster import Cluster
 from conftest import Run
+from foreign import rewrite_as_another_engine
 from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError
 from pyiceberg.io.pyarrow import PyArrowFileIO
 from services.catalogproxy import CatalogProxy, running_proxy
@@ -129,6 +130,20 @@ def test_every_command_works_with_keys_from_the_file(
     assert k2("table", "snapshots", "trades").stdout.count("\n") == 2
     assert "BTCUSDT,trades,50," in k2("query", "symbols", "--format", "csv").stdout
     assert k2("query", "quotes").stdout.count("\n") == 1
+
+
+def test_a_load_is_undone_in_files_that_hold_other_rows(
+    home: Path, catalog: Properties, dump: Path, tmp_path: Path
+) -> None:
+    k2 = k2_at(home, variables(catalog))
+    month = tmp_path / "BTCUSDT-trades-2024-08.csv"
+    month.write_text(re.sub("^(?=[0-9])", "7", dump.read_text(), flags=re.MULTILINE))  # other ids
+    k2(*LOAD, dump, month)
+    with open_lake(load_settings({"K2_HOME": str(home), **variables(catalog)})) as lake:
+        rewrite_as_another_engine(lake.table(TRADES), is_expiring=False)
+    assert "rows=50 files=1" in k2("load", "undo", month).stderr
+    assert counted(k2) == OF_DUMP
+    assert k2("load", "history").stdout.count(str(tmp_path)) == 1
 
 
 def test_answers_are_those_of_the_embedded_tables(tmp_path: Path, catalog: Properties) -> None:
