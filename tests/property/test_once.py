@@ -29,9 +29,8 @@ from k2cli.rejects import RejectLog
 from k2cli.sinks import TableSink
 from k2cli.storage import fileload, position
 from k2cli.storage.append import OutcomeUnknown
-from k2cli.storage.fileload import Stowed
 from k2cli.storage.lake import Lake, open_lake
-from k2cli.storage.loads import LoadEntry
+from k2cli.storage.loads import FileKey, LoadEntry
 from k2cli.storage.offsets import (
     KEY,
     OffsetPosition,
@@ -67,6 +66,8 @@ class Once(RuleBasedStateMachine):
         self.stored: set[Id] = set()
         self.history: list[tuple[int, frozenset[Id]]] = []  # snapshots, and what they hold
         self.loads = 0
+        self.loaded: dict[str, set[Id]] = {}  # what each load stored, by its path
+        self.received = 0
 
     def teardown(self) -> None:
         self.stack.close()
@@ -74,11 +75,14 @@ class Once(RuleBasedStateMachine):
     def rows(self, ids: Sequence[Id]) -> pa.Table:
         """Make rows; the day of a row follows from its number, as in an exchange's series."""
         make = trade_row if self.kind is TRADES else quote_row
+        self.received += 1
+        received = START + timedelta(days=9, microseconds=self.received)
         made = [
             make(
                 symbol=symbol,
                 source_sequence=number,
                 timestamp=START + timedelta(days=number * DAYS // 40, seconds=number),
+                ingestion_timestamp=received,
             )
             for symbol, number in ids
         ]
@@ -94,23 +98,31 @@ class Once(RuleBasedStateMachine):
         self.loads += 1
         number = self.loads
 
-        def entry(stowed: Stowed) -> LoadEntry:
-            return LoadEntry(
-                loaded_at=number,
-                path=f"/{number}",
-                digest=f"{number}",
-                size_bytes=1,
-                layout="binance-trades",
-                rows=stowed.rows,
-                rejects=0,
-            )
-
-        with self.lake.load_file(self.kind) as target:
+        entry = LoadEntry(
+            loaded_at=number,
+            path=f"/{number}",
+            digest=f"{number}",
+            size_bytes=1,
+            layout="binance-trades",
+            rejects=0,
+            meaning="as it is",
+            identity=f"{number}",
+        )
+        key = FileKey(
+            path=entry.path,
+            layout=entry.layout,
+            meaning=entry.meaning,
+            identity=entry.identity,
+            digests=(entry.digest,),
+        )
+        with self.lake.load_file(self.kind, file=entry.identity) as target:
             for batch in rows.to_batches(max_chunksize=3):
                 target.write(batch)
             if between:
                 self.lake.append(self.kind, self.rows(between))
-            target.commit(entry, is_forced=False)
+            target.commit(entry, key=key)
+        loaded = {(row["symbol"], row["source_sequence"]) for row in rows.to_pylist()}
+        self.loaded[entry.path] = loaded - self.stored - set(between)
         left_out = target.stowed.duplicates + target.stowed.conflicts
         assert target.stowed.rows + left_out == rows.num_rows
 
@@ -169,6 +181,15 @@ class Once(RuleBasedStateMachine):
         self.load(rows.set_column(column, field, zeros))
         self.stored.update(ids)
 
+    @rule(at=st.floats(0, 1))
+    def undo_a_load(self, at: float) -> None:
+        loads = self.lake.loads(self.kind).select(["load", "path"]).to_pylist()
+        if loads:
+            load = loads[int(at * (len(loads) - 1))]
+            gone = self.loaded[load["path"]] & self.stored
+            assert self.lake.undo_load(self.kind, load["load"]).rows == len(gone)
+            self.stored -= gone
+
     @rule(ids=IDS, partition=st.integers(0, 1), skew=st.sampled_from([0, 0, 0, 1]))
     def consume(self, ids: list[Id], partition: int, skew: int) -> None:
         """A batch of a consumer that may have been overtaken by another one."""
@@ -188,7 +209,7 @@ class Once(RuleBasedStateMachine):
 
     @rule(ids=IDS)
     def load_that_is_cut_off(self, ids: list[Id]) -> None:
-        with self.lake.load_file(self.kind) as target:
+        with self.lake.load_file(self.kind, file="cut off") as target:
             for batch in self.rows(ids).to_batches(max_chunksize=3):
                 target.write(batch)
 
