@@ -67,9 +67,9 @@ def test_a_newcomer_is_told_what_to_do_next(home: Path):
 
 
 def test_tables_are_told_with_their_rows_and_how_new_they_are(lake: Lake, home: Path):
-    lake.append(TRADES, _table(trades_batch(5)))
+    lake.append(TRADES, _table(trades_batch(5, exchange="BINANCE_US")))
     lake.append(TRADES, _table(trades_batch(400)))  # passes midnight
-    lake.append(TRADES, _table(trades_batch(3)))  # late ones
+    lake.append(TRADES, _table(trades_batch(3, exchange="ASX")))  # late ones
     found = json.loads(k2_at(home)(*PATIENT, "-f", "json").stdout)
     assert {check["name"]: check["state"] for check in found["checks"]} == {
         "catalog": "green",
@@ -119,7 +119,7 @@ def test_what_is_damaged_is_red(lake: Lake, home: Path):
     metadata.write_bytes(metadata.read_bytes()[:100])
     lines = k2_at(home)(*PATIENT, code=6).stdout.splitlines()
     assert any(line.startswith("red     store") and "hint: " in line for line in lines)
-    lake.append(TRADES, _table(trades_batch(5)))
+    lake.append(TRADES, _table(trades_batch(5, exchange="BINANCE_US")))
     snapshot = lake.table(TRADES).current_snapshot()
     assert snapshot is not None
     Path(snapshot.manifest_list).write_bytes(b"nonsense")
@@ -303,7 +303,7 @@ def test_watching_goes_on_until_a_signal(
     with subprocess.Popen(command, env=k2_env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["tables"][0]["rows"] == 0
-        lake.append(TRADES, _table(trades_batch(5)))
+        lake.append(TRADES, _table(trades_batch(5, exchange="BINANCE_US")))
         while json.loads(process.stdout.readline())["tables"][0]["rows"] != 5:
             pass
         process.send_signal(number)
