@@ -181,21 +181,36 @@ def _judge(table: Table, kind: RecordKind, rows: _Rows, keep: Keep | None) -> Do
     starts = np.append(0, np.flatnonzero(np.diff(rows.groups)) + 1)
     sizes = np.diff(np.append(starts, len(rows.groups)))
     first_of = np.repeat(starts, sizes)
-    is_same = are_equal(kind, values, values.take(pa.array(first_of)))
-    differing = np.flatnonzero(~is_same)
+    is_first = np.arange(len(first_of)) == first_of
+    is_distinct = _are_distinct(kind, values, rows.groups)
+    differing = np.flatnonzero(is_distinct & ~is_first)
     found.conflicts = len(differing)
     found.examples = _examples(kind, values, differing[:MAX_CONFLICTS], first_of)
-    is_kept = np.arange(len(first_of)) == first_of
+    is_kept = is_first if keep else is_distinct
     if keep is Keep.NEWEST:  # where values differ, the last row stays instead of the first
-        has_others = np.repeat(np.logical_or.reduceat(~is_same, starts), sizes)
+        has_others = np.repeat(np.add.reduceat(is_distinct, starts) > 1, sizes)
         is_last = np.append(np.diff(first_of) != 0, True)
         is_kept = np.where(has_others, is_last, is_kept)
-    dropped = ~is_kept if keep else ~is_kept & is_same
+    dropped = ~is_kept
     for number in np.unique(rows.files[dropped]).tolist():
         here = dropped & (rows.files == number)
         found.drop[rows.paths[number]] = np.sort(rows.indices[here])
     found.rows = int(dropped.sum())
     return found
+
+
+def _are_distinct(kind: RecordKind, values: pa.Table, groups: Ints) -> npt.NDArray[np.bool_]:
+    """Tell which rows say something that no row of their record before them says."""
+    are_distinct = np.ones(len(groups), dtype=np.bool_)
+    left = np.arange(len(groups))
+    while len(left):  # each time, compare with the first row of each record that is left
+        is_head = np.diff(groups[left], prepend=-1) != 0
+        heads = left[is_head][np.cumsum(is_head) - 1]
+        is_same = are_equal(kind, *(values.take(pa.array(index)) for index in (left, heads)))
+        is_same |= is_head
+        are_distinct[left[is_same & ~is_head]] = False
+        left = left[~is_same]
+    return are_distinct
 
 
 def _values(table: Table, kind: RecordKind, rows: _Rows) -> pa.Table:

@@ -1,12 +1,15 @@
 """`k2 table` and `k2 config`: looking around."""
 
 import json
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from builders import trades_batch
+from builders import START, table_of, trade_row, trades_batch
 from conftest import Run
+from foreign import append_as_another_engine
 
 from k2cli.config import Settings
 from k2cli.records import TRADES
@@ -17,8 +20,8 @@ from k2cli.storage.lake import open_lake
 def filled(settings: Settings) -> None:
     """Trades in two commits, and an empty table of quotes."""
     with open_lake(settings, create=True) as lake:
-        for _ in range(2):
-            lake.append(TRADES, pa.Table.from_batches([trades_batch(10)]))
+        for exchange in ("BINANCE", "BINANCE_US"):
+            lake.append(TRADES, pa.Table.from_batches([trades_batch(10, exchange=exchange)]))
 
 
 @pytest.mark.usefixtures("filled")
@@ -44,7 +47,7 @@ def test_describe_shows_columns_with_their_meaning(run: Run, name: str) -> None:
 def test_snapshots_are_listed_newest_first(run: Run) -> None:
     listed = json.loads(run(["table", "snapshots", "trades", "-f", "json"]).stdout)
     assert [each["total_rows"] for each in listed] == [20, 10]
-    assert listed[0]["refs"] == "main"
+    assert listed[0]["refs"] == "main,k2"
 
 
 @pytest.mark.usefixtures("filled")
@@ -91,3 +94,34 @@ def test_wrong_setting_is_exit_3(run: Run, home: Path) -> None:
     result = run(["config", "show"])
     assert result.exit_code == 3
     assert "hint: the nearest known one is keep_for" in result.stderr
+
+
+def test_dedupe_counts_and_removes_what_is_stored_twice(
+    run: Run, settings: Settings, tmp_path: Path
+) -> None:
+    rows = pa.Table.from_batches([trades_batch(10)])
+    late = START + timedelta(days=1)
+    price = Decimal("1.00000000")
+    row = trade_row(price=price, source_sequence=1_002, ingestion_timestamp=late)
+    other = table_of(TRADES, [row, row])
+    with open_lake(settings, create=True) as lake:
+        lake.append(TRADES, rows)
+        for added in (rows, other):
+            append_as_another_engine(lake.table(TRADES), added)
+    rejects = tmp_path / "conflicts.ndjson"
+    words = ["table", "dedupe", "trades", "--summary", "json", "--rejects", str(rejects)]
+    dry = run([*words, "--dry-run"])
+    assert json.loads(dry.stdout) == {"days": 1, "removed": 11, "conflicts": 1}
+    assert "dry run: nothing was changed" in dry.stderr
+    assert json.loads(run(words).stdout) == {"days": 1, "removed": 11, "conflicts": 1}
+    kept = run([*words, "--keep", "newest"])
+    assert json.loads(kept.stdout)["removed"] == 1
+    assert json.loads(run(words).stdout) == {"days": 0, "removed": 0, "conflicts": 0}
+    lines = [json.loads(line) for line in rejects.read_text().splitlines()]
+    assert len(lines) == 3
+    assert "price 1.00000000 (stored 61800.02000000)" in lines[0]["reason"]
+
+
+def test_dedupe_of_a_table_that_is_not_there_exits_with_4(run: Run) -> None:
+    result = run(["table", "dedupe", "trades"])
+    assert (result.exit_code, result.stdout) == (4, "")
