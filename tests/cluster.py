@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from builders import batch_of, trade_row
+from builders import START, batch_of, trade_row
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from conftest import Result
@@ -176,6 +177,7 @@ def numbered_trades(count: int, *, begin: int = 0, symbols: int = 16) -> pa.Reco
                 trade_id=f"BINANCE-{number}",
                 symbol=f"S{number % symbols:02}USDT",
                 source_sequence=number,
+                timestamp=START + timedelta(seconds=number, microseconds=55_000),
             )
             for number in range(begin, begin + count)
         ],
