@@ -13,6 +13,7 @@ import pytest
 from builders import quotes_batch, trades_batch
 from cluster import Cluster, ids_of, numbered_trades, values_of
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 from crashes.members import Member
 from scraping import scraped_until
 from waiting import PATIENCE_S, wait_for
@@ -271,6 +272,13 @@ def test_a_group_in_use_shares_the_work(cluster: Cluster, topic: str, group: tup
     with open_lake(load_settings(cluster.env), create=True):
         pass
     runs = [cluster.start(*args) for _ in range(3)]
+    admin = AdminClient(cluster.kafka)
+
+    def have_all_joined() -> bool:
+        described = admin.describe_consumer_groups([group[1]])[group[1]].result()
+        return len(described.members) == len(runs)
+
+    wait_for(have_all_joined)
     wait_for(lambda: len(cluster.ids()) >= 20_000)
     for run in runs:
         run.terminate()

@@ -231,7 +231,8 @@ def test_killed_streams_keep_every_reported_row_and_double_none(
             timeout=PATIENCE_S,
         )
     summary = json.loads(done.stdout)
-    assert (summary["rows"], summary["duplicates"]) == (50, reported)
+    # The exchange of this run says the same ids, with times of its own.
+    assert (summary["rows"], summary["duplicates"] + summary["conflicts"]) == (50, reported)
     assert_is_one_run(numbers(settings), 100)
 
 
