@@ -56,7 +56,7 @@ def test_a_table_that_has_all_of_it_does_not_change(lake: Lake):
 
 
 def test_new_columns_are_null_in_rows_of_before(lake: Lake, home: Path):
-    lake.append(TRADES, table_of(TRADES, [trade_row(trade_id="BINANCE-1")]))
+    lake.append(TRADES, table_of(TRADES, [trade_row(trade_id="BINANCE-1", source_sequence=1)]))
     fee = {"name": "fee", "type": ["null", WIDE], "default": None}
     at = {"name": "at", "type": ["null", {"type": "long", "logicalType": "timestamp-millis"}]}
     tags = {"name": "tags", "type": {"type": "array", "items": "string"}, "default": []}
@@ -106,11 +106,13 @@ def test_wider_columns_read_narrow_rows(lake: Lake, home: Path):
     ]
     assert lake.evolve(TRADES, newer(number)) == []  # a narrower one fits
 
-    row = trade_row(price=Decimal("123456789012345.12345678"), quantity=Decimal(2))
+    price = Decimal("123456789012345.12345678")
+    row = trade_row(source_sequence=1, price=price, quantity=Decimal(2))
     rows = pa.RecordBatch.from_pylist([row], schema=kind_of(wide).arrow.remove(15))
     rows = with_column(rows, "level", [2**40], pa.int64())
     lake.append(TRADES, pa.Table.from_batches([rows]))
-    lake.append(TRADES, table_of(TRADES, [trade_row()]))  # a writer that knows nothing of it
+    unaware = table_of(TRADES, [trade_row(source_sequence=2)])
+    lake.append(TRADES, unaware)  # by a writer that knows nothing of it
     k2 = k2_at(home)
     answer = k2("query", "trades", "--columns", "price,level", "--format", "csv").stdout
     first = f"{trade_row()['price']:.8f}"
