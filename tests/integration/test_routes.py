@@ -52,18 +52,29 @@ def ids(cluster: Cluster) -> list[int]:
     return sorted(cluster.rows()["source_sequence"].to_pylist())
 
 
+_fed: list[str] = []  # the topic that the streamers of this process fed
+
+
+@pytest.fixture
+def fed_topic(cluster: Cluster, exchange: Simulator, topic_name: str) -> str:
+    """A topic that two streamers have fed; tests share it, each with a table of its own."""
+    if not _fed:
+        topic = f"{topic_name}.trades"
+        cluster.create(topic, partitions=2)
+        for _ in range(2):
+            stream(cluster, exchange, "kafka", "--topic", topic)
+        _fed.append(topic)
+    return _fed[0]
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(ROUTES)), ids="-".join)
 def test_every_order_of_every_route_stores_each_trade_once(
     cluster: Cluster,
     exchange: Simulator,
     recordings: Path,
-    topic_name: str,
+    fed_topic: str,
     order: tuple[str, ...],
 ) -> None:
-    topic = f"{topic_name}.trades"
-    cluster.create(topic, partitions=2)
-    for _ in range(2):  # two streamers
-        stream(cluster, exchange, "kafka", "--topic", topic)
     stored = 0
     for route in order:
         match route:
@@ -75,7 +86,7 @@ def test_every_order_of_every_route_stores_each_trade_once(
                 sums = summary_of(cluster, "load", "csv", *paths, *LAYOUT)
                 repeated = TRADES_COUNT if stored else 0
             case _:
-                sums = cluster.consume("--topic", topic)
+                sums = cluster.consume("--topic", fed_topic)
                 repeated = TRADES_COUNT * (2 if stored else 1)
         assert (sums["rows"], sums["duplicates"], sums["conflicts"]) == (
             TRADES_COUNT - stored,
