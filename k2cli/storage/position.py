@@ -33,7 +33,7 @@ from k2cli.ranges import EMPTY, Ints, Ranges, difference, index_of, union
 from k2cli.records import MAX_NUMBER
 
 KEY: Final = "k2.position"  # the snapshot property
-MAX_RANGES: Final = 5_000  # of all series together
+MAX_RANGES: Final = 4_000  # of all series together
 MAX_SERIES: Final = 5_000  # listed; beyond that, a series that is not listed is unknown
 _ENCODING: Final = "z2:"
 _DAYS_SHAPE: Final = 4  # first and last number, first and last day
@@ -147,6 +147,7 @@ def _with_days(exact: Ranges) -> Ints:
 
 _NO_FIRST_DAY: Final = 1 << 30
 _NO_LAST_DAY: Final = -1
+_NO_DAYS: Final = (0, -1)  # as the property has it
 
 
 def _grouped(ranges: Ints, starts: npt.NDArray[np.intp]) -> Ints:
@@ -168,7 +169,7 @@ def _merge_mixed(mixed: Ints) -> Ints:
     mixed = mixed[np.argsort(mixed[:, 0], kind="stable")]
     reached = np.maximum.accumulate(mixed[:, 1])
     overlaps = mixed[1:, 0] <= reached[:-1] + 1
-    same_days = (mixed[1:, 2:] == mixed[:-1, 2:]).all(axis=1)
+    same_days = (mixed[1:, 2:] == mixed[:-1, 2:]).all(axis=1) & (mixed[1:, 2] <= mixed[1:, 3])
     return _grouped(mixed, np.append(0, np.flatnonzero(~(overlaps | same_days)) + 1))
 
 
@@ -211,13 +212,13 @@ def encode_position(position: Position) -> str:
 
     A series is a list of whole numbers, for each range: how far its first number is above the
     range before, and how many numbers follow it; of a mixed range, the second one is `-1 - n`, and
-    its first day and the number of days after it follow.
+    its first day and the number of days after it follow, 0 and -1 where it has no days.
     """
     document: dict[str, dict[str, list[int]]] = {}
     for series, stored in sorted(position.series.items()):
         document.setdefault(series.exchange, {})[series.symbol] = list(_words(stored))
     packed = msgspec.msgpack.encode([position.is_partial, document])
-    return _ENCODING + b64encode(zlib.compress(packed, level=3)).decode()
+    return _ENCODING + b64encode(zlib.compress(packed, level=5)).decode()
 
 
 def _words(stored: Stored) -> Iterator[int]:
@@ -236,7 +237,7 @@ def _words(stored: Stored) -> Iterator[int]:
             yield last - first
         else:
             yield first - last - 1
-            yield from (day, last_day - day)
+            yield from (day, last_day - day) if day <= last_day else _NO_DAYS
         before = last
 
 
@@ -276,8 +277,9 @@ def _stored(words: list[int]) -> Stored:
             exact.append((first, before))
         else:
             before = first - more - 1
-            day = next(left)
-            mixed.append((first, before, day, day + next(left)))
+            day, more_days = next(left), next(left)
+            days = (day, day + more_days) if more_days >= 0 else (_NO_FIRST_DAY, _NO_LAST_DAY)
+            mixed.append((first, before, *days))
     return Stored(
         exact=np.array(exact, dtype=np.int64).reshape(-1, 2),
         mixed=np.array(mixed, dtype=np.int64).reshape(-1, _DAYS_SHAPE),

@@ -1,5 +1,7 @@
 """What a position says of numbers, and how it stays small."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -114,20 +116,45 @@ def test_a_position_is_read_as_it_was_written() -> None:
     assert decode_position(encode_position(Position(is_partial=True))).is_partial
 
 
-def test_a_position_of_2000_symbols_is_small() -> None:
-    """At its limits, and with numbers that do not compress."""
+def ranges(random: np.random.Generator, count: int, step: int) -> Stored:
+    """Return ranges whose numbers do not compress."""
+    steps = random.integers(2, step, size=2 * count)
+    bounds = int(random.integers(10**9, 10**10)) + np.cumsum(steps)
+    return Stored(exact=bounds.reshape(-1, 2))
+
+
+def days_ranges(random: np.random.Generator, count: int, step: int) -> Stored:
+    """Return mixed ranges whose numbers do not compress, of other days each."""
+    bounds = ranges(random, count, step).exact
+    days = 20_000 + 3 * np.arange(count)
+    last_days = days + random.integers(0, 3, size=count)
+    return Stored(mixed=np.column_stack((bounds, days, last_days)))
+
+
+@pytest.mark.parametrize("make", [ranges, days_ranges], ids=["trades", "quotes"])
+@pytest.mark.parametrize(
+    ("symbols", "count"), [(2000, 2), (2000, 20), (500, 10), (500, 8), (1, 9000)]
+)
+def test_a_position_of_2000_symbols_is_small(
+    make: Callable[[np.random.Generator, int, int], Stored], symbols: int, count: int
+) -> None:
+    """At its limits and just below, and with numbers that do not compress."""
     random = np.random.default_rng(7)
     series = {
-        Series("BINANCE", f"{n:04x}USDT"): Stored(
-            exact=np.sort(random.choice(10**9, 40, replace=False)).reshape(-1, 2)
-            + int(random.integers(10**9, 10**10))
-        )
-        for n in range(2_000)
+        Series("BINANCE", f"{n:04x}USDT"): make(random, count, 2_000_000) for n in range(symbols)
     }
     position = Position().updated(series)
     text = encode_position(position)
     assert decode_position(text) == position
     assert len(text) < 64 << 10
+
+
+def test_mixed_ranges_without_days_stay_apart() -> None:
+    """Those of dense series have no days, which says nothing about where their rows lie."""
+    many = Stored(exact=np.arange(40).reshape(-1, 2) * 100).shrunk(10)
+    again = decode_position(encode_position(Position({BTC: many}))).of(BTC)
+    assert again == many
+    assert len(again.merged(exact((10**6, 10**6)))) == len(many) + 1
 
 
 @pytest.mark.parametrize(
