@@ -259,7 +259,8 @@ def load_into_table(
     if policy.is_following:
         reader.expect_growth()
     is_again = policy.is_forced or policy.is_repeating
-    before = None if is_again else lake.newest_load(file.kind, _key(file, identity=""))
+    newest = lake.newest_load(file.kind, _key(file, identity=""))
+    before = None if is_again else newest
     is_grown = before is not None and reader.starts_with(before.size_bytes, before.digest)
     offset = before.size_bytes if before and is_grown else 0
     if policy.is_following:
@@ -272,7 +273,7 @@ def load_into_table(
             raise _unclear(file, is_grown=is_grown)
     copy, known = _again(file, lake, policy, key)
     name = nth_copy(key.identity, copy)
-    with lake.load_file(file.kind, file=name, known=known) as target:
+    with lake.load_file(file.kind, file=name, known=known, is_again=is_again) as target:
         sums = pump_file(file, target, policy, on_batch)
         values = reader.file_values
         entry = LoadEntry(
@@ -289,7 +290,7 @@ def load_into_table(
             exchange=values.get("exchange"),
             symbol=values.get("symbol"),
         )
-        snapshot_id = target.commit(entry, key=None if is_again else key, after=before)
+        snapshot_id = target.commit(entry, key=key, after=newest)
     stowed = target.stowed
     sums.rows, sums.duplicates, sums.conflicts = stowed.rows, stowed.duplicates, stowed.conflicts
     if snapshot_id is not None:

@@ -4,7 +4,7 @@ Rows without a number of the exchange are always taken. A row whose number the t
 out: as a duplicate if it says the same, else as a conflict. The first one stays.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -18,6 +18,7 @@ from k2cli.records import RecordKind
 from k2cli.storage.numbered import Numbered, numbered_rows
 from k2cli.storage.position import Position, Series, State, Stored
 
+RECORD_COLUMNS: Final = ("message_id", "exchange", "symbol")
 DAY_US: Final = 86_400_000_000
 MAX_CONFLICTS: Final = 100  # of which the values are kept
 RECEIVED: Final = "ingestion_timestamp"
@@ -31,6 +32,7 @@ class ValueConflict:
 
     series: Series
     number: int | None  # None: of a record without one
+    text: str  # the record's id as people know it
     stored: Mapping[str, object]
     received: Mapping[str, object]
 
@@ -41,9 +43,8 @@ class ValueConflict:
             for name, value in self.received.items()
             if value != self.stored[name]
         )
-        return (
-            f"{self.series.exchange} {self.series.symbol} {self.number} is stored already: {both}"
-        )
+        name = self.text if self.number is None else self.number
+        return f"{self.series.exchange} {self.series.symbol} {name} is stored already: {both}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,10 @@ class Keys:
             first_days=self.first_days[index],
             last_days=self.last_days[index],
         )
+
+    def on_near_days(self) -> "Keys":
+        """Return the same keys, whose rows may lie a day earlier or later."""
+        return replace(self, first_days=self.first_days - 1, last_days=self.last_days + 1)
 
     def on_any_day(self) -> "Keys":
         """Return the same keys, wherever their rows lie."""
@@ -130,8 +135,105 @@ def admit(
     return judge.verdict()
 
 
+def admit_others(
+    kind: RecordKind, admission: Admission, which: Ints, find: Callable[[pa.Table], Found]
+) -> Admission:
+    """Leave out rows without a number that a table stores, or that came before among the rows.
+
+    `which` are their ascending indices among the admitted rows. `find` looks up the rows that the
+    table stores of some records, given one row of each.
+    """
+    if not len(which):
+        return admission
+    left_out = _LeftOut(kind, admission.rows)
+    asked = admission.rows.take(pa.array(which))
+    codes = record_keys(asked).combine_chunks().dictionary_encode().indices.to_numpy()
+    _, first, records = np.unique(codes, return_index=True, return_inverse=True)
+    found = find(asked.take(pa.array(first)))
+    row_of = np.full(len(first), -1)
+    row_of[found.keys] = np.arange(len(found.keys))
+    is_stored = row_of[records] >= 0
+    left_out.compare(which[is_stored], found.rows.take(pa.array(row_of[records[is_stored]])))
+    is_repeated = ~is_stored & (np.arange(len(which)) != first[records])
+    left_out.compare(
+        which[is_repeated],
+        asked.select(left_out.columns).take(pa.array(first[records[is_repeated]])),
+    )
+    return left_out.admission(admission)
+
+
+def leave_out(kind: RecordKind, admission: Admission, which: Ints) -> Admission:
+    """Leave out admitted rows as duplicates, given their indices."""
+    left_out = _LeftOut(kind, admission.rows)
+    left_out.is_new[which] = False
+    return left_out.admission(admission)
+
+
+def record_keys(rows: pa.Table) -> pa.ChunkedArray:
+    """Return what identifies the records of rows without a number."""
+    texts = [rows[name].cast(pa.string()) for name in RECORD_COLUMNS]
+    return pc.binary_join_element_wise(*texts, "\0")
+
+
+class _LeftOut:
+    """Rows that are left out, and how they differ from those that stay."""
+
+    def __init__(self, kind: RecordKind, rows: pa.Table) -> None:
+        self.is_new = np.ones(rows.num_rows, dtype=np.bool_)
+        self.columns: Final = [*kind.compared, RECEIVED]
+        self._kind = kind
+        self._rows = rows
+        self._conflicts = 0
+        self._examples: list[ValueConflict] = []
+
+    def compare(self, index: Ints, stored: pa.Table) -> None:
+        """Leave rows out; those that differ from the stored ones are conflicts."""
+        self.is_new[index] = False
+        received = self._rows.select(self.columns).take(pa.array(index))
+        differing = np.flatnonzero(~are_equal(self._kind, received, stored))
+        self._conflicts += len(differing)
+        shown = differing[: MAX_CONFLICTS - len(self._examples)]
+        rows = self._rows.take(pa.array(index[shown]))
+        self._examples += value_conflicts(self._kind, rows, stored.take(pa.array(shown)))
+
+    def admission(self, before: Admission) -> Admission:
+        """Return what is left of the rows."""
+        left_out = len(self.is_new) - int(self.is_new.sum())
+        if not left_out:
+            return before
+        is_other = np.zeros(len(self.is_new), dtype=np.bool_)
+        is_other[before.others] = True
+        return replace(
+            before,
+            rows=self._rows.filter(pa.array(self.is_new)),
+            duplicates=before.duplicates + left_out - self._conflicts,
+            conflicts=before.conflicts + self._conflicts,
+            examples=[*before.examples, *self._examples][:MAX_CONFLICTS],
+            others=np.flatnonzero(is_other[self.is_new]),
+        )
+
+
+def value_conflicts(kind: RecordKind, received: pa.Table, stored: pa.Table) -> list[ValueConflict]:
+    """Describe rows whose ids are stored with other values, a pair of rows each."""
+    names = ["exchange", "symbol", "source_sequence", kind.id_column]
+    return [
+        ValueConflict(
+            series=Series(row["exchange"], row["symbol"]),
+            number=row["source_sequence"],
+            text=row[kind.id_column],
+            stored={name: before[name] for name in kind.compared},
+            received={name: row[name] for name in kind.compared},
+        )
+        for row, before in zip(
+            received.select([*names, *kind.compared]).to_pylist(),
+            stored.select(kind.compared).to_pylist(),
+            strict=True,
+        )
+    ]
+
+
 class _Judge:
-    """Leaves rows out, and compares them with those that stay."""
+    """Leaves numbered rows out, and compares them with those that stay."""
 
     def __init__(self, kind: RecordKind, rows: pa.Table, numbered: Numbered) -> None:
         self.is_first = np.ones(len(numbered.rows), dtype=np.bool_)  # with its number, in `rows`
@@ -139,15 +241,12 @@ class _Judge:
         self.is_first[1:] = steps
         self._kind = kind
         self._rows = rows
-        self._compared = rows.select([*kind.compared, RECEIVED])
         self._numbered = numbered
-        self._is_new = np.ones(rows.num_rows, dtype=np.bool_)
-        self._conflicts = 0
-        self._examples: list[ValueConflict] = []
+        self._left_out = _LeftOut(kind, rows)
 
     def leave_out(self, index: npt.NDArray[np.intp]) -> None:
         """Leave out numbered rows."""
-        self._is_new[self._numbered.rows[index]] = False
+        self._left_out.is_new[self._numbered.rows[index]] = False
 
     def leave_out_stored(
         self,
@@ -158,14 +257,31 @@ class _Judge:
     ) -> None:
         """Leave out what a table stores of some numbered rows; `keys` are theirs.
 
-        What the position calls stored is looked for on all days before it is taken for new.
+        What the position calls stored is looked for on all days before it is taken for new. What
+        may be stored is looked for on the days before and after, too: there it is if one of the
+        times is wrong by the offset of a time zone.
         """
         found = look_up(keys)
         self._compare(asked[found.keys], found.rows)
-        left = np.setdiff1d(np.flatnonzero(is_stored), found.keys)
-        if len(left):
-            found = look_up(keys.take(left).on_any_day())
-            self._compare(asked[left[found.keys]], found.rows)
+        is_left = np.ones(len(asked), dtype=np.bool_)
+        is_left[found.keys] = False
+        self._look_elsewhere(asked, is_left & is_stored, keys, Keys.on_any_day, look_up)
+        if self._kind.is_dense:  # of the others the position has the days
+            self._look_elsewhere(asked, is_left & ~is_stored, keys, Keys.on_near_days, look_up)
+
+    def _look_elsewhere(
+        self,
+        asked: npt.NDArray[np.intp],
+        which: npt.NDArray[np.bool_],
+        keys: Keys,
+        moved: Callable[[Keys], Keys],
+        look_up: LookUp,
+    ) -> None:
+        """Leave out what a table stores on other days than the rows'."""
+        index = np.flatnonzero(which)
+        if len(index):
+            found = look_up(moved(keys.take(index)))
+            self._compare(asked[index[found.keys]], found.rows)
 
     def leave_out_repeated(self) -> None:
         """Leave out rows whose number came before among the rows."""
@@ -173,50 +289,23 @@ class _Judge:
         if len(repeated):
             first_of = np.flatnonzero(self.is_first)[np.cumsum(self.is_first) - 1]
             before = self._numbered.rows[first_of[repeated]]
-            self._compare(repeated, self._compared.take(pa.array(before)))
+            stored = self._rows.select(self._left_out.columns).take(pa.array(before))
+            self._compare(repeated, stored)
 
     def verdict(self) -> Admission:
-        """Return what came of the rows."""
-        left_out = len(self._is_new) - int(self._is_new.sum())
-        return Admission(
-            rows=self._rows.filter(pa.array(self._is_new)) if left_out else self._rows,
-            duplicates=left_out - self._conflicts,
-            conflicts=self._conflicts,
-            examples=self._examples,
-            added=self._added(),
-            others=self._others(),
-        )
-
-    def _others(self) -> Ints:
+        """Return what is left of the rows."""
         is_other = np.ones(self._rows.num_rows, dtype=np.bool_)
         is_other[self._numbered.rows] = False
-        return np.flatnonzero(is_other[self._is_new])
+        all_rows = Admission(rows=self._rows, added=self._added(), others=np.flatnonzero(is_other))
+        return self._left_out.admission(all_rows)
 
     def _compare(self, index: npt.NDArray[np.intp], stored: pa.Table) -> None:
-        """Leave out numbered rows; those that differ from the stored ones are conflicts."""
-        self.leave_out(index)
-        received = self._compared.take(pa.array(self._numbered.rows[index]))
-        differing = np.flatnonzero(~are_equal(self._kind, received, stored))
-        self._conflicts += len(differing)
-        shown = differing[: MAX_CONFLICTS - len(self._examples)]
-        pairs = [
-            table.select(self._kind.compared).take(pa.array(shown)).to_pylist()
-            for table in (received, stored)
-        ]
-        for at, ours, theirs in zip(index[shown].tolist(), *pairs, strict=True):
-            self._examples.append(
-                ValueConflict(
-                    series=self._numbered.series[self._numbered.codes[at]],
-                    number=int(self._numbered.numbers[at]),
-                    stored=theirs,
-                    received=ours,
-                )
-            )
+        self._left_out.compare(self._numbered.rows[index], stored)
 
     def _added(self) -> dict[Series, Stored]:
         """Return the numbers of the rows that are new, by series."""
         numbered = self._numbered
-        keep = self._is_new[numbered.rows]
+        keep = self._left_out.is_new[numbered.rows]
         codes, numbers = numbered.codes[keep], numbered.numbers[keep]
         days = None
         if not self._kind.is_dense:
@@ -277,7 +366,7 @@ def rows_days(kind: RecordKind, rows: pa.Table) -> Ints:
 
 
 def are_equal(kind: RecordKind, one: pa.Table, other: pa.Table) -> npt.NDArray[np.bool_]:
-    """Tell which rows say the same of their record. An unknown side says nothing."""
+    """Return which rows say the same of their record. An unknown side says nothing."""
     are_equal = np.ones(one.num_rows, dtype=np.bool_)
     for name in kind.compared:
         if name == kind.partition_by:

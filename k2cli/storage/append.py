@@ -6,12 +6,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyiceberg.exceptions import (
     CommitFailedException,
     CommitStateUnknownException,
@@ -28,11 +26,12 @@ from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from k2cli.config import Settings
 from k2cli.errors import Conflict, Unavailable
-from k2cli.storage.admission import Admission, Found, Keys, ValueConflict, admit
+from k2cli.storage.admission import Admission, Found, Keys, ValueConflict, admit, admit_others
 from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.expire import expired_snapshots, unreferenced_files
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.loads import KEY as LOADS_KEY
+from k2cli.storage.lookup import days_of_keys, days_of_rows, find_rows
 from k2cli.storage.position import KEY, Position, Series, Stored
 from k2cli.storage.state import (
     LOST_KEY,
@@ -44,7 +43,6 @@ from k2cli.storage.state import (
     read_state,
     total_rows,
 )
-from k2cli.storage.stored import FileStatistics, find_rows, known_ids
 from k2cli.storage.target import Target
 
 _ATTEMPTS: Final = 20
@@ -62,7 +60,11 @@ _UNANSWERED: Final = (
 
 
 class OutcomeUnknown(Unavailable):
-    """A catalog took a commit and did not say what became of it: it may land yet."""
+    """A catalog took a commit and did not answer: it may land yet."""
+
+    def __init__(self, message: str, *, snapshot_id: int) -> None:
+        super().__init__(message, hint="run it again: what did land is not written twice")
+        self.snapshot_id = snapshot_id
 
 
 class PositionMissing(Exception):
@@ -161,34 +163,19 @@ def append_rows(
 
 def _admit(target: Target, rows: pa.Table, state: TableState) -> Admission:
     """Choose the rows that a table does not store yet."""
-    table, kind = target.table, target.kind
+    table, kind, index = target.table, target.kind, target.index
 
     def look_up(keys: Keys) -> Found:
-        return find_rows(table, kind, target.index.files(table), keys)
+        return find_rows(table, kind, index.files(table, days_of_keys(keys)), keys)
+
+    def find(rows: pa.Table) -> Found:
+        return target.ids.find(table, kind, index.files(table, days_of_rows(kind, rows)), rows)
 
     admission = admit(_position(state), kind, rows, look_up)
     if LOST_KEY not in state.properties:
         return admission
-    return leave_out_known(target, target.index.files(table), admission)
-
-
-def leave_out_known(target: Target, files: FileStatistics, admission: Admission) -> Admission:
-    """Leave out rows without a number whose message id is stored.
-
-    That is how they are told where k2 does not know which files and offsets were read.
-    """
-    rows = admission.rows
-    if not len(admission.others):
-        return admission
-    is_asked = np.zeros(rows.num_rows, dtype=np.bool_)
-    is_asked[admission.others] = True
-    known = known_ids(target.table, target.kind, files, rows.filter(pa.array(is_asked)))
-    is_known = is_asked & pc.is_in(rows["message_id"], known).to_numpy()
-    return replace(
-        admission,
-        rows=rows.filter(pa.array(~is_known)),
-        duplicates=admission.duplicates + int(is_known.sum()),
-    )
+    # k2 does not know which files and offsets were read: the ids of rows without numbers do.
+    return admit_others(kind, admission, admission.others, find)
 
 
 def _position(state: TableState) -> Position:
@@ -217,19 +204,27 @@ def commit_attempts(
 
     Raises:
         Conflict: other writers won too often; nothing was written.
-        OutcomeUnknown: the catalog did not say what became of it, again and again.
+        OutcomeUnknown: the catalog did not answer, again and again.
     """
-    unknown = 0
+    unknown: list[int] = []  # snapshots that may have landed
     for number in range(_ATTEMPTS):
-        made = attempt(read_state(table))
+        landed = next((each for each in unknown if table.snapshot_by_id(each)), None)
+        if landed is not None:
+            return landed
+        try:
+            made = attempt(read_state(table))
+        except FileNotFoundError:  # compacted and expired since the table was loaded, perhaps
+            if not has_moved_on(table):
+                raise
+            continue
         if made is None:
             return None
         try:
             snapshot_id = _try_commit(table, made, settings)
-        except OutcomeUnknown:
+        except OutcomeUnknown as exc:
             # Of the two commits only one can land: they follow the same snapshot.
-            unknown += 1
-            if not made.is_repeatable or unknown == _UNKNOWN_ATTEMPTS:
+            unknown.append(exc.snapshot_id)
+            if not made.is_repeatable or len(unknown) == _UNKNOWN_ATTEMPTS:
                 raise
             snapshot_id = None
         if snapshot_id is not None:
@@ -243,7 +238,7 @@ def commit_attempts(
 
 
 def has_moved_on(table: Table) -> bool:
-    """Reload a table, and tell whether another writer committed since it was loaded.
+    """Reload a table, and return whether another writer committed since it was loaded.
 
     If so, a metadata file that was not there may just have been expired.
     """
@@ -254,11 +249,11 @@ def has_moved_on(table: Table) -> bool:
 def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
     """Commit an attempt as one snapshot; None after a lost race, with its scratch deleted.
 
-    When the outcome is unknown (the catalog's answer was lost), the table itself tells. Where it
-    cannot tell either, the files stay: garbage if the commit did not land, rows if it did.
+    When the outcome is unknown (the catalog's answer was lost), the table is read again. Where that
+    does not settle it, the files stay: garbage if the commit did not land, rows if it did.
 
     Raises:
-        OutcomeUnknown: not even that told.
+        OutcomeUnknown: it may have landed, or may yet.
     """
     transaction = _OneCommit(table)
     properties = {**made.properties, RUN_KEY: settings.run}
@@ -325,7 +320,7 @@ class _OneCommit(Transaction):
 
 
 def _has_landed(table: Table, snapshot_id: int, exc: DatabaseError | OSError | RESTError) -> bool:
-    """Settle by looking what became of a commit that ended in an error.
+    """Find out by looking whether a commit that ended in an error has landed.
 
     Raises:
         OutcomeUnknown: it is not there, but may be yet.
@@ -339,8 +334,8 @@ def _has_landed(table: Table, snapshot_id: int, exc: DatabaseError | OSError | R
             raise
     if not is_over:
         raise OutcomeUnknown(
-            f"the catalog did not say what became of a commit to {'.'.join(table.name())}: {exc}",
-            hint="run it again: what did land is not written twice",
+            f"the catalog did not answer a commit to {'.'.join(table.name())}: {exc}",
+            snapshot_id=snapshot_id,
         ) from exc
     return False
 

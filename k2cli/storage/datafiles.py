@@ -6,8 +6,8 @@ themselves get a dictionary; pyiceberg's own append spends several times that on
 
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from typing import Final
+from contextlib import contextmanager, suppress
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from pyiceberg.types import ListType, MapType, NestedField
 
 from k2cli.records import RecordKind
 from k2cli.storage.evolve import arrow_columns, fitted
+from k2cli.storage.vendor import translated_damage
 
 ROW_GROUP_ROWS: Final = 100_000
 _DAY_US: Final = 86_400_000_000
@@ -58,6 +59,17 @@ def write_data_files(table: Table, kind: RecordKind, rows: pa.Table) -> list[Dat
     return files
 
 
+@contextmanager
+def open_data_file(table: Table, path: str, **options: Any) -> Iterator[pq.ParquetFile]:
+    """Open a data file to read it, with options of `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        BadData: the file is damaged, which may show only while it is read.
+    """
+    with translated_damage(path), table.io.new_input(path).open() as stream:
+        yield pq.ParquetFile(stream, **options)
+
+
 def read_data_file(
     table: Table, file: DataFile, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
@@ -72,7 +84,7 @@ def read_data_file(
     if columns is not None:
         schema = pa.schema([schema.field(name) for name in columns])
     ids = {field.name: str(field.field_id).encode() for field in table.schema().fields}
-    with table.io.new_input(file.file_path).open() as stream, pq.ParquetFile(stream) as parquet:
+    with open_data_file(table, file.file_path) as parquet:
         written = {
             (field.metadata or {}).get(b"PARQUET:field_id"): field.name
             for field in parquet.schema_arrow

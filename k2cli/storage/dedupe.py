@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan, Or
+from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan
 from pyiceberg.manifest import DataFile
 
 from k2cli.errors import Conflict
@@ -90,18 +90,12 @@ def _remove(target: Target, found: Doubles) -> None:
 
 
 def _filter(kind: RecordKind, found: Doubles) -> BooleanExpression:
-    """Choose the days on which the rows are."""
-    expression: BooleanExpression | None = None
-    for day in found.days:
-        begin = _EPOCH + timedelta(days=day)
-        end = begin + timedelta(days=1)
-        within = And(
-            predicate(GreaterThanOrEqual, kind.partition_by, begin.isoformat()),
-            predicate(LessThan, kind.partition_by, end.isoformat()),
-        )
-        expression = within if expression is None else Or(expression, within)
-    assert expression is not None, "rows are on some day"
-    return expression
+    """Choose the days from the first to the last on which rows go."""
+    begin, end = (_EPOCH + timedelta(days=day) for day in (min(found.days), max(found.days) + 1))
+    return And(
+        predicate(GreaterThanOrEqual, kind.partition_by, begin.isoformat()),
+        predicate(LessThan, kind.partition_by, end.isoformat()),
+    )
 
 
 class _Choice:

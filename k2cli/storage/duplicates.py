@@ -5,15 +5,14 @@ ids are. Of a series whose numbers count up, a record that is stored with differ
 different days is found, too.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
 from k2cli.ranges import Ints
@@ -23,14 +22,18 @@ from k2cli.storage.admission import (
     RECEIVED,
     ValueConflict,
     are_equal,
+    record_keys,
     runs,
     stored_numbers,
+    value_conflicts,
 )
+from k2cli.storage.datafiles import open_data_file
 from k2cli.storage.numbered import Numbered, numbered_rows
 from k2cli.storage.position import Series, State, Stored
 from k2cli.storage.stored import FileStatistics
 
 _KEYS = ("exchange", "symbol", "source_sequence", "message_id", RECEIVED)
+_NONE = np.empty(0, dtype=np.int64)
 
 
 class Keep(StrEnum):
@@ -99,7 +102,7 @@ def find_across_days(
     paths = files.overlapping(numbers)
     rows, _ = _read(table, kind, paths, only=numbers)
     found = _judge(table, kind, rows, keep)
-    found.days = np.unique(files.only(set(paths)).days).tolist()
+    found.days = np.unique(files.only(set(found.drop)).days).tolist()
     return found
 
 
@@ -109,38 +112,98 @@ def _read(
     paths: Sequence[str],
     only: Mapping[Series, Stored] | None = None,
 ) -> tuple[_Rows, dict[Series, Stored]]:
-    """Read what identifies the rows of some files, and which numbers they have.
+    """Find the rows of records that some files store more than once, and which numbers they have.
 
-    With `only` rows of other numbers are left out. Rows are ascending by record, the one that was
-    received first before the others.
+    With `only`, rows of other numbers are left out. Rows are ascending by record, the one that was
+    received first before the others. Some 50 bytes of each row of the files are in memory.
     """
-    parts: list[pa.Table] = [kind.arrow.empty_table().select(_KEYS)]
-    parts += [_read_columns(table, kind, path, _KEYS) for path in paths]
-    rows = pa.concat_tables(parts)
-    sizes = [len(part) for part in parts[1:]]
-    numbered = numbered_rows(kind, rows)
-    read = _Rows(
+    reader = _Reader(table, kind, only)
+    files = [reader.read(path) for path in paths]
+    records = np.concatenate([np.empty((0, 2), np.int64), *(each.records for each in files)])
+    order = np.lexsort((records[:, 1], records[:, 0]))
+    is_first = np.ones(len(order), dtype=np.bool_)
+    is_first[1:] = (np.diff(records[order], axis=0) != 0).any(axis=1)
+    is_lone = is_first & np.append(is_first[1:], True)[: len(is_first)]
+    several = order[~is_lone]
+    rows = _Rows(
         paths=paths,
-        files=np.repeat(np.arange(len(paths)), sizes),
-        indices=np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)]),
-        received=rows[RECEIVED].cast(pa.int64()).to_numpy(),
-        groups=_groups(rows, numbered),
+        files=np.repeat(np.arange(len(files)), [len(each.indices) for each in files])[several],
+        indices=_concatenated(each.indices for each in files)[several],
+        received=_concatenated(each.received for each in files)[several],
+        groups=np.cumsum(is_first)[~is_lone],
     )
-    found = {
-        numbered.series[code]: stored_numbers(numbered.numbers[begin:end], None)
-        for code, begin, end in runs(numbered.codes)
-    }
-    order = np.lexsort((read.indices, read.files, read.received, read.groups))
-    if only is not None:
-        order = order[_are_among(numbered, only, len(rows))[order]]
-    return read.take(order), found
+    return rows.take(
+        np.lexsort((rows.indices, rows.files, rows.received, rows.groups))
+    ), reader.found
 
 
-def _read_columns(table: Table, kind: RecordKind, path: str, names: Sequence[str]) -> pa.Table:
-    """Read columns of a data file, with the types that the kind has."""
-    with table.io.new_input(path).open() as stream:
-        read = pq.read_table(stream, columns=list(names), use_threads=False)
-    return read.select(names).cast(pa.schema([kind.arrow.field(name) for name in names]))
+@dataclass(frozen=True, slots=True)
+class _FileRows:
+    """What identifies the rows of one file."""
+
+    records: Ints  # shape (n, 2): a code of the series and the number, or 128 bits of a hash
+    indices: Ints  # of each row in the file
+    received: Ints  # UTC microseconds
+
+
+class _Reader:
+    """Reads what identifies the rows of data files, with one code for each series in them."""
+
+    def __init__(
+        self, table: Table, kind: RecordKind, only: Mapping[Series, Stored] | None
+    ) -> None:
+        self.found: dict[Series, Stored] = {}  # the numbers of the rows
+        self._table = table
+        self._kind = kind
+        self._only = only
+        self._codes: dict[Series, int] = {}
+
+    def read(self, path: str) -> _FileRows:
+        """Read a file, a row group at a time."""
+        parts: list[_FileRows] = [_FileRows(np.empty((0, 2), np.int64), _NONE, _NONE)]
+        begin = 0
+        with open_data_file(self._table, path, read_dictionary=["exchange", "symbol"]) as file:
+            for group in range(file.num_row_groups):
+                rows = file.read_row_group(group, list(_KEYS), use_threads=False)
+                parts.append(self._take(rows, begin))
+                begin += rows.num_rows
+        return _FileRows(
+            np.concatenate([each.records for each in parts]),
+            _concatenated(each.indices for each in parts),
+            _concatenated(each.received for each in parts),
+        )
+
+    def _take(self, rows: pa.Table, begin: int) -> _FileRows:
+        numbered = numbered_rows(self._kind, rows)
+        for code, first, last in runs(numbered.codes):
+            stored = stored_numbers(numbered.numbers[first:last], None)
+            series = numbered.series[code]
+            self.found[series] = self.found.get(series, Stored()).merged(stored)
+        which = np.arange(rows.num_rows)
+        if self._only is not None:
+            which = np.flatnonzero(_are_among(numbered, self._only, rows.num_rows))
+        received = rows[RECEIVED].cast(pa.int64()).to_numpy()[which]
+        return _FileRows(self._records(rows, numbered)[which], begin + which, received)
+
+    def _records(self, rows: pa.Table, numbered: Numbered) -> Ints:
+        """Name the record of each row by two numbers; the first is negative where it is a hash."""
+        records = np.empty((rows.num_rows, 2), dtype=np.int64)
+        for code, first, last in runs(numbered.codes):
+            known = self._codes.setdefault(numbered.series[code], len(self._codes))
+            records[numbered.rows[first:last], 0] = known
+        records[numbered.rows, 1] = numbered.numbers
+        is_other = np.ones(rows.num_rows, dtype=np.bool_)
+        is_other[numbered.rows] = False
+        keys = record_keys(rows.filter(pa.array(is_other))).to_pylist()
+        hashes = b"".join(hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys)
+        pairs = np.frombuffer(hashes, dtype=np.int64).reshape(-1, 2).copy()
+        pairs[:, 0] |= np.iinfo(np.int64).min
+        records[is_other] = pairs
+        return records
+
+
+def _concatenated(parts: Iterable[Ints]) -> Ints:
+    return np.concatenate([_NONE, *parts])
 
 
 def _are_among(
@@ -153,27 +216,8 @@ def _are_among(
     return are_among
 
 
-def _groups(rows: pa.Table, numbered: Numbered) -> Ints:
-    """Number the records: rows of the same record get the same number."""
-    groups = np.zeros(len(rows), dtype=np.int64)
-    steps = (np.diff(numbered.codes) != 0) | (np.diff(numbered.numbers) != 0)
-    groups[numbered.rows[1:]] = np.cumsum(steps)
-    is_other = np.ones(len(rows), dtype=np.bool_)
-    is_other[numbered.rows] = False
-    others = rows.filter(pa.array(is_other))
-    names = pc.binary_join_element_wise(
-        *(others[name] for name in ("exchange", "symbol", "message_id")), "\0"
-    )
-    codes = names.combine_chunks().dictionary_encode().indices.to_numpy()
-    groups[is_other] = len(rows) + codes
-    return groups
-
-
 def _judge(table: Table, kind: RecordKind, rows: _Rows, keep: Keep | None) -> Doubles:
     """Decide which of the rows of each record stay. They are ascending by record."""
-    is_repeated = np.diff(rows.groups, prepend=-1) == 0
-    is_lone = ~is_repeated & np.append(~is_repeated[1:], True)[: len(is_repeated)]
-    rows = rows.take(np.flatnonzero(~is_lone))
     found = Doubles()
     if not len(rows.groups):
         return found
@@ -185,7 +229,9 @@ def _judge(table: Table, kind: RecordKind, rows: _Rows, keep: Keep | None) -> Do
     is_distinct = _are_distinct(kind, values, rows.groups)
     differing = np.flatnonzero(is_distinct & ~is_first)
     found.conflicts = len(differing)
-    found.examples = _examples(kind, values, differing[:MAX_CONFLICTS], first_of)
+    shown = differing[:MAX_CONFLICTS]
+    both = (values.take(pa.array(index)) for index in (shown, first_of[shown]))
+    found.examples = value_conflicts(kind, *both)
     is_kept = is_first if keep else is_distinct
     if keep is Keep.NEWEST:  # where values differ, the last row stays instead of the first
         has_others = np.repeat(np.add.reduceat(is_distinct, starts) > 1, sizes)
@@ -200,7 +246,7 @@ def _judge(table: Table, kind: RecordKind, rows: _Rows, keep: Keep | None) -> Do
 
 
 def _are_distinct(kind: RecordKind, values: pa.Table, groups: Ints) -> npt.NDArray[np.bool_]:
-    """Tell which rows say something that no row of their record before them says."""
+    """Return which rows say something that no row of their record before them says."""
     are_distinct = np.ones(len(groups), dtype=np.bool_)
     left = np.arange(len(groups))
     while len(left):  # each time, compare with the first row of each record that is left
@@ -213,32 +259,34 @@ def _are_distinct(kind: RecordKind, values: pa.Table, groups: Ints) -> npt.NDArr
     return are_distinct
 
 
+def _read_rows(
+    table: Table, kind: RecordKind, path: str, names: Sequence[str], indices: Ints
+) -> pa.Table:
+    """Read some rows of a data file, with the types that the kind has."""
+    schema = pa.schema([kind.arrow.field(name) for name in names])
+    parts: list[pa.Table] = []
+    begin = 0
+    with open_data_file(table, path) as file:
+        for group in range(file.num_row_groups):
+            end = begin + file.metadata.row_group(group).num_rows
+            here = np.flatnonzero((indices >= begin) & (indices < end))
+            if len(here):
+                read = file.read_row_group(group, list(names), use_threads=False)
+                found = read.select(names).take(pa.array(indices[here] - begin)).cast(schema)
+                parts.append(found.append_column("at", pa.array(here)))
+            begin = end
+    rows = pa.concat_tables(parts)
+    return rows.take(pa.array(np.argsort(rows["at"].to_numpy()))).drop_columns("at")
+
+
 def _values(table: Table, kind: RecordKind, rows: _Rows) -> pa.Table:
     """Read what the rows say, in their order."""
-    names = ["exchange", "symbol", "source_sequence", *kind.compared, RECEIVED]
+    names = ["exchange", "symbol", "source_sequence", kind.id_column, *kind.compared, RECEIVED]
     parts: list[pa.Table] = []
     order: list[npt.NDArray[np.intp]] = []
     for number in np.unique(rows.files).tolist():
         here = np.flatnonzero(rows.files == number)
-        part = _read_columns(table, kind, rows.paths[number], names)
-        parts.append(part.take(pa.array(rows.indices[here])))
+        parts.append(_read_rows(table, kind, rows.paths[number], names, rows.indices[here]))
         order.append(here)
     values = pa.concat_tables(parts)
     return values.take(pa.array(np.argsort(np.concatenate(order))))
-
-
-def _examples(
-    kind: RecordKind, values: pa.Table, differing: npt.NDArray[np.intp], first_of: Ints
-) -> list[ValueConflict]:
-    rows, firsts = (
-        values.take(pa.array(index)).to_pylist() for index in (differing, first_of[differing])
-    )
-    return [
-        ValueConflict(
-            series=Series(row["exchange"], row["symbol"]),
-            number=row["source_sequence"],
-            stored={name: first[name] for name in kind.compared},
-            received={name: row[name] for name in kind.compared},
-        )
-        for row, first in zip(rows, firsts, strict=True)
-    ]

@@ -1,5 +1,6 @@
 """A file into a table, all or nothing, and every record once."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from pyiceberg.table.snapshots import Snapshot
 
 from k2cli.errors import Conflict
 from k2cli.ranges import Ints, ranges_of
@@ -22,11 +23,13 @@ from k2cli.storage.admission import (
     Keys,
     ValueConflict,
     admit,
+    admit_others,
+    leave_out,
     runs,
 )
-from k2cli.storage.append import Attempt, PositionMissing, commit_attempts
-from k2cli.storage.datafiles import delete_files, write_data_files
-from k2cli.storage.lines import Bools, Lines
+from k2cli.storage.append import Attempt, PositionMissing, commit_attempts, has_moved_on
+from k2cli.storage.datafiles import delete_files, open_data_file, write_data_files
+from k2cli.storage.lines import Lines
 from k2cli.storage.loads import (
     KEY as LOADS_KEY,
 )
@@ -39,22 +42,24 @@ from k2cli.storage.loads import (
     loaded_before,
     newest_load,
 )
+from k2cli.storage.lookup import (
+    days_of_keys,
+    days_of_rows,
+    find_rows,
+    known_lines,
+    read_numbers,
+)
 from k2cli.storage.position import KEY, Position, Series, State, Stored, encode_position
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.state import (
     LOST_KEY,
     REMOVED_KEY,
     TableState,
+    is_ancestor,
     position_property,
     read_state,
 )
-from k2cli.storage.stored import (
-    FileStatistics,
-    find_rows,
-    known_ids,
-    known_lines,
-    read_numbers,
-)
+from k2cli.storage.stored import BEGINNING, Days, FileStatistics
 from k2cli.storage.target import Target
 from k2cli.storage.vendor import translated
 
@@ -124,6 +129,13 @@ class _Written:
         )
 
 
+def _sequence(snapshot: Snapshot | None) -> int:
+    """Return the number that snapshots made later exceed; nothing exceeds that of a v1 table."""
+    if snapshot is None or snapshot.sequence_number is None:
+        return BEGINNING
+    return snapshot.sequence_number
+
+
 class FileLoad:
     """Takes the rows of one file and commits them with the file's entry in the log of loads.
 
@@ -135,7 +147,9 @@ class FileLoad:
     an id are new unless `known` says which loads may have stored them.
     """
 
-    def __init__(self, target: Target, *, where: str, lines: Lines, known: Lines) -> None:
+    def __init__(
+        self, target: Target, *, where: str, lines: Lines, known: Lines, is_again: bool
+    ) -> None:
         self.stowed: Final = Stowed()
         self._target = target
         self._table, self._kind = target.table, target.kind
@@ -146,9 +160,10 @@ class FileLoad:
         self._is_ours = True  # the files: no snapshot refers to them
         self._state: TableState | None = None  # of the table, when the first rows came
         self._position = Position()  # of the table then, and of what was written since
-        self._base = FileStatistics.joined([])  # the table's data files then
+        self._base: Snapshot | None = None  # what the rows were judged against
         self._lines = lines  # of this file
         self._known = known  # of loads whose rows are not stored again
+        self._is_again = is_again  # even if the file was loaded before
         self._written = _Written()
         self._is_asking = False  # some rows have no number, and may be stored all the same
 
@@ -175,19 +190,18 @@ class FileLoad:
         self,
         entry: LoadEntry,
         *,
-        key: FileKey | None,
+        key: FileKey,
         after: FileState | None = None,
     ) -> int | None:
         """Commit all new rows and the file's entry as one snapshot; return its id.
 
-        The entry is completed with what was stored. `after` is how far the path was loaded when its
-        rows were read. Returns None, and adds nothing, if the file with this key turns out to be
-        loaded already, be it since a moment ago by another process; without a key it is loaded
-        again.
+        The entry is completed with what was stored. `after` is how far the path was loaded before
+        its rows were read. Returns None, and adds nothing, if the file with this key turns out to
+        be loaded already, be it since a moment ago by another process, unless it is loaded again.
 
         Raises:
-            Conflict: other writers won too often, one loaded from this path meanwhile, or rows
-                were removed from the table; nothing was written.
+            Conflict: other writers won too often, one loaded from this path meanwhile, or the table
+                was rolled back or lost rows; nothing was written.
         """
         self._write_files()
         with translated(self._what):
@@ -200,7 +214,7 @@ class FileLoad:
         self._is_ours = snapshot_id is None
         return snapshot_id
 
-    def _commit(self, entry: LoadEntry, key: FileKey | None, after: FileState | None) -> int | None:
+    def _commit(self, entry: LoadEntry, key: FileKey, after: FileState | None) -> int | None:
         while True:
             with suppress(PositionMissing):  # another engine wrote since the load began
                 return commit_attempts(
@@ -211,31 +225,39 @@ class FileLoad:
             ensure_position(self._target)
 
     def _attempt(
-        self, state: TableState, entry: LoadEntry, key: FileKey | None, after: FileState | None
+        self, state: TableState, entry: LoadEntry, key: FileKey, after: FileState | None
     ) -> Attempt | None:
         log = state.properties.get(LOADS_KEY)
-        if key is not None and loaded_before(self._table, log, key):
+        if not self._is_again and loaded_before(self._table, log, key):
             return None
-        is_moved = key is not None and after != newest_load(self._table, log, key)
-        is_copy = key is None and not self._known
+        expected = [after]
+        if self._is_again:  # this very file once more: its rows are not stored twice
+            expected.append(FileState(entry.size_bytes, entry.digest))
+        is_moved = newest_load(self._table, log, key) not in expected
+        is_copy = self._is_again and not self._known
         if is_moved or (is_copy and copies(self._table, log, entry.identity) >= entry.copy):
             raise Conflict(f"{entry.path} was loaded meanwhile", hint="run the command again")
         if state.position is None:
             raise PositionMissing
-        self._check_removals(state)
-        self._leave_out_added()
+        is_rolled_back = self._base is not None and not is_ancestor(self._table, self._base)
+        self._check_removals(state, is_rolled_back=is_rolled_back)
+        self._leave_out_added(BEGINNING if is_rolled_back else _sequence(self._base))
+        self._base = self._table.current_snapshot()
         value, segment = extended(self._table, log, [self._written.entry(entry, self.stowed)])
         position = position_property(state.position.extended(self._written.numbers))
         properties = {**state.properties, LOADS_KEY: value, KEY: position}
         return Attempt(files=self._files, properties=properties, scratch=[segment])
 
-    def _check_removals(self, state: TableState) -> None:
-        """Refuse to go on if rows were left out that may have been removed since."""
+    def _check_removals(self, state: TableState, *, is_rolled_back: bool) -> None:
+        """Refuse to go on if rows were left out that may not be stored any more."""
+        if not self.stowed.duplicates + self.stowed.conflicts:
+            return
         removed = [each.properties.get(REMOVED_KEY) for each in (state, self._state or state)]
-        if removed[0] != removed[1] and self.stowed.duplicates + self.stowed.conflicts:
-            raise Conflict(
-                f"rows of {self._kind.table} were removed meanwhile", hint="run the command again"
-            )
+        if removed[0] != removed[1] or is_rolled_back:
+            raise self._changed("rows were removed from")
+
+    def _changed(self, what: str) -> Conflict:
+        return Conflict(f"{what} {self._kind.table} meanwhile", hint="run the command again")
 
     def _write_files(self) -> None:
         if not self._pending:
@@ -243,7 +265,12 @@ class FileLoad:
         rows = pa.Table.from_batches(self._pending)
         self._pending, self._pending_rows = [], 0
         with translated(self._what):
-            admission = self._admit(rows)
+            try:
+                admission = self._admit(rows)
+            except FileNotFoundError:  # compacted and expired since the table was loaded, perhaps
+                if not has_moved_on(self._table):
+                    raise
+                raise self._changed("other writers compacted") from None
             self.stowed.add(admission)
             if admission.rows.num_rows:
                 self._files += write_data_files(self._table, self._kind, admission.rows)
@@ -255,62 +282,63 @@ class FileLoad:
             if self._state.position is None:
                 raise PositionMissing
             self._position = self._state.position
-            self._base = self._target.index.files(self._table)
+            self._base = self._table.current_snapshot()
         admission = admit(self._position, self._kind, rows, self._look_up)
-        admission = self._leave_out_known(admission, self._all_files(), self._state)
+        admission = self._leave_out_known(admission, self._files_of, self._state)
         self._written.add(self._kind, admission)
         self._position = self._position.extended(admission.added)
         return admission
 
     def _leave_out_known(
-        self, admission: Admission, files: FileStatistics, state: TableState
+        self, admission: Admission, files: Callable[[Days], FileStatistics], state: TableState
     ) -> Admission:
         """Leave out rows without a number that are stored, or that came before among the rows."""
+        admission = self._leave_out_lines(admission, files)
         rows, others = admission.rows, admission.others
         if not len(others):
             return admission
+        is_line = self._lines.mask(rows.take(pa.array(others)))
+        asked = others if LOST_KEY in state.properties else others[~is_line]
+        if not len(asked):
+            return admission
+        self._is_asking = True
+
+        def find(rows: pa.Table) -> Found:
+            near = files(days_of_rows(self._kind, rows))
+            return self._target.ids.find(self._table, self._kind, near, rows)
+
+        left = admit_others(self._kind, admission, asked, find)
+        has_texts = not self._lines.mask(left.rows.take(pa.array(left.others))).all()
+        self._written.has_texts |= has_texts
+        return left
+
+    def _leave_out_lines(
+        self, admission: Admission, files: Callable[[Days], FileStatistics]
+    ) -> Admission:
+        """Leave out lines that other loads of the file may have stored."""
+        rows, others = admission.rows, admission.others
+        if not self._known or not len(others):
+            return admission
         asked = rows.take(pa.array(others))
         is_line = self._lines.mask(asked)
-        is_out = np.zeros(len(others), dtype=np.bool_)
-        if self._known and is_line.any():
-            self._is_asking = True
-            is_out |= known_lines(self._table, self._kind, files, asked, self._known)
-        if LOST_KEY in state.properties or not is_line.all():
-            self._is_asking = True
-            is_out |= self._is_id_known(asked, files)
-        self._written.has_texts |= bool((~is_line & ~is_out).any())
-        keep = np.ones(rows.num_rows, dtype=np.bool_)
-        keep[others[is_out]] = False
-        return replace(
-            admission,
-            rows=rows.filter(pa.array(keep)) if is_out.any() else rows,
-            duplicates=admission.duplicates + int(is_out.sum()),
-        )
+        if not is_line.any():
+            return admission
+        self._is_asking = True
+        near = files(days_of_rows(self._kind, asked))
+        is_known = is_line & known_lines(self._table, self._kind, near, asked, self._known)
+        return leave_out(self._kind, admission, others[is_known])
 
-    def _is_id_known(self, rows: pa.Table, files: FileStatistics) -> Bools:
-        """Tell of which rows the message id is stored, or came before among them."""
-        ids = rows["message_id"]
-        known = known_ids(self._table, self._kind, files, rows)
-        codes = ids.combine_chunks().dictionary_encode().indices.to_numpy()
-        is_known: Bools = pc.is_in(ids, known).to_numpy().copy()
-        is_repeated = np.ones(len(codes), dtype=np.bool_)
-        is_repeated[np.unique(codes, return_index=True)[1]] = False
-        return is_known | is_repeated
-
-    def _all_files(self) -> FileStatistics:
-        """Return the table's data files, and those that were written since."""
-        return FileStatistics.joined([self._base, FileStatistics.of(self._table, self._files)])
+    def _files_of(self, days: Days) -> FileStatistics:
+        """Return the table's data files of some days, and those that were written since."""
+        written = FileStatistics.of(self._table, self._files).within(days, BEGINNING)
+        return FileStatistics.joined([self._target.index.files(self._table, days), written])
 
     def _look_up(self, keys: Keys) -> Found:
-        return find_rows(self._table, self._kind, self._all_files(), keys)
+        return find_rows(self._table, self._kind, self._files_of(days_of_keys(keys)), keys)
 
-    def _leave_out_added(self) -> None:
-        """Leave out the rows that other writers added to the table since the load began."""
-        files = self._target.index.files(self._table)
-        if files is self._base:
-            return
-        added = files.only(set(files.paths) - set(self._base.paths))
-        self._base = files
+    def _leave_out_added(self, after: int) -> None:
+        """Leave out the rows that other writers added to the table after a snapshot."""
+        added = self._target.index.files(self._table, after=after)
         hits: dict[Series, list[Ints]] = {}
         for path in added.overlapping(self._written.numbers):
             for numbered, _ in read_numbers(self._table, self._kind, path):
@@ -332,36 +360,46 @@ class FileLoad:
         written = FileStatistics.of(self._table, self._files)
         paths = set(written.overlapping(position.series))
         if self._is_asking:
-            is_near = np.isin(written.days, added.days)
-            paths |= {written.paths[at] for at in np.flatnonzero(is_near)}
+            paths |= set(written.of_days(added.days))
+        admissions: dict[str, Admission] = {}
         files: list[DataFile] = []
-        dropped: list[str] = []
-        for file in self._files:
-            if file.file_path not in paths:
-                files.append(file)
-                continue
-            rows = self._read(file)
-            admission = admit(
-                position, self._kind, rows, partial(find_rows, self._table, self._kind, added)
-            )
-            if self._is_asking and self._state is not None:
-                admission = self._leave_out_known(admission, added, self._state)
-            if admission.rows.num_rows == rows.num_rows:
-                files.append(file)
-                continue
-            self.stowed.rows -= rows.num_rows - admission.rows.num_rows
+        try:
+            for file in self._files:
+                admission = None
+                if file.file_path in paths:
+                    admission = self._judge_again(file, position, added)
+                if admission is None:
+                    continue
+                admissions[file.file_path] = admission
+                if admission.rows.num_rows:
+                    files += write_data_files(self._table, self._kind, admission.rows)
+        except BaseException:
+            delete_files(self._table, (file.file_path for file in files))
+            raise
+        for admission in admissions.values():
+            self.stowed.rows -= admission.duplicates + admission.conflicts
             self.stowed.add_left_out(admission)
-            dropped.append(file.file_path)
-            if admission.rows.num_rows:
-                files += write_data_files(self._table, self._kind, admission.rows)
-        self._files = files
+        self._files = [file for file in self._files if file.file_path not in admissions] + files
         self._written.numbers = {
             series: own.without(position.of(series).exact)
             for series, own in self._written.numbers.items()
         }
-        delete_files(self._table, dropped)
+        delete_files(self._table, admissions)
+
+    def _judge_again(
+        self, file: "DataFile", position: Position, added: FileStatistics
+    ) -> Admission | None:
+        """Choose the rows of a written file that `added` files do not have; None if all of them."""
+        rows = self._read(file)
+        look_up = partial(find_rows, self._table, self._kind, added)
+        admission = admit(position, self._kind, rows, look_up)
+        if self._is_asking and self._state is not None:
+            admission = self._leave_out_known(
+                admission, lambda days: added.within(days, BEGINNING), self._state
+            )
+        return admission if admission.rows.num_rows < rows.num_rows else None
 
     def _read(self, file: "DataFile") -> pa.Table:
-        with self._table.io.new_input(file.file_path).open() as stream:
-            rows = pq.read_table(stream, use_threads=False, partitioning=None)
+        with open_data_file(self._table, file.file_path) as parquet:
+            rows = parquet.read(use_threads=False)
         return rows.select(self._kind.arrow.names).cast(self._kind.arrow)

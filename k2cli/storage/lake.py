@@ -29,7 +29,7 @@ from pyiceberg.table import FileScanTask, Table
 from sqlalchemy.engine import URL
 
 from k2cli.config import Settings, redacted
-from k2cli.errors import BadData, ConfigError, NotFound
+from k2cli.errors import ConfigError, NotFound
 from k2cli.flow import Observer
 from k2cli.records import KINDS, RecordKind, TableFiles, evolved
 from k2cli.storage.append import (
@@ -57,11 +57,12 @@ from k2cli.storage.loads import (
     newest_load,
     stored_lines,
 )
+from k2cli.storage.lookup import StoredIds
 from k2cli.storage.position import Series, Stored
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.s3 import s3_access
 from k2cli.storage.state import RUN_KEY, carried_properties
-from k2cli.storage.stored import FileIndex
+from k2cli.storage.stored import FileIndex, row_level_deletes
 from k2cli.storage.tables import create_table
 from k2cli.storage.target import Target
 from k2cli.storage.undo import Undone, undo_load
@@ -114,6 +115,7 @@ class Lake:
         self._settings = settings
         self._observe = observe
         self._indexes = {name: FileIndex() for name in KINDS}
+        self._ids = {name: StoredIds() for name in KINDS}
 
     def create_tables(self) -> None:
         """Create the namespace and every table that is missing. Safe to run twice, and at once."""
@@ -217,6 +219,7 @@ class Lake:
             kind=kind,
             settings=self._settings,
             index=self._indexes[kind.name],
+            ids=self._ids[kind.name],
             observe=self._observe,
         )
         if not is_read_only:
@@ -234,15 +237,21 @@ class Lake:
         with translated(f"cannot read the position of table {kind.table} in {self._where}"):
             return carried_properties(table).get(key)
 
-    def load_file(self, kind: RecordKind, *, file: str, known: Lines | None = None) -> FileLoad:
+    def load_file(
+        self, kind: RecordKind, *, file: str, known: Lines | None = None, is_again: bool = False
+    ) -> FileLoad:
         """Begin to load a file: a context manager that takes rows and commits them in one snapshot.
 
         `file` is what the message ids of rows without ids are made of, see `records.line_series`;
-        rows of the lines in `known` are not stored again.
+        rows of the lines in `known` are not stored again. With `is_again` the file may be in the
+        log already.
         """
-        lines = Lines(kind, (file,))
         return FileLoad(
-            self._target(kind), where=self._where, lines=lines, known=known or Lines(kind)
+            self._target(kind),
+            where=self._where,
+            lines=Lines(kind, (file,)),
+            known=known or Lines(kind),
+            is_again=is_again,
         )
 
     def loaded_before(self, kind: RecordKind, key: FileKey) -> bool:
@@ -316,10 +325,7 @@ class Lake:
         with translated(f"cannot plan a read of table {kind.table} in {self._where}"):
             tasks = _plan_files(table, row_filter)
         if any(task.delete_files for task in tasks):
-            raise BadData(
-                f"table {kind.table} has row-level deletes, which k2 does not read",
-                hint="compact the table with the engine that deleted the rows",
-            )
+            raise row_level_deletes(kind.table)
         tasks.sort(key=lambda task: task.file.partition[0], reverse=True)
         return TableFiles(
             kind=_evolved(kind, table),

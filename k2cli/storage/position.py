@@ -139,6 +139,11 @@ class Stored:
         )
 
 
+def unknown_numbers(ranges: Ranges) -> Stored:
+    """Describe numbers of a dense series that a table has to be asked for."""
+    return Stored(mixed=_with_days(ranges))
+
+
 def _with_days(exact: Ranges) -> Ints:
     """Give ranges no days: a first day after every last one."""
     days = np.broadcast_to(np.array([_NO_FIRST_DAY, _NO_LAST_DAY]), exact.shape)

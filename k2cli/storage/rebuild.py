@@ -16,6 +16,7 @@ import pyarrow as pa
 from k2cli.errors import BadData
 from k2cli.storage.admission import rows_days, runs, stored_numbers
 from k2cli.storage.append import Attempt, commit_attempts
+from k2cli.storage.lookup import read_numbers
 from k2cli.storage.numbered import Numbered
 from k2cli.storage.position import (
     KEY,
@@ -26,7 +27,6 @@ from k2cli.storage.position import (
     encode_position,
 )
 from k2cli.storage.state import LOST_KEY, TableState, position_property, read_state
-from k2cli.storage.stored import read_numbers
 from k2cli.storage.target import Target
 
 _SAVE_S: Final = 5.0

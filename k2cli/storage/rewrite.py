@@ -15,22 +15,28 @@ import pyarrow as pa
 from pyiceberg.expressions import BooleanExpression
 from pyiceberg.manifest import DataFile
 
-from k2cli.errors import BadData, Conflict
-from k2cli.ranges import Ranges, ranges_of, union
+from k2cli.errors import Conflict
+from k2cli.ranges import EMPTY, Ranges, intersection, ranges_of, union
 from k2cli.storage.admission import runs
 from k2cli.storage.append import Attempt, PositionMissing, commit_attempts, has_moved_on
 from k2cli.storage.datafiles import delete_files, read_data_file, write_data_file_again
 from k2cli.storage.lines import Bools
 from k2cli.storage.numbered import numbered_rows
-from k2cli.storage.position import Position, Series
+from k2cli.storage.position import Position, Series, Stored, unknown_numbers
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.state import REMOVED_KEY, TableState
+from k2cli.storage.stored import row_level_deletes
 from k2cli.storage.target import Target
 from k2cli.storage.vendor import reading_manifests
 
 _IDENTITY: Final = ("exchange", "symbol", "source_sequence", "message_id")
 # Given a data file and rows of it, in their order: which of them go. Called once for each row.
 Choose = Callable[[DataFile, pa.Table], Bools]
+
+
+def add_ranges(numbers: dict[Series, Ranges], series: Series, ranges: Ranges) -> None:
+    """Add numbers of a series."""
+    numbers[series] = union(numbers.get(series, EMPTY), ranges)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +76,21 @@ class Removed:
         numbers: dict[Series, Ranges] = {}
         for each in self.removals:
             for series, ranges in each.numbers.items():
-                numbers[series] = union(numbers[series], ranges) if series in numbers else ranges
+                add_ranges(numbers, series, ranges)
         return numbers
 
-    def position(self, before: Position) -> Position:
-        """Return what is stored after the removal of all rows that have these numbers."""
-        return before.updated(
-            {
-                series: before.series[series].without(ranges)
-                for series, ranges in self.numbers.items()
-                if series in before.series
-            }
-        )
+    def position(self, before: Position, others: Mapping[Series, Ranges]) -> Position:
+        """Return what is stored after the removal.
+
+        `others` are numbers that rows which stay may have, too: the table has to be asked for them.
+        """
+        after: dict[Series, Stored] = {}
+        for series, ranges in self.numbers.items():
+            if series in before.series:
+                left = before.series[series].without(ranges)
+                shared = intersection(ranges, others.get(series, EMPTY))
+                after[series] = left.merged(unknown_numbers(shared))
+        return before.updated(after)
 
 
 class Rewrite:
@@ -181,10 +190,7 @@ class Rewrite:
         with reading_manifests():
             tasks = list(self._table.scan(row_filter=self._row_filter).plan_files())
         if any(task.delete_files for task in tasks):
-            raise BadData(
-                f"table {self._target.kind.table} has row-level deletes, which k2 does not read",
-                hint="compact the table with the engine that deleted the rows",
-            )
+            raise row_level_deletes(self._target.kind.table)
         for task in tasks:
             path = task.file.file_path
             if path not in self._found:
@@ -203,9 +209,7 @@ class Rewrite:
                 continue
             numbered = numbered_rows(kind, rows.filter(pa.array(masks[-1])))
             for code, begin, end in runs(numbered.codes):
-                ranges = ranges_of(numbered.numbers[begin:end])
-                series = numbered.series[code]
-                numbers[series] = union(numbers[series], ranges) if series in numbers else ranges
+                add_ranges(numbers, numbered.series[code], ranges_of(numbered.numbers[begin:end]))
         is_removed = np.concatenate([np.zeros(0, dtype=np.bool_), *masks])
         if not is_removed.any():
             return None

@@ -62,7 +62,7 @@ def read_state(table: Table) -> TableState:
         for key, value in found.items()
         if key not in _OWN and not key.startswith(_LEGACY)
     }
-    if not (is_unchanged and is_same_size and KEY in properties):
+    if not (is_linked and is_unchanged and is_same_size and KEY in properties):
         return TableState(properties=properties)
     return TableState(properties=properties, position=_decode(properties[KEY]))
 
@@ -79,10 +79,10 @@ def total_rows(table: Table) -> int | None:
 
 
 def _newest_known(table: Table, current: Snapshot) -> tuple[Snapshot | None, bool, bool]:
-    """Find the newest snapshot of k2's, whether only compactions came after it, and all of them.
+    """Find the newest snapshot of k2's, whether only compactions followed it, and all are known.
 
-    Where another engine expired snapshots in between, k2's tag still has it: it is the newest one,
-    unless the table was rolled back in the meantime. The number of its rows tells.
+    Where another engine expired snapshots in between, k2's tag still has it, unless the table was
+    rolled back meanwhile. What the snapshots in between did is not known then.
     """
     is_unchanged = True
     for snapshot in _ancestors(table, current):
@@ -98,6 +98,21 @@ def _ancestors(table: Table, snapshot: Snapshot | None) -> Iterator[Snapshot]:
         yield snapshot
         parent = snapshot.parent_snapshot_id
         snapshot = table.snapshot_by_id(parent) if parent is not None else None
+
+
+def is_ancestor(table: Table, snapshot: Snapshot) -> bool:
+    """Return whether a table's newest snapshot goes back to this one.
+
+    Where snapshots between them have expired, their order decides.
+    """
+    for each in _ancestors(table, table.current_snapshot()):
+        if each.snapshot_id == snapshot.snapshot_id:
+            return True
+        if (each.sequence_number or 0) < (snapshot.sequence_number or 0):
+            return False
+        if each.parent_snapshot_id is None:
+            return False
+    return table.current_snapshot() is not None
 
 
 def _k2_properties(snapshot: Snapshot) -> dict[str, str]:

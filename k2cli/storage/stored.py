@@ -1,34 +1,40 @@
-"""Looking records up in a table by their numbers: few files are opened, and few columns read.
+"""What is known of a table's data files without opening them: which ones may hold some records.
 
-Manifests never change, so each is read once by a process; what remains of it is a few numbers for
-each data file.
+Manifests never change, so each is read once by a process, and only if it can matter; what remains
+of it is a few numbers for each data file.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyiceberg.conversions import from_bytes
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestFile
 from pyiceberg.table import Table
+from pyiceberg.types import DateType
 
+from k2cli.errors import BadData
 from k2cli.ranges import Ints, union
-from k2cli.records import RecordKind
-from k2cli.storage.admission import RECEIVED, Found, Keys, rows_days
-from k2cli.storage.lines import KEY_COLUMNS, Lines, line_keys
-from k2cli.storage.numbered import Numbered, numbered_rows
+from k2cli.storage.admission import Keys
 from k2cli.storage.position import Series, Stored
+from k2cli.storage.vendor import reading_manifests
 
 _LEAST: Final = np.iinfo(np.int64).min
 _MOST: Final = np.iinfo(np.int64).max
 _LAST_TEXT: Final = chr(0x10FFFF)
-_IDENTITY: Final = ("exchange", "symbol", "source_sequence")
-_TEXTS: Final = ["exchange", "symbol"]
+BEGINNING: Final = -1  # before the sequence number of every snapshot
+
+
+class Days(NamedTuple):
+    """Days since 1970, UTC, both included."""
+
+    first: int
+    last: int
+
+
+EVER: Final = Days(_LEAST, _MOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +45,21 @@ class FileStatistics:
     days: Ints  # of the partition, days since 1970, UTC
     numbers: Ints  # shape (n, 2): bounds of source_sequence
     symbols: list[tuple[str, str]]  # bounds
+    # Of the snapshot that added the file, even if it is a compaction; not of the rows, which keep
+    # theirs. What is not committed comes last.
+    sequences: Ints
 
     @classmethod
-    def of(cls, table: Table, files: Sequence[DataFile]) -> "FileStatistics":
-        """Read the statistics of data files. Where there are none, a file may hold anything."""
-        sequence, symbol = (table.schema().find_field(name) for name in _IDENTITY[:0:-1])
+    def of(
+        cls, table: Table, files: Sequence[DataFile], sequences: Sequence[int] | None = None
+    ) -> "FileStatistics":
+        """Read the statistics of data files. Without bounds, a file may hold anything of its day.
+
+        `sequences` are the files' sequence numbers; None: they are not committed yet.
+        """
+        sequence, symbol = (
+            table.schema().find_field(name) for name in ("source_sequence", "symbol")
+        )
         return cls(
             paths=[file.file_path for file in files],
             days=np.array([_day(file) for file in files], dtype=np.int64),
@@ -51,17 +67,26 @@ class FileStatistics:
                 [_bounds(file, sequence, (_LEAST, _MOST)) for file in files], dtype=np.int64
             ).reshape(-1, 2),
             symbols=[_bounds(file, symbol, ("", _LAST_TEXT)) for file in files],
+            sequences=np.full(len(files), _MOST)
+            if sequences is None
+            else np.array(sequences, dtype=np.int64),
         )
 
     @classmethod
     def joined(cls, parts: Sequence["FileStatistics"]) -> "FileStatistics":
         """Join several."""
+        nothing = np.empty(0, np.int64)
         return cls(
             paths=[path for part in parts for path in part.paths],
-            days=np.concatenate([np.empty(0, np.int64), *(part.days for part in parts)]),
-            numbers=np.concatenate([np.empty((0, 2), np.int64), *(p.numbers for p in parts)]),
+            days=np.concatenate([nothing, *(part.days for part in parts)]),
+            numbers=np.concatenate([nothing.reshape(0, 2), *(part.numbers for part in parts)]),
             symbols=[bounds for part in parts for bounds in part.symbols],
+            sequences=np.concatenate([nothing, *(part.sequences for part in parts)]),
         )
+
+    def of_days(self, days: Ints) -> list[str]:
+        """Name the files of some days."""
+        return [self.paths[index] for index in np.flatnonzero(np.isin(self.days, days))]
 
     def may_hold(self, keys: Keys) -> list[str]:
         """Name the files that may hold rows of some of these keys."""
@@ -75,13 +100,12 @@ class FileStatistics:
 
     def only(self, paths: Collection[str]) -> "FileStatistics":
         """Return the statistics of some of the files."""
-        index = [at for at, path in enumerate(self.paths) if path in paths]
-        return FileStatistics(
-            paths=[self.paths[at] for at in index],
-            days=self.days[index],
-            numbers=self.numbers[index],
-            symbols=[self.symbols[at] for at in index],
-        )
+        return self._take(np.array([path in paths for path in self.paths], dtype=np.bool_))
+
+    def within(self, days: Days, after: int) -> "FileStatistics":
+        """Return the statistics of the files of these days with a later sequence number."""
+        is_near = (self.days >= days.first) & (self.days <= days.last)
+        return self._take(is_near & (self.sequences > after))
 
     def overlapping(self, stored: Mapping[Series, Stored]) -> list[str]:
         """Name the files that may hold numbers that are stored of some series."""
@@ -94,6 +118,18 @@ class FileStatistics:
                 low, high = self.symbols[index]
                 chosen[index] |= low <= series.symbol <= high
         return [self.paths[index] for index in np.flatnonzero(chosen)]
+
+    def _take(self, which: npt.NDArray[np.bool_]) -> "FileStatistics":
+        if which.all():
+            return self
+        index = np.flatnonzero(which)
+        return FileStatistics(
+            paths=[self.paths[at] for at in index],
+            days=self.days[index],
+            numbers=self.numbers[index],
+            symbols=[self.symbols[at] for at in index],
+            sequences=self.sequences[index],
+        )
 
     def _candidates(self, keys: Keys, begin: int, end: int) -> Iterable[int]:
         """Find the files whose days and bounds of numbers fit keys of one series."""
@@ -108,8 +144,8 @@ class FileStatistics:
 
 
 def _day(file: DataFile) -> int:
-    value = file.partition[0]
-    return int(value) if value is not None else 0
+    """Return the day of a data file: of k2's tables every row has one."""
+    return int(file.partition[0])
 
 
 def _bounds(file: DataFile, field: Any, unknown: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -125,174 +161,89 @@ class FileIndex:
     """The statistics of a table's data files, as of any of its snapshots."""
 
     def __init__(self) -> None:
-        self._by_manifest: dict[str, FileStatistics] = {}
+        self._statistics: dict[str, FileStatistics] = {}  # by the path of their manifest
         self._snapshot_id: int | None = None
-        self._joined = FileStatistics.joined([])
+        self._manifests: list[ManifestFile] = []  # of this snapshot
 
-    def files(self, table: Table) -> FileStatistics:
-        """Return the statistics of the data files in the newest snapshot."""
-        snapshot = table.current_snapshot()
-        if snapshot is None or snapshot.snapshot_id == self._snapshot_id:
-            return self._joined
-        self._by_manifest = {
-            manifest.manifest_path: self._by_manifest.get(manifest.manifest_path)
-            or _read_manifest(table, manifest)
-            for manifest in snapshot.manifests(table.io)
-            if manifest.content is ManifestContent.DATA
-        }
-        self._joined = FileStatistics.joined(list(self._by_manifest.values()))
-        self._snapshot_id = snapshot.snapshot_id
-        return self._joined
+    def files(self, table: Table, days: Days = EVER, *, after: int = BEGINNING) -> FileStatistics:
+        """Return the statistics of data files in the newest snapshot.
 
+        Those of some days alone, or those that were added after a snapshot with this sequence
+        number: of the others not even the manifests are read.
 
-def _read_manifest(table: Table, manifest: ManifestFile) -> FileStatistics:
-    entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
-    return FileStatistics.of(table, [entry.data_file for entry in entries])
-
-
-def find_rows(table: Table, kind: RecordKind, files: FileStatistics, keys: Keys) -> Found:
-    """Look keys up in data files; of a key that is stored more than once, one row is returned."""
-    indices: list[npt.NDArray[np.intp]] = []
-    tables: list[pa.Table] = []
-    for path in files.may_hold(keys):
-        for index, rows in _find_in_file(table, kind, path, keys):
-            indices.append(index)
-            tables.append(rows)
-    columns = [*kind.compared, RECEIVED]
-    if not tables:
-        empty = pa.schema([kind.arrow.field(name) for name in columns]).empty_table()
-        return Found(np.empty(0, np.int64), empty)
-    found = np.concatenate(indices)
-    order, first = np.unique(found, return_index=True)
-    rows = pa.concat_tables(tables, promote_options="permissive")
-    return Found(order, rows.select(columns).take(pa.array(first)))
-
-
-def _find_in_file(
-    table: Table, kind: RecordKind, path: str, keys: Keys
-) -> Iterator[tuple[npt.NDArray[np.intp], pa.Table]]:
-    """Yield the indices of keys that a row group holds, and the rows."""
-    with (
-        table.io.new_input(path).open() as stream,
-        pq.ParquetFile(stream, read_dictionary=_TEXTS) as file,
-    ):
-        for group in range(file.num_row_groups):
-            if not _may_hold(file, group, keys):
-                continue
-            read = file.read_row_group(group, list(_IDENTITY), use_threads=False)
-            index = _match(keys, read)
-            rows = np.flatnonzero(index >= 0)
-            if not len(rows):
-                continue
-            names = [*_IDENTITY, "message_id", *kind.compared, RECEIVED]
-            hits = file.read_row_group(group, names, use_threads=False).take(pa.array(rows))
-            ours = np.sort(numbered_rows(kind, hits).rows)
-            yield index[rows[ours]], hits.take(pa.array(ours))
-
-
-def _may_hold(file: pq.ParquetFile, group: int, keys: Keys) -> bool:
-    if file.num_row_groups == 1:
-        return True
-    place = file.schema_arrow.get_field_index("source_sequence")
-    statistics = next(
-        (
-            column.statistics
-            for column in map(
-                file.metadata.row_group(group).column, range(file.metadata.num_columns)
+        Raises:
+            BadData: another engine left row-level deletes.
+            ValidationError: a manifest, or the list of them, is damaged.
+        """
+        with reading_manifests():
+            return FileStatistics.joined(
+                [
+                    self._read(table, manifest).within(days, after)
+                    for manifest in self._list(table)
+                    if manifest.sequence_number > after and _overlaps(manifest, days)
+                ]
             )
-            if column.path_in_schema == "source_sequence"
-        ),
-        None,
+
+    def _list(self, table: Table) -> list[ManifestFile]:
+        snapshot = table.current_snapshot()
+        if snapshot is None:
+            return []
+        if snapshot.snapshot_id != self._snapshot_id:
+            manifests = snapshot.manifests(table.io)
+            check_deletes(table, manifests)
+            self._manifests = [each for each in manifests if each.content is ManifestContent.DATA]
+            self._snapshot_id = snapshot.snapshot_id
+            paths = {each.manifest_path for each in manifests}
+            self._statistics = {
+                path: each for path, each in self._statistics.items() if path in paths
+            }
+        return self._manifests
+
+    def _read(self, table: Table, manifest: ManifestFile) -> FileStatistics:
+        known = self._statistics.get(manifest.manifest_path)
+        if known is None:
+            entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+            known = FileStatistics.of(
+                table,
+                [entry.data_file for entry in entries],
+                [_sequence(manifest, entry.file_sequence_number) for entry in entries],
+            )
+            self._statistics[manifest.manifest_path] = known
+        return known
+
+
+def _sequence(manifest: ManifestFile, sequence: int | None) -> int:
+    return manifest.sequence_number if sequence is None else sequence
+
+
+def check_deletes(table: Table, manifests: Iterable[ManifestFile]) -> None:
+    """Refuse a table some of whose rows are deleted, but still stand in its data files.
+
+    Raises:
+        BadData: another engine left row-level deletes.
+    """
+    for manifest in manifests:
+        is_live = manifest.has_added_files() or manifest.has_existing_files()
+        if manifest.content is ManifestContent.DELETES and is_live:
+            raise row_level_deletes(table.name()[-1])
+
+
+def row_level_deletes(table: str) -> BadData:
+    """Explain why a table with row-level deletes is refused."""
+    return BadData(
+        f"table {table} has row-level deletes, which k2 does not read",
+        hint="compact the table with the engine that deleted the rows",
     )
-    if place < 0 or statistics is None or not statistics.has_min_max:
+
+
+def _overlaps(manifest: ManifestFile, days: Days) -> bool:
+    """Decide by the bounds of its partitions whether a manifest may list files of some days."""
+    if days == EVER or not manifest.partitions:
         return True
-    return bool(((keys.numbers >= statistics.min) & (keys.numbers <= statistics.max)).any())
-
-
-def _match(keys: Keys, rows: pa.Table) -> npt.NDArray[np.intp]:
-    """Return for each row the index of its key, or -1."""
-    index = np.full(rows.num_rows, -1, dtype=np.intp)
-    codes = _codes(keys, rows)
-    numbers = rows["source_sequence"].combine_chunks().fill_null(-1).to_numpy()
-    for code in np.unique(codes[codes >= 0]).tolist():
-        begin, end = np.searchsorted(keys.codes, [code, code + 1])
-        wanted = keys.numbers[begin:end]
-        here = np.flatnonzero(codes == code)
-        at = np.minimum(np.searchsorted(wanted, numbers[here]), max(len(wanted) - 1, 0))
-        is_hit = wanted[at] == numbers[here] if len(wanted) else np.zeros(len(here), np.bool_)
-        index[here[is_hit]] = begin + at[is_hit]
-    return index
-
-
-def _codes(keys: Keys, rows: pa.Table) -> Ints:
-    """Return for each row the code of its series among the keys', or -1."""
-    wanted = np.unique(keys.codes).tolist()
-    known = {keys.series[code]: code for code in wanted}
-    exchanges, symbols = (_dictionary(rows[name]) for name in _TEXTS)
-    table = np.array(
-        [
-            [known.get(Series(exchange, symbol), -1) for symbol in symbols.dictionary.to_pylist()]
-            for exchange in exchanges.dictionary.to_pylist()
-        ],
-        dtype=np.int64,
+    bounds = manifest.partitions[0]
+    if bounds.lower_bound is None or bounds.upper_bound is None:
+        return True
+    low, high = (
+        int(from_bytes(DateType(), each)) for each in (bounds.lower_bound, bounds.upper_bound)
     )
-    if not table.size:
-        return np.full(rows.num_rows, -1, dtype=np.int64)
-    codes: Ints = table[exchanges.indices.to_numpy(), symbols.indices.to_numpy()]
-    return codes
-
-
-def _dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    chunk = column.unify_dictionaries().combine_chunks()
-    return chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
-
-
-def known_ids(
-    table: Table, kind: RecordKind, files: FileStatistics, rows: pa.Table
-) -> pa.StringArray:
-    """Return those message ids of some rows that are stored, among the rows of the same days."""
-    wanted = rows["message_id"].combine_chunks()
-    known: set[str] = set()
-    for stored in _rows_of_days(table, kind, files, rows, ["message_id"]):
-        ids = stored["message_id"]
-        known.update(ids.filter(pc.is_in(ids, wanted)).to_pylist())
-    return pa.array(sorted(known), pa.string())
-
-
-def known_lines(
-    table: Table, kind: RecordKind, files: FileStatistics, rows: pa.Table, lines: Lines
-) -> npt.NDArray[np.bool_]:
-    """Tell which rows are stored as lines that `lines` names, among the rows of the same days."""
-    wanted = line_keys(rows)
-    known: set[str] = set()
-    for stored in _rows_of_days(table, kind, files, rows, KEY_COLUMNS):
-        keys = line_keys(stored.filter(pa.array(lines.mask(stored))))
-        known.update(keys.filter(pc.is_in(keys, wanted.combine_chunks())).to_pylist())
-    is_known: npt.NDArray[np.bool_] = pc.is_in(
-        wanted, pa.array(list(known), pa.string())
-    ).to_numpy()
-    return is_known
-
-
-def _rows_of_days(
-    table: Table,
-    kind: RecordKind,
-    files: FileStatistics,
-    rows: pa.Table,
-    columns: Sequence[str],
-) -> Iterator[pa.Table]:
-    """Yield columns of the files that have rows of the same days, a part at a time."""
-    is_near = np.isin(files.days, rows_days(kind, rows))
-    for path in (files.paths[at] for at in np.flatnonzero(is_near)):
-        with table.io.new_input(path).open() as stream, pq.ParquetFile(stream) as file:
-            for batch in file.iter_batches(columns=list(columns), use_threads=False):
-                yield pa.Table.from_batches([batch])
-
-
-def read_numbers(table: Table, kind: RecordKind, path: str) -> Iterator[tuple[Numbered, pa.Table]]:
-    """Yield the numbered rows of a data file, a row group at a time, with what was read of it."""
-    names = [*_IDENTITY, "message_id", kind.partition_by]
-    with table.io.new_input(path).open() as stream, pq.ParquetFile(stream) as file:
-        for group in range(file.num_row_groups):
-            read = file.read_row_group(group, names, use_threads=False)
-            yield numbered_rows(kind, read), read
+    return low <= days.last and high >= days.first

@@ -7,6 +7,7 @@ from pyiceberg.table import Table
 from k2cli.config import Settings
 from k2cli.flow import Observer
 from k2cli.records import RecordKind
+from k2cli.storage.lookup import StoredIds
 from k2cli.storage.stored import FileIndex
 
 
@@ -18,4 +19,5 @@ class Target:
     kind: RecordKind
     settings: Settings
     index: FileIndex  # of the table's data files; kept from one write to the next
+    ids: StoredIds  # of its rows; kept as well
     observe: Observer  # sees how work goes on that takes long

@@ -23,6 +23,7 @@ from pyiceberg.expressions import (
 from pyiceberg.manifest import DataFile
 
 from k2cli.errors import BadData, NotFound
+from k2cli.ranges import Ranges, ranges_of
 from k2cli.records import RecordKind, nth_copy
 from k2cli.storage.admission import RECEIVED, runs
 from k2cli.storage.append import Attempt
@@ -30,8 +31,8 @@ from k2cli.storage.lines import Bools, Lines
 from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.loads import list_loads, without
 from k2cli.storage.numbered import numbered_rows
-from k2cli.storage.position import KEY, Position, State, decode_position
-from k2cli.storage.rewrite import Removed, Rewrite
+from k2cli.storage.position import KEY, Position, Series, State, decode_position
+from k2cli.storage.rewrite import Removed, Rewrite, add_ranges
 from k2cli.storage.state import TableState, position_property, read_state
 from k2cli.storage.target import Target
 from k2cli.storage.vendor import predicate
@@ -90,7 +91,7 @@ def undo_load(target: Target, load: str, *, is_dry_run: bool) -> Undone:
             assert state.position is not None, "Rewrite rebuilds it before"
             properties = {
                 **state.properties,
-                KEY: position_property(removed.position(state.position)),
+                KEY: position_property(removed.position(state.position, choose.others)),
             }
             properties.pop(LOADS_KEY)
             if value is not None:
@@ -124,9 +125,24 @@ class _LoadRows:
         self._lines = Lines(kind, (nth_copy(entry["identity"], entry["copy"]),))
         self._has_texts: bool = entry["has_texts"]
         self.row_filter = _between(kind, entry["first_time"], entry["last_time"])
+        self.others: dict[Series, Ranges] = {}  # numbers of the load that further rows have
 
     def __call__(self, file: DataFile, rows: pa.Table) -> Bools:  # noqa: ARG002
         """Choose rows of one data file."""
+        is_chosen = self._choose_received(rows)
+        if self._kind.is_dense and self._stored.series and not is_chosen.all():
+            self._add_others(rows.filter(pa.array(~is_chosen)))
+        return is_chosen
+
+    def _add_others(self, rows: pa.Table) -> None:
+        numbered = numbered_rows(self._kind, rows)
+        for code, begin, end in runs(numbered.codes):
+            series = numbered.series[code]
+            numbers = numbered.numbers[begin:end]
+            states = self._stored.of(series).states(numbers)
+            add_ranges(self.others, series, ranges_of(numbers[states != State.ABSENT]))
+
+    def _choose_received(self, rows: pa.Table) -> Bools:
         is_chosen = np.zeros(rows.num_rows, dtype=np.bool_)
         is_near = pc.is_in(rows[RECEIVED].cast(pa.int64()), self._received)
         near = np.flatnonzero(is_near.to_numpy())
@@ -159,6 +175,7 @@ class _LegacyRows:
         loads = list_loads(target.table, log).filter(pc.field("digest") == entry["digest"])
         before = loads.filter(pc.field("loaded_at") < pa.scalar(entry["loaded_at"], _TIME))
         self._after = pc.max(before["loaded_at"]) if len(before) else pa.scalar(0, _TIME)
+        self.others: dict[Series, Ranges] = {}
         self._until = pa.scalar(entry["loaded_at"], _TIME)
         self._lines = Lines(target.kind, legacy=(entry["digest"],))
         self.row_filter = AlwaysTrue() if entry["rows"] else AlwaysFalse()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from json import JSONDecodeError
 from typing import Final
 
+import pyarrow as pa
 from pyiceberg.exceptions import (
     AuthorizationExpiredError,
     ForbiddenError,
@@ -101,6 +102,27 @@ def reading_manifests() -> Iterator[None]:
         yield
     except (ValueError, LookupError, TypeError) as exc:
         raise ValidationError(f"a manifest: {exc}") from exc
+
+
+@contextmanager
+def translated_damage(path: str) -> Iterator[None]:
+    """Translate what Arrow raises of a damaged Parquet file.
+
+    Raises:
+        BadData: the file at `path` is one.
+    """
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as exc:
+        is_other = isinstance(exc, OSError) and (
+            type(exc) is not OSError or exc.errno is not None or _S3_ERROR in str(exc)
+        )
+        if is_other:
+            raise
+        reason = " ".join(str(exc).split())[:300]
+        raise BadData(
+            f"the data file {path} is damaged: {reason}", hint="restore it from a backup"
+        ) from exc
 
 
 def _translate(what: str, exc: DatabaseError | OSError | RESTError) -> K2Error:

@@ -63,9 +63,9 @@ def load(lake: Lake, name: str, rows: int, *, is_forced: bool = False) -> int | 
     """Load so many lines without ids."""
     made = entry(name)
     known = Lines(TRADES, (made.identity,)) if is_forced else None
-    with lake.load_file(TRADES, file=made.identity, known=known) as file:
+    with lake.load_file(TRADES, file=made.identity, known=known, is_again=is_forced) as file:
         file.write(line_rows(made.identity, rows))
-        return file.commit(made, key=None if is_forced else key(name))
+        return file.commit(made, key=key(name))
 
 
 def loaded(lake: Lake, *names: str) -> set[str]:
@@ -101,12 +101,15 @@ def test_forced_load_adds_nothing_that_is_stored(lake: Lake) -> None:
 
 
 def test_forced_loads_at_once_add_the_rows_once(settings: Settings, lake: Lake) -> None:
-    with open_lake(settings) as other, lake.load_file(TRADES, file="a", known=A) as first:
+    with (
+        open_lake(settings) as other,
+        lake.load_file(TRADES, file="a", known=A, is_again=True) as first,
+    ):
         first.write(line_rows("a", 10))
-        with other.load_file(TRADES, file="a", known=A) as second:
+        with other.load_file(TRADES, file="a", known=A, is_again=True) as second:
             second.write(line_rows("a", 10))
-            assert second.commit(entry("a"), key=None) is not None
-        assert first.commit(entry("a"), key=None) is not None
+            assert second.commit(entry("a"), key=key("a")) is not None
+        assert first.commit(entry("a"), key=key("a")) is not None
     assert count(lake) == 10
     assert sorted(lake.loads(TRADES)["duplicates"].to_pylist()) == [0, 10]
 
@@ -114,13 +117,13 @@ def test_forced_loads_at_once_add_the_rows_once(settings: Settings, lake: Lake) 
 def test_copies_at_once_cannot_be_told_apart_and_one_is_refused(
     settings: Settings, lake: Lake
 ) -> None:
-    with open_lake(settings) as other, lake.load_file(TRADES, file="a#2") as first:
+    with open_lake(settings) as other, lake.load_file(TRADES, file="a#2", is_again=True) as first:
         first.write(line_rows("a#2", 10))
-        with other.load_file(TRADES, file="a#2") as second:
+        with other.load_file(TRADES, file="a#2", is_again=True) as second:
             second.write(line_rows("a#2", 10))
-            assert second.commit(replace(entry("a"), copy=2), key=None) is not None
+            assert second.commit(replace(entry("a"), copy=2), key=key("a")) is not None
         with pytest.raises(Conflict, match="was loaded meanwhile"):
-            first.commit(replace(entry("a"), copy=2), key=None)
+            first.commit(replace(entry("a"), copy=2), key=key("a"))
     assert count(lake) == 10
     assert lake.copies(TRADES, entry("a").identity) == 2
 
@@ -135,7 +138,7 @@ def test_load_that_left_rows_out_which_are_removed_meanwhile_is_refused(lake: La
         file.write(trades_batch(5))
         file._write_files()
         lake.undo_load(TRADES, load_id)
-        with pytest.raises(Conflict, match="removed meanwhile"):
+        with pytest.raises(Conflict, match="rows were removed from trades_v2 meanwhile"):
             file.commit(entry("b"), key=key("b"))
     assert count(lake) == 0
     assert lake.loads(TRADES).num_rows == 0
@@ -265,7 +268,7 @@ def test_lines_that_an_older_k2_stored_are_known_and_can_be_undone(home: Path, l
     assert known.legacy == ("a",)
     with lake.load_file(TRADES, file=entry("a").identity, known=known) as file:
         file.write(line_rows(entry("a").identity, 11))
-        file.commit(entry("a"), key=None)
+        file.commit(entry("a"), key=key("a"))
     assert count(lake) == 11
     old, new = sorted(lake.loads(TRADES).to_pylist(), key=lambda each: bool(each["identity"]))
     assert (new["rows"], new["duplicates"]) == (1, 10)

@@ -21,6 +21,7 @@ from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.storage import rebuild
 from k2cli.storage.append import OutcomeUnknown, append_rows
 from k2cli.storage.lake import Lake, open_lake
+from k2cli.storage.lookup import StoredIds
 from k2cli.storage.position import Series
 from k2cli.storage.state import read_state
 from k2cli.storage.stored import FileIndex
@@ -43,6 +44,7 @@ def target_of(table: Table, settings: Settings) -> Target:
         kind=TRADES,
         settings=settings,
         index=FileIndex(),
+        ids=StoredIds(),
         observe=lambda *_, **__: None,
     )
 
