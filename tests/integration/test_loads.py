@@ -144,6 +144,66 @@ def test_load_that_left_rows_out_which_are_removed_meanwhile_is_refused(lake: La
     assert lake.loads(TRADES).num_rows == 0
 
 
+@pytest.mark.parametrize("is_extended", [False, True])
+def test_load_that_left_rows_out_of_a_table_that_is_rolled_back_is_refused(
+    lake: Lake, is_extended: bool
+) -> None:
+    load(lake, "z", 3)
+    before = lake.table(TRADES).current_snapshot()
+    lake.append(TRADES, pa.Table.from_batches([trades_batch(5)]))
+    assert before is not None
+    with lake.load_file(TRADES, file="b") as file:
+        file.write(trades_batch(11))
+        file._write_files()
+        with lake.table(TRADES).manage_snapshots() as manage:
+            manage.rollback_to_snapshot(before.snapshot_id)
+        if is_extended:
+            load(lake, "y", 2)
+        with pytest.raises(Conflict, match="rows were removed from trades_v2 meanwhile"):
+            file.commit(entry("b"), key=key("b"))
+
+
+def test_rollback_does_not_disturb_a_load_that_left_nothing_out(lake: Lake) -> None:
+    load(lake, "z", 3)
+    before = lake.table(TRADES).current_snapshot()
+    load(lake, "y", 2)
+    assert before is not None
+    with lake.load_file(TRADES, file="b") as file:
+        file.write(trades_batch(11))
+        file._write_files()
+        with lake.table(TRADES).manage_snapshots() as manage:
+            manage.rollback_to_snapshot(before.snapshot_id)
+        lake.append(TRADES, pa.Table.from_batches([trades_batch(5)]))
+        file.commit(entry("b"), key=key("b"))
+    assert count(lake) == 3 + 11
+
+
+def test_forced_load_is_refused_if_lines_of_its_path_were_loaded_meanwhile(lake: Lake) -> None:
+    """What follows a growing file stores its lines under another identity."""
+    with lake.load_file(TRADES, file="a", known=A, is_again=True) as first:
+        first.write(line_rows("a", 10))
+        shorter = replace(entry("b"), path=entry("a").path, meaning=entry("a").meaning)
+        with lake.load_file(TRADES, file="b") as second:
+            second.write(line_rows("b", 7))
+            second.commit(shorter, key=key("b", path=shorter.path, meaning=shorter.meaning))
+        with pytest.raises(Conflict, match="was loaded meanwhile"):
+            first.commit(entry("a"), key=key("a"))
+    assert count(lake) == 7
+
+
+def test_undo_of_rows_that_others_have_too_leaves_those_known(lake: Lake) -> None:
+    """Another engine stored numbers once more: when the rows of the load go, its rows stay."""
+    with lake.load_file(TRADES, file="a") as file:
+        file.write(trades_batch(3))
+        file.commit(entry("a"), key=key("a"))
+    (load_id,) = lake.loads(TRADES)["load"].to_pylist()
+    twice = pa.Table.from_batches([trades_batch(2, ingestion_timestamp=LATER)])
+    append_as_another_engine(lake.table(TRADES), twice)
+    assert lake.undo_load(TRADES, load_id).rows == 3
+    again = lake.append(TRADES, pa.Table.from_batches([trades_batch(4)]))
+    assert (again.rows, again.duplicates, count(lake)) == (2, 2, 4)
+
+
 def test_load_that_is_given_up_leaves_nothing(home: Path, lake: Lake) -> None:
     with lake.load_file(TRADES, file="a") as file:
         for n in range(3):
@@ -266,9 +326,10 @@ def test_lines_that_an_older_k2_stored_are_known_and_can_be_undone(home: Path, l
     load_as_old(home, lake, old_lines(10), LATER)
     known = lake.stored_lines(TRADES, key("a"), lambda *_: False)
     assert known.legacy == ("a",)
-    with lake.load_file(TRADES, file=entry("a").identity, known=known) as file:
-        file.write(line_rows(entry("a").identity, 11))
-        file.commit(entry("a"), key=key("a"))
+    file = entry("a").identity
+    with lake.load_file(TRADES, file=file, known=known, is_again=True) as again:
+        again.write(line_rows(file, 11))
+        again.commit(entry("a"), key=key("a"))
     assert count(lake) == 11
     old, new = sorted(lake.loads(TRADES).to_pylist(), key=lambda each: bool(each["identity"]))
     assert (new["rows"], new["duplicates"]) == (1, 10)

@@ -3,26 +3,31 @@
 import re
 import threading
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pytest
 from builders import START, quotes_batch, table_of, trade_row, trades_batch
 from foreign import append_as_another_engine, rewrite_as_another_engine
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitStateUnknownException
+from pyiceberg.io import FileIO
+from pyiceberg.manifest import ManifestContent, ManifestFile
 from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot
 
 from k2cli.config import Settings, TableSettings, load_settings
 from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.records import QUOTES, TRADES, RecordKind
-from k2cli.storage import rebuild
+from k2cli.storage import position, rebuild
 from k2cli.storage.append import OutcomeUnknown, append_rows
 from k2cli.storage.lake import Lake, open_lake
 from k2cli.storage.lookup import StoredIds
-from k2cli.storage.position import Series
+from k2cli.storage.position import Series, State
 from k2cli.storage.state import read_state
 from k2cli.storage.stored import FileIndex
 from k2cli.storage.target import Target
@@ -356,22 +361,30 @@ def test_new_tables_let_other_engines_retry(lake: Lake) -> None:
 
 def test_a_tag_keeps_what_k2_knows_from_being_expired(lake: Lake) -> None:
     lake.append(TRADES, trades(1, 2))
-    for is_expiring in (True, True):
-        rewrite_as_another_engine(lake.table(TRADES), is_expiring=is_expiring)
-        table = lake.table(TRADES)
-        assert read_state(table).position is not None
-    again = lake.append(TRADES, trades(1, 2, 3))
-    assert (again.rows, again.duplicates) == (1, 2)
-
-
-def test_two_rewrites_with_an_expiry_between_them_are_seen_through(lake: Lake) -> None:
-    """The snapshot between k2's and the newest one is gone then."""
-    lake.append(TRADES, trades(1, 2))
-    rewrite_as_another_engine(lake.table(TRADES), is_expiring=False)
     rewrite_as_another_engine(lake.table(TRADES), is_expiring=True)
     state = read_state(lake.table(TRADES))
     assert state.position is not None
     assert state.position.of(Series("BINANCE", "BTCUSDT")).exact.tolist() == [[1, 2]]
+    again = lake.append(TRADES, trades(1, 2, 3))
+    assert (again.rows, again.duplicates) == (1, 2)
+
+
+@pytest.mark.parametrize("is_as_large", [True, False])
+def test_what_snapshots_did_that_are_gone_is_not_guessed(lake: Lake, is_as_large: bool) -> None:
+    """Between k2's snapshot and a compaction, rows may have come and gone, as many as were there.
+
+    What the tag has of files and offsets stays known only if the table is as large as then.
+    """
+    lake.append(TRADES, trades(1, 2))
+    lake.table(TRADES).delete("source_sequence = 2")
+    new = trades(7) if is_as_large else trades(7, 8)
+    append_as_another_engine(lake.table(TRADES), new)
+    rewrite_as_another_engine(lake.table(TRADES), is_expiring=True)
+    state = read_state(lake.table(TRADES))
+    assert (state.position, state.is_lost) == (None, not is_as_large)
+    again = lake.append(TRADES, trades(1, 2, 7))
+    assert (again.rows, again.duplicates) == (1, 2)
+    assert {1, 2, 7} <= set(numbers(lake))
 
 
 def forget_everything(table: Table) -> None:
@@ -445,6 +458,102 @@ def test_a_rebuild_that_was_cut_off_goes_on(lake: Lake, monkeypatch: pytest.Monk
     assert (again.rows, again.duplicates) == (1, 5)
     assert len(read) == 2
     assert not set(first) & set(read)
+
+
+def test_other_values_of_an_id_that_is_text_are_a_conflict(lake: Lake) -> None:
+    lake.append(TRADES, trades(1))
+    forget_everything(lake.table(TRADES))
+    row = trade_row(source_sequence=None, message_id="T-1")
+    assert lake.append(TRADES, table_of(TRADES, [row])).rows == 1
+    other = {**row, "price": Decimal("7.00000000")}
+    elsewhere = {**row, "symbol": "ETHUSDT"}
+    again = lake.append(TRADES, table_of(TRADES, [row, other, elsewhere, elsewhere]))
+    assert (again.rows, again.duplicates, again.conflicts) == (1, 2, 1)
+    (conflict,) = again.examples
+    assert conflict.received["price"] == Decimal("7.00000000")
+    assert conflict.stored["price"] == row["price"]
+    assert str(conflict).startswith(f"BINANCE BTCUSDT {row['trade_id']} is stored already: price")
+
+
+def test_a_table_with_row_level_deletes_is_refused(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are deleted still stand in the data files; pyiceberg itself writes no deletes."""
+    lake.append(TRADES, trades(1))
+    append_as_another_engine(lake.table(TRADES), trades(2))
+    real = Snapshot.manifests
+
+    def with_deletes(self: Snapshot, io: FileIO) -> list[ManifestFile]:
+        manifests = real(self, io)
+        manifests[-1][3] = ManifestContent.DELETES
+        return manifests
+
+    assert ManifestFile.from_args(content=ManifestContent.DELETES)[3] is ManifestContent.DELETES
+    monkeypatch.setattr(Snapshot, "manifests", with_deletes)
+    with pytest.raises(BadData, match="table trades_v2 has row-level deletes") as caught:
+        lake.append(TRADES, trades(2))
+    assert "compact" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_damaged_data_file_is_named(lake: Lake, share: float) -> None:
+    lake.append(TRADES, trades(1))
+    (path,) = lake.plan(TRADES).paths
+    Path(path).write_bytes(Path(path).read_bytes()[: int(share * Path(path).stat().st_size)])
+    with pytest.raises(BadData, match=f"data file .*{Path(path).name} is damaged"):
+        lake.append(TRADES, trades(1))
+
+
+def test_a_look_up_follows_a_table_that_is_compacted_and_expired(
+    settings: Settings, lake: Lake
+) -> None:
+    """A writer that loaded the table before looks for rows in files that are gone."""
+    lake.append(TRADES, trades(1, 2))
+    lake.append(TRADES, trades(3))
+    target = target_of(lake.table(TRADES), settings)
+    rewrite_as_another_engine(lake.table(TRADES), is_expiring=False)
+    lake.append(TRADES, trades(4))
+    for path in lake_files_of(target.table):
+        Path(path).unlink()
+    commit = append_rows(target, trades(2, 3, 4, 5))
+    assert (commit.rows, commit.duplicates) == (1, 3)
+    assert numbers_of_newest(lake) == [1, 2, 3, 4, 5]
+
+
+def lake_files_of(table: Table) -> list[str]:
+    return [task.file.file_path.removeprefix("file://") for task in table.scan().plan_files()]
+
+
+def numbers_of_newest(lake: Lake) -> list[int]:
+    return sorted(lake.table(TRADES).scan().to_arrow()["source_sequence"].to_pylist())
+
+
+def test_a_number_that_may_be_stored_is_looked_for_on_the_days_around(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was loaded with a wrong time zone has the same numbers on another day."""
+    monkeypatch.setattr(position, "MAX_RANGES", 1)
+    lake.append(TRADES, trades(1))
+    lake.append(TRADES, trades(5))
+    state = read_state(lake.table(TRADES)).position
+    assert state is not None
+    assert state.of(Series("BINANCE", "BTCUSDT")).states(np.array([5])) == [State.UNKNOWN]
+    late = table_of(TRADES, [trade_row(source_sequence=5, timestamp=START + timedelta(hours=20))])
+    again = lake.append(TRADES, late)
+    assert (again.rows, again.conflicts) == (0, 1)
+
+
+def test_look_ups_read_only_manifests_of_their_days(settings: Settings, lake: Lake) -> None:
+    with lake.table(TRADES).transaction() as transaction:
+        transaction.set_properties({"commit.manifest-merge.enabled": "false"})
+    for day in range(5):
+        row = trade_row(source_sequence=day, timestamp=START + timedelta(days=day))
+        lake.append(TRADES, table_of(TRADES, [row]))
+    target = target_of(lake.table(TRADES), settings)
+    row = trade_row(source_sequence=3, timestamp=START + timedelta(days=3))
+    assert append_rows(target, table_of(TRADES, [row])).duplicates == 1
+    assert len(target.index._statistics) == 1
+    assert len(target.index.files(target.table).paths) == 5
 
 
 def test_rows_that_another_engine_deleted_are_welcome_again(lake: Lake) -> None:
