@@ -284,3 +284,30 @@ def test_forced_load_of_a_file_that_was_followed_stores_no_line_twice(
     path.write_text(HEADER + generic(1, 11))
     assert load(k2, path, *GENERIC, "--force") == (0, 2, 9)
     assert [row["quantity"] for row in stored(settings)] == list(range(1, 12))
+
+
+def test_other_values_of_a_text_id_are_conflicts(k2: K2, tmp_path: Path) -> None:
+    """In another file, in this one, and in a row that says the same but for its time."""
+    header = "symbol,timestamp,price,quantity,side,currency,trade_id\n"
+    time = 1_723_161_348_000
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    first.write_text(header + f"A,{time},1.5,1,buy,USD,T-1\nA,{time},1.5,1,buy,USD,T-2\n")
+    lines = [
+        f"A,{time},1.5,1,buy,USD,T-1",
+        f"A,{time},1.6,1,buy,USD,T-2",
+        f"A,{time},1.5,1,buy,USD,T-3",
+        f"A,{time},1.5,2,buy,USD,T-3",
+        f"B,{time},1.5,1,buy,USD,T-2",
+    ]
+    second.write_text(header + "\n".join(lines) + "\n")
+    assert load(k2, first, *GENERIC) == (0, 2, 0)
+    rejects = tmp_path / "rejects.ndjson"
+    result = k2("load", "csv", second, *GENERIC, *JSON, "--rejects", rejects)
+    sums = json.loads(result.stdout)
+    assert (sums["rows"], sums["duplicates"], sums["conflicts"]) == (2, 1, 2)
+    reasons = [json.loads(line)["reason"] for line in rejects.read_text().splitlines()]
+    assert [reason.split(" is stored already: ")[1] for reason in reasons] == [
+        "price 1.60000000 (stored 1.50000000)",
+        "quantity 2.00000000 (stored 1.00000000)",
+    ]
+    assert reasons[0].startswith("X A X-T-2 ")
