@@ -259,7 +259,7 @@ class Consumption:
         return self._is_stopping or (policy.is_until_end and self._is_at_end())
 
     def _is_at_end(self) -> bool:
-        """Tell whether all was read to its end, and committed.
+        """Return whether all was read to its end, and committed.
 
         Raises:
             NotFound: a topic was deleted, and not recreated in time.

@@ -95,7 +95,7 @@ class Reader(Protocol):
         """Give rows without ids the message ids of the file's n-th copy."""
 
     def starts_with(self, size: int, digest: str) -> bool:
-        """Tell whether the first bytes have this SHA-256."""
+        """Return whether the first bytes have this SHA-256."""
 
     def expect_growth(self) -> None:
         """Take the file for one that grows: a line counts once it is complete."""
@@ -378,7 +378,7 @@ def load_into_topics(
 def _again(
     file: FileToLoad, lake: Lake, policy: LoadPolicy, key: FileKey
 ) -> tuple[int, Lines | None]:
-    """Tell which copy of rows without ids is loaded, and which lines are stored already."""
+    """Return which copy of rows without ids is loaded, and which lines are stored already."""
     reader = file.reader
     if policy.is_repeating:
         if reader.has_ids:

@@ -77,8 +77,3 @@ def index_of(ranges: Ranges, numbers: Ints) -> Ints:
     index = np.searchsorted(ranges[:, 0], numbers, side="right") - 1
     is_inside = (index >= 0) & (numbers <= ranges[np.maximum(index, 0), 1])
     return np.where(is_inside, index, -1)
-
-
-def size(ranges: Ranges) -> int:
-    """Count the numbers of a set."""
-    return int((ranges[:, 1] - ranges[:, 0] + 1).sum())

@@ -206,7 +206,7 @@ class Deduplicator:
     """Leaves out what came before in this run, and reports gaps: for sinks without a table.
 
     Of each series the newest ids are remembered: all trades but for the oldest holes between them,
-    and so many quotes. What is older is taken again rather than lost.
+    and 1,024 ranges of quotes. What is older is taken again rather than lost.
     """
 
     def __init__(self, *, exchange: str, observe: Observer) -> None:
@@ -311,7 +311,7 @@ def _unfit_reject(kind: RecordKind, row: pa.Table, reason: str, renderer: Ndjson
 
 
 def _report_gaps(observe: Observer, kind: RecordKind, gaps: Sequence[Gap]) -> int:
-    """Tell every gap; return how many numbers were skipped while streaming."""
+    """Report every gap; return how many numbers were skipped while streaming."""
     for gap in gaps:
         observe(
             "restart_gap" if gap.is_restart else "gap",

@@ -30,7 +30,7 @@ def lower_symbol(text: str) -> str:
 
 
 def is_asset(text: str) -> bool:
-    """Tell whether a folded text can name an asset: letters, digits, printable non-ASCII."""
+    """Return whether a folded text can name an asset: letters, digits, printable non-ASCII."""
     return bool(text) and all(
         char in _ASCII if char.isascii() else char.isprintable() for char in text
     )

@@ -106,7 +106,7 @@ class _Choice:
         self._begun: dict[str, int] = {}  # rows of each file that were asked for already
 
     def __call__(self, file: DataFile, rows: pa.Table) -> Bools:
-        """Tell which rows go."""
+        """Return which rows go."""
         path = file.file_path
         begin = self._begun.get(path, 0)
         self._begun[path] = begin + rows.num_rows

@@ -89,7 +89,7 @@ class FileKey:
 
     path: str
     layout: str
-    meaning: str  # empty: it holds nothing that tells
+    meaning: str  # empty: no row says what it is loaded as
     identity: str
     digests: tuple[str, ...]  # of its bytes, as they are and decompressed: all that 0.1.0 knew
 

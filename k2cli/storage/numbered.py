@@ -57,7 +57,7 @@ def numbered_rows(kind: RecordKind, rows: pa.Table) -> Numbered:
 def _is_identity(
     kind: RecordKind, ids: pa.ChunkedArray, series: list[Series], codes: Ints, numbers: Ints
 ) -> npt.NDArray[np.bool_]:
-    """Tell which message ids are those of the series and number, or not of k2's making."""
+    """Return which message ids are those of the series and number, or not of k2's making."""
     names = [f"{each.exchange}/{kind.name}/{each.symbol}" for each in series]
     made = message_ids(names, codes, np.clip(numbers, 0, MAX_NUMBER))
     is_same = pc.equal(ids, made)

@@ -90,7 +90,7 @@ class SymbolRefresh:
 
 
 def is_stale(venue: Venue, home: Path) -> bool:
-    """Tell whether a market's list in the home folder is missing, damaged or a day old."""
+    """Return whether a market's list in the home folder is missing, damaged or a day old."""
     path = home_list(home, venue.market)
     try:
         age_s = time.time() - path.stat().st_mtime

@@ -191,7 +191,7 @@ def _of_header(names: set[str]) -> Iterator[_Evidence]:
 
 
 def _lacks_best_match(dump: Dump, columns: Sequence[str]) -> bool:
-    """Tell whether a dump lacks what every spot dump has; of a layout that knows it.
+    """Return whether a dump lacks what every spot dump has; of a layout that knows it.
 
     A header that has other names than the exchange's is somebody else's, and says nothing.
     """

@@ -158,18 +158,18 @@ class CsvSource:
         self._copy = copy
 
     def starts_with(self, size: int, digest: str) -> bool:
-        """Tell whether the file is at least so long, and its first bytes have this SHA-256."""
+        """Return whether the file's first `size` bytes have this SHA-256."""
         return size <= self.size_bytes and self._raw.hash(size) == digest
 
     def expect_growth(self) -> None:
         """Take the file for one that grows: a line counts once it is complete.
 
         Raises:
-            UsageError: the file is compressed, or no file.
+            UsageError: the file is compressed, or not a regular file.
         """
         path = self._path
         if path is None or not path.is_file():
-            raise UsageError(f"{self.name} is no file whose new lines can be told from the old")
+            raise UsageError(f"{self.name} is not a regular file, so its new lines cannot be followed")
         if compression(self._raw, path.suffix):
             raise UsageError(f"{self.name} is compressed", hint="only plain files can be followed")
         self._is_growing = True
