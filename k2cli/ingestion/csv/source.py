@@ -169,7 +169,9 @@ class CsvSource:
         """
         path = self._path
         if path is None or not path.is_file():
-            raise UsageError(f"{self.name} is not a regular file, so its new lines cannot be followed")
+            raise UsageError(
+                f"{self.name} is not a regular file, so its new lines cannot be followed"
+            )
         if compression(self._raw, path.suffix):
             raise UsageError(f"{self.name} is compressed", hint="only plain files can be followed")
         self._is_growing = True
