@@ -114,7 +114,10 @@ class Connection:
         except (OSError, EOFError, asyncio.LimitOverrunError):
             pass  # the client went away, or never spoke HTTP
         finally:
-            self._writer.transport.abort()
+            transport = self._writer.transport
+            # One that closed once its buffer was empty has no event loop any more, and fails.
+            if not transport.is_closing() or transport.get_write_buffer_size():
+                transport.abort()
 
     def go_away(self) -> None:
         """Say goodbye because the simulator ends; wait for nothing."""
