@@ -5,8 +5,8 @@ committed is a file, not an interval.
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -15,12 +15,11 @@ import pyarrow as pa
 
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
 from k2cli.flow import Batch
-from k2cli.records import RecordKind, nth_copy
+from k2cli.records import RecordKind
 from k2cli.rejects import RejectLog
 from k2cli.sinks import ConflictReport
 from k2cli.storage.lake import Lake
-from k2cli.storage.lines import Lines
-from k2cli.storage.loads import STDIN, FileKey, LoadEntry
+from k2cli.storage.loads import STDIN
 
 if TYPE_CHECKING:
     from k2cli.producing import TopicRows
@@ -58,6 +57,7 @@ class LoadPolicy:
     is_forced: bool = False  # load again what was loaded before; store no row twice
     is_repeating: bool = False  # store rows without ids once more
     is_following: bool = False  # load only complete lines, and those that were not loaded before
+    is_checked: bool = False  # against the checksum beside each file
 
 
 class Reader(Protocol):
@@ -102,6 +102,9 @@ class Reader(Protocol):
 
     def follow(self, done: int) -> None:
         """Read complete lines alone, those after the first `done` bytes."""
+
+    def close(self) -> None:
+        """Close the file."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the file's batches; lines are their messages."""
@@ -209,15 +212,17 @@ def pump_file(
     file: FileToLoad,
     target: Target,
     policy: LoadPolicy,
+    sums: FileSums,
     on_batch: Callable[[Batch], None] = lambda _: None,
-) -> FileSums:
+) -> None:
     """Move a file's rows into a target, and its rejects into their file; commit nothing.
+
+    `sums` counts what was read, even of a file that fails.
 
     Raises:
         BadData: more rejects than allowed, or the file cannot be read to its end.
     """
     rejects, allowance = policy.rejects, policy.allowance
-    sums = FileSums()
     first = ""
     for batch in file.reader:
         sums.lines += batch.messages
@@ -237,66 +242,19 @@ def pump_file(
             f"{file.path}: {sums.rejects} rejects, allowed are {allowance}; the first is {first}",
             hint=f"see {rejects.path}; --max-rejects allows more",
         )
-    return sums
 
 
-def load_into_table(
-    file: FileToLoad,
-    lake: Lake,
-    policy: LoadPolicy,
-    on_batch: Callable[[Batch], None] = lambda _: None,
-) -> tuple[FileSums, int | None]:
-    """Load one file, all or nothing. Returns its sums and the snapshot's id.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What loading one file came to."""
 
-    The id is None for a file that was loaded before: then nothing is read, or nothing added.
+    file: FileToLoad
+    sums: FileSums
+    is_new: bool = True  # False: it was loaded before, and nothing of it was read now
+    fault: BadData | None = None  # why nothing of it was loaded
 
-    Raises:
-        BadData: more rejects than allowed, the file cannot be read to its end, or it is an earlier
-            file with more lines, or without some, and the policy does not say what is to be done.
-        Conflict: other writers won too often.
-    """
-    reader = file.reader
-    if policy.is_following:
-        reader.expect_growth()
-    is_again = policy.is_forced or policy.is_repeating
-    newest = lake.newest_load(file.kind, _key(file, identity=""))
-    before = None if is_again else newest
-    is_grown = before is not None and reader.starts_with(before.size_bytes, before.digest)
-    offset = before.size_bytes if before and is_grown else 0
-    if policy.is_following:
-        reader.follow(offset)
-    key = _key(file, identity=reader.identity())
-    if not is_again:
-        if lake.loaded_before(file.kind, key):
-            return FileSums(), None
-        if before is not None and is_grown != policy.is_following:
-            raise _unclear(file, is_grown=is_grown)
-    copy, known = _again(file, lake, policy, key)
-    name = nth_copy(key.identity, copy)
-    with lake.load_file(file.kind, file=name, known=known, is_again=is_again) as target:
-        sums = pump_file(file, target, policy, on_batch)
-        values = reader.file_values
-        entry = LoadEntry(
-            loaded_at=time.time_ns() // 1000,
-            path=file.path,
-            digest=reader.hash(),
-            size_bytes=reader.size_bytes,
-            layout=file.layout,
-            rejects=sums.rejects,
-            offset_bytes=offset,
-            meaning=key.meaning,
-            identity=key.identity,
-            copy=copy,
-            exchange=values.get("exchange"),
-            symbol=values.get("symbol"),
-        )
-        snapshot_id = target.commit(entry, key=key, after=newest)
-    stowed = target.stowed
-    sums.rows, sums.duplicates, sums.conflicts = stowed.rows, stowed.duplicates, stowed.conflicts
-    if snapshot_id is not None:
-        policy.rejects.write(policy.conflicts.report(file.kind, stowed.conflicts, stowed.examples))
-        policy.rejects.sync()
-    return sums, snapshot_id
+
+Progress = Callable[[FileToLoad], AbstractContextManager[Callable[[Batch], None]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,8 +316,9 @@ def load_into_topics(
     file: FileToLoad,
     topics: "TopicRows",
     policy: LoadPolicy,
+    sums: FileSums,
     on_batch: Callable[[Batch], None] = lambda _: None,
-) -> FileSums:
+) -> None:
     """Send one file to its topics as one transaction: consumers see all of it, or nothing.
 
     Raises:
@@ -368,43 +327,10 @@ def load_into_topics(
     """
     topics.begin()
     try:
-        sums = pump_file(file, _Topics(topics, file.kind), policy, on_batch)
+        pump_file(file, _Topics(topics, file.kind), policy, sums, on_batch)
         topics.commit()
     finally:
         topics.abort()  # does nothing after a commit
-    return sums
-
-
-def _again(
-    file: FileToLoad, lake: Lake, policy: LoadPolicy, key: FileKey
-) -> tuple[int, Lines | None]:
-    """Return which copy of rows without ids is loaded, and which lines are stored already."""
-    reader = file.reader
-    if policy.is_repeating:
-        if reader.has_ids:
-            raise UsageError(
-                f"{file.path} has ids, so each of its rows can be stored only once",
-                hint="--allow-duplicates is for files without ids; drop it",
-            )
-        copy = lake.copies(file.kind, key.identity) + 1
-        reader.repeat(copy)
-        return copy, None
-    if policy.is_forced:
-        return 1, lake.stored_lines(file.kind, key, reader.starts_with)
-    return 1, None
-
-
-def _key(file: FileToLoad, *, identity: str) -> FileKey:
-    """Describe a file as the log of loads knows it."""
-    reader = file.reader
-    digests = (reader.hash(), reader.hash_content()) if identity else ()
-    return FileKey(
-        path=file.path,
-        layout=file.layout,
-        meaning=reader.meaning(),
-        identity=identity,
-        digests=digests,
-    )
 
 
 class _Topics:
@@ -416,16 +342,3 @@ class _Topics:
 
     def write(self, rows: pa.RecordBatch) -> None:
         self._topics.write(self._kind, rows)
-
-
-def _unclear(file: FileToLoad, *, is_grown: bool) -> BadData:
-    """Refuse a file that would be loaded twice in part, or whose new lines cannot be told."""
-    if is_grown:
-        return BadData(
-            f"{file.path} was loaded before, when it was shorter",
-            hint="--follow-appends loads its new lines, --force all of it",
-        )
-    return BadData(
-        f"{file.path} was rewritten: it does not begin with what was loaded of it before",
-        hint="--force loads all of it, as does another name",
-    )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -239,7 +239,7 @@ SERIES_CHARS: Final = 19  # characters of a message id that come from its series
 _HEX: Final = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), dtype="<u2")
 
 
-@cache
+@lru_cache(maxsize=1 << 16)
 def _id_prefix(series: str) -> npt.NDArray[np.uint8]:
     digest = int.from_bytes(hashlib.sha256(series.encode()).digest()[:8]) >> 4  # 60 bits
     head, tail = digest >> 12, digest & 0xFFF

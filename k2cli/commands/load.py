@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -40,7 +40,14 @@ if TYPE_CHECKING:
     from k2cli.flow import Batch
     from k2cli.ingestion.csv.layout import Layout
     from k2cli.ingestion.csv.source import CsvOptions
-    from k2cli.loading import Allowance, FileSums, FileToLoad, LoadPolicy, LoadTotals
+    from k2cli.loading import (
+        Allowance,
+        FileSums,
+        FileToLoad,
+        LoadPolicy,
+        LoadTotals,
+        Outcome,
+    )
     from k2cli.producing import ProduceOptions
     from k2cli.query.render import NdjsonRenderer
 
@@ -223,6 +230,7 @@ def load_csv(
             is_forced=force,
             is_repeating=allow_duplicates,
             is_following=follow_appends,
+            is_checked=checksum,
         )
         if is_written:
             handle = _loading(stack, policy, config, log, told)
@@ -238,7 +246,8 @@ def load_csv(
             handle = _sending(stack, policy, produce, paths, log, told)
         else:
             handle = _printing(stack, policy, limit=_PREVIEW_ROWS if dry_run else None)
-        totals = _load_each(source.files(paths), _checked(handle) if checksum else handle, told)
+        files = source.files(paths)
+        totals = _report_each(handle(files), told)
         totals.duration_s = round(time.monotonic() - started, 3)
         is_data_on_stdout = not (is_written or is_sent)
         output.summary(asdict(totals), summary, is_data_on_stdout=is_data_on_stdout, log=log)
@@ -345,7 +354,7 @@ class _Source:
     options: "CsvOptions"
 
     def files(self, words: list[str]) -> "Iterator[FileToLoad]":
-        """Open the files, one at a time."""
+        """Open the files, each when it is asked for; whoever takes them closes them."""
         from k2cli.loading import find_files
 
         for word in words:
@@ -359,13 +368,12 @@ class _Source:
         from k2cli.ingestion.csv.source import read_csv
         from k2cli.loading import FileToLoad
 
-        with closing(read_csv(source, self.layout, self.options)) as reader:
-            yield FileToLoad(
-                path=name,
-                layout=self.layout_name,
-                kind=self.layout.record,
-                reader=reader,
-            )
+        yield FileToLoad(
+            path=name,
+            layout=self.layout_name,
+            kind=self.layout.record,
+            reader=read_csv(source, self.layout, self.options),
+        )
 
 
 def _renames(columns: list[str] | None) -> dict[str, str]:
@@ -393,18 +401,28 @@ def _allowance(text: str) -> "Allowance":
     return allowance
 
 
-Handle = Callable[["FileToLoad"], "tuple[FileSums, bool]"]  # its sums, and whether it is new
+# Takes files, closes them, and yields what each came to.
+Handle = Callable[["Iterable[FileToLoad]"], "Iterator[Outcome]"]
 
 
-def _checked(handle: Handle) -> Handle:
-    """Handle only files that match their checksum."""
-    from k2cli.loading import check_digest
+def _one_by_one(policy: "LoadPolicy", handle: "Callable[[FileToLoad, FileSums], None]") -> Handle:
+    """Handle each file by itself."""
+    from k2cli.loading import FileSums, Outcome, check_digest
 
-    def handle_checked(file: "FileToLoad") -> "tuple[FileSums, bool]":
-        check_digest(file)
-        return handle(file)
+    def handle_each(files: "Iterable[FileToLoad]") -> "Iterator[Outcome]":
+        for file in files:
+            sums = FileSums()
+            fault: BadData | None = None
+            with closing(file.reader):
+                try:
+                    if policy.is_checked:
+                        check_digest(file)
+                    handle(file, sums)
+                except BadData as exc:
+                    fault, sums = exc, FileSums(rejects=sums.rejects)
+            yield Outcome(file=file, sums=sums, fault=fault)
 
-    return handle_checked
+    return handle_each
 
 
 def _printing(stack: ExitStack, policy: "LoadPolicy", *, limit: int | None) -> Handle:
@@ -414,27 +432,25 @@ def _printing(stack: ExitStack, policy: "LoadPolicy", *, limit: int | None) -> H
 
     renderer = stack.enter_context(NdjsonRenderer())
 
-    def handle(file: "FileToLoad") -> "tuple[FileSums, bool]":
-        return pump_file(file, _Printer(renderer, limit=limit), policy), True
+    def handle(file: "FileToLoad", sums: "FileSums") -> None:
+        pump_file(file, _Printer(renderer, limit=limit), policy, sums)
 
-    return handle
+    return _one_by_one(policy, handle)
 
 
 def _loading(
     stack: ExitStack, policy: "LoadPolicy", config: Settings, log: RunLog, told: RunLog | None
 ) -> Handle:
     """Load every file into its table."""
-    from k2cli.loading import load_into_table
+    from functools import partial
+
     from k2cli.storage.lake import open_lake
+    from k2cli.tableloads import load_into_tables
 
     lake = stack.enter_context(open_lake(config, create=True, observe=log.on_event))
-
-    def handle(file: "FileToLoad") -> "tuple[FileSums, bool]":
-        with _progress(file, told) as on_batch:
-            sums, snapshot_id = load_into_table(file, lake, policy, on_batch)
-        return sums, snapshot_id is not None
-
-    return handle
+    return partial(
+        load_into_tables, lake=lake, policy=policy, progress=partial(_progress, told=told)
+    )
 
 
 def _sending(
@@ -457,11 +473,11 @@ def _sending(
     options = replace(produce, transaction=f"k2-load-{said[:32]}", patience_s=produce.timeout_s)
     topics = stack.enter_context(open_topics(options, observe=log.on_event))
 
-    def handle(file: "FileToLoad") -> "tuple[FileSums, bool]":
+    def handle(file: "FileToLoad", sums: "FileSums") -> None:
         with _progress(file, told) as on_batch:
-            return load_into_topics(file, topics, policy, on_batch), True
+            load_into_topics(file, topics, policy, sums, on_batch)
 
-    return handle
+    return _one_by_one(policy, handle)
 
 
 class _Printer:
@@ -479,39 +495,42 @@ class _Printer:
         sys.stdout.buffer.write(self._renderer.render(shown))
 
 
-def _load_each(files: "Iterator[FileToLoad]", handle: Handle, told: RunLog | None) -> "LoadTotals":
-    """Handle file after file; one that does not fit is told and counted, and the rest goes on.
+def _report_each(outcomes: "Iterable[Outcome]", told: RunLog | None) -> "LoadTotals":
+    """Report file after file, one that failed too, and return the sums.
 
     Where there is a log, each file is an event of it.
     """
     from k2cli.loading import LoadTotals
 
     totals = LoadTotals()
-    for file in files:
+    for outcome in outcomes:
+        file, sums = outcome.file, outcome.sums
         totals.files += 1
         totals.size_bytes += file.reader.size_bytes
-        try:
-            sums, is_loaded = handle(file)
-        except BadData as exc:
+        totals.rejects += sums.rejects
+        if outcome.fault is not None:
             totals.failed += 1
-            if told:
-                told.on_event("failed", path=file.path, message=str(exc), hint=exc.hint)
-            else:
-                output.error(exc)
+            _report_fault(file, outcome.fault, told)
             continue
-        totals.loaded += is_loaded
-        totals.skipped += not is_loaded
-        totals.rows += sums.rows if is_loaded else 0
+        totals.loaded += outcome.is_new
+        totals.skipped += not outcome.is_new
+        totals.rows += sums.rows
         totals.duplicates += sums.duplicates
         totals.conflicts += sums.conflicts
-        totals.rejects += sums.rejects
         if told:
-            event = "loaded" if is_loaded else "skipped"
+            event = "loaded" if outcome.is_new else "skipped"
             told.on_event(event, path=file.path, rows=sums.rows, rejects=sums.rejects)
-        elif sys.stderr.isatty() or not is_loaded:
-            what = f"{sums.rows:,} rows" if is_loaded else "loaded before, skipped"
+        elif sys.stderr.isatty() or not outcome.is_new:
+            what = f"{sums.rows:,} rows" if outcome.is_new else "loaded before, skipped"
             output.note(f"{file.path}: {what}")
     return totals
+
+
+def _report_fault(file: "FileToLoad", fault: BadData, told: RunLog | None) -> None:
+    if told:
+        told.on_event("failed", path=file.path, message=str(fault), hint=fault.hint)
+    else:
+        output.error(fault)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ class LookUp(Protocol):
         """Find the rows of these keys."""
 
 
-_NONE: Final[Ints] = np.empty(0, dtype=np.int64)
+NO_ROWS: Final[Ints] = np.empty(0, dtype=np.int64)  # indices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +103,22 @@ class Admission:
     """What a table takes of some rows."""
 
     rows: pa.Table  # those that it does not store yet, in their order
+    kept: Ints  # their indices among the rows that were judged
     duplicates: int = 0
-    conflicts: int = 0
-    examples: Sequence[ValueConflict] = ()  # the first of the conflicts
+    conflicting: Ints = field(default_factory=lambda: NO_ROWS)  # of rows left out with other values
+    examples: Sequence[ValueConflict] = ()  # the first of these, in the same order
     added: Mapping[Series, Stored] = field(default_factory=dict)  # to the position, by these rows
-    others: Ints = field(default_factory=lambda: _NONE)  # indices of the rows of no series
+    others: Ints = field(default_factory=lambda: NO_ROWS)  # in `rows`, those of no series
+
+    @classmethod
+    def of_all(cls, rows: pa.Table, others: Ints = NO_ROWS) -> "Admission":
+        """Take all rows."""
+        return cls(rows=rows, kept=np.arange(rows.num_rows), others=others)
+
+    @property
+    def conflicts(self) -> int:
+        """How many rows were left out whose id is stored with other values."""
+        return len(self.conflicting)
 
 
 def admit(
@@ -122,7 +133,7 @@ def admit(
     """
     numbered = numbered_rows(kind, rows)
     if not len(numbered.rows):
-        return Admission(rows=rows, others=np.arange(rows.num_rows))
+        return Admission.of_all(rows, others=np.arange(rows.num_rows))
     judge = _Judge(kind, rows, numbered)
     states = _states(position, numbered)
     asked = np.flatnonzero(judge.is_first & (states != State.ABSENT))
@@ -183,7 +194,7 @@ class _LeftOut:
         self.columns: Final = [*kind.compared, RECEIVED]
         self._kind = kind
         self._rows = rows
-        self._conflicts = 0
+        self._conflicting: list[Ints] = [NO_ROWS]
         self._examples: list[ValueConflict] = []
 
     def compare(self, index: Ints, stored: pa.Table) -> None:
@@ -191,7 +202,7 @@ class _LeftOut:
         self.is_new[index] = False
         received = self._rows.select(self.columns).take(pa.array(index))
         differing = np.flatnonzero(~are_equal(self._kind, received, stored))
-        self._conflicts += len(differing)
+        self._conflicting.append(index[differing])
         shown = differing[: MAX_CONFLICTS - len(self._examples)]
         rows = self._rows.take(pa.array(index[shown]))
         self._examples += value_conflicts(self._kind, rows, stored.take(pa.array(shown)))
@@ -203,11 +214,13 @@ class _LeftOut:
             return before
         is_other = np.zeros(len(self.is_new), dtype=np.bool_)
         is_other[before.others] = True
+        conflicting = np.concatenate(self._conflicting)
         return replace(
             before,
             rows=self._rows.filter(pa.array(self.is_new)),
-            duplicates=before.duplicates + left_out - self._conflicts,
-            conflicts=before.conflicts + self._conflicts,
+            kept=before.kept[self.is_new],
+            duplicates=before.duplicates + left_out - len(conflicting),
+            conflicting=np.append(before.conflicting, before.kept[conflicting]),
             examples=[*before.examples, *self._examples][:MAX_CONFLICTS],
             others=np.flatnonzero(is_other[self.is_new]),
         )
@@ -296,8 +309,8 @@ class _Judge:
         """Return what is left of the rows."""
         is_other = np.ones(self._rows.num_rows, dtype=np.bool_)
         is_other[self._numbered.rows] = False
-        all_rows = Admission(rows=self._rows, added=self._added(), others=np.flatnonzero(is_other))
-        return self._left_out.admission(all_rows)
+        everything = Admission.of_all(self._rows, others=np.flatnonzero(is_other))
+        return self._left_out.admission(replace(everything, added=self._added()))
 
     def _compare(self, index: npt.NDArray[np.intp], stored: pa.Table) -> None:
         self._left_out.compare(self._numbered.rows[index], stored)
@@ -316,6 +329,28 @@ class _Judge:
             )
             for code, begin, end in runs(codes)
         }
+
+
+def added_by_part(
+    kind: RecordKind, admission: Admission, begins: Ints
+) -> list[dict[Series, Stored]]:
+    """Return what the new rows add to a position, for each part of the rows that were judged.
+
+    `begins` are the indices, ascending, at which the parts begin.
+    """
+    numbered = numbered_rows(kind, admission.rows)
+    parts = np.searchsorted(begins, admission.kept[numbered.rows], side="right") - 1
+    order = np.lexsort((numbered.numbers, numbered.codes, parts))
+    count = len(numbered.series)
+    numbers = numbered.numbers[order]
+    days = rows_days(kind, admission.rows)[numbered.rows[order]]
+    added: list[dict[Series, Stored]] = [{} for _ in begins]
+    for code, begin, end in runs((parts * count + numbered.codes)[order]):
+        part, series = divmod(code, count)
+        added[part][numbered.series[series]] = stored_numbers(
+            numbers[begin:end], None if kind.is_dense else days[begin:end]
+        )
+    return added
 
 
 def _states(position: Position, numbered: Numbered) -> npt.NDArray[np.int8]:

@@ -26,7 +26,16 @@ from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from k2cli.config import Settings
 from k2cli.errors import Conflict, Unavailable
-from k2cli.storage.admission import Admission, Found, Keys, ValueConflict, admit, admit_others
+from k2cli.ranges import Ints
+from k2cli.storage.admission import (
+    NO_ROWS,
+    Admission,
+    Found,
+    Keys,
+    ValueConflict,
+    admit,
+    admit_others,
+)
 from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.expire import expired_snapshots, unreferenced_files
 from k2cli.storage.gaps import Gap, GapWatch
@@ -119,13 +128,17 @@ def append_rows(
     """
     started = time.perf_counter()
     table, kind = target.table, target.kind
-    admission = Admission(rows=rows)
+    admission = Admission.of_all(rows)
     gaps: Sequence[Gap] = ()
 
     def attempt(state: TableState) -> Attempt | None:
         nonlocal admission, gaps
-        before = _position(state)
-        admission = _admit(target, rows, state)
+        before = known_position(state)
+        # Where k2 does not know which files and offsets were read, all ids are looked up.
+        is_lost = LOST_KEY in state.properties
+        admission = admit_rows(
+            target, rows, before, lambda left: left.others if is_lost else NO_ROWS
+        )
         added = {**admission.added}
         for series, stored in (seen or {}).items():
             added[series] = added.get(series, Stored()).merged(stored)
@@ -161,8 +174,17 @@ def append_rows(
     )
 
 
-def _admit(target: Target, rows: pa.Table, state: TableState) -> Admission:
-    """Choose the rows that a table does not store yet."""
+def admit_rows(
+    target: Target,
+    rows: pa.Table,
+    position: Position,
+    choose_others: Callable[[Admission], Ints],
+) -> Admission:
+    """Choose the rows that a table does not store yet.
+
+    Rows without a number are new but for those that `choose_others` chooses, given what is left:
+    these are looked up by their ids.
+    """
     table, kind, index = target.table, target.kind, target.index
 
     def look_up(keys: Keys) -> Found:
@@ -171,14 +193,16 @@ def _admit(target: Target, rows: pa.Table, state: TableState) -> Admission:
     def find(rows: pa.Table) -> Found:
         return target.ids.find(table, kind, index.files(table, days_of_rows(kind, rows)), rows)
 
-    admission = admit(_position(state), kind, rows, look_up)
-    if LOST_KEY not in state.properties:
-        return admission
-    # k2 does not know which files and offsets were read: the ids of rows without numbers do.
-    return admit_others(kind, admission, admission.others, find)
+    admission = admit(position, kind, rows, look_up)
+    return admit_others(kind, admission, choose_others(admission), find)
 
 
-def _position(state: TableState) -> Position:
+def known_position(state: TableState) -> Position:
+    """Return the position of a table.
+
+    Raises:
+        PositionMissing: it has to be rebuilt.
+    """
     if state.position is None:
         raise PositionMissing
     return state.position

@@ -2,26 +2,21 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 
 from k2cli.errors import Conflict
 from k2cli.ranges import Ints, ranges_of
-from k2cli.records import RecordKind
 from k2cli.storage.admission import (
-    MAX_CONFLICTS,
-    RECEIVED,
     Admission,
     Found,
     Keys,
-    ValueConflict,
     admit,
     admit_others,
     leave_out,
@@ -40,7 +35,7 @@ from k2cli.storage.loads import (
     copies,
     extended,
     loaded_before,
-    newest_load,
+    newest_loads,
 )
 from k2cli.storage.lookup import (
     days_of_keys,
@@ -49,7 +44,7 @@ from k2cli.storage.lookup import (
     known_lines,
     read_numbers,
 )
-from k2cli.storage.position import KEY, Position, Series, State, Stored, encode_position
+from k2cli.storage.position import KEY, Position, Series, State, Stored
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.state import (
     LOST_KEY,
@@ -60,6 +55,7 @@ from k2cli.storage.state import (
     read_state,
 )
 from k2cli.storage.stored import BEGINNING, Days, FileStatistics
+from k2cli.storage.stowed import Stowed, Written
 from k2cli.storage.target import Target
 from k2cli.storage.vendor import translated
 
@@ -67,66 +63,6 @@ if TYPE_CHECKING:
     from pyiceberg.manifest import DataFile
 
 _FILE_ROWS: Final = 200_000  # rows of one data file; what is in memory at once
-_MOST_RANGES: Final = 100_000  # that are kept exactly of what one file adds to a series
-
-
-@dataclass(slots=True, kw_only=True)
-class Stowed:
-    """The outcome of loading the rows of one file."""
-
-    rows: int = 0  # those that the table did not store yet
-    duplicates: int = 0
-    conflicts: int = 0
-    examples: list[ValueConflict] = field(default_factory=list)  # the first of the conflicts
-
-    def add(self, admission: Admission) -> None:
-        """Count what a table took of some rows."""
-        self.rows += admission.rows.num_rows
-        self.add_left_out(admission)
-
-    def add_left_out(self, admission: Admission) -> None:
-        """Count the rows that were left out alone."""
-        self.duplicates += admission.duplicates
-        self.conflicts += admission.conflicts
-        self.examples += admission.examples[: MAX_CONFLICTS - len(self.examples)]
-
-
-@dataclass(slots=True)
-class _Written:
-    """What a load stores: what the table must know to find these rows again."""
-
-    numbers: dict[Series, Stored] = field(default_factory=dict)
-    received: set[int] = field(default_factory=set)  # every ingestion_timestamp
-    times: tuple[int, int] | None = None  # the first and the last
-    has_texts: bool = False  # rows whose ids are texts
-
-    def add(self, kind: RecordKind, admission: Admission) -> None:
-        """Add rows that were taken."""
-        for series, stored in admission.added.items():
-            own = self.numbers.get(series, Stored()).merged(stored)
-            self.numbers[series] = own.shrunk(_MOST_RANGES)
-        rows = admission.rows
-        if rows.num_rows:
-            self.received.update(rows[RECEIVED].cast(pa.int64()).unique().to_pylist())
-            first, last = pc.min_max(rows[kind.partition_by].cast(pa.int64())).as_py().values()
-            before = self.times or (first, last)
-            self.times = min(before[0], first), max(before[1], last)
-
-    def entry(self, entry: LoadEntry, stowed: Stowed) -> LoadEntry:
-        """Complete the entry of the load."""
-        first, last = self.times or (None, None)
-        numbers = {series: each for series, each in self.numbers.items() if len(each)}
-        return replace(
-            entry,
-            rows=stowed.rows,
-            duplicates=stowed.duplicates,
-            conflicts=stowed.conflicts,
-            has_texts=self.has_texts,
-            stored=encode_position(Position(numbers)) if numbers else "",
-            received=sorted(self.received),
-            first_time=first,
-            last_time=last,
-        )
 
 
 def _sequence(snapshot: Snapshot | None) -> int:
@@ -148,12 +84,18 @@ class FileLoad:
     """
 
     def __init__(
-        self, target: Target, *, where: str, lines: Lines, known: Lines, is_again: bool
+        self,
+        open_target: Callable[[], Target],
+        *,
+        what: str,
+        lines: Lines,
+        known: Lines,
+        is_again: bool,
     ) -> None:
         self.stowed: Final = Stowed()
-        self._target = target
-        self._table, self._kind = target.table, target.kind
-        self._what = f"cannot write to table {target.kind.table} in {where}"
+        self._open_target = open_target
+        self._what = what  # what fails if this does
+        self._kind = lines.kind
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
         self._files: list[DataFile] = []
@@ -164,7 +106,7 @@ class FileLoad:
         self._lines = lines  # of this file
         self._known = known  # of loads whose rows are not stored again
         self._is_again = is_again  # even if the file was loaded before
-        self._written = _Written()
+        self._written = Written()
         self._is_asking = False  # some rows have no number, and may be stored all the same
 
     def __enter__(self) -> "FileLoad":
@@ -176,8 +118,23 @@ class FileLoad:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._is_ours:
+        if self._is_ours and self._files:
             delete_files(self._table, (file.file_path for file in self._files))
+
+    @cached_property
+    def _target(self) -> Target:
+        return self._open_target()
+
+    @property
+    def _table(self) -> Table:
+        return self._target.table
+
+    def take_rows(self) -> list[pa.RecordBatch] | None:
+        """Return all rows, which are no longer this load's; None if some were written already."""
+        if self._state is not None:
+            return None
+        rows, self._pending, self._pending_rows = self._pending, [], 0
+        return rows
 
     def write(self, rows: pa.RecordBatch) -> None:
         """Take rows over."""
@@ -228,12 +185,12 @@ class FileLoad:
         self, state: TableState, entry: LoadEntry, key: FileKey, after: FileState | None
     ) -> Attempt | None:
         log = state.properties.get(LOADS_KEY)
-        if not self._is_again and loaded_before(self._table, log, key):
+        if not self._is_again and loaded_before(self._table, log, [key]):
             return None
         expected = [after]
         if self._is_again:  # this very file once more: its rows are not stored twice
             expected.append(FileState(entry.size_bytes, entry.digest))
-        is_moved = newest_load(self._table, log, key) not in expected
+        is_moved = newest_loads(self._table, log, [key]).get(key.path) not in expected
         is_copy = self._is_again and not self._known
         if is_moved or (is_copy and copies(self._table, log, entry.identity) >= entry.copy):
             raise Conflict(f"{entry.path} was loaded meanwhile", hint="run the command again")
@@ -285,7 +242,7 @@ class FileLoad:
             self._base = self._table.current_snapshot()
         admission = admit(self._position, self._kind, rows, self._look_up)
         admission = self._leave_out_known(admission, self._files_of, self._state)
-        self._written.add(self._kind, admission)
+        self._written.add(self._kind, admission.rows, admission.added)
         self._position = self._position.extended(admission.added)
         return admission
 

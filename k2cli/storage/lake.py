@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +47,7 @@ from k2cli.storage.evolve import arrow_columns, evolve_table, unfit_rows
 from k2cli.storage.fileload import FileLoad
 from k2cli.storage.freshness import newest_time
 from k2cli.storage.gaps import GapWatch
+from k2cli.storage.groupload import CompleteFile, load_group
 from k2cli.storage.lines import Lines
 from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.loads import (
@@ -54,7 +56,7 @@ from k2cli.storage.loads import (
     copies,
     list_loads,
     loaded_before,
-    newest_load,
+    newest_loads,
     stored_lines,
 )
 from k2cli.storage.lookup import StoredIds
@@ -63,6 +65,7 @@ from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.s3 import s3_access
 from k2cli.storage.state import RUN_KEY, carried_properties
 from k2cli.storage.stored import FileIndex, row_level_deletes
+from k2cli.storage.stowed import Stowed
 from k2cli.storage.tables import create_table
 from k2cli.storage.target import Target
 from k2cli.storage.undo import Undone, undo_load
@@ -247,22 +250,28 @@ class Lake:
         log already.
         """
         return FileLoad(
-            self._target(kind),
-            where=self._where,
+            partial(self._target, kind),
+            what=f"cannot write to table {kind.table} in {self._where}",
             lines=Lines(kind, (file,)),
             known=known or Lines(kind),
             is_again=is_again,
         )
 
-    def loaded_before(self, kind: RecordKind, key: FileKey) -> bool:
-        """Report whether a table has a file already, loaded as the same thing."""
-        with self._log(kind) as (table, log):
-            return loaded_before(table, log, key)
+    def load_group(self, kind: RecordKind, files: Sequence[CompleteFile]) -> list[Stowed | None]:
+        """Load small files, all in one snapshot. See `groupload.load_group`."""
+        target = self._target(kind)
+        with translated(f"cannot write to table {kind.table} in {self._where}"):
+            return load_group(target, files)
 
-    def newest_load(self, kind: RecordKind, key: FileKey) -> FileState | None:
-        """Report how far a path was loaded into a table, as the same thing."""
+    def loaded_before(self, kind: RecordKind, keys: Sequence[FileKey]) -> set[str]:
+        """Return the identities of the files that a table has, loaded as the same thing."""
         with self._log(kind) as (table, log):
-            return newest_load(table, log, key)
+            return loaded_before(table, log, keys)
+
+    def newest_loads(self, kind: RecordKind, keys: Sequence[FileKey]) -> dict[str, FileState]:
+        """Report how far paths were loaded into a table, as the same thing."""
+        with self._log(kind) as (table, log):
+            return newest_loads(table, log, keys)
 
     def stored_lines(
         self, kind: RecordKind, key: FileKey, is_start: Callable[[int, str], bool]

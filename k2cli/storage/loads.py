@@ -100,10 +100,24 @@ class _Segment:
     rows: int
 
 
-def loaded_before(table: Table, log: str | None, key: FileKey) -> bool:
-    """Report whether the log holds this file, loaded as the same thing."""
-    is_same = (pc.field("identity") == key.identity) | _is_same_legacy(key)
-    return any(found.num_rows for found in _find(table, log, is_same, _IDENTITY))
+def loaded_before(table: Table, log: str | None, keys: Sequence[FileKey]) -> set[str]:
+    """Return the identities of those files that the log has, loaded as the same thing."""
+    wanted = {key.identity for key in keys}
+    digests = sorted({digest for key in keys for digest in key.digests})
+    is_legacy = pc.field("identity").is_null() & pc.field("digest").isin(digests)
+    which = pc.field("identity").isin(sorted(wanted)) | is_legacy
+    found: set[str] = set()
+    for entries in _find(table, log, which, _IDENTITY):
+        for entry in entries.to_pylist():
+            if entry["identity"] is not None:
+                found.add(entry["identity"])
+                continue
+            found |= {
+                key.identity
+                for key in keys
+                if entry["digest"] in key.digests and entry["layout"] == key.layout
+            }
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,24 +128,27 @@ class FileState:
     digest: str
 
 
-def newest_load(table: Table, log: str | None, key: FileKey) -> FileState | None:
-    """Report how far the newest load of a path, as the same thing, went, if any took rows.
+def newest_loads(table: Table, log: str | None, keys: Sequence[FileKey]) -> dict[str, FileState]:
+    """Report how far the newest load of each path, as the same thing, went, if any took rows.
 
-    None for stdin, too.
+    Of stdin, nothing.
     """
-    if key.path == STDIN:
-        return None
     counts = ("rows", "offset_bytes", "duplicates", "conflicts")
     took_rows = pc.field("rows") > 0
     for name in counts[1:]:
         took_rows |= pc.field(name) > 0
-    is_same = (pc.field("path") == key.path) & (pc.field("layout") == key.layout)
-    is_same &= _may_mean(key)
+    of_path = {key.path: key for key in keys if key.path != STDIN}
     columns = ("path", "layout", "meaning", "size_bytes", "digest", *counts)
-    for found in _find(table, log, is_same & took_rows, columns):
-        if len(found):
-            return FileState(found["size_bytes"][-1].as_py(), found["digest"][-1].as_py())
-    return None
+    states: dict[str, FileState] = {}
+    for found in _find(table, log, pc.field("path").isin(sorted(of_path)) & took_rows, columns):
+        for entry in reversed(found.to_pylist()):
+            key = of_path[entry["path"]]
+            is_same = entry["layout"] == key.layout and (
+                not key.meaning or entry["meaning"] in (key.meaning, None)
+            )
+            if is_same and key.path not in states:
+                states[key.path] = FileState(entry["size_bytes"], entry["digest"])
+    return states
 
 
 def stored_lines(
@@ -253,12 +270,6 @@ def _may_mean(key: FileKey) -> pc.Expression:
         return pc.field("meaning").is_null() | pc.field("meaning").is_valid()
     is_same: pc.Expression = pc.field("meaning") == key.meaning
     return is_same | pc.field("meaning").is_null()
-
-
-def _is_same_legacy(key: FileKey) -> pc.Expression:
-    """Select the entries of k2 0.1.0 that may be of this file."""
-    is_same: pc.Expression = pc.field("identity").is_null() & pc.field("digest").isin(key.digests)
-    return is_same & (pc.field("layout") == key.layout)
 
 
 def _find(

@@ -150,8 +150,8 @@ class _Known:
         other = replace(known, identity="none", digests=("none",))
         with open_lake(self._settings) as lake:
             started = time.perf_counter()
-            found = [lake.loaded_before(TRADES, each) for each in (known, other)]
-            state = lake.newest_load(TRADES, known)
+            found = [bool(lake.loaded_before(TRADES, [each])) for each in (known, other)]
+            state = lake.newest_loads(TRADES, [known]).get(known.path)
             took_ms = (time.perf_counter() - started) * 1000
         check_equal((found, state), ([True, False], FileState(first.size_bytes, first.digest)))
         return took_ms

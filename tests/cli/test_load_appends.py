@@ -4,6 +4,8 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from within import K2, k2_at
 
 from k2cli.config import Settings
 from k2cli.errors import Conflict
+from k2cli.flow import Batch
 from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
-from k2cli.loading import Allowance, FileToLoad, LoadPolicy, load_into_table
+from k2cli.loading import Allowance, FileToLoad, LoadPolicy, Progress
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
 from k2cli.sinks import ConflictReport
 from k2cli.storage.lake import open_lake
+from k2cli.tableloads import load_into_tables
 
 GENERIC = ["--layout", "generic-trades", "--exchange", "X", "--asset-class", "crypto"]
 BINANCE = ["--layout", "binance-trades"]
@@ -313,14 +317,18 @@ def test_two_that_follow_one_file_at_once_load_no_line_twice(
         )
         is_first = True
 
-        def other_is_faster(_: object) -> None:
+        def load(on_batch: Callable[[Batch], None] = lambda _: None) -> None:
+            progress: Progress = lambda _: nullcontext(on_batch)  # noqa: E731
+            assert len(list(load_into_tables([file()], lake, policy, progress))) == 1
+
+        def other_is_faster(_: Batch) -> None:
             nonlocal is_first
             if is_first:
                 is_first = False
                 append(growing, lines(4, 1))
-                load_into_table(file(), lake, policy)
+                load()
 
         with pytest.raises(Conflict, match="meanwhile"):
-            load_into_table(file(), lake, policy, other_is_faster)
-        load_into_table(file(), lake, policy)
+            load(other_is_faster)
+        load()
     assert stored(settings) == [1, 2, 3, 4]

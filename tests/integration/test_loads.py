@@ -69,7 +69,7 @@ def load(lake: Lake, name: str, rows: int, *, is_forced: bool = False) -> int | 
 
 
 def loaded(lake: Lake, *names: str) -> set[str]:
-    return {name for name in names if lake.loaded_before(TRADES, key(name))}
+    return {name for name in names if lake.loaded_before(TRADES, [key(name)])}
 
 
 def count(lake: Lake) -> int:
@@ -258,16 +258,16 @@ def test_newest_load_of_a_path_is_found_among_many(tmp_path: Path) -> None:
     with open_lake(settings, create=True) as lake:
         for size in range(1, 12):
             now = key("a", identity=f"a{size}")
-            state = lake.newest_load(TRADES, now)
+            state = lake.newest_loads(TRADES, [now]).get(now.path)
             assert state == (FileState(size - 1, f"a{size - 1}") if size > 1 else None)
             with lake.load_file(TRADES, file=f"a{size}") as file:
                 file.write(line_rows(f"a{size}", 1))
                 grown = replace(entry("a"), digest=f"a{size}", identity=f"a{size}", size_bytes=size)
                 assert file.commit(grown, key=now, after=state) is not None
             load(lake, f"other-{size}", 1)
-        assert lake.newest_load(TRADES, key("a", layout="asx-trades")) is None
-        assert lake.newest_load(TRADES, key("a", meaning="trades of Y")) is None
-        assert lake.newest_load(TRADES, key("a", path="-")) is None
+        assert lake.newest_loads(TRADES, [key("a", layout="asx-trades")]) == {}
+        assert lake.newest_loads(TRADES, [key("a", meaning="trades of Y")]) == {}
+        assert lake.newest_loads(TRADES, [key("a", path="-")]) == {}
 
 
 def test_path_that_was_loaded_meanwhile_is_a_conflict(home: Path, lake: Lake) -> None:
@@ -296,10 +296,12 @@ def test_log_of_an_older_k2_is_read_and_extended(
 ) -> None:
     load(lake, "a", 10)
     make_old(home, columns)
-    assert lake.newest_load(TRADES, key("a")) == FileState(7, "a")
-    assert lake.newest_load(TRADES, key("a", meaning="of another symbol")) == FileState(7, "a")
-    assert lake.loaded_before(TRADES, key("a", identity="as anything"))
-    assert not lake.loaded_before(TRADES, key("a", layout="my.toml"))
+    assert list(lake.newest_loads(TRADES, [key("a")]).values()) == [FileState(7, "a")]
+    assert list(lake.newest_loads(TRADES, [key("a", meaning="of another symbol")]).values()) == [
+        FileState(7, "a")
+    ]
+    assert lake.loaded_before(TRADES, [key("a", identity="as anything")])
+    assert not lake.loaded_before(TRADES, [key("a", layout="my.toml")])
     load(lake, "b", 1)
     loads = lake.loads(TRADES)
     assert sorted(loads["identity"].to_pylist(), key=str) == [None, entry("b").identity]

@@ -1,0 +1,73 @@
+"""What a load of a file stored, and what the log of loads says of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2cli.records import RecordKind
+from k2cli.storage.admission import MAX_CONFLICTS, RECEIVED, Admission, ValueConflict
+from k2cli.storage.loads import LoadEntry
+from k2cli.storage.position import Position, Series, Stored, encode_position
+
+_MOST_RANGES: Final = 100_000  # that are kept exactly of what one file adds to a series
+
+
+@dataclass(slots=True, kw_only=True)
+class Stowed:
+    """The outcome of loading the rows of one file."""
+
+    rows: int = 0  # those that the table did not store yet
+    duplicates: int = 0
+    conflicts: int = 0
+    examples: list[ValueConflict] = field(default_factory=list)  # the first of the conflicts
+
+    def add(self, admission: Admission) -> None:
+        """Count what a table took of some rows."""
+        self.rows += admission.rows.num_rows
+        self.add_left_out(admission)
+
+    def add_left_out(self, admission: Admission) -> None:
+        """Count the rows that were left out alone."""
+        self.duplicates += admission.duplicates
+        self.conflicts += admission.conflicts
+        self.examples += admission.examples[: MAX_CONFLICTS - len(self.examples)]
+
+
+@dataclass(slots=True)
+class Written:
+    """What a load stores: what the table must know to find these rows again."""
+
+    numbers: dict[Series, Stored] = field(default_factory=dict)
+    received: set[int] = field(default_factory=set)  # every ingestion_timestamp
+    times: tuple[int, int] | None = None  # the first and the last
+    has_texts: bool = False  # rows whose ids are texts
+
+    def add(self, kind: RecordKind, rows: pa.Table, added: Mapping[Series, Stored]) -> None:
+        """Add rows that were taken, and what they add to the position."""
+        for series, stored in added.items():
+            own = self.numbers.get(series, Stored()).merged(stored)
+            self.numbers[series] = own.shrunk(_MOST_RANGES)
+        if rows.num_rows:
+            self.received.update(rows[RECEIVED].cast(pa.int64()).unique().to_pylist())
+            first, last = pc.min_max(rows[kind.partition_by].cast(pa.int64())).as_py().values()
+            before = self.times or (first, last)
+            self.times = min(before[0], first), max(before[1], last)
+
+    def entry(self, entry: LoadEntry, stowed: Stowed) -> LoadEntry:
+        """Complete the entry of the load."""
+        first, last = self.times or (None, None)
+        numbers = {series: each for series, each in self.numbers.items() if len(each)}
+        return replace(
+            entry,
+            rows=stowed.rows,
+            duplicates=stowed.duplicates,
+            conflicts=stowed.conflicts,
+            has_texts=self.has_texts,
+            stored=encode_position(Position(numbers)) if numbers else "",
+            received=sorted(self.received),
+            first_time=first,
+            last_time=last,
+        )

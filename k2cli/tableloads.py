@@ -1,0 +1,301 @@
+"""Files -> tables: which are new, and all or nothing of each, small ones many in a commit."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from k2cli.errors import BadData, K2Error, UsageError
+from k2cli.loading import (
+    FileSums,
+    FileToLoad,
+    LoadPolicy,
+    Outcome,
+    Progress,
+    check_digest,
+    pump_file,
+)
+from k2cli.records import nth_copy
+from k2cli.storage.groupload import CompleteFile
+from k2cli.storage.lake import Lake
+from k2cli.storage.lines import Lines
+from k2cli.storage.loads import FileKey, FileState, LoadEntry
+from k2cli.storage.stowed import Stowed
+
+_GROUP_FILES: Final = 100  # that are committed together at most
+_GROUP_BYTES: Final = 16 << 20  # of all of them, as they lie on disk
+_GROUP_ROWS: Final = 200_000  # that are in memory before they are committed
+
+
+def load_into_tables(
+    files: Iterable[FileToLoad], lake: Lake, policy: LoadPolicy, progress: Progress
+) -> Iterator[Outcome]:
+    """Load files into their tables, all or nothing of each, and close them.
+
+    Small files are committed in groups. What is wrong with one file is part of its outcome, and the
+    others are loaded.
+
+    Raises:
+        Conflict: other writers won too often.
+        K2Error: a file cannot be opened, or an option must be given; all before it are loaded.
+    """
+    loader = _TableLoader(lake, policy, progress)
+    for group, fault in _groups(files):
+        try:
+            yield from loader.load(group)
+        finally:
+            for file in group:
+                file.reader.close()
+        if fault is not None:
+            raise fault
+
+
+def _groups(files: Iterable[FileToLoad]) -> Iterator[tuple[list[FileToLoad], K2Error | None]]:
+    """Collect files that are small together; with the last ones, why there are no more."""
+    group: list[FileToLoad] = []
+    size = 0
+    try:
+        for file in files:
+            is_other = any(file.kind != each.kind or file.path == each.path for each in group)
+            size += file.reader.size_bytes
+            if group and (is_other or len(group) == _GROUP_FILES or size > _GROUP_BYTES):
+                yield group, None
+                group, size = [], file.reader.size_bytes
+            group.append(file)
+    except K2Error as exc:
+        yield group, exc
+        return
+    yield group, None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Loading:
+    """A file while it is loaded."""
+
+    file: FileToLoad
+    sums: FileSums = field(default_factory=FileSums)
+    newest: FileState | None = None  # how far its path was loaded before
+    offset: int = 0  # how many of its first bytes that were
+    key: FileKey | None = None
+    complete: CompleteFile | None = None  # read to its end, and not committed yet
+    is_new: bool = True
+    fault: BadData | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the outcome is not known yet."""
+        return self.is_new and self.fault is None
+
+    def outcome(self) -> Outcome:
+        """Return what it came to."""
+        sums = self.sums if self.is_open else FileSums(rejects=self.sums.rejects)
+        return Outcome(file=self.file, sums=sums, is_new=self.is_new, fault=self.fault)
+
+
+class _TableLoader:
+    """Loads a group of files at a time into their table."""
+
+    def __init__(self, lake: Lake, policy: LoadPolicy, progress: Progress) -> None:
+        self._lake = lake
+        self._policy = policy
+        self._progress = progress
+        self._is_again = policy.is_forced or policy.is_repeating
+        self._error: K2Error | None = None  # why the files after those of a group are not loaded
+
+    def load(self, group: Sequence[FileToLoad]) -> Iterator[Outcome]:
+        """Load files of one kind.
+
+        Raises:
+            K2Error: see `load_into_tables`; the outcomes of the files before were yielded.
+        """
+        loadings = [_Loading(file=file) for file in group]
+        self._find_newest(loadings)
+        self._each(loadings, self._identify)
+        if not self._is_again:
+            self._leave_out_loaded(loadings)
+        self._each(loadings, partial(self._load, loadings))
+        self._commit(loadings)
+        for loading in loadings:
+            yield loading.outcome()
+        if self._error is not None:
+            raise self._error
+
+    def _each(self, loadings: list[_Loading], step: Callable[[_Loading], None]) -> None:
+        """Take a step with each file; forget those after one that nothing can be done with."""
+        for at, loading in enumerate(loadings):
+            if not loading.is_open:
+                continue
+            try:
+                step(loading)
+            except BadData as exc:
+                loading.fault = exc
+            except K2Error as exc:
+                self._error = exc
+                del loadings[at:]
+                return
+
+    def _find_newest(self, loadings: list[_Loading]) -> None:
+        """Find out how far the paths were loaded before."""
+        paths: list[FileKey] = []
+
+        def add(loading: _Loading) -> None:
+            if self._policy.is_checked:
+                check_digest(loading.file)
+            if self._policy.is_following:
+                loading.file.reader.expect_growth()
+            paths.append(_key(loading.file, identity=""))
+
+        self._each(loadings, add)
+        if not paths:
+            return
+        newest = self._lake.newest_loads(loadings[0].file.kind, paths)
+        for loading in loadings:
+            loading.newest = newest.get(loading.file.path)
+
+    def _identify(self, loading: _Loading) -> None:
+        """Find out which file this is, without the lines that were loaded before."""
+        reader, newest = loading.file.reader, loading.newest
+        is_asked = newest is not None and not self._is_again
+        if is_asked and newest and reader.starts_with(newest.size_bytes, newest.digest):
+            loading.offset = newest.size_bytes
+        if self._policy.is_following:
+            reader.follow(loading.offset)
+        loading.key = _key(loading.file, identity=reader.identity())
+
+    def _leave_out_loaded(self, loadings: Sequence[_Loading]) -> None:
+        """Leave out files that were loaded before, and those of which only a part may have been."""
+        left = [(each, each.key) for each in loadings if each.is_open and each.key]
+        if not left:
+            return
+        known = self._lake.loaded_before(left[0][0].file.kind, [key for _, key in left])
+        for loading, key in left:
+            loading.is_new = key.identity not in known
+            known.add(key.identity)  # as of the files that follow
+            is_grown = loading.offset > 0
+            if (
+                loading.is_new
+                and loading.newest is not None
+                and is_grown != self._policy.is_following
+            ):
+                loading.fault = _unclear(loading.file, is_grown=is_grown)
+
+    def _load(self, loadings: Sequence[_Loading], loading: _Loading) -> None:
+        """Load a file of a group; commit what is complete before it becomes too much."""
+        self._read(loading)
+        if sum(each.sums.rows for each in loadings if each.complete) > _GROUP_ROWS:
+            self._commit(loadings)
+
+    def _read(self, loading: _Loading) -> None:
+        """Read a file; commit it if it is large, or loaded again."""
+        file, key = loading.file, loading.key
+        assert key is not None, "it was identified"
+        copy, known = _again(file, self._lake, self._policy, key)
+        name = nth_copy(key.identity, copy)
+        with (
+            self._progress(file) as on_batch,
+            self._lake.load_file(
+                file.kind, file=name, known=known, is_again=self._is_again
+            ) as target,
+        ):
+            pump_file(file, target, self._policy, loading.sums, on_batch)
+            entry = _entry(loading, key, copy)
+            rows = None if self._is_again else target.take_rows()
+            if rows is None:
+                snapshot_id = target.commit(entry, key=key, after=loading.newest)
+                loading.is_new = snapshot_id is not None
+                self._settle(loading, target.stowed)
+            else:
+                lines = Lines(file.kind, (name,))
+                loading.complete = CompleteFile(
+                    rows=rows, lines=lines, entry=entry, key=key, after=loading.newest
+                )
+
+    def _commit(self, loadings: Sequence[_Loading]) -> None:
+        """Commit the files that are complete."""
+        left = [(each, each.complete) for each in loadings if each.complete]
+        if not left:
+            return
+        files = [complete for _, complete in left]
+        outcomes = self._lake.load_group(left[0][0].file.kind, files)
+        for (loading, _), stowed in zip(left, outcomes, strict=True):
+            loading.is_new = stowed is not None
+            loading.complete = None
+            if stowed is not None:
+                self._settle(loading, stowed)
+
+    def _settle(self, loading: _Loading, stowed: Stowed) -> None:
+        """Count and report what was stored of a file."""
+        sums, policy, kind = loading.sums, self._policy, loading.file.kind
+        sums.rows, sums.duplicates, sums.conflicts = (
+            stowed.rows,
+            stowed.duplicates,
+            stowed.conflicts,
+        )
+        if loading.is_new and stowed.conflicts:
+            policy.rejects.write(policy.conflicts.report(kind, stowed.conflicts, stowed.examples))
+            policy.rejects.sync()
+
+
+def _entry(loading: _Loading, key: FileKey, copy: int) -> LoadEntry:
+    """Describe a load for the log, but for what was stored."""
+    reader = loading.file.reader
+    return LoadEntry(
+        loaded_at=time.time_ns() // 1000,
+        path=loading.file.path,
+        digest=reader.hash(),
+        size_bytes=reader.size_bytes,
+        layout=loading.file.layout,
+        rejects=loading.sums.rejects,
+        offset_bytes=loading.offset,
+        meaning=key.meaning,
+        identity=key.identity,
+        copy=copy,
+        exchange=reader.file_values.get("exchange"),
+        symbol=reader.file_values.get("symbol"),
+    )
+
+
+def _again(
+    file: FileToLoad, lake: Lake, policy: LoadPolicy, key: FileKey
+) -> tuple[int, Lines | None]:
+    """Return which copy of rows without ids is loaded, and which lines are stored already."""
+    reader = file.reader
+    if policy.is_repeating:
+        if reader.has_ids:
+            raise UsageError(
+                f"{file.path} has ids, so each of its rows can be stored only once",
+                hint="--allow-duplicates is for files without ids; drop it",
+            )
+        copy = lake.copies(file.kind, key.identity) + 1
+        reader.repeat(copy)
+        return copy, None
+    if policy.is_forced:
+        return 1, lake.stored_lines(file.kind, key, reader.starts_with)
+    return 1, None
+
+
+def _key(file: FileToLoad, *, identity: str) -> FileKey:
+    """Describe a file as the log of loads knows it."""
+    reader = file.reader
+    digests = (reader.hash(), reader.hash_content()) if identity else ()
+    return FileKey(
+        path=file.path,
+        layout=file.layout,
+        meaning=reader.meaning(),
+        identity=identity,
+        digests=digests,
+    )
+
+
+def _unclear(file: FileToLoad, *, is_grown: bool) -> BadData:
+    """Refuse a file that would be loaded twice in part, or whose new lines cannot be told."""
+    if is_grown:
+        return BadData(
+            f"{file.path} was loaded before, when it was shorter",
+            hint="--follow-appends loads its new lines, --force all of it",
+        )
+    return BadData(
+        f"{file.path} was rewritten: it does not begin with what was loaded of it before",
+        hint="--force loads all of it, as does another name",
+    )
