@@ -103,9 +103,9 @@ class _Segment:
 def loaded_before(table: Table, log: str | None, keys: Sequence[FileKey]) -> set[str]:
     """Return the identities of those files that the log has, loaded as the same thing."""
     wanted = {key.identity for key in keys}
-    digests = sorted({digest for key in keys for digest in key.digests})
-    is_legacy = pc.field("identity").is_null() & pc.field("digest").isin(digests)
-    which = pc.field("identity").isin(sorted(wanted)) | is_legacy
+    digests = {digest for key in keys for digest in key.digests}
+    is_legacy = pc.field("identity").is_null() & pc.field("digest").isin(_texts(digests))
+    which = pc.field("identity").isin(_texts(wanted)) | is_legacy
     found: set[str] = set()
     for entries in _find(table, log, which, _IDENTITY):
         for entry in entries.to_pylist():
@@ -140,7 +140,7 @@ def newest_loads(table: Table, log: str | None, keys: Sequence[FileKey]) -> dict
     of_path = {key.path: key for key in keys if key.path != STDIN}
     columns = ("path", "layout", "meaning", "size_bytes", "digest", *counts)
     states: dict[str, FileState] = {}
-    for found in _find(table, log, pc.field("path").isin(sorted(of_path)) & took_rows, columns):
+    for found in _find(table, log, pc.field("path").isin(_texts(of_path)) & took_rows, columns):
         for entry in reversed(found.to_pylist()):
             key = of_path[entry["path"]]
             is_same = entry["layout"] == key.layout and (
@@ -262,6 +262,10 @@ def _write(table: Table, entries: pa.Table) -> _Segment:
 
 _IDENTITY: Final = ("identity", "digest", "layout")
 _START: Final = ("meaning", "identity", "copy", "digest", "size_bytes")
+
+
+def _texts(values: Iterable[str]) -> pa.StringArray:
+    return pa.array(sorted(values), pa.string())
 
 
 def _may_mean(key: FileKey) -> pc.Expression:
