@@ -101,6 +101,7 @@ class _TableLoader:
         self._policy = policy
         self._progress = progress
         self._is_again = policy.is_forced or policy.is_repeating
+        self._done: set[str] = set()  # identities of files of the group that were read
         self._error: K2Error | None = None  # why the files after those of a group are not loaded
 
     def load(self, group: Sequence[FileToLoad]) -> Iterator[Outcome]:
@@ -110,6 +111,7 @@ class _TableLoader:
             K2Error: see `load_into_tables`; the outcomes of the files before were yielded.
         """
         loadings = [_Loading(file=file) for file in group]
+        self._done = set()
         self._find_newest(loadings)
         self._each(loadings, self._identify)
         if not self._is_again:
@@ -171,7 +173,6 @@ class _TableLoader:
         known = self._lake.loaded_before(left[0][0].file.kind, [key for _, key in left])
         for loading, key in left:
             loading.is_new = key.identity not in known
-            known.add(key.identity)  # as of the files that follow
             is_grown = loading.offset > 0
             if (
                 loading.is_new
@@ -182,14 +183,18 @@ class _TableLoader:
 
     def _load(self, loadings: Sequence[_Loading], loading: _Loading) -> None:
         """Load a file of a group; commit what is complete before it becomes too much."""
-        self._read(loading)
+        assert loading.key is not None, "it was identified"
+        if not self._is_again and loading.key.identity in self._done:
+            loading.is_new = False
+            return
+        self._read(loading, loading.key)
+        self._done.add(loading.key.identity)
         if sum(each.sums.rows for each in loadings if each.complete) > _GROUP_ROWS:
             self._commit(loadings)
 
-    def _read(self, loading: _Loading) -> None:
+    def _read(self, loading: _Loading, key: FileKey) -> None:
         """Read a file; commit it if it is large, or loaded again."""
-        file, key = loading.file, loading.key
-        assert key is not None, "it was identified"
+        file = loading.file
         copy, known = _again(file, self._lake, self._policy, key)
         name = nth_copy(key.identity, copy)
         with (
@@ -212,12 +217,20 @@ class _TableLoader:
                 )
 
     def _commit(self, loadings: Sequence[_Loading]) -> None:
-        """Commit the files that are complete."""
+        """Commit the files that are complete: together, or each alone if the table refuses one."""
         left = [(each, each.complete) for each in loadings if each.complete]
         if not left:
             return
         files = [complete for _, complete in left]
-        outcomes = self._lake.load_group(left[0][0].file.kind, files)
+        try:
+            outcomes = self._lake.load_group(left[0][0].file.kind, files)
+        except BadData as exc:
+            if len(left) == 1:
+                left[0][0].fault, left[0][0].complete = exc, None
+            else:
+                for loading, _ in left:
+                    self._commit([loading])
+            return
         for (loading, _), stowed in zip(left, outcomes, strict=True):
             loading.is_new = stowed is not None
             loading.complete = None

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from older import make_narrow
 from within import K2, k2_at
 
 from k2cli.config import Settings
@@ -95,3 +96,17 @@ def test_a_file_that_needs_an_option_ends_the_load_after_those_before(
     k2("load", "csv", *paths, nameless, *BINANCE, code=2)
     with open_lake(settings) as lake:
         assert lake.describe(TRADES).rows == 2
+
+
+def test_rows_that_the_table_cannot_hold_fail_their_file_alone(
+    k2: K2, settings: Settings, tmp_path: Path
+) -> None:
+    """A table of k2 0.1.0 has quantities below 10^10."""
+    paths = small_files(tmp_path, 3)
+    with open_lake(settings, create=True) as lake:
+        make_narrow(lake)
+    paths[1].write_text("1,1.5,20000000000,3,1723161348000,True,True\n")
+    result = k2("load", "csv", *paths, *BINANCE, *JSON, code=6)
+    sums = json.loads(result.stdout)
+    assert (sums["loaded"], sums["failed"], sums["rows"]) == (2, 1, 2)
+    assert "k2 table evolve trades" in result.stderr
