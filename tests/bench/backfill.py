@@ -23,9 +23,9 @@ from k2cli.storage.lake import Lake, open_lake
 from k2cli.storage.position import KEY
 
 _LINES: Final = 10  # of a file
-_FILES: Final = 50  # that one command loads
+_FILES: Final = 250  # that one command loads
 _WORKERS: Final = 3
-_KILLED: Final = 0.1  # share of the commands
+_KILLED: Final = 0.2  # share of the commands
 _COMMITS: Final = 30
 _START: Final = datetime(2023, 1, 1, tzinfo=UTC)
 _SEED: Final = 11
