@@ -21,6 +21,7 @@ import httpx2
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
+from k2cli.avro.types import load_json
 from k2cli.config import redacted
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 
@@ -346,7 +347,7 @@ def _reasons(message: str | None) -> str:
 def _avro(schema: Schema, what: str) -> Mapping[str, Any]:
     if schema.schema_type != AVRO or schema.references:
         raise BadData(f"{what} is not a plain Avro schema")
-    avro = json.loads(schema.schema_str or "")
+    avro = load_json(schema.schema_str or "", what)
     if not isinstance(avro, dict):
         raise BadData(f"{what} is not a record")
     return avro
