@@ -21,6 +21,7 @@ from waiting import PATIENCE_S, wait_for
 from k2cli.codec.encode import wire_header
 from k2cli.config import load_settings
 from k2cli.ingestion.kafka.consumer import Rebalance, TopicReader
+from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
 
@@ -149,6 +150,34 @@ def test_what_is_no_row_goes_to_the_dead_letters_before_the_position_moves(
     assert headers[1]["k2.reason"] == b"a null value (tombstone)"
     assert headers[3]["k2.reason"].startswith(f"schema id {2**30}: ".encode())
     assert cluster.consume("--topic", topic, *group)["messages"] == 0
+
+
+def test_messages_of_strange_schemas_stop_nothing(
+    cluster: Cluster, topic: str, group: tuple[str, str]
+):
+    """One with an invalid logical type is read; one of a recursive record is a dead letter."""
+    node = {
+        "type": "record",
+        "name": "Node",
+        "fields": [{"name": "next", "type": ["null", "Node"], "default": None}],
+    }
+    fee = {"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 10}
+    good = values_of(numbered_trades(4), cluster.header(topic))
+    strange = []
+    with open_registry({"url": cluster.registry_url}, timeout_s=60) as registry:
+        for avro, body in ((fee, b"\x02\x02!"), (node, b"\x02" * 10_000 + b"\x00")):
+            extra = {"name": "extra", "type": ["null", avro], "default": None}
+            schema = {**TRADES.avro, "fields": [*TRADES.avro["fields"], extra]}
+            header = wire_header(registry.register(f"{topic}-{len(body)}", schema))
+            strange.append(header + good[len(strange)][len(header) :] + body)
+    cluster.send(topic, [strange[0], good[2], strange[1], good[3]])
+    summary = cluster.consume("--topic", topic, *group)
+    assert (summary["rows"], summary["rejects"]) == (3, 1)
+    (letter,) = cluster.read(f"{topic}.dlq", 1)
+    assert b"record Node is recursive" in dict(letter.headers() or [])["k2.reason"]
+    shown = cluster.run("dlq", "show", "--topic", topic, "0/0")
+    assert shown.exit_code == 0, shown.stderr
+    assert "record Node is recursive" in shown.stdout
 
 
 def test_a_topic_of_nothing_but_dead_letters_moves_on(
