@@ -33,7 +33,7 @@ from k2cli.ingestion.kafka.consumer import (
     Rebalance,
     TopicReader,
 )
-from k2cli.ingestion.kafka.deadletters import DeadLetter
+from k2cli.ingestion.kafka.deadletters import DeadLetter, dead_letter
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.topics import IdentityRequest, Place, TopicIdentity
 from k2cli.records import KINDS, RecordKind
@@ -314,9 +314,7 @@ class Consumption:
         decoded = self._patiently(
             "registry_away", lambda: feed.messages.read(values, numbers, offsets)
         )
-        letters = [
-            DeadLetter(message=messages[place], reason=why) for place, why in decoded.rejects
-        ]
+        letters = [dead_letter(messages[place], reason) for place, reason in decoded.rejects]
         if letters and self._policy.is_bad_fatal:
             raise _bad(letters[0])
         pending = self._pending

@@ -24,10 +24,11 @@ PREFIX: Final = "k2."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A message that became no row, and why."""
+    """A message that cannot be decoded, and why. Made by `dead_letter`."""
 
     message: Message
     reason: str
+    given: Sequence[Header]  # the headers that the message had
 
     def as_reject(self) -> Reject:
         """Return it as a line for a file of rejects."""
@@ -50,9 +51,27 @@ class DeadLetter:
             "offset": message.offset(),
             "time": as_time(message.timestamp()[1]),
         }
-        given = cast("list[Header]", message.headers() or [])  # a dict only where one is sent
-        theirs = [(key, value) for key, value in given if not is_added(key)]
+        theirs = [(key, value) for key, value in self.given if not is_added(key)]
         return [*theirs, *((PREFIX + key, str(value).encode()) for key, value in ours.items())]
+
+
+def dead_letter(message: Message, reason: str) -> DeadLetter:
+    """Make a dead letter of a message; what is wrong with its headers is told by the reason."""
+    given = take_headers(message)
+    if given is None:
+        reason, given = f"{reason}; its headers are lost: a name is not UTF-8", []
+    return DeadLetter(message=message, reason=reason, given=given)
+
+
+def take_headers(message: Message) -> list[Header] | None:
+    """Return the headers of a message; None: they cannot be read, for a name is not UTF-8.
+
+    Only once for a message: asked again for such headers, the client returns invalid pointers.
+    """
+    try:
+        return cast("list[Header]", message.headers() or [])  # a dict only where one is sent
+    except (SystemError, UnicodeDecodeError):  # the client raises either
+        return None
 
 
 def as_time(time_ms: int) -> str:
