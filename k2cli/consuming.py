@@ -33,7 +33,7 @@ from k2cli.ingestion.kafka.consumer import (
     Rebalance,
     TopicReader,
 )
-from k2cli.ingestion.kafka.deadletters import DeadLetter, dead_letter
+from k2cli.ingestion.kafka.deadletters import DeadLetter, DeadLetters, dead_letter
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.topics import IdentityRequest, Place, TopicIdentity
 from k2cli.records import KINDS, RecordKind
@@ -100,25 +100,6 @@ class Tables(Protocol):
 
     def append(self, kind: RecordKind, rows: pa.Table, *, source: SourcePosition) -> Commit:
         """Take rows and the position they reach, or neither."""
-
-
-class DeadLetters(Protocol):
-    """Takes what became no row."""
-
-    def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep them; they are durable when this returns."""
-
-
-class DeadLetterFile:
-    """Dead letters as lines of a file of rejects."""
-
-    def __init__(self, log: RejectLog) -> None:
-        self._log = log
-
-    def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Append them, and sync."""
-        self._log.write([letter.as_reject() for letter in letters])
-        self._log.sync()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

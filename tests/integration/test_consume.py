@@ -1,10 +1,13 @@
 """`k2 consume` between a real broker, a real registry and real tables."""
 
+import base64
 import json
+import random
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -341,6 +344,53 @@ def test_large_messages_arrive(cluster: Cluster, topic_name: str, group: tuple[s
     assert producer.flush(60) == 0
     assert cluster.consume("--topic", topic, *group)["rows"] == 3
     assert cluster.rows()["trade_conditions"].to_pylist() == [["x" * 10_000_000]] * 3
+
+
+def large_values(sizes: Sequence[int]) -> list[bytes]:
+    """Make messages that cannot be decoded, nor compressed."""
+    return [b"\x01" + random.Random(size).randbytes(size) for size in sizes]
+
+
+def test_a_large_message_that_cannot_be_decoded_goes_to_the_dead_letters(
+    cluster: Cluster, topic_name: str, group: tuple[str, str]
+):
+    topic = f"{topic_name}.trades"
+    cluster.create(topic, partitions=1, max_message_bytes=str(8 << 20))
+    values = large_values([5_000_000, 10, 2_000_000])
+    producer = Producer({**cluster.kafka, "message.max.bytes": "20000000"})
+    for value in values:
+        producer.produce(topic, value)
+    assert producer.flush(60) == 0
+    summary = cluster.consume("--topic", topic, *group)
+    assert (summary["messages"], summary["rejects"]) == (3, 3)
+    assert [each.value() for each in cluster.read(f"{topic}.dlq", 3)] == values
+
+
+@pytest.mark.parametrize("is_refused_by_broker", [True, False])
+def test_a_dead_letter_that_its_topic_refuses_goes_to_a_file(
+    cluster: Cluster, topic: str, group: tuple[str, str], is_refused_by_broker: bool
+):
+    """The others reach the topic, in their order, also those in one batch with it."""
+    cluster.create(f"{topic}.dlq", partitions=1, max_message_bytes="50000")
+    good = values_of(numbered_trades(2), cluster.header(topic))
+    values = large_values([100, 40_000, 60_000, 40_001, 200, 70_000])
+    cluster.send(topic, [good[0], *values, good[1]])
+    option = () if is_refused_by_broker else ("--kafka-option", "message.max.bytes=55000")
+    result = cluster.run("consume", "--until-end", "--topic", topic, *group, *option)
+    assert result.exit_code == 0, result.stderr
+    assert "rows=2 rejects=6" in result.stderr
+    assert result.stderr.count("dead_letter_refused") == 2
+    file = cluster.home / "rejects" / "consume.ndjson"
+    assert f"kept_in={file}" in result.stderr
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["source"], line["position"]) for line in lines] == [
+        (f"{topic}/0", 3),
+        (f"{topic}/0", 6),
+    ]
+    assert base64.b64decode(lines[0]["raw_base64"]) == values[2]
+    small = [value for value in values if len(value) < 50_000]
+    assert sorted(each.value() for each in cluster.read(f"{topic}.dlq", 4)) == sorted(small)
+    assert cluster.consume("--topic", topic, *group)["messages"] == 0
 
 
 @pytest.mark.parametrize(
