@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
 import pytest
 from builders import quotes_batch, trades_batch
-from cluster import Cluster, ids_of, numbered_trades, values_of
+from cluster import Cluster, ids_of, numbered_trades, unexpected, values_of
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from crashes.members import Member
@@ -24,6 +24,7 @@ from waiting import PATIENCE_S, wait_for
 from k2cli.codec.encode import wire_header
 from k2cli.config import load_settings
 from k2cli.ingestion.kafka.consumer import Rebalance, TopicReader
+from k2cli.ingestion.kafka.producer import open_writer
 from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
@@ -153,6 +154,80 @@ def test_what_is_no_row_goes_to_the_dead_letters_before_the_position_moves(
     assert headers[1]["k2.reason"] == b"a null value (tombstone)"
     assert headers[3]["k2.reason"].startswith(f"schema id {2**30}: ".encode())
     assert cluster.consume("--topic", topic, *group)["messages"] == 0
+
+
+def produce_transaction(
+    cluster: Cluster, topic: str, rows: pa.RecordBatch, *, is_aborted: bool = False
+) -> None:
+    """Produce rows as one transaction; its end takes an offset, too."""
+    header = cluster.header(topic)
+    with open_writer(cluster.kafka, observe=unexpected, transaction=topic) as writer:
+        writer.begin()
+        writer.write(topic, TRADES, rows, header=header)
+        writer.flush()
+        (writer.abort if is_aborted else writer.commit)()
+
+
+def lags_of(cluster: Cluster, topic: str) -> list[int]:
+    """Return the lags that status shows for a topic."""
+    result = cluster.run("status", "--format", "json", "--timeout", "30s")
+    return [each["lag"] for each in json.loads(result.stdout)["lag"] if each["topic"] == topic]
+
+
+@pytest.fixture
+def market_topic(cluster: Cluster, topic_name: str) -> Iterator[str]:
+    """A topic that status shows before anything was consumed."""
+    topic = f"market.{topic_name}.trades"
+    cluster.create(topic, partitions=1)
+    yield topic
+    cluster.delete(topic)
+
+
+def test_ends_of_transactions_are_not_messages(
+    cluster: Cluster, market_topic: str, group: tuple[str, str]
+):
+    """Nor are aborted ones; before k2 reads them, and after retention has removed all."""
+    topic = market_topic
+    produce_transaction(cluster, topic, numbered_trades(3))
+    assert lags_of(cluster, topic) == [3]
+    first = cluster.consume("--topic", topic, *group)
+    assert (first["messages"], first["rows"], first["commits"]) == (3, 3, 1)
+    assert lags_of(cluster, topic) == [0]
+    assert set(cluster.positions().values()) == {4}
+    produce_transaction(cluster, topic, numbered_trades(5, begin=100), is_aborted=True)
+    assert lags_of(cluster, topic) == [0]
+    second = cluster.consume("--topic", topic, *group)
+    assert (second["messages"], second["rows"], second["missing"]) == (0, 0, 0)
+    assert set(cluster.positions().values()) == {10}
+    cluster.delete_records(topic, 10)
+    produce_transaction(cluster, topic, numbered_trades(2, begin=3))
+    third = cluster.consume("--topic", topic, *group)
+    assert (third["messages"], third["rows"], third["missing"]) == (2, 2, 0)
+    assert cluster.ids() == ids_of(numbered_trades(5))
+
+
+def test_an_open_transaction_is_not_lag(
+    cluster: Cluster, market_topic: str, group: tuple[str, str]
+):
+    topic = market_topic
+    cluster.produce(topic, numbered_trades(2))
+    header = cluster.header(topic)
+    with open_writer(cluster.kafka, observe=unexpected, transaction=topic) as writer:
+        writer.begin()
+        writer.write(topic, TRADES, numbered_trades(200, begin=2), header=header)
+        writer.flush()
+        assert lags_of(cluster, topic) == [2]
+        assert cluster.consume("--topic", topic, *group)["rows"] == 2
+        assert lags_of(cluster, topic) == [0]
+        writer.commit()
+    assert cluster.consume("--topic", topic, *group)["rows"] == 200
+
+
+def test_ends_of_transactions_do_not_show_on_stdout(cluster: Cluster, topic: str):
+    produce_transaction(cluster, topic, numbered_trades(2))
+    result = cluster.run("consume", "--topic", topic, "--to", "stdout", "--until-end")
+    assert result.exit_code == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 2
 
 
 def test_messages_of_strange_schemas_stop_nothing(
