@@ -33,7 +33,7 @@ from k2cli.ingestion.kafka.consumer import (
     Rebalance,
     TopicReader,
 )
-from k2cli.ingestion.kafka.deadletters import DeadLetter
+from k2cli.ingestion.kafka.deadletters import DeadLetter, DeadLetters, dead_letter
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.topics import IdentityRequest, Place, TopicIdentity
 from k2cli.records import KINDS, RecordKind
@@ -100,25 +100,6 @@ class Tables(Protocol):
 
     def append(self, kind: RecordKind, rows: pa.Table, *, source: SourcePosition) -> Commit:
         """Take rows and the position they reach, or neither."""
-
-
-class DeadLetters(Protocol):
-    """Takes what became no row."""
-
-    def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep them; they are durable when this returns."""
-
-
-class DeadLetterFile:
-    """Dead letters as lines of a file of rejects."""
-
-    def __init__(self, log: RejectLog) -> None:
-        self._log = log
-
-    def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Append them, and sync."""
-        self._log.write([letter.as_reject() for letter in letters])
-        self._log.sync()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +170,7 @@ class Consumption:
     ) -> None:
         self.totals: Final = ConsumeTotals()
         self.next_offsets: Final[dict[Place, int]] = {}  # where reading goes on
+        self.committed: Final[dict[Place, int]] = {}  # what the table has, up to this offset
         self.committed_ms: Final[dict[Place, int]] = {}  # time of the newest committed message
         self._feeds = {feed.topic: feed for feed in feeds}
         self._tables = outlets.tables
@@ -298,6 +280,7 @@ class Consumption:
             by_topic.setdefault(message.topic() or "", []).append(message)
         for topic, some in by_topic.items():
             self._take(self._feeds[topic], some)
+        self._pass_ends()
         self._commit_if_due()
 
     def _take(self, feed: Feed, messages: list[Message]) -> None:
@@ -314,13 +297,11 @@ class Consumption:
         decoded = self._patiently(
             "registry_away", lambda: feed.messages.read(values, numbers, offsets)
         )
-        letters = [
-            DeadLetter(message=messages[place], reason=why) for place, why in decoded.rejects
-        ]
+        letters = [dead_letter(messages[place], reason) for place, reason in decoded.rejects]
         if letters and self._policy.is_bad_fatal:
             raise _bad(letters[0])
         pending = self._pending
-        if not pending.messages:
+        if not pending.spans:
             pending.since = time.monotonic()
         pending.messages += len(messages)
         pending.size_bytes += decoded.rows.nbytes
@@ -342,21 +323,35 @@ class Consumption:
                 is_ours |= (numbers == number) & (offsets >= begin)
         return is_ours
 
-    def _reach(self, feed: Feed, number: int, offset: int, time_ms: int) -> None:
+    def _pass_ends(self) -> None:
+        """Reach the ends of partitions: behind the last message there may be no more of them.
+
+        Markers of transactions, and what was aborted or compacted, take offsets and never arrive.
+        """
+        for (topic, number), end in self._reader.passed.items():
+            begin = self.next_offsets.get((topic, number))
+            if begin is not None and begin < end and topic not in self._missing:
+                if not self._pending.spans:
+                    self._pending.since = time.monotonic()
+                self._reach(self._feeds[topic], number, end, None)
+        self._reader.passed.clear()
+
+    def _reach(self, feed: Feed, number: int, offset: int, time_ms: int | None) -> None:
         place = (feed.topic, number)
         partition = Partition(feed.topic, feed.topic_id, number)
         spans = self._pending.spans.setdefault(feed.kind.name, {})
         before = spans.get(partition)
         expected = before.expected if before else self._base[place]
         spans[partition] = Span(expected=expected, reached=offset)
-        self._pending.newest_ms[place] = time_ms
+        if time_ms is not None:
+            self._pending.newest_ms[place] = time_ms
         self.next_offsets[place] = offset
 
     def _commit_if_due(self) -> None:
         pending, policy = self._pending, self._policy
         age_s = time.monotonic() - pending.since
         fill = max(pending.messages / policy.batch_rows, pending.size_bytes / _BATCH_BYTES)
-        if pending.messages and (fill >= 1 or age_s >= policy.commit_interval_s):
+        if pending.spans and (fill >= 1 or age_s >= policy.commit_interval_s):
             if self._commit is not None:
                 if fill < _MOST_FILLED:
                     return  # read on; the commit under way comes first
@@ -388,8 +383,14 @@ class Consumption:
                 reason=first.reason,
             )
         for name, spans in pending.spans.items():
-            self._append(KINDS[name], joined(pending.rows[name]), spans)
+            self._append(KINDS[name], self._rows(name, pending), spans)
         return pending
+
+    def _rows(self, name: str, pending: _Pending) -> pa.Table:
+        if name in pending.rows:
+            return joined(pending.rows[name])
+        kind = self._patiently("catalog_away", lambda: self._tables.kind(KINDS[name]))
+        return kind.arrow.empty_table()
 
     def _attributed(self, pending: _Pending) -> _Pending:
         """Return what was read from the topics that it is to be committed under: most often all.
@@ -451,13 +452,14 @@ class Consumption:
             for spans in written.spans.values()
             for partition, span in spans.items()
         }
+        self.committed.update(reached)
         if self._policy.is_group_told:
             self._reader.tell(reached)
 
     def _flush(self) -> None:
         """Commit all that was read, unless it is another's by now."""
         self._collect(is_waiting=True)
-        if self._pending.messages and not self._must_rewind:
+        if self._pending.spans and not self._must_rewind:
             self._submit()
             self._collect(is_waiting=True)
 
@@ -590,6 +592,7 @@ class Consumption:
                 self._ends[place] = following
                 offsets[place] = self._start(place, first, following)
         self.next_offsets.update(offsets)
+        self.committed.update(offsets)
         self._begun.update(offsets)
         self._observe(
             "assigned",
@@ -736,6 +739,7 @@ class Consumption:
         for place in places:
             self._base.pop(place, None)
             self.next_offsets.pop(place, None)
+            self.committed.pop(place, None)
             self.committed_ms.pop(place, None)
         self._observe(
             "revoked",

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -20,8 +20,9 @@ from typing import Any, Final, Generic, TypeVar
 
 from k2cli.config import BOOTSTRAP, Settings, redacted
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
+from k2cli.ingestion.kafka.consumer import count_messages
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
-from k2cli.ingestion.kafka.topics import TopicInfo, Topics
+from k2cli.ingestion.kafka.topics import Place, TopicInfo, Topics
 from k2cli.records import KINDS, RecordKind, kind_of_topic
 from k2cli.storage.lake import Lake, is_embedded, open_lake
 from k2cli.storage.offsets import KEY, Offsets, Partition, decode_offsets
@@ -32,7 +33,7 @@ _ANOTHER: Final = "choose another folder with --home"
 _PREFIX: Final = "market."  # of the topics that k2 makes, and so of their subjects
 _AT_ONCE: Final = 4
 _IDLE_S: Final = 60.0  # a consumer that is at work commits more often
-_MARKER: Final = 1  # the end of a transaction takes an offset, and is no message
+_COUNTED: Final = 100  # a lag up to this is counted: offsets are not all messages
 _LEAST_FREE_BYTES: Final = 1_000_000_000
 _LEAST_FREE_SHARE: Final = 0.05
 
@@ -76,10 +77,10 @@ class PartitionLag:
     table: str
     topic: str
     partition: int
-    end: int  # the offset that the next message gets
+    end: int  # up to here consumers can read: the next offset, or that of an open transaction
     table_offset: int | None  # that of the next message for the table; None: it never took any
     group_offset: int | None  # what the group told the brokers, for other tools
-    lag: int
+    lag: int  # messages that a consumer would still receive; a large one may be a little less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +203,9 @@ def survey(settings: Settings, *, group: str, timeout_s: float) -> Survey:
         asked: list[_Question[Any] | None] = [catalog, tables, kafka, registry]
         lag: Sequence[PartitionLag] = ()
         if kafka and (topics := kafka.answer_or_none()) and found is not None:
-            behind = begin(partial(_look_at_lag, topics, found, group), brokers)
+            behind = begin(
+                partial(_look_at_lag, settings, topics, found, group, timeout_s), brokers
+            )
             checks.append(behind.check("consumers", partial(judge_lag, statuses)))
             lag = behind.answer_or_none() or ()
             asked.append(behind)
@@ -283,33 +286,45 @@ def _has_our_schema(registry: Registry, subject: str) -> bool:
     return True
 
 
-def _look_at_lag(kafka: _Kafka, tables: Sequence[_Table], group: str) -> list[PartitionLag]:
+def _look_at_lag(
+    settings: Settings, kafka: _Kafka, tables: Sequence[_Table], group: str, timeout_s: float
+) -> list[PartitionLag]:
     fed = {partition.topic for table in tables for partition in table.offsets}
     names = [name for name in kafka.topics if name in fed or _is_market(name)]
     told: Mapping[tuple[str, int], int] = {}
     with suppress(K2Error):  # only shown; who may not read it still sees the rest
         told = kafka.client.group_offsets(group)
-    return [
-        lag for topic in kafka.client.describe(names) for lag in _topic_lag(topic, tables, told)
-    ]
+    topics = kafka.client.describe(names)
+    places = [(topic.name, each.number) for topic in topics for each in topic.partitions]
+    ends = kafka.client.offsets_at(places, None)
+    lags = [lag for topic in topics for lag in _topic_lag(topic, tables, told, ends)]
+    begins = {
+        (lag.topic, lag.partition): lag.end - lag.lag for lag in lags if 0 < lag.lag <= _COUNTED
+    }
+    counts = count_messages(settings.kafka, begins, timeout_s=timeout_s / 2) if begins else {}
+    return [replace(lag, lag=counts.get((lag.topic, lag.partition), lag.lag)) for lag in lags]
 
 
 def _topic_lag(
-    topic: TopicInfo, tables: Sequence[_Table], told: Mapping[tuple[str, int], int]
+    topic: TopicInfo,
+    tables: Sequence[_Table],
+    told: Mapping[Place, int],
+    ends: Mapping[Place, int],
 ) -> Iterator[PartitionLag]:
     for each in topic.partitions:
         place = Partition(topic.name, topic.id, each.number)
         holder = next((table for table in tables if place in table.offsets), None)
         kind = kind_of_topic(topic.name)
         offset = holder.offsets[place] if holder else None
+        end = ends[(topic.name, each.number)]
         yield PartitionLag(
             table=holder.status.kind if holder else kind.name if kind else "",
             topic=topic.name,
             partition=each.number,
-            end=each.next,
+            end=end,
             table_offset=offset,
             group_offset=told.get((topic.name, each.number)),
-            lag=each.next - (each.first if offset is None else offset),
+            lag=max(0, end - max(each.first, offset or 0)),
         )
 
 
@@ -394,7 +409,7 @@ def _count(names: Sequence[str], what: str) -> str:
 def judge_lag(tables: Sequence[TableStatus], lags: Sequence[PartitionLag]) -> Check:
     """Yellow is what waits while nobody commits; a consumer at work is always a little behind."""
     total = sum(lag.lag for lag in lags)
-    waiting = {lag.table for lag in lags if lag.lag > _MARKER}
+    waiting = {lag.table for lag in lags if lag.lag}
     ages = [table.age_s for table in tables if table.kind in waiting]
     is_idle = bool(waiting) and all(age is None or age > _IDLE_S for age in ages)
     return Check(

@@ -5,12 +5,11 @@ again is the same `Type` again, so a record may hold itself.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as attribute
 from typing import Any, Final
 
-import fastavro
 import msgspec
 
 from k2cli.errors import BadData
@@ -18,6 +17,11 @@ from k2cli.errors import BadData
 UNION: Final = "union"
 NAMED: Final = ("record", "enum", "fixed")
 PRIMITIVES: Final = ("null", "boolean", "int", "long", "float", "double", "bytes", "string")
+MOST_LEVELS: Final = 48  # of types within types
+_MOST_JSON_LEVELS: Final = 128  # a record within a record takes three
+_MOST_TYPES: Final = 20_000  # within one schema
+_TOO_DEEP: Final = f"JSON that is nested more than {_MOST_JSON_LEVELS} levels deep"
+_BYTE_ORDER_MARK: Final = "\ufeff"
 MOST_DIGITS: Final = 38  # of a decimal in Arrow and Iceberg
 # Logical type -> what it may stand on; on anything else it is ignored.
 _BASES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -38,6 +42,8 @@ _SHAPES: Final[Mapping[str, Any]] = {  # of attributes in JSON
     "fields": list[dict[str, Any]],
     "size": int,
 }
+CONTENTS: Final = {"array": "items", "map": "values"}
+_SHOWN_CHARS: Final = 80
 _INNER: Final = ("type", "items", "values")
 _SUFFIXES: Final = {"array": "[]", "map": "{}", UNION: ""}  # of the path to what is inside
 _SIZES: Final[Mapping[str, int]] = {"uuid": 16, "duration": 12}  # of a fixed
@@ -53,7 +59,7 @@ class Field:
     aliases: tuple[str, ...]
     has_default: bool
     default: Any
-    stray_logical: str | None  # a logicalType beside the type instead of in it
+    stray_logical: Any  # a logicalType beside the type instead of in it
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -67,7 +73,7 @@ class Type:
     fields: list[Field] = attribute(default_factory=list)  # of a record
     inner: list["Type"] = attribute(default_factory=list)  # branches, the item, or the value
     symbols: tuple[str, ...] = ()  # of an enum
-    default: str | None = None  # of an enum
+    default: Any = None  # of an enum
     size: int = 0  # of a fixed
     logical: str | None = None  # where it counts: not on a type that it cannot stand on
     precision: int = 0  # of a decimal
@@ -102,33 +108,56 @@ class Type:
 def parse_avro(text: str, what: str) -> Any:
     """Parse an Avro schema; `what` says where it comes from.
 
+    What the specification forbids beyond the form of a schema, see `validation.violations`.
+
     Raises:
-        BadData: it is not JSON, or not Avro.
+        BadData: it is not JSON, not Avro, or nested deeper or larger than k2 reads schemas.
+    """
+    avro = load_json(text, what)
+    for reason in _misshapen(avro):
+        raise BadData(f"{what} is not an Avro schema: {reason}")
+    try:
+        link(avro)
+    except ValueError as exc:
+        raise BadData(f"{what} is not an Avro schema: {exc}") from exc
+    return avro
+
+
+def load_json(text: str, what: str) -> Any:
+    """Parse JSON that somebody else wrote; a byte order mark in front is skipped.
+
+    Raises:
+        BadData: it is not JSON, is nested too deeply, or has text that is not Unicode.
     """
     try:
-        avro = json.loads(text)
+        value = json.loads(text.removeprefix(_BYTE_ORDER_MARK))
     except ValueError as exc:
         raise BadData(f"{what} is not JSON: {exc}") from exc
     except RecursionError as exc:
-        raise BadData(f"{what} is nested too deep") from exc
+        raise BadData(f"{what}: {_TOO_DEEP}") from exc
     try:
-        fastavro.parse_schema(avro)
-    except (
-        fastavro.schema.SchemaParseException,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-    ) as exc:
-        # For some mistakes the parser has no words of its own.
-        said = isinstance(exc, fastavro.schema.SchemaParseException | ValueError)
-        is_word = isinstance(exc, fastavro.schema.UnknownType)
-        reason = str(exc) if said and not is_word else f"{type(exc).__name__} {exc}"
-        raise BadData(f"{what} is not an Avro schema: {reason}") from exc
-    for reason in _misshapen(avro):
-        raise BadData(f"{what} is not an Avro schema: {reason}")
-    return avro
+        _check_nesting(value)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as exc:
+        raise BadData(f"{what} is not JSON: it has half a surrogate pair") from exc
+    except ValueError as exc:
+        raise BadData(f"{what}: {exc}") from exc
+    return value
+
+
+def _check_nesting(value: Any) -> None:
+    level = [value]
+    for _ in range(_MOST_JSON_LEVELS):
+        level = [inner for each in level for inner in _items(each)]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
+
+
+def _items(value: Any) -> Sequence[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else ()
 
 
 def _misshapen(avro: Any) -> Iterator[str]:
@@ -144,14 +173,36 @@ def _misshapen(avro: Any) -> Iterator[str]:
                 yield f"{key}: {exc}"
                 return
         if avro.get("type") in ("record", "error") and "fields" not in avro:
-            yield f"{avro['name']} has no fields"
+            yield f"{avro.get('name', 'a record')} has no fields"
         for inner in (*avro.get("fields", ()), *(avro.get(key, []) for key in _INNER)):
             yield from _misshapen(inner)
 
 
 def link(avro: Any) -> Type:
-    """Make the types of a schema that was parsed by `parse_avro`."""
-    return _Linker().link(avro, "")
+    """Make the types of a schema, with its names resolved.
+
+    Raises:
+        ValueError: it is not Avro, or describes too much: see `_check_extent`.
+    """
+    _check_nesting(avro)
+    root = _Linker().link(avro, "")
+    _check_extent(root)
+    return root
+
+
+def _check_extent(root: Type) -> None:
+    """Limit what `walk` yields: a name stands for all within it, again wherever it is used."""
+    todo: list[tuple[Type, tuple[Type, ...]]] = [(root, ())]
+    count = 0
+    while todo:
+        of, within = todo.pop()
+        count += 1
+        if len(within) >= MOST_LEVELS:
+            raise ValueError(f"its types are nested more than {MOST_LEVELS} levels deep")
+        if count > _MOST_TYPES:
+            raise ValueError(f"it consists of more than {_MOST_TYPES:,} types")
+        inner = (*of.inner, *(field.type for field in of.fields))
+        todo += [(each, (*within, of)) for each in inner if each not in within and each is not of]
 
 
 class _Linker:
@@ -165,47 +216,107 @@ class _Linker:
             case list():
                 return Type(kind=UNION, inner=[self.link(each, namespace) for each in avro])
             case str():
-                known = self._named.get(_full_name(avro, namespace))
-                return known or Type(kind=avro)
+                return self._find(avro, namespace)
             case {"type": "record" | "error" | "enum" | "fixed"}:
                 return self._link_named(avro, namespace)
             case {"type": "array", "items": inner} | {"type": "map", "values": inner}:
                 return Type(kind=avro["type"], inner=[self.link(inner, namespace)])
+            case {"type": "array" | "map"}:
+                raise ValueError(f"{avro['type']} has no {CONTENTS[avro['type']]}")
             case {"type": inner}:
                 made = self.link(inner, namespace)
                 if made.kind in PRIMITIVES:
                     _set_logical(made, avro)
                 return made
             case _:
-                raise ValueError(f"no Avro type: {avro!r}")
+                raise ValueError(f"{_short(avro)} is not a type")
+
+    def _find(self, name: str, namespace: str) -> Type:
+        if name in PRIMITIVES:
+            return Type(kind=name)
+        found = self._named.get(_full_name(name, namespace)) or self._named.get(name)
+        if found is None:
+            raise ValueError(f"there is no type {_full_name(name, namespace)}")
+        return found
 
     def _link_named(self, avro: Mapping[str, Any], namespace: str) -> Type:
-        namespace = avro.get("namespace", namespace)
-        name = _full_name(avro["name"], namespace)
+        namespace = _text(avro, "namespace", namespace)
+        name = _full_name(_name(avro), namespace)
+        if name in self._named:
+            raise ValueError(f"there are several types {name}")
         namespace = name.rpartition(".")[0]
         made = self._named[name] = Type(
             kind="record" if avro["type"] == "error" else avro["type"],
             name=name,
-            aliases=tuple(_full_name(alias, namespace) for alias in avro.get("aliases", ())),
-            doc=avro.get("doc", ""),
-            symbols=tuple(avro.get("symbols", ())),
+            aliases=tuple(_full_name(alias, namespace) for alias in _aliases(avro)),
+            doc=_text(avro, "doc"),
+            symbols=_symbols(avro) if avro["type"] == "enum" else (),
             default=avro.get("default") if avro["type"] == "enum" else None,
-            size=avro.get("size", 0),
+            size=_size(avro) if avro["type"] == "fixed" else 0,
         )
         _set_logical(made, avro)
-        made.fields += [self._link_field(each, namespace) for each in avro.get("fields", ())]
+        if made.kind == "record":
+            made.fields += [self._link_field(each, namespace) for each in _fields(avro)]
         return made
 
     def _link_field(self, avro: Mapping[str, Any], namespace: str) -> Field:
+        name = _name(avro)
+        if "type" not in avro:
+            raise ValueError(f"field {name} has no type")
         return Field(
-            name=avro["name"],
+            name=name,
             type=self.link(avro["type"], namespace),
-            doc=avro.get("doc", ""),
-            aliases=tuple(avro.get("aliases", ())),
+            doc=_text(avro, "doc"),
+            aliases=_aliases(avro),
             has_default="default" in avro,
             default=avro.get("default"),
             stray_logical=avro.get("logicalType"),
         )
+
+
+def _name(avro: Mapping[str, Any]) -> str:
+    name = avro.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"{_short(avro)} has no name")
+    return name
+
+
+def _text(avro: Mapping[str, Any], key: str, otherwise: str = "") -> str:
+    """Return an attribute that matters to people only: of another type, it is ignored."""
+    text = avro.get(key)
+    return text if isinstance(text, str) else otherwise
+
+
+def _aliases(avro: Mapping[str, Any]) -> tuple[str, ...]:
+    aliases = avro.get("aliases")
+    return tuple(each for each in aliases or () if isinstance(each, str)) if aliases else ()
+
+
+def _fields(avro: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    fields = avro.get("fields")
+    if not isinstance(fields, list) or not all(isinstance(each, dict) for each in fields):
+        raise ValueError(f"{_short(avro)} has no list of fields")
+    return fields
+
+
+def _symbols(avro: Mapping[str, Any]) -> tuple[str, ...]:
+    symbols = avro.get("symbols")
+    if not isinstance(symbols, list) or not all(isinstance(each, str) for each in symbols):
+        raise ValueError(f"{_short(avro)} has no list of symbols")
+    return tuple(symbols)
+
+
+def _size(avro: Mapping[str, Any]) -> int:
+    size = avro.get("size")
+    if type(size) is not int or size < 0:
+        raise ValueError(f"{_short(avro)} has no size")
+    return size
+
+
+def _short(avro: Any) -> str:
+    """Write part of a schema for a message."""
+    text = json.dumps(avro)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def walk(of: Type, path: str = "", within: tuple[Type, ...] = ()) -> Iterator[tuple[str, Type]]:

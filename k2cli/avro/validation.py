@@ -4,17 +4,21 @@ Parsers are lenient where the specification is not, and readers ignore a logical
 not understand; so a price could become bytes without a word. Here both are errors.
 """
 
+import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from k2cli.avro.compatibility import misfits
 from k2cli.avro.ours import our_schema, ours_of
-from k2cli.avro.types import MOST_DIGITS, UNION, Type, joined, link, walk
+from k2cli.avro.types import MOST_DIGITS, PRIMITIVES, UNION, Type, joined, link, walk
+from k2cli.errors import BadData
 from k2cli.records import arrow_field
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_LAST_BYTE: Final = 0xFF
 _IGNORED: Final = "the logical type would be ignored"
 
 
@@ -35,6 +39,7 @@ def findings(avro: Any) -> list[Finding]:
     return [
         *_misnamed(root),
         *_undocumented(root),
+        *violations(root),
         *(each for path, of in walk(root) for each in _flaws(path, of)),
         *_core(root),
         *_columns(avro),
@@ -55,45 +60,128 @@ def _undocumented(root: Type) -> Iterator[Finding]:
                 yield Finding(path=joined(path, field.name), reason="has no doc", is_warning=True)
 
 
+def check_valid(avro: Any, what: str) -> None:
+    """Check a schema that was parsed by `parse_avro`; `what` says where it comes from.
+
+    Raises:
+        BadData: the specification forbids it.
+    """
+    for each in violations(link(avro)):
+        where = f"field {each.path}: " if each.path else ""
+        raise BadData(f"{what} is not a valid Avro schema: {where}{each.reason}")
+
+
+def violations(root: Type) -> Iterator[Finding]:
+    """Yield what the specification forbids, though it has the form of a schema."""
+    for path, of in walk(root):
+        if of.name and (not _NAME.fullmatch(of.name) or of.name in PRIMITIVES):
+            yield Finding(path=path, reason=f"{of.name!r} is not a valid name")
+        if of.kind == UNION:
+            yield from _invalid_union(path, of)
+        if of.kind == "enum":
+            yield from _invalid_enum(path, of)
+        if of.kind == "record":
+            yield from _invalid_fields(path, of)
+
+
+def _invalid_union(path: str, of: Type) -> Iterator[Finding]:
+    kinds = [branch.name or branch.kind for branch in of.inner]
+    for kind in sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+        yield Finding(path=path, reason=f"the union has {kind} more than once")
+    if UNION in kinds:
+        yield Finding(path=path, reason="the union contains a union")
+
+
+def _invalid_enum(path: str, of: Type) -> Iterator[Finding]:
+    for symbol, times in Counter(of.symbols).items():
+        if not _NAME.fullmatch(symbol) or "." in symbol:
+            yield Finding(path=path, reason=f"{symbol!r} is not a valid symbol")
+        if times > 1:
+            yield Finding(path=path, reason=f"the enum has the symbol {symbol} more than once")
+    if of.default is not None and of.default not in of.symbols:
+        yield Finding(path=path, reason=f"default {of.default!r} is not one of its symbols")
+
+
+def _invalid_fields(path: str, of: Type) -> Iterator[Finding]:
+    names = [field.name for field in of.fields]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield Finding(path=joined(path, name), reason="there are several fields of this name")
+    for field in of.fields:
+        place = joined(path, field.name)
+        if not _NAME.fullmatch(field.name) or "." in field.name:
+            yield Finding(path=place, reason="is not a valid field name")
+        if field.has_default and not _is_value(field.default, field.type):
+            text = json.dumps(field.default, ensure_ascii=False)
+            if field.type.kind == "enum":
+                yield Finding(path=place, reason=f"default {text} is not one of its symbols")
+            else:
+                yield Finding(path=place, reason=f"default {text} is not {field.type}")
+
+
+def _is_value(value: Any, of: Type) -> bool:
+    """Return whether JSON encodes a value of a type, as defaults are written."""
+    match of.kind:
+        case "union":
+            return any(_is_value(value, branch) for branch in of.inner)
+        case "array":
+            return isinstance(value, list) and all(_is_value(each, of.inner[0]) for each in value)
+        case "map":
+            values = value.values() if isinstance(value, dict) else [value]
+            return isinstance(value, dict) and all(_is_value(each, of.inner[0]) for each in values)
+        case "record":
+            return isinstance(value, dict) and all(
+                _is_value(value[field.name], field.type)
+                if field.name in value
+                else field.has_default
+                for field in of.fields
+            )
+        case _:
+            return _SIMPLE_VALUES[of.kind](value, of)
+
+
+def _is_whole(value: Any, bits: int) -> bool:
+    return type(value) is int and -(1 << bits - 1) <= value < 1 << bits - 1
+
+
+def _is_number(value: Any, _: Type) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_binary(value: Any, _: Type) -> bool:
+    """Return whether JSON encodes bytes: a text of the characters U+0000 to U+00FF."""
+    return isinstance(value, str) and all(ord(char) <= _LAST_BYTE for char in value)
+
+
+_SIMPLE_VALUES: Final[Mapping[str, Callable[[Any, Type], bool]]] = {
+    "null": lambda value, _: value is None,
+    "boolean": lambda value, _: isinstance(value, bool),
+    "int": lambda value, _: _is_whole(value, 32),
+    "long": lambda value, _: _is_whole(value, 64),
+    "float": _is_number,
+    "double": _is_number,
+    "bytes": _is_binary,
+    "fixed": lambda value, of: _is_binary(value, of) and len(value) == of.size,
+    "string": lambda value, _: isinstance(value, str),
+    "enum": lambda value, of: value in of.symbols,
+}
+
+
 def _flaws(path: str, of: Type) -> Iterator[Finding]:
-    """Say what the specification forbids, though parsers let it pass, and what k2 cannot hold."""
-    if of.name and not _NAME.fullmatch(of.name):
-        yield Finding(path=path, reason=f"{of.name!r} is not a name")
+    """Say what is allowed, but not what its author means, and what k2 cannot hold."""
     if of.ignored:
         yield Finding(path=path, reason=f"{_IGNORED}: {of.ignored}")
     if of.precision > MOST_DIGITS:
         yield Finding(path=path, reason=f"{of} has more than {MOST_DIGITS} digits")
     if of.kind == "fixed" and of.size < 1:
         yield Finding(path=path, reason=f"{of} has no bytes")
-    if of.kind == UNION:
-        yield from _flaws_of_union(path, of)
-    if of.kind == "record":
-        yield from _flaws_of_fields(path, of)
-
-
-def _flaws_of_fields(path: str, of: Type) -> Iterator[Finding]:
-    names = [field.name for field in of.fields]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield Finding(path=joined(path, name), reason="there are several fields of this name")
+    names = {field.name for field in of.fields}
     for field in of.fields:
-        place, symbols = joined(path, field.name), field.type.symbols
-        if not _NAME.fullmatch(field.name) or "." in field.name:
-            yield Finding(path=place, reason="is not a name that a field can have")
-        for alias in sorted({*field.aliases} & {*names} - {field.name}):
+        place = joined(path, field.name)
+        for alias in sorted({*field.aliases} & names - {field.name}):
             yield Finding(path=place, reason=f"its alias {alias} is another field")
         if field.stray_logical is not None:
             reason = f"logicalType {field.stray_logical} stands beside the type, not in it"
             yield Finding(path=place, reason=f"{_IGNORED}: {reason}")
-        if field.has_default and symbols and field.default not in symbols:
-            yield Finding(path=place, reason=f"default {field.default!r} is none of its symbols")
-
-
-def _flaws_of_union(path: str, of: Type) -> Iterator[Finding]:
-    kinds = [branch.name or branch.kind for branch in of.inner]
-    for kind in sorted({kind for kind in kinds if kinds.count(kind) > 1}):
-        yield Finding(path=path, reason=f"the union has {kind} more than once")
-    if UNION in kinds:
-        yield Finding(path=path, reason="the union has a union within it")
 
 
 def _core(root: Type) -> Iterator[Finding]:

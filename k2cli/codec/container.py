@@ -8,7 +8,6 @@ told apart one by one, up to the first that is bad; behind that nothing says whe
 
 import bz2
 import io
-import json
 import lzma
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +18,19 @@ import fastavro
 import numpy as np
 import pyarrow as pa
 
-from k2cli.codec.decode import MARK, MARK_FIELD, BlockReader, Decoded, Decoder, holds_mark, new_mark
+from k2cli.avro.types import load_json
+from k2cli.avro.writer import writer_schema
+from k2cli.codec.decode import (
+    MARK,
+    MARK_FIELD,
+    UNDECODED,
+    BlockReader,
+    Decoded,
+    Decoder,
+    fastavro_schema,
+    holds_mark,
+    new_mark,
+)
 from k2cli.codec.encode import varint
 from k2cli.errors import BadData
 
@@ -28,7 +39,6 @@ _META: Final = {"type": "map", "values": "bytes"}
 _SYNC_BYTES: Final = 16
 _LONGEST_VARINT: Final = 10
 _GROUP_BYTES: Final = 16 << 20  # of blocks that are decoded at once
-_BROKEN: Final = (ValueError, EOFError, IndexError, ArithmeticError, OverflowError, TypeError)
 
 
 def _unsnapped(data: bytes) -> bytes:
@@ -53,7 +63,7 @@ _CODECS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
     "snappy": _unsnapped,
     "zstandard": _unzstandard,
 }
-_UNREADABLE: Final = (*_BROKEN, zlib.error, lzma.LZMAError, OSError, MemoryError)
+_UNREADABLE: Final = (*UNDECODED, zlib.error, lzma.LZMAError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +88,14 @@ class Container:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise ValueError("it does not begin as an Avro file does")
             meta: Any = fastavro.schemaless_reader(file, _META, None)
-            self.schema: Final[Any] = json.loads(meta["avro.schema"])
+            text = meta["avro.schema"].decode()
             codec = meta.get("avro.codec", b"null").decode()
-            fastavro.parse_schema(self.schema)
             self._sync = file.read(_SYNC_BYTES)
             if len(self._sync) < _SYNC_BYTES:
                 raise ValueError("it is cut off within its header")
-        except (*_BROKEN, MemoryError, KeyError, fastavro.schema.SchemaParseException) as exc:
+        except UNDECODED as exc:
             raise BadData(f"not an Avro container: {_said(exc)}") from exc
+        self.schema: Final[Any] = load_json(text, "the schema in it")
         if codec not in _CODECS:
             raise BadData(f"compressed as {codec!r}, which is none of {', '.join(_CODECS)}")
         self._decompress = _CODECS[codec]
@@ -123,9 +133,11 @@ class ContainerDecoder:
 
         Raises:
             ValueError: a column has a type that none of ours has.
+            BadData: the schema is not one that can be decoded safely.
         """
+        schema = writer_schema(schema)
         self._decoder = Decoder(schema, columns)
-        self._parsed = fastavro.parse_schema(dict(schema))
+        self._parsed = fastavro_schema(schema)
         self._mark = new_mark()
         rows = {"name": "rows", "type": {"type": "array", "items": schema}}
         wrapped = {"type": "record", "name": "k2_block", "fields": [rows, MARK_FIELD]}
@@ -173,7 +185,7 @@ class ContainerDecoder:
             start = rest.tell()
             try:
                 fastavro.schemaless_reader(rest, self._parsed, None)
-            except _BROKEN as exc:
+            except UNDECODED as exc:
                 lost = block.count - len(bodies) - 1
                 reason = f"does not decode: {_said(exc)}; {lost} more records of its block are lost"
                 break

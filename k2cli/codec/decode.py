@@ -22,6 +22,7 @@ from polars_avro import AvroError
 from polars_avro._avro_rs import AvroSource
 from polars_avro._source import seekable_factory
 
+from k2cli.avro.writer import writer_schema
 from k2cli.codec.encode import varint
 from k2cli.records import avro_to_arrow_schema
 
@@ -31,6 +32,8 @@ MARK_FIELD: Final = {
     "name": MARK,
     "type": {"type": "fixed", "name": MARK, "size": _MARK_BYTES},
 }
+# What fastavro raises for bytes that are not a record of the schema.
+UNDECODED: Final = (ArithmeticError, EOFError, LookupError, MemoryError, TypeError, ValueError)
 _CUTS: Final = 16  # into which a block that does not decode is cut
 _BLOCK_BYTES: Final = 1 << 28  # of bodies; columns of text end at 2 GiB
 
@@ -89,6 +92,18 @@ def _container_header(schema: Mapping[str, Any], sync: bytes) -> bytes:
     return b"".join((b"Obj\x01", *meta, sync))
 
 
+def fastavro_schema(schema: Mapping[str, Any]) -> Any:
+    """Prepare a schema that `writer_schema` returned for fastavro.
+
+    Raises:
+        ValueError: fastavro does not accept a name or a symbol in it.
+    """
+    try:
+        return fastavro.parse_schema(dict(schema))
+    except fastavro.schema.SchemaParseException as exc:
+        raise ValueError(str(exc)) from exc
+
+
 def new_mark() -> bytes:
     """Make what is put behind a body or a block, and looked for when that is decoded."""
     return secrets.token_bytes(_MARK_BYTES)
@@ -107,11 +122,12 @@ class Decoder:
 
         Raises:
             ValueError: a column has a type that none of ours has.
+            BadData: the schema is not one that can be decoded safely.
         """
-        self._schema = schema
+        schema = writer_schema(schema)
         fields = [field for field in schema["fields"] if field["name"] in columns]
         self.arrow: Final = avro_to_arrow_schema({"fields": fields})
-        self._parsed = fastavro.parse_schema(dict(schema))
+        self._parsed = fastavro_schema(schema)
         self._mark = new_mark()
         marked = {**schema, "fields": [*schema["fields"], MARK_FIELD]}
         self._container = BlockReader(marked, [*self.arrow.names, MARK])
@@ -152,7 +168,7 @@ class Decoder:
         rest = io.BytesIO(body)
         try:
             fastavro.schemaless_reader(rest, self._parsed, None)
-        except (ValueError, EOFError, IndexError, ArithmeticError, OverflowError) as exc:
+        except UNDECODED as exc:
             return f"the body does not decode: {str(exc) or type(exc).__name__}"
         left = len(body) - rest.tell()
         return f"{left} bytes are left over behind the record" if left else "does not decode"

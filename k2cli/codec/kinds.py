@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from k2cli.avro.writer import writer_schema
 from k2cli.codec.decode import Decoded
 from k2cli.codec.resolve import RecordDecoder, record_name
 from k2cli.codec.upgrade import UPGRADES, Facts, Origin
@@ -17,7 +18,9 @@ class KindDecoder:
 
         Raises:
             Incompatible: no record of the writer's can be read as the kind.
+            BadData: the schema is not one that can be decoded safely.
         """
+        schema = writer_schema(schema)
         name = record_name(schema)
         of_kind = (upgrade for upgrade in UPGRADES.values() if upgrade.kind.name == kind.name)
         self._upgrade = next((each for each in of_kind if each.avro["name"] == name), None)

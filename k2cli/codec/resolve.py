@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from k2cli.avro.writer import writer_schema
 from k2cli.codec.decode import Decoded, Decoder
 from k2cli.columns import YEAR_1_US, YEAR_9999_US
 from k2cli.records import arrow_field, avro_to_arrow_schema, is_wider
@@ -46,12 +47,12 @@ class RecordDecoder:
 
         Raises:
             Incompatible: no record of the writer's can be read as ours.
+            BadData: the schema is not one that can be decoded safely.
         """
+        schema = writer_schema(schema)
         found = record_name(schema)
         if found != ours["name"]:
-            raise Incompatible(
-                f"the schema is of {found or schema.get('type')}, not of {ours['name']}"
-            )
+            raise Incompatible(f"the schema is of {found}, not of {ours['name']}")
         theirs = {field["name"]: field for field in schema["fields"]}
         self._arrow = avro_to_arrow_schema(ours)
         self._columns = [_column(field, theirs) for field in ours["fields"]]

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from k2cli.commands.lag import LagView
     from k2cli.commands.metrics import RunMetrics
     from k2cli.config import Settings
-    from k2cli.consuming import Consumption, DeadLetters, Feed, Outlets, Tables
+    from k2cli.consuming import Consumption, Feed, Outlets, Tables
     from k2cli.ingestion.kafka.consumer import TopicReader
+    from k2cli.ingestion.kafka.deadletters import DeadLetters
     from k2cli.ingestion.kafka.registry import Registry
     from k2cli.ingestion.kafka.topics import TopicInfo
     from k2cli.records import RecordKind
@@ -228,10 +229,16 @@ def consume(
             if is_printed
             else stack.enter_context(open_lake(config, create=True, observe=observe))
         )
-        letters = None if rejects else _open_letters(stack, options, timeout_s, observe)
         consumption = Consumption(
             feeds=_feeds(sources, registry, tables, currency, observe),
-            outlets=_open_outlets(stack, tables, letters, rejects or _rejects_file(config)),
+            outlets=_open_outlets(
+                stack,
+                tables,
+                rejects or _rejects_file(config),
+                None if rejects else options,
+                timeout_s=timeout_s,
+                observe=observe,
+            ),
             policy=policy,
             observe=observe,
         )
@@ -392,19 +399,26 @@ def _rejects_file(config: "Settings") -> Path:
 
 
 def _open_outlets(
-    stack: ExitStack, tables: "Tables", letters: "DeadLetters | None", rejects: Path
+    stack: ExitStack,
+    tables: "Tables",
+    rejects: Path,
+    kafka: "Mapping[str, str] | None",
+    *,
+    timeout_s: float,
+    observe: Observer,
 ) -> "Outlets":
-    """Open the file for rejects, which takes the dead letters too where no topic does."""
-    from k2cli.consuming import DeadLetterFile, Outlets
+    """Open the file for rejects, which takes the dead letters too that no topic takes.
+
+    Without `kafka` that is all of them.
+    """
+    from k2cli.consuming import Outlets
+    from k2cli.ingestion.kafka.deadletters import DeadLetterFile, open_dead_letter_topics
     from k2cli.rejects import RejectLog
 
     log = stack.enter_context(RejectLog(rejects))
-    return Outlets(tables=tables, letters=letters or DeadLetterFile(log), rejects=log)
-
-
-def _open_letters(
-    stack: ExitStack, kafka: "Mapping[str, str]", timeout_s: float, observe: Observer
-) -> "DeadLetters":
-    from k2cli.ingestion.kafka.deadletters import open_dead_letter_topics
-
-    return stack.enter_context(open_dead_letter_topics(kafka, timeout_s=timeout_s, observe=observe))
+    letters: DeadLetters = DeadLetterFile(log)
+    if kafka is not None:
+        letters = stack.enter_context(
+            open_dead_letter_topics(kafka, refuge=letters, timeout_s=timeout_s, observe=observe)
+        )
+    return Outlets(tables=tables, letters=letters, rejects=log)

@@ -22,6 +22,7 @@ WARNINGS: Final = frozenset(
         "gap",
         "reject",
         "commit_lost",
+        "dead_letter_refused",
         "group_offsets",
         "group_not_left",
         "setting_ignored",

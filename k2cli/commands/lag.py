@@ -22,7 +22,7 @@ _MAX_ROWS: Final = 20
 
 
 class LagView:
-    """Shows how far each partition was read, how much is to come, and how old the newest
+    """Shows how far each partition was read, how much is not committed yet, and how old the newest
     committed record is.
     """
 
@@ -77,20 +77,22 @@ class LagView:
         for name in ("next offset", "end", "lag", "commit lag"):
             table.add_column(name, justify="right")
         places = sorted(self._consumption.next_offsets.copy().items())
+        committed = self._consumption.committed.copy()
         lag = 0
         for number, (place, offset) in enumerate(places):
             end = max(self._ends.get(place, offset), offset)
-            lag += end - offset
+            behind = end - min(committed.get(place, offset), offset)
+            lag += behind
             if number < _MAX_ROWS:
                 age = _age(self._consumption.committed_ms.get(place))
                 name = f"{place[0]}/{place[1]}"
-                table.add_row(name, f"{offset:,}", f"{end:,}", f"{end - offset:,}", age)
+                table.add_row(name, f"{offset:,}", f"{end:,}", f"{behind:,}", age)
         if len(places) > _MAX_ROWS:
             table.add_row(f"and {len(places) - _MAX_ROWS} more", *[""] * 4)
         totals = self._consumption.totals
         footer = Text.assemble(
             (f"{totals.messages:,} messages", "bold"),
-            f" ({self._rate():,.0f}/s, {lag:,} to come)  ",
+            f" ({self._rate():,.0f}/s, {lag:,} to commit)  ",
             (f"{totals.rows:,} rows committed", "green"),
             f" in {totals.commits} commits  ",
             (f"{totals.rejects:,} rejects", "red" if totals.rejects else ""),

@@ -45,7 +45,7 @@ _SUMS: Final = {
     "lost_commits": "Commits lost to another consumer.",
     "reconnects": "Times that the exchange's connection was opened again.",
 }
-_LAG: Final = ("k2_consumer_lag_messages", "Messages that are still to be read.")
+_LAG: Final = ("k2_consumer_lag_messages", "Messages that are not committed yet.")
 _DELAY: Final = ("k2_commit_delay_seconds", "Age of the newest row or message that is committed.")
 _PLACE: Final = ("topic", "partition")
 _COMMIT_BUCKETS_S: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -130,7 +130,7 @@ class RunMetrics(Collector):
 
     def _partitions(self, consumption: "Consumption") -> Iterator[Metric]:
         lag = GaugeMetricFamily(*_LAG, labels=_PLACE)
-        for (topic, number), offset in consumption.next_offsets.copy().items():
+        for (topic, number), offset in consumption.committed.copy().items():
             end = self._ends.get((topic, number), offset)
             lag.add_metric((topic, str(number)), max(0, end - offset))
         yield lag

@@ -60,18 +60,19 @@ class Finder:
 
         Raises:
             NotFound: there is no such schema, file or subject.
-            BadData: it is not an Avro schema.
+            BadData: it is not a valid Avro schema.
         """
         from k2cli.avro.ours import OURS, our_schema
 
         if name in OURS:
             return Found(name=name, avro=dict(our_schema(name)))
         if is_file(name):
-            return read_schema(name)
+            return _valid(read_schema(name))
         subject, _, number = name.partition("@")
         try:
             with self.opened() as client:
-                return of_version(client.version(subject, version_number(number or None)))
+                version = client.version(subject, version_number(number or None))
+                return _valid(of_version(version))
         except NotFound as exc:
             if not name.isidentifier():  # no doubt a subject
                 raise
@@ -88,6 +89,13 @@ class Finder:
         given = {"max.retries": "0", **registry_settings(settings(self.home), self.registry)}
         with open_registry(given, timeout_s=self.timeout_s or TIMEOUT_S) as client:
             yield client
+
+
+def _valid(found: Found) -> Found:
+    from k2cli.avro.validation import check_valid
+
+    check_valid(found.avro, found.name)
+    return found
 
 
 def is_file(name: str) -> bool:

@@ -140,6 +140,8 @@ def test_consume_tells_lag_and_delay_of_every_partition(cluster: Cluster, topic_
             lambda now: (
                 now.get(("k2_rows_total", ())) == 300
                 and ("k2_commit_delay_seconds", place(topic, 1)) in now
+                and now.get(("k2_consumer_lag_messages", place(topic, 0))) == 0
+                and now.get(("k2_consumer_lag_messages", place(topic, 1))) == 0
             ),
         )
         summary = run.end()
@@ -151,7 +153,7 @@ def test_consume_tells_lag_and_delay_of_every_partition(cluster: Cluster, topic_
         assert 0 <= samples["k2_commit_delay_seconds", place(topic, number)] < PATIENCE_S
 
 
-def test_lag_is_what_is_between_the_next_offset_and_the_end(
+def test_lag_is_what_is_between_the_committed_offset_and_the_end(
     cluster: Cluster, topic_name: str, tmp_path: Path
 ) -> None:
     cluster.create(topic_name, partitions=1)
@@ -167,11 +169,30 @@ def test_lag_is_what_is_between_the_next_offset_and_the_end(
         while not reader.read(100, 1.0):
             pass
         metrics.on_read(reader)
-    consumption.next_offsets[(topic_name, 0)] = 100
+    consumption.next_offsets[(topic_name, 0)] = 300
+    consumption.committed[(topic_name, 0)] = 100
     (lag,) = (each for each in metrics.collect() if each.name == "k2_consumer_lag_messages")
     assert [(sample.labels, sample.value) for sample in lag.samples] == [
         ({"topic": topic_name, "partition": "0"}, 200)
     ]
+
+
+def test_what_is_read_but_not_committed_is_lag(cluster: Cluster, topic_name: str) -> None:
+    topic = f"{topic_name}.trades"
+    cluster.create(topic, partitions=2)
+    cluster.produce(topic, numbered_trades(3_000))
+    args = ("consume", "--topic", topic, "--group", topic_name, "--commit-interval", "1h")
+
+    def lag(now: Samples) -> float:
+        name = "k2_consumer_lag_messages"
+        return sum(now.get((name, place(topic, number)), 0.0) for number in (0, 1))
+
+    with served(*args, env=cluster.env) as run:
+        samples = scraped_until(
+            run.url, lambda now: now.get(("k2_messages_total", ())) == 3_000 and lag(now) == 3_000
+        )
+        assert samples["k2_rows_total", ()] == 0
+        assert run.end()["rows"] == 3_000
 
 
 def place(topic: str, number: int) -> tuple[tuple[str, str], ...]:

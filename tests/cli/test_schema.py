@@ -649,3 +649,57 @@ def test_all_files_are_looked_at_whatever_they_are(home: Path, tmp_path: Path):
     document = json.loads(k2_at(home)(*validate, "--format", "json", code=6).stdout)
     assert [file["valid"] for file in document["files"]] == [False, False, False]
     assert "name the files in it" in k2_at(home)("schema", "validate", tmp_path, code=2).stderr
+
+
+# --- check: what is not Avro
+
+
+def one_field(avro: Any, **more: Any) -> dict[str, Any]:
+    return {
+        "type": "record",
+        "name": "T",
+        "namespace": "x",
+        "fields": [{"name": "a", "type": avro, **more}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("avro", "reason"),
+    [
+        (one_field(["string", "string"]), "field a: the union has string more than once"),
+        ({**one_field("long"), "name": "T-1"}, "'x.T-1' is not a valid name"),
+        (one_field("long", default="1"), 'field a: default "1" is not long'),
+        (one_field("nosuch"), "there is no type x.nosuch"),
+    ],
+)
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_schema_that_is_not_avro_cannot_be_checked(
+    k2: K2, tmp_path: Path, avro: Any, reason: str, is_old: bool
+):
+    good, bad = tmp_path / "good.avsc", tmp_path / "bad.avsc"
+    good.write_text(json.dumps(one_field("long")))
+    bad.write_text(json.dumps(avro))
+    result = k2("schema", "check", *((bad, good) if is_old else (good, bad)), code=6)
+    assert result.stdout == ""
+    assert str(bad) in result.stderr
+    assert reason in result.stderr
+
+
+def test_a_schema_with_a_byte_order_mark_and_an_invalid_logical_type_can_be_checked(
+    k2: K2, tmp_path: Path
+):
+    path = tmp_path / "bom.avsc"
+    fee = {"type": "bytes", "logicalType": "decimal", "precision": 2, "scale": 3}
+    path.write_text("\ufeff" + json.dumps(one_field(fee)), encoding="utf-8")
+    assert "fits" in k2("schema", "check", path, path).stderr
+    assert "the logical type would be ignored" in k2("schema", "validate", path, code=6).stdout
+
+
+@pytest.mark.parametrize("levels", [60, 300, 5_000])
+def test_a_schema_that_is_nested_too_deep_is_refused(k2: K2, tmp_path: Path, levels: int):
+    path = tmp_path / "deep.avsc"
+    before = '{"type":"record","name":"T","fields":[{"name":"a","type":'
+    path.write_text(before + '{"type":"array","items":' * levels + '"long"' + "}" * levels + "}]}")
+    for args in (("check", path, path), ("validate", path), ("diff", path, "trade_v2")):
+        result = k2("schema", *args, code=6)
+        assert "levels deep" in result.stdout + result.stderr

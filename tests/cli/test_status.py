@@ -159,7 +159,7 @@ def test_a_full_disk_is_red(tmp_path: Path, free: int, total: int):
     ("lag", "age_s", "state"),
     [
         (0, 3_600.0, State.GREEN),
-        (1, 3_600.0, State.GREEN),  # the end of a transaction
+        (1, 3_600.0, State.YELLOW),
         (2, 3_600.0, State.YELLOW),
         (2, None, State.YELLOW),
         (2_000, 5.0, State.GREEN),  # at work

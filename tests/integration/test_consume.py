@@ -1,17 +1,20 @@
 """`k2 consume` between a real broker, a real registry and real tables."""
 
+import base64
 import json
+import random
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
 import pytest
 from builders import quotes_batch, trades_batch
-from cluster import Cluster, ids_of, numbered_trades, values_of
+from cluster import Cluster, ids_of, numbered_trades, unexpected, values_of
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from crashes.members import Member
@@ -21,6 +24,8 @@ from waiting import PATIENCE_S, wait_for
 from k2cli.codec.encode import wire_header
 from k2cli.config import load_settings
 from k2cli.ingestion.kafka.consumer import Rebalance, TopicReader
+from k2cli.ingestion.kafka.producer import open_writer
+from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
 
@@ -149,6 +154,108 @@ def test_what_is_no_row_goes_to_the_dead_letters_before_the_position_moves(
     assert headers[1]["k2.reason"] == b"a null value (tombstone)"
     assert headers[3]["k2.reason"].startswith(f"schema id {2**30}: ".encode())
     assert cluster.consume("--topic", topic, *group)["messages"] == 0
+
+
+def produce_transaction(
+    cluster: Cluster, topic: str, rows: pa.RecordBatch, *, is_aborted: bool = False
+) -> None:
+    """Produce rows as one transaction; its end takes an offset, too."""
+    header = cluster.header(topic)
+    with open_writer(cluster.kafka, observe=unexpected, transaction=topic) as writer:
+        writer.begin()
+        writer.write(topic, TRADES, rows, header=header)
+        writer.flush()
+        (writer.abort if is_aborted else writer.commit)()
+
+
+def lags_of(cluster: Cluster, topic: str) -> list[int]:
+    """Return the lags that status shows for a topic."""
+    result = cluster.run("status", "--format", "json", "--timeout", "30s")
+    return [each["lag"] for each in json.loads(result.stdout)["lag"] if each["topic"] == topic]
+
+
+@pytest.fixture
+def market_topic(cluster: Cluster, topic_name: str) -> Iterator[str]:
+    """A topic that status shows before anything was consumed."""
+    topic = f"market.{topic_name}.trades"
+    cluster.create(topic, partitions=1)
+    yield topic
+    cluster.delete(topic)
+
+
+def test_ends_of_transactions_are_not_messages(
+    cluster: Cluster, market_topic: str, group: tuple[str, str]
+):
+    """Nor are aborted ones; before k2 reads them, and after retention has removed all."""
+    topic = market_topic
+    produce_transaction(cluster, topic, numbered_trades(3))
+    assert lags_of(cluster, topic) == [3]
+    first = cluster.consume("--topic", topic, *group)
+    assert (first["messages"], first["rows"], first["commits"]) == (3, 3, 1)
+    assert lags_of(cluster, topic) == [0]
+    assert set(cluster.positions().values()) == {4}
+    produce_transaction(cluster, topic, numbered_trades(5, begin=100), is_aborted=True)
+    assert lags_of(cluster, topic) == [0]
+    second = cluster.consume("--topic", topic, *group)
+    assert (second["messages"], second["rows"], second["missing"]) == (0, 0, 0)
+    assert set(cluster.positions().values()) == {10}
+    cluster.delete_records(topic, 10)
+    produce_transaction(cluster, topic, numbered_trades(2, begin=3))
+    third = cluster.consume("--topic", topic, *group)
+    assert (third["messages"], third["rows"], third["missing"]) == (2, 2, 0)
+    assert cluster.ids() == ids_of(numbered_trades(5))
+
+
+def test_an_open_transaction_is_not_lag(
+    cluster: Cluster, market_topic: str, group: tuple[str, str]
+):
+    topic = market_topic
+    cluster.produce(topic, numbered_trades(2))
+    header = cluster.header(topic)
+    with open_writer(cluster.kafka, observe=unexpected, transaction=topic) as writer:
+        writer.begin()
+        writer.write(topic, TRADES, numbered_trades(200, begin=2), header=header)
+        writer.flush()
+        assert lags_of(cluster, topic) == [2]
+        assert cluster.consume("--topic", topic, *group)["rows"] == 2
+        assert lags_of(cluster, topic) == [0]
+        writer.commit()
+    assert cluster.consume("--topic", topic, *group)["rows"] == 200
+
+
+def test_ends_of_transactions_do_not_show_on_stdout(cluster: Cluster, topic: str):
+    produce_transaction(cluster, topic, numbered_trades(2))
+    result = cluster.run("consume", "--topic", topic, "--to", "stdout", "--until-end")
+    assert result.exit_code == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_messages_of_strange_schemas_stop_nothing(
+    cluster: Cluster, topic: str, group: tuple[str, str]
+):
+    """One with an invalid logical type is read; one of a recursive record is a dead letter."""
+    node = {
+        "type": "record",
+        "name": "Node",
+        "fields": [{"name": "next", "type": ["null", "Node"], "default": None}],
+    }
+    fee = {"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 10}
+    good = values_of(numbered_trades(4), cluster.header(topic))
+    strange = []
+    with open_registry({"url": cluster.registry_url}, timeout_s=60) as registry:
+        for avro, body in ((fee, b"\x02\x02!"), (node, b"\x02" * 10_000 + b"\x00")):
+            extra = {"name": "extra", "type": ["null", avro], "default": None}
+            schema = {**TRADES.avro, "fields": [*TRADES.avro["fields"], extra]}
+            header = wire_header(registry.register(f"{topic}-{len(body)}", schema))
+            strange.append(header + good[len(strange)][len(header) :] + body)
+    cluster.send(topic, [strange[0], good[2], strange[1], good[3]])
+    summary = cluster.consume("--topic", topic, *group)
+    assert (summary["rows"], summary["rejects"]) == (3, 1)
+    (letter,) = cluster.read(f"{topic}.dlq", 1)
+    assert b"record Node is recursive" in dict(letter.headers() or [])["k2.reason"]
+    shown = cluster.run("dlq", "show", "--topic", topic, "0/0")
+    assert shown.exit_code == 0, shown.stderr
+    assert "record Node is recursive" in shown.stdout
 
 
 def test_a_topic_of_nothing_but_dead_letters_moves_on(
@@ -312,6 +419,53 @@ def test_large_messages_arrive(cluster: Cluster, topic_name: str, group: tuple[s
     assert producer.flush(60) == 0
     assert cluster.consume("--topic", topic, *group)["rows"] == 3
     assert cluster.rows()["trade_conditions"].to_pylist() == [["x" * 10_000_000]] * 3
+
+
+def large_values(sizes: Sequence[int]) -> list[bytes]:
+    """Make messages that cannot be decoded, nor compressed."""
+    return [b"\x01" + random.Random(size).randbytes(size) for size in sizes]
+
+
+def test_a_large_message_that_cannot_be_decoded_goes_to_the_dead_letters(
+    cluster: Cluster, topic_name: str, group: tuple[str, str]
+):
+    topic = f"{topic_name}.trades"
+    cluster.create(topic, partitions=1, max_message_bytes=str(8 << 20))
+    values = large_values([5_000_000, 10, 2_000_000])
+    producer = Producer({**cluster.kafka, "message.max.bytes": "20000000"})
+    for value in values:
+        producer.produce(topic, value)
+    assert producer.flush(60) == 0
+    summary = cluster.consume("--topic", topic, *group)
+    assert (summary["messages"], summary["rejects"]) == (3, 3)
+    assert [each.value() for each in cluster.read(f"{topic}.dlq", 3)] == values
+
+
+@pytest.mark.parametrize("is_refused_by_broker", [True, False])
+def test_a_dead_letter_that_its_topic_refuses_goes_to_a_file(
+    cluster: Cluster, topic: str, group: tuple[str, str], is_refused_by_broker: bool
+):
+    """The others reach the topic, in their order, also those in one batch with it."""
+    cluster.create(f"{topic}.dlq", partitions=1, max_message_bytes="50000")
+    good = values_of(numbered_trades(2), cluster.header(topic))
+    values = large_values([100, 40_000, 60_000, 40_001, 200, 70_000])
+    cluster.send(topic, [good[0], *values, good[1]])
+    option = () if is_refused_by_broker else ("--kafka-option", "message.max.bytes=55000")
+    result = cluster.run("consume", "--until-end", "--topic", topic, *group, *option)
+    assert result.exit_code == 0, result.stderr
+    assert "rows=2 rejects=6" in result.stderr
+    assert result.stderr.count("dead_letter_refused") == 2
+    file = cluster.home / "rejects" / "consume.ndjson"
+    assert f"kept_in={file}" in result.stderr
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["source"], line["position"]) for line in lines] == [
+        (f"{topic}/0", 3),
+        (f"{topic}/0", 6),
+    ]
+    assert base64.b64decode(lines[0]["raw_base64"]) == values[2]
+    small = [value for value in values if len(value) < 50_000]
+    assert sorted(each.value() for each in cluster.read(f"{topic}.dlq", 4)) == sorted(small)
+    assert cluster.consume("--topic", topic, *group)["messages"] == 0
 
 
 @pytest.mark.parametrize(

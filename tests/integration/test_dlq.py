@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import rawkafka
 from cluster import READ_TIMEOUT_S, Cluster, consumer, ids_of, numbered_trades, values_of
 from confluent_kafka import KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -420,3 +421,45 @@ def test_an_answer_goes_to_a_file(cluster: Cluster, topic: str, tmp_path: Path):
     out = tmp_path / "letters.parquet"
     assert cluster.run("dlq", "list", "--topic", topic, "-o", out).exit_code == 0
     assert out.read_bytes()[:4] == b"PAR1"
+
+
+def test_names_and_keys_that_are_not_utf8_stop_nothing(cluster: Cluster, topic_name: str):
+    topic = f"{topic_name}.trades"
+    cluster.create(topic, partitions=1)
+    rawkafka.produce(cluster.bootstrap, topic, b"bad value", b"name\xff")
+    producer = Producer(cluster.kafka)
+    producer.produce(topic, b"\xfe\xff", b"\xff\xfe", headers=[("theirs", b"\xff")])
+    assert producer.flush(READ_TIMEOUT_S) == 0
+    summary = cluster.consume("--topic", topic, "--group", topic_name)
+    assert (summary["messages"], summary["rejects"]) == (2, 2)
+    lost, kept = (dict(each.headers() or []) for each in cluster.read(f"{topic}.dlq", 2))
+    assert lost["k2.reason"].endswith(b"; its headers are lost: a name is not UTF-8")
+    assert (kept["theirs"], lost["k2.offset"], kept["k2.offset"]) == (b"\xff", b"0", b"1")
+    rawkafka.produce(cluster.bootstrap, f"{topic}.dlq", b"a letter of somebody", b"\xff")
+    for args in (("list",), ("show", "0/0", "0/1", "0/2"), ("replay", "--all")):
+        result = cluster.run("dlq", *args, "--topic", topic)
+        assert result.exit_code == 0, result.stderr
+    assert [each.value() for each in cluster.read(topic, 5)][2:] == [
+        b"bad value",
+        b"\xfe\xff",
+        b"a letter of somebody",
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["range", "roundrobin"])
+def test_how_the_user_assigns_partitions_does_not_matter(
+    cluster: Cluster, topic: str, topic_name: str, strategy: str
+):
+    option = ("--kafka-option", f"partition.assignment.strategy={strategy}")
+    cluster.send(topic, [b"bad"])
+    members = [
+        cluster.start("consume", "-t", topic, "--group", topic_name, "--duration", "4s", *option)
+        for _ in range(2)
+    ]
+    for member in members:
+        _, stderr = member.communicate(timeout=PATIENCE_S)
+        assert member.returncode == 0, stderr
+        assert "setting_ignored" in stderr
+    for args in (("list",), ("show", "0/0"), ("replay", "0/0")):
+        result = cluster.run("dlq", *args, "--topic", topic, *option)
+        assert result.exit_code == 0, result.stderr

@@ -1,11 +1,14 @@
 """`k2 schema` against a real registry; what Confluent's alone says is played by a local server."""
 
+import gzip
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
@@ -15,6 +18,8 @@ from conftest import Run
 from services.fixtures import OwnRegistry
 from services.registry import RegistryAddress
 
+from k2cli.errors import Unavailable
+from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
 
 AWAY = ("--registry-option", "url=http://127.0.0.1:1", "--timeout", "500ms")
@@ -309,6 +314,123 @@ def test_what_is_no_schema_registry_is_a_wrong_setting(run: Run):
             if status == 404 or body:
                 assert result.exit_code == 3, result.stderr
                 assert f"what answers at {url} is not a schema registry" in result.stderr
+
+
+def dripping(write: Callable[[bytes], object]) -> None:
+    write(b"HTTP/1.1 200 OK\r\n\r\n[")
+    while True:
+        write(b" ")
+        time.sleep(0.1)
+
+
+def dripping_headers(write: Callable[[bytes], object]) -> None:
+    write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        write(b"X")
+        time.sleep(0.1)
+
+
+def huge(write: Callable[[bytes], object]) -> None:
+    write(b"HTTP/1.1 200 OK\r\n\r\n[")
+    while True:
+        write(b'"' + b"a" * 1_000_000 + b'",')
+
+
+def bomb(write: Callable[[bytes], object]) -> None:
+    body = gzip.compress(b" " * (64 << 20))
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+    write(head.encode() + body)
+
+
+@contextmanager
+def hostile(send: Callable[[Callable[[bytes], object]], None]) -> Iterator[str]:
+    """Play a server that sends what it likes, byte by byte; yields its URL."""
+
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65_536)
+            with suppress(OSError):  # k2 has hung up
+                send(self.request.sendall)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("send", "reason"),
+    [
+        (dripping, "timed out"),
+        (dripping_headers, "timed out"),
+        (huge, "the answer exceeds 8 MiB"),
+        (bomb, "the answer is compressed (gzip)"),
+    ],
+)
+def test_an_answer_is_bounded_in_size_and_time(
+    run: Run, send: Callable[[Callable[[bytes], object]], None], reason: str
+):
+    began = time.monotonic()
+    with hostile(send) as url:
+        result = run(["schema", "list", "--timeout", "1s", "--registry-option", f"url={url}"])
+    assert (result.exit_code, result.stdout) == (5, ""), result.stderr
+    assert reason in result.stderr
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        None,
+        {"a": [1, {"x": None}]},
+        [1, "a"],
+        [["a"]],
+        "text",
+        b"[" * 100_000,
+        b'["\xff"]',
+        b'{"compatibilityLevel":[]}',
+        {"is_compatible": "yes", "compatibilityLevel": "BACKWARD"},
+        {"schema": 5, "id": "x", "version": -1, "subject": [], "compatibilityLevel": "FULL"},
+        {"schema": "{}", "id": 1 << 40, "version": 1, "references": 7, "schemaType": 5},
+        {"error_code": [], "message": {"a": 1}},
+        [{"schema": {}, "subject": None}],
+    ],
+)
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_of_another_shape_is_an_outage(body: Any, status: int):
+    subject = "market.crypto.trades-value"
+    settings = {"max.retries": "0"}
+    with (
+        played(lambda *_: (status, body)) as url,
+        open_registry({"url": url, **settings}, timeout_s=5) as registry,
+    ):
+        calls: list[Callable[[], object]] = [
+            registry.subjects,
+            lambda: registry.versions(subject),
+            lambda: registry.version(subject, None),
+            lambda: registry.text(7),
+            lambda: registry.schema(7),
+            lambda: registry.find(subject, TRADES.avro),
+            lambda: registry.register(subject, TRADES.avro),
+            lambda: registry.misfits(subject, TRADES.avro, is_transitive=False),
+        ]
+        for call in calls:
+            with pytest.raises(Unavailable, match=r"^cannot "):
+                call()
+
+
+def test_a_registry_of_nothing_but_braces_is_an_outage_for_every_command(run: Run):
+    with played(lambda *_: (200, {})) as url:
+        for args in (["schema", "list"], ["schema", "show", "market.crypto.trades-value"]):
+            result = run([*args, "--registry-option", f"url={url}"])
+            assert (result.exit_code, result.stdout) == (5, "")
+            assert "the answer is not what a registry sends" in result.stderr
 
 
 def test_a_registry_that_refuses_us_is_a_wrong_setting(run: Run):

@@ -4,12 +4,15 @@ import json
 from typing import Any
 
 import pytest
-from avro_cases import decimal, enum, field, fixed, logical, record
+from avro_cases import LEG, array, decimal, enum, field, fixed, logical, mapped, record
 
 from k2cli.avro.ours import OURS, our_schema
 from k2cli.avro.types import parse_avro
-from k2cli.avro.validation import findings
+from k2cli.avro.validation import check_valid, findings
 from k2cli.errors import BadData
+
+ARRAY = '{"type":"array","items":'
+RECORD = '{"type":"record","name":"R#","fields":[{"name":"a","type":'
 
 
 def errors(avro: Any) -> list[tuple[str, str]]:
@@ -80,11 +83,11 @@ def test_a_decimal_of_more_digits_than_columns_have_is_an_error():
     ("avro", "path", "reason"),
     [
         (record(field("long"), field("string")), "a", "there are several fields of this name"),
-        (record(field("long", "a-b")), "a-b", "is not a name that a field can have"),
-        (record(field("long"), name="1R"), "", "'n.1R' is not a name"),
+        (record(field("long", "a-b")), "a-b", "is not a valid field name"),
+        (record(field("long"), name="1R"), "", "'n.1R' is not a valid name"),
         (record(field(["null", "long", "long"])), "a", "the union has long more than once"),
-        (record(field(["null", ["long"]])), "a", "the union has a union within it"),
-        (record(field(enum("A"), default="B")), "a", "default 'B' is none of its symbols"),
+        (record(field(["null", ["long"]])), "a", "the union contains a union"),
+        (record(field(enum("A"), default="B")), "a", 'default "B" is not one of its symbols'),
         (record(field(fixed(0))), "a", "fixed F(0) has no bytes"),
         (
             record(field("long"), field("long", "b", aliases=["a"])),
@@ -95,6 +98,116 @@ def test_a_decimal_of_more_digits_than_columns_have_is_an_error():
 )
 def test_what_parsers_let_pass_is_an_error(avro: Any, path: str, reason: str):
     assert (path, reason) in errors(avro)
+
+
+@pytest.mark.parametrize(
+    ("of", "default"),
+    [
+        ("string", 0),
+        ("long", 1 << 63),
+        ("int", True),
+        ("double", "1"),
+        ("boolean", 0),
+        ("null", 0),
+        (decimal(9, 2), 0),
+        ("bytes", "\u0100"),
+        (fixed(2), "abc"),
+        (array("long"), None),
+        (array("long"), ["1"]),
+        (mapped("long"), {"a": None}),
+        (["null", "long"], "x"),
+        (record(field("long"), name="Leg"), {}),
+        (enum("A"), None),
+    ],
+)
+def test_a_default_of_another_type_is_an_error(of: Any, default: Any):
+    found = errors(record(field(of, default=default)))
+    assert [path for path, reason in found if reason.startswith("default ")] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("of", "default"),
+    [
+        ("long", -(1 << 63)),
+        ("float", 1),
+        (decimal(9, 2), "\u00ff\u0000"),
+        (fixed(2), "ab"),
+        (array(["null", "long"]), [None, 1]),
+        (mapped("long"), {"a": 1}),
+        (["null", "long"], 1),
+        (record(field("long", default=1), name="Leg"), {}),
+        (enum("A"), "A"),
+    ],
+)
+def test_a_default_of_its_type_is_valid(of: Any, default: Any):
+    check_valid(parse_avro(json.dumps(record(field(of, default=default))), "it"), "it")
+
+
+@pytest.mark.parametrize(
+    ("avro", "reason"),
+    [
+        (record(field(["string", "string"])), "field a: the union has string more than once"),
+        (record(field("long", "a-b")), "field a-b: is not a valid field name"),
+        (record(field("long"), name="long", namespace=""), "'long' is not a valid name"),
+        (record(field(enum("A", "A"))), "field a: the enum has the symbol A more than once"),
+        (record(field(enum("A b"))), "field a: 'A b' is not a valid symbol"),
+        (record(field(enum("A", default="B"))), "field a: default 'B' is not one of its symbols"),
+    ],
+)
+def test_what_the_specification_forbids_is_not_valid(avro: Any, reason: str):
+    with pytest.raises(BadData) as refused:
+        check_valid(parse_avro(json.dumps(avro), "it"), "it")
+    assert str(refused.value) == f"it is not a valid Avro schema: {reason}"
+
+
+def test_a_logical_type_that_is_ignored_is_valid():
+    check_valid(parse_avro(json.dumps(record(field(decimal(4, 10)))), "it"), "it")
+
+
+def nested(levels: int, before: str, after: str) -> str:
+    """Write JSON that may be too deep for Python's own writer; `#` is the number of the level."""
+    begin = "".join(before.replace("#", str(level)) for level in range(levels))
+    return f'{begin}"long"{after * levels}'
+
+
+def chained(count: int, times: int) -> str:
+    """Records that each use the one before it, by its name: flat as JSON, deep or huge as types."""
+    first = record(field("long"), name="R0")
+    links = [
+        record(*(field(f"n.R{level}", f"b{n}") for n in range(times)), name=f"R{level + 1}")
+        for level in range(count)
+    ]
+    return json.dumps(record(*(field(each, f"f{n}") for n, each in enumerate([first, *links]))))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (nested(300, ARRAY, "}"), "nested more than 128 levels"),
+        (nested(100_000, "[", "]"), "nested more than 128 levels"),
+        (nested(60, ARRAY, "}"), "nested more than 48 levels"),
+        (
+            nested(400, RECORD, "}]}"),
+            "nested more than 128 levels",
+        ),
+        (chained(1_000, 1), "nested more than 48 levels"),
+        (chained(40, 2), "more than 20,000 types"),
+    ],
+    ids=["arrays", "lists", "types", "records", "chain", "doubling"],
+)
+def test_a_schema_that_describes_too_much_is_refused(text: str, reason: str):
+    with pytest.raises(BadData, match=reason):
+        parse_avro(text, "it")
+
+
+def test_a_byte_order_mark_is_skipped():
+    assert parse_avro("\ufeff" + json.dumps(LEG), "it") == LEG
+
+
+@pytest.mark.parametrize("text", ["", "{", "\ufeff", "NaN,", '"\\ud800"', "1" * 5_000])
+def test_what_is_not_json_is_refused(text: str):
+    with pytest.raises(BadData, match="it is not JSON"):
+        parse_avro(text, "it")
 
 
 @pytest.mark.parametrize(
@@ -146,8 +259,8 @@ def test_a_record_of_our_name_may_have_less_and_more():
         (record({"name": 1, "type": "long"}), "name: Expected `str`, got `int`"),
         (record(field(["null", fixed(8) | {"size": "x"}])), "size: Expected `int`, got `str`"),
         ({"type": "record", "name": "R"}, "R has no fields"),
-        (record(field("nosuch")), "UnknownType n.nosuch"),
-        ({}, "KeyError 'type'"),
+        (record(field("nosuch")), "there is no type n.nosuch"),
+        ({}, "{} is not a type"),
     ],
 )
 def test_what_is_no_avro_is_refused_with_the_reason(avro: Any, reason: str):

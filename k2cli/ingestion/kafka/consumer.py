@@ -6,11 +6,11 @@ that show lag, and never read.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import TimeoutError as LateError
 from multiprocessing.pool import ThreadPool
-from typing import Final
+from typing import Final, cast
 
 import confluent_kafka
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -34,6 +34,9 @@ LATEST: Final = "latest"
 _PREFETCH_KBYTES: Final = 16 << 10  # beside it stands what each message costs by itself
 _CLOSED: Final = "cannot leave the group"
 _LEAVE_S: Final = 20.0
+_COUNTER: Final = "k2-status"  # of a client that never joins nor commits
+_COUNTED: Final = 1_000  # messages at once
+_COUNT_WAIT_S: Final = 0.2
 _ANSWER_S: Final = 10.0  # for what is asked of the brokers
 _FIXED: Final = {  # what k2 relies on; the group's id comes from the caller
     "group.protocol": "classic",
@@ -67,6 +70,7 @@ class TopicReader:
         self.assigned: Final[set[Place]] = set()  # by the group
         self.reading: Final[set[Place]] = set()  # those of them that are read
         self.at_end: Final[set[Place]] = set()  # those that were read to their end, once
+        self.passed: Final[dict[Place, int]] = {}  # ends that were reached; the caller takes them
         self.out_of_range: Final[set[Place]] = set()  # whose next offset is not there any more
         self.is_topic_gone = False  # as it seems; the caller finds out, and resets it
         self.joined_at = 0.0  # monotonic; when the group last handed out partitions
@@ -134,6 +138,7 @@ class TopicReader:
             self.reading.clear()
             self._read_from(offsets)
         self.at_end.difference_update(offsets)
+        self.passed.clear()
         self.out_of_range.clear()
 
     def bounds(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
@@ -200,6 +205,7 @@ class TopicReader:
         topic, number = message.topic(), message.partition()
         if error.code() == AT_END and topic is not None and number is not None:
             self.at_end.add((topic, number))
+            self.passed[(topic, number)] = cast("int", message.offset())
         elif error.code() in OUT_OF_RANGE and topic is not None and number is not None:
             self.out_of_range.add((topic, number))
         elif error.code() in NO_TOPIC:
@@ -239,6 +245,8 @@ class TopicReader:
 
     def _forget(self, places: Sequence[Place]) -> None:
         stopped = self.reading.intersection(places)
+        for place in places:
+            self.passed.pop(place, None)
         for known in (self.assigned, self.reading, self.at_end, self.out_of_range):
             known.difference_update(places)
         self._consumer.incremental_unassign([TopicPartition(*place) for place in stopped])
@@ -258,6 +266,35 @@ def open_reader(
         yield reader
     finally:
         reader.close()
+
+
+def count_messages(
+    kafka: Mapping[str, str], begins: Mapping[Place, int], *, timeout_s: float
+) -> dict[Place, int]:
+    """Count the messages that a consumer would receive from these offsets to the ends.
+
+    Offsets do not tell: markers of transactions and what was aborted or compacted take some. The
+    messages are read, so this is for a few; a partition whose end is not reached in time is left
+    out.
+    """
+    counts = dict.fromkeys(begins, 0)
+    done: dict[Place, int] = {}
+    deadline = time.monotonic() + timeout_s
+    fixed = {**_FIXED, "group.id": _COUNTER, "auto.offset.reset": EARLIEST}
+    with (
+        translated("cannot count messages", kafka),
+        closing(Consumer(client_config(kafka, fixed))) as consumer,
+    ):
+        consumer.assign([TopicPartition(*each, offset) for each, offset in begins.items()])
+        while len(done) < len(begins) and time.monotonic() < deadline:
+            for message in consumer.consume(_COUNTED, timeout=_COUNT_WAIT_S):
+                place = (message.topic() or "", cast("int", message.partition()))
+                error = message.error()
+                if error is None:
+                    counts[place] += 1
+                elif error.code() == AT_END:
+                    done.setdefault(place, counts[place])
+    return done
 
 
 def _places(partitions: Sequence[TopicPartition]) -> list[Place]:

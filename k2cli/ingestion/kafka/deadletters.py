@@ -9,25 +9,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, cast
+from functools import partial
+from typing import Final, Protocol, cast
 
+from k2cli.errors import ConfigError, NotFound
 from k2cli.flow import Observer, Reject
 from k2cli.ingestion.kafka.consumer import Message
 from k2cli.ingestion.kafka.producer import RUN_HEADER, Header, TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.iso import iso_utc
+from k2cli.rejects import RejectLog
 
 SUFFIX: Final = ".dlq"
 _LARGEST: Final = "1000000000"  # bytes: the most that librdkafka allows
+_SIZE_LIMIT: Final = "max.message.bytes"
 PREFIX: Final = "k2."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A message that became no row, and why."""
+    """A message that cannot be decoded, and why. Made by `dead_letter`."""
 
     message: Message
     reason: str
+    given: Sequence[Header]  # the headers that the message had
 
     def as_reject(self) -> Reject:
         """Return it as a line for a file of rejects."""
@@ -50,9 +55,50 @@ class DeadLetter:
             "offset": message.offset(),
             "time": as_time(message.timestamp()[1]),
         }
-        given = cast("list[Header]", message.headers() or [])  # a dict only where one is sent
-        theirs = [(key, value) for key, value in given if not is_added(key)]
+        theirs = [(key, value) for key, value in self.given if not is_added(key)]
         return [*theirs, *((PREFIX + key, str(value).encode()) for key, value in ours.items())]
+
+
+class DeadLetters(Protocol):
+    """Takes messages that cannot be decoded."""
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep them; they are durable when this returns."""
+
+
+class DeadLetterFile:
+    """Dead letters as lines of a file of rejects."""
+
+    def __init__(self, log: RejectLog) -> None:
+        self._log = log
+
+    def __str__(self) -> str:
+        """Return the path of the file."""
+        return str(self._log.path)
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Append them, and sync."""
+        self._log.write([letter.as_reject() for letter in letters])
+        self._log.sync()
+
+
+def dead_letter(message: Message, reason: str) -> DeadLetter:
+    """Make a dead letter of a message; what is wrong with its headers is told by the reason."""
+    given = take_headers(message)
+    if given is None:
+        reason, given = f"{reason}; its headers are lost: a name is not UTF-8", []
+    return DeadLetter(message=message, reason=reason, given=given)
+
+
+def take_headers(message: Message) -> list[Header] | None:
+    """Return the headers of a message; None: they cannot be read, for a name is not UTF-8.
+
+    Only once for a message: asked again for such headers, the client returns invalid pointers.
+    """
+    try:
+        return cast("list[Header]", message.headers() or [])  # a dict only where one is sent
+    except (SystemError, UnicodeDecodeError):  # the client raises either
+        return None
 
 
 def as_time(time_ms: int) -> str:
@@ -71,30 +117,77 @@ def dead_letter_topic(topic: str) -> str:
 
 
 class DeadLetterTopics:
-    """Sends dead letters to the topic of each message's topic, which is made with the first one."""
+    """Sends dead letters to the topic of each message's topic, which is made with the first one.
 
-    def __init__(self, *, writer: TopicWriter, topics: Topics) -> None:
+    What that topic refuses, a message that is too large for instance, goes to `refuge`.
+    """
+
+    def __init__(
+        self, *, writer: TopicWriter, topics: Topics, refuge: DeadLetters, observe: Observer
+    ) -> None:
         self._writer = writer
         self._topics = topics
+        self._refuge = refuge
+        self._observe = observe
         self._made: set[str] = set()
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Send dead letters; the brokers hold them when this returns."""
-        for letter in letters:
+        refused = self._send(letters)
+        if len(letters) > 1:  # a batch is refused as a whole: once more, each by itself
+            refused = {
+                place: why for place in refused for why in self._send([letters[place]]).values()
+            }
+        if refused:
+            self._refuge.write([letters[place] for place in refused])
+        for place, reason in refused.items():
+            message = letters[place].message
+            self._observe(
+                "dead_letter_refused",
+                topic=dead_letter_topic(message.topic() or ""),
+                source=f"{message.topic()}/{message.partition()}",
+                offset=message.offset(),
+                size_bytes=len(message.value() or b""),
+                reason=reason,
+                kept_in=str(self._refuge),
+            )
+
+    def _send(self, letters: Sequence[DeadLetter]) -> Mapping[int, str]:
+        """Send dead letters; return which of them are refused, and why."""
+        refused: dict[int, str] = {}
+        for place, letter in enumerate(letters):
             message = letter.message
-            topic = dead_letter_topic(message.topic() or "")
+            source = message.topic() or ""
+            topic = dead_letter_topic(source)
             if topic not in self._made:
-                self._topics.create(topic, partitions=1, replication=None, config={})
+                self._create(topic, source)
                 self._made.add(topic)
-            self._writer.send(topic, message.key(), message.value(), letter.headers())
+            self._writer.offer(
+                topic,
+                message.key(),
+                message.value(),
+                letter.headers(),
+                partial(refused.__setitem__, place),
+            )
         self._writer.flush()
+        return dict(sorted(refused.items()))
+
+    def _create(self, topic: str, source: str) -> None:
+        """Create a topic of dead letters that takes messages as large as those of its source."""
+        try:
+            size = self._topics.setting(source, _SIZE_LIMIT)
+        except (ConfigError, NotFound):  # not allowed to read it, or deleted meanwhile
+            size = None
+        config = {} if size is None else {_SIZE_LIMIT: size}
+        self._topics.create(topic, partitions=1, replication=None, config=config)
 
 
 @contextmanager
 def open_dead_letter_topics(
-    kafka: Mapping[str, str], *, timeout_s: float, observe: Observer
+    kafka: Mapping[str, str], *, refuge: DeadLetters, timeout_s: float, observe: Observer
 ) -> Iterator[DeadLetterTopics]:
-    """Open what sends dead letters."""
+    """Open what sends dead letters; what their topics refuse goes to `refuge`."""
     limits = {"message.max.bytes": _LARGEST, **kafka}  # what the brokers took once, they take again
     with open_writer(limits, observe=observe) as writer:
-        yield DeadLetterTopics(writer=writer, topics=Topics(kafka, timeout_s=timeout_s))
+        topics = Topics(kafka, timeout_s=timeout_s)
+        yield DeadLetterTopics(writer=writer, topics=topics, refuge=refuge, observe=observe)

@@ -22,7 +22,13 @@ from confluent_kafka import Consumer, TopicPartition
 
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.consumer import Message
-from k2cli.ingestion.kafka.deadletters import PREFIX, SUFFIX, dead_letter_topic, is_added
+from k2cli.ingestion.kafka.deadletters import (
+    PREFIX,
+    SUFFIX,
+    dead_letter_topic,
+    is_added,
+    take_headers,
+)
 from k2cli.ingestion.kafka.producer import Header
 from k2cli.ingestion.kafka.topics import PartitionInfo, Topics
 from k2cli.ingestion.kafka.vendor import (
@@ -38,6 +44,8 @@ RECEIPT: Final = f"{PREFIX}replayed"
 _GROUP: Final = "k2-dlq"  # of the client; it never joins nor commits
 _FIXED: Final = {
     "group.id": _GROUP,
+    "group.protocol": "classic",
+    "partition.assignment.strategy": "cooperative-sticky",  # unused, but one that is invalid fails
     "enable.auto.commit": False,
     "auto.offset.reset": "earliest",  # what was deleted meanwhile is passed over
     "enable.partition.eof": True,
@@ -222,12 +230,13 @@ class LetterBox:
     def _read(self, info: PartitionInfo, begin: int) -> Iterator[Letter]:
         """Read one partition from an offset to its end; receipts are taken note of."""
         for message in self._messages(info, begin):
-            ours = _ours(message)
+            headers = take_headers(message) or []
+            ours = _ours(headers)
             receipt = _receipt(ours)
             if receipt is not None:
                 self._replayed.setdefault(info.number, OffsetSet()).update(receipt)
             else:
-                yield self._letter(message, ours)
+                yield self._letter(message, headers, ours)
 
     def _messages(self, info: PartitionInfo, begin: int) -> Iterator[Message]:
         if begin >= info.next:
@@ -255,7 +264,9 @@ class LetterBox:
                 raise translate(what, error, self._kafka)
         raise unreachable(f"{what}: nothing comes", self._kafka)
 
-    def _letter(self, message: Message, ours: Mapping[str, str]) -> Letter:
+    def _letter(
+        self, message: Message, headers: Sequence[Header], ours: Mapping[str, str]
+    ) -> Letter:
         place = LetterPlace(cast("int", message.partition()), cast("int", message.offset()))
         return Letter(
             place=place,
@@ -267,7 +278,7 @@ class LetterBox:
             sent_at=ours.get("time", ""),
             key=message.key(),
             value=message.value(),
-            headers=[(key, value) for key, value in _headers(message) if not is_added(key)],
+            headers=[(key, value) for key, value in headers if not is_added(key)],
         )
 
 
@@ -360,15 +371,11 @@ def as_text(raw: bytes | None) -> str | None:
         return f"0x{raw.hex()}"
 
 
-def _headers(message: Message) -> list[Header]:
-    return cast("list[Header]", message.headers() or [])
-
-
-def _ours(message: Message) -> dict[str, str]:
+def _ours(headers: Sequence[Header]) -> dict[str, str]:
     """Return the headers that k2 put there, as text, without what their names begin with."""
     return {
         key.removeprefix(PREFIX): value.decode(errors="replace")
-        for key, value in _headers(message)
+        for key, value in headers
         if is_added(key) and value is not None
     }
 

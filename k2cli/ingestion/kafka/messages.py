@@ -11,7 +11,6 @@ import pyarrow as pa
 from k2cli.codec.decode import Decoded, empty_batch
 from k2cli.codec.encode import HEADER_BYTES, MAGIC
 from k2cli.codec.kinds import KindDecoder
-from k2cli.codec.resolve import Incompatible
 from k2cli.codec.upgrade import USUAL, Facts, Origin
 from k2cli.columns import joined
 from k2cli.errors import BadData, NotFound
@@ -21,6 +20,18 @@ from k2cli.records import RecordKind
 
 _LOOK_AGAIN_S: Final = 5.0
 _NOT_BYTES: Final = b""
+# Whatever a decoder raises for some body, one message must not stop the others.
+_FAILURES: Final = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pa.ArrowException,
+)
 
 
 class MessageReader:
@@ -73,7 +84,7 @@ class MessageReader:
                 continue
             bodies = [(values[place] or _NOT_BYTES)[HEADER_BYTES:] for place in places]
             taken = np.asarray(places, dtype=np.int64)
-            part = decoder.decode(bodies, origin.take(taken))
+            part = self._decode(decoder, bodies, origin.take(taken))
             parts.append((part.rows, taken[part.places]))
             rejects += [(places[place], reason) for place, reason in part.rejects]
         rows, places_taken = self._in_order(parts)
@@ -94,7 +105,7 @@ class MessageReader:
             schema = self._registry.schema(schema_id)
             self._refresh()
             found = KindDecoder(schema, self._kind, self._facts)
-        except (BadData, Incompatible, NotFound) as exc:
+        except (BadData, ValueError, NotFound) as exc:
             return f"schema id {schema_id}: {exc}"  # asked again: it may be there next time
         self._decoders[header] = found
         self._looked_at = time.monotonic()
@@ -107,6 +118,28 @@ class MessageReader:
                 hint=f"k2 table evolve {self._kind.name} --schema {subject_of(self._topic)}",
             )
         return found
+
+    def _decode(self, decoder: KindDecoder, bodies: Sequence[bytes], origin: Origin) -> Decoded:
+        """Decode bodies; those that make the decoder fail are rejects, and no others."""
+        try:
+            return decoder.decode(bodies, origin)
+        except _FAILURES as exc:
+            if len(bodies) == 1:
+                return Decoded(
+                    rows=empty_batch(self._kind.arrow),
+                    places=np.zeros(0, np.int64),
+                    rejects=[(0, f"cannot be decoded: {type(exc).__name__}: {exc}")],
+                )
+        half = len(bodies) // 2
+        places = np.arange(len(bodies))
+        first = self._decode(decoder, bodies[:half], origin.take(places[:half]))
+        second = self._decode(decoder, bodies[half:], origin.take(places[half:]))
+        rejects = [(half + place, reason) for place, reason in second.rejects]
+        return Decoded(
+            rows=pa.concat_batches([first.rows, second.rows]),
+            places=np.concatenate([first.places, half + second.places]),
+            rejects=[*first.rejects, *rejects],
+        )
 
     def _look_again(self) -> None:
         """Look now and then whether the table has by now what is left out."""

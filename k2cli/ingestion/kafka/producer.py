@@ -5,25 +5,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from k2cli.codec.encode import encode_messages
+from k2cli.errors import BadData, K2Error
 from k2cli.flow import Observer
 from k2cli.ingestion.kafka.vendor import (
     FATAL,
     PURGED,
     client_config,
+    is_refusal,
     translate,
     translated,
     unreachable,
 )
 from k2cli.records import RecordKind
-
-if TYPE_CHECKING:
-    from k2cli.errors import K2Error
 
 Header = tuple[str, bytes | None]
 RUN_HEADER: Final = "k2.run"  # of every message: the run that produced it, as its log lines have it
@@ -120,7 +119,40 @@ class TopicWriter:
         Without a `partition` the key tells it.
         """
         number = _BY_KEY if partition is None else partition
-        produce = partial(self._producer.produce, topic, value, key, number, headers=list(headers))
+        self._queue(
+            topic, partial(self._producer.produce, topic, value, key, number, headers=list(headers))
+        )
+
+    def offer(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[Header],
+        on_refused: Callable[[str], None],
+    ) -> None:
+        """Queue one message that may be refused, because it is too large for instance.
+
+        That is not an error: `on_refused` is called with the reason, now or before `flush`
+        returns.
+        """
+        produce = partial(
+            self._producer.produce,
+            topic,
+            value,
+            key,
+            headers=list(headers),
+            on_delivery=partial(self._on_refusal, on_refused),
+        )
+        try:
+            self._queue(topic, produce)
+        except BadData as exc:
+            cause = exc.__cause__
+            if not isinstance(cause, KafkaException) or not is_refusal(cause.args[0]):
+                raise
+            on_refused(str(exc))
+
+    def _queue(self, topic: str, produce: Callable[[], None]) -> None:
         with self._translated(f"cannot write to {topic}"):
             try:
                 produce()
@@ -215,6 +247,14 @@ class TopicWriter:
             if stuck_s > _WARN_AFTER_S and now - warned_at > _WARN_AFTER_S:
                 warned_at = now
                 self._observe("kafka_away", waiting=len(self._producer), seconds=round(stuck_s, 1))
+
+    def _on_refusal(
+        self, on_refused: Callable[[str], None], error: KafkaError | None, message: Message
+    ) -> None:
+        if error is not None and is_refusal(error):
+            on_refused(error.str())
+        else:
+            self._on_delivery(error, message)
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         is_purged = error is not None and error.code() == PURGED

@@ -14,16 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote
 
 import httpx2
+import msgspec
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
+from k2cli.avro.types import load_json
 from k2cli.config import redacted
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
+from k2cli.ingestion.kafka.bounded import bound_client
 
+T = TypeVar("T")
 _URL: Final = "url"
 AVRO: Final = "AVRO"
 _LEVEL: Final = "BACKWARD"
@@ -45,6 +49,9 @@ _WAIT_AGAIN_S: Final = 60.0
 _UNKNOWN_S: Final = 5.0  # for so long an id that is not known is not asked for again
 _MOST_UNKNOWN: Final = 10_000
 _ASKERS: Final = 8  # questions about many subjects are asked side by side
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+# What the client and k2 raise for answers that are JSON, but of another shape, or no text.
+_MISSHAPEN: Final = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 # How Confluent's registry lists what does not fit.
 _DESCRIPTION: Final = re.compile(r"description:\s*'(.*?)'\s*,\s*additionalInfo", re.DOTALL)
 
@@ -83,9 +90,10 @@ class Registry:
         try:
             numbers = {key: float(settings[key]) for key in _NUMBERS if key in settings}
             self._client = SchemaRegistryClient({"timeout": timeout_s, **settings, **numbers})
+            self._rest = self._client._rest_client  # noqa: SLF001
+            bound_client(self._rest.session, timeout_s=numbers.get("timeout", timeout_s))
         except (TypeError, ValueError) as exc:
             raise ConfigError(f"wrong [schema_registry] settings: {exc}") from exc
-        self._rest = self._client._rest_client  # noqa: SLF001
         self._schemas: dict[int, Mapping[str, Any]] = {}
         self._unknown: dict[int, float] = {}  # ids, and when they were asked for
         self._patience_s = patience_s
@@ -112,15 +120,20 @@ class Registry:
             asked_at = self._unknown.get(schema_id, -math.inf)
             if time.monotonic() - asked_at < _UNKNOWN_S:
                 raise NotFound(f"the schema registry does not know schema {schema_id}")
-            schema = self._patiently(schema_id)
-            found = self._schemas[schema_id] = _avro(schema, f"schema {schema_id}")
+            of, text = self._patiently(schema_id)
+            found = self._schemas[schema_id] = _avro(of, text, f"schema {schema_id}")
         return found
 
-    def _fetch(self, schema_id: int) -> Schema:
+    def _fetch(self, schema_id: int) -> tuple[str, str]:
+        """Return the type and the text of a schema; text that needs others is of no known type."""
         with self._translated(f"cannot read schema {schema_id}"):
-            return self._client.get_schema(schema_id)
+            found = self._client.get_schema(schema_id)
+            of = _shaped(found.schema_type or AVRO, str)
+            return f"{of} with references" if found.references else of, _shaped(
+                found.schema_str, str
+            )
 
-    def _patiently(self, schema_id: int) -> Schema:
+    def _patiently(self, schema_id: int) -> tuple[str, str]:
         """Fetch a schema; ask again for one that is not known, but not often."""
         began = time.monotonic()
         is_patient = began - self._waited_at > _WAIT_AGAIN_S
@@ -143,7 +156,7 @@ class Registry:
             BadData: it is no Avro schema, or not compatible with what the subject has.
         """
         with self._translated(f"cannot register a schema as {subject}"):
-            return int(self._client.register_schema(subject, _schema(avro)))
+            return _shaped(self._client.register_schema(subject, _schema(avro)), _Id)
 
     def ensure(self, subject: str, avro: Mapping[str, Any]) -> tuple[int, bool]:
         """Register a schema with BACKWARD compatibility, if it is not there yet.
@@ -168,15 +181,12 @@ class Registry:
             NotFound: it is not registered there.
         """
         with self._translated(f"cannot find the schema of {subject}"):
-            found = self._client.lookup_schema(subject, _schema(avro)).schema_id
-        if found is None:
-            raise BadData(f"the registry at {self._url} told no id of {subject}")
-        return found
+            return _shaped(self._client.lookup_schema(subject, _schema(avro)).schema_id, _Id)
 
     def subjects(self) -> list[str]:
         """List the subjects by name."""
         with self._translated("cannot list the subjects"):
-            return sorted(self._client.get_subjects())
+            return sorted(_shaped(self._client.get_subjects(), list[str]))
 
     def describe(self, subjects: Sequence[str]) -> list[SubjectInfo]:
         """Describe subjects, in this order; those that are gone meanwhile are left out."""
@@ -203,18 +213,18 @@ class Registry:
         try:
             with self._translated(f"cannot read version {number or 'latest'} of {subject}"):
                 found = self._client.get_version(subject, number or "latest")
+                return SchemaVersion(
+                    subject=subject,
+                    number=_shaped(found.version, _Id),
+                    id=_shaped(found.schema_id, _Id),
+                    type=_shaped(found.schema.schema_type or AVRO, str),
+                    text=_shaped(found.schema.schema_str, str),
+                )
         except NotFound as exc:
             self._numbers(subject)
             raise NotFound(
                 f"{subject} has no version {number}", hint=f"k2 schema versions {subject}"
             ) from exc
-        return SchemaVersion(
-            subject=subject,
-            number=int(found.version or 0),
-            id=int(found.schema_id or 0),
-            type=found.schema.schema_type or AVRO,
-            text=found.schema.schema_str or "",
-        )
 
     def text(self, schema_id: int) -> tuple[str, str]:
         """Return the type and the text of the schema with an id.
@@ -222,8 +232,7 @@ class Registry:
         Raises:
             NotFound: the registry does not know the id.
         """
-        found = self._fetch(schema_id)
-        return found.schema_type or AVRO, found.schema_str or ""
+        return self._fetch(schema_id)
 
     def level(self, subject: str) -> str:
         """Return the compatibility level that is in force for a subject."""
@@ -231,7 +240,7 @@ class Registry:
         with self._translated(f"cannot read the compatibility level of {subject}"):
             # The client's own method cannot ask for the level of all where the subject has none.
             answer = self._rest.get(path, {"defaultToGlobal": "true"})
-        return str(answer["compatibilityLevel"])
+            return _shaped(answer["compatibilityLevel"], str)
 
     def misfits(self, subject: str, avro: Any, *, is_transitive: bool) -> list[str] | None:
         """Ask why a schema cannot be the next version of a subject, at its level; None if it can.
@@ -249,9 +258,9 @@ class Registry:
         with self._translated(f"cannot compare a schema with {subject}"):
             # The client's own method keeps the reasons to itself.
             answer = self._rest.post(path, body=_schema(avro).to_dict())
-        if answer["is_compatible"]:
-            return None
-        messages = answer.get("messages") or []
+            if _shaped(answer["is_compatible"], bool):
+                return None
+            messages = _shaped(answer.get("messages") or [], list[str])
         return [reason for message in messages for reason in _DESCRIPTION.findall(message)]
 
     def _describe(self, subject: str) -> SubjectInfo | None:
@@ -268,7 +277,7 @@ class Registry:
     def _numbers(self, subject: str) -> list[int]:
         try:
             with self._translated(f"cannot read the versions of {subject}"):
-                return sorted(self._client.get_versions(subject))
+                return sorted(_shaped(self._client.get_versions(subject), list[_Id]))
         except NotFound as exc:
             near = difflib.get_close_matches(subject, self.subjects(), n=1)
             hint = f"did you mean {near[0]}? " if near else ""
@@ -290,6 +299,8 @@ class Registry:
             raise self._unreachable(f"{what}: {exc}") from exc
         except json.JSONDecodeError as exc:
             raise self._no_registry(what) from exc
+        except _MISSHAPEN as exc:
+            raise self._unreachable(f"{what}: the answer is not what a registry sends") from exc
 
     def _translate(self, what: str, exc: SchemaRegistryError) -> K2Error:
         message = f"{what}: {_reasons(exc.error_message)}"
@@ -337,16 +348,25 @@ def _schema(avro: Any) -> Schema:
     return Schema(json.dumps(avro), AVRO)
 
 
-def _reasons(message: str | None) -> str:
+def _shaped(value: object, of: type[T]) -> T:
+    """Check what a registry sent.
+
+    Raises:
+        msgspec.ValidationError: it is of another type.
+    """
+    return msgspec.convert(value, of)
+
+
+def _reasons(message: object) -> str:
     """Cut an answer down to why a schema does not fit: it may repeat both schemas in full."""
-    found = _DESCRIPTION.findall(message or "")
-    return "; ".join(found) if found else message or "no reason given"
+    text = "" if message is None else str(message)
+    return "; ".join(_DESCRIPTION.findall(text)) or text or "no reason given"
 
 
-def _avro(schema: Schema, what: str) -> Mapping[str, Any]:
-    if schema.schema_type != AVRO or schema.references:
+def _avro(of: str, text: str, what: str) -> Mapping[str, Any]:
+    if of != AVRO:
         raise BadData(f"{what} is not a plain Avro schema")
-    avro = json.loads(schema.schema_str or "")
+    avro = load_json(text, what)
     if not isinstance(avro, dict):
         raise BadData(f"{what} is not a record")
     return avro

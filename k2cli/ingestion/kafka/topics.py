@@ -13,7 +13,13 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicDescription
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    TopicDescription,
+)
 
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.vendor import client_config, translate, translated, until_settled
@@ -140,6 +146,18 @@ class Topics:
             raise translate(f"cannot create topic {name}", exc.args[0], self._kafka) from exc
         self._settle(name)
         return True
+
+    def setting(self, topic: str, name: str) -> str | None:
+        """Return a setting of a topic, also where it is the brokers' default; None: unknown.
+
+        Raises:
+            NotFound: the topic does not exist.
+        """
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        with translated(f"cannot read the settings of topic {topic}", self._kafka):
+            futures = self._admin.describe_configs([resource], request_timeout=self._timeout_s)
+            entry = futures[resource].result().get(name)
+        return None if entry is None or entry.value is None else str(entry.value)
 
     def describe(self, names: Sequence[str]) -> list[TopicInfo]:
         """Describe topics, in this order.

@@ -10,14 +10,16 @@ from typing import Any, Final
 
 import fastavro
 
-from k2cli.avro.types import parse_avro
+from k2cli.avro.types import load_json
+from k2cli.avro.writer import writer_schema
+from k2cli.codec.decode import UNDECODED
 from k2cli.codec.encode import HEADER_BYTES, MAGIC
+from k2cli.codec.resolve import record_name
 from k2cli.errors import K2Error
 from k2cli.ingestion.kafka.registry import AVRO, Registry
 
 _SHOWN_BYTES: Final = 256
 _LINE_BYTES: Final = 16
-_UNDECODED: Final = (ValueError, EOFError, IndexError, ArithmeticError, OverflowError, TypeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ def describe_value(value: bytes | None, registry: Registry | str) -> ValueInfo:
 
 def _describe_record(value: bytes, registry: Registry | str) -> ValueInfo:
     schema_id = int.from_bytes(value[1:HEADER_BYTES])
-    schema: Any = None
+    name: str | None = None
     fields: Mapping[str, Any] | None = None
     problem: str | None
     if isinstance(registry, str):
@@ -62,7 +64,8 @@ def _describe_record(value: bytes, registry: Registry | str) -> ValueInfo:
         try:
             of, text = registry.text(schema_id)
             if of == AVRO:
-                schema = parse_avro(text, f"schema {schema_id}")
+                schema = load_json(text, f"schema {schema_id}")
+                name = record_name(schema)
                 fields, problem = _decode(value[HEADER_BYTES:], schema)
             else:
                 problem = f"schema {schema_id} is of type {of}, not {AVRO}"
@@ -71,7 +74,7 @@ def _describe_record(value: bytes, registry: Registry | str) -> ValueInfo:
     return ValueInfo(
         size_bytes=len(value),
         schema_id=schema_id,
-        schema=schema.get("name") if isinstance(schema, dict) else None,
+        schema=name,
         fields=fields,
         problem=problem,
         hex=_first(value) if problem else None,
@@ -79,25 +82,20 @@ def _describe_record(value: bytes, registry: Registry | str) -> ValueInfo:
 
 
 def _decode(body: bytes, schema: Any) -> tuple[Mapping[str, Any], str | None]:
-    """Decode as many fields as there are good ones; say what is wrong with the next."""
-    if not isinstance(schema, dict) or schema.get("type") != "record":
-        schema = {"type": "record", "name": "k2", "fields": [{"name": "value", "type": schema}]}
-    given = schema["fields"]
-    problem: str | None = None
-    for count in range(len(given), -1, -1):
-        source = io.BytesIO(body)
-        parsed = fastavro.parse_schema({**schema, "fields": given[:count]})
+    """Decode as many fields as can be decoded; say what is wrong with the next."""
+    if record_name(schema) is None:
+        field = {"name": "value", "type": schema}
+        schema = {"type": "record", "name": "k2", "fields": [field]}
+    source = io.BytesIO(body)
+    found: dict[str, Any] = {}
+    for field in writer_schema(schema)["fields"]:
         try:
-            found = fastavro.schemaless_reader(source, parsed, None)
-        except _UNDECODED as exc:
+            found[field["name"]] = fastavro.schemaless_reader(source, field["type"], None)
+        except (*UNDECODED, fastavro.schema.SchemaParseException) as exc:
             reason = "the value ends in it" if isinstance(exc, EOFError) else str(exc)
-            problem = f"field {given[count - 1]['name']}: {reason or type(exc).__name__}"
-            continue
-        left = len(body) - source.tell()
-        if problem is None and left:
-            problem = f"{left} bytes are left over behind the record"
-        return (found if isinstance(found, dict) else {}), problem
-    return {}, problem
+            return found, f"field {field['name']}: {reason or type(exc).__name__}"
+    left = len(body) - source.tell()
+    return found, f"{left} bytes are left over behind the record" if left else None
 
 
 def _first(value: bytes) -> str:

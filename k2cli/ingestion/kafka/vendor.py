@@ -64,6 +64,15 @@ _UNSETTLED: Final = frozenset(
         KafkaError.UNKNOWN_LEADER_EPOCH,
     }
 )
+_REFUSED_MESSAGE: Final = frozenset(  # by the broker or the client, and every time
+    {
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+    }
+)
 _SETTLE_S: Final = 0.05
 _UNFIT: Final = frozenset(
     {
@@ -142,6 +151,11 @@ def translate(what: str, error: KafkaError, kafka: Mapping[str, str]) -> K2Error
     if error.code() in _TAKEN:
         return Conflict(message)
     return unreachable(message, kafka)
+
+
+def is_refusal(error: KafkaError) -> bool:
+    """Tell whether a message was refused for a reason of its own, and always will be."""
+    return error.code() in _REFUSED_MESSAGE
 
 
 def until_settled(ask: Callable[[], T], *, timeout_s: float, new: bool = False) -> T:

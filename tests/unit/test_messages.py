@@ -1,0 +1,159 @@
+"""Messages of all writers in one read: what cannot be decoded does not stop what can be."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from avro_cases import array, decimal, enum, field, record
+from builders import trades_batch
+from cluster import ids_of, unexpected, values_of
+
+from k2cli.codec.decode import Decoded
+from k2cli.codec.encode import varint, wire_header
+from k2cli.codec.kinds import KindDecoder
+from k2cli.codec.upgrade import USUAL, Origin
+from k2cli.ingestion.kafka.messages import MessageReader
+from k2cli.ingestion.kafka.registry import AVRO
+from k2cli.ingestion.kafka.values import describe_value
+from k2cli.records import TRADES
+
+GOOD, POISON = 1, 2
+NODE = record(field(["null", "n.Node"], "next", default=None), name="Node")
+FEW = trades_batch(4)
+
+
+class Schemas:
+    """The schemas of two writers, in place of a registry."""
+
+    def __init__(self, poison: Any) -> None:
+        self._schemas = {GOOD: TRADES.avro, POISON: poison}
+
+    def schema(self, schema_id: int) -> Any:
+        return self._schemas[schema_id]
+
+    def text(self, schema_id: int) -> tuple[str, str]:
+        return AVRO, json.dumps(self._schemas[schema_id])
+
+
+def with_field(avro: Any, **more: Any) -> Mapping[str, Any]:
+    """Add a field that our trades do not have."""
+    return {**TRADES.avro, "fields": [*TRADES.avro["fields"], field(avro, "extra", **more)]}
+
+
+def read(poison: Any, tail: bytes) -> tuple[Decoded, list[dict[str, object]]]:
+    """Read three good messages and, before the last one, one of another writer."""
+    events: list[dict[str, object]] = []
+    reader = MessageReader(
+        registry=Schemas(poison),
+        topic="t",
+        kind=lambda: TRADES,
+        observe=lambda event, **fields: events.append({"event": event, **fields}),
+    )
+    values = values_of(FEW, wire_header(GOOD))
+    values[2] = wire_header(POISON) + values[2][5:] + tail
+    return reader.read(values, np.zeros(4, np.int64), np.arange(4)), events
+
+
+@pytest.mark.parametrize(
+    ("schema", "tail"),
+    [
+        (with_field(["null", decimal(4, 10)], default=None), b"\0"),
+        (with_field(decimal(4, 10)), varint(2) + b"ab"),
+        (with_field({**decimal(4, 2), "precision": "18"}), varint(1) + b"a"),
+        (with_field({**decimal(4, 2), "scale": -2}), varint(0)),
+        (with_field("string", default=0), varint(1) + b"a"),
+        (with_field(decimal(4, 2), default=0), varint(1) + b"a"),
+        (with_field(array("string"), default=None), varint(0)),
+        (with_field(enum("A", "B", default="C")), varint(1)),
+        (with_field("long", doc=7, aliases="x", order=1), varint(3)),
+    ],
+)
+def test_mistakes_that_do_not_matter_to_decoding_are_ignored(schema: Any, tail: bytes):
+    decoded, (event,) = read(schema, tail)
+    assert decoded.rejects == []
+    assert ids_of(decoded.rows) == ids_of(FEW)
+    assert (event["event"], event["fields"], event["schema_id"]) == (
+        "fields_left_out",
+        "extra",
+        POISON,
+    )
+
+
+@pytest.mark.parametrize(
+    ("schema", "tail", "reason"),
+    [
+        (with_field(["null", NODE]), b"\x02" * 100_000 + b"\0", "record Node is recursive"),
+        (with_field(array("null")), varint(1 << 40) + b"\0", "take no bytes"),
+        (with_field("long"), b"\xff" * 40, "does not decode"),
+        (with_field("string"), varint(1 << 40), "does not decode"),
+        (with_field(array("long")), varint(1 << 60), "does not decode"),
+        (with_field({"type": "fixed", "name": "F", "size": 1 << 60}), b"", "does not decode"),
+        (with_field(enum("A")), varint(7), ""),
+        (with_field({"type": "array"}), b"", "array has no items"),
+        (with_field("nosuch"), b"", "there is no type com.k2.marketdata.nosuch"),
+        ({**TRADES.avro, "fields": None}, b"", "has no list of fields"),
+        ({"type": "record"}, b"", "has no name"),
+        ({}, b"", "{} is not a type"),
+        (with_field(enum("A b")), varint(0), ""),
+    ],
+)
+def test_what_cannot_be_decoded_is_a_reject_and_nothing_else_is(
+    schema: Any, tail: bytes, reason: str
+):
+    decoded, _ = read(schema, tail)
+    if decoded.rejects or reason:
+        ((place, why),) = decoded.rejects
+        assert place == 2
+        assert reason in why
+    assert set(decoded.places.tolist()) >= {0, 1, 3}
+    assert len(decoded.places) + len(decoded.rejects) == 4
+
+
+class FailingDecoder:
+    """Fails for one body as no decoder that is known does."""
+
+    def __init__(self, failure: Exception) -> None:
+        self._failure = failure
+        self._decoder = KindDecoder(TRADES.avro, TRADES, USUAL)
+
+    def decode(self, bodies: Sequence[bytes], origin: Origin) -> Decoded:
+        if 2 in origin.numbers:
+            raise self._failure
+        return self._decoder.decode(bodies, origin)
+
+
+@pytest.mark.parametrize(
+    "failure", [KeyError("x"), pa.ArrowNotImplementedError("x"), RecursionError(), MemoryError()]
+)
+def test_whatever_a_decoder_raises_is_a_reject_of_that_message(failure: Exception):
+    reader = MessageReader(
+        registry=Schemas(None), topic="t", kind=lambda: TRADES, observe=unexpected
+    )
+    origin = Origin(series=["t"], codes=np.zeros(4, np.int64), numbers=np.arange(4))
+    bodies = [*values_of(FEW, b"")[:3], b"bad"]
+    decoded = reader._decode(FailingDecoder(failure), bodies, origin)
+    assert decoded.places.tolist() == [0, 1]
+    (two, reason), (three, _) = decoded.rejects
+    assert (two, three, type(failure).__name__ in reason) == (2, 3, True)
+
+
+def test_a_value_of_a_recursive_schema_is_described():
+    info = describe_value(wire_header(POISON) + b"\x02" * 100_000, Schemas(NODE))
+    assert (info.schema, info.fields) == ("Node", None)
+    assert info.problem == "the schema cannot be decoded with: record Node is recursive"
+
+
+def test_a_value_is_described_as_far_as_it_decodes():
+    avro = record(field(decimal(2, 4)), field(enum("A"), "b"), field("string", "c"))
+    info = describe_value(wire_header(POISON) + b"\x02x\x00\x10abc", Schemas(avro))
+    assert info.fields == {"a": b"x", "b": "A"}
+    assert info.problem == "field c: the value ends in it"
+
+
+def test_a_value_that_is_not_a_record_is_described():
+    info = describe_value(wire_header(POISON) + b"\x02x!", Schemas("string"))
+    assert (info.schema, info.fields) == (None, {"value": "x"})
+    assert info.problem == "1 bytes are left over behind the record"
