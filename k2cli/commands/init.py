@@ -64,7 +64,7 @@ def init(
     """
     config = settings(home)
 
-    from k2cli.ingestion.kafka.deadletters import dead_letter_topic
+    from k2cli.ingestion.kafka.deadletters import dead_letter_config, dead_letter_topic
     from k2cli.ingestion.kafka.registry import open_registry, subject_of
     from k2cli.ingestion.kafka.topics import Topics
     from k2cli.records import KINDS, asset_classes, topic_of
@@ -84,12 +84,14 @@ def init(
         schemas.check()
         for kind in KINDS.values():
             for topic in (topic_of(kind, name) for name in wanted):
+                is_new = topics.create(
+                    topic, partitions=partitions, replication=replication, config=kept
+                )
+                _tell(f"topic {topic}", is_new=is_new)
                 letters = dead_letter_topic(topic)
-                for name, count, keep in ((topic, partitions, kept), (letters, 1, {})):
-                    is_new = topics.create(
-                        name, partitions=count, replication=replication, config=keep
-                    )
-                    _tell(f"topic {name}", is_new=is_new)
+                size = dead_letter_config(topics, topic)
+                is_new = topics.create(letters, partitions=1, replication=replication, config=size)
+                _tell(f"topic {letters}", is_new=is_new)
                 subject = subject_of(topic)
                 schema_id, is_new = schemas.ensure(subject, kind.avro)
                 _tell(f"schema {schema_id} of {subject}", is_new=is_new)

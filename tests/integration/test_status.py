@@ -18,6 +18,7 @@ from waiting import PATIENCE_S
 
 from k2cli.config import load_settings
 from k2cli.ingestion.kafka.registry import open_registry
+from k2cli.ingestion.kafka.topics import Topics
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
 
@@ -129,6 +130,14 @@ def test_each_step_of_a_new_cluster_is_named(own_cluster: Cluster):
     check = check_of(status(own_cluster), "registry")
     assert check["state"] == "yellow"
     assert check["hint"] == "k2 schema register market.equities.trades-value"
+
+
+def test_init_lets_dead_letters_be_as_large_as_their_source(own_cluster: Cluster):
+    own_cluster.create(TOPIC, partitions=1, max_message_bytes="7000000")
+    result = own_cluster.run("init")
+    assert result.exit_code == 0, result.stderr
+    topics = Topics(own_cluster.kafka, timeout_s=READ_TIMEOUT_S)
+    assert topics.setting(f"{TOPIC}.dlq", "max.message.bytes") == "7000000"
 
 
 def test_servers_that_stop_are_red_and_the_rest_is_not(

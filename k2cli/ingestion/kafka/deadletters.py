@@ -116,6 +116,15 @@ def dead_letter_topic(topic: str) -> str:
     return topic + SUFFIX
 
 
+def dead_letter_config(topics: Topics, source: str) -> dict[str, str]:
+    """Return the settings of a new dead-letter topic: it takes messages as large as its source."""
+    try:
+        size = topics.setting(source, _SIZE_LIMIT)
+    except (ConfigError, NotFound):  # not allowed to read it, or deleted meanwhile
+        size = None
+    return {} if size is None else {_SIZE_LIMIT: size}
+
+
 class DeadLetterTopics:
     """Sends dead letters to the topic of each message's topic, which is made with the first one.
 
@@ -173,12 +182,7 @@ class DeadLetterTopics:
         return dict(sorted(refused.items()))
 
     def _create(self, topic: str, source: str) -> None:
-        """Create a topic of dead letters that takes messages as large as those of its source."""
-        try:
-            size = self._topics.setting(source, _SIZE_LIMIT)
-        except (ConfigError, NotFound):  # not allowed to read it, or deleted meanwhile
-            size = None
-        config = {} if size is None else {_SIZE_LIMIT: size}
+        config = dead_letter_config(self._topics, source)
         self._topics.create(topic, partitions=1, replication=None, config=config)
 
 
