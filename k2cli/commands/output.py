@@ -20,7 +20,7 @@ from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from k2cli.query.engine import Answer
+    from k2cli.query.protocol import AnyAnswer
 
 PREVIEW_ROWS: Final = 100  # of a table on a terminal, unless --limit says otherwise
 _BLOCK_ROWS: Final = 1_000  # rows that decide how wide the columns of a table are
@@ -121,7 +121,7 @@ class Output:
         """Whether a person sees the answer at once."""
         return self.path is None and sys.stdout.isatty()
 
-    def write(self, answer: "Answer", *, is_limited: bool = False) -> None:
+    def write(self, answer: "AnyAnswer", *, is_limited: bool = False) -> None:
         """Run the answer and write it; says on stderr when there is nothing, or more.
 
         `is_limited` tells that the user chose how many rows they want to see.
@@ -154,13 +154,11 @@ class Output:
         except OSError as exc:
             raise _os_error(self.path, exc) from exc
 
-    def _write(self, answer: "Answer", sink: BinaryIO, *, is_preview: bool) -> int:
-        from k2cli.query.render import COPIES, CSV_WITHOUT_HEADER
-
+    def _write(self, answer: "AnyAnswer", sink: BinaryIO, *, is_preview: bool) -> int:
         match self.format:
             case Format.JSON:
                 array = _JsonArray(sink)
-                rows = answer.copy(COPIES["ndjson"], cast(BinaryIO, array))
+                rows = answer.copy("ndjson", cast(BinaryIO, array))
                 array.finish()
             case Format.ARROW:
                 rows = _write_arrow(answer.batches(), sink, is_stream=self.path is None)
@@ -171,9 +169,9 @@ class Output:
                 width = shutil.get_terminal_size().columns if self.is_terminal else None
                 rows = _write_table(answer, sink, limit=limit, width=width)
             case Format.CSV if not self.has_header:
-                rows = answer.copy(CSV_WITHOUT_HEADER, sink)
+                rows = answer.copy("csv without header", sink)
             case _:
-                rows = answer.copy(COPIES[self.format], sink)
+                rows = answer.copy(self.format.value, sink)
         return rows
 
 
@@ -305,24 +303,22 @@ def _write_arrow(batches: Iterator["pa.RecordBatch"], sink: BinaryIO, *, is_stre
 Row = Sequence[str]
 
 
-def _rows(answer: "Answer") -> Iterator[Row]:
+def _rows(answer: "AnyAnswer") -> Iterator[Row]:
     """Stream the rows as text; null is an empty text."""
-    from k2cli.query.render import as_text
-
-    for batch in answer.batches(as_text):
+    for batch in answer.batches("text"):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             yield ["" if cell is None else cell for cell in row]
 
 
-def _are_numbers(answer: "Answer") -> list[bool]:
-    return [of.id in _NUMBERS for _, of in answer.columns]
+def _are_numbers(answer: "AnyAnswer") -> list[bool]:
+    return [of in _NUMBERS for _, of in answer.named_types]
 
 
-def _write_markdown(answer: "Answer", sink: BinaryIO) -> int:
+def _write_markdown(answer: "AnyAnswer", sink: BinaryIO) -> int:
     count = 0
     for row in _rows(answer):
         if count == 0:
-            names = markdown_line([name for name, _ in answer.columns])
+            names = markdown_line([name for name, _ in answer.named_types])
             rule = "|".join("---:" if number else "---" for number in _are_numbers(answer))
             sink.write(f"{names}|{rule}|\n".encode())
         sink.write(markdown_line(row).encode())
@@ -338,7 +334,9 @@ def markdown_line(cells: Row) -> str:
     return f"| {' | '.join(escaped)} |\n"
 
 
-def _write_table(answer: "Answer", sink: BinaryIO, *, limit: int | None, width: int | None) -> int:
+def _write_table(
+    answer: "AnyAnswer", sink: BinaryIO, *, limit: int | None, width: int | None
+) -> int:
     """Write rows in columns as wide as the first rows need; return how many there are.
 
     Past `limit` rows are counted, not written. On a screen of `width`, columns of detail that do
@@ -367,8 +365,8 @@ class _Layout:
     left_out: Sequence[str]
 
     @classmethod
-    def fitting(cls, answer: "Answer", rows: Sequence[Row], width: int | None) -> "_Layout":
-        names = [name for name, _ in answer.columns]
+    def fitting(cls, answer: "AnyAnswer", rows: Sequence[Row], width: int | None) -> "_Layout":
+        names = [name for name, _ in answer.named_types]
         widths = [
             max(_cell_width(line) for cell in (name, *cells) for line in _lines(cell))
             for name, cells in zip(names, zip(*rows, strict=True), strict=True)

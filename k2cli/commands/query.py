@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import replace
 
 from k2cli.commands.options import (
+    DURATION,
     ColumnsOpt,
     EndOpt,
     ExchangeOpt,
@@ -24,7 +26,7 @@ from k2cli.commands.options import (
     split_commas,
 )
 from k2cli.commands.output import Output, choose_output
-from k2cli.config import Settings
+from k2cli.config import Duration, Settings
 from k2cli.errors import NotFound
 from k2cli.symbols import fold_symbol
 
@@ -108,19 +110,32 @@ def sql(
     fmt: FormatOpt = None,
     output: OutputOpt = None,
     force: ForceOpt = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            help="Stop when it takes longer; time spent on output is free. 0s: never.",
+            show_default="5m, or query.timeout",
+            **DURATION,
+        ),
+    ] = None,
     home: HomeOpt = None,
 ) -> None:
-    """Run a SELECT over the tables. It can change nothing and read no other files.
+    """Run a SELECT over the tables. It cannot change anything or read other files.
+
+    It runs in a process of its own, within the limits of section [query] of the settings.
 
     Example: k2 query sql "select symbol, max(price) from trades group by all"
     """
-    from k2cli.query.engine import open_engine
+    from k2cli.query.sandbox import open_sandbox
 
     out = choose_output(fmt, output, is_forced=force)
-    text = sys.stdin.read() if statement == "-" else statement
     config = settings(home)
-    with open_engine(config.query, _plans(config)) as engine:
-        out.write(engine.ask_sql(text))
+    limits = config.query if timeout is None else replace(config.query, timeout=Duration(timeout))
+    with open_sandbox() as sandbox:  # first: it starts while the tables are planned
+        text = sys.stdin.read() if statement == "-" else statement
+        with sandbox.ask(limits, _plans(config), text) as answer:
+            out.write(answer)
 
 
 def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", out: Output) -> None:

@@ -285,7 +285,7 @@ def test_sql_that_fails_while_it_runs_is_bad_data(sql: str, is_streamed: bool) -
         if is_streamed:
             answer.table()
         else:
-            answer.copy(COPIES["csv"], io.BytesIO())
+            answer.copy("csv", io.BytesIO())
 
     with bare() as engine, pytest.raises(BadData):
         ask(engine)
@@ -297,7 +297,7 @@ def test_memory_that_does_not_suffice_is_unavailable() -> None:
         open_engine(QuerySettings(memory_limit="20MB"), [nothing]) as engine,
         pytest.raises(Unavailable) as caught,
     ):
-        engine.ask_sql("select list(i) from range(50000000) t(i)").copy(COPIES["csv"], io.BytesIO())
+        engine.ask_sql("select list(i) from range(50000000) t(i)").copy("csv", io.BytesIO())
     assert "memory_limit" in str(caught.value.hint)
 
 
@@ -328,14 +328,14 @@ def test_copy_ends_when_nobody_reads_any_more() -> None:
         pytest.raises(BrokenPipeError),
     ):
         # The whole answer would take months.
-        engine.ask("FROM range(100000000000000)").copy(COPIES["csv"], sink)
+        engine.ask("FROM range(100000000000000)").copy("csv", sink)
 
 
 def test_nothing_is_left_of_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     descriptors = len(os.listdir("/dev/fd"))  # noqa: PTH208
     with bare() as engine:
-        engine.ask("SELECT 1").copy(COPIES["csv"], io.BytesIO())
+        engine.ask("SELECT 1").copy("csv", io.BytesIO())
     assert len(os.listdir("/dev/fd")) == descriptors  # noqa: PTH208
     assert list(tmp_path.iterdir()) == []
 
@@ -344,7 +344,7 @@ def test_ndjson_of_a_batch_is_what_a_query_prints(over: Open) -> None:
     batch = trades_batch(50)
     sink = io.BytesIO()
     with over(batch) as engine:
-        rows = select_rows(engine, TRADES, Selection()).copy(COPIES["ndjson"], sink)
+        rows = select_rows(engine, TRADES, Selection()).copy("ndjson", sink)
     with NdjsonRenderer() as renderer:
         text = renderer.render(batch)
         assert renderer.render(batch.slice(0, 0)) == b""

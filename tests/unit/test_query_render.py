@@ -120,7 +120,7 @@ VALUES = [
 def written(form: str, sql: str) -> bytes:
     sink = io.BytesIO()
     with open_engine(QuerySettings(), []) as engine:
-        engine.ask_sql(sql).copy(COPIES[form], sink)
+        engine.ask_sql(sql).copy(form, sink)
     return sink.getvalue()
 
 
