@@ -126,11 +126,11 @@ def open_sql(
     text: str,
     *,
     limit: int | None = None,
-    is_ready: Callable[[], None] = lambda: None,
+    when_ready: Callable[[], None] = lambda: None,
 ) -> Iterator["Answer"]:
     """Run a statement that a user wrote, at most `limit` rows of it, in engines of its own.
 
-    `is_ready` is called when both engines are open, before the statement is parsed.
+    `when_ready` is called when both engines are open, before the statement is parsed.
 
     Raises:
         UsageError: it is not one statement that only reads, or names what does not exist.
@@ -140,7 +140,7 @@ def open_sql(
         _open_engine(settings, files, pipe=None) as reading,
         open_engine(settings, []) as writing,
     ):
-        is_ready()
+        when_ready()
         answer = reading.ask_sql(text)
         rows = _Handover(answer if limit is None else answer.first(limit))
         try:

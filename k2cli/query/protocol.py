@@ -55,6 +55,7 @@ class Kind(Enum):
     """What a frame carries."""
 
     REQUEST = b"R"
+    READY = b"B"  # the statement begins
     COLUMNS = b"C"
     DATA = b"D"
     END = b"E"
@@ -79,6 +80,7 @@ class Frames:
 
     def __init__(self, connection: socket.socket, *, allowance_s: float | None = None) -> None:
         self._connection = connection
+        self.allowance_s = allowance_s
         self._left_s = allowance_s
 
     def receive(self) -> tuple[Kind, bytearray]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn, cast
 
 from k2cli.errors import BadData, Unavailable
 from k2cli.query.protocol import Closed, Frames, Kind, Request, send_frame
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from k2cli.config import QuerySettings
     from k2cli.records import TableFiles
+
+
+_START_S: Final = 60.0  # until a worker reads its statement
 
 
 class Sandbox:
@@ -102,8 +105,7 @@ class RemoteAnswer:
         self._connection = connection
         self._lifeline = lifeline
         self._request = request
-        allowance_s = request.settings.timeout or None
-        self._frames = Frames(connection, allowance_s=allowance_s)
+        self._frames = Frames(connection, allowance_s=_START_S)
         self._size_bytes = 0
         self.named_types: Sequence[tuple[str, str]] = ()
 
@@ -141,24 +143,25 @@ class RemoteAnswer:
         try:
             kind, body = self._frames.receive()
         except TimeoutError:
-            self._stop()
             raise Unavailable(
-                f"the query took longer than {self._request.settings.timeout:.15g}s",
+                f"the query took longer than {self._frames.allowance_s:.15g}s",
                 hint="--timeout, or query.timeout (K2_QUERY_TIMEOUT), allows more",
             ) from None
         except Closed:
             self._raise_death()
-        match kind:
-            case Kind.COLUMNS:
-                self.named_types = pickle.loads(body)
-                return self.next_bytes()
-            case Kind.END:
-                self._rows = int(body)
-                return None
-            case Kind.ERROR:
-                _raise_error(body)
-            case _:
-                return self._counted(body)
+        if kind is Kind.ERROR:
+            _raise_error(body)
+        if kind is Kind.END:
+            self._rows = int(body)
+            return None
+        if kind is Kind.DATA:
+            return self._counted(body)
+        if kind is Kind.READY:  # from now on it is the statement that takes time
+            allowance_s = self._request.settings.timeout or None
+            self._frames = Frames(self._connection, allowance_s=allowance_s)
+        elif kind is Kind.COLUMNS:
+            self.named_types = pickle.loads(body)
+        return self.next_bytes()
 
     def _counted(self, body: bytearray) -> bytearray:
         self._size_bytes += len(body)
@@ -168,10 +171,6 @@ class RemoteAnswer:
                 hint="query.answer_limit (K2_QUERY_ANSWER_LIMIT) allows more",
             )
         return body
-
-    def _stop(self) -> None:
-        with suppress(OSError):
-            self._lifeline.shutdown(socket.SHUT_WR)
 
     def _raise_death(self) -> NoReturn:
         code = _exit_status(self._lifeline)

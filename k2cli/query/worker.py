@@ -61,13 +61,18 @@ def _answer(request: Request, connection: socket.socket) -> int:
         request.files,
         request.text,
         limit=request.limit,
-        is_ready=lambda: _bound_memory(request.settings),
+        when_ready=lambda: _begin(request, connection),
     ) as answer:
         send_frame(connection, Kind.COLUMNS, pickle.dumps(answer.named_types))
         sink = cast("BinaryIO", FrameSink(connection))
         if request.form in COPIES:
             return answer.copy(request.form, sink)
         return _stream(answer, request.form, sink)
+
+
+def _begin(request: Request, connection: socket.socket) -> None:
+    _bound_memory(request.settings)
+    send_frame(connection, Kind.READY, b"")
 
 
 def _stream(answer: Answer, rendering: str, sink: BinaryIO) -> int:
