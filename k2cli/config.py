@@ -119,9 +119,9 @@ class QuerySettings(_Section, frozen=True, kw_only=True):
     """What a query may use. The limits of time and answer hold for `k2 query sql`."""
 
     memory_limit: Annotated[str, Meta(description="Beyond it DuckDB spills to $TMPDIR.")] = "2GB"
-    spill_limit: Annotated[str, Meta(description="The most that a query may spill to $TMPDIR.")] = (
-        "20GB"
-    )
+    spill_limit: Annotated[
+        Size, Meta(description="The most that a query may spill to $TMPDIR.")
+    ] = Size(20 * 10**9)
     timeout: Annotated[
         Duration,
         Meta(description="Stop SQL that runs longer; time spent on output is free. 0s: never."),

@@ -233,7 +233,7 @@ def _connect(settings: QuerySettings, spill: str) -> duckdb.DuckDBPyConnection:
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": settings.memory_limit,
         "temp_directory": spill,
-        "max_temp_directory_size": settings.spill_limit,
+        "max_temp_directory_size": f"{settings.spill_limit:d}B",
         "python_enable_replacements": "false",
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
@@ -245,10 +245,11 @@ def _connect(settings: QuerySettings, spill: str) -> duckdb.DuckDBPyConnection:
     try:
         return duckdb.connect(":memory:", config=config)
     except duckdb.ProgrammingError as exc:
-        limits = f"memory_limit {settings.memory_limit!r}, spill_limit {settings.spill_limit!r}"
         reason = str(exc).partition("\n")[0]
-        hint = "write sizes as 1GB, in k2.toml or K2_QUERY_MEMORY_LIMIT, K2_QUERY_SPILL_LIMIT"
-        raise ConfigError(f"section query, {limits}: {reason}", hint=hint) from exc
+        raise ConfigError(
+            f"query.memory_limit {settings.memory_limit!r}: {reason}",
+            hint="write it as 1GB, in k2.toml or K2_QUERY_MEMORY_LIMIT",
+        ) from exc
 
 
 def arrow_to_duckdb_type(of: pa.DataType) -> str:

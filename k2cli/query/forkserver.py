@@ -5,7 +5,8 @@ and removes its folder. It runs no SQL, so it does not crash with a worker; when
 killed, it ends all workers.
 
 Each worker comes with a connection to the client and a lifeline. The client hangs up on the
-lifeline to end the worker; the server sends the worker's exit status on it when all is removed.
+lifeline to end the worker; the server sends the worker's exit status on it when all is removed, or
+SPILLED in its stead. It watches what workers spill, because DuckDB's own limit is not exact.
 """
 
 import os
@@ -20,21 +21,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from k2cli.query.protocol import SPILLED, START
 from k2cli.query.worker import run_worker
 
-_FDS: Final = 2  # connection and lifeline, with every byte on the control socket
+_FDS: Final = 2  # connection and lifeline, with every message on the control socket
+_WATCH_S: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Worker:
     pid: int
     folder: Path
+    spill_limit: int
     lifeline: socket.socket
     pulse: BinaryIO  # ends when the worker does
+    has_spilled: bool = False
 
     def kill(self) -> None:
         """End it; until it was waited for, the id is its own."""
         os.kill(self.pid, signal.SIGKILL)
+
+    def check_spill(self) -> None:
+        """End it if its folder has grown too large."""
+        if _size_on_disk(self.folder) > self.spill_limit:
+            self.has_spilled = True
+            self.kill()
+
+
+def _size_on_disk(folder: Path) -> int:
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += Path(parent, name).stat().st_blocks * 512
+    return size
 
 
 class _Server:
@@ -48,14 +68,16 @@ class _Server:
         """Start and end workers until the client closes the control socket."""
         is_open = True
         while is_open or self._workers:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(_WATCH_S if self._workers else None):
                 if key.fileobj is self._control:
                     is_open = self._start()
                 elif isinstance(key.data, _Worker):
                     self._on_event(key.data, is_pulse=key.fileobj is key.data.pulse)
+            for worker in self._workers:
+                worker.check_spill()
 
     def _start(self) -> bool:
-        _, fds, _, _ = socket.recv_fds(self._control, 1, _FDS)
+        message, fds, _, _ = socket.recv_fds(self._control, START.size, _FDS)
         if len(fds) != _FDS:
             self._selector.unregister(self._control)
             for worker in self._workers:
@@ -69,7 +91,9 @@ class _Server:
             self._run(connection, lifeline, folder, read_fd)
         os.close(write_fd)
         connection.close()
-        worker = _Worker(pid, folder, lifeline, os.fdopen(read_fd, "rb", buffering=0))
+        (spill_limit,) = START.unpack(message)
+        pulse = os.fdopen(read_fd, "rb", buffering=0)
+        worker = _Worker(pid, folder, spill_limit, lifeline, pulse)
         self._workers.append(worker)
         for end in (worker.lifeline, worker.pulse):
             self._selector.register(end, selectors.EVENT_READ, worker)
@@ -107,8 +131,9 @@ class _Server:
         with suppress(KeyError):
             self._selector.unregister(worker.lifeline)
         worker.pulse.close()
+        code = SPILLED if worker.has_spilled else os.waitstatus_to_exitcode(status)
         with worker.lifeline, suppress(OSError):  # nobody may be left to read it
-            worker.lifeline.send(str(os.waitstatus_to_exitcode(status)).encode())
+            worker.lifeline.send(str(code).encode())
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from k2cli.config import QuerySettings
     from k2cli.records import TableFiles
 
+START: Final = struct.Struct(">Q")  # to the fork server: what a worker may spill, in bytes
+SPILLED: Final = 256  # from it, in place of an exit code: the worker spilled more
 _HEADER: Final = struct.Struct(">cI")
 _CHUNK_BYTES: Final = 1 << 20
 

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn, cast
 
 from k2cli.errors import BadData, Unavailable
-from k2cli.query.protocol import Closed, Frames, Kind, Request, send_frame
+from k2cli.query.protocol import SPILLED, START, Closed, Frames, Kind, Request, send_frame
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +46,7 @@ class Sandbox:
             with theirs, their_lifeline, self._lock:
                 fds = [theirs.fileno(), their_lifeline.fileno()]
                 try:
-                    socket.send_fds(self._control, [b"w"], fds)
+                    socket.send_fds(self._control, [START.pack(settings.spill_limit)], fds)
                 except OSError as exc:
                     raise Unavailable("the process that starts queries ended") from exc
             # What the answer asks for is not known yet.
@@ -174,6 +174,12 @@ class RemoteAnswer:
 
     def _raise_death(self) -> NoReturn:
         code = _exit_status(self._lifeline)
+        if code == SPILLED:
+            limit = self._request.settings.spill_limit
+            raise Unavailable(
+                f"the query spilled more than {limit:,} bytes to disk",
+                hint="query.spill_limit (K2_QUERY_SPILL_LIMIT) allows more",
+            )
         if code is None or code == -signal.SIGKILL:
             raise Unavailable("the process of the query was killed; the system may lack memory")
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
