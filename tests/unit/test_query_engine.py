@@ -17,7 +17,7 @@ from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
 from k2cli.query.bars import one_minute_bars
 from k2cli.query.engine import Engine, arrow_to_duckdb_type, open_engine
 from k2cli.query.questions import Selection, list_symbols, select_rows
-from k2cli.query.render import COPIES, NdjsonRenderer
+from k2cli.query.render import NdjsonRenderer
 from k2cli.query.timespan import Timespan
 from k2cli.records import KINDS, QUOTES, TRADES, RecordKind, TableFiles
 
