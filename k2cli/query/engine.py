@@ -23,9 +23,11 @@ from typing import BinaryIO, Final
 
 import duckdb
 import pyarrow as pa
+from msgspec.structs import replace
 
 from k2cli.config import QuerySettings
 from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
+from k2cli.query.protocol import MEMORY_HINT, modest_limit_bytes
 from k2cli.query.render import (
     COPIES,
     RENDERINGS,
@@ -42,10 +44,6 @@ from k2cli.records import TableFiles
 
 _CHUNK_BYTES: Final = 1 << 20
 _BATCH_ROWS: Final = 10_000
-MEMORY_HINT: Final = (
-    "raise query.memory_limit or query.spill_limit (K2_QUERY_MEMORY_LIMIT, K2_QUERY_SPILL_LIMIT),"
-    " or free space in $TMPDIR"
-)
 _ANSWER: Final = "k2_answer"
 _RUNS_TO_LEARN_WHY: Final = 5
 _OVERFLOW: Final = "an explicit cast to a bigger decimal"
@@ -110,12 +108,10 @@ def open_engine(settings: QuerySettings, files: Iterable[TableFiles]) -> Iterato
     """Open a DuckDB with one view for each kind of record over its files, and lock it down.
 
     Raises:
-        ConfigError: a memory limit that DuckDB cannot read, or files that it has no way to.
+        ConfigError: a memory limit that is not a size, or files that DuckDB has no way to.
     """
-    with (
-        open_pipe() as pipe,
-        _open_engine(settings, files, pipe=pipe) as engine,
-    ):
+    modest = replace(settings, memory_limit=f"{modest_limit_bytes(settings)}B")
+    with open_pipe() as pipe, _open_engine(modest, files, pipe=pipe) as engine:
         yield engine
 
 
@@ -242,14 +238,7 @@ def _connect(settings: QuerySettings, spill: str) -> duckdb.DuckDBPyConnection:
     }
     if settings.threads is not None:
         config["threads"] = settings.threads
-    try:
-        return duckdb.connect(":memory:", config=config)
-    except duckdb.ProgrammingError as exc:
-        reason = str(exc).partition("\n")[0]
-        raise ConfigError(
-            f"query.memory_limit {settings.memory_limit!r}: {reason}",
-            hint="write it as 1GB, in k2.toml or K2_QUERY_MEMORY_LIMIT",
-        ) from exc
+    return duckdb.connect(":memory:", config=config)
 
 
 def arrow_to_duckdb_type(of: pa.DataType) -> str:

@@ -5,8 +5,10 @@ and removes its folder. It runs no SQL, so it does not crash with a worker; when
 killed, it ends all workers.
 
 Each worker comes with a connection to the client and a lifeline. The client hangs up on the
-lifeline to end the worker; the server sends the worker's exit status on it when all is removed, or
-SPILLED in its stead. It watches what workers spill, because DuckDB's own limit is not exact.
+lifeline to end the worker; the server sends the worker's exit status on it when all is removed.
+
+DuckDB's own limits of memory and disk are not exact, and the kernel limits addresses, not memory.
+So the server watches what each worker takes, and ends those that take too much.
 """
 
 import os
@@ -21,31 +23,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from k2cli.query.protocol import SPILLED, START
+from k2cli.query.protocol import SPILLED, START, SWOLLEN
 from k2cli.query.worker import run_worker
 
 _FDS: Final = 2  # connection and lifeline, with every message on the control socket
-_WATCH_S: Final = 0.1
+_WATCH_S: Final = 0.05
 
 
 @dataclass(slots=True)
 class _Worker:
     pid: int
     folder: Path
+    resident_limit: int  # bytes
     spill_limit: int
     lifeline: socket.socket
     pulse: BinaryIO  # ends when the worker does
-    has_spilled: bool = False
+    verdict: int | None = None  # why it was ended, in place of its exit code
 
     def kill(self) -> None:
         """End it; until it was waited for, the id is its own."""
         os.kill(self.pid, signal.SIGKILL)
 
-    def check_spill(self) -> None:
-        """End it if its folder has grown too large."""
-        if _size_on_disk(self.folder) > self.spill_limit:
-            self.has_spilled = True
+    def check(self) -> None:
+        """End it if it takes too much."""
+        if _resident_size(self.pid) > self.resident_limit:
+            self.verdict = SWOLLEN
+        elif _size_on_disk(self.folder) > self.spill_limit:
+            self.verdict = SPILLED
+        if self.verdict is not None:
             self.kill()
+
+
+def _resident_size(pid: int) -> int:
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):  # another system; or it has just ended
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _size_on_disk(folder: Path) -> int:
@@ -74,7 +88,7 @@ class _Server:
                 elif isinstance(key.data, _Worker):
                     self._on_event(key.data, is_pulse=key.fileobj is key.data.pulse)
             for worker in self._workers:
-                worker.check_spill()
+                worker.check()
 
     def _start(self) -> bool:
         message, fds, _, _ = socket.recv_fds(self._control, START.size, _FDS)
@@ -91,9 +105,9 @@ class _Server:
             self._run(connection, lifeline, folder, read_fd)
         os.close(write_fd)
         connection.close()
-        (spill_limit,) = START.unpack(message)
+        resident, spilled = START.unpack(message)
         pulse = os.fdopen(read_fd, "rb", buffering=0)
-        worker = _Worker(pid, folder, spill_limit, lifeline, pulse)
+        worker = _Worker(pid, folder, resident, spilled, lifeline, pulse)
         self._workers.append(worker)
         for end in (worker.lifeline, worker.pulse):
             self._selector.register(end, selectors.EVENT_READ, worker)
@@ -131,7 +145,8 @@ class _Server:
         with suppress(KeyError):
             self._selector.unregister(worker.lifeline)
         worker.pulse.close()
-        code = SPILLED if worker.has_spilled else os.waitstatus_to_exitcode(status)
+        code = os.waitstatus_to_exitcode(status)
+        code = worker.verdict if code < 0 and worker.verdict is not None else code
         with worker.lifeline, suppress(OSError):  # nobody may be left to read it
             worker.lifeline.send(str(code).encode())
 

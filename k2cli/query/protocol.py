@@ -5,6 +5,7 @@ on one machine: bodies may be pickled.
 """
 
 import io
+import os
 import socket
 import struct
 import time
@@ -13,16 +14,53 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, Self
 
+from k2cli.config import parse_size_bytes
+from k2cli.errors import ConfigError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from k2cli.config import QuerySettings
     from k2cli.records import TableFiles
 
-START: Final = struct.Struct(">Q")  # to the fork server: what a worker may spill, in bytes
-SPILLED: Final = 256  # from it, in place of an exit code: the worker spilled more
+START: Final = struct.Struct(">QQ")  # to the fork server: resident and spilled bytes allowed
+# From it, in place of an exit code: the worker was ended because it took more.
+SWOLLEN: Final = 256
+SPILLED: Final = 257
+MEMORY_HINT: Final = (
+    "raise query.memory_limit or query.spill_limit (K2_QUERY_MEMORY_LIMIT, K2_QUERY_SPILL_LIMIT),"
+    " or free space in $TMPDIR"
+)
+_THREAD_BYTES: Final = 128_000_000
 _HEADER: Final = struct.Struct(">cI")
 _CHUNK_BYTES: Final = 1 << 20
+
+
+def modest_limit_bytes(settings: "QuerySettings") -> int:
+    """Return what k2's own queries may use as DuckDB counts it.
+
+    They sort, at most, and a sort that spills takes no longer than one that takes gigabytes.
+    """
+    modest = _THREAD_BYTES * (settings.threads or os.cpu_count() or 1)
+    return min(modest, _limit_bytes(settings))
+
+
+def memory_bytes(settings: "QuerySettings") -> int:
+    """Return what both engines of a user's SQL may use as DuckDB counts it.
+
+    Raises:
+        ConfigError: the limit is not a size.
+    """
+    return _limit_bytes(settings) + modest_limit_bytes(settings)
+
+
+def _limit_bytes(settings: "QuerySettings") -> int:
+    try:
+        return parse_size_bytes(settings.memory_limit)
+    except ValueError as exc:
+        raise ConfigError(
+            f"query.memory_limit: {exc}", hint="set it in k2.toml or as K2_QUERY_MEMORY_LIMIT"
+        ) from exc
 
 
 class AnyAnswer(Protocol):

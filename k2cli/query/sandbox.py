@@ -1,6 +1,7 @@
 """SQL that users wrote, run in processes that may crash, hang or be stopped at any time."""
 
 import io
+import os
 import pickle
 import signal
 import socket
@@ -13,7 +14,18 @@ from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn, cast
 
 from k2cli.errors import BadData, Unavailable
-from k2cli.query.protocol import SPILLED, START, Closed, Frames, Kind, Request, send_frame
+from k2cli.query.protocol import (
+    MEMORY_HINT,
+    SPILLED,
+    START,
+    SWOLLEN,
+    Closed,
+    Frames,
+    Kind,
+    Request,
+    memory_bytes,
+    send_frame,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +34,14 @@ if TYPE_CHECKING:
     from k2cli.records import TableFiles
 
 
+# Beside the memory that DuckDB counts: libraries, and rows on their way.
+_HEADROOM_BYTES: Final = 600 << 20
+# Fewer reserves of address space, which is bounded, and no threads that a fork would lose.
+_FRUGAL: Final = {
+    "MALLOC_ARENA_MAX": "2",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 _START_S: Final = 60.0  # until a worker reads its statement
 
 
@@ -40,13 +60,14 @@ class Sandbox:
 
         On exit its process has ended and its files are removed.
         """
+        limits = START.pack(memory_bytes(settings) + _HEADROOM_BYTES, settings.spill_limit)
         ours, theirs = socket.socketpair()
         lifeline, their_lifeline = socket.socketpair()
         with ours, lifeline:
             with theirs, their_lifeline, self._lock:
                 fds = [theirs.fileno(), their_lifeline.fileno()]
                 try:
-                    socket.send_fds(self._control, [START.pack(settings.spill_limit)], fds)
+                    socket.send_fds(self._control, [limits], fds)
                 except OSError as exc:
                     raise Unavailable("the process that starts queries ended") from exc
             # What the answer asks for is not known yet.
@@ -72,6 +93,7 @@ def open_sandbox() -> Iterator[Sandbox]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                env={**os.environ, **_FRUGAL},
                 start_new_session=True,  # Ctrl-C and SIGHUP are for k2, which ends it
             )
         try:
@@ -174,6 +196,8 @@ class RemoteAnswer:
 
     def _raise_death(self) -> NoReturn:
         code = _exit_status(self._lifeline)
+        if code == SWOLLEN:
+            raise Unavailable("the query took more memory than it may", hint=MEMORY_HINT)
         if code == SPILLED:
             limit = self._request.settings.spill_limit
             raise Unavailable(

@@ -17,14 +17,22 @@ from typing import BinaryIO, Final, cast
 
 import pyarrow as pa
 
-from k2cli.config import QuerySettings, parse_size_bytes
+from k2cli.config import QuerySettings
 from k2cli.errors import K2Error, Unavailable
-from k2cli.query.engine import MEMORY_HINT, Answer, open_sql
-from k2cli.query.protocol import Frames, FrameSink, Kind, Request, send_frame
+from k2cli.query.engine import Answer, open_sql
+from k2cli.query.protocol import (
+    MEMORY_HINT,
+    Frames,
+    FrameSink,
+    Kind,
+    Request,
+    memory_bytes,
+    send_frame,
+)
 from k2cli.query.render import COPIES, RENDERINGS
 
 # What DuckDB, Arrow and Python need beside the memory that DuckDB counts itself.
-_HEADROOM_BYTES: Final = 512 << 20
+_HEADROOM_BYTES: Final = 1 << 30
 _DEEPEST_TREE: Final = 20_000  # levels of a parse tree as JSON
 
 
@@ -91,5 +99,7 @@ def _bound_memory(settings: QuerySettings) -> None:
     if not statm.exists():  # other systems do not enforce the limit
         return
     idle = int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    limit = idle + parse_size_bytes(settings.memory_limit) + _HEADROOM_BYTES
+    limit = (
+        idle + 2 * memory_bytes(settings) + _HEADROOM_BYTES
+    )  # allocators reserve what they do not use
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
