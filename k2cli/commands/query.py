@@ -23,12 +23,12 @@ from k2cli.commands.options import (
     StartOpt,
     SymbolOpt,
     settings,
-    split_commas,
+    split_names,
+    symbol_names,
 )
 from k2cli.commands.output import Output, choose_output
 from k2cli.config import Duration, Settings
 from k2cli.errors import NotFound
-from k2cli.symbols import fold_symbol
 
 if TYPE_CHECKING:
     from k2cli.query.questions import Selection
@@ -70,10 +70,10 @@ def rows(
     kind = KINDS[str(context.info_name)]
     out = choose_output(fmt, output, is_forced=force)
     selection = Selection(
-        symbols=[fold_symbol(word) for word in split_commas(symbol)],
-        exchanges=[word.upper() for word in split_commas(exchange)],
+        symbols=symbol_names(symbol),
+        exchanges=[word.upper() for word in split_names(exchange, "--exchange")],
         span=parse_timespan(start, end, now=datetime.now(UTC)),
-        columns=split_commas(columns),
+        columns=split_names(columns, "--columns"),
         is_descending=order is Order.DESC,
         limit=limit,
     )
