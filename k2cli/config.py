@@ -29,6 +29,7 @@ import msgspec
 from msgspec import Meta
 
 from k2cli.errors import ConfigError
+from k2cli.nearest import suggestion
 
 FILE_NAME: Final = "k2.toml"
 DEFAULT: Final = "default"  # where a value comes from that nobody set
@@ -372,8 +373,7 @@ def _text(value: object) -> str:
 def _check_known(name: str, known: Iterable[str], what: str) -> None:
     names = list(known)
     if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-        raise ConfigError(f"unknown {what}", hint=f"the nearest known one is {nearest[0]}")
+        raise ConfigError(f"unknown {what}", hint=suggestion(name, names))
 
 
 def _check_open(section: str, key: str, origin: str) -> None:

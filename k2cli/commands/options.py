@@ -39,7 +39,7 @@ StartOpt = Annotated[
     str | None,
     typer.Option(
         "--start",
-        help="From this time on: 2024-08-08T10:30Z, 2024-08, 1723113000 (epoch), -15m, today.",
+        help="From this time on: 2024-08-08T10:30Z, 2024-08, an epoch, -15m, today.",
     ),
 ]
 EndOpt = Annotated[
@@ -50,7 +50,7 @@ ColumnsOpt = Annotated[
     typer.Option("--columns", "-c", help="Only these columns, in this order, by commas."),
 ]
 LimitOpt = Annotated[
-    int | None, typer.Option("--limit", "-n", min=1, help="At most this many rows.")
+    int | None, typer.Option("--limit", "-n", min=1, max=2**63 - 1, help="At most this many rows.")
 ]
 FormatOpt = Annotated[
     Format | None,

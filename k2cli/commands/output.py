@@ -121,8 +121,10 @@ class Output:
         """Whether a person sees the answer at once."""
         return self.path is None and sys.stdout.isatty()
 
-    def write(self, answer: "AnyAnswer", *, is_limited: bool = False) -> None:
+    def write(self, answer: "AnyAnswer", *, is_limited: bool = False) -> int:
         """Run the answer and write it; says on stderr when there is nothing, or more.
+
+        Returns how many rows there are, up to one more than a preview shows.
 
         `is_limited` tells that the user chose how many rows they want to see.
         """
@@ -135,6 +137,7 @@ class Output:
             note("nothing matched")
         elif is_preview and rows > PREVIEW_ROWS:
             note(f"the first {PREVIEW_ROWS} rows; all of them: --format csv, or -o FILE")
+        return rows
 
     @contextmanager
     def _opened(self) -> Iterator[BinaryIO]:

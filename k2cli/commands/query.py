@@ -1,12 +1,14 @@
 """k2 query: answers out of the tables."""
 
+import re
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from msgspec.structs import replace
+from typer.core import TyperCommand
 
 from k2cli.commands.options import (
     DURATION,
@@ -26,13 +28,16 @@ from k2cli.commands.options import (
     split_names,
     symbol_names,
 )
-from k2cli.commands.output import Output, choose_output
+from k2cli.commands.output import Output, choose_output, note
 from k2cli.config import Duration, Settings
 from k2cli.errors import NotFound
 
 if TYPE_CHECKING:
     from k2cli.query.questions import Selection
     from k2cli.records import RecordKind, TableFiles
+
+# No option has a space before its value, or anything but a letter after the dashes.
+_COMMENT: Final = re.compile(r"\A--(?=[^\s=]*\s|[^A-Za-z]).*", re.DOTALL)
 
 query_app = typer.Typer(name="query", help="Answers out of the tables.", no_args_is_help=True)
 
@@ -102,7 +107,15 @@ def symbols(
             out.write(list_symbols(engine, [plan.kind for plan in plans]))
 
 
-@query_app.command()
+class _SqlCommand(TyperCommand):
+    """Takes SQL that starts with a comment for SQL, not for an option."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parse the command line."""
+        return super().parse_args(ctx, [_COMMENT.sub(r" \g<0>", arg) for arg in args])
+
+
+@query_app.command(cls=_SqlCommand)
 def sql(
     statement: Annotated[
         str, typer.Argument(help="DuckDB SQL over `trades` and `quotes`; - reads it from stdin.")
@@ -140,7 +153,7 @@ def sql(
 
 def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", out: Output) -> None:
     from k2cli.query.engine import open_engine
-    from k2cli.query.questions import select_rows
+    from k2cli.query.questions import explain_nothing, select_rows
     from k2cli.storage.lake import open_lake
 
     with open_lake(config) as lake:
@@ -153,7 +166,11 @@ def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", ou
         )
         with open_engine(config.query, [plan]) as engine:
             answer = select_rows(engine, plan.kind, selection)
-            out.write(answer, is_limited=selection.limit is not None)
+            rows = out.write(answer, is_limited=selection.limit is not None)
+        if not rows and selection.symbols:
+            with open_engine(config.query, [lake.plan(kind)]) as engine:
+                for line in explain_nothing(engine, plan.kind, selection):
+                    note(line)
 
 
 def _plans(config: Settings) -> "list[TableFiles]":

@@ -93,14 +93,21 @@ def _expected(exc: duckdb.Error, *, is_from_user: bool) -> K2Error | None:
     if isinstance(exc, duckdb.IOException | duckdb.InterruptException):
         return _outside(reason)
     if isinstance(exc, duckdb.DataError | duckdb.InvalidInputException):
-        return _bad_data(reason)
+        return _misfit(reason)
     if is_from_user and isinstance(exc, _MISTAKES):
-        lines = str(exc).splitlines()
-        hints = (line for line in lines if line.startswith("Candidate bindings"))
-        return UsageError(reason, hint=next(hints, None))
+        return _mistake(str(exc))
     if isinstance(exc, duckdb.PermissionException):  # DuckDB looks for a folder of that name
         return Unavailable(f"a data file is gone: {reason}", hint="run it again")
     return None
+
+
+def _mistake(text: str) -> UsageError:
+    """Keep what DuckDB says of wrong SQL: the caret under it, and the suggestion as the hint."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    hints = [line for line in lines if line.startswith(("Did you mean", "Candidate "))]
+    caret = next((at for at, line in enumerate(lines) if line.startswith("LINE ")), len(lines))
+    message = [*lines[:1], *lines[caret : caret + 2]]
+    return UsageError("\n".join(message), hint=hints[0] if hints else None)
 
 
 @contextmanager
@@ -279,8 +286,11 @@ def _pattern(path: str) -> str:
     return re.sub(r"[\[*?]", r"[\g<0>]", path)
 
 
-def _bad_data(reason: str) -> BadData:
-    return BadData(reason, hint=_WIDER if _OVERFLOW in reason else None)
+def _misfit(reason: str) -> K2Error:
+    hint = _WIDER if _OVERFLOW in reason else None
+    if reason.startswith("Out of Range Error"):  # arithmetic of the statement, not the data
+        return UsageError(reason, hint=hint)
+    return BadData(reason, hint=hint)
 
 
 def _outside(reason: str) -> K2Error:
@@ -302,7 +312,7 @@ def _next_batch(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
         # On the way through Arrow's C interface an error of DuckDB loses its type, not its text.
         reason = str(exc).partition("\n")[0]
         is_outside = reason.startswith(_OUTSIDE)
-        raise (_outside(reason) if is_outside else _bad_data(reason)) from exc
+        raise (_outside(reason) if is_outside else _misfit(reason)) from exc
 
 
 class Engine:
@@ -343,8 +353,16 @@ class Engine:
                 rows = self.connection.execute(checked.statement).to_arrow_table()
                 self.connection.register(_ANSWER, rows)
             else:
-                self.connection.sql(checked.statement).create_view(_ANSWER)
+                self._create_view(checked.statement)
             return Answer(engine=self, sql=f"FROM {_ANSWER}", values=(), is_from_user=True)
+
+    def _create_view(self, statement: duckdb.Statement) -> None:
+        try:
+            relation = self.connection.sql(statement)
+        except _MISTAKES:
+            self.connection.execute(statement)  # fails alike, and shows where
+            raise
+        relation.create_view(_ANSWER)
 
     def copy(self, sql: str, values: Sequence[object], options: str, sink: BinaryIO) -> int:
         """Let DuckDB write a query's rows, and move the bytes into `sink`; return the rows."""

@@ -13,8 +13,8 @@ _HINT: Final = (
 )
 _MONTH: Final = re.compile(r"(\d{4})-(\d{2})")
 # Seconds since 1970 have 9 to 11 digits from 1973 to 5138; each finer unit has 3 more.
-_EPOCH: Final = re.compile(r"\d{9,20}")
-_EPOCH_UNITS: Final = ((11, 1_000_000, 1), (14, 1_000, 1), (17, 1, 1), (20, 1, 1_000))
+_EPOCH: Final = re.compile(r"\d{9,19}")
+_EPOCH_UNITS: Final = ((11, 1_000_000, 1), (14, 1_000, 1), (17, 1, 1), (19, 1, 1_000))
 _START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _AGO: Final = re.compile(r"-(\d+)([smhdw])")
 _MONTHS_AGO: Final = re.compile(r"-\d+M")

@@ -132,6 +132,8 @@ def test_tables_show_exact_values(k2: Any, fmt: str) -> None:
         (["--symbol", "btcusdt", "--limit", "2"], [1000, 1002]),
         (["--symbol", "BTCUSDT,ETHUSDT", "-n", "2", "--order", "desc"], [1599, 1598]),
         (["--symbol", "BTCUSDT", "--symbol", "NONE", "-n", "1"], [1000]),
+        (["--symbol", "btc/usdt,ETH-USDT", "-n", "2"], [1000, 1001]),
+        (["--start", "1723161302055", "--end", "2024-09", "-n", "1"], [1002]),
         (["--exchange", "binance", "--start", "2024-08-08T23:55:02.055Z", "-n", "1"], [1002]),
         (["--end", "2024-08-08T23:55:01.055", "-n", "5"], [1000]),
         (["--end", "2024-08-09", "--order", "desc", "-n", "1"], [1299]),
@@ -145,7 +147,7 @@ def test_tables_show_exact_values(k2: Any, fmt: str) -> None:
 def test_options_choose_rows(k2: Any, args: list[str], trade_ids: list[int]) -> None:
     result = k2("trades", *args, "--columns", "trade_id")
     assert result.stdout.split() == ["trade_id", *(f"BINANCE-{number}" for number in trade_ids)]
-    assert result.stderr == ("" if trade_ids else "nothing matched\n")
+    assert result.stderr[:16] == ("" if trade_ids else "nothing matched\n")
 
 
 def test_columns_keep_their_order(k2: Any) -> None:
@@ -165,15 +167,42 @@ def test_columns_keep_their_order(k2: Any) -> None:
 )
 def test_nothing_matched_is_an_empty_answer_and_a_note(k2: Any, fmt: str, text: str) -> None:
     result = k2("trades", "--symbol", "NONE", "--columns", "price", "--format", fmt)
-    assert (result.stdout, result.stderr) == (text, "nothing matched\n")
+    assert result.stdout == text
+    assert result.stderr == (
+        "nothing matched\nno trades of NONE; there are BTCUSDT, ETHUSDT, ODD: k2 query symbols\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--symbol", "BTCUSD"], "no trades of BTCUSD; did you mean BTCUSDT?"),
+        (["--symbol", "odd", "--start", "2030-01"], "trades of ODD: BINANCE 2024-08-09T23:55:00"),
+        (["--symbol", "ETH/USDT", "--start", "now"], "trades of ETHUSDT: BINANCE 2024-08-08"),
+    ],
+)
+def test_symbols_without_rows_are_explained(k2: Any, args: list[str], said: str) -> None:
+    note, explained = k2("trades", *args).stderr.splitlines()
+    assert note == "nothing matched"
+    assert explained.startswith(said)
+
+
+@pytest.mark.parametrize("comment", ["-- how many", "--how-many", "--", "--2"])
+def test_sql_may_start_with_a_comment(k2: Any, comment: str) -> None:
+    assert k2("sql", f"{comment}\nselect 'a--b c' as x").stdout == "x\na--b c\n"
 
 
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (["trades", "--columns", "prise"], 2, "hint: the nearest one is price"),
+        (["trades", "--columns", "prise"], 2, "hint: did you mean price?"),
         (["trades", "--start", "now", "--end", "today"], 2, "not before"),
         (["trades", "--start", "2024-08-08", "--end", "2024-08-08"], 2, "not before"),
+        (["trades", "--start=-1M"], 2, "hint: write minutes as -1m"),
+        (["trades", "--symbol", ""], 2, "--symbol '' names nothing"),
+        (["trades", "--exchange", " , "], 2, "hint: leave --exchange out"),
+        (["trades", "--limit", "9" * 30], 2, "--limit"),
+        (["sql", "select 9223372036854775807 + 1"], 2, "Overflow"),
         (["trades", "--start", "soon"], 2, "--start 'soon' is not a time"),
         (["trades", "--limit", "0"], 2, "--limit"),
         (["trades", "--format", "xml"], 2, "xml"),

@@ -557,10 +557,7 @@ def test_sql_reaches_nothing_else_in_the_store(
 @pytest.mark.parametrize(
     "sql",
     [
-        "from duckdb_secrets()",
-        "from which_secret('s3://warehouse/x', 's3')",
         "from duckdb_settings()",
-        "from duckdb_variables()",
         "explain from trades",
     ],
 )

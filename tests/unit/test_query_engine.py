@@ -163,7 +163,10 @@ def test_values_are_never_sql(over: Open) -> None:
 def test_unknown_column_names_the_nearest() -> None:
     with bare() as engine, pytest.raises(UsageError) as caught:
         select_rows(engine, TRADES, Selection(columns=["prise"]))
-    assert caught.value.hint == "the nearest one is price"
+    assert caught.value.hint == "did you mean price?"
+    with bare() as engine, pytest.raises(UsageError) as caught:
+        select_rows(engine, TRADES, Selection(columns=["foo"]))
+    assert str(caught.value.hint).startswith("known: message_id, trade_id, symbol")
 
 
 def test_symbols_are_counted_over_all_kinds(tmp_path: Path) -> None:
@@ -265,7 +268,7 @@ def test_sql_that_does_more_than_read_is_refused(sql: str, tmp_path: Path) -> No
     (tmp_path / "secret.csv").write_text("a\n1\n")
     with bare() as engine, pytest.raises(UsageError) as caught:
         engine.ask_sql(sql.format(folder=tmp_path)).table()
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value).partition("\nLINE ")[0]
     assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
 
 
@@ -273,7 +276,6 @@ def test_sql_that_does_more_than_read_is_refused(sql: str, tmp_path: Path) -> No
     "sql",
     [
         "select cast(s as int) from (values ('1'), ('x')) t(s)",
-        "select i * 9223372036854775807 from range(3) t(i)",
         "select error('boom')",
         "select cast(t.s as int) from range(1000000) r(i), (select 'x' as s) t",
     ],
@@ -289,6 +291,35 @@ def test_sql_that_fails_while_it_runs_is_bad_data(sql: str, is_streamed: bool) -
 
     with bare() as engine, pytest.raises(BadData):
         ask(engine)
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_arithmetic_that_overflows_is_a_mistake_in_the_sql(is_streamed: bool) -> None:
+    def ask(engine: Engine) -> None:
+        answer = engine.ask_sql("select i * 9223372036854775807 from range(3) t(i)")
+        if is_streamed:
+            answer.table()
+        else:
+            answer.copy("csv", io.BytesIO())
+
+    with bare() as engine, pytest.raises(UsageError, match="Overflow"):
+        ask(engine)
+
+
+@pytest.mark.parametrize(
+    ("sql", "hint", "caret"),
+    [
+        ("select * from trads", 'Did you mean "trades"?', "from trads"),
+        ("select 1,\n  symbl from trades", "Candidate bindings", "LINE 2:   symbl"),
+        ("-- a note\nselec 1", "None", "LINE 2: selec 1\n        ^"),
+    ],
+)
+def test_mistakes_keep_caret_and_suggestion(sql: str, hint: str, caret: str) -> None:
+    with bare() as engine, pytest.raises(UsageError) as caught:
+        engine.ask_sql(sql)
+    assert hint in str(caught.value.hint)
+    assert caret in str(caught.value)
+    assert str(caught.value).endswith("^")
 
 
 def test_memory_that_does_not_suffice_is_unavailable() -> None:
@@ -422,7 +453,7 @@ def test_a_product_of_prices_that_overflows_says_how_to_widen_it(over: Open) -> 
     for expression in answers:
         with (
             over([trade_row()]) as engine,
-            pytest.raises(BadData, match="Overflow in multiplication") as caught,
+            pytest.raises(UsageError, match="Overflow in multiplication") as caught,
         ):
             engine.ask_sql(f"select {expression} as x from trades").table()
         assert "CAST(price AS DECIMAL(28, 8))" in (caught.value.hint or "")

@@ -176,6 +176,8 @@ def test_spill_and_answer_are_bounded(sandbox: Sandbox, spill: Path) -> None:
         "pivot (from \"query\" /* ( */ ('select 1 as a')) on a using count(*)",
         "from read_parquet('/tmp/*.parquet')",
         "from duckdb_secrets()",
+        "from which_secret('s3://warehouse/x', 's3')",
+        "from duckdb_variables()",
     ],
 )
 def test_table_functions_that_are_not_harmless_are_refused(sandbox: Sandbox, sql: str) -> None:
