@@ -1,6 +1,7 @@
 """stdout is data, stderr is talk. Machine formats never pass through Rich."""
 
 import errno
+import gzip
 import itertools
 import json
 import os
@@ -87,6 +88,7 @@ class Format(StrEnum):
 
     TABLE = "table"
     CSV = "csv"
+    TSV = "tsv"
     JSON = "json"
     NDJSON = "ndjson"
     PARQUET = "parquet"
@@ -97,6 +99,7 @@ class Format(StrEnum):
 _BINARY: Final = frozenset({Format.PARQUET, Format.ARROW})
 _EXTENSIONS: Final = {
     ".csv": Format.CSV,
+    ".tsv": Format.TSV,
     ".json": Format.JSON,
     ".ndjson": Format.NDJSON,
     ".jsonl": Format.NDJSON,
@@ -107,6 +110,13 @@ _EXTENSIONS: Final = {
 }
 
 
+class Compression(StrEnum):
+    """How a file is compressed, by the end of its name."""
+
+    GZIP = ".gz"
+    ZSTD = ".zst"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """Where an answer goes, and in which format. Made by `choose_output`."""
@@ -115,6 +125,7 @@ class Output:
     path: Path | None  # None is stdout
     is_forced: bool = False  # replace the file if it exists
     has_header: bool = True  # of csv
+    compression: Compression | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -131,7 +142,7 @@ class Output:
         is_preview = self.is_terminal and self.format is Format.TABLE and not is_limited
         if is_preview:
             answer = answer.first(PREVIEW_ROWS + 1)
-        with self._opened() as sink:
+        with self._opened() as opened, _compressed(opened, self.compression) as sink:
             rows = self._write(answer, sink, is_preview=is_preview)
         if rows == 0:
             note("nothing matched")
@@ -203,11 +214,63 @@ def choose_output(chosen: Format | None, path: Path | None, *, is_forced: bool) 
         raise NotFound(f"folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}")
     if path.is_file() and not is_forced:
         raise _exists(path)
-    found = chosen or _EXTENSIONS.get(path.suffix.lower()) or (Format.CSV if is_special else None)
+    compression, name = _compression_of(path)
+    found = chosen or _EXTENSIONS.get(name.suffix.lower()) or (Format.CSV if is_special else None)
     if found is None:
         known = " ".join(_EXTENSIONS)
-        raise UsageError(f"no format for {path}", hint=f"add --format, or name it one of {known}")
-    return Output(format=found, path=path, is_forced=is_forced)
+        hint = f"add --format, or name it one of {known}, with .gz or .zst for text"
+        raise UsageError(f"no format for {path}", hint=hint)
+    if compression and found in _BINARY:
+        raise UsageError(
+            f"{found} is compressed inside, not as a whole", hint=f"name it {name.name}"
+        )
+    return Output(format=found, path=path, is_forced=is_forced, compression=compression)
+
+
+def _compression_of(path: Path) -> tuple[Compression | None, Path]:
+    """Split the name of a compressed file from that of what is in it."""
+    suffix = path.suffix.lower()
+    if suffix in list(Compression):
+        return Compression(suffix), path.with_suffix("")
+    return None, path
+
+
+@contextmanager
+def _compressed(sink: BinaryIO, compression: Compression | None) -> Iterator[BinaryIO]:
+    """Compress what is written on its way into `sink`."""
+    match compression:
+        case None:
+            yield sink
+        case Compression.GZIP:
+            # Without name and time: the same rows are the same bytes.
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=sink, mtime=0) as stream:
+                yield cast(BinaryIO, stream)
+        case Compression.ZSTD:
+            import pyarrow as pa
+
+            kept_open = pa.PythonFile(_KeptOpen(sink), mode="w")
+            with pa.CompressedOutputStream(kept_open, "zstd") as stream:
+                yield cast(BinaryIO, stream)
+
+
+class _KeptOpen:
+    """Passes on what Arrow writes, but not that it closes what it wrote to."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+        self.closed = False
+
+    def write(self, chunk: bytes) -> int:
+        """Write a chunk."""
+        return self._sink.write(chunk)
+
+    def flush(self) -> None:
+        """Flush the sink."""
+        self._sink.flush()
+
+    def close(self) -> None:
+        """Leave the sink open: its owner closes it."""
+        self.closed = True
 
 
 def _format_for_stdout(chosen: Format | None) -> Format:

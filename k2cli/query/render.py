@@ -167,6 +167,10 @@ COPIES: Final[Mapping[str, Copy]] = {
     "csv": Copy(
         as_csv, f"FORMAT csv, HEADER true, TIMESTAMPFORMAT {literal(_TIME_FORMAT[_ZONED])}"
     ),
+    "tsv": Copy(
+        as_csv,
+        f"FORMAT csv, HEADER true, DELIMITER '\t', TIMESTAMPFORMAT {literal(_TIME_FORMAT[_ZONED])}",
+    ),
     "ndjson": Copy(as_json, "FORMAT json"),
     "csv without header": Copy(as_text, "FORMAT csv, HEADER false"),
     "parquet": Copy(as_exchanged, "FORMAT parquet, COMPRESSION zstd"),

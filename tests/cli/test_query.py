@@ -261,6 +261,28 @@ def test_output_takes_its_format_from_the_name(k2: Any, tmp_path: Path, extensio
             assert path.read_text() == k2("quotes", "-f", form).stdout
 
 
+@pytest.mark.parametrize("name", ["x.csv.gz", "x.tsv.zst", "x.JSON.GZ", "x.md.zst", "x.ndjson.gz"])
+def test_output_is_compressed_by_its_name(k2: Any, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    k2("trades", "-o", path)
+    codec = "zstd" if name.endswith("zst") else "gzip"
+    with pa.input_stream(path, compression=codec) as stream:
+        content = stream.read()
+    fmt = {"md": "markdown"}.get(name.lower().split(".")[1], name.lower().split(".")[1])
+    assert content == k2("trades", "-f", fmt).stdout_bytes
+    assert "exists" in k2("trades", "-o", path, code=2).stderr
+
+
+def test_binary_formats_are_not_compressed_as_a_whole(k2: Any, tmp_path: Path) -> None:
+    assert "hint: name it x.parquet" in k2("trades", "-o", tmp_path / "x.parquet.gz", code=2).stderr
+    assert "no format" in k2("trades", "-o", tmp_path / "x.gz", code=2).stderr
+
+
+def test_tsv_is_csv_with_tabs(k2: Any) -> None:
+    rows = list(csv.reader(io.StringIO(k2("trades", "-f", "tsv").stdout), delimiter="\t"))
+    assert rows == list(csv.reader(io.StringIO(k2("trades", "-f", "csv").stdout)))
+
+
 def test_output_does_not_overwrite_without_force(k2: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("mine")
