@@ -29,6 +29,7 @@ import msgspec
 from msgspec import Meta
 
 from k2cli.errors import ConfigError
+from k2cli.nearest import suggestion
 
 FILE_NAME: Final = "k2.toml"
 DEFAULT: Final = "default"  # where a value comes from that nobody set
@@ -42,6 +43,7 @@ _URL_SECRET = re.compile(rf"([?&][^=&#\s]*(?:{_SECRET_WORDS})[^=&#\s]*=)[^&#\s]+
 _HIDDEN: Final = "********"
 _LONGEST_RUN: Final = 64
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B(?:YTES?)?")
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -59,6 +61,23 @@ def parse_duration_s(text: str) -> float:
 
 class Duration(float):
     """Seconds, written in settings as `60s` or `15m`."""
+
+
+def parse_size_bytes(text: str) -> int:
+    """Turn `500MB`, `1.5 GB` or `2GiB` into bytes.
+
+    Raises:
+        ValueError: the text is not a number with one of these units.
+    """
+    match = _SIZE.fullmatch(text.strip().upper())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size such as 500MB, 2GB or 2GiB")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** "BKMGT".index(match[2] or "B"))
+
+
+class Size(int):
+    """Bytes, written in settings as `500MB` or `2GB`."""
 
 
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -98,9 +117,19 @@ class StreamSettings(_Section, frozen=True, kw_only=True):
 
 
 class QuerySettings(_Section, frozen=True, kw_only=True):
-    """What a query may use."""
+    """What a query may use. The limits of time and answer hold for `k2 query sql`."""
 
     memory_limit: Annotated[str, Meta(description="Beyond it DuckDB spills to $TMPDIR.")] = "2GB"
+    spill_limit: Annotated[
+        Size, Meta(description="The most that a query may spill to $TMPDIR.")
+    ] = Size(20 * 10**9)
+    timeout: Annotated[
+        Duration,
+        Meta(description="Stop SQL that runs longer; time spent on output is free. 0s: never."),
+    ] = Duration(300)
+    answer_limit: Annotated[Size, Meta(description="Stop SQL whose answer is larger.")] = Size(
+        20 * 10**9
+    )
     threads: Annotated[
         PositiveInt | None, Meta(description="All cores unless set.", examples=[2])
     ] = None
@@ -344,8 +373,7 @@ def _text(value: object) -> str:
 def _check_known(name: str, known: Iterable[str], what: str) -> None:
     names = list(known)
     if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-        raise ConfigError(f"unknown {what}", hint=f"the nearest known one is {nearest[0]}")
+        raise ConfigError(f"unknown {what}", hint=suggestion(name, names))
 
 
 def _check_open(section: str, key: str, origin: str) -> None:
@@ -360,6 +388,10 @@ def _decode_hook(kind: type, value: Any) -> Any:
         if not isinstance(value, str):
             raise ValueError(f"{value!r} needs a unit, such as 60s, 15m or 6h")
         return Duration(parse_duration_s(value))
+    if kind is Size:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} needs a unit, such as 500MB or 2GB")
+        return Size(parse_size_bytes(value))
     raise NotImplementedError(kind)
 
 
@@ -385,6 +417,8 @@ def settings_document(settings: Settings) -> dict[str, dict[str, object]]:
 
 
 def _shown(value: object) -> object:
+    if isinstance(value, Size):
+        return f"{value / 10**9:.15g}GB"
     return f"{value:.15g}s" if isinstance(value, Duration) else value
 
 

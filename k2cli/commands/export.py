@@ -16,11 +16,11 @@ from k2cli.commands.options import (
     StartOpt,
     SymbolOpt,
     settings,
-    split_commas,
+    split_names,
+    symbol_names,
 )
 from k2cli.commands.output import Format, choose_output
 from k2cli.errors import UsageError
-from k2cli.symbols import fold_symbol
 
 if TYPE_CHECKING:
     from k2cli.ingestion.csv.layout import Layout
@@ -72,8 +72,8 @@ def rows(
     out = choose_output(Format.CSV, output, is_forced=force)
     out = replace(out, has_header=chosen.header == "required")
     selection = Selection(
-        symbols=[fold_symbol(word) for word in split_commas(symbol)],
-        exchanges=[word.upper() for word in split_commas(exchange)],
+        symbols=symbol_names(symbol),
+        exchanges=[word.upper() for word in split_names(exchange, "--exchange")],
         span=parse_timespan(start, end, now=datetime.now(UTC)),
         limit=limit,
     )

@@ -1,6 +1,7 @@
 """Every shared option as an Annotated type, declared once."""
 
 import os
+import re
 from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +12,8 @@ import typer
 from k2cli.commands.events import LogFormat, LogLevel
 from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s
+from k2cli.errors import UsageError
+from k2cli.symbols import fold_symbol
 
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
 _LAST_PORT: Final = 65535
@@ -34,7 +37,10 @@ ExchangeOpt = Annotated[
 ]
 StartOpt = Annotated[
     str | None,
-    typer.Option("--start", help="From this time on: 2024-08-08T10:30Z, -15m, -7d, today, now."),
+    typer.Option(
+        "--start",
+        help="From this time on: 2024-08-08T10:30Z, 2024-08, an epoch, -15m, today.",
+    ),
 ]
 EndOpt = Annotated[
     str | None, typer.Option("--end", help="Before this time; a date is its midnight in UTC.")
@@ -44,7 +50,7 @@ ColumnsOpt = Annotated[
     typer.Option("--columns", "-c", help="Only these columns, in this order, by commas."),
 ]
 LimitOpt = Annotated[
-    int | None, typer.Option("--limit", "-n", min=1, help="At most this many rows.")
+    int | None, typer.Option("--limit", "-n", min=1, max=2**63 - 1, help="At most this many rows.")
 ]
 FormatOpt = Annotated[
     Format | None,
@@ -213,6 +219,32 @@ def split_commas(values: list[str] | None) -> list[str]:
     """Flatten an option that is repeatable and takes comma lists; order kept, repeats dropped."""
     words = [word.strip() for value in values or [] for word in value.split(",")]
     return list(dict.fromkeys(word for word in words if word))
+
+
+def split_names(values: list[str] | None, option: str) -> list[str]:
+    """Flatten an option of names such as `split_commas` does; refuse one that names nothing.
+
+    An unset variable in a script (`--symbol "$SYMBOL"`) must not select everything.
+
+    Raises:
+        UsageError: the option was given, and one of its values is empty.
+    """
+    for value in values or []:
+        if not any(word.strip() for word in value.split(",")):
+            raise UsageError(
+                f"{option} {value!r} names nothing", hint=f"leave {option} out to select all"
+            )
+    return split_commas(values)
+
+
+def symbol_names(values: list[str] | None) -> list[str]:
+    """Read --symbol as symbols are stored: BTC/USDT, btc-usdt and BTCUSDT are one.
+
+    Both spellings are looked for where a separator may belong to the symbol (BRK-B, BTC-240927).
+    """
+    folded = [fold_symbol(word) for word in split_names(values, "--symbol")]
+    joined = (re.sub(r"[/_-]", "", word) for word in folded)
+    return list(dict.fromkeys([*folded, *joined]))
 
 
 def key_values(values: list[str] | None, option: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """stdout is data, stderr is talk. Machine formats never pass through Rich."""
 
 import errno
+import gzip
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from k2cli.query.engine import Answer
+    from k2cli.query.protocol import AnyAnswer
 
 PREVIEW_ROWS: Final = 100  # of a table on a terminal, unless --limit says otherwise
 _BLOCK_ROWS: Final = 1_000  # rows that decide how wide the columns of a table are
@@ -87,6 +88,7 @@ class Format(StrEnum):
 
     TABLE = "table"
     CSV = "csv"
+    TSV = "tsv"
     JSON = "json"
     NDJSON = "ndjson"
     PARQUET = "parquet"
@@ -97,6 +99,7 @@ class Format(StrEnum):
 _BINARY: Final = frozenset({Format.PARQUET, Format.ARROW})
 _EXTENSIONS: Final = {
     ".csv": Format.CSV,
+    ".tsv": Format.TSV,
     ".json": Format.JSON,
     ".ndjson": Format.NDJSON,
     ".jsonl": Format.NDJSON,
@@ -107,6 +110,13 @@ _EXTENSIONS: Final = {
 }
 
 
+class Compression(StrEnum):
+    """How a file is compressed, by the end of its name."""
+
+    GZIP = ".gz"
+    ZSTD = ".zst"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """Where an answer goes, and in which format. Made by `choose_output`."""
@@ -115,26 +125,30 @@ class Output:
     path: Path | None  # None is stdout
     is_forced: bool = False  # replace the file if it exists
     has_header: bool = True  # of csv
+    compression: Compression | None = None
 
     @property
     def is_terminal(self) -> bool:
         """Whether a person sees the answer at once."""
         return self.path is None and sys.stdout.isatty()
 
-    def write(self, answer: "Answer", *, is_limited: bool = False) -> None:
+    def write(self, answer: "AnyAnswer", *, is_limited: bool = False) -> int:
         """Run the answer and write it; says on stderr when there is nothing, or more.
+
+        Returns how many rows there are, up to one more than a preview shows.
 
         `is_limited` tells that the user chose how many rows they want to see.
         """
         is_preview = self.is_terminal and self.format is Format.TABLE and not is_limited
         if is_preview:
             answer = answer.first(PREVIEW_ROWS + 1)
-        with self._opened() as sink:
+        with self._opened() as opened, _compressed(opened, self.compression) as sink:
             rows = self._write(answer, sink, is_preview=is_preview)
         if rows == 0:
             note("nothing matched")
         elif is_preview and rows > PREVIEW_ROWS:
             note(f"the first {PREVIEW_ROWS} rows; all of them: --format csv, or -o FILE")
+        return rows
 
     @contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
@@ -154,13 +168,11 @@ class Output:
         except OSError as exc:
             raise _os_error(self.path, exc) from exc
 
-    def _write(self, answer: "Answer", sink: BinaryIO, *, is_preview: bool) -> int:
-        from k2cli.query.render import COPIES, CSV_WITHOUT_HEADER
-
+    def _write(self, answer: "AnyAnswer", sink: BinaryIO, *, is_preview: bool) -> int:
         match self.format:
             case Format.JSON:
                 array = _JsonArray(sink)
-                rows = answer.copy(COPIES["ndjson"], cast(BinaryIO, array))
+                rows = answer.copy("ndjson", cast(BinaryIO, array))
                 array.finish()
             case Format.ARROW:
                 rows = _write_arrow(answer.batches(), sink, is_stream=self.path is None)
@@ -171,9 +183,9 @@ class Output:
                 width = shutil.get_terminal_size().columns if self.is_terminal else None
                 rows = _write_table(answer, sink, limit=limit, width=width)
             case Format.CSV if not self.has_header:
-                rows = answer.copy(CSV_WITHOUT_HEADER, sink)
+                rows = answer.copy("csv without header", sink)
             case _:
-                rows = answer.copy(COPIES[self.format], sink)
+                rows = answer.copy(self.format.value, sink)
         return rows
 
 
@@ -202,11 +214,63 @@ def choose_output(chosen: Format | None, path: Path | None, *, is_forced: bool) 
         raise NotFound(f"folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}")
     if path.is_file() and not is_forced:
         raise _exists(path)
-    found = chosen or _EXTENSIONS.get(path.suffix.lower()) or (Format.CSV if is_special else None)
+    compression, name = _compression_of(path)
+    found = chosen or _EXTENSIONS.get(name.suffix.lower()) or (Format.CSV if is_special else None)
     if found is None:
         known = " ".join(_EXTENSIONS)
-        raise UsageError(f"no format for {path}", hint=f"add --format, or name it one of {known}")
-    return Output(format=found, path=path, is_forced=is_forced)
+        hint = f"add --format, or name it one of {known}, with .gz or .zst for text"
+        raise UsageError(f"no format for {path}", hint=hint)
+    if compression and found in _BINARY:
+        raise UsageError(
+            f"{found} is compressed inside, not as a whole", hint=f"name it {name.name}"
+        )
+    return Output(format=found, path=path, is_forced=is_forced, compression=compression)
+
+
+def _compression_of(path: Path) -> tuple[Compression | None, Path]:
+    """Split the name of a compressed file from that of what is in it."""
+    suffix = path.suffix.lower()
+    if suffix in list(Compression):
+        return Compression(suffix), path.with_suffix("")
+    return None, path
+
+
+@contextmanager
+def _compressed(sink: BinaryIO, compression: Compression | None) -> Iterator[BinaryIO]:
+    """Compress what is written on its way into `sink`."""
+    match compression:
+        case None:
+            yield sink
+        case Compression.GZIP:
+            # Without name and time: the same rows are the same bytes.
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=sink, mtime=0) as stream:
+                yield cast(BinaryIO, stream)
+        case Compression.ZSTD:
+            import pyarrow as pa
+
+            kept_open = pa.PythonFile(_KeptOpen(sink), mode="w")
+            with pa.CompressedOutputStream(kept_open, "zstd") as stream:
+                yield cast(BinaryIO, stream)
+
+
+class _KeptOpen:
+    """Passes on what Arrow writes, but not that it closes what it wrote to."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+        self.closed = False
+
+    def write(self, chunk: bytes) -> int:
+        """Write a chunk."""
+        return self._sink.write(chunk)
+
+    def flush(self) -> None:
+        """Flush the sink."""
+        self._sink.flush()
+
+    def close(self) -> None:
+        """Leave the sink open: its owner closes it."""
+        self.closed = True
 
 
 def _format_for_stdout(chosen: Format | None) -> Format:
@@ -305,24 +369,22 @@ def _write_arrow(batches: Iterator["pa.RecordBatch"], sink: BinaryIO, *, is_stre
 Row = Sequence[str]
 
 
-def _rows(answer: "Answer") -> Iterator[Row]:
+def _rows(answer: "AnyAnswer") -> Iterator[Row]:
     """Stream the rows as text; null is an empty text."""
-    from k2cli.query.render import as_text
-
-    for batch in answer.batches(as_text):
+    for batch in answer.batches("text"):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             yield ["" if cell is None else cell for cell in row]
 
 
-def _are_numbers(answer: "Answer") -> list[bool]:
-    return [of.id in _NUMBERS for _, of in answer.columns]
+def _are_numbers(answer: "AnyAnswer") -> list[bool]:
+    return [of in _NUMBERS for _, of in answer.named_types]
 
 
-def _write_markdown(answer: "Answer", sink: BinaryIO) -> int:
+def _write_markdown(answer: "AnyAnswer", sink: BinaryIO) -> int:
     count = 0
     for row in _rows(answer):
         if count == 0:
-            names = markdown_line([name for name, _ in answer.columns])
+            names = markdown_line([name for name, _ in answer.named_types])
             rule = "|".join("---:" if number else "---" for number in _are_numbers(answer))
             sink.write(f"{names}|{rule}|\n".encode())
         sink.write(markdown_line(row).encode())
@@ -338,7 +400,9 @@ def markdown_line(cells: Row) -> str:
     return f"| {' | '.join(escaped)} |\n"
 
 
-def _write_table(answer: "Answer", sink: BinaryIO, *, limit: int | None, width: int | None) -> int:
+def _write_table(
+    answer: "AnyAnswer", sink: BinaryIO, *, limit: int | None, width: int | None
+) -> int:
     """Write rows in columns as wide as the first rows need; return how many there are.
 
     Past `limit` rows are counted, not written. On a screen of `width`, columns of detail that do
@@ -367,8 +431,8 @@ class _Layout:
     left_out: Sequence[str]
 
     @classmethod
-    def fitting(cls, answer: "Answer", rows: Sequence[Row], width: int | None) -> "_Layout":
-        names = [name for name, _ in answer.columns]
+    def fitting(cls, answer: "AnyAnswer", rows: Sequence[Row], width: int | None) -> "_Layout":
+        names = [name for name, _ in answer.named_types]
         widths = [
             max(_cell_width(line) for cell in (name, *cells) for line in _lines(cell))
             for name, cells in zip(names, zip(*rows, strict=True), strict=True)

@@ -1,13 +1,17 @@
 """k2 query: answers out of the tables."""
 
+import re
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+from msgspec.structs import replace
+from typer.core import TyperCommand
 
 from k2cli.commands.options import (
+    DURATION,
     ColumnsOpt,
     EndOpt,
     ExchangeOpt,
@@ -21,16 +25,19 @@ from k2cli.commands.options import (
     StartOpt,
     SymbolOpt,
     settings,
-    split_commas,
+    split_names,
+    symbol_names,
 )
-from k2cli.commands.output import Output, choose_output
-from k2cli.config import Settings
+from k2cli.commands.output import Output, choose_output, note
+from k2cli.config import Duration, Settings
 from k2cli.errors import NotFound
-from k2cli.symbols import fold_symbol
 
 if TYPE_CHECKING:
     from k2cli.query.questions import Selection
     from k2cli.records import RecordKind, TableFiles
+
+# No option has a space before its value, or anything but a letter after the dashes.
+_COMMENT: Final = re.compile(r"\A--(?=[^\s=]*\s|[^A-Za-z]).*", re.DOTALL)
 
 query_app = typer.Typer(name="query", help="Answers out of the tables.", no_args_is_help=True)
 
@@ -68,10 +75,10 @@ def rows(
     kind = KINDS[str(context.info_name)]
     out = choose_output(fmt, output, is_forced=force)
     selection = Selection(
-        symbols=[fold_symbol(word) for word in split_commas(symbol)],
-        exchanges=[word.upper() for word in split_commas(exchange)],
+        symbols=symbol_names(symbol),
+        exchanges=[word.upper() for word in split_names(exchange, "--exchange")],
         span=parse_timespan(start, end, now=datetime.now(UTC)),
-        columns=split_commas(columns),
+        columns=split_names(columns, "--columns"),
         is_descending=order is Order.DESC,
         limit=limit,
     )
@@ -100,7 +107,15 @@ def symbols(
             out.write(list_symbols(engine, [plan.kind for plan in plans]))
 
 
-@query_app.command()
+class _SqlCommand(TyperCommand):
+    """Takes SQL that starts with a comment for SQL, not for an option."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parse the command line."""
+        return super().parse_args(ctx, [_COMMENT.sub(r" \g<0>", arg) for arg in args])
+
+
+@query_app.command(cls=_SqlCommand)
 def sql(
     statement: Annotated[
         str, typer.Argument(help="DuckDB SQL over `trades` and `quotes`; - reads it from stdin.")
@@ -108,24 +123,37 @@ def sql(
     fmt: FormatOpt = None,
     output: OutputOpt = None,
     force: ForceOpt = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            help="Stop when it takes longer; time spent on output is free. 0s: never.",
+            show_default="5m, or query.timeout",
+            **DURATION,
+        ),
+    ] = None,
     home: HomeOpt = None,
 ) -> None:
-    """Run a SELECT over the tables. It can change nothing and read no other files.
+    """Run a SELECT over the tables. It cannot change anything or read other files.
+
+    It runs in a process of its own, within the limits of section [query] of the settings.
 
     Example: k2 query sql "select symbol, max(price) from trades group by all"
     """
-    from k2cli.query.engine import open_engine
+    from k2cli.query.sandbox import open_sandbox
 
     out = choose_output(fmt, output, is_forced=force)
-    text = sys.stdin.read() if statement == "-" else statement
     config = settings(home)
-    with open_engine(config.query, _plans(config)) as engine:
-        out.write(engine.ask_sql(text))
+    limits = config.query if timeout is None else replace(config.query, timeout=Duration(timeout))
+    with open_sandbox() as sandbox:  # first: it starts while the tables are planned
+        text = sys.stdin.read() if statement == "-" else statement
+        with sandbox.ask(limits, _plans(config), text) as answer:
+            out.write(answer)
 
 
 def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", out: Output) -> None:
     from k2cli.query.engine import open_engine
-    from k2cli.query.questions import select_rows
+    from k2cli.query.questions import explain_nothing, select_rows
     from k2cli.storage.lake import open_lake
 
     with open_lake(config) as lake:
@@ -138,7 +166,11 @@ def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", ou
         )
         with open_engine(config.query, [plan]) as engine:
             answer = select_rows(engine, plan.kind, selection)
-            out.write(answer, is_limited=selection.limit is not None)
+            rows = out.write(answer, is_limited=selection.limit is not None)
+        if not rows and selection.symbols:
+            with open_engine(config.query, [lake.plan(kind)]) as engine:
+                for line in explain_nothing(engine, plan.kind, selection):
+                    note(line)
 
 
 def _plans(config: Settings) -> "list[TableFiles]":

@@ -98,7 +98,8 @@ def list_subjects(
         with Finder(home=home, registry=registry, timeout_s=timeout).opened() as client:
             infos = client.describe(client.subjects())
     except ConfigError as exc:
-        raise ConfigError(str(exc), hint=f"{exc.hint}; offline: k2 schema list --ours") from exc
+        hints = [exc.hint, "offline: k2 schema list --ours"]
+        raise ConfigError(str(exc), hint="; ".join(filter(None, hints))) from exc
     columns = {
         "subject": pa.array([info.name for info in infos], pa.string()),
         "versions": pa.array([info.versions for info in infos], pa.int64()),

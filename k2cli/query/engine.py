@@ -5,6 +5,9 @@ file or object, no other place on the network, no extension but httpfs where tho
 no change to its own configuration. What it writes goes through a pipe that it was opened with, so
 that DuckDB's own parallel writers serve every destination, a terminal, `>>` and a half-written file
 included.
+
+SQL that a user wrote gets two engines: one that reads the tables and can write nothing, and one
+that only formats the rows which the first one streams to it. So no query reads its own answer.
 """
 
 import fcntl
@@ -12,25 +15,35 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 import duckdb
 import pyarrow as pa
+from msgspec.structs import replace
 
 from k2cli.config import QuerySettings
 from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
-from k2cli.query.render import Column, Copy, Expression, as_exchanged, literal, projection, quoted
+from k2cli.query.protocol import MEMORY_HINT, modest_limit_bytes
+from k2cli.query.render import (
+    COPIES,
+    RENDERINGS,
+    Column,
+    Expression,
+    as_transferred,
+    literal,
+    projection,
+    quoted,
+)
 from k2cli.query.s3 import KEYS_HINT, check_paths, open_s3
+from k2cli.query.statements import check_statement
 from k2cli.records import TableFiles
 
 _CHUNK_BYTES: Final = 1 << 20
 _BATCH_ROWS: Final = 10_000
-_EXPLAIN: Final = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?(\([^()]*\)\s*)?(?=\w|\()", re.IGNORECASE)
-# Statements about tables have small answers, and must not see the view that an answer lives in.
-_ABOUT: Final = re.compile(r"\s*(SHOW|DESCRIBE|DESC|SUMMARIZE)\b", re.IGNORECASE)
 _ANSWER: Final = "k2_answer"
 _RUNS_TO_LEARN_WHY: Final = 5
 _OVERFLOW: Final = "an explicit cast to a bigger decimal"
@@ -76,19 +89,25 @@ def translated(*, is_from_user: bool = False) -> Iterator[None]:
 def _expected(exc: duckdb.Error, *, is_from_user: bool) -> K2Error | None:
     reason = str(exc).partition("\n")[0]
     if isinstance(exc, duckdb.OutOfMemoryException):
-        hint = "raise query.memory_limit (K2_QUERY_MEMORY_LIMIT), or free space in $TMPDIR"
-        return Unavailable(reason, hint=hint)
+        return Unavailable(reason, hint=MEMORY_HINT)
     if isinstance(exc, duckdb.IOException | duckdb.InterruptException):
         return _outside(reason)
     if isinstance(exc, duckdb.DataError | duckdb.InvalidInputException):
-        return _bad_data(reason)
+        return _misfit(reason)
     if is_from_user and isinstance(exc, _MISTAKES):
-        lines = str(exc).splitlines()
-        hints = (line for line in lines if line.startswith("Candidate bindings"))
-        return UsageError(reason, hint=next(hints, None))
+        return _mistake(str(exc))
     if isinstance(exc, duckdb.PermissionException):  # DuckDB looks for a folder of that name
         return Unavailable(f"a data file is gone: {reason}", hint="run it again")
     return None
+
+
+def _mistake(text: str) -> UsageError:
+    """Keep what DuckDB says of wrong SQL: the caret under it, and the suggestion as the hint."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    hints = [line for line in lines if line.startswith(("Did you mean", "Candidate "))]
+    caret = next((at for at, line in enumerate(lines) if line.startswith("LINE ")), len(lines))
+    message = [*lines[:1], *lines[caret : caret + 2]]
+    return UsageError("\n".join(message), hint=hints[0] if hints else None)
 
 
 @contextmanager
@@ -96,10 +115,81 @@ def open_engine(settings: QuerySettings, files: Iterable[TableFiles]) -> Iterato
     """Open a DuckDB with one view for each kind of record over its files, and lock it down.
 
     Raises:
-        ConfigError: a memory limit that DuckDB cannot read, or files that it has no way to.
+        ConfigError: a memory limit that is not a size, or files that DuckDB has no way to.
     """
-    plans = list(files)
-    check_paths(plans)
+    modest = replace(settings, memory_limit=f"{modest_limit_bytes(settings)}B")
+    with open_pipe() as pipe, _open_engine(modest, files, pipe=pipe) as engine:
+        yield engine
+
+
+@contextmanager
+def open_sql(
+    settings: QuerySettings,
+    files: Iterable[TableFiles],
+    text: str,
+    *,
+    limit: int | None = None,
+    when_ready: Callable[[], None] = lambda: None,
+) -> Iterator["Answer"]:
+    """Run a statement that a user wrote, at most `limit` rows of it, in engines of its own.
+
+    `when_ready` is called when both engines are open, before the statement is parsed.
+
+    Raises:
+        UsageError: it is not one statement that only reads, or names what does not exist.
+        K2Error: also while the answer is read; always what the statement failed with.
+    """
+    with (
+        _open_engine(settings, files, pipe=None) as reading,
+        open_engine(settings, []) as writing,
+    ):
+        when_ready()
+        answer = reading.ask_sql(text)
+        rows = _Handover(answer if limit is None else answer.first(limit))
+        try:
+            yield writing.ask_stream(rows.reader())
+        except BaseException as exc:
+            if rows.failure is not None:
+                raise rows.failure from exc
+            raise
+
+
+class _Handover:
+    """Streams rows from one engine to another, and keeps the error that the first one raised."""
+
+    def __init__(self, answer: "Answer") -> None:
+        self._answer = answer
+        self.failure: K2Error | None = None
+
+    def reader(self) -> pa.RecordBatchReader:
+        """Start the query."""
+        schema, batches = self._answer.stream(as_transferred)
+        return pa.RecordBatchReader.from_batches(schema, self._watched(batches))
+
+    def _watched(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except K2Error as exc:
+            self.failure = exc
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class Pipe:
+    """Both ends of a pipe that DuckDB writes to, under its path."""
+
+    reader: BinaryIO
+    writer: BinaryIO
+
+    @property
+    def path(self) -> str:
+        """Return the path that opens the writing end."""
+        return f"/dev/fd/{self.writer.fileno()}"
+
+
+@contextmanager
+def open_pipe() -> Iterator[Pipe]:
+    """Open a pipe with a large buffer."""
     read_fd, write_fd = os.pipe()
     if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux: fewer and larger hand-overs
         with suppress(OSError):  # more than the system grants
@@ -107,15 +197,28 @@ def open_engine(settings: QuerySettings, files: Iterable[TableFiles]) -> Iterato
     with (
         os.fdopen(read_fd, "rb", buffering=0) as reader,
         os.fdopen(write_fd, "wb", buffering=0) as writer,
+    ):
+        yield Pipe(reader, writer)
+
+
+@contextmanager
+def _open_engine(
+    settings: QuerySettings, files: Iterable[TableFiles], *, pipe: Pipe | None
+) -> Iterator["Engine"]:
+    plans = list(files)
+    check_paths(plans)
+    with (
         tempfile.TemporaryDirectory(prefix="k2-query-") as spill,
         closing(_connect(settings, spill)) as connection,
     ):
-        engine = Engine(connection=connection, reader=reader, writer=writer)
-        allowed = [engine.pipe]
+        engine = Engine(connection=connection, pipe=pipe)
+        allowed = [] if pipe is None else [pipe.path]
         for path in (path for plan in plans for path in plan.paths):
             allowed += {path, _pattern(path)}
         with translated():
             connection.execute("SET TimeZone = 'UTC'")
+            if pipe is None:  # types that other readers do not know go to an engine only
+                connection.execute("SET arrow_lossless_conversion = true")
             open_s3(connection, plans)
             connection.execute(f"SET allowed_paths = [{', '.join(map(literal, allowed))}]")
             connection.execute("SET enable_external_access = false")
@@ -133,6 +236,7 @@ def _connect(settings: QuerySettings, spill: str) -> duckdb.DuckDBPyConnection:
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": settings.memory_limit,
         "temp_directory": spill,
+        "max_temp_directory_size": f"{settings.spill_limit:d}B",
         "python_enable_replacements": "false",
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
@@ -141,13 +245,7 @@ def _connect(settings: QuerySettings, spill: str) -> duckdb.DuckDBPyConnection:
     }
     if settings.threads is not None:
         config["threads"] = settings.threads
-    try:
-        return duckdb.connect(":memory:", config=config)
-    except duckdb.ProgrammingError as exc:
-        reason = f"query.memory_limit {settings.memory_limit!r}: {exc!s}"
-        raise ConfigError(
-            reason, hint="write it as 1GB, in k2.toml or K2_QUERY_MEMORY_LIMIT"
-        ) from exc
+    return duckdb.connect(":memory:", config=config)
 
 
 def arrow_to_duckdb_type(of: pa.DataType) -> str:
@@ -188,8 +286,11 @@ def _pattern(path: str) -> str:
     return re.sub(r"[\[*?]", r"[\g<0>]", path)
 
 
-def _bad_data(reason: str) -> BadData:
-    return BadData(reason, hint=_WIDER if _OVERFLOW in reason else None)
+def _misfit(reason: str) -> K2Error:
+    hint = _WIDER if _OVERFLOW in reason else None
+    if reason.startswith("Out of Range Error"):  # arithmetic of the statement, not the data
+        return UsageError(reason, hint=hint)
+    return BadData(reason, hint=hint)
 
 
 def _outside(reason: str) -> K2Error:
@@ -211,19 +312,15 @@ def _next_batch(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
         # On the way through Arrow's C interface an error of DuckDB loses its type, not its text.
         reason = str(exc).partition("\n")[0]
         is_outside = reason.startswith(_OUTSIDE)
-        raise (_outside(reason) if is_outside else _bad_data(reason)) from exc
+        raise (_outside(reason) if is_outside else _misfit(reason)) from exc
 
 
 class Engine:
     """An open DuckDB. Made by `open_engine`; gives one answer."""
 
-    def __init__(
-        self, *, connection: duckdb.DuckDBPyConnection, reader: BinaryIO, writer: BinaryIO
-    ) -> None:
+    def __init__(self, *, connection: duckdb.DuckDBPyConnection, pipe: Pipe | None) -> None:
         self.connection = connection
-        self._reader = reader
-        self._writer = writer
-        self.pipe = f"/dev/fd/{writer.fileno()}"
+        self.pipe = pipe
 
     def ask(self, sql: str, values: Sequence[object] = ()) -> "Answer":
         """Check one of k2's own queries; `values` are its parameters."""
@@ -236,6 +333,12 @@ class Engine:
             self.connection.register(_ANSWER, rows)
             return Answer(engine=self, sql=f"FROM {_ANSWER}", values=(), is_from_user=False)
 
+    def ask_stream(self, rows: pa.RecordBatchReader) -> "Answer":
+        """Make an answer of rows that are read once, while it is written."""
+        with translated():
+            self.connection.register(_ANSWER, rows)
+            return Answer(engine=self, sql=f"FROM {_ANSWER}", values=(), is_from_user=False)
+
     def ask_sql(self, text: str) -> "Answer":
         """Check a statement that the user wrote.
 
@@ -243,57 +346,40 @@ class Engine:
             UsageError: it is not one statement that only reads, or names what is not there.
         """
         with translated(is_from_user=True):
-            *types, statement = self._checked(text)
-            for each in types:  # what a PIVOT needs: the type of its columns
+            checked = check_statement(self.connection, text)
+            for each in checked.preparations:
                 self.connection.execute(each)
-            if types or _ABOUT.match(text):
-                self.connection.register(
-                    _ANSWER, self.connection.execute(statement).to_arrow_table()
-                )
+            if checked.preparations or checked.is_about_tables:
+                rows = self.connection.execute(checked.statement).to_arrow_table()
+                self.connection.register(_ANSWER, rows)
             else:
-                self.connection.sql(statement).create_view(_ANSWER)
+                self._create_view(checked.statement)
             return Answer(engine=self, sql=f"FROM {_ANSWER}", values=(), is_from_user=True)
 
-    def _checked(self, text: str) -> list[duckdb.Statement]:
-        """Parse the user's SQL and refuse everything but one statement that reads."""
-        statements: list[duckdb.Statement] = self.connection.extract_statements(text)
-        if not statements:
-            raise UsageError("there is no SQL statement")
-        # Only a PIVOT is parsed into several statements that have no text of their own.
-        is_pivot = len(statements) > 1 and not any(each.query for each in statements)
-        if len(statements) > 1 and not is_pivot:
-            raise UsageError(f"these are {len(statements)} SQL statements; k2 takes one")
-        statement = statements[-1]
-        is_rewritten = statement.query.strip() not in text  # a PRAGMA, as a SELECT
-        if statement.type == duckdb.StatementType.EXPLAIN:
-            self._check_explained(text)
-        elif statement.type != duckdb.StatementType.SELECT or is_rewritten:
-            name = "PRAGMA" if is_rewritten else statement.type.name
-            raise UsageError(f"{name} is not allowed: only statements that read, such as SELECT")
-        if statement.named_parameters:
-            raise UsageError("parameters ($1, ?) have no values here: write the values")
-        return statements
-
-    def _check_explained(self, text: str) -> None:
-        match = _EXPLAIN.match(text)
-        if match is None:
-            raise UsageError("this EXPLAIN is not allowed: only EXPLAIN [ANALYZE] of a SELECT")
-        self._checked(text[match.end() :])
+    def _create_view(self, statement: duckdb.Statement) -> None:
+        try:
+            relation = self.connection.sql(statement)
+        except _MISTAKES:
+            self.connection.execute(statement)  # fails alike, and shows where
+            raise
+        relation.create_view(_ANSWER)
 
     def copy(self, sql: str, values: Sequence[object], options: str, sink: BinaryIO) -> int:
         """Let DuckDB write a query's rows, and move the bytes into `sink`; return the rows."""
-        pump = _Pump(self._reader, sink)
+        if self.pipe is None:
+            raise ValueError("this engine only reads")
+        pump = _Pump(self.pipe.reader, sink)
         pump.start()
         counted = None
         try:
-            copy = f"COPY ({sql}) TO {literal(self.pipe)} ({options})"
+            copy = f"COPY ({sql}) TO {literal(self.pipe.path)} ({options})"
             counted = self.connection.execute(copy, list(values)).fetchone()
         except duckdb.IOException as exc:
             raise pump.failure or exc from exc
         finally:
             if counted is None:
-                pump.stop(self._writer)
-            self._writer.close()
+                pump.stop(self.pipe.writer)
+            self.pipe.writer.close()
             pump.join()
         if pump.failure:
             raise pump.failure
@@ -347,6 +433,11 @@ class Answer:
         shape = engine.connection.execute(f"FROM ({sql}) LIMIT 0", self._values).description
         self.columns: list[Column] = [(name, of) for name, of, *_ in shape or ()]
 
+    @property
+    def named_types(self) -> list[tuple[str, str]]:
+        """Return the columns: name, and id of the DuckDB type."""
+        return [(name, of.id) for name, of in self.columns]
+
     def first(self, rows: int) -> "Answer":
         """The same answer, cut after its first rows."""
         return Answer(
@@ -356,27 +447,39 @@ class Answer:
             is_from_user=self._is_from_user,
         )
 
-    def copy(self, form: Copy, sink: BinaryIO) -> int:
+    def copy(self, form: str, sink: BinaryIO) -> int:
         """Write all rows into `sink` in a form of `render.COPIES`; return how many."""
-        sql = self._rendered(form.render)
+        copy = COPIES[form]
+        sql = self._rendered(copy.render)
         try:
             with self._translated():
-                return self._engine.copy(sql, self._values, form.options, sink)
+                return self._engine.copy(sql, self._values, copy.options, sink)
         except _Interrupted as exc:
             raise self._failure(sql, exc) from exc
 
-    def batches(self, render: Expression = as_exchanged) -> Iterator[pa.RecordBatch]:
-        """Stream the rows; the first batch may be empty, later ones are not."""
+    def batches(self, rendering: str = "exchanged") -> Iterator[pa.RecordBatch]:
+        """Stream the rows in a rendering of `render.RENDERINGS`; the first batch is empty."""
+        schema, batches = self.stream(RENDERINGS[rendering])
+        yield pa.RecordBatch.from_pylist([], schema=schema)
+        yield from batches
+
+    def stream(self, render: Expression) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """Start the query; return the schema, and the rows in batches that are not empty."""
         sql = self._rendered(render)
+        reader = self._started(sql)
+        return reader.schema, self._explained(sql, reader)
+
+    def _explained(self, sql: str, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         try:
-            yield from self._streamed(sql)
+            yield from self._streamed(reader)
         except _Interrupted as exc:
             raise self._failure(sql, exc) from exc
 
-    def _streamed(self, sql: str) -> Iterator[pa.RecordBatch]:
+    def _started(self, sql: str) -> pa.RecordBatchReader:
         with self._translated():
-            reader = self._engine.connection.execute(sql, self._values).to_arrow_reader(_BATCH_ROWS)
-        yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+            return self._engine.connection.execute(sql, self._values).to_arrow_reader(_BATCH_ROWS)
+
+    def _streamed(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         # In a thread, because a wait for it can be interrupted, and DuckDB's own work cannot.
         with reader, ThreadPoolExecutor(1) as worker:
             while (batch := self._wait(worker.submit(_next_batch, reader))) is not None:
@@ -386,7 +489,7 @@ class Answer:
         """Learn why a query failed that only says it was interrupted: by running it again."""
         for _ in range(_RUNS_TO_LEARN_WHY):
             try:
-                for _ in self._streamed(sql):
+                for _ in self._streamed(self._started(sql)):
                     pass
             except _Interrupted:
                 continue

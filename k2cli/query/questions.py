@@ -1,16 +1,20 @@
 """The questions about any kind of record, as SQL over its view. Values are always parameters."""
 
-import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 from k2cli.errors import UsageError
+from k2cli.iso import iso_utc
+from k2cli.nearest import nearest_name, suggestion
 from k2cli.query.engine import Answer, Engine
 from k2cli.query.render import quoted
 from k2cli.query.timespan import Timespan
 from k2cli.records import RecordKind
 
 EVER = Timespan()
+_SHOWN_SYMBOLS: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +33,12 @@ def check_columns(kind: RecordKind, columns: Iterable[str]) -> None:
     """Refuse names that the kind of record does not have.
 
     Raises:
-        UsageError: names the nearest column that exists.
+        UsageError: suggests the nearest column, or all.
     """
     for name in columns:
         if name not in kind.arrow.names:
-            nearest = difflib.get_close_matches(name, kind.arrow.names, n=1, cutoff=0.0)
-            raise UsageError(
-                f"{kind.name} have no column {name!r}", hint=f"the nearest one is {nearest[0]}"
-            )
+            hint = suggestion(name, kind.arrow.names)
+            raise UsageError(f"{kind.name} have no column {name!r}", hint=hint)
 
 
 def select_rows(engine: Engine, kind: RecordKind, selection: Selection) -> Answer:
@@ -89,3 +91,27 @@ def list_symbols(engine: Engine, kinds: Iterable[RecordKind]) -> Answer:
         for kind in kinds
     )
     return engine.ask(f"FROM ({each}) ORDER BY exchange, symbol, kind")
+
+
+def explain_nothing(engine: Engine, kind: RecordKind, selection: Selection) -> list[str]:
+    """Say for each symbol of a selection without rows what is stored of it, or is like it."""
+    stored: dict[str, list[dict[str, Any]]] = {}
+    for row in list_symbols(engine, [kind]).table().to_pylist():
+        stored.setdefault(row["symbol"], []).append(row)
+    spelt = {re.sub(r"[/_-]", "", symbol): symbol for symbol in selection.symbols}
+    return [_explained(symbol, kind, stored) for symbol in ({*spelt} & {*stored}) or spelt.values()]
+
+
+def _explained(symbol: str, kind: RecordKind, stored: Mapping[str, list[dict[str, Any]]]) -> str:
+    if symbol in stored:
+        spans = (
+            f"{row['exchange']} {iso_utc(row['first_time'])} to {iso_utc(row['last_time'])}"
+            for row in stored[symbol]
+        )
+        return f"{kind.name} of {symbol}: {', '.join(spans)}"
+    if nearest := nearest_name(symbol, stored):
+        return f"no {kind.name} of {symbol}; did you mean {nearest}?"
+    names = sorted(stored)
+    shown = ", ".join(names[:_SHOWN_SYMBOLS])
+    more = f" and {len(names) - _SHOWN_SYMBOLS} more" if len(names) > _SHOWN_SYMBOLS else ""
+    return f"no {kind.name} of {symbol}; there are {shown or 'none'}{more}: k2 query symbols"

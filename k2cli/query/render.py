@@ -99,6 +99,11 @@ def as_exchanged(expression: str, of: "DuckDBPyType") -> str:
     return f"CAST({expression} AS {into})" if into else expression
 
 
+def as_transferred(expression: str, of: "DuckDBPyType") -> str:
+    """Keep a value's type for another DuckDB; what Arrow has no type for becomes text."""
+    return f"CAST({expression} AS VARCHAR)" if of.id == "variant" else expression
+
+
 def projection(columns: Sequence[Column], render: Expression) -> str:
     """Make the list of a SELECT that renders every column under its own name."""
     return ", ".join(f"{render(quoted(name), of)} AS {quoted(name)}" for name, of in columns)
@@ -162,12 +167,15 @@ COPIES: Final[Mapping[str, Copy]] = {
     "csv": Copy(
         as_csv, f"FORMAT csv, HEADER true, TIMESTAMPFORMAT {literal(_TIME_FORMAT[_ZONED])}"
     ),
+    "tsv": Copy(
+        as_csv,
+        f"FORMAT csv, HEADER true, DELIMITER '\t', TIMESTAMPFORMAT {literal(_TIME_FORMAT[_ZONED])}",
+    ),
     "ndjson": Copy(as_json, "FORMAT json"),
+    "csv without header": Copy(as_text, "FORMAT csv, HEADER false"),
     "parquet": Copy(as_exchanged, "FORMAT parquet, COMPRESSION zstd"),
 }
-
-
-CSV_WITHOUT_HEADER: Final = Copy(as_text, "FORMAT csv, HEADER false")
+RENDERINGS: Final[Mapping[str, Expression]] = {"text": as_text, "exchanged": as_exchanged}
 
 
 class NdjsonRenderer:

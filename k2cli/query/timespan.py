@@ -7,8 +7,17 @@ from typing import Final
 
 from k2cli.errors import UsageError
 
-_HINT: Final = "write 2024-08-08, 2024-08-08T10:30:00Z, -15m, -2h, -7d, now, today or yesterday"
+_HINT: Final = (
+    "write 2024-08, 2024-08-08, 2024-08-08T10:30:00Z, 1723113000000 (since 1970, in s, ms, us or"
+    " ns), -15m, -2h, -7d, now, today or yesterday"
+)
+_MONTH: Final = re.compile(r"(\d{4})-(\d{2})")
+# Seconds since 1970 have 9 to 11 digits from 1973 to 5138; each finer unit has 3 more.
+_EPOCH: Final = re.compile(r"\d{9,19}")
+_EPOCH_UNITS: Final = ((11, 1_000_000, 1), (14, 1_000, 1), (17, 1, 1), (19, 1, 1_000))
+_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _AGO: Final = re.compile(r"-(\d+)([smhdw])")
+_MONTHS_AGO: Final = re.compile(r"-\d+M")
 _UNIT: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -21,13 +30,17 @@ class Timespan:
 
 
 def parse_time(text: str, *, now: datetime) -> datetime:
-    """Turn `2024-08-08`, `2024-08-08T10:30+02:00`, `-15m`, `now` or `today` into a UTC time.
+    """Turn `2024-08-08T10:30+02:00`, `2024-08`, `-15m`, `now` or an epoch into a UTC time.
 
-    Without an offset a time is UTC; a date is its midnight.
+    Without an offset a time is UTC; a date is its midnight, a month the midnight of its first day.
+    The unit of an epoch (s, ms, us, ns) follows from its number of digits. Units of
+    `-15m` ignore case, except for `-1M`, which could be minutes or months and is refused.
 
     Raises:
         ValueError: it is none of these, or not in the years 1 to 9999.
     """
+    if _MONTHS_AGO.fullmatch(text.strip()):
+        raise ValueError(f"{text!r} could be minutes or months")
     word = text.strip().lower()
     midnight = datetime.combine(now.astimezone(UTC).date(), time(tzinfo=UTC))
     named = {"now": now, "today": midnight, "yesterday": midnight - timedelta(days=1)}
@@ -36,10 +49,19 @@ def parse_time(text: str, *, now: datetime) -> datetime:
     try:
         if ago := _AGO.fullmatch(word):
             return now - timedelta(**{_UNIT[ago[2]]: int(ago[1])})
+        if _EPOCH.fullmatch(word):
+            return _epoch(word)
+        if month := _MONTH.fullmatch(word):
+            return datetime(int(month[1]), int(month[2]), 1, tzinfo=UTC)
         moment = datetime.fromisoformat(text.strip().upper())
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError as exc:
         raise ValueError(f"{text!r} is out of range") from exc
+
+
+def _epoch(digits: str) -> datetime:
+    factor, divisor = next(rest for most, *rest in _EPOCH_UNITS if len(digits) <= most)
+    return _START + timedelta(microseconds=int(digits) * factor // divisor)
 
 
 def parse_timespan(start: str | None, end: str | None, *, now: datetime) -> Timespan:
@@ -63,4 +85,6 @@ def _option(name: str, text: str | None, now: datetime) -> datetime | None:
     try:
         return parse_time(text, now=now)
     except ValueError as exc:
-        raise UsageError(f"{name} {text!r} is not a time", hint=_HINT) from exc
+        is_month = _MONTHS_AGO.fullmatch(text.strip())
+        hint = "write minutes as -1m, and months as days (-30d) or a date" if is_month else _HINT
+        raise UsageError(f"{name} {text!r} is not a time", hint=hint) from exc

@@ -132,6 +132,8 @@ def test_tables_show_exact_values(k2: Any, fmt: str) -> None:
         (["--symbol", "btcusdt", "--limit", "2"], [1000, 1002]),
         (["--symbol", "BTCUSDT,ETHUSDT", "-n", "2", "--order", "desc"], [1599, 1598]),
         (["--symbol", "BTCUSDT", "--symbol", "NONE", "-n", "1"], [1000]),
+        (["--symbol", "btc/usdt,ETH-USDT", "-n", "2"], [1000, 1001]),
+        (["--start", "1723161302055", "--end", "2024-09", "-n", "1"], [1002]),
         (["--exchange", "binance", "--start", "2024-08-08T23:55:02.055Z", "-n", "1"], [1002]),
         (["--end", "2024-08-08T23:55:01.055", "-n", "5"], [1000]),
         (["--end", "2024-08-09", "--order", "desc", "-n", "1"], [1299]),
@@ -145,7 +147,7 @@ def test_tables_show_exact_values(k2: Any, fmt: str) -> None:
 def test_options_choose_rows(k2: Any, args: list[str], trade_ids: list[int]) -> None:
     result = k2("trades", *args, "--columns", "trade_id")
     assert result.stdout.split() == ["trade_id", *(f"BINANCE-{number}" for number in trade_ids)]
-    assert result.stderr == ("" if trade_ids else "nothing matched\n")
+    assert result.stderr[:16] == ("" if trade_ids else "nothing matched\n")
 
 
 def test_columns_keep_their_order(k2: Any) -> None:
@@ -165,15 +167,42 @@ def test_columns_keep_their_order(k2: Any) -> None:
 )
 def test_nothing_matched_is_an_empty_answer_and_a_note(k2: Any, fmt: str, text: str) -> None:
     result = k2("trades", "--symbol", "NONE", "--columns", "price", "--format", fmt)
-    assert (result.stdout, result.stderr) == (text, "nothing matched\n")
+    assert result.stdout == text
+    assert result.stderr == (
+        "nothing matched\nno trades of NONE; there are BTCUSDT, ETHUSDT, ODD: k2 query symbols\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--symbol", "BTCUSD"], "no trades of BTCUSD; did you mean BTCUSDT?"),
+        (["--symbol", "odd", "--start", "2030-01"], "trades of ODD: BINANCE 2024-08-09T23:55:00"),
+        (["--symbol", "ETH/USDT", "--start", "now"], "trades of ETHUSDT: BINANCE 2024-08-08"),
+    ],
+)
+def test_symbols_without_rows_are_explained(k2: Any, args: list[str], said: str) -> None:
+    note, explained = k2("trades", *args).stderr.splitlines()
+    assert note == "nothing matched"
+    assert explained.startswith(said)
+
+
+@pytest.mark.parametrize("comment", ["-- how many", "--how-many", "--", "--2"])
+def test_sql_may_start_with_a_comment(k2: Any, comment: str) -> None:
+    assert k2("sql", f"{comment}\nselect 'a--b c' as x").stdout == "x\na--b c\n"
 
 
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (["trades", "--columns", "prise"], 2, "hint: the nearest one is price"),
+        (["trades", "--columns", "prise"], 2, "hint: did you mean price?"),
         (["trades", "--start", "now", "--end", "today"], 2, "not before"),
         (["trades", "--start", "2024-08-08", "--end", "2024-08-08"], 2, "not before"),
+        (["trades", "--start=-1M"], 2, "hint: write minutes as -1m"),
+        (["trades", "--symbol", ""], 2, "--symbol '' names nothing"),
+        (["trades", "--exchange", " , "], 2, "hint: leave --exchange out"),
+        (["trades", "--limit", "9" * 30], 2, "--limit"),
+        (["sql", "select 9223372036854775807 + 1"], 2, "Overflow"),
         (["trades", "--start", "soon"], 2, "--start 'soon' is not a time"),
         (["trades", "--limit", "0"], 2, "--limit"),
         (["trades", "--format", "xml"], 2, "xml"),
@@ -183,7 +212,7 @@ def test_nothing_matched_is_an_empty_answer_and_a_note(k2: Any, fmt: str, text: 
         (["sql", "selec 1"], 2, 'syntax error at or near "selec"'),
         (["sql", "select cast(symbol as int) from trades"], 6, "Conversion Error"),
         (["sql", "copy trades to 'x.csv'"], 2, "COPY is not allowed"),
-        (["sql", "from read_csv('/etc/passwd')"], 2, "/etc/passwd"),
+        (["sql", "from read_csv('/etc/passwd')"], 2, "function read_csv is not allowed"),
     ],
 )
 def test_failures_say_what_is_wrong(k2: Any, args: list[str], code: int, said: str) -> None:
@@ -230,6 +259,28 @@ def test_output_takes_its_format_from_the_name(k2: Any, tmp_path: Path, extensio
         case _:
             form = {"jsonl": "ndjson", "md": "markdown"}.get(extension, extension)
             assert path.read_text() == k2("quotes", "-f", form).stdout
+
+
+@pytest.mark.parametrize("name", ["x.csv.gz", "x.tsv.zst", "x.JSON.GZ", "x.md.zst", "x.ndjson.gz"])
+def test_output_is_compressed_by_its_name(k2: Any, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    k2("trades", "-o", path)
+    codec = "zstd" if name.endswith("zst") else "gzip"
+    with pa.input_stream(path, compression=codec) as stream:
+        content = stream.read()
+    fmt = {"md": "markdown"}.get(name.lower().split(".")[1], name.lower().split(".")[1])
+    assert content == k2("trades", "-f", fmt).stdout_bytes
+    assert "exists" in k2("trades", "-o", path, code=2).stderr
+
+
+def test_binary_formats_are_not_compressed_as_a_whole(k2: Any, tmp_path: Path) -> None:
+    assert "hint: name it x.parquet" in k2("trades", "-o", tmp_path / "x.parquet.gz", code=2).stderr
+    assert "no format" in k2("trades", "-o", tmp_path / "x.gz", code=2).stderr
+
+
+def test_tsv_is_csv_with_tabs(k2: Any) -> None:
+    rows = list(csv.reader(io.StringIO(k2("trades", "-f", "tsv").stdout), delimiter="\t"))
+    assert rows == list(csv.reader(io.StringIO(k2("trades", "-f", "csv").stdout)))
 
 
 def test_output_does_not_overwrite_without_force(k2: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
 from k2cli.query.bars import one_minute_bars
 from k2cli.query.engine import Engine, arrow_to_duckdb_type, open_engine
 from k2cli.query.questions import Selection, list_symbols, select_rows
-from k2cli.query.render import COPIES, NdjsonRenderer
+from k2cli.query.render import NdjsonRenderer
 from k2cli.query.timespan import Timespan
 from k2cli.records import KINDS, QUOTES, TRADES, RecordKind, TableFiles
 
@@ -163,7 +163,10 @@ def test_values_are_never_sql(over: Open) -> None:
 def test_unknown_column_names_the_nearest() -> None:
     with bare() as engine, pytest.raises(UsageError) as caught:
         select_rows(engine, TRADES, Selection(columns=["prise"]))
-    assert caught.value.hint == "the nearest one is price"
+    assert caught.value.hint == "did you mean price?"
+    with bare() as engine, pytest.raises(UsageError) as caught:
+        select_rows(engine, TRADES, Selection(columns=["foo"]))
+    assert str(caught.value.hint).startswith("known: message_id, trade_id, symbol")
 
 
 def test_symbols_are_counted_over_all_kinds(tmp_path: Path) -> None:
@@ -265,7 +268,7 @@ def test_sql_that_does_more_than_read_is_refused(sql: str, tmp_path: Path) -> No
     (tmp_path / "secret.csv").write_text("a\n1\n")
     with bare() as engine, pytest.raises(UsageError) as caught:
         engine.ask_sql(sql.format(folder=tmp_path)).table()
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value).partition("\nLINE ")[0]
     assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
 
 
@@ -273,7 +276,6 @@ def test_sql_that_does_more_than_read_is_refused(sql: str, tmp_path: Path) -> No
     "sql",
     [
         "select cast(s as int) from (values ('1'), ('x')) t(s)",
-        "select i * 9223372036854775807 from range(3) t(i)",
         "select error('boom')",
         "select cast(t.s as int) from range(1000000) r(i), (select 'x' as s) t",
     ],
@@ -285,10 +287,39 @@ def test_sql_that_fails_while_it_runs_is_bad_data(sql: str, is_streamed: bool) -
         if is_streamed:
             answer.table()
         else:
-            answer.copy(COPIES["csv"], io.BytesIO())
+            answer.copy("csv", io.BytesIO())
 
     with bare() as engine, pytest.raises(BadData):
         ask(engine)
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_arithmetic_that_overflows_is_a_mistake_in_the_sql(is_streamed: bool) -> None:
+    def ask(engine: Engine) -> None:
+        answer = engine.ask_sql("select i * 9223372036854775807 from range(3) t(i)")
+        if is_streamed:
+            answer.table()
+        else:
+            answer.copy("csv", io.BytesIO())
+
+    with bare() as engine, pytest.raises(UsageError, match="Overflow"):
+        ask(engine)
+
+
+@pytest.mark.parametrize(
+    ("sql", "hint", "caret"),
+    [
+        ("select * from trads", 'Did you mean "trades"?', "from trads"),
+        ("select 1,\n  symbl from trades", "Candidate bindings", "LINE 2:   symbl"),
+        ("-- a note\nselec 1", "None", "LINE 2: selec 1\n        ^"),
+    ],
+)
+def test_mistakes_keep_caret_and_suggestion(sql: str, hint: str, caret: str) -> None:
+    with bare() as engine, pytest.raises(UsageError) as caught:
+        engine.ask_sql(sql)
+    assert hint in str(caught.value.hint)
+    assert caret in str(caught.value)
+    assert str(caught.value).endswith("^")
 
 
 def test_memory_that_does_not_suffice_is_unavailable() -> None:
@@ -297,7 +328,7 @@ def test_memory_that_does_not_suffice_is_unavailable() -> None:
         open_engine(QuerySettings(memory_limit="20MB"), [nothing]) as engine,
         pytest.raises(Unavailable) as caught,
     ):
-        engine.ask_sql("select list(i) from range(50000000) t(i)").copy(COPIES["csv"], io.BytesIO())
+        engine.ask_sql("select list(i) from range(50000000) t(i)").copy("csv", io.BytesIO())
     assert "memory_limit" in str(caught.value.hint)
 
 
@@ -328,14 +359,14 @@ def test_copy_ends_when_nobody_reads_any_more() -> None:
         pytest.raises(BrokenPipeError),
     ):
         # The whole answer would take months.
-        engine.ask("FROM range(100000000000000)").copy(COPIES["csv"], sink)
+        engine.ask("FROM range(100000000000000)").copy("csv", sink)
 
 
 def test_nothing_is_left_of_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     descriptors = len(os.listdir("/dev/fd"))  # noqa: PTH208
     with bare() as engine:
-        engine.ask("SELECT 1").copy(COPIES["csv"], io.BytesIO())
+        engine.ask("SELECT 1").copy("csv", io.BytesIO())
     assert len(os.listdir("/dev/fd")) == descriptors  # noqa: PTH208
     assert list(tmp_path.iterdir()) == []
 
@@ -344,7 +375,7 @@ def test_ndjson_of_a_batch_is_what_a_query_prints(over: Open) -> None:
     batch = trades_batch(50)
     sink = io.BytesIO()
     with over(batch) as engine:
-        rows = select_rows(engine, TRADES, Selection()).copy(COPIES["ndjson"], sink)
+        rows = select_rows(engine, TRADES, Selection()).copy("ndjson", sink)
     with NdjsonRenderer() as renderer:
         text = renderer.render(batch)
         assert renderer.render(batch.slice(0, 0)) == b""
@@ -422,7 +453,7 @@ def test_a_product_of_prices_that_overflows_says_how_to_widen_it(over: Open) -> 
     for expression in answers:
         with (
             over([trade_row()]) as engine,
-            pytest.raises(BadData, match="Overflow in multiplication") as caught,
+            pytest.raises(UsageError, match="Overflow in multiplication") as caught,
         ):
             engine.ask_sql(f"select {expression} as x from trades").table()
         assert "CAST(price AS DECIMAL(28, 8))" in (caught.value.hint or "")

@@ -10,7 +10,6 @@ import pytest
 from k2cli.config import QuerySettings
 from k2cli.errors import BadData
 from k2cli.query.engine import open_engine
-from k2cli.query.render import COPIES
 
 TIMES = "TIMESTAMPTZ '2024-08-08 23:55:48.055+00'"
 # A value in SQL, its text in csv, and what a JSON parser reads of it.
@@ -120,7 +119,7 @@ VALUES = [
 def written(form: str, sql: str) -> bytes:
     sink = io.BytesIO()
     with open_engine(QuerySettings(), []) as engine:
-        engine.ask_sql(sql).copy(COPIES[form], sink)
+        engine.ask_sql(sql).copy(form, sink)
     return sink.getvalue()
 
 

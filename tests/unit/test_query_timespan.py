@@ -22,6 +22,12 @@ NOW = datetime(2024, 8, 9, 10, 30, 15, tzinfo=UTC)
         ("-2h", NOW - timedelta(hours=2)),
         ("-7d", NOW - timedelta(days=7)),
         ("-1w", NOW - timedelta(weeks=1)),
+        ("2024-08", datetime(2024, 8, 1, tzinfo=UTC)),
+        ("1723113000", datetime(2024, 8, 8, 10, 30, tzinfo=UTC)),
+        ("1723113000055", datetime(2024, 8, 8, 10, 30, 0, 55_000, tzinfo=UTC)),
+        ("1723113000000055", datetime(2024, 8, 8, 10, 30, 0, 55, tzinfo=UTC)),
+        ("1723113000000055999", datetime(2024, 8, 8, 10, 30, 0, 55, tzinfo=UTC)),
+        ("-5H", NOW - timedelta(hours=5)),
         ("now", NOW),
         ("Today", datetime(2024, 8, 9, tzinfo=UTC)),
         ("yesterday", datetime(2024, 8, 8, tzinfo=UTC)),
@@ -39,7 +45,21 @@ def test_parse_time_takes_today_in_utc() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "tomorrow", "2024-13-01", "15m", "-15x", "-m", "0001-01-01T00:00+05:00", f"-{'9' * 30}d"],
+    [
+        "",
+        "tomorrow",
+        "2024-13-01",
+        "2024-13",
+        "2024",
+        "-1M",
+        "-12M",
+        "9" * 20,
+        "15m",
+        "-15x",
+        "-m",
+        "0001-01-01T00:00+05:00",
+        f"-{'9' * 30}d",
+    ],
 )
 def test_parse_time_refuses_the_rest(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
