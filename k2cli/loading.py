@@ -7,7 +7,7 @@ committed is a file, not an interval.
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -60,6 +60,14 @@ class LoadPolicy:
     is_following: bool = False  # load only complete lines, and those that were not loaded before
 
 
+class TooManyRejects(BadData):
+    """A file has more rejects than allowed."""
+
+    def __init__(self, message: str, *, hint: str, rejects: int) -> None:
+        super().__init__(message, hint=hint)
+        self.rejects = rejects  # until the load of the file ended
+
+
 class Reader(Protocol):
     """Reads one file, once."""
 
@@ -90,6 +98,9 @@ class Reader(Protocol):
     @property
     def has_ids(self) -> bool:
         """Whether a column has ids."""
+
+    def notices(self) -> Sequence[str]:
+        """Return what users should know of how the file was read, once it was."""
 
     def repeat(self, copy: int) -> None:
         """Give rows without ids the message ids of the file's n-th copy."""
@@ -124,6 +135,7 @@ class LoadTotals:
     files: int = 0
     loaded: int = 0
     skipped: int = 0  # loaded before
+    empty: int = 0  # no rows in them: a header alone
     failed: int = 0  # more rejects than allowed, or unreadable
     rows: int = 0
     duplicates: int = 0
@@ -151,8 +163,17 @@ class FileSums:
     conflicts: int = 0  # rows whose id is stored with other values
 
 
-def find_files(words: Sequence[str]) -> list[Path]:
+def find_files(
+    words: Sequence[str],
+    *,
+    suffixes: tuple[str, ...] = SUFFIXES,
+    is_following: bool = False,
+    on_skip: Callable[[Path, str], None] = lambda _path, _reason: None,
+) -> list[Path]:
     """Find the files that paths, globs and folders name, each once, in sorted order.
+
+    What a folder or glob has beside regular files is skipped, and reported to `on_skip`: FIFOs,
+    devices and, in folders unless `is_following`, symbolic links.
 
     Raises:
         NotFound: a file does not exist, or a folder or glob has no match.
@@ -162,13 +183,18 @@ def find_files(words: Sequence[str]) -> list[Path]:
     for word in words:
         path = Path(word).expanduser()
         try:
-            matches = _matches(path)
+            if path.is_dir():
+                matches = _in_folder(path, suffixes, is_following=is_following, on_skip=on_skip)
+            elif path.exists() or not any(mark in str(path) for mark in "*?["):
+                matches = [path]
+            else:
+                matches = _in_glob(path, on_skip)
             is_there = not matches or matches[0].exists()
         except OSError as exc:
             raise ConfigError(f"{exc.filename or word} cannot be read: {exc.strerror}") from exc
         if not matches:
             raise NotFound(
-                f"{word} matches no file", hint=f"a folder's files end in {' '.join(SUFFIXES)}"
+                f"{word} matches no file", hint=f"a folder's files end in {' '.join(suffixes)}"
             )
         if not is_there:
             raise NotFound(f"no file {word}")
@@ -176,14 +202,39 @@ def find_files(words: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _matches(path: Path) -> list[Path]:
-    if path.is_dir():
-        walk = os.walk(path, onerror=_raise)
-        files = (Path(folder, name) for folder, _, names in walk for name in names)
-        return sorted(file for file in files if file.name.lower().endswith(SUFFIXES))
-    if path.exists() or not any(mark in str(path) for mark in "*?["):
-        return [path]
-    return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+def _in_folder(
+    path: Path,
+    suffixes: tuple[str, ...],
+    *,
+    is_following: bool,
+    on_skip: Callable[[Path, str], None],
+) -> list[Path]:
+    matches, seen = [], set()
+    for folder, folders, names in os.walk(path, onerror=_raise, followlinks=is_following):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:  # links may lead back to where they are
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for each in (Path(folder, name) for name in [*names, *folders]):
+            is_wanted = each.name.lower().endswith(suffixes)
+            if each.is_symlink() and not is_following and (is_wanted or each.is_dir()):
+                on_skip(each, "a symbolic link, which --follow-symlinks follows")
+            elif is_wanted and not each.is_dir() and _is_regular(each, on_skip):
+                matches.append(each)
+    return sorted(matches)
+
+
+def _in_glob(path: Path, on_skip: Callable[[Path, str], None]) -> list[Path]:
+    found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    return [each for each in found if not each.is_dir() and _is_regular(each, on_skip)]
+
+
+def _is_regular(path: Path, on_skip: Callable[[Path, str], None]) -> bool:
+    if path.is_file() or not path.exists():  # opening a broken link fails with its name
+        return True
+    on_skip(path, "not a regular file; name it directly to read it")
+    return False
 
 
 def _raise(exc: OSError) -> None:
@@ -224,7 +275,7 @@ def pump_file(
         sums.rejects += len(batch.rejects)
         if batch.rejects:
             first = first or f"line {batch.rejects[0].position}: {batch.rejects[0].reason}"
-            rejects.write(batch.rejects)
+            rejects.write([replace(reject, file=file.path) for reject in batch.rejects])
         for _, rows in batch.rows:
             sums.rows += rows.num_rows
             target.write(rows)
@@ -233,9 +284,11 @@ def pump_file(
             break
     rejects.sync()
     if allowance.is_exceeded(sums.rejects, sums.lines):
-        raise BadData(
-            f"{file.path}: {sums.rejects} rejects, allowed are {allowance}; the first is {first}",
+        what = "line" if sums.rejects == 1 else "lines"
+        raise TooManyRejects(
+            f"{file.path}: {sums.rejects:,} {what} rejected (limit {allowance}); first: {first}",
             hint=f"see {rejects.path}; --max-rejects allows more",
+            rejects=sums.rejects,
         )
     return sums
 
@@ -293,7 +346,8 @@ def load_into_table(
     stowed = target.stowed
     sums.rows, sums.duplicates, sums.conflicts = stowed.rows, stowed.duplicates, stowed.conflicts
     if snapshot_id is not None:
-        policy.rejects.write(policy.conflicts.report(file.kind, stowed.conflicts, stowed.examples))
+        found = policy.conflicts.report(file.kind, stowed.conflicts, stowed.examples)
+        policy.rejects.write([replace(reject, file=file.path) for reject in found])
         policy.rejects.sync()
     return sums, snapshot_id
 

@@ -113,10 +113,53 @@ def load_csv(
         list[str] | None,
         typer.Option(
             "--map",
-            help="Take fields from other columns: price=Px,quantity=Qty.",
+            help="Take fields from other columns: price=Px,quantity=Qty; "
+            "say what their texts mean: side:bid=SELL.",
             show_default=False,
         ),
     ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns",
+            help="Names of the columns, for files without a header.",
+            show_default=False,
+        ),
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            "--delimiter",
+            help="Between columns: one character or tab.",
+            show_default="the layout's",
+        ),
+    ] = None,
+    decimal: Annotated[
+        str | None,
+        typer.Option("--decimal", help="Decimal mark: . or a comma.", show_default="the layout's"),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            "--encoding", help="Like utf-16, gbk, latin-1.", show_default="the layout's, or UTF-8"
+        ),
+    ] = None,
+    skip_lines: Annotated[
+        int | None,
+        typer.Option(
+            "--skip-lines",
+            min=0,
+            help="Lines before the header or first row.",
+            show_default="the layout's",
+        ),
+    ] = None,
+    any_time: Annotated[
+        bool,
+        typer.Option("--any-time", help="Accept times before 1990 and after the end of next year."),
+    ] = False,
+    follow_symlinks: Annotated[
+        bool, typer.Option("--follow-symlinks", help="Follow symbolic links in folders.")
+    ] = False,
     to: Annotated[
         LoadTo,
         typer.Option("--to", help="Into the table, onto a Kafka topic, or as ndjson onto stdout."),
@@ -199,7 +242,16 @@ def load_csv(
     config = settings(home)
     source = _Source(
         layout_name=layout,
-        layout=load_layout(layout).mapped(_renames(columns)),
+        layout=load_layout(layout)
+        .formatted(
+            columns=split_commas(names),
+            delimiter=delimiter,
+            decimal=decimal,
+            encoding=encoding,
+            skip_lines=skip_lines,
+        )
+        .mapped(*_mappings(columns)),
+        is_following_symlinks=follow_symlinks,
         options=CsvOptions(
             symbol=symbol,
             exchange=exchange,
@@ -208,6 +260,7 @@ def load_csv(
             market=market,
             timezone=timezone,
             reference=reference,
+            is_any_time=any_time,
             home=config.home,
         ),
     )
@@ -215,7 +268,8 @@ def load_csv(
     log = RunLog(log_format, log_level, run=config.run)
     told = log if log_format else None
     with log.ending(), ExitStack() as stack:
-        rejected = RejectLog(rejects or config.home / "rejects" / "load-csv.ndjson")
+        path = rejects or config.home / "rejects" / "load-csv.ndjson"
+        rejected = RejectLog(path, run=config.run)
         policy = LoadPolicy(
             rejects=stack.enter_context(rejected),
             conflicts=ConflictReport(log.on_event),
@@ -343,6 +397,7 @@ class _Source:
     layout_name: str
     layout: "Layout"
     options: "CsvOptions"
+    is_following_symlinks: bool = False
 
     def files(self, words: list[str]) -> "Iterator[FileToLoad]":
         """Open the files, one at a time."""
@@ -352,7 +407,10 @@ class _Source:
             if word == "-":
                 yield from self._opened(sys.stdin.buffer, "-")
             else:
-                for path in find_files([word]):
+                files = find_files(
+                    [word], is_following=self.is_following_symlinks, on_skip=_note_skipped
+                )
+                for path in files:
                     yield from self._opened(path, str(path.absolute()))
 
     def _opened(self, source: "Path | IO[bytes]", name: str) -> "Iterator[FileToLoad]":
@@ -368,12 +426,25 @@ class _Source:
             )
 
 
-def _renames(columns: list[str] | None) -> dict[str, str]:
-    pairs = [word.partition("=") for word in split_commas(columns)]
-    for field, equals, column in pairs:
-        if not (field and equals and column):
-            raise typer.BadParameter("write it like price=Px,quantity=Qty", param_hint="--map")
-    return {field: column for field, _, column in pairs}
+def _note_skipped(path: Path, reason: str) -> None:
+    output.note(f"{path} skipped: {reason}")
+
+
+def _mappings(words: list[str] | None) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Return which columns fields come from, and what texts of fields mean."""
+    columns: dict[str, str] = {}
+    values: dict[str, dict[str, str]] = {}
+    for field, equals, given in (word.rpartition("=") for word in split_commas(words)):
+        name, colon, text = field.partition(":")
+        if not (name and equals and given):
+            raise typer.BadParameter(
+                "write it like price=Px,quantity=Qty or side:bid=SELL", param_hint="--map"
+            )
+        if colon:
+            values.setdefault(name, {})[text] = given
+        else:
+            columns[field] = given
+    return columns, values
 
 
 def _allowance(text: str) -> "Allowance":
@@ -484,9 +555,10 @@ def _load_each(files: "Iterator[FileToLoad]", handle: Handle, told: RunLog | Non
 
     Where there is a log, each file is an event of it.
     """
-    from k2cli.loading import LoadTotals
+    from k2cli.loading import LoadTotals, TooManyRejects
 
     totals = LoadTotals()
+    noted: set[str] = set()
     for file in files:
         totals.files += 1
         totals.size_bytes += file.reader.size_bytes
@@ -494,24 +566,40 @@ def _load_each(files: "Iterator[FileToLoad]", handle: Handle, told: RunLog | Non
             sums, is_loaded = handle(file)
         except BadData as exc:
             totals.failed += 1
+            totals.rejects += exc.rejects if isinstance(exc, TooManyRejects) else 0
             if told:
                 told.on_event("failed", path=file.path, message=str(exc), hint=exc.hint)
             else:
                 output.error(exc)
             continue
-        totals.loaded += is_loaded
+        is_empty = is_loaded and not sums.lines
+        totals.loaded += is_loaded and not is_empty
+        totals.empty += is_empty
         totals.skipped += not is_loaded
         totals.rows += sums.rows if is_loaded else 0
         totals.duplicates += sums.duplicates
         totals.conflicts += sums.conflicts
         totals.rejects += sums.rejects
-        if told:
+        for notice in file.reader.notices() if is_loaded else ():
+            if notice not in noted:  # of many files alike, the first one stands for all
+                noted.add(notice)
+                _note(file, notice, told)
+        if is_empty:
+            _note(file, "has no rows", told)
+        elif told:
             event = "loaded" if is_loaded else "skipped"
             told.on_event(event, path=file.path, rows=sums.rows, rejects=sums.rejects)
         elif sys.stderr.isatty() or not is_loaded:
             what = f"{sums.rows:,} rows" if is_loaded else "loaded before, skipped"
             output.note(f"{file.path}: {what}")
     return totals
+
+
+def _note(file: "FileToLoad", text: str, told: RunLog | None) -> None:
+    if told:
+        told.on_event("notice", path=file.path, message=text)
+    else:
+        output.note(f"{file.path}: {text}")
 
 
 @contextmanager
