@@ -231,9 +231,12 @@ def _in_glob(path: Path, on_skip: Callable[[Path, str], None]) -> list[Path]:
 
 
 def _is_regular(path: Path, on_skip: Callable[[Path, str], None]) -> bool:
-    if path.is_file() or not path.exists():  # opening a broken link fails with its name
+    if path.is_file():
         return True
-    on_skip(path, "not a regular file; name it directly to read it")
+    is_there = path.exists()
+    on_skip(
+        path, "not a regular file; name it directly to read it" if is_there else "a broken link"
+    )
     return False
 
 

@@ -244,7 +244,7 @@ def load_csv(
         layout_name=layout,
         layout=load_layout(layout)
         .formatted(
-            columns=split_commas(names),
+            columns=[name.strip() for word in names or () for name in word.split(",")],
             delimiter=delimiter,
             decimal=decimal,
             encoding=encoding,
@@ -434,7 +434,9 @@ def _mappings(words: list[str] | None) -> tuple[dict[str, str], dict[str, dict[s
     """Return which columns fields come from, and what texts of fields mean."""
     columns: dict[str, str] = {}
     values: dict[str, dict[str, str]] = {}
-    for field, equals, given in (word.rpartition("=") for word in split_commas(words)):
+    for word in split_commas(words):
+        is_value = ":" in word.partition("=")[0]
+        field, equals, given = word.rpartition("=") if is_value else word.partition("=")
         name, colon, text = field.partition(":")
         if not (name and equals and given):
             raise typer.BadParameter(

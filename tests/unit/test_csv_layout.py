@@ -97,13 +97,13 @@ def test_a_layout_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> 
             id="column-twice",
         ),
         pytest.param(
-            "%m/%d/%Y", "%m/%Q", "is no format of strptime", "iso", id="unknown-date-directive"
+            "%m/%d/%Y", "%m/%Q", "is not a strptime format", "iso", id="unknown-date-directive"
         ),
         pytest.param(
-            "%H:%M:%S.%f", "%H:%M:%S%z", "is no format of strptime", "iso", id="time-with-a-zone"
+            "%H:%M:%S.%f", "%H:%M:%S%z", "is not a strptime format", "iso", id="time-with-a-zone"
         ),
         pytest.param(
-            "%H:%M:%S.%f", "%H:%H", "is no format of strptime", "iso", id="time-directive-twice"
+            "%H:%M:%S.%f", "%H:%H", "is not a strptime format", "iso", id="time-directive-twice"
         ),
         pytest.param(
             '"equities"',
@@ -122,7 +122,7 @@ def test_a_layout_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> 
         pytest.param(
             "[constants]",
             '[side]\nb = "buy"\n[constants]',
-            "side.b is none of",
+            "side 'b' cannot mean 'buy'",
             None,
             id="unknown-side",
         ),
@@ -148,8 +148,8 @@ def test_mapped_takes_a_field_from_another_column() -> None:
 @pytest.mark.parametrize(
     ("name", "renames", "message", "hint"),
     [
-        ("generic-trades", {"prise": "Px"}, "'prise' is no field of trades", "price"),
-        ("generic-quotes", {"side": "Side"}, "'side' is no field of quotes", ""),
+        ("generic-trades", {"prise": "Px"}, "'prise' is not a field of trades", "price"),
+        ("generic-quotes", {"side": "Side"}, "'side' is not a field of quotes", ""),
         ("asx-trades", {"price": "Px"}, "the layout has no column 'Px'", "date, time, price"),
     ],
 )

@@ -65,7 +65,7 @@ class BlockParser:
             except Unfit:
                 pass
             else:
-                yield Batch(rows=[(self._kind, rows)], messages=count)
+                yield Batch(rows=[(self._kind, rows)], rejects=[], messages=count)
                 return
         batches: list[pa.RecordBatch] = []
         rejects: list[Reject] = []

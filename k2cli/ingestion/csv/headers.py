@@ -88,7 +88,7 @@ def time_fields(fields: Collection[str]) -> Sequence[str]:
 
 
 def _missing(layout: Layout, fields: Mapping[str, int]) -> Iterator[str]:
-    needed = [*layout.decimals, *time_fields(layout.fields)]
+    needed = [*layout.needed, *time_fields(layout.fields)]
     for name in dict.fromkeys([*needed, *(layout.fields if layout.market else ())]):
         if name not in fields:
             yield name

@@ -17,6 +17,10 @@ A layout is a TOML file (see layouts/*.toml for the built-in ones):
                                # class and currency; a header must not name unknown columns
     dump = "trades"            # what the names of such dumps say: trades, aggTrades, bookTicker
     signed_quantity = false    # true: the sign of the quantity is the side, negative is a sell
+    id_series = "agg"          # ids are not those of streams, but a series of this name
+    may_be_empty = []          # prices and quantities of quotes whose cells may be empty: stored
+                               # as 0 and listed in vendor_data.missing, as are quantities that
+                               # [fields] of quotes does not have
     [market_columns.coinm]     # columns of that market which are others than in `columns`
     [aliases]                  # column = other spellings that headers have for it
 
@@ -101,6 +105,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     market: bool = False
     dump: Literal["trades", "aggTrades", "bookTicker"] | None = None
     signed_quantity: bool = False
+    id_series: str = ""
+    may_be_empty: tuple[str, ...] = ()
     market_columns: Mapping[str, Mapping[str, str]] = {}
     aliases: Mapping[str, tuple[str, ...]] = {}
     values: Mapping[str, Mapping[str, str]] = {}
@@ -117,6 +123,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     def decimals(self) -> tuple[str, ...]:
         """The fields that are prices and quantities."""
         return _DECIMALS[self.kind]
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The prices and quantities that a file must have."""
+        sizes = ("bid_quantity", "ask_quantity")
+        return tuple(name for name in self.decimals if name in self.fields or name not in sizes)
 
     def candidates(self, field: str) -> tuple[str, ...]:
         """The names that the column of a field may have; the first one there is taken."""
@@ -272,8 +284,7 @@ def parse_layout(text: str, *, origin: str) -> Layout:
 def _check(layout: Layout, origin: str) -> None:
     _check_keys(layout.fields, _known_fields(layout.kind), "fields.", origin)
     _check_keys(layout.constants, ("exchange", "asset_class", "currency"), "constants.", origin)
-    needed = [*layout.decimals, *_time_fields(layout)]
-    for field in needed:
+    for field in (*layout.needed, *_time_fields(layout)):
         if field not in layout.fields:
             raise ConfigError(f"{origin} lacks fields.{field}")
     _check_values(layout, origin)
@@ -281,6 +292,12 @@ def _check(layout: Layout, origin: str) -> None:
         raise ConfigError(f"{origin}: dump needs market = true")
     if layout.signed_quantity and layout.kind != "trades":
         raise ConfigError(f"{origin}: signed_quantity is for trades only")
+    if layout.id_series and not (layout.id_series.isalnum() and layout.market):
+        raise ConfigError(f"{origin}: id_series is a word, for layouts with market = true")
+    quotes = layout.decimals if layout.kind == "quotes" else ()
+    for field in layout.may_be_empty:
+        if field not in quotes:
+            raise ConfigError(f"{origin}: may_be_empty cannot have {field!r}")
     _check_names(layout, origin)
 
 

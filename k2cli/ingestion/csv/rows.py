@@ -19,7 +19,7 @@ from k2cli.columns import Ints, Unfit, VendorData, decimals_of, timestamps, to_b
 from k2cli.errors import UsageError
 from k2cli.ingestion.binance.symbols import Instrument, Market, parse_symbol
 from k2cli.ingestion.csv.headers import Columns, time_fields
-from k2cli.ingestion.csv.ids import Labels, any_ids, check_ids, number_ids, place_ids
+from k2cli.ingestion.csv.ids import Labels, any_ids, check_ids, number_ids, other_ids, place_ids
 from k2cli.ingestion.csv.ids import Rows as IdRows
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
 from k2cli.ingestion.csv.market import markets_of_symbol
@@ -30,6 +30,7 @@ from k2cli.symbols import normalize_symbol
 _HALVE_ABOVE: Final = 32  # rows; fewer are tried one by one
 _LONGEST_NAME: Final = 64  # characters of a symbol, exchange or currency
 _SHOWN: Final = 80  # characters of a value in a reason
+_MISSING: Final = "missing"  # entry of vendor_data: the fields that are 0 for want of a value
 _FEW: Final = 5  # values that a notice shows
 _MOST_KEPT: Final = 1000  # distinct values
 _DECIMAL_TEXT: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?")
@@ -148,7 +149,10 @@ class RowBuilder:
         there = self._columns.fields
         yield time_fields(there), lambda cells, _: self._times(cells)
         for name in self._layout.decimals:
-            yield (name,), self._decimals_check(name)
+            if name in there:
+                yield (name,), self._decimals_check(name)
+        if self._layout.may_be_empty:
+            yield ("bid_price", "ask_price"), self._missing
         by_field: dict[str, _Check] = {
             "id": lambda cells, _: self._check_ids(cells),
             "source_sequence": lambda cells, _: self._sequence(cells, None),
@@ -184,6 +188,7 @@ class RowBuilder:
             symbols=symbols,
             moments=moments,
             places=numbers,
+            id_series=layout.id_series,
         )
         columns: dict[str, pa.Array] = {
             **self._ids(cells, ids),
@@ -197,7 +202,7 @@ class RowBuilder:
             "vendor_data": self._vendor_data(cells, symbols, count),
         }
         for name in layout.decimals:
-            columns[name] = self._decimals(name, cells)
+            columns[name] = self._decimals(name, cells, count)
         if layout.kind == "trades":
             columns["side"] = self._sides(cells, count)
             self._note_sides(cells, columns["side"])
@@ -215,8 +220,13 @@ class RowBuilder:
         column = self._columns.names[place]
         return _UnfitField(Fault(f"{column}{shown} {reason}", column, f"bad_{name}"))
 
-    def _decimals(self, name: str, cells: Cells) -> pa.Array:
-        texts, of = cells[self._columns.fields[name]], self.kind.type_of(name)
+    def _decimals(self, name: str, cells: Cells, count: int) -> pa.Array:
+        place, of = self._columns.fields.get(name), self.kind.type_of(name)
+        if place is None:  # quotes without sizes
+            return decimals_of(pa.array(["0"]).take(pa.array(np.zeros(count, dtype=np.int8))), of)
+        texts = cells[place]
+        if name in self._layout.may_be_empty:
+            texts = pc.if_else(_is_empty(texts), "0", texts)
         if self._facts.decimal != ".":
             texts = pc.replace_substring(texts, self._facts.decimal, ".")
         if name == "quantity" and self._layout.signed_quantity:
@@ -232,7 +242,7 @@ class RowBuilder:
             raise self._unfit(name, cells, reason) from exc
 
     def _decimals_check(self, name: str) -> _Check:
-        return lambda cells, _: self._decimals(name, cells)
+        return lambda cells, count: self._decimals(name, cells, count)
 
     def _times(self, cells: Cells) -> Ints:
         fields = self._columns.fields
@@ -260,6 +270,8 @@ class RowBuilder:
         place = self._columns.fields.get("id")
         if place is None:
             ids = place_ids(rows)
+        elif self._layout.id_series:
+            ids = other_ids(rows, cells[place])
         elif self._layout.market:
             ids = number_ids(rows, cells[place])
         else:
@@ -392,6 +404,20 @@ class RowBuilder:
             if text.strip().lower() not in known:
                 self._unknown_sides[text if is_room else ""] += count
 
+    def _missing(self, cells: Cells, count: int) -> Ints | None:
+        """Return which fields quotes lack, as a number of a bit each; None if there are all."""
+        fields, codes = self._columns.fields, np.zeros(count, dtype=np.int64)
+        for bit, name in enumerate(self._layout.decimals):
+            if name not in fields:
+                codes |= 1 << bit
+            elif name in self._layout.may_be_empty:
+                codes |= _is_empty(cells[fields[name]]).to_numpy(zero_copy_only=False) << bit
+        names = self._layout.decimals
+        prices = sum(1 << bit for bit, name in enumerate(names) if name.endswith("_price"))
+        if ((codes & prices) == prices).any() and self._layout.kind == "quotes":
+            raise self._unfit("bid_price", cells, "is empty, and so is the ask: not a quote")
+        return codes if codes.any() else None
+
     def _vendor_data(self, cells: Cells, symbols: Labels, count: int) -> pa.Array:
         vendor = VendorData(count)
         for key, text in self._facts.entries.items():
@@ -402,13 +428,31 @@ class RowBuilder:
             if pc.any(is_empty).as_py():
                 rows = np.where(is_empty.to_numpy(zero_copy_only=False), -1, rows)
             vendor.add(key, texts, rows)
+        missing = self._missing(cells, count) if self._layout.kind == "quotes" else None
+        if missing is not None:
+            vendor.add(_MISSING, _names_of_bits(self._layout.decimals), missing - 1)
         if self._layout.market:
             instruments = [self._instrument(name) for name in symbols.names]
             vendor.add("base_asset", pa.array([i.base for i in instruments]), symbols.codes)
             vendor.add("quote_asset", pa.array([i.quote for i in instruments]), symbols.codes)
-        elif not self._columns.vendor and not self._facts.entries:
+        elif not self._columns.vendor and not self._facts.entries and missing is None:
             return pa.nulls(count, self.kind.arrow.field("vendor_data").type)
         return vendor.build()
+
+
+def _is_empty(texts: pa.StringArray) -> pa.BooleanArray:
+    return pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0)
+
+
+def _names_of_bits(names: Sequence[str]) -> pa.StringArray:
+    """Return the names for every number but 0, of which each bit is a name."""
+    numbers = range(1, 1 << len(names))
+    return pa.array(
+        [
+            ",".join(name for bit, name in enumerate(names) if number >> bit & 1)
+            for number in numbers
+        ]
+    )
 
 
 def _each_that_fails(

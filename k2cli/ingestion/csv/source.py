@@ -246,6 +246,7 @@ class CsvSource:
     def batches(self) -> Iterator[Batch]:
         """Yield the rows and rejects of the file, a block at a time, and close it."""
         with self._raw, open_plain(self._raw, self._suffix) as stream:
+            self._started()  # so that an empty file is an error
             yield from self._parsed(stream)
             self._digest = self._raw.finish(self._digest)
 
@@ -327,7 +328,7 @@ class CsvSource:
 
     def _begin(self, block: bytes | None) -> "_Start":
         layout = self._layout
-        if block is None or not block.strip():
+        if block is None or (len(block) < _LOOK_BYTES and not block.strip()):
             if not self._is_growing:
                 raise BadData(f"{self.name} is empty: it has neither a header nor rows")
             return _Start(layout)
@@ -417,7 +418,15 @@ class _Start:
         values = {name: texts for name, texts in layout.values.items() if name in columns.fields}
         values |= {"side": layout.side_values} if "side" in columns.fields else {}
         form = [layout.delimiter, layout.decimal, self.encoding, layout.skip_lines]
-        said = [layout.kind, layout.market, layout.dump, layout.signed_quantity, values, form]
+        said: list[object] = [
+            layout.kind,
+            layout.market,
+            layout.dump,
+            layout.signed_quantity,
+            values,
+            form,
+        ]
+        said += [layout.id_series, layout.may_be_empty]
         return _digest([*said, time.how, patterns, self.facts.zone, self.values, read])
 
     def builder(self, line_file: Callable[[], str]) -> RowBuilder:
@@ -502,13 +511,14 @@ def _fits(layout: Layout, cells: Sequence[str]) -> bool:
 
 
 def _is_header(layout: Layout, cells: Sequence[str] | None) -> bool:
-    """Tell a header from a row: it names a known column, or has no digit at all."""
+    """Tell a header from a row: it names a known column, or has all columns and not one digit."""
     named = (name for field in layout.fields for name in layout.candidates(field))
     names = [*layout.all_columns, *named]
     known = {plain_name(text) for name in names for text in layout.spellings(name)}
     words = [cell.strip() for cell in cells or () if cell.strip()]
     is_known = any(plain_name(word) in known for word in words)
-    return is_known or (bool(words) and not any(map(_has_digit, words)))
+    is_whole = len(words) >= len(layout.columns) - len(layout.optional)
+    return is_known or (is_whole and not any(map(_has_digit, words)))
 
 
 def _has_digit(text: str) -> bool:

@@ -224,7 +224,7 @@ class TimeReader:
         """Read texts in formats of strptime; a column in one format, of digits, in Arrow."""
         for pattern in patterns:
             template = _template(pattern)
-            if template is not None:
+            if template and pc.all(pc.match_substring_regex(texts, template[0])).as_py():
                 try:
                     iso = pc.replace_substring_regex(texts, *template)
                     iso = pc.replace_substring_regex(iso, r"\.$", "")
