@@ -8,14 +8,18 @@ from k2cli.errors import ConfigError, NotFound, UsageError
 from k2cli.ingestion.csv.layout import layout_names, layout_text, load_layout, parse_layout
 from k2cli.records import QUOTES, TRADES
 
-BUILT_IN = ["asx-quotes", "asx-trades", "binance-trades", "generic-quotes", "generic-trades"]
+BUILT_IN = [
+    *("asx-quotes", "asx-trades", "binance-agg-trades", "binance-book-ticker", "binance-trades"),
+    *("bitfinex-trades", "bybit-trades", "dukascopy-quotes", "generic-quotes", "generic-trades"),
+    *("histdata-quotes", "kaiko-trades", "truefx-quotes"),
+]
 
 
 def test_the_built_in_layouts_load_and_their_text_is_the_layout() -> None:
     assert layout_names() == BUILT_IN
     for name in BUILT_IN:
         layout = load_layout(name)
-        assert layout.record is (QUOTES if name.endswith("quotes") else TRADES)
+        assert layout.record is (TRADES if name.endswith("trades") else QUOTES)
         assert parse_layout(layout_text(name), origin="text") == layout
 
 
@@ -29,7 +33,7 @@ def test_a_layout_of_ones_own_is_a_path(tmp_path: Path) -> None:
 def test_an_unknown_layout_is_not_found_and_the_hint_lists_them(name: str) -> None:
     with pytest.raises(NotFound) as caught:
         load_layout(name)
-    assert "asx-quotes, asx-trades, binance-trades" in str(caught.value.hint)
+    assert "asx-quotes, asx-trades, binance-agg-trades" in str(caught.value.hint)
 
 
 def test_a_layout_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:

@@ -280,6 +280,8 @@ def _member(raw: RawFile, source: IO[bytes]) -> IO[bytes]:
     except _BROKEN as exc:
         raise BadData(f"{name} is not a zip archive: {exc}") from exc
     members = [each for each in archive.infolist() if not (each.is_dir() or _is_by_macos(each))]
+    if len(members) != 1:  # some vendors add a report in a .txt file
+        members = [each for each in members if not each.filename.lower().endswith(".txt")]
     if len(members) != 1:
         raise BadData(f"{name} holds {len(members)} files", hint="unpack it, load one by one")
     (member,) = members

@@ -38,6 +38,7 @@ _BASE_QUANTITY: Final = "baseqty"
 _QUOTE_QUANTITY: Final = "quoteqty"
 _BUYER_MAKER: Final = "isbuyermaker"
 _BEST_MATCH: Final = "isbestmatch"  # in every spot dump, in no futures dump
+_UPDATE_ID: Final = "update_id"  # of a book ticker, dumps of which are of futures alone
 _HINT: Final = "say which: --market usdm or --market coinm"
 
 
@@ -124,7 +125,8 @@ def find_market(
                 )
     possible = frozenset(Market).intersection(*(each.markets for each in evidence))
     if not evidence:
-        possible = FUTURES if _lacks_best_match(dump, columns) else frozenset({Market.SPOT})
+        is_of_futures = _UPDATE_ID in columns or _lacks_best_match(dump, columns)
+        possible = FUTURES if is_of_futures else frozenset({Market.SPOT})
     if len(possible) == 1:
         return next(iter(possible))
     raise BadData("this is a futures dump, of USD-M or COIN-M", hint=_HINT)

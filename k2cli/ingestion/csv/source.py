@@ -87,7 +87,7 @@ class CsvSource:
         self._zone = zone
         self._digest: str | None = None
         self._content: str | None = None  # digest of what the file holds, decompressed
-        self._start: _Start | None = None
+        self._start: Start | None = None
         self._copy = 1
         self._is_growing = False
         self._lines_before = 0  # what is read
@@ -320,22 +320,36 @@ class CsvSource:
         if rest:
             yield rest
 
-    def _started(self) -> "_Start":
+    def _started(self) -> "Start":
         """Settle by the first line what the columns are, once."""
         if self._start is None:
-            self._start = self._begin(self._first_lines())
+            self._start = self._begin_file()
         return self._start
 
-    def _begin(self, block: bytes | None) -> "_Start":
-        layout = self._layout
+    def _begin_file(self) -> "Start":
+        layout, block = self._layout, self._first_lines()
         if block is None or (len(block) < _LOOK_BYTES and not block.strip()):
             if not self._is_growing:
                 raise BadData(f"{self.name} is empty: it has neither a header nor rows")
-            return _Start(layout)
+            return Start(layout)
         lines = _without_lines(block, layout.skip_lines)
         try:
-            header = _header(layout, lines.partition(b"\n")[0])
+            header = _header(layout, lines.partition(b"\n")[0], self.name)
             row = () if header is not None else _first_row(layout, lines)
+            return self._fit(layout, header, row, encoding=self._encoding())
+        except BadData as exc:
+            of = f" (delimiter {layout.delimiter!r})" if layout.header == "required" else ""
+            raise BadData(f"{exc}{of}", hint=_form_hint(layout, block) or exc.hint) from exc
+
+    def _fit(
+        self, layout: Layout, header: Sequence[str] | None, row: Sequence[str], *, encoding: str
+    ) -> "Start":
+        """Settle what the columns are, and what holds for the whole file.
+
+        Raises:
+            BadData: the columns do not fit the layout.
+        """
+        try:
             if layout.dump:
                 check_dump(self._path, self._raw.member, layout.dump)
             market = self._market(header or (), row) if layout.market else None
@@ -344,9 +358,7 @@ class CsvSource:
             names = _unnamed(layout, row) if header is None else header
             columns = find_columns(layout, names)
         except BadData as exc:
-            of = f" (delimiter {layout.delimiter!r})" if layout.header == "required" else ""
-            hint = _form_hint(layout, block) or exc.hint
-            raise BadData(f"{self.name}: {exc}{of}", hint=hint) from exc
+            raise BadData(f"{self.name}: {exc}", hint=exc.hint) from exc
         stem = stem_of(self._path) if self._path else ""
         entries = {layout.file_stem: stem} if layout.file_stem and stem.isdecimal() else {}
         facts = Facts(
@@ -358,7 +370,7 @@ class CsvSource:
             is_any_time=self._options.is_any_time,
             decimal=layout.decimal,
         )
-        return _Start(layout, columns, facts, header is not None, self._encoding())
+        return Start(layout, columns, facts, header is not None, encoding)
 
     def _market(self, header: Sequence[str], row: Sequence[str]) -> Market:
         """Infer the market from the file's names, its header, or the first of its rows."""
@@ -374,7 +386,7 @@ class CsvSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Start:
+class Start:
     """What the first line of a file settles; without columns the file holds nothing."""
 
     layout: Layout
@@ -463,7 +475,7 @@ def _without_lines(block: bytes, count: int) -> bytes:
     return block
 
 
-def _header(layout: Layout, line: bytes) -> list[str] | None:
+def _header(layout: Layout, line: bytes, name: str) -> list[str] | None:
     """Return the names in the first line, or None if that is a row.
 
     Raises:
@@ -477,7 +489,7 @@ def _header(layout: Layout, line: bytes) -> list[str] | None:
         if layout.header == "sniff":
             return None
         hint = "--encoding utf-16, gbk or latin-1" if exc.code == "bad_encoding" else None
-        raise BadData(f"the header {exc}", hint=hint) from exc
+        raise BadData(f"{name}: the header {exc}", hint=hint) from exc
     if layout.header == "sniff" and not _is_header(layout, cells):
         return None
     return [cell.strip() for cell in cells]
