@@ -307,7 +307,9 @@ def test_a_line_without_end_is_bad_data(folder: Path, monkeypatch: pytest.Monkey
             changed(1, "1e"), "price '1e' is not a plain number", id="price-half-an-exponent"
         ),
         pytest.param(
-            changed(2, "1e-9"), "qty '1e-9' has more than 8 decimals", id="quantity-exponent-too-low"
+            changed(2, "1e-9"),
+            "qty '1e-9' has more than 8 decimals",
+            id="exponent-too-low",
         ),
         pytest.param(
             changed(1, "NaN"), "price 'NaN' is not a plain number", id="price-not-a-number"
@@ -316,7 +318,7 @@ def test_a_line_without_end_is_bad_data(folder: Path, monkeypatch: pytest.Monkey
         pytest.param(
             changed(1, "1.2.3"), "price '1.2.3' is not a plain number", id="price-two-points"
         ),
-        pytest.param(changed(1, "1 1"), "price '1 1' is not a plain number", id="price-with-a-space"),
+        pytest.param(changed(1, "1 1"), "price '1 1' is not a plain number", id="space-within"),
         pytest.param(changed(1, "-1.5"), "price '-1.5' is negative", id="price-negative"),
         pytest.param(
             changed(2, "0.123456789"),

@@ -152,7 +152,7 @@ class RowBuilder:
             if name in there:
                 yield (name,), self._decimals_check(name)
         if self._layout.may_be_empty:
-            yield ("bid_price", "ask_price"), self._missing
+            yield [name for name in self._layout.decimals if name in there], self._missing
         by_field: dict[str, _Check] = {
             "id": lambda cells, _: self._check_ids(cells),
             "source_sequence": lambda cells, _: self._sequence(cells, None),

@@ -429,7 +429,7 @@ class Start:
         read = [columns.fields, columns.vendor, sorted(columns.lower)]
         values = {name: texts for name, texts in layout.values.items() if name in columns.fields}
         values |= {"side": layout.side_values} if "side" in columns.fields else {}
-        form = [layout.delimiter, layout.decimal, self.encoding, layout.skip_lines]
+        form = [layout.delimiter, layout.decimal, self.encoding, self.lines_before]
         said: list[object] = [
             layout.kind,
             layout.market,
