@@ -135,12 +135,12 @@ class LoadTotals:
     files: int = 0
     loaded: int = 0
     skipped: int = 0  # loaded before
-    empty: int = 0  # no rows in them: a header alone
     failed: int = 0  # more rejects than allowed, or unreadable
     rows: int = 0
     duplicates: int = 0
     conflicts: int = 0
     rejects: int = 0
+    empty: int = 0  # files with a header alone
     size_bytes: int = 0
     duration_s: float = 0.0
 

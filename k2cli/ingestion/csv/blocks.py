@@ -170,10 +170,8 @@ class BlockParser:
                 faults[place] = Fault(str(exc), code=exc.code)
                 continue
             if len(cells) != len(self._names):
-                reason = (
-                    f"has {len(cells)} columns, not {len(self._names)} "
-                    f"(delimiter {self._delimiter!r})"
-                )
+                of = f" (delimiter {self._delimiter!r})" if len(cells) == 1 else ""
+                reason = f"has {len(cells)} columns, not {len(self._names)}{of}"
                 faults[place] = Fault(reason, code="bad_column_count")
                 continue
             rows.append(cells)
