@@ -312,11 +312,11 @@ class CsvSource:
         while data := read_plain(text, BLOCK_BYTES, self.name):
             if is_first:
                 data, is_first = data.removeprefix(BOM), False
-            data = rest + data
-            self._check_lines(data)
-            head, newline, rest = data.rpartition(b"\n")
-            if newline:
-                yield head + newline
+            end = data.rfind(b"\n") + 1
+            block, rest = (rest + data[:end], data[end:]) if end else (b"", rest + data)
+            self._check_lines(block or rest)
+            if block:
+                yield block
         if rest:
             yield rest
 

@@ -120,9 +120,12 @@ class TimeReader:
         return _by_part(texts, parts)
 
     def _epoch(self, texts: pa.StringArray) -> Ints:
-        if b"." in characters(texts):
-            return self._fractions(texts)
-        numbers = whole_numbers(texts, digits=_EPOCH_DIGITS)
+        try:
+            numbers = whole_numbers(texts, digits=_EPOCH_DIGITS)
+        except Unfit:
+            if b"." in characters(texts):
+                return self._fractions(texts)
+            raise
         return self._scaled(numbers, np.zeros(1, dtype=np.int64))
 
     def _fractions(self, texts: pa.StringArray) -> Ints:
