@@ -8,6 +8,7 @@ trade has no quote quantity) is made from its fields where it follows from them,
 from collections.abc import Mapping
 from typing import Final
 
+from k2cli.errors import UsageError
 from k2cli.ingestion.binance.symbols import VENUES, Market
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.query.engine import Answer, Engine
@@ -28,7 +29,15 @@ def exported(engine: Engine, layout: Layout, selection: Selection) -> Answer:
     A layout that names no columns gets those of its fields, then one for every entry that
     vendor_data has in any row of the selection. Optional columns that no row fills are left out,
     as in the files that a load reads.
+
+    Raises:
+        UsageError: the layout has a delimiter or another form that is not written.
     """
+    if not layout.is_plain:
+        raise UsageError(
+            "k2 exports UTF-8 with commas, and the layout has another form",
+            hint="export in another layout, for instance generic-trades",
+        )
     if layout.columns:
         columns = _columns_of_files(engine, layout, selection)
     else:
@@ -125,15 +134,19 @@ def _field(layout: Layout, field: str) -> str:
     epoch = "CAST(epoch_us(timestamp) AS VARCHAR)"
     iso = "strftime(CAST(timestamp AS TIMESTAMP), '%Y-%m-%dT%H:%M:%S.%fZ')"
     special = {
-        "date": f"strftime({local}, {literal(rule.date_format)})",
+        "date": f"strftime({local}, {literal(rule.date_formats[0])})",
         "time": f"strftime({local}, {literal(rule.time_format)})",
         "timestamp": epoch if rule.how == "epoch" else iso,
         # The exchange's own id; one that a load made of time and row is none.
         "id": f"CASE WHEN NOT starts_with({kind.id_column},"
         " concat(exchange, '-', epoch_us(timestamp) // 1000, '-'))"
         f" THEN substr({kind.id_column}, length(exchange) + 2) END",
-        "side": _side(layout.side),
+        "side": _side(layout.side_values),
     }
+    if layout.signed_quantity:
+        special["quantity"] = (
+            "concat(CASE side WHEN 'SELL' THEN '-' ELSE '' END, CAST(quantity AS VARCHAR))"
+        )
     return special.get(field, f"CAST({quoted(field)} AS VARCHAR)")
 
 

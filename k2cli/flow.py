@@ -22,6 +22,9 @@ class Reject:
     received_us: int  # UTC microseconds
     reason: str
     source: str = ""  # topic/partition, for a message out of Kafka; the table, for a row
+    file: str = ""  # the path, for a line of a file
+    column: str = ""  # which one of the file does not fit
+    code: str = ""  # what is wrong, as a word that stays the same: bad_price, bad_column_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ committed is a file, not an interval.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -91,11 +91,14 @@ class Reader(Protocol):
     def has_ids(self) -> bool:
         """Whether a column has ids."""
 
+    def notices(self) -> Sequence[str]:
+        """Return what users should know of how the file was read, once it was."""
+
     def repeat(self, copy: int) -> None:
         """Give rows without ids the message ids of the file's n-th copy."""
 
     def starts_with(self, size: int, digest: str) -> bool:
-        """Return whether the first bytes have this SHA-256."""
+        """Tell whether the first bytes have this SHA-256."""
 
     def expect_growth(self) -> None:
         """Take the file for one that grows: a line counts once it is complete."""
@@ -132,6 +135,7 @@ class LoadTotals:
     duplicates: int = 0
     conflicts: int = 0
     rejects: int = 0
+    empty: int = 0  # files with a header alone
     size_bytes: int = 0
     duration_s: float = 0.0
 
@@ -154,8 +158,17 @@ class FileSums:
     conflicts: int = 0  # rows whose id is stored with other values
 
 
-def find_files(words: Sequence[str]) -> list[Path]:
+def find_files(
+    words: Sequence[str],
+    *,
+    suffixes: tuple[str, ...] = SUFFIXES,
+    is_following: bool = False,
+    on_skip: Callable[[Path, str], None] = lambda _path, _reason: None,
+) -> list[Path]:
     """Find the files that paths, globs and folders name, each once, in sorted order.
+
+    What a folder or glob has beside regular files is skipped, and reported to `on_skip`: FIFOs,
+    devices and, in folders unless `is_following`, symbolic links.
 
     Raises:
         NotFound: a file does not exist, or a folder or glob has no match.
@@ -165,13 +178,18 @@ def find_files(words: Sequence[str]) -> list[Path]:
     for word in words:
         path = Path(word).expanduser()
         try:
-            matches = _matches(path)
+            if path.is_dir():
+                matches = _in_folder(path, suffixes, is_following=is_following, on_skip=on_skip)
+            elif path.exists() or not any(mark in str(path) for mark in "*?["):
+                matches = [path]
+            else:
+                matches = _in_glob(path, on_skip)
             is_there = not matches or matches[0].exists()
         except OSError as exc:
             raise ConfigError(f"{exc.filename or word} cannot be read: {exc.strerror}") from exc
         if not matches:
             raise NotFound(
-                f"{word} matches no file", hint=f"a folder's files end in {' '.join(SUFFIXES)}"
+                f"{word} matches no file", hint=f"a folder's files end in {' '.join(suffixes)}"
             )
         if not is_there:
             raise NotFound(f"no file {word}")
@@ -179,14 +197,42 @@ def find_files(words: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _matches(path: Path) -> list[Path]:
-    if path.is_dir():
-        walk = os.walk(path, onerror=_raise)
-        files = (Path(folder, name) for folder, _, names in walk for name in names)
-        return sorted(file for file in files if file.name.lower().endswith(SUFFIXES))
-    if path.exists() or not any(mark in str(path) for mark in "*?["):
-        return [path]
-    return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+def _in_folder(
+    path: Path,
+    suffixes: tuple[str, ...],
+    *,
+    is_following: bool,
+    on_skip: Callable[[Path, str], None],
+) -> list[Path]:
+    matches, seen = [], set()
+    for folder, folders, names in os.walk(path, onerror=_raise, followlinks=is_following):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:  # links may lead back to where they are
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for each in (Path(folder, name) for name in [*names, *folders]):
+            is_wanted = each.name.lower().endswith(suffixes)
+            if each.is_symlink() and not is_following and (is_wanted or each.is_dir()):
+                on_skip(each, "a symbolic link, which --follow-symlinks follows")
+            elif is_wanted and not each.is_dir() and _is_regular(each, on_skip):
+                matches.append(each)
+    return sorted(matches)
+
+
+def _in_glob(path: Path, on_skip: Callable[[Path, str], None]) -> list[Path]:
+    found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    return [each for each in found if not each.is_dir() and _is_regular(each, on_skip)]
+
+
+def _is_regular(path: Path, on_skip: Callable[[Path, str], None]) -> bool:
+    if path.is_file():
+        return True
+    is_there = path.exists()
+    on_skip(
+        path, "not a regular file; name it directly to read it" if is_there else "a broken link"
+    )
+    return False
 
 
 def _raise(exc: OSError) -> None:
@@ -229,7 +275,7 @@ def pump_file(
         sums.rejects += len(batch.rejects)
         if batch.rejects:
             first = first or f"line {batch.rejects[0].position}: {batch.rejects[0].reason}"
-            rejects.write(batch.rejects)
+            rejects.write([replace(reject, file=file.path) for reject in batch.rejects])
         for _, rows in batch.rows:
             sums.rows += rows.num_rows
             target.write(rows)
@@ -238,8 +284,9 @@ def pump_file(
             break
     rejects.sync()
     if allowance.is_exceeded(sums.rejects, sums.lines):
+        what = "line" if sums.rejects == 1 else "lines"
         raise BadData(
-            f"{file.path}: {sums.rejects} rejects, allowed are {allowance}; the first is {first}",
+            f"{file.path}: {sums.rejects:,} {what} rejected (limit {allowance}); first: {first}",
             hint=f"see {rejects.path}; --max-rejects allows more",
         )
 
@@ -252,6 +299,11 @@ class Outcome:
     sums: FileSums
     is_new: bool = True  # False: it was loaded before, and nothing of it was read now
     fault: BadData | None = None  # why nothing of it was loaded
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it was read, and has no lines but for a header."""
+        return self.is_new and self.fault is None and not self.sums.lines
 
 
 Progress = Callable[[FileToLoad], AbstractContextManager[Callable[[Batch], None]]]

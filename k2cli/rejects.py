@@ -2,8 +2,9 @@
 
 A line has `reason`, `position` (number of the message in the run; out of Kafka its offset, and
 `source` is topic/partition; of a row that a table cannot hold the exchange's number, and `source`
-is the table), `received` (ISO UTC) and the input as `raw` text, or as `raw_base64` where it is not
-UTF-8. The `raw` text of a row is what `k2 query --format ndjson` prints of it.
+is the table), `received` (ISO UTC), `run`, and the input as `raw` text, or as `raw_base64` where it
+is not UTF-8. A line of a file also has `file`, `code` (bad_price, bad_column_count, ...) and, where
+one does not fit, `column`. The `raw` text of a row is what `k2 query --format ndjson` prints of it.
 """
 
 import base64
@@ -31,8 +32,9 @@ class RejectLog:
         Unavailable: the disk is full.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, run: str = "") -> None:
         self.path: Final = path
+        self._run = run
         self._file: IO[bytes] | None = None
         self._failure: OSError | None = None
 
@@ -51,7 +53,7 @@ class RejectLog:
         with self._translated():
             if self._file is None:
                 self._file = _open_for_lines(self.path)
-            self._file.writelines(map(_reject_line, rejects))
+            self._file.writelines(_reject_line(reject, self._run) for reject in rejects)
 
     def sync(self) -> None:
         """Make the rejects durable; called before the position moves past them."""
@@ -91,15 +93,21 @@ def _open_for_lines(path: Path) -> IO[bytes]:
     return lines
 
 
-def _reject_line(reject: Reject) -> bytes:
+def _reject_line(reject: Reject, run: str) -> bytes:
     received = datetime.fromtimestamp(reject.received_us / 1_000_000, tz=UTC)
     line: dict[str, object] = {
         "reason": reject.reason,
         "position": reject.position,
         "received": iso_utc(received, "microseconds"),
     }
-    if reject.source:
-        line["source"] = reject.source
+    named = {
+        "run": run,
+        "source": reject.source,
+        "file": reject.file,
+        "code": reject.code,
+        "column": reject.column,
+    }
+    line |= {key: value for key, value in named.items() if value}
     try:
         line["raw"] = reject.raw.decode()
     except UnicodeDecodeError:

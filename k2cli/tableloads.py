@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -246,7 +246,8 @@ class _TableLoader:
             stowed.conflicts,
         )
         if loading.is_new and stowed.conflicts:
-            policy.rejects.write(policy.conflicts.report(kind, stowed.conflicts, stowed.examples))
+            found = policy.conflicts.report(kind, stowed.conflicts, stowed.examples)
+            policy.rejects.write([replace(each, file=loading.file.path) for each in found])
             policy.rejects.sync()
 
 

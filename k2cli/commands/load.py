@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from k2cli.flow import Batch
     from k2cli.ingestion.csv.layout import Layout
-    from k2cli.ingestion.csv.source import CsvOptions
+    from k2cli.ingestion.csv.source import CsvOptions, CsvSource
     from k2cli.loading import (
         Allowance,
         FileSums,
@@ -67,6 +67,95 @@ class LoadTo(StrEnum):
     STDOUT = "stdout"
 
 
+LayoutOpt = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        "-l",
+        help="A name that `k2 load layouts` lists, or a TOML file.",
+        show_default=False,
+    ),
+]
+SymbolOpt = Annotated[
+    str | None, typer.Option("--symbol", "-s", help="The symbol, where no column has it.")
+]
+ExchangeOpt = Annotated[
+    str | None, typer.Option("--exchange", help="The exchange, where the layout has none.")
+]
+AssetClassOpt = Annotated[
+    str | None, typer.Option("--asset-class", help="equities, crypto, futures or options.")
+]
+CurrencyOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--currency",
+        help="The currency, where no column has it.",
+        show_default="for crypto: the symbol's",
+    ),
+]
+MarketOpt = Annotated[
+    Market | None,
+    typer.Option(
+        "--market",
+        help="Market of the exchange's own files.",
+        show_default="from path, name, symbol and columns, else spot",
+    ),
+]
+TimezoneOpt = Annotated[
+    str | None, typer.Option("--timezone", help="Of local times.", show_default="the layout's")
+]
+ReferenceOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference", help="company_info.csv: the symbol of the number a file is named after."
+    ),
+]
+MapOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="Take fields from other columns: price=Px,quantity=Qty; "
+        "map their values: side:bid=SELL.",
+        show_default=False,
+    ),
+]
+AnyTimeOpt = Annotated[
+    bool,
+    typer.Option("--any-time", help="Accept times before 1990 and after the end of next year."),
+]
+FollowSymlinksOpt = Annotated[
+    bool, typer.Option("--follow-symlinks", help="Follow symbolic links in folders.")
+]
+ToOpt = Annotated[
+    LoadTo,
+    typer.Option("--to", help="Into the table, onto a Kafka topic, or as ndjson onto stdout."),
+]
+ForceLoadOpt = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Load a file again that was loaded before; rows that are stored stay single.",
+    ),
+]
+AllowDuplicatesOpt = Annotated[
+    bool,
+    typer.Option(
+        "--allow-duplicates",
+        help="Store the rows of a file without ids once more, also if it was loaded before.",
+    ),
+]
+DryRunOpt = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Parse the files and show counts, sample rows and rejects; write nothing.",
+    ),
+]
+MaxRejectsOpt = Annotated[
+    str, typer.Option("--max-rejects", help="Rejects that a file may have: N, or P% of its lines.")
+]
+
+
 @load_app.command("csv")
 def load_csv(
     paths: Annotated[
@@ -76,58 +165,53 @@ def load_csv(
             show_default=False,
         ),
     ],
-    layout: Annotated[
-        str,
-        typer.Option(
-            "--layout",
-            "-l",
-            help="A name that `k2 load layouts` lists, or a TOML file.",
-            show_default=False,
-        ),
-    ],
-    symbol: Annotated[
-        str | None, typer.Option("--symbol", "-s", help="The symbol, where no column has it.")
-    ] = None,
-    exchange: Annotated[
-        str | None, typer.Option("--exchange", help="The exchange, where the layout has none.")
-    ] = None,
-    asset_class: Annotated[
-        str | None,
-        typer.Option("--asset-class", help="equities, crypto, futures or options."),
-    ] = None,
-    currency: Annotated[
-        str | None, typer.Option("--currency", help="The currency, where no column has it.")
-    ] = None,
-    market: Annotated[
-        Market | None,
-        typer.Option(
-            "--market",
-            help="Market of the exchange's own files.",
-            show_default="from path, name, symbol and columns, else spot",
-        ),
-    ] = None,
-    timezone: Annotated[
-        str | None,
-        typer.Option("--timezone", help="Of local times.", show_default="the layout's"),
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference", help="company_info.csv: the symbol of the number a file is named after."
-        ),
-    ] = None,
+    layout: LayoutOpt,
+    symbol: SymbolOpt = None,
+    exchange: ExchangeOpt = None,
+    asset_class: AssetClassOpt = None,
+    currency: CurrencyOpt = None,
+    market: MarketOpt = None,
+    timezone: TimezoneOpt = None,
+    reference: ReferenceOpt = None,
+    mappings: MapOpt = None,
     columns: Annotated[
         list[str] | None,
         typer.Option(
-            "--map",
-            help="Take fields from other columns: price=Px,quantity=Qty.",
+            "--columns",
+            help="Names of the columns, for files without a header.",
             show_default=False,
         ),
     ] = None,
-    to: Annotated[
-        LoadTo,
-        typer.Option("--to", help="Into the table, onto a Kafka topic, or as ndjson onto stdout."),
-    ] = LoadTo.TABLE,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            "--delimiter",
+            help="Between columns: one character, or tab.",
+            show_default="the layout's",
+        ),
+    ] = None,
+    decimal: Annotated[
+        str | None,
+        typer.Option("--decimal", help="Decimal mark: . or a comma.", show_default="the layout's"),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            "--encoding", help="Like utf-16, gbk, latin-1.", show_default="the layout's, or UTF-8"
+        ),
+    ] = None,
+    skip_lines: Annotated[
+        int | None,
+        typer.Option(
+            "--skip-lines",
+            min=0,
+            help="Lines before the header or first row.",
+            show_default="the layout's",
+        ),
+    ] = None,
+    any_time: AnyTimeOpt = False,
+    follow_symlinks: FollowSymlinksOpt = False,
+    to: ToOpt = LoadTo.TABLE,
     topic: TopicOpt = None,
     auto_register: AutoRegisterOpt = True,
     checksum: Annotated[
@@ -140,36 +224,18 @@ def load_csv(
             help="Load what was appended to a file since it was loaded: its new complete lines.",
         ),
     ] = False,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Load a file again that was loaded before; rows that are stored stay single.",
-        ),
-    ] = False,
-    allow_duplicates: Annotated[
-        bool,
-        typer.Option(
-            "--allow-duplicates",
-            help="Store the rows of a file without ids once more, also if it was loaded before.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Parse all, show counts, first rows and rejects; no more."),
-    ] = False,
+    force: ForceLoadOpt = False,
+    allow_duplicates: AllowDuplicatesOpt = False,
+    dry_run: DryRunOpt = False,
     rejects: Annotated[
         Path | None,
         typer.Option(
             "--rejects",
-            help="File for lines that became no row.",
+            help="File for rejected lines.",
             show_default="rejects/load-csv.ndjson in the home folder",
         ),
     ] = None,
-    max_rejects: Annotated[
-        str,
-        typer.Option("--max-rejects", help="Rejects that a file may have: N, or P% of its lines."),
-    ] = "0",
+    max_rejects: MaxRejectsOpt = "0",
     log_format: LinesOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
     summary: SummaryOpt = output.Summary.TEXT,
@@ -188,25 +254,28 @@ def load_csv(
     Example: k2 load csv BTCUSDT-trades-2026-01-12.zip --layout binance-trades
     """
     from k2cli.ingestion.csv.layout import load_layout
-    from k2cli.ingestion.csv.source import CsvOptions
-    from k2cli.loading import LoadPolicy
-    from k2cli.rejects import RejectLog
-    from k2cli.sinks import ConflictReport
+    from k2cli.ingestion.csv.source import CsvOptions, read_csv
+    from k2cli.loading import SUFFIXES
 
-    is_written = to is LoadTo.TABLE and not dry_run
-    is_sent = to is LoadTo.KAFKA and not dry_run
-    if follow_appends and not is_written:
+    if follow_appends and (to is not LoadTo.TABLE or dry_run):
         raise typer.BadParameter("only into the table", param_hint="--follow-appends")
-    if allow_duplicates and (follow_appends or not is_written):
+    if allow_duplicates and (follow_appends or to is not LoadTo.TABLE or dry_run):
         raise typer.BadParameter(
             "only for whole files, into the table", param_hint="--allow-duplicates"
         )
     if (checksum or follow_appends) and "-" in paths:
         raise typer.BadParameter("stdin is no file", param_hint="--checksum or --follow-appends")
     config = settings(home)
+    form = load_layout(layout).formatted(
+        columns=[name.strip() for word in columns or () for name in word.split(",")],
+        delimiter=delimiter,
+        decimal=decimal,
+        encoding=encoding,
+        skip_lines=skip_lines,
+    )
     source = _Source(
         layout_name=layout,
-        layout=load_layout(layout).mapped(_renames(columns)),
+        layout=form.mapped(*_mappings(mappings)),
         options=CsvOptions(
             symbol=symbol,
             exchange=exchange,
@@ -215,44 +284,134 @@ def load_csv(
             market=market,
             timezone=timezone,
             reference=reference,
+            is_any_time=any_time,
             home=config.home,
         ),
+        read=read_csv,
+        suffixes=SUFFIXES,
+        is_following_symlinks=follow_symlinks,
     )
-    started = time.monotonic()
-    log = RunLog(log_format, log_level, run=config.run)
-    told = log if log_format else None
-    with log.ending(), ExitStack() as stack:
-        rejected = RejectLog(rejects or config.home / "rejects" / "load-csv.ndjson")
-        policy = LoadPolicy(
-            rejects=stack.enter_context(rejected),
-            conflicts=ConflictReport(log.on_event),
-            allowance=_allowance(max_rejects),
-            is_forced=force,
-            is_repeating=allow_duplicates,
-            is_following=follow_appends,
-            is_checked=checksum,
-        )
-        if is_written:
-            handle = _loading(stack, policy, config, log, told)
-        elif is_sent:
-            produce = produce_options(
-                config,
-                kafka=kafka,
-                registry=registry,
-                timeout=timeout,
-                topic=topic,
-                auto_register=auto_register,
-            )
-            handle = _sending(stack, policy, produce, paths, log, told)
-        else:
-            handle = _printing(stack, policy, limit=_PREVIEW_ROWS if dry_run else None)
-        files = source.files(paths)
-        totals = _report_each(handle(files), told)
-        totals.duration_s = round(time.monotonic() - started, 3)
-        is_data_on_stdout = not (is_written or is_sent)
-        output.summary(asdict(totals), summary, is_data_on_stdout=is_data_on_stdout, log=log)
-        if totals.failed:
-            raise BadData(f"{totals.failed} of {totals.files} files not loaded")
+    run = _Run(
+        config=config,
+        log=RunLog(log_format, log_level, run=config.run),
+        is_logging=log_format is not None,
+        to=None if dry_run else to,
+        rejects=rejects or config.home / "rejects" / "load-csv.ndjson",
+        max_rejects=max_rejects,
+        summary=summary,
+        is_checking=checksum,
+        is_following=follow_appends,
+        is_forced=force,
+        is_repeating=allow_duplicates,
+    )
+    run.load(
+        source,
+        paths,
+        lambda: produce_options(
+            config,
+            kafka=kafka,
+            registry=registry,
+            timeout=timeout,
+            topic=topic,
+            auto_register=auto_register,
+        ),
+    )
+
+
+@load_app.command("parquet")
+def load_parquet(
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Files, globs or folders: .parquet; - is stdin.", show_default=False),
+    ],
+    layout: LayoutOpt,
+    symbol: SymbolOpt = None,
+    exchange: ExchangeOpt = None,
+    asset_class: AssetClassOpt = None,
+    currency: CurrencyOpt = None,
+    market: MarketOpt = None,
+    timezone: TimezoneOpt = None,
+    reference: ReferenceOpt = None,
+    mappings: MapOpt = None,
+    any_time: AnyTimeOpt = False,
+    follow_symlinks: FollowSymlinksOpt = False,
+    to: ToOpt = LoadTo.TABLE,
+    topic: TopicOpt = None,
+    auto_register: AutoRegisterOpt = True,
+    force: ForceLoadOpt = False,
+    allow_duplicates: AllowDuplicatesOpt = False,
+    dry_run: DryRunOpt = False,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            "--rejects",
+            help="File for rejected rows.",
+            show_default="rejects/load-parquet.ndjson in the home folder",
+        ),
+    ] = None,
+    max_rejects: MaxRejectsOpt = "0",
+    log_format: LinesOpt = None,
+    log_level: LogLevelOpt = LogLevel.INFO,
+    summary: SummaryOpt = output.Summary.TEXT,
+    timeout: TimeoutOpt = None,
+    kafka: KafkaOpt = None,
+    registry: RegistryOpt = None,
+    home: HomeOpt = None,
+) -> None:
+    """Load Parquet files by the layouts of CSV files, whose columns are found by name.
+
+    As with `k2 load csv`, each file is loaded all or nothing, and only once.
+
+    Example: k2 load parquet mine.parquet -l generic-trades --exchange X --asset-class crypto
+    """
+    from k2cli.ingestion.csv.layout import load_layout
+    from k2cli.ingestion.csv.parquet import read_parquet
+    from k2cli.ingestion.csv.source import CsvOptions
+
+    if allow_duplicates and (to is not LoadTo.TABLE or dry_run):
+        raise typer.BadParameter("only into the table", param_hint="--allow-duplicates")
+    config = settings(home)
+    source = _Source(
+        layout_name=layout,
+        layout=load_layout(layout).mapped(*_mappings(mappings)),
+        options=CsvOptions(
+            symbol=symbol,
+            exchange=exchange,
+            asset_class=asset_class,
+            currency=currency,
+            market=market,
+            timezone=timezone,
+            reference=reference,
+            is_any_time=any_time,
+            home=config.home,
+        ),
+        read=read_parquet,
+        suffixes=(".parquet", ".pq"),
+        is_following_symlinks=follow_symlinks,
+    )
+    run = _Run(
+        config=config,
+        log=RunLog(log_format, log_level, run=config.run),
+        is_logging=log_format is not None,
+        to=None if dry_run else to,
+        rejects=rejects or config.home / "rejects" / "load-parquet.ndjson",
+        max_rejects=max_rejects,
+        summary=summary,
+        is_forced=force,
+        is_repeating=allow_duplicates,
+    )
+    run.load(
+        source,
+        paths,
+        lambda: produce_options(
+            config,
+            kafka=kafka,
+            registry=registry,
+            timeout=timeout,
+            topic=topic,
+            auto_register=auto_register,
+        ),
+    )
 
 
 @load_app.command()
@@ -346,12 +505,74 @@ def undo(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One run of a command: where rows go, and what may go wrong on the way."""
+
+    config: Settings
+    log: RunLog
+    is_logging: bool
+    to: LoadTo | None  # None: a dry run
+    rejects: Path
+    max_rejects: str
+    summary: output.Summary
+    is_checking: bool = False
+    is_following: bool = False
+    is_forced: bool = False
+    is_repeating: bool = False
+
+    def load(
+        self, source: "_Source", paths: list[str], produce: "Callable[[], ProduceOptions]"
+    ) -> None:
+        """Load the files, and print the sums.
+
+        Raises:
+            BadData: some of the files were not loaded.
+        """
+        from k2cli.loading import LoadPolicy
+        from k2cli.rejects import RejectLog
+        from k2cli.sinks import ConflictReport
+
+        started = time.monotonic()
+        log = self.log
+        told = log if self.is_logging else None
+        with log.ending(), ExitStack() as stack:
+            rejected = RejectLog(self.rejects, run=self.config.run)
+            policy = LoadPolicy(
+                rejects=stack.enter_context(rejected),
+                conflicts=ConflictReport(log.on_event),
+                allowance=_allowance(self.max_rejects),
+                is_forced=self.is_forced,
+                is_repeating=self.is_repeating,
+                is_following=self.is_following,
+                is_checked=self.is_checking,
+            )
+            if self.to is LoadTo.TABLE:
+                handle = _loading(stack, policy, self.config, log, told)
+            elif self.to is LoadTo.KAFKA:
+                handle = _sending(stack, policy, produce(), paths, log, told)
+            else:
+                handle = _printing(stack, policy, limit=_PREVIEW_ROWS if self.to is None else None)
+            files = source.files(paths)
+            totals = _report_each(handle(files), told)
+            totals.duration_s = round(time.monotonic() - started, 3)
+            is_data_on_stdout = self.to in (None, LoadTo.STDOUT)
+            output.summary(
+                asdict(totals), self.summary, is_data_on_stdout=is_data_on_stdout, log=log
+            )
+            if totals.failed:
+                raise BadData(f"{totals.failed} of {totals.files} files not loaded")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
     """Which files are read, and how."""
 
     layout_name: str
     layout: "Layout"
     options: "CsvOptions"
+    read: "Callable[[Path | IO[bytes], Layout, CsvOptions], CsvSource]"
+    suffixes: tuple[str, ...]
+    is_following_symlinks: bool
 
     def files(self, words: list[str]) -> "Iterator[FileToLoad]":
         """Open the files, each when it is asked for; whoever takes them closes them."""
@@ -360,28 +581,48 @@ class _Source:
         for word in words:
             if word == "-":
                 yield from self._opened(sys.stdin.buffer, "-")
-            else:
-                for path in find_files([word]):
-                    yield from self._opened(path, str(path.absolute()))
+                continue
+            files = find_files(
+                [word],
+                suffixes=self.suffixes,
+                is_following=self.is_following_symlinks,
+                on_skip=_note_skipped,
+            )
+            for path in files:
+                yield from self._opened(path, str(path.absolute()))
 
     def _opened(self, source: "Path | IO[bytes]", name: str) -> "Iterator[FileToLoad]":
-        from k2cli.ingestion.csv.source import read_csv
         from k2cli.loading import FileToLoad
 
         yield FileToLoad(
             path=name,
             layout=self.layout_name,
             kind=self.layout.record,
-            reader=read_csv(source, self.layout, self.options),
+            reader=self.read(source, self.layout, self.options),
         )
 
 
-def _renames(columns: list[str] | None) -> dict[str, str]:
-    pairs = [word.partition("=") for word in split_commas(columns)]
-    for field, equals, column in pairs:
-        if not (field and equals and column):
-            raise typer.BadParameter("write it like price=Px,quantity=Qty", param_hint="--map")
-    return {field: column for field, _, column in pairs}
+def _note_skipped(path: Path, reason: str) -> None:
+    output.note(f"{path} skipped: {reason}")
+
+
+def _mappings(words: list[str] | None) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Return which columns fields come from, and what texts of fields mean."""
+    columns: dict[str, str] = {}
+    values: dict[str, dict[str, str]] = {}
+    for word in split_commas(words):
+        is_value = ":" in word.partition("=")[0]
+        field, equals, given = word.rpartition("=") if is_value else word.partition("=")
+        name, colon, text = field.partition(":")
+        if not (name and equals and given):
+            raise typer.BadParameter(
+                "write it like price=Px,quantity=Qty or side:bid=SELL", param_hint="--map"
+            )
+        if colon:
+            values.setdefault(name, {})[text] = given
+        else:
+            columns[field] = given
+    return columns, values
 
 
 def _allowance(text: str) -> "Allowance":
@@ -503,6 +744,7 @@ def _report_each(outcomes: "Iterable[Outcome]", told: RunLog | None) -> "LoadTot
     from k2cli.loading import LoadTotals
 
     totals = LoadTotals()
+    noted: set[str] = set()
     for outcome in outcomes:
         file, sums = outcome.file, outcome.sums
         totals.files += 1
@@ -512,18 +754,30 @@ def _report_each(outcomes: "Iterable[Outcome]", told: RunLog | None) -> "LoadTot
             totals.failed += 1
             _report_fault(file, outcome.fault, told)
             continue
-        totals.loaded += outcome.is_new
+        totals.loaded += outcome.is_new and not outcome.is_empty
+        totals.empty += outcome.is_empty
         totals.skipped += not outcome.is_new
         totals.rows += sums.rows
         totals.duplicates += sums.duplicates
         totals.conflicts += sums.conflicts
-        if told:
-            event = "loaded" if outcome.is_new else "skipped"
-            told.on_event(event, path=file.path, rows=sums.rows, rejects=sums.rejects)
-        elif sys.stderr.isatty() or not outcome.is_new:
-            what = f"{sums.rows:,} rows" if outcome.is_new else "loaded before, skipped"
-            output.note(f"{file.path}: {what}")
+        for notice in file.reader.notices() if outcome.is_new else ():
+            if notice not in noted:  # of many files alike, the first one stands for all
+                noted.add(notice)
+                _note(file, notice, told)
+        _report(outcome, told)
     return totals
+
+
+def _report(outcome: "Outcome", told: RunLog | None) -> None:
+    file, sums = outcome.file, outcome.sums
+    if outcome.is_empty:
+        _note(file, "has no rows", told)
+    elif told:
+        event = "loaded" if outcome.is_new else "skipped"
+        told.on_event(event, path=file.path, rows=sums.rows, rejects=sums.rejects)
+    elif sys.stderr.isatty() or not outcome.is_new:
+        what = f"{sums.rows:,} rows" if outcome.is_new else "loaded before, skipped"
+        output.note(f"{file.path}: {what}")
 
 
 def _report_fault(file: "FileToLoad", fault: BadData, told: RunLog | None) -> None:
@@ -531,6 +785,13 @@ def _report_fault(file: "FileToLoad", fault: BadData, told: RunLog | None) -> No
         told.on_event("failed", path=file.path, message=str(fault), hint=fault.hint)
     else:
         output.error(fault)
+
+
+def _note(file: "FileToLoad", text: str, told: RunLog | None) -> None:
+    if told:
+        told.on_event("notice", path=file.path, message=text)
+    else:
+        output.note(f"{file.path}: {text}")
 
 
 @contextmanager

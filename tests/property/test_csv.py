@@ -127,6 +127,7 @@ def outcome(path: Path, layout: str, done: int) -> tuple[Outcome, int]:
     rows: list[dict[str, object]] = []
     rejects: list[tuple[int, bytes, str]] = []
     source = read_csv(path, load_layout(layout), OPTIONS)
+    source.expect_growth()
     source.follow(done)
     for batch in source:
         for _, found in batch.rows:

@@ -8,14 +8,18 @@ from k2cli.errors import ConfigError, NotFound, UsageError
 from k2cli.ingestion.csv.layout import layout_names, layout_text, load_layout, parse_layout
 from k2cli.records import QUOTES, TRADES
 
-BUILT_IN = ["asx-quotes", "asx-trades", "binance-trades", "generic-quotes", "generic-trades"]
+BUILT_IN = [
+    *("asx-quotes", "asx-trades", "binance-agg-trades", "binance-book-ticker", "binance-trades"),
+    *("bitfinex-trades", "bybit-trades", "dukascopy-quotes", "generic-quotes", "generic-trades"),
+    *("histdata-quotes", "kaiko-trades", "truefx-quotes"),
+]
 
 
 def test_the_built_in_layouts_load_and_their_text_is_the_layout() -> None:
     assert layout_names() == BUILT_IN
     for name in BUILT_IN:
         layout = load_layout(name)
-        assert layout.record is (QUOTES if name.endswith("quotes") else TRADES)
+        assert layout.record is (TRADES if name.endswith("trades") else QUOTES)
         assert parse_layout(layout_text(name), origin="text") == layout
 
 
@@ -29,7 +33,7 @@ def test_a_layout_of_ones_own_is_a_path(tmp_path: Path) -> None:
 def test_an_unknown_layout_is_not_found_and_the_hint_lists_them(name: str) -> None:
     with pytest.raises(NotFound) as caught:
         load_layout(name)
-    assert "asx-quotes, asx-trades, binance-trades" in str(caught.value.hint)
+    assert "asx-quotes, asx-trades, binance-agg-trades" in str(caught.value.hint)
 
 
 def test_a_layout_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
@@ -97,13 +101,13 @@ def test_a_layout_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> 
             id="column-twice",
         ),
         pytest.param(
-            "%m/%d/%Y", "%m/%Q", "is no format of strptime", "iso", id="unknown-date-directive"
+            "%m/%d/%Y", "%m/%Q", "is not a strptime format", "iso", id="unknown-date-directive"
         ),
         pytest.param(
-            "%H:%M:%S.%f", "%H:%M:%S%z", "is no format of strptime", "iso", id="time-with-a-zone"
+            "%H:%M:%S.%f", "%H:%M:%S%z", "is not a strptime format", "iso", id="time-with-a-zone"
         ),
         pytest.param(
-            "%H:%M:%S.%f", "%H:%H", "is no format of strptime", "iso", id="time-directive-twice"
+            "%H:%M:%S.%f", "%H:%H", "is not a strptime format", "iso", id="time-directive-twice"
         ),
         pytest.param(
             '"equities"',
@@ -122,7 +126,7 @@ def test_a_layout_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> 
         pytest.param(
             "[constants]",
             '[side]\nb = "buy"\n[constants]',
-            "side.b is none of",
+            "side 'b' cannot mean 'buy'",
             None,
             id="unknown-side",
         ),
@@ -148,8 +152,8 @@ def test_mapped_takes_a_field_from_another_column() -> None:
 @pytest.mark.parametrize(
     ("name", "renames", "message", "hint"),
     [
-        ("generic-trades", {"prise": "Px"}, "'prise' is no field of trades", "price"),
-        ("generic-quotes", {"side": "Side"}, "'side' is no field of quotes", ""),
+        ("generic-trades", {"prise": "Px"}, "'prise' is not a field of trades", "price"),
+        ("generic-quotes", {"side": "Side"}, "'side' is not a field of quotes", ""),
         ("asx-trades", {"price": "Px"}, "the layout has no column 'Px'", "date, time, price"),
     ],
 )

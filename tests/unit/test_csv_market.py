@@ -232,7 +232,8 @@ def test_symbols_of_other_markets_in_a_column_are_rejects(tmp_path: Path) -> Non
         """,
         origin="text",
     )
-    path = write(tmp_path, "x.csv", "BTCUSDT,1,1,1,1", "BTCUSD_PERP,2,1,1,1", "币USDT,3,1,1,1")
+    lines = [f"{symbol},1,1,1,1723161348055" for symbol in ("BTCUSDT", "BTCUSD_PERP", "币USDT")]
+    path = write(tmp_path, "x.csv", *lines)
     (batch,) = list(read_csv(path, layout, CsvOptions()))
     assert [row["symbol"] for row in batch.rows[0][1].to_pylist()] == ["BTCUSDT", "币USDT"]
     assert [reject.position for reject in batch.rejects] == [2]

@@ -1,5 +1,6 @@
 """Files of any kind as one stream of plain bytes, counted and hashed as they are read."""
 
+import codecs
 import errno
 import hashlib
 import io
@@ -205,6 +206,46 @@ def open_plain(raw: RawFile, suffix: str, *, is_beside: bool = False) -> IO[byte
             return stream
 
 
+def open_text(stream: IO[bytes], encoding: str, name: str) -> IO[bytes]:
+    """Open text in any encoding as UTF-8; UTF-8 is passed on as it is, not checked."""
+    if encoding == "utf-8":
+        return stream
+    return cast("IO[bytes]", _Recoded(stream, encoding, name))
+
+
+class _Recoded:
+    """Text of another encoding, as UTF-8."""
+
+    def __init__(self, stream: IO[bytes], encoding: str, name: str) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._encoding = encoding
+        self._name = name
+        self._before = 0  # bytes that were decoded
+        self._is_done = False
+
+    def read(self, size: int) -> bytes:
+        """Read some text; empty at the end alone."""
+        while not self._is_done:
+            data = self._stream.read(size)
+            self._is_done = not data
+            waiting = len(self._decoder.getstate()[0])
+            try:
+                text = self._decoder.decode(data, final=self._is_done)
+            except UnicodeDecodeError as exc:
+                at = self._before - waiting + exc.start + 1
+                raise BadData(
+                    f"{self._name} is not {self._encoding} at byte {at}",
+                    hint="name another one with --encoding",
+                ) from exc
+            except UnicodeError as exc:
+                raise BadData(f"{self._name} is not {self._encoding}: {exc}") from exc
+            self._before += len(data)
+            if text:
+                return text.encode()
+        return b""
+
+
 def hash_plain(raw: RawFile, suffix: str) -> str:
     """Return the SHA-256 of what a file holds, decompressed, in hex.
 
@@ -238,7 +279,9 @@ def _member(raw: RawFile, source: IO[bytes]) -> IO[bytes]:
         archive = zipfile.ZipFile(source)
     except _BROKEN as exc:
         raise BadData(f"{name} is not a zip archive: {exc}") from exc
-    members = [member for member in archive.infolist() if not member.is_dir()]
+    members = [each for each in archive.infolist() if not (each.is_dir() or _is_by_macos(each))]
+    if len(members) != 1:  # some vendors add a report in a .txt file
+        members = [each for each in members if not each.filename.lower().endswith(".txt")]
     if len(members) != 1:
         raise BadData(f"{name} holds {len(members)} files", hint="unpack it, load one by one")
     (member,) = members
@@ -252,6 +295,12 @@ def _member(raw: RawFile, source: IO[bytes]) -> IO[bytes]:
         return archive.open(member)
     except _BROKEN as exc:
         raise BadData(f"{name} cannot be unpacked: {exc}") from exc
+
+
+def _is_by_macos(member: zipfile.ZipInfo) -> bool:
+    """Report whether the Finder put a file into an archive beside what users zipped."""
+    path = PurePosixPath(member.filename)
+    return path.parts[:1] == ("__MACOSX",) or path.name == ".DS_Store"
 
 
 def _spooled(source: IO[bytes]) -> IO[bytes]:

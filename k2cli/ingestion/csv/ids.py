@@ -56,6 +56,7 @@ class Rows:
     symbols: Labels
     moments: Ints
     places: Ints  # the rows' numbers in the file
+    id_series: str = ""  # which ids the numbers are, if not those that streams have
 
     @property
     def codes(self) -> Ints:
@@ -82,6 +83,22 @@ def number_ids(rows: Rows, texts: pa.StringArray) -> Ids:
     column = pa.array(numbers)
     ids = message_ids(rows.series, rows.codes, numbers)
     return Ids(ids, column.cast(pa.string()), column)
+
+
+def other_ids(rows: Rows, texts: pa.StringArray) -> Ids:
+    """Make ids of numbers that are not those of streams, such as ids of aggregate trades.
+
+    They are a series of their own, so they never count as numbers of that series.
+
+    Raises:
+        Unfit: one of them is not a number.
+    """
+    numbers = whole_numbers(texts)
+    series = [f"{each}/{rows.id_series}" for each in rows.series]
+    ids = message_ids(series, rows.codes, numbers)
+    plain = pa.array(numbers).cast(pa.string())
+    marked = pc.binary_join_element_wise(rows.id_series, plain, "-")
+    return Ids(ids, marked, pa.nulls(len(numbers), pa.int64()))
 
 
 def place_ids(rows: Rows) -> Ids:

@@ -1,4 +1,4 @@
-"""Layouts: what the columns of a CSV file are, and what becomes of them.
+"""Layouts: what the columns of a file are, and what becomes of them.
 
 A layout is a TOML file (see layouts/*.toml for the built-in ones):
 
@@ -7,17 +7,33 @@ A layout is a TOML file (see layouts/*.toml for the built-in ones):
     columns = ["id", "px"]     # in file order; with a header, names find their columns
     optional = []              # columns at the end that a file may lack
     lower_case = []            # columns whose text is brought to lower case
+    delimiter = ","            # one character; "tab" is one, too
+    decimal = "."              # or ",": the decimal mark of numbers and times
+    encoding = "utf-8"         # of the text: utf-16, gbk, latin-1, ...
+    skip_lines = 0             # lines before the header or the first row
     rest = false               # true: columns that nothing else uses go to vendor_data
     file_stem = "company_id"   # entry of vendor_data for the number that the file is named after
-    market = false             # true: a Binance market says exchange, asset class and currency
+    market = false             # true: a dump of a Binance market, which implies exchange, asset
+                               # class and currency; a header must not name unknown columns
+    dump = "trades"            # what the names of such dumps say: trades, aggTrades, bookTicker
+    signed_quantity = false    # true: the sign of the quantity is the side, negative is a sell
+    id_series = "agg"          # ids are not those of streams, but a series of this name
+    may_be_empty = []          # prices and quantities of quotes whose cells may be empty: stored
+                               # as 0 and listed in vendor_data.missing, as are quantities that
+                               # [fields] of quotes does not have
     [market_columns.coinm]     # columns of that market which are others than in `columns`
+    [aliases]                  # column = other spellings that headers have for it
 
-    [fields]                   # field of the record = its column, or a list of which one is there;
+    [fields]                   # field of the record = its column, or a list of candidates, of
+                               # which the first in the header counts;
                                # id: a number; without `market` any text, or empty
     [time]                     # how = "epoch", "iso", "auto" or "format"; formats; zone
-    [side]                     # text of the side column = side; `other` for all other texts
+    [values]                   # field = {text = value}: what texts mean; for side, `other` is
+                               # the value for all other texts
     [vendor_data]              # entry = its column
     [constants]                # exchange, asset_class, currency
+
+Letter case, spaces and signs do not matter when names of columns are compared.
 """
 
 import difflib
@@ -41,8 +57,10 @@ _DECIMALS: Final[Mapping[str, tuple[str, ...]]] = {
     "trades": ("price", "quantity"),
     "quotes": ("bid_price", "bid_quantity", "ask_price", "ask_quantity"),
 }
-_SHARED: Final = ("symbol", "exchange", "asset_class", "currency", "id", "source_sequence")
+_LABELS: Final = ("symbol", "exchange", "asset_class", "currency")
+_SHARED: Final = (*_LABELS, "id", "source_sequence")
 _TIMES: Final = ("timestamp", "date", "time")
+_MOST_SKIPPED: Final = 1000
 _SUFFIX: Final = ".toml"
 _EXAMPLE: Final = datetime(2024, 8, 8, tzinfo=UTC)
 
@@ -50,15 +68,22 @@ _EXAMPLE: Final = datetime(2024, 8, 8, tzinfo=UTC)
 class TimeRule(msgspec.Struct, frozen=True, kw_only=True):
     """How the time of a row is read.
 
-    `epoch`: milliseconds or microseconds since 1970, by the magnitude of each value. `iso`: ISO
-    8601 text, in `zone` where it tells no offset. `auto`: either, seconds too. `format`: the
-    fields date and time (or timestamp, by `date_format` alone) in strptime formats, in `zone`.
+    `epoch`: seconds, milliseconds, microseconds or nanoseconds since 1970, by the magnitude of each
+    value. `iso`: ISO 8601 text, in `zone` where it has no offset. `auto`: either, or digits like
+    20240808235548056. `format`: the fields date and time (or timestamp, by `date_format` alone) in
+    strptime formats, in `zone`; formats with fractions also read whole seconds.
     """
 
     how: Literal["epoch", "iso", "auto", "format"]
-    date_format: str = "%Y-%m-%d"
+    date_format: str | tuple[str, ...] = "%Y-%m-%d"
     time_format: str = "%H:%M:%S.%f"
     zone: str = "UTC"
+
+    @property
+    def date_formats(self) -> tuple[str, ...]:
+        """The formats of dates, each of which is tried."""
+        formats = self.date_format
+        return (formats,) if isinstance(formats, str) else formats
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,11 +96,21 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     lower_case: tuple[str, ...] = ()
+    delimiter: str = ","
+    decimal: Literal[".", ","] = "."
+    encoding: str = "utf-8"
+    skip_lines: int = 0
     rest: bool = False
     file_stem: str | None = None
     market: bool = False
+    dump: Literal["trades", "aggTrades", "bookTicker"] | None = None
+    signed_quantity: bool = False
+    id_series: str = ""
+    may_be_empty: tuple[str, ...] = ()
     market_columns: Mapping[str, Mapping[str, str]] = {}
-    side: Mapping[str, str] = {}
+    aliases: Mapping[str, tuple[str, ...]] = {}
+    values: Mapping[str, Mapping[str, str]] = {}
+    side: Mapping[str, str] = {}  # values.side, as layouts of k2 0.1.0 have it
     vendor_data: Mapping[str, str] = {}
     constants: Mapping[str, str] = {}
 
@@ -88,6 +123,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     def decimals(self) -> tuple[str, ...]:
         """The fields that are prices and quantities."""
         return _DECIMALS[self.kind]
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The prices and quantities that a file must have."""
+        sizes = ("bid_quantity", "ask_quantity")
+        return tuple(name for name in self.decimals if name in self.fields or name not in sizes)
 
     def candidates(self, field: str) -> tuple[str, ...]:
         """The names that the column of a field may have; the first one there is taken."""
@@ -103,23 +144,81 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
             optional=tuple(names.get(column, column) for column in self.optional),
         )
 
-    def mapped(self, renames: Mapping[str, str]) -> "Layout":
-        """Take fields from other columns: {"price": "Px"}.
+    @property
+    def is_plain(self) -> bool:
+        """Whether files are UTF-8 with commas between columns, and nothing above them."""
+        form = (self.delimiter, self.decimal, self.encoding.lower(), self.skip_lines)
+        return form == (",", ".", "utf-8", 0)
+
+    @property
+    def side_values(self) -> Mapping[str, str]:
+        """The sides that texts mean; `other` is that of all other texts."""
+        return {**self.side, **self.values.get("side", {})}
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """The columns of every market."""
+        others = (name for names in self.market_columns.values() for name in names.values())
+        return tuple(dict.fromkeys([*self.columns, *others]))
+
+    def spellings(self, column: str) -> tuple[str, ...]:
+        """The names that a header may have for a column."""
+        return (column, *self.aliases.get(column, ()))
+
+    def formatted(
+        self,
+        *,
+        columns: Sequence[str] | None = None,
+        delimiter: str | None = None,
+        decimal: str | None = None,
+        encoding: str | None = None,
+        skip_lines: int | None = None,
+    ) -> "Layout":
+        """Take the form of files from options; None leaves what the layout says.
+
+        `columns` are the names of the columns of a file without header.
 
         Raises:
-            UsageError: no such field, or no such column in a layout without header.
+            UsageError: there is no such delimiter, decimal mark or encoding.
+        """
+        said = {
+            "delimiter": delimiter,
+            "decimal": decimal,
+            "encoding": encoding,
+            "skip_lines": skip_lines,
+        }
+        changes: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
+        if columns:
+            if len(set(columns)) < len(columns):
+                raise UsageError("--columns names one twice")
+            changes |= {"header": "none", "columns": tuple(columns), "optional": ()}
+        layout = msgspec.structs.replace(self, **changes)
+        _check_form(layout)
+        return msgspec.structs.replace(layout, delimiter=_delimiter(layout.delimiter))
+
+    def mapped(
+        self, renames: Mapping[str, str], values: Mapping[str, Mapping[str, str]] | None = None
+    ) -> "Layout":
+        """Take fields from other columns: {"price": "Px"}; give texts: {"side": {"bid": "SELL"}}.
+
+        Raises:
+            UsageError: no such field or value, or no such column in a layout without header.
         """
         known = _known_fields(self.kind)
         for field, column in renames.items():
             if field not in known:
                 raise UsageError(
-                    f"{field!r} is no field of {self.kind}", hint=_nearest(field, known)
+                    f"{field!r} is not a field of {self.kind}", hint=_nearest(field, known)
                 )
             if self.header == "none" and column not in self.columns:
                 raise UsageError(
                     f"the layout has no column {column!r}", hint=f"one of {', '.join(self.columns)}"
                 )
-        return msgspec.structs.replace(self, fields={**self.fields, **renames})
+        merged = dict(self.values)
+        for field, texts in (values or {}).items():
+            _check_texts(field, texts, self.kind)
+            merged[field] = {**merged.get(field, {}), **texts}
+        return msgspec.structs.replace(self, fields={**self.fields, **renames}, values=merged)
 
 
 def layout_names() -> list[str]:
@@ -179,17 +278,30 @@ def parse_layout(text: str, *, origin: str) -> Layout:
     except msgspec.ValidationError as exc:
         raise ConfigError(f"{origin}: {exc}") from exc
     _check(layout, origin)
-    return layout
+    return layout.formatted()
 
 
 def _check(layout: Layout, origin: str) -> None:
     _check_keys(layout.fields, _known_fields(layout.kind), "fields.", origin)
     _check_keys(layout.constants, ("exchange", "asset_class", "currency"), "constants.", origin)
-    needed = [*layout.decimals, *_time_fields(layout)]
-    for field in needed:
+    for field in (*layout.needed, *_time_fields(layout)):
         if field not in layout.fields:
             raise ConfigError(f"{origin} lacks fields.{field}")
     _check_values(layout, origin)
+    if layout.dump and not layout.market:
+        raise ConfigError(f"{origin}: dump needs market = true")
+    if layout.signed_quantity and layout.kind != "trades":
+        raise ConfigError(f"{origin}: signed_quantity is for trades only")
+    if layout.id_series and not (layout.id_series.isalnum() and layout.market):
+        raise ConfigError(f"{origin}: id_series is a word, for layouts with market = true")
+    quotes = layout.decimals if layout.kind == "quotes" else ()
+    for field in layout.may_be_empty:
+        if field not in quotes:
+            raise ConfigError(f"{origin}: may_be_empty cannot have {field!r}")
+    _check_names(layout, origin)
+
+
+def _check_names(layout: Layout, origin: str) -> None:
     if len(set(layout.columns)) < len(layout.columns):
         raise ConfigError(f"{origin}: columns names one twice")
     if layout.columns[len(layout.columns) - len(layout.optional) :] != layout.optional:
@@ -197,26 +309,89 @@ def _check(layout: Layout, origin: str) -> None:
     _check_keys(layout.market_columns, list(Market), "market_columns.", origin)
     for market, names in layout.market_columns.items():
         _check_keys(names, layout.columns, f"market_columns.{market}.", origin)
+    if layout.columns:
+        _check_keys(layout.aliases, layout.all_columns, "aliases.", origin)
     if layout.header != "required":
         _check_columns(layout, origin)
 
 
+def _check_form(layout: Layout) -> None:
+    """Check how files are written.
+
+    Raises:
+        UsageError: there is no such delimiter, decimal mark or encoding.
+    """
+    delimiter = _delimiter(layout.delimiter)
+    is_single = len(delimiter) == 1 and delimiter.isascii()
+    if not is_single or delimiter.isalnum() or delimiter in '"\r\n\0.':
+        raise UsageError(
+            f"{layout.delimiter!r} cannot be a delimiter", hint="one character like ; | , or tab"
+        )
+    if layout.decimal not in (".", ",") or layout.decimal == delimiter:
+        raise UsageError(
+            f"{layout.decimal!r} cannot be the decimal mark", hint="'.' or ',', not the delimiter"
+        )
+    if not 0 <= layout.skip_lines <= _MOST_SKIPPED:
+        raise UsageError(f"skip_lines is from 0 to {_MOST_SKIPPED}, not {layout.skip_lines}")
+    try:
+        is_text = "a,\n".encode(layout.encoding).decode(layout.encoding) == "a,\n"
+    except (LookupError, UnicodeError, ValueError):
+        is_text = False
+    if not is_text:
+        raise UsageError(
+            f"unknown encoding {layout.encoding!r}", hint="like utf-8, utf-16, latin-1 or gbk"
+        )
+
+
+def _delimiter(text: str) -> str:
+    return "\t" if text in ("tab", "\\t") else text
+
+
 def _check_values(layout: Layout, origin: str) -> None:
-    for text, side in layout.side.items():
-        if side not in _SIDES:
-            raise ConfigError(f"{origin}: side.{text} is none of {', '.join(_SIDES)}")
+    try:
+        _check_form(layout)
+    except UsageError as exc:
+        raise ConfigError(f"{origin}: {exc}", hint=exc.hint) from exc
+    if not layout.time.date_formats:
+        raise ConfigError(f"{origin}: time.date_format has no format")
+    for field, texts in {**layout.values, "side": layout.side_values}.items():
+        try:
+            if texts:
+                _check_texts(field, texts, layout.kind)
+        except UsageError as exc:
+            raise ConfigError(f"{origin}: {exc}", hint=exc.hint) from exc
     if layout.constants.get("asset_class", "equities") not in ASSET_CLASSES:
         raise ConfigError(f"{origin}: constants.asset_class is none of {', '.join(ASSET_CLASSES)}")
-    for pattern in (layout.time.date_format, layout.time.time_format):
+    for pattern in (*layout.time.date_formats, layout.time.time_format):
         if not _is_pattern(pattern):
             raise ConfigError(
-                f"{origin}: {pattern!r} is no format of strptime without an offset",
+                f"{origin}: {pattern!r} is not a strptime format without an offset",
                 hint='for texts with an offset, how = "iso"',
             )
 
 
+def _check_texts(field: str, texts: Mapping[str, str], kind: str) -> None:
+    """Check what texts of a field mean.
+
+    Raises:
+        UsageError: the field has no such values.
+    """
+    known = (*(("side",) if kind == "trades" else ()), *_LABELS)
+    if field not in known:
+        raise UsageError(
+            f"values of {field} cannot be mapped", hint=f"those of {', '.join(known)} can"
+        )
+    allowed = {"side": _SIDES, "asset_class": ASSET_CLASSES}.get(field)
+    for text, value in texts.items():
+        if (allowed and value not in allowed) or not value:
+            raise UsageError(
+                f"{field} {text!r} cannot mean {value!r}",
+                hint=f"one of {', '.join(allowed)}" if allowed else None,
+            )
+
+
 def _check_columns(layout: Layout, origin: str) -> None:
-    """Without a header, every column that is used must stand in `columns`, of any market."""
+    """Check that `columns`, of any market, has every column that is used without a header."""
     known = {
         *layout.columns,
         *(n for each in layout.market_columns.values() for n in each.values()),

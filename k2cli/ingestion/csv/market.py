@@ -21,18 +21,24 @@ from k2cli.symbols import fold_symbol, normalize_symbol
 _SUFFIXES: Final = (".gz", ".zst", ".zip", ".csv", ".txt")
 _NAMED: Final = re.compile(
     r"(?:(?P<market>spot|us|usdm|um|coinm|cm)-)?(?P<symbol>[^\s/\\-]+)"
-    r"-(?:trades|quotes|bookTicker)-[0-9]{4}-[0-9]{2}(?:-[0-9]{2})?"
+    r"-(?P<dump>trades|aggTrades|quotes|bookTicker)-[0-9]{4}-[0-9]{2}(?:-[0-9]{2})?"
 )
 _MARKETS: Final[Mapping[str, Market]] = {
     **{market.value: market for market in Market},
     "um": Market.USDM,
     "cm": Market.COINM,
 }
+_LAYOUTS: Final = {
+    "trades": "binance-trades",
+    "aggTrades": "binance-agg-trades",
+    "bookTicker": "binance-book-ticker",
+}
 _CONTRACT: Final = re.compile(r"[^_]+_(?P<kind>PERP|SETTLED|[0-9]{6})")
 _BASE_QUANTITY: Final = "baseqty"
 _QUOTE_QUANTITY: Final = "quoteqty"
 _BUYER_MAKER: Final = "isbuyermaker"
 _BEST_MATCH: Final = "isbestmatch"  # in every spot dump, in no futures dump
+_UPDATE_ID: Final = "update_id"  # of a book ticker, dumps of which are of futures alone
 _HINT: Final = "say which: --market usdm or --market coinm"
 
 
@@ -42,6 +48,7 @@ class Named:
 
     symbol: str
     market: Market | None
+    dump: str = "trades"  # what it holds: trades, aggTrades, quotes, bookTicker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +86,24 @@ def parse_name(stem: str) -> Named | None:
     match = _NAMED.fullmatch(stem)
     if match is None:
         return None
-    return Named(match["symbol"], _MARKETS[match["market"]] if match["market"] else None)
+    market = _MARKETS[match["market"]] if match["market"] else None
+    return Named(match["symbol"], market, match["dump"])
+
+
+def check_dump(path: Path | None, member: str, dump: str) -> None:
+    """Check that a file whose name says what it holds has what its layout is for.
+
+    Raises:
+        BadData: it has something else.
+    """
+    for each in _paths(Dump(path=path, member=member)):
+        named = parse_name(stem_of(each))
+        if named and named.dump != dump:
+            layout = _LAYOUTS.get(named.dump)
+            raise BadData(
+                f"the name {each.name} says {named.dump}, the layout is for {dump}",
+                hint=f"use --layout {layout}" if layout else "rename the file, or use its layout",
+            )
 
 
 def find_market(
@@ -101,7 +125,8 @@ def find_market(
                 )
     possible = frozenset(Market).intersection(*(each.markets for each in evidence))
     if not evidence:
-        possible = FUTURES if _lacks_best_match(dump, columns) else frozenset({Market.SPOT})
+        is_of_futures = _UPDATE_ID in columns or _lacks_best_match(dump, columns)
+        possible = FUTURES if is_of_futures else frozenset({Market.SPOT})
     if len(possible) == 1:
         return next(iter(possible))
     raise BadData("this is a futures dump, of USD-M or COIN-M", hint=_HINT)

@@ -29,6 +29,7 @@ class CsvOptions:
     currency: str | None = None
     market: Market | None = None  # of a Binance layout; else inferred from the file
     timezone: str | None = None
+    is_any_time: bool = False  # also times before 1990 and after the end of next year
     reference: Path | None = None  # company_info.csv: the file's stem -> symbol
     home: Path | None = None  # the folder with what the exchange said last of its symbols
 
@@ -64,15 +65,25 @@ def file_values(
             # Unknown ones fail here, not row by row.
             parse_symbol(values["symbol"], market, options.home)
     values |= {name: value for name, value in defaults.items() if name not in {*values, *columns}}
+    is_derived = layout.market or values.get("asset_class") == "crypto"
+    if is_derived and "currency" not in {*values, *columns} and "symbol" in values and not market:
+        values["currency"] = _quote_of(values["symbol"])
     for name, hint in _OPTIONS.items():
-        # The currency of a Binance trade comes from its symbol, whether file or row tells that.
-        if name not in {*values, *columns} and not (layout.market and name == "currency"):
+        # The currency of a crypto trade comes from its symbol, whether file or row has that.
+        if name not in {*values, *columns} and not (is_derived and name == "currency"):
             raise UsageError(f"nothing tells the {name.replace('_', ' ')}", hint=hint)
     if values.get("asset_class", "equities") not in ASSET_CLASSES:
         raise UsageError(
             f"{values['asset_class']!r} is no asset class", hint=_OPTIONS["asset_class"]
         )
     return values
+
+
+def _quote_of(symbol: str) -> str:
+    try:
+        return parse_symbol(symbol, Market.SPOT).quote
+    except UsageError as exc:
+        raise UsageError(f"no currency given: {exc}", hint=_OPTIONS["currency"]) from exc
 
 
 def _symbol(options: CsvOptions, stem: str, named: Named | None) -> str:

@@ -5,7 +5,8 @@ back with the reason, all others become rows.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,18 +16,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2cli.columns import Ints, Unfit, VendorData, decimals_of, timestamps, to_batch
-from k2cli.errors import BadData, UsageError
+from k2cli.errors import UsageError
 from k2cli.ingestion.binance.symbols import Instrument, Market, parse_symbol
-from k2cli.ingestion.csv.ids import Labels, any_ids, check_ids, number_ids, place_ids
+from k2cli.ingestion.csv.headers import Columns, time_fields
+from k2cli.ingestion.csv.ids import Labels, any_ids, check_ids, number_ids, other_ids, place_ids
 from k2cli.ingestion.csv.ids import Rows as IdRows
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
-from k2cli.ingestion.csv.market import markets_of_symbol, plain_name
-from k2cli.ingestion.csv.times import times_us, whole_numbers
+from k2cli.ingestion.csv.market import markets_of_symbol
+from k2cli.ingestion.csv.numbers import plain_numbers
+from k2cli.ingestion.csv.times import TimeReader, whole_numbers
 from k2cli.symbols import normalize_symbol
 
 _HALVE_ABOVE: Final = 32  # rows; fewer are tried one by one
 _LONGEST_NAME: Final = 64  # characters of a symbol, exchange or currency
 _SHOWN: Final = 80  # characters of a value in a reason
+_MISSING: Final = "missing"  # entry of vendor_data: the fields that are 0 for want of a value
+_FEW: Final = 5  # values that a notice shows
+_MOST_KEPT: Final = 1000  # distinct values
 _DECIMAL_TEXT: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?")
 _NEGATIVE_TEXT: Final = re.compile(r"-[0-9]*\.?[0-9]*")
 _NO_CONDITIONS: Final = pa.array([], pa.string())
@@ -45,73 +51,33 @@ class Facts:
     identity: Callable[[], str] = str  # of the file, where its rows have no ids
     market: Market | None = None  # of a layout of the exchange's own files
     home: Path | None = None  # the folder with what the exchange said last of its symbols
+    is_any_time: bool = False  # times before 1990 and in the far future are good, too
+    decimal: str = "."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
-    """Where the columns of one file are: what a layout comes to with the file's own names."""
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a row was rejected, and which column of the file is to blame."""
 
-    names: tuple[str, ...]
-    fields: Mapping[str, int]
-    vendor: tuple[tuple[str, int], ...]
-    lower: frozenset[int]
+    reason: str
+    column: str = ""
+    code: str = "bad_row"
+
+
+class _UnfitField(Unfit):
+    """A field that does not fit, with the column that it is read from."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.reason)
+        self.fault = fault
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The rows of a block, and why others are none, by their place in it."""
+    """The rows of a block, and why others were rejected, by their row index."""
 
     rows: Sequence[pa.RecordBatch]
-    faults: Mapping[int, str]
-
-
-def find_columns(layout: Layout, names: Sequence[str]) -> Columns:
-    """Find the columns that a layout names among a file's.
-
-    Raises:
-        BadData: a needed column is not there, or a name is there twice.
-    """
-    names = tuple(name or f"column_{number}" for number, name in enumerate(names, start=1))
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadData(f"the header names {twice!r} twice")
-    fields: dict[str, int] = {}
-    for name in layout.fields:
-        places = [_find(names, candidate) for candidate in layout.candidates(name)]
-        there = [place for place in places if place is not None]
-        if there:
-            fields[name] = there[0]
-    for name in (*layout.decimals, *_time_fields(layout.fields)):
-        if name not in fields:
-            raise BadData(
-                f"no column for {name} among {', '.join(names)[:200]}",
-                hint=f"name it with --map {name}=COLUMN",
-            )
-    return Columns(
-        names=names,
-        fields=fields,
-        vendor=_vendor_columns(layout, names, fields),
-        lower=frozenset(p for n in layout.lower_case if (p := _find(names, n)) is not None),
-    )
-
-
-def _vendor_columns(
-    layout: Layout, names: Sequence[str], fields: Mapping[str, int]
-) -> tuple[tuple[str, int], ...]:
-    found = [(key, _find(names, column)) for key, column in layout.vendor_data.items()]
-    vendor = [(key, place) for key, place in found if place is not None]
-    if layout.rest:
-        used = {*fields.values(), *(place for _, place in vendor)}
-        vendor += [(name, place) for place, name in enumerate(names) if place not in used]
-    return tuple(vendor)
-
-
-def _find(names: Sequence[str], wanted: str) -> int | None:
-    """Find a column by its name, or else by the only name that differs in case and signs."""
-    if wanted in names:
-        return names.index(wanted)
-    plain = [place for place, name in enumerate(names) if plain_name(name) == plain_name(wanted)]
-    return plain[0] if len(plain) == 1 and plain_name(wanted) else None
+    faults: Mapping[int, Fault]
 
 
 class RowBuilder:
@@ -123,13 +89,26 @@ class RowBuilder:
         self._facts = facts
         self.kind: Final = layout.record
         self._instruments: dict[str, Instrument] = {}
+        self._time = TimeReader(layout.time, facts.zone, is_any_time=facts.is_any_time)
+        self._unknown_sides: Counter[str] = Counter()
+
+    def notices(self) -> Iterator[str]:
+        """Yield what users should know of the rows that were built."""
+        if self._time.is_truncated:
+            yield "times are finer than microseconds: cut off after the microsecond"
+        if self._unknown_sides:
+            texts = ", ".join(f"{text!r}" for text, _ in self._unknown_sides.most_common(_FEW))
+            yield (
+                f"{self._unknown_sides.total():,} sides are not known and stored as UNKNOWN: "
+                f"{texts} (--map side:TEXT=BUY)"
+            )
 
     def build(self, cells: Cells, numbers: Ints, received_us: int) -> Built:
         """Build rows; `numbers` are those of the rows in the file, for rows without an id."""
         if not len(numbers):
             return Built([], {})
         try:
-            return Built([self._rows(cells, numbers, received_us)], {})
+            return Built([self.build_all(cells, numbers, received_us)], {})
         except Unfit:
             faults = self._faults(cells, len(numbers))
         kept = np.setdiff1d(np.arange(len(numbers)), list(faults))
@@ -138,15 +117,15 @@ class RowBuilder:
 
         def add(start: int, count: int) -> None:
             part = [column.slice(start, count) for column in fit]
-            rows.append(self._rows(part, numbers[kept[start : start + count]], received_us))
+            rows.append(self.build_all(part, numbers[kept[start : start + count]], received_us))
 
         # What fits row by row need not fit together: times with and without an offset.
         faults |= {int(kept[place]): why for place, why in _each_that_fails(add, len(kept))}
         return Built(rows, faults)
 
-    def _faults(self, cells: Cells, count: int) -> dict[int, str]:
+    def _faults(self, cells: Cells, count: int) -> dict[int, Fault]:
         """Find the rows that do not fit, a column at a time."""
-        faults: dict[int, str] = {}
+        faults: dict[int, Fault] = {}
         for names, check in self._checks():
             for place, why in self._faults_of(check, names, cells, count):
                 faults.setdefault(place, why)
@@ -154,7 +133,7 @@ class RowBuilder:
 
     def _faults_of(
         self, check: _Check, names: Sequence[str], cells: Cells, count: int
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Iterator[tuple[int, Fault]]:
         places = [self._columns.fields[name] for name in names]
         part = list(cells)
 
@@ -168,9 +147,12 @@ class RowBuilder:
     def _checks(self) -> Iterator[tuple[Sequence[str], _Check]]:
         """Yield what can fail, with the fields that it looks at."""
         there = self._columns.fields
-        yield _time_fields(there), lambda cells, _: self._times(cells)
+        yield time_fields(there), lambda cells, _: self._times(cells)
         for name in self._layout.decimals:
-            yield (name,), self._decimals_check(name)
+            if name in there:
+                yield (name,), self._decimals_check(name)
+        if self._layout.may_be_empty:
+            yield [name for name in self._layout.decimals if name in there], self._missing
         by_field: dict[str, _Check] = {
             "id": lambda cells, _: self._check_ids(cells),
             "source_sequence": lambda cells, _: self._sequence(cells, None),
@@ -183,8 +165,15 @@ class RowBuilder:
         for name, check in by_field.items():
             if name in there:
                 yield (name,), check
+        if "symbol" in there:  # which the currency may come from
+            yield ("symbol",), self._currencies_check
 
-    def _rows(self, cells: Cells, numbers: Ints, received_us: int) -> pa.RecordBatch:
+    def build_all(self, cells: Cells, numbers: Ints, received_us: int) -> pa.RecordBatch:
+        """Build rows of cells that all fit.
+
+        Raises:
+            Unfit: one of them does not.
+        """
         cells = [
             pc.ascii_lower(column) if place in self._columns.lower else column
             for place, column in enumerate(cells)
@@ -199,6 +188,7 @@ class RowBuilder:
             symbols=symbols,
             moments=moments,
             places=numbers,
+            id_series=layout.id_series,
         )
         columns: dict[str, pa.Array] = {
             **self._ids(cells, ids),
@@ -212,24 +202,39 @@ class RowBuilder:
             "vendor_data": self._vendor_data(cells, symbols, count),
         }
         for name in layout.decimals:
-            columns[name] = self._decimals(name, cells)
+            columns[name] = self._decimals(name, cells, count)
         if layout.kind == "trades":
             columns["side"] = self._sides(cells, count)
+            self._note_sides(cells, columns["side"])
             columns["trade_conditions"] = pa.ListArray.from_arrays(
                 pa.array(np.zeros(count + 1, dtype=np.int32)), _NO_CONDITIONS
             )
         return to_batch(self.kind, columns)
 
-    def _unfit(self, name: str, cells: Cells, reason: object) -> Unfit:
-        """Say which column does not fit, and what it holds where the row stands alone."""
+    def _unfit(self, name: str, cells: Cells, reason: object) -> _UnfitField:
+        """Describe which column does not fit, and what it holds where the row stands alone."""
         place = self._columns.fields[name]
         shown = ""
         if len(cells[place]) == 1:
             shown = f" {cells[place][0].as_py()[:_SHOWN]!r}"
-        return Unfit(f"{self._columns.names[place]}{shown} {reason}")
+        column = self._columns.names[place]
+        return _UnfitField(Fault(f"{column}{shown} {reason}", column, f"bad_{name}"))
 
-    def _decimals(self, name: str, cells: Cells) -> pa.Array:
-        texts, of = cells[self._columns.fields[name]], self.kind.type_of(name)
+    def _decimals(self, name: str, cells: Cells, count: int) -> pa.Array:
+        place, of = self._columns.fields.get(name), self.kind.type_of(name)
+        if place is None:  # quotes without sizes
+            return decimals_of(pa.array(["0"]).take(pa.array(np.zeros(count, dtype=np.int8))), of)
+        texts = cells[place]
+        if name in self._layout.may_be_empty:
+            texts = pc.if_else(_is_empty(texts), "0", texts)
+        if self._facts.decimal != ".":
+            texts = pc.replace_substring(texts, self._facts.decimal, ".")
+        if name == "quantity" and self._layout.signed_quantity:
+            texts = pc.replace_substring_regex(texts, "^-", "")
+        try:
+            return decimals_of(texts, of)
+        except (Unfit, pa.ArrowException):
+            texts = plain_numbers(texts)
         try:
             return decimals_of(texts, of)
         except (Unfit, pa.ArrowException) as exc:
@@ -237,19 +242,23 @@ class RowBuilder:
             raise self._unfit(name, cells, reason) from exc
 
     def _decimals_check(self, name: str) -> _Check:
-        return lambda cells, _: self._decimals(name, cells)
+        return lambda cells, count: self._decimals(name, cells, count)
 
     def _times(self, cells: Cells) -> Ints:
         fields = self._columns.fields
-        names = _time_fields(fields)
+        names = time_fields(fields)
         parts = [cells[fields[name]] for name in names]
+        if self._facts.decimal != ".":
+            parts = [pc.replace_substring(part, self._facts.decimal, ".") for part in parts]
         try:
-            return times_us(self._layout.time, self._facts.zone, parts)
+            return self._time.read(parts)
         except Unfit as exc:
             if len(parts) == 1 or len(parts[0]) > 1:
                 raise self._unfit(names[0], cells, exc) from exc
             both = " ".join(part[0].as_py()[:_SHOWN] for part in parts)
-            raise Unfit(f"date and time {both!r}: {exc}") from exc
+            columns = ",".join(self._columns.names[fields[name]] for name in names)
+            fault = Fault(f"date and time {both!r}: {exc}", columns, "bad_timestamp")
+            raise _UnfitField(fault) from exc
 
     def _numbers(self, name: str, cells: Cells, texts: pa.StringArray) -> Ints:
         try:
@@ -261,6 +270,8 @@ class RowBuilder:
         place = self._columns.fields.get("id")
         if place is None:
             ids = place_ids(rows)
+        elif self._layout.id_series:
+            ids = other_ids(rows, cells[place])
         elif self._layout.market:
             ids = number_ids(rows, cells[place])
         else:
@@ -299,7 +310,8 @@ class RowBuilder:
         if name in self._facts.values:
             return Labels([self._facts.values[name]], np.zeros(count, dtype=np.int64))
         encoded = cells[self._columns.fields[name]].dictionary_encode()
-        names = encoded.dictionary.to_pylist()
+        meanings = self._layout.values.get(name, {})
+        names = [meanings.get(text, text) for text in encoded.dictionary.to_pylist()]
         for text in names:
             if not text or text != text.strip() or not text.isprintable():
                 raise self._unfit(name, cells, "is not a name" if text else "is empty")
@@ -334,24 +346,77 @@ class RowBuilder:
             raise self._unfit("asset_class", cells, f"is none of {', '.join(ASSET_CLASSES)}")
         return labels
 
+    def _currencies_check(self, cells: Cells, count: int) -> None:
+        if "currency" not in self._columns.fields:
+            self._currencies(cells, self._symbols(cells, count), count)
+
     def _currencies(self, cells: Cells, symbols: Labels, count: int) -> Labels:
         if "currency" in self._facts.values or "currency" in self._columns.fields:
             return self._labels("currency", cells, count)
-        return Labels([self._instrument(name).quote for name in symbols.names], symbols.codes)
+        if self._layout.market:
+            return Labels([self._instrument(name).quote for name in symbols.names], symbols.codes)
+        try:
+            quotes = [parse_symbol(name, Market.SPOT).quote for name in symbols.names]
+        except UsageError as exc:
+            reason = f"has no known currency: {exc}; --currency sets it"
+            raise self._unfit("symbol", cells, reason) from exc
+        return Labels(quotes, symbols.codes)
 
     def _sides(self, cells: Cells, count: int) -> pa.StringArray:
-        values = dict(self._layout.side)
+        values = {text.lower(): side for text, side in self._layout.side_values.items()}
         other = values.pop("other", None)
-        if "side" not in self._columns.fields:
-            return pa.array(["UNKNOWN"]).take(pa.array(np.zeros(count, dtype=np.int32)))
-        texts = pc.ascii_lower(cells[self._columns.fields["side"]])
-        codes = pc.index_in(texts, value_set=pa.array(list(values), pa.string()))
+        place = self._columns.fields.get("side")
+        if place is None:
+            return self._sides_of_signs(cells, count)
+        texts = pc.ascii_lower(cells[place])
+        known = pa.array(list(values), pa.string())
+        codes = pc.index_in(texts, value_set=known)
+        if codes.null_count:
+            texts = pc.utf8_lower(pc.utf8_trim_whitespace(texts))
+            codes = pc.index_in(texts, value_set=known)
         sides = pa.array([*values.values(), other], pa.string())
         if codes.null_count:
             if other is None:
-                raise self._unfit("side", cells, f"is none of {', '.join(values)}")
+                expected = ", ".join(text or "nothing" for text in values)
+                reason = f"is none of {expected}; --map side:TEXT=BUY gives it a meaning"
+                raise self._unfit("side", cells, reason)
             codes = pc.fill_null(codes, len(values))
         return sides.take(codes)
+
+    def _sides_of_signs(self, cells: Cells, count: int) -> pa.StringArray:
+        """Take the side from the sign of the quantity, where the layout has them."""
+        if not self._layout.signed_quantity:
+            return pa.array(["UNKNOWN"]).take(pa.array(np.zeros(count, dtype=np.int32)))
+        texts = pc.utf8_ltrim_whitespace(cells[self._columns.fields["quantity"]])
+        return pc.if_else(pc.starts_with(texts, "-"), "SELL", "BUY")
+
+    def _note_sides(self, cells: Cells, sides: pa.StringArray) -> None:
+        """Count texts that are stored as a side only because the layout takes any."""
+        other = self._layout.side_values.get("other")
+        place = self._columns.fields.get("side")
+        if other is None or place is None:
+            return
+        known = {text.lower() for text in self._layout.side_values} - {"other"}
+        is_other = pc.equal(sides, other)
+        for each in pc.value_counts(cells[place].filter(is_other)):
+            text, count = each["values"].as_py(), each["counts"].as_py()
+            is_room = len(self._unknown_sides) < _MOST_KEPT or text in self._unknown_sides
+            if text.strip().lower() not in known:
+                self._unknown_sides[text if is_room else ""] += count
+
+    def _missing(self, cells: Cells, count: int) -> Ints | None:
+        """Return which fields quotes lack, as a number of a bit each; None if there are all."""
+        fields, codes = self._columns.fields, np.zeros(count, dtype=np.int64)
+        for bit, name in enumerate(self._layout.decimals):
+            if name not in fields:
+                codes |= 1 << bit
+            elif name in self._layout.may_be_empty:
+                codes |= _is_empty(cells[fields[name]]).to_numpy(zero_copy_only=False) << bit
+        names = self._layout.decimals
+        prices = sum(1 << bit for bit, name in enumerate(names) if name.endswith("_price"))
+        if ((codes & prices) == prices).any() and self._layout.kind == "quotes":
+            raise self._unfit("bid_price", cells, "is empty, and so is the ask: not a quote")
+        return codes if codes.any() else None
 
     def _vendor_data(self, cells: Cells, symbols: Labels, count: int) -> pa.Array:
         vendor = VendorData(count)
@@ -363,16 +428,36 @@ class RowBuilder:
             if pc.any(is_empty).as_py():
                 rows = np.where(is_empty.to_numpy(zero_copy_only=False), -1, rows)
             vendor.add(key, texts, rows)
+        missing = self._missing(cells, count) if self._layout.kind == "quotes" else None
+        if missing is not None:
+            vendor.add(_MISSING, _names_of_bits(self._layout.decimals), missing - 1)
         if self._layout.market:
             instruments = [self._instrument(name) for name in symbols.names]
             vendor.add("base_asset", pa.array([i.base for i in instruments]), symbols.codes)
             vendor.add("quote_asset", pa.array([i.quote for i in instruments]), symbols.codes)
-        elif not self._columns.vendor and not self._facts.entries:
+        elif not self._columns.vendor and not self._facts.entries and missing is None:
             return pa.nulls(count, self.kind.arrow.field("vendor_data").type)
         return vendor.build()
 
 
-def _each_that_fails(attempt: Callable[[int, int], None], count: int) -> Iterator[tuple[int, str]]:
+def _is_empty(texts: pa.StringArray) -> pa.BooleanArray:
+    return pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0)
+
+
+def _names_of_bits(names: Sequence[str]) -> pa.StringArray:
+    """Return the names for every number but 0, of which each bit is a name."""
+    numbers = range(1, 1 << len(names))
+    return pa.array(
+        [
+            ",".join(name for bit, name in enumerate(names) if number >> bit & 1)
+            for number in numbers
+        ]
+    )
+
+
+def _each_that_fails(
+    attempt: Callable[[int, int], None], count: int
+) -> Iterator[tuple[int, Fault]]:
     """Try parts (start, count) of rows, in order and ever smaller; yield those that fail alone."""
     parts = [(0, count)] if count else []
     while parts:
@@ -381,7 +466,7 @@ def _each_that_fails(attempt: Callable[[int, int], None], count: int) -> Iterato
             attempt(start, size)
         except Unfit as exc:
             if size == 1:
-                yield start, str(exc)
+                yield start, exc.fault if isinstance(exc, _UnfitField) else Fault(str(exc))
             else:
                 parts += reversed(_split(start, size))
 
@@ -391,10 +476,6 @@ def _split(start: int, count: int) -> list[tuple[int, int]]:
         return [(place, 1) for place in range(start, start + count)]
     half = count // 2
     return [(start, half), (start + half, count - half)]
-
-
-def _time_fields(fields: Collection[str]) -> Sequence[str]:
-    return ("timestamp",) if "timestamp" in fields else ("date", "time")
 
 
 def _why_no_decimal(text: str, of: pa.DataType) -> str:

@@ -1,32 +1,42 @@
 """CSV files into batches.
 
-The file is read in blocks of whole lines, and each block is parsed column by column. A block that
-does not parse is gone through line by line; so every line becomes a row or a reject, except for
-blank ones. A line ends at a line feed, always: a quoted value that holds one is a reject.
+The file is read in blocks of whole lines (see blocks.py); every line becomes a row or a reject,
+except for blank ones. A line ends at a line feed, always: a quoted value that has one is a reject.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
 import msgspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 
-from k2cli.columns import Ints
 from k2cli.errors import BadData, UsageError
-from k2cli.flow import Batch, Reject
+from k2cli.flow import Batch
 from k2cli.ingestion.binance.symbols import Market, parse_symbol
-from k2cli.ingestion.csv.files import compression, hash_plain, open_plain, open_raw, read_plain
+from k2cli.ingestion.csv.blocks import (
+    BOM,
+    LONGEST_LINE,
+    BadLine,
+    BlockParser,
+    count_lines,
+    has_long_line,
+    parse_line,
+)
+from k2cli.ingestion.csv.files import (
+    compression,
+    hash_plain,
+    open_plain,
+    open_raw,
+    open_text,
+    read_plain,
+)
+from k2cli.ingestion.csv.headers import Columns, find_columns, notices
 from k2cli.ingestion.csv.layout import Layout
-from k2cli.ingestion.csv.market import Dump, find_market, plain_name, stem_of
+from k2cli.ingestion.csv.market import Dump, check_dump, find_market, plain_name, stem_of
 from k2cli.ingestion.csv.names import CsvOptions, file_values
-from k2cli.ingestion.csv.rows import Cells, Columns, Facts, RowBuilder, find_columns
+from k2cli.ingestion.csv.rows import Facts, RowBuilder
 from k2cli.ingestion.csv.times import check_zone
 from k2cli.records import nth_copy
 from k2cli.symbols import normalize_symbol
@@ -34,12 +44,12 @@ from k2cli.symbols import normalize_symbol
 __all__ = ["BLOCK_BYTES", "CsvOptions", "CsvSource", "read_csv"]
 
 BLOCK_BYTES: Final = 8 << 20
-_HALVE_ABOVE: Final = 64  # lines; fewer are parsed one by one
-_LONGEST_LINE: Final = 16 << 20
 _LOOK_BACK: Final = 1 << 20
 _LOOK_FOR_ROW: Final = 1000  # lines
 _LOOK_BYTES: Final = 256 << 10  # for these lines
-_BOM: Final = b"\xef\xbb\xbf"
+_UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
+_DELIMITERS: Final = ",;\t|"
+_LOOK_SKIPPED: Final = 10  # lines above the header that a hint may name
 
 
 def read_csv(source: Path | IO[bytes], layout: Layout, options: CsvOptions) -> "CsvSource":
@@ -77,10 +87,11 @@ class CsvSource:
         self._zone = zone
         self._digest: str | None = None
         self._content: str | None = None  # digest of what the file holds, decompressed
-        self._start: _Start | None = None
+        self._start: Start | None = None
         self._copy = 1
         self._is_growing = False
         self._lines_before = 0  # what is read
+        self._builder: RowBuilder | None = None
 
     @property
     def name(self) -> str:
@@ -153,6 +164,12 @@ class CsvSource:
         """Whether a column has ids, so that rows are not told apart by their lines alone."""
         return self._started().has_ids
 
+    def notices(self) -> list[str]:
+        """Return what users should know of how the file was read, once it was."""
+        start = self._started()
+        found = list(notices(start.layout, start.columns)) if start.columns else []
+        return [*found, *(self._builder.notices() if self._builder else ())]
+
     def repeat(self, copy: int) -> None:
         """Give rows without ids the message ids of the file's n-th copy; the first is itself."""
         self._copy = copy
@@ -174,6 +191,11 @@ class CsvSource:
             )
         if compression(self._raw, path.suffix):
             raise UsageError(f"{self.name} is compressed", hint="only plain files can be followed")
+        if "\n".encode(self._encoding()) != b"\n":
+            raise UsageError(
+                f"{self.name} is {self._encoding()}, in which lines cannot be followed",
+                hint="--force loads all of it",
+            )
         self._is_growing = True
 
     def follow(self, done: int) -> None:
@@ -226,6 +248,7 @@ class CsvSource:
     def batches(self) -> Iterator[Batch]:
         """Yield the rows and rejects of the file, a block at a time, and close it."""
         with self._raw, open_plain(self._raw, self._suffix) as stream:
+            self._started()  # so that an empty file is an error
             yield from self._parsed(stream)
             self._digest = self._raw.finish(self._digest)
 
@@ -234,66 +257,103 @@ class CsvSource:
         return self._path.suffix if self._path else ""
 
     def _parsed(self, stream: IO[bytes]) -> Iterator[Batch]:
-        parser: _BlockParser | None = None
+        parser: BlockParser | None = None
         first = 1 + self._lines_before
+        left = 0  # lines before the first row
         for block in self._blocks(stream):
             body = block
-            count = _count_lines(block)
             if parser is None:
-                parser = self._started().parser(self._line_file)
-                if self._started().has_header and not self._lines_before:
-                    body = block.partition(b"\n")[2]
-            skipped = count - _count_lines(body)
+                start = self._started()
+                self._builder = start.builder(self._line_file)
+                parser = start.parser(self._builder)
+                left = max(start.lines_before - self._lines_before, 0)
+            count = count_lines(block)
+            while left and body:
+                body = body.partition(b"\n")[2]
+                left -= 1
             if body:
-                yield parser.parse(body, first=first + skipped)
+                yield from parser.parse(body, first=first + count - count_lines(body))
             first += count
 
-    def _first_lines(self) -> bytes | None:
-        """Read the first lines, wherever reading stands; None if the file holds none."""
+    def _encoding(self) -> str:
+        """Return the encoding of the file's text: that of its byte order mark, or the layout's."""
+        encoding = self._layout.encoding
+        if encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
+            return encoding
         with open_plain(self._raw, self._suffix, is_beside=True) as stream:
+            mark = read_plain(stream, 2, self.name)
+        return "utf-16" if mark in _UTF16_MARKS else "utf-8"
+
+    def _text(self, stream: IO[bytes]) -> IO[bytes]:
+        """Return a stream of the same text in UTF-8."""
+        return open_text(stream, self._encoding(), self.name)
+
+    def _first_lines(self) -> bytes | None:
+        """Read the first lines, wherever reading stands; None if the file has none."""
+        needed = self._layout.skip_lines + 1
+        with open_plain(self._raw, self._suffix, is_beside=True) as raw:
+            stream = self._text(raw)
             lines = b""
             while data := read_plain(stream, _LOOK_BYTES, self.name):
                 lines += data
-                if b"\n" in lines or len(lines) > _LONGEST_LINE:
+                self._check_lines(lines)
+                if lines.count(b"\n") >= needed:
                     break
         is_there = b"\n" in lines if self._is_growing else bool(lines)
-        return lines.removeprefix(_BOM) if is_there else None
+        return lines.removeprefix(BOM) if is_there else None
+
+    def _check_lines(self, lines: bytes) -> None:
+        if has_long_line(lines):
+            raise BadData(f"{self.name} has a line of more than {LONGEST_LINE >> 20} MB")
 
     def _blocks(self, stream: IO[bytes]) -> Iterator[bytes]:
         """Cut the stream into blocks of whole lines."""
         rest = b""
         is_first = not self._lines_before
-        while data := read_plain(stream, BLOCK_BYTES, self.name):
+        text = self._text(stream)
+        while data := read_plain(text, BLOCK_BYTES, self.name):
             if is_first:
-                data, is_first = data.removeprefix(_BOM), False
-            head, newline, tail = data.rpartition(b"\n")
-            if newline:
-                yield rest + head + newline
-                rest = tail
-            else:
-                rest += data
-            if len(rest) > _LONGEST_LINE:
-                raise BadData(f"{self.name} has a line of more than {_LONGEST_LINE >> 20} MB")
+                data, is_first = data.removeprefix(BOM), False
+            end = data.rfind(b"\n") + 1
+            block, rest = (rest + data[:end], data[end:]) if end else (b"", rest + data)
+            self._check_lines(block or rest)
+            if block:
+                yield block
         if rest:
             yield rest
 
-    def _started(self) -> "_Start":
+    def _started(self) -> "Start":
         """Settle by the first line what the columns are, once."""
         if self._start is None:
-            self._start = self._begin(self._first_lines())
+            self._start = self._begin_file()
         return self._start
 
-    def _begin(self, block: bytes | None) -> "_Start":
-        layout = self._layout
-        if block is None:
-            return _Start(layout)
-        cells = _cells_of(block.partition(b"\n")[0])
-        has_header = layout.header == "required" or (
-            layout.header == "sniff" and _is_header(layout, cells)
-        )
-        header = [cell.strip() for cell in cells or ()] if has_header else None
+    def _begin_file(self) -> "Start":
+        layout, block = self._layout, self._first_lines()
+        if block is None or (len(block) < _LOOK_BYTES and not block.strip()):
+            if not self._is_growing:
+                raise BadData(f"{self.name} is empty: it has neither a header nor rows")
+            return Start(layout)
+        lines = _without_lines(block, layout.skip_lines)
         try:
-            row = () if has_header else _first_row(layout, block)
+            header = _header(layout, lines.partition(b"\n")[0], self.name)
+            row = () if header is not None else _first_row(layout, lines)
+            return self._fit(layout, header, row, encoding=self._encoding())
+        except BadData as exc:
+            of = f" (delimiter {layout.delimiter!r})" if layout.header == "required" else ""
+            raise BadData(f"{exc}{of}", hint=_form_hint(layout, block) or exc.hint) from exc
+
+    def _fit(
+        self, layout: Layout, header: Sequence[str] | None, row: Sequence[str], *, encoding: str
+    ) -> "Start":
+        """Settle what the columns are, and what holds for the whole file.
+
+        Raises:
+            BadData: the columns do not fit the layout.
+        """
+        try:
+            if layout.dump:
+                check_dump(self._path, self._raw.member, layout.dump)
             market = self._market(header or (), row) if layout.market else None
             if market is not None:
                 layout = layout.for_market(market)
@@ -309,8 +369,10 @@ class CsvSource:
             entries=entries,
             market=market,
             home=self._options.home,
+            is_any_time=self._options.is_any_time,
+            decimal=layout.decimal,
         )
-        return _Start(layout, columns, facts, has_header)
+        return Start(layout, columns, facts, header is not None, encoding)
 
     def _market(self, header: Sequence[str], row: Sequence[str]) -> Market:
         """Infer the market from the file's names, its header, or the first of its rows."""
@@ -326,13 +388,19 @@ class CsvSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Start:
+class Start:
     """What the first line of a file settles; without columns the file holds nothing."""
 
     layout: Layout
     columns: Columns | None = None
     facts: Facts = field(default_factory=lambda: Facts(zone=""))
     has_header: bool = False
+    encoding: str = "utf-8"
+
+    @property
+    def lines_before(self) -> int:
+        """How many lines are before the first row."""
+        return self.layout.skip_lines + self.has_header
 
     @property
     def has_ids(self) -> bool:
@@ -361,14 +429,34 @@ class _Start:
         layout, columns, time = self.layout, self.columns, self.layout.time
         patterns = [time.date_format, time.time_format] if time.how == "format" else []
         read = [columns.fields, columns.vendor, sorted(columns.lower)]
-        said = [layout.kind, layout.market, layout.side, time.how, patterns, self.facts.zone]
-        return _digest([*said, self.values, read])
+        values = {name: texts for name, texts in layout.values.items() if name in columns.fields}
+        values |= {"side": layout.side_values} if "side" in columns.fields else {}
+        form = [layout.delimiter, layout.decimal, self.encoding, self.lines_before]
+        said: list[object] = [
+            layout.kind,
+            layout.market,
+            layout.dump,
+            layout.signed_quantity,
+            values,
+            form,
+        ]
+        said += [layout.id_series, layout.may_be_empty]
+        return _digest([*said, time.how, patterns, self.facts.zone, self.values, read])
 
-    def parser(self, line_file: Callable[[], str]) -> "_BlockParser":
-        """Return what parses the blocks of the file; `line_file` is for rows without ids."""
+    def builder(self, line_file: Callable[[], str]) -> RowBuilder:
+        """Return what builds the rows of the file; `line_file` is for rows without ids."""
         assert self.columns is not None, "a file that holds nothing has no blocks"
-        builder = RowBuilder(self.layout, self.columns, replace(self.facts, identity=line_file))
-        return _BlockParser(self.columns.names, builder, self.has_header)
+        return RowBuilder(self.layout, self.columns, replace(self.facts, identity=line_file))
+
+    def parser(self, builder: RowBuilder) -> BlockParser:
+        """Return what parses the blocks of the file."""
+        assert self.columns is not None, "a file that holds nothing has no blocks"
+        return BlockParser(
+            self.columns.names,
+            builder,
+            delimiter=self.layout.delimiter,
+            lines_before=self.lines_before,
+        )
 
 
 def _digest(said: object) -> str:
@@ -376,160 +464,79 @@ def _digest(said: object) -> str:
     return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
-class _BlockParser:
-    """Turn blocks of lines into batches."""
-
-    def __init__(self, names: Sequence[str], builder: RowBuilder, has_header: bool) -> None:
-        self._names = names
-        self._builder = builder
-        self._kind = builder.kind
-        self._header_lines = int(has_header)
-        self._convert = pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-        )
-        self._read = pa.csv.ReadOptions(column_names=list(names))
-
-    def parse(self, block: bytes, *, first: int) -> Batch:
-        """Parse whole lines, of which the first is line `first` of the file."""
-        now_us = time.time_ns() // 1000
-        reasons: dict[int, str] = {}
-        count = _count_lines(block)
-        cells, places = self._table(block, count, reasons)
-        built = self._builder.build(cells, places + (first - self._header_lines), now_us)
-        reasons |= {int(places[place]): reason for place, reason in built.faults.items()}
-        lines = block.split(b"\n") if reasons else []
-        rejects = [
-            Reject(
-                raw=lines[place].removesuffix(b"\r"),
-                position=first + place,
-                received_us=now_us,
-                reason=reasons[place],
-            )
-            for place in sorted(reasons)
-        ]
-        rows = sum(batch.num_rows for batch in built.rows)
-        return Batch(
-            rows=[(self._kind, batch) for batch in _joined(built.rows)],
-            rejects=rejects,
-            messages=rows + len(rejects),
-        )
-
-    def _table(self, block: bytes, count: int, reasons: dict[int, str]) -> tuple[Cells, Ints]:
-        """Cut a block into columns; return them with the place of each row among the lines."""
-        tables: list[Cells] = []
-        places: list[Ints] = []
-        parts = [(block, 0, count)]
-        while parts:
-            part, start, size = parts.pop()
-            cells = self._columns(part, size)
-            if cells is not None:
-                tables.append(cells)
-                places.append(np.arange(start, start + size))
-            elif size > _HALVE_ABOVE:
-                cut = _middle(part)
-                head, tail = part[:cut], part[cut:]
-                size_of_head = _count_lines(head)
-                parts.append((tail, start + size_of_head, size - size_of_head))
-                parts.append((head, start, size_of_head))
-            else:
-                cells, kept = self._line_by_line(part.split(b"\n")[:size], start, reasons)
-                tables.append(cells)
-                places.append(kept)
-        if len(tables) == 1:
-            return tables[0], places[0]
-        columns = zip(*tables, strict=True)
-        return [pa.concat_arrays(column) for column in columns], np.concatenate(places)
-
-    def _columns(self, block: bytes, count: int) -> Cells | None:
-        """Parse lines all of which are good, the fast path; None if one of them is not."""
-        if b"\0" in block or block.startswith(_BOM) or _has_bare_return(block):
-            return None
-        try:
-            table = pa.csv.read_csv(
-                pa.BufferReader(_ended(block)),
-                read_options=self._read,
-                convert_options=self._convert,
-            )
-        except pa.ArrowInvalid:
-            return None
-        if table.num_rows != count:  # blank lines, or quotes over several lines
-            return None
-        cells = [column.combine_chunks() for column in table.columns]
-        # Arrow closes a quote that is open at the end of what it looks at.
-        if b'"' in block and pc.any(pc.ends_with(cells[-1], "\n")).as_py():
-            return None
-        return cells
-
-    def _line_by_line(
-        self, lines: Sequence[bytes], start: int, reasons: dict[int, str]
-    ) -> tuple[Cells, Ints]:
-        """Parse lines one by one; those that are no row of the file enter `reasons`."""
-        rows: list[Sequence[str]] = []
-        places: list[int] = []
-        for place, line in enumerate(lines, start=start):
-            if line in (b"", b"\r"):
-                continue
-            try:
-                cells = _parse_line(line)
-            except _BadLine as exc:
-                reasons[place] = str(exc)
-                continue
-            if len(cells) != len(self._names):
-                reasons[place] = f"has {len(cells)} columns, not {len(self._names)}"
-                continue
-            rows.append(cells)
-            places.append(place)
-        columns = zip(*rows, strict=True) if rows else [() for _ in self._names]
-        cells_of_all = [pa.array(column, pa.string()) for column in columns]
-        return cells_of_all, np.array(places, dtype=np.int64)
-
-
-class _BadLine(Exception):
-    """A line that is not CSV."""
-
-
-def _parse_line(line: bytes) -> list[str]:
-    """Cut one line into its cells, exactly as it is cut among others."""
-    line = line.removesuffix(b"\r")
-    if b"\0" in line:
-        raise _BadLine("holds a NUL byte")
+def _cells_of(line: bytes, delimiter: str) -> list[str] | None:
     try:
-        text = line.decode()
-    except UnicodeDecodeError as exc:
-        raise _BadLine(f"is not UTF-8 at byte {exc.start + 1}") from exc
-    if b'"' in line:
-        return _parse_quoted(line)
-    if b"\r" in line:
-        raise _BadLine("holds a carriage return")
-    return text.split(",")
-
-
-def _parse_quoted(line: bytes) -> list[str]:
-    names = [f"f{number}" for number in range(line.count(b",") + 1)]  # Arrow's, at most these
-    try:
-        table = pa.csv.read_csv(
-            pa.BufferReader(_ended(line)),
-            read_options=pa.csv.ReadOptions(autogenerate_column_names=True, use_threads=False),
-            convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-        )
-    except pa.ArrowInvalid as exc:
-        raise _BadLine("is not CSV: a quote is not closed") from exc
-    if table.num_rows != 1:
-        raise _BadLine("holds a carriage return")
-    return [column[0].as_py() for column in table.columns]
-
-
-def _cells_of(line: bytes) -> list[str] | None:
-    try:
-        return _parse_line(line) if line.strip() else None
-    except _BadLine:
+        return parse_line(line, delimiter) if line.strip() else None
+    except BadLine:
         return None
 
 
+def _without_lines(block: bytes, count: int) -> bytes:
+    for _ in range(count):
+        block = block.partition(b"\n")[2]
+    return block
+
+
+def _header(layout: Layout, line: bytes, name: str) -> list[str] | None:
+    """Return the names in the first line, or None if that is a row.
+
+    Raises:
+        BadData: the first line must be a header, and is not CSV.
+    """
+    if layout.header == "none":
+        return None
+    try:
+        cells = parse_line(line, layout.delimiter) if line.strip() else []
+    except BadLine as exc:
+        if layout.header == "sniff":
+            return None
+        hint = "--encoding utf-16, gbk or latin-1" if exc.code == "bad_encoding" else None
+        raise BadData(f"{name}: the header {exc}", hint=hint) from exc
+    if layout.header == "sniff" and not _is_header(layout, cells):
+        return None
+    return [cell.strip() for cell in cells]
+
+
+def _form_hint(layout: Layout, block: bytes) -> str | None:
+    """Guess what option is missing where the header does not fit."""
+    if layout.header != "required":
+        return None
+    lines = [_cells_of(line, layout.delimiter) for line in block.split(b"\n", _LOOK_SKIPPED + 1)]
+    for skipped, cells in enumerate(lines[: _LOOK_SKIPPED + 1]):
+        if cells and skipped != layout.skip_lines and _fits(layout, cells):
+            return f"--skip-lines {skipped}: line {skipped + 1} looks like the header"
+    line = _without_lines(block, layout.skip_lines).partition(b"\n")[0]
+    counts = {each: line.count(each.encode()) for each in _DELIMITERS}
+    likeliest = max(counts, key=lambda each: counts[each])
+    if counts[likeliest] > counts.get(layout.delimiter, 0):
+        return f"--delimiter {'tab' if likeliest == chr(9) else repr(likeliest)}"
+    first = _cells_of(line, layout.delimiter) or []
+    if first and all(_has_digit(cell) for cell in first if cell.strip()):
+        return "this looks like a row: --columns timestamp,price,... names the columns of the file"
+    return None
+
+
+def _fits(layout: Layout, cells: Sequence[str]) -> bool:
+    try:
+        find_columns(layout, [cell.strip() for cell in cells])
+    except BadData:
+        return False
+    return True
+
+
 def _is_header(layout: Layout, cells: Sequence[str] | None) -> bool:
-    known = {plain_name(name) for name in layout.columns}
-    known |= {plain_name(name) for field in layout.fields for name in layout.candidates(field)}
-    return any(plain_name(cell) in known for cell in cells or ())
+    """Tell a header from a row: it names a known column, or has all columns and not one digit."""
+    named = (name for field in layout.fields for name in layout.candidates(field))
+    names = [*layout.all_columns, *named]
+    known = {plain_name(text) for name in names for text in layout.spellings(name)}
+    words = [cell.strip() for cell in cells or () if cell.strip()]
+    is_known = any(plain_name(word) in known for word in words)
+    is_whole = len(words) >= len(layout.columns) - len(layout.optional)
+    return is_known or (is_whole and not any(map(_has_digit, words)))
+
+
+def _has_digit(text: str) -> bool:
+    return any(char.isdigit() for char in text)
 
 
 def _unnamed(layout: Layout, row: Sequence[str]) -> Sequence[str]:
@@ -541,32 +548,7 @@ def _first_row(layout: Layout, block: bytes) -> Sequence[str]:
     """Return the first line of as many cells as a row can have; none among the first lines."""
     most = len(layout.columns)
     for line in block.split(b"\n", _LOOK_FOR_ROW)[:_LOOK_FOR_ROW]:
-        cells = _cells_of(line) or ()
+        cells = _cells_of(line, layout.delimiter) or ()
         if most - len(layout.optional) <= len(cells) <= most:
             return cells
     return ()
-
-
-def _count_lines(block: bytes) -> int:
-    return block.count(b"\n") + (not block.endswith(b"\n") and bool(block))
-
-
-def _ended(lines: bytes) -> bytes:
-    return lines if lines.endswith(b"\n") else lines + b"\n"
-
-
-def _has_bare_return(block: bytes) -> bool:
-    """Tell whether a carriage return stands elsewhere than before a line feed."""
-    return b"\r" in block and block.count(b"\r") != block.count(b"\r\n") + block.endswith(b"\r")
-
-
-def _middle(block: bytes) -> int:
-    """Return where a line begins, near the middle of several lines."""
-    before = block.rfind(b"\n", 0, len(block) // 2)
-    return 1 + (before if before >= 0 else block.index(b"\n"))
-
-
-def _joined(batches: Sequence[pa.RecordBatch]) -> Sequence[pa.RecordBatch]:
-    if len(batches) < 2:  # noqa: PLR2004
-        return batches
-    return list(pa.Table.from_batches(batches).combine_chunks().to_batches())
