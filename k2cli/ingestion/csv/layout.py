@@ -36,7 +36,6 @@ A layout is a TOML file (see layouts/*.toml for the built-in ones):
 Letter case, spaces and signs do not matter when names of columns are compared.
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,6 +48,7 @@ import msgspec
 
 from k2cli.errors import ConfigError, NotFound, UsageError
 from k2cli.ingestion.binance.symbols import Market
+from k2cli.nearest import suggestion
 from k2cli.records import KINDS, RecordKind
 
 ASSET_CLASSES: Final = ("equities", "crypto", "futures", "options")
@@ -208,7 +208,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         for field, column in renames.items():
             if field not in known:
                 raise UsageError(
-                    f"{field!r} is not a field of {self.kind}", hint=_nearest(field, known)
+                    f"{field!r} is not a field of {self.kind}", hint=suggestion(field, known)
                 )
             if self.header == "none" and column not in self.columns:
                 raise UsageError(
@@ -403,7 +403,7 @@ def _check_columns(layout: Layout, origin: str) -> None:
             if column not in known:
                 raise ConfigError(
                     f"{origin}: {key} is from {column!r}, which is not in columns",
-                    hint=_nearest(column, layout.columns),
+                    hint=suggestion(column, layout.columns),
                 )
 
 
@@ -428,12 +428,9 @@ def _known_fields(kind: str) -> tuple[str, ...]:
 def _check_keys(found: Iterable[str], known: Sequence[str], section: str, origin: str) -> None:
     for key in found:
         if key not in known:
-            raise ConfigError(f"unknown key {section}{key} in {origin}", hint=_nearest(key, known))
-
-
-def _nearest(name: str, known: Sequence[str]) -> str | None:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"the nearest known one is {nearest[0]}" if nearest else None
+            raise ConfigError(
+                f"unknown key {section}{key} in {origin}", hint=suggestion(key, known)
+            )
 
 
 def _folder() -> Any:
