@@ -374,7 +374,7 @@ def test_layout_file_with_an_unknown_key(k2: K2, tmp_path: Path) -> None:
     layout.write_text(text.replace("header =", "headers ="))
     result = k2("load", "csv", "x.csv", "--layout", layout, code=3)
     assert result.stderr == (
-        f"error: unknown key headers in {layout}\nhint: the nearest known one is header\n"
+        f"error: unknown key headers in {layout}\nhint: did you mean header?\n"
     )
 
 

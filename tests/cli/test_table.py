@@ -93,7 +93,7 @@ def test_wrong_setting_is_exit_3(run: Run, home: Path) -> None:
     (home / "k2.toml").write_text("[table]\nkeep_fro = 1\n")
     result = run(["config", "show"])
     assert result.exit_code == 3
-    assert "hint: the nearest known one is keep_for" in result.stderr
+    assert "hint: did you mean keep_for?" in result.stderr
 
 
 def test_dedupe_counts_and_removes_what_is_stored_twice(
