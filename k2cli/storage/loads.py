@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
 from k2cli.records import RecordKind, nth_copy
+from k2cli.storage.datafiles import open_data_file
 from k2cli.storage.lines import Lines
 
 KEY: Final = "k2.loads"
@@ -256,7 +257,7 @@ def _value(segments: Sequence[_Segment]) -> str:
 def _write(table: Table, entries: pa.Table) -> _Segment:
     segment = _Segment(f"{_PREFIX}{uuid.uuid4()}", entries.num_rows)
     with table.io.new_output(_path(table, segment)).create() as stream:
-        pq.write_table(entries, stream, compression="zstd")
+        pq.write_table(entries, stream, compression="zstd", write_page_checksum=True)
     return segment
 
 
@@ -287,8 +288,7 @@ def _find(
 def _read(table: Table, segment: _Segment, names: Sequence[str] | None = None) -> pa.Table:
     """Read entries; columns that an older segment lacks are null."""
     fields = [_SCHEMA.field(name) for name in names or _SCHEMA.names]
-    with table.io.new_input(_path(table, segment)).open() as stream:
-        file = pq.ParquetFile(stream)
+    with open_data_file(table, _path(table, segment)) as file:
         there = [field.name for field in fields if field.name in file.schema_arrow.names]
         found = file.read(there, use_threads=False)
     columns: Mapping[str, Any] = {name: found[name] for name in there}
