@@ -41,6 +41,7 @@ from k2cli.storage.append import (
     has_moved_on,
 )
 from k2cli.storage.catalog import open_catalog
+from k2cli.storage.damage import Fault, Inspection, inspect_table, metadata_fault
 from k2cli.storage.dedupe import remove_doubles
 from k2cli.storage.duplicates import Doubles, Keep
 from k2cli.storage.evolve import arrow_columns, evolve_table, unfit_rows
@@ -60,8 +61,10 @@ from k2cli.storage.loads import (
     stored_lines,
 )
 from k2cli.storage.lookup import StoredIds
+from k2cli.storage.pointer import read_pointers
 from k2cli.storage.position import Series, Stored
 from k2cli.storage.rebuild import ensure_position
+from k2cli.storage.repair import Repair, plan_repair, repair_table
 from k2cli.storage.s3 import s3_access
 from k2cli.storage.state import RUN_KEY, carried_properties
 from k2cli.storage.stored import FileIndex, row_level_deletes
@@ -305,6 +308,29 @@ class Lake:
         table = self.table(kind)
         with translated(f"cannot read the loads of table {kind.table} in {self._where}"):
             yield table, carried_properties(table).get(LOADS_KEY)
+
+    def check(self, kind: RecordKind) -> Inspection:
+        """Read all files of a table, and find the damaged ones. See `damage.inspect_table`."""
+        with translated(f"cannot read table {kind.table} in {self._where}"):
+            return inspect_table(partial(self.table, kind), partial(self._metadata_fault, kind))
+
+    def _metadata_fault(self, kind: RecordKind) -> Fault | None:
+        """Find what is wrong with a table's metadata file, where the catalog says which it is."""
+        try:
+            pointer = read_pointers(self._catalog).get((NAMESPACE, kind.table))
+        except ConfigError:
+            return None  # such a catalog reads the file itself
+        return metadata_fault(self._catalog, pointer.current) if pointer else None
+
+    def plan_repair(self, kind: RecordKind) -> Repair:
+        """Find the newest intact metadata file of a table. See `repair.plan_repair`."""
+        with translated(f"cannot repair table {kind.table} in {self._where}"):
+            return plan_repair(self._catalog, (NAMESPACE, kind.table))
+
+    def repair(self, kind: RecordKind, plan: Repair) -> None:
+        """Point the catalog to that metadata file. See `repair.repair_table`."""
+        with translated(f"cannot repair table {kind.table} in {self._where}"):
+            repair_table(self._catalog, (NAMESPACE, kind.table), plan)
 
     def loads(self, kind: RecordKind) -> pa.Table:
         """List the files that were loaded into a table, newest first."""
