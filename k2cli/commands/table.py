@@ -290,6 +290,32 @@ def repair(
             output.note(f"table {kind.table} has {plan.rows:,} rows")
 
 
+@table_app.command()
+def relocate(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done without changing anything.")
+    ] = False,
+    home: HomeOpt = None,
+) -> None:
+    """Make the tables of a home folder that was moved or copied refer to its new path.
+
+    Only metadata is written, in all tables or in none; if it is interrupted, run it again. A copy
+    is then independent of the original.
+
+    Example: k2 table relocate --home /data/k2
+    """
+    from k2cli.storage.lake import open_lake
+
+    with open_lake(settings(home), is_relocating=True) as lake:
+        moved = lake.relocate(is_dry_run=dry_run)
+    for each in moved:
+        output.data(f"{each.name}: {each.old_home} -> {each.new_home}")
+    if not moved:
+        output.note("the tables are where the catalog expects them: nothing to relocate")
+    elif dry_run:
+        output.note("dry run: nothing was changed")
+
+
 def _repair_lines(plan: "Repair") -> list[str]:
     lines = [
         f"damaged  {fault.kind} {fault.path}: {fault.reason}"

@@ -141,10 +141,16 @@ def _candidates(io: PyArrowFileIO, pointer: Pointer) -> Iterator[tuple[str, Tabl
             metadata = read_metadata_file(io, path)
             if not isinstance(metadata, Fault):
                 uuid = uuid or metadata.table_uuid
-                if metadata.table_uuid != uuid:
-                    continue  # of a table that was here before
+                if metadata.table_uuid != uuid or not _is_of_folder(metadata, path):
+                    continue  # of a table that was here before, or before the folder was moved
                 committed |= {entry.metadata_file for entry in metadata.metadata_log}
             yield path, metadata
+
+
+def _is_of_folder(metadata: TableMetadata, path: str) -> bool:
+    """Tell whether a metadata file is where its table keeps them."""
+    folder = metadata.properties.get(TableProperties.WRITE_METADATA_PATH, metadata.location)
+    return path.startswith(f"{folder.rstrip('/')}/")
 
 
 def _version(path: str) -> int:
