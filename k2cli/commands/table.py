@@ -64,15 +64,32 @@ def list_tables(
 
 
 @table_app.command()
-def describe(table: TableArg, fmt: TextOrJsonOpt = TextOrJson.TEXT, home: HomeOpt = None) -> None:
+def describe(
+    table: TableArg,
+    fmt: TextOrJsonOpt = TextOrJson.TEXT,
+    python: Annotated[
+        bool,
+        typer.Option(
+            "--python",
+            help="Print Python code that reads the table without k2: pyiceberg, DuckDB, polars, "
+            "pandas.",
+        ),
+    ] = False,
+    home: HomeOpt = None,
+) -> None:
     """Describe a table: columns with their meaning, partitions, order, size, properties.
 
-    Example: k2 table describe trades
+    Example: k2 table describe trades --python
     """
     from k2cli.storage.lake import open_lake
 
     kind = _kind(table)
+    if python and fmt is TextOrJson.JSON:
+        raise UsageError("--python prints code, not JSON", hint="leave --format out")
     with open_lake(settings(home)) as lake:
+        if python:
+            output.data(lake.reading_code(kind))
+            return
         info = lake.describe(kind)
     if fmt is TextOrJson.JSON:
         output.data(json.dumps(asdict(info), default=str))

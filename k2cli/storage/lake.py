@@ -41,7 +41,7 @@ from k2cli.storage.append import (
     append_rows,
     has_moved_on,
 )
-from k2cli.storage.catalog import open_catalog
+from k2cli.storage.catalog import open_catalog, shown_properties
 from k2cli.storage.damage import Fault, Inspection, inspect_table, metadata_fault
 from k2cli.storage.dedupe import remove_doubles
 from k2cli.storage.duplicates import Doubles, Keep
@@ -68,6 +68,7 @@ from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.relocate import MovedTable, moved_tables, relocate_tables
 from k2cli.storage.repair import Repair, plan_repair, repair_table
 from k2cli.storage.s3 import s3_access
+from k2cli.storage.snippet import reading_code
 from k2cli.storage.state import RUN_KEY, carried_properties
 from k2cli.storage.stored import FileIndex, row_level_deletes
 from k2cli.storage.stowed import Stowed
@@ -411,6 +412,14 @@ class Lake:
             ),
             properties=dict(table.properties),
         )
+
+    def reading_code(self, kind: RecordKind) -> str:
+        """Write Python code that reads a table without k2. See `snippet.reading_code`."""
+        name = ".".join(self.table(kind).name())
+        properties = dict(self._settings.catalog)
+        if is_embedded(self._settings):
+            properties = {**_embedded(self._settings.home / _CATALOG_FILE), **properties}
+        return reading_code(kind, name, shown_properties(properties))
 
     def snapshots(self, kind: RecordKind) -> list[SnapshotInfo]:
         """List the snapshots that a table still keeps, newest first."""
