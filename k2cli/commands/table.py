@@ -1,6 +1,7 @@
 """`k2 table`: what the tables are, and what became of them."""
 
 import json
+import sys
 from dataclasses import asdict, fields
 from datetime import datetime
 from enum import StrEnum
@@ -23,13 +24,14 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.schema_names import Finder
-from k2cli.errors import NotFound
+from k2cli.errors import BadData, NotFound, UsageError
 from k2cli.iso import iso_utc
 
 if TYPE_CHECKING:
     from k2cli.records import RecordKind
     from k2cli.storage.admission import ValueConflict
     from k2cli.storage.lake import TableInfo
+    from k2cli.storage.repair import Repair
 
 table_app = typer.Typer(
     help="Look at the tables, and bring them along with newer schemas.", no_args_is_help=True
@@ -62,15 +64,32 @@ def list_tables(
 
 
 @table_app.command()
-def describe(table: TableArg, fmt: TextOrJsonOpt = TextOrJson.TEXT, home: HomeOpt = None) -> None:
+def describe(
+    table: TableArg,
+    fmt: TextOrJsonOpt = TextOrJson.TEXT,
+    python: Annotated[
+        bool,
+        typer.Option(
+            "--python",
+            help="Print Python code that reads the table without k2: pyiceberg, DuckDB, polars, "
+            "pandas.",
+        ),
+    ] = False,
+    home: HomeOpt = None,
+) -> None:
     """Describe a table: columns with their meaning, partitions, order, size, properties.
 
-    Example: k2 table describe trades
+    Example: k2 table describe trades --python
     """
     from k2cli.storage.lake import open_lake
 
     kind = _kind(table)
+    if python and fmt is TextOrJson.JSON:
+        raise UsageError("--python prints code, not JSON", hint="leave --format out")
     with open_lake(settings(home)) as lake:
+        if python:
+            output.data(lake.reading_code(kind))
+            return
         info = lake.describe(kind)
     if fmt is TextOrJson.JSON:
         output.data(json.dumps(asdict(info), default=str))
@@ -207,6 +226,148 @@ def dedupe(
     output.summary(sums, summary, is_data_on_stdout=False)
     if dry_run:
         output.note("dry run: nothing was changed")
+
+
+@table_app.command()
+def check(
+    table: TableArg,
+    fmt: FormatOpt = None,
+    out: OutputOpt = None,
+    force: ForceOpt = False,
+    home: HomeOpt = None,
+) -> None:
+    """Read all files of a table, and list those that are damaged or missing.
+
+    Reads the metadata and the data files of every snapshot that the table keeps, a row group at a
+    time, and verifies page checksums, sizes and row counts. Exit code 6 if anything is damaged.
+    Queries verify no checksums.
+
+    Example: k2 table check trades
+    """
+    import pyarrow as pa
+
+    from k2cli.storage.damage import Damage
+    from k2cli.storage.lake import open_lake
+
+    chosen = output.choose_output(fmt, out, is_forced=force)
+    kind = _kind(table)
+    with open_lake(settings(home)) as lake:
+        found = lake.check(kind)
+    rows = [asdict(each) for each in found.damage]
+    none = {field.name: pa.array([], pa.string()) for field in fields(Damage)}
+    output.write_table(chosen, pa.Table.from_pylist(rows) if rows else pa.table(none))
+    output.note(f"intact: {found.files:,} data files, {found.rows:,} rows")
+    if rows:
+        raise BadData(
+            f"damaged files in table {kind.table}: {len(rows):,}",
+            hint=f"k2 table repair {kind.name} --dry-run",
+        )
+
+
+@table_app.command()
+def repair(
+    table: TableArg,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be lost without changing anything.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask; needed if stdin is not a terminal.")
+    ] = False,
+    fmt: TextOrJsonOpt = TextOrJson.TEXT,
+    home: HomeOpt = None,
+) -> None:
+    """Go back to the newest intact state of a table whose files are damaged.
+
+    Finds the newest metadata file that is intact with all files it refers to, shows which commits
+    would be lost, and makes it the current one. Positions of streams and consumers go back with it,
+    so what is lost is read again where the source still has it. No file is deleted. Snapshots of
+    the past that are damaged, and not needed, are dropped.
+
+    Only for the embedded catalog and other SQL catalogs.
+
+    Example: k2 table repair trades --dry-run
+    """
+    from k2cli.storage.lake import open_lake
+
+    kind = _kind(table)
+    with open_lake(settings(home)) as lake:
+        plan = lake.plan_repair(kind)
+        output.data(
+            json.dumps(asdict(plan), default=str)
+            if fmt is TextOrJson.JSON
+            else "\n".join(_repair_lines(plan))
+        )
+        if not plan.damaged and not plan.expired:
+            output.note(f"table {kind.table} is intact: nothing to repair")
+        elif dry_run:
+            output.note("dry run: nothing was changed")
+        else:
+            _confirm(f"repair table {kind.table}?", is_confirmed=yes)
+            lake.repair(kind, plan)
+            output.note(f"table {kind.table} has {plan.rows:,} rows")
+
+
+@table_app.command()
+def relocate(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done without changing anything.")
+    ] = False,
+    home: HomeOpt = None,
+) -> None:
+    """Make the tables of a home folder that was moved or copied refer to its new path.
+
+    Only metadata is written, in all tables or in none; if it is interrupted, run it again. A copy
+    is then independent of the original.
+
+    Example: k2 table relocate --home /data/k2
+    """
+    from k2cli.storage.lake import open_lake
+
+    with open_lake(settings(home), is_relocating=True) as lake:
+        moved = lake.relocate(is_dry_run=dry_run)
+    for each in moved:
+        output.data(f"{each.name}: {each.old_home} -> {each.new_home}")
+    if not moved:
+        output.note("the tables are where the catalog expects them: nothing to relocate")
+    elif dry_run:
+        output.note("dry run: nothing was changed")
+
+
+def _repair_lines(plan: "Repair") -> list[str]:
+    lines = [
+        f"damaged  {fault.kind} {fault.path}: {fault.reason}"
+        for fault in dict.fromkeys(fault for each in plan.damaged for fault in each.faults)
+    ]
+    lines.append(f"intact   {plan.chosen}: {iso_utc(plan.written_at)}, {plan.rows:,} rows")
+    lines += [
+        f"lost     commit {each.snapshot_id}: {iso_utc(each.committed_at)}, "
+        f"{each.added_rows:,} rows added"
+        for each in plan.lost
+    ]
+    if plan.left_files:
+        lines.append(
+            f"unused   {plan.left_files:,} data files, {plan.left_rows:,} rows: not in that state,"
+            " and not deleted"
+        )
+    lines += [
+        f"dropped  older snapshots with {fault.kind} {fault.path}: {fault.reason}"
+        for fault in plan.history
+    ]
+    return lines
+
+
+def _confirm(question: str, *, is_confirmed: bool) -> None:
+    """Ask before something is lost.
+
+    Raises:
+        UsageError: nobody can be asked, or the answer is no.
+    """
+    if is_confirmed:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("stdin is not a terminal: cannot ask", hint="confirm with --yes")
+    if not typer.confirm(question, err=True):
+        raise UsageError("not confirmed: nothing was changed")
 
 
 def _kind(table: str) -> "RecordKind":

@@ -17,6 +17,7 @@ from k2cli.config import redacted
 from k2cli.errors import ConfigError
 from k2cli.storage.s3 import aws_session, is_on
 
+NAME: Final = "k2"  # SQL catalogs keep the tables of every name apart
 _REST: Final = "k2cli.storage.rest.BoundedRestCatalog"
 # What a driver's module comes in, where the package has another name.
 _PACKAGES: Final = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}
@@ -36,7 +37,7 @@ def open_catalog(properties: Mapping[str, str]) -> Catalog:
         known = {key: value for key, value in known.items() if key != "type"}
         known["py-catalog-impl"] = _REST
     try:
-        return load_catalog("k2", **known)
+        return load_catalog(NAME, **known)
     except NotInstalledError as exc:
         raise _not_installed(exc) from exc
     except (ValueError, ArgumentError) as exc:  # of pyiceberg and SQLAlchemy: a property is wrong
@@ -44,13 +45,21 @@ def open_catalog(properties: Mapping[str, str]) -> Catalog:
         raise ConfigError(f"[catalog] cannot be used: {reason}", hint="k2 config show") from exc
 
 
+def shown_properties(properties: Mapping[str, str]) -> dict[str, str]:
+    """Return what pyiceberg needs, without k2, to open the same catalog."""
+    return {**properties, **_store_defaults(properties)}
+
+
 def _defaults(properties: Mapping[str, str]) -> dict[str, str]:
     """Fill in what pyiceberg would look for in the wrong place, or wait for too long."""
-    defaults = {"rest.sigv4.max-retries": "1"}
+    return {"rest.sigv4.max-retries": "1", **_store_defaults(properties)}
+
+
+def _store_defaults(properties: Mapping[str, str]) -> dict[str, str]:
     endpoint = properties.get("s3.endpoint", "amazonaws.com")
-    if "amazonaws.com" not in endpoint and "client.region" not in properties:
-        defaults["s3.region"] = "us-east-1"  # otherwise AWS is asked where the bucket is
-    return defaults
+    if "amazonaws.com" in endpoint or {"client.region", "s3.region"} & properties.keys():
+        return {}
+    return {"s3.region": "us-east-1"}  # otherwise AWS is asked where the bucket is
 
 
 def _is_rest(properties: Mapping[str, str]) -> bool:

@@ -63,11 +63,13 @@ def write_data_files(table: Table, kind: RecordKind, rows: pa.Table) -> list[Dat
 def open_data_file(table: Table, path: str, **options: Any) -> Iterator[pq.ParquetFile]:
     """Open a data file to read it, with options of `pyarrow.parquet.ParquetFile`.
 
+    Pages that carry a checksum, as all that k2 writes, are verified as they are read.
+
     Raises:
         BadData: the file is damaged, which may show only while it is read.
     """
     with translated_damage(path), table.io.new_input(path).open() as stream:
-        yield pq.ParquetFile(stream, **options)
+        yield pq.ParquetFile(stream, page_checksum_verification=True, **options)
 
 
 def read_data_file(
@@ -174,6 +176,7 @@ def _write_file(
                 stream,
                 schema,
                 compression="zstd",
+                write_page_checksum=True,
                 use_dictionary=[name for name in _DICTIONARY if name.split(".")[0] in schema.names],
                 column_encoding={
                     "message_id": "DELTA_BYTE_ARRAY",

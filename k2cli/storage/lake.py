@@ -1,6 +1,7 @@
 """The lakehouse: a catalog, its tables, and what k2 does with them."""
 
 import fcntl
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from pyiceberg.table import FileScanTask, Table
 from sqlalchemy.engine import URL
 
 from k2cli.config import Settings, redacted
-from k2cli.errors import ConfigError, NotFound
+from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.flow import Observer
 from k2cli.records import KINDS, RecordKind, TableFiles, evolved
 from k2cli.storage.append import (
@@ -40,7 +41,8 @@ from k2cli.storage.append import (
     append_rows,
     has_moved_on,
 )
-from k2cli.storage.catalog import open_catalog
+from k2cli.storage.catalog import open_catalog, shown_properties
+from k2cli.storage.damage import Fault, Inspection, inspect_table, metadata_fault
 from k2cli.storage.dedupe import remove_doubles
 from k2cli.storage.duplicates import Doubles, Keep
 from k2cli.storage.evolve import arrow_columns, evolve_table, unfit_rows
@@ -60,9 +62,13 @@ from k2cli.storage.loads import (
     stored_lines,
 )
 from k2cli.storage.lookup import StoredIds
+from k2cli.storage.pointer import read_pointers
 from k2cli.storage.position import Series, Stored
 from k2cli.storage.rebuild import ensure_position
+from k2cli.storage.relocate import MovedTable, moved_tables, relocate_tables
+from k2cli.storage.repair import Repair, plan_repair, repair_table
 from k2cli.storage.s3 import s3_access
+from k2cli.storage.snippet import reading_code
 from k2cli.storage.state import RUN_KEY, carried_properties
 from k2cli.storage.stored import FileIndex, row_level_deletes
 from k2cli.storage.stowed import Stowed
@@ -306,6 +312,39 @@ class Lake:
         with translated(f"cannot read the loads of table {kind.table} in {self._where}"):
             yield table, carried_properties(table).get(LOADS_KEY)
 
+    def check(self, kind: RecordKind) -> Inspection:
+        """Read all files of a table, and find the damaged ones. See `damage.inspect_table`."""
+        with translated(f"cannot read table {kind.table} in {self._where}"):
+            return inspect_table(partial(self.table, kind), partial(self._metadata_fault, kind))
+
+    def _metadata_fault(self, kind: RecordKind) -> Fault | None:
+        """Find what is wrong with a table's metadata file, where the catalog says which it is."""
+        try:
+            pointer = read_pointers(self._catalog).get((NAMESPACE, kind.table))
+        except ConfigError:
+            return None  # such a catalog reads the file itself
+        return metadata_fault(self._catalog, pointer.current) if pointer else None
+
+    def plan_repair(self, kind: RecordKind) -> Repair:
+        """Find the newest intact metadata file of a table. See `repair.plan_repair`."""
+        with translated(f"cannot repair table {kind.table} in {self._where}"):
+            return plan_repair(self._catalog, (NAMESPACE, kind.table))
+
+    def repair(self, kind: RecordKind, plan: Repair) -> None:
+        """Point the catalog to that metadata file. See `repair.repair_table`."""
+        with translated(f"cannot repair table {kind.table} in {self._where}"):
+            repair_table(self._catalog, (NAMESPACE, kind.table), plan)
+
+    def relocate(self, *, is_dry_run: bool = False) -> list[MovedTable]:
+        """Rewrite the paths of tables whose home folder was moved. See `relocate_tables`."""
+        if not is_embedded(self._settings):
+            raise ConfigError("only the embedded catalog can be relocated")
+        with _alone(self._settings.home), translated(f"cannot relocate {self._where}"):
+            moved = find_moved(self._catalog, self._settings)
+            if not is_dry_run:
+                relocate_tables(self._catalog, moved)
+        return list(moved.values())
+
     def loads(self, kind: RecordKind) -> pa.Table:
         """List the files that were loaded into a table, newest first."""
         with self._log(kind) as (table, log):
@@ -374,6 +413,14 @@ class Lake:
             properties=dict(table.properties),
         )
 
+    def reading_code(self, kind: RecordKind) -> str:
+        """Write Python code that reads a table without k2. See `snippet.reading_code`."""
+        name = ".".join(self.table(kind).name())
+        properties = dict(self._settings.catalog)
+        if is_embedded(self._settings):
+            properties = {**_embedded(self._settings.home / _CATALOG_FILE), **properties}
+        return reading_code(kind, name, shown_properties(properties))
+
     def snapshots(self, kind: RecordKind) -> list[SnapshotInfo]:
         """List the snapshots that a table still keeps, newest first."""
         table = self.table(kind)
@@ -407,17 +454,22 @@ def is_embedded(settings: Settings) -> bool:
 
 @contextmanager
 def open_lake(
-    settings: Settings, *, create: bool = False, observe: Observer = lambda *_, **__: None
+    settings: Settings,
+    *,
+    create: bool = False,
+    is_relocating: bool = False,
+    observe: Observer = lambda *_, **__: None,
 ) -> Iterator[Lake]:
     """Open the catalog that the settings name; without any, the embedded one under `home`.
 
     With `create` the embedded catalog and all tables are made where they are missing. `observe`
-    sees how work goes on that takes long.
+    sees how work goes on that takes long. A home folder that was moved opens `is_relocating` only:
+    its paths may lead to the tables of the home that it is a copy of.
 
     Raises:
         NotFound: no embedded catalog is there, and `create` is off.
         ConfigError: the folder cannot be written.
-        BadData: the catalog file is damaged.
+        BadData: the catalog file is damaged, or the home folder was moved.
         Unavailable: the catalog does not answer.
     """
     where, properties = str(settings.home), dict(settings.catalog)
@@ -442,10 +494,29 @@ def open_lake(
             with translated(f"cannot open {what}"):
                 catalog = open_catalog(properties)
             stack.callback(catalog.close)
+            if embedded and not is_relocating:
+                with translated(f"cannot read {what}"):
+                    _check_home(catalog, settings)
             lake = Lake(catalog=catalog, where=where, settings=settings, observe=observe)
             if create:
                 lake.create_tables()
         yield lake
+
+
+def find_moved(catalog: Catalog, settings: Settings) -> dict[tuple[str, str], MovedTable]:
+    """Find the tables of the embedded catalog whose paths lead to another home folder."""
+    if "warehouse" in settings.catalog:  # not in the home folder
+        return {}
+    return moved_tables(catalog, settings.home)
+
+
+def _check_home(catalog: Catalog, settings: Settings) -> None:
+    for table in find_moved(catalog, settings).values():
+        raise BadData(
+            f"{settings.home} was moved or copied: its tables still refer to files in"
+            f" {table.old_home}",
+            hint=f"k2 table relocate --home {shlex.quote(str(settings.home))}",
+        )
 
 
 @contextmanager

@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
 from k2cli.records import RecordKind, nth_copy
+from k2cli.storage.datafiles import open_data_file
 from k2cli.storage.lines import Lines
 
 KEY: Final = "k2.loads"
 # Not beside the metadata: there some stores take no file but Iceberg's own.
-_PREFIX: Final = "k2-loads-log-"
+PREFIX: Final = "k2-loads-log-"
 STDIN: Final = "-"  # the path of what came from no file
 _ID_CHARS: Final = 12
 _TIME: Final = pa.timestamp("us", tz="UTC")
@@ -244,7 +245,7 @@ def _segments(log: str | None) -> list[_Segment]:
 
 def _path(table: Table, segment: _Segment) -> str:
     name, places = f"{segment.name}.parquet", table.location_provider()
-    if segment.name.startswith(_PREFIX):
+    if segment.name.startswith(PREFIX):
         return places.new_data_location(name)
     return places.new_metadata_location(name)  # where they were at first
 
@@ -254,9 +255,9 @@ def _value(segments: Sequence[_Segment]) -> str:
 
 
 def _write(table: Table, entries: pa.Table) -> _Segment:
-    segment = _Segment(f"{_PREFIX}{uuid.uuid4()}", entries.num_rows)
+    segment = _Segment(f"{PREFIX}{uuid.uuid4()}", entries.num_rows)
     with table.io.new_output(_path(table, segment)).create() as stream:
-        pq.write_table(entries, stream, compression="zstd")
+        pq.write_table(entries, stream, compression="zstd", write_page_checksum=True)
     return segment
 
 
@@ -287,8 +288,7 @@ def _find(
 def _read(table: Table, segment: _Segment, names: Sequence[str] | None = None) -> pa.Table:
     """Read entries; columns that an older segment lacks are null."""
     fields = [_SCHEMA.field(name) for name in names or _SCHEMA.names]
-    with table.io.new_input(_path(table, segment)).open() as stream:
-        file = pq.ParquetFile(stream)
+    with open_data_file(table, _path(table, segment)) as file:
         there = [field.name for field in fields if field.name in file.schema_arrow.names]
         found = file.read(there, use_threads=False)
     columns: Mapping[str, Any] = {name: found[name] for name in there}

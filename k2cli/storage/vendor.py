@@ -17,6 +17,7 @@ from pyiceberg.exceptions import (
     NoSuchNamespaceError,
     NoSuchTableError,
     OAuthError,
+    ResolveError,
     RESTError,
     UnauthorizedError,
     ValidationError,
@@ -43,6 +44,10 @@ _S3_KEYS: Final = (
 )
 _CATALOG_PLACE: Final = "check uri and warehouse under [catalog]: k2 config show"
 _NOT_THERE: Final = re.compile(r"NoSuch\w+Exception|NotFoundException")
+_REPAIR: Final = (
+    "k2 table check shows what is damaged, k2 table repair goes back to the newest intact state;"
+    " or restore it from a backup"
+)
 _REFUSED = (UnauthorizedError, ForbiddenError, OAuthError, AuthorizationExpiredError)
 _CATALOG_KEYS: Final = (
     "check token or credential under [catalog]; with rest.sigv4-enabled"
@@ -82,9 +87,7 @@ def translated(what: str) -> Iterator[None]:
         raise NotFound(f"{what}: {exc}", hint=_CATALOG_PLACE) from exc
     except (ValidationError, *_DAMAGED) as exc:
         reason = " ".join(str(exc).split())[:300]
-        raise BadData(
-            f"{what}: a metadata file is damaged: {reason}", hint="restore it from a backup"
-        ) from exc
+        raise BadData(f"{what}: a metadata file is damaged: {reason}", hint=_REPAIR) from exc
     except (DatabaseError, OSError, RESTError) as exc:
         raise _translate(what, exc) from exc
     except aws_errors() as exc:
@@ -100,7 +103,7 @@ def reading_manifests() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, LookupError, TypeError) as exc:
+    except (ValueError, LookupError, TypeError, ResolveError) as exc:
         raise ValidationError(f"a manifest: {exc}") from exc
 
 
@@ -120,9 +123,7 @@ def translated_damage(path: str) -> Iterator[None]:
         if is_other:
             raise
         reason = " ".join(str(exc).split())[:300]
-        raise BadData(
-            f"the data file {path} is damaged: {reason}", hint="restore it from a backup"
-        ) from exc
+        raise BadData(f"the data file {path} is damaged: {reason}", hint=_REPAIR) from exc
 
 
 def _translate(what: str, exc: DatabaseError | OSError | RESTError) -> K2Error:
@@ -180,7 +181,7 @@ def _translate_os(what: str, exc: OSError) -> K2Error:
         return ConfigError(f"{what}: {exc}", hint="choose a folder you may write with --home")
     if isinstance(exc, FileNotFoundError):
         is_remote = "://" in str(exc) or "Path does not exist" in str(exc)  # pyiceberg's, Arrow's
-        hint = "is the bucket still there?" if is_remote else None
+        hint = f"is the bucket still there? If so, {_REPAIR}" if is_remote else _REPAIR
         return BadData(f"{what}: a file of the table is missing: {exc}", hint=hint)
     if _S3_ERROR in str(exc):
         return _translate_s3(what, str(exc))
