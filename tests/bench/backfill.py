@@ -23,7 +23,7 @@ from k2cli.storage.lake import Lake, open_lake
 from k2cli.storage.position import KEY
 
 _LINES: Final = 10  # of a file
-_FILES: Final = 250  # that one command loads
+_COMMANDS: Final = 40  # that load all files
 _WORKERS: Final = 3
 _KILLED: Final = 0.2  # share of the commands
 _COMMITS: Final = 30
@@ -91,7 +91,8 @@ def _write_files(folder: Path, symbols: int, days: int) -> Iterator[Path]:
 
 def _load_all(home: Path, paths: Sequence[Path]) -> int:
     """Load all files; return how many commands were killed."""
-    chunks = [paths[at : at + _FILES] for at in range(0, len(paths), _FILES)]
+    size = -(-len(paths) // _COMMANDS)
+    chunks = [paths[at : at + size] for at in range(0, len(paths), size)]
     kills = [0] * _WORKERS
 
     def work(worker: int) -> None:
@@ -109,7 +110,7 @@ def _load_all(home: Path, paths: Sequence[Path]) -> int:
 
 
 def _load(home: Path, paths: Sequence[Path], chance: random.Random) -> bool:
-    """Load files, or kill the command somewhere in the middle; tell whether it ended well."""
+    """Load files, or kill the command somewhere in the middle; return whether it ended well."""
     command = [*K2, "load", "csv", *map(str, paths), "--layout", "binance-trades"]
     is_killed = chance.random() < _KILLED
     with subprocess.Popen(
