@@ -67,10 +67,6 @@ class Keys:
             last_days=self.last_days[index],
         )
 
-    def on_near_days(self) -> "Keys":
-        """Return the same keys, whose rows may lie a day earlier or later."""
-        return replace(self, first_days=self.first_days - 1, last_days=self.last_days + 1)
-
     def on_any_day(self) -> "Keys":
         """Return the same keys, wherever their rows lie."""
         return replace(
@@ -270,31 +266,17 @@ class _Judge:
     ) -> None:
         """Leave out what a table stores of some numbered rows; `keys` are theirs.
 
-        What the position calls stored is looked for on all days before it is taken for new. What
-        may be stored is looked for on the days before and after, too: there it is if one of the
-        times is wrong by the offset of a time zone.
+        What is not found on its own day is looked for on all days before it is taken for new: one
+        of the times may be wrong. Of series that only count up, the position has the days.
         """
         found = look_up(keys)
         self._compare(asked[found.keys], found.rows)
-        is_left = np.ones(len(asked), dtype=np.bool_)
+        is_left = np.ones(len(asked), dtype=np.bool_) if self._kind.is_dense else is_stored.copy()
         is_left[found.keys] = False
-        self._look_elsewhere(asked, is_left & is_stored, keys, Keys.on_any_day, look_up)
-        if self._kind.is_dense:  # of the others the position has the days
-            self._look_elsewhere(asked, is_left & ~is_stored, keys, Keys.on_near_days, look_up)
-
-    def _look_elsewhere(
-        self,
-        asked: npt.NDArray[np.intp],
-        which: npt.NDArray[np.bool_],
-        keys: Keys,
-        moved: Callable[[Keys], Keys],
-        look_up: LookUp,
-    ) -> None:
-        """Leave out what a table stores on other days than the rows'."""
-        index = np.flatnonzero(which)
-        if len(index):
-            found = look_up(moved(keys.take(index)))
-            self._compare(asked[index[found.keys]], found.rows)
+        left = np.flatnonzero(is_left)
+        if len(left):
+            found = look_up(keys.take(left).on_any_day())
+            self._compare(asked[left[found.keys]], found.rows)
 
     def leave_out_repeated(self) -> None:
         """Leave out rows whose number came before among the rows."""

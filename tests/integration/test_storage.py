@@ -528,17 +528,20 @@ def numbers_of_newest(lake: Lake) -> list[int]:
     return sorted(lake.table(TRADES).scan().to_arrow()["source_sequence"].to_pylist())
 
 
-def test_a_number_that_may_be_stored_is_looked_for_on_the_days_around(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hours", [20, 24 * 40, -24 * 3])
+def test_a_number_that_may_be_stored_is_looked_for_on_all_days(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
-    """A file that was loaded with a wrong time zone has the same numbers on another day."""
+    """A file that was loaded with wrong times has the same numbers on other days."""
     monkeypatch.setattr(position, "MAX_RANGES", 1)
     lake.append(TRADES, trades(1))
     lake.append(TRADES, trades(5))
     state = read_state(lake.table(TRADES)).position
     assert state is not None
     assert state.of(Series("BINANCE", "BTCUSDT")).states(np.array([5])) == [State.UNKNOWN]
-    late = table_of(TRADES, [trade_row(source_sequence=5, timestamp=START + timedelta(hours=20))])
+    late = table_of(
+        TRADES, [trade_row(source_sequence=5, timestamp=START + timedelta(hours=hours))]
+    )
     again = lake.append(TRADES, late)
     assert (again.rows, again.conflicts) == (0, 1)
 
