@@ -501,7 +501,10 @@ def undo(
             "later loads left out rows as duplicates: if of these, load their files with --force"
         )
     if found.others:
-        output.note(f"other loads of this path remain: {', '.join(found.others)}")
+        output.note(
+            f"other loads of this path remain: {', '.join(found.others)};"
+            " --force loads the lines of all of them that are not stored"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,10 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 
+_LOADS_LOG: Final = "k2-loads-log-"  # see loads.py
+_LOADS_LOG_HINT: Final = (
+    "restore it from a backup; let no other engine remove orphan files named k2-loads-log-*"
+)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 # How pyiceberg's readers of JSON and Avro end in a file that is cut off or overwritten.
@@ -182,6 +186,8 @@ def _translate_os(what: str, exc: OSError) -> K2Error:
     if isinstance(exc, FileNotFoundError):
         is_remote = "://" in str(exc) or "Path does not exist" in str(exc)  # pyiceberg's, Arrow's
         hint = f"is the bucket still there? If so, {_REPAIR}" if is_remote else _REPAIR
+        if _LOADS_LOG in str(exc):
+            hint = _LOADS_LOG_HINT
         return BadData(f"{what}: a file of the table is missing: {exc}", hint=hint)
     if _S3_ERROR in str(exc):
         return _translate_s3(what, str(exc))

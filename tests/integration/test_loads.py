@@ -475,3 +475,12 @@ def test_files_of_undone_loads_are_deleted_once_their_snapshots_expire(tmp_path:
         assert len(table.snapshots()) < 6
     on_disk = {str(path) for path in tmp_path.rglob("timestamp_day=*/*.parquet")}
     assert on_disk == known
+
+
+def test_a_log_of_loads_that_was_deleted_is_named(home: Path, lake: Lake) -> None:
+    load(lake, "a", 3)
+    for path in home.rglob("k2-loads-log-*"):
+        path.unlink()
+    with pytest.raises(BadData, match="k2-loads-log-") as caught:
+        lake.loads(TRADES)
+    assert "orphan files" in str(caught.value.hint)
