@@ -18,6 +18,7 @@ Observer = Callable[..., None]  # observe("commit", rows=...): an event and its 
 WARNINGS: Final = frozenset(
     {
         "disconnected",
+        "attempts_limited",
         "stale",
         "gap",
         "reject",
