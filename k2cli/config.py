@@ -57,6 +57,23 @@ def parse_duration_s(text: str) -> float:
     return float(match[1]) * _UNIT_S[match[2]]
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB)", re.IGNORECASE)
+_UNIT_BYTES: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_size_bytes(text: str) -> int:
+    """Turn `500KB`, `10MB` or `1GB` into bytes.
+
+    Raises:
+        ValueError: the text is not a number with one of these units, or less than a byte.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size_bytes = int(float(match[1]) * _UNIT_BYTES[match[2].upper()]) if match else 0
+    if size_bytes < 1:
+        raise ValueError(f"{text!r} is not a size such as 500KB, 10MB or 1GB")
+    return size_bytes
+
+
 class Duration(float):
     """Seconds, written in settings as `60s` or `15m`."""
 

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogLevel, Observer, RunLog
+from k2cli.commands.events import LogLevel, Observer
 from k2cli.commands.kafka import kafka_settings, produce_options
 from k2cli.commands.options import (
     DURATION,
+    LOG_FILE_KEEP,
     Address,
     AutoRegisterOpt,
     HomeOpt,
     KafkaOpt,
+    LogFileKeepOpt,
+    LogFileOpt,
+    LogFileSizeOpt,
     LogFormatOpt,
     LogLevelOpt,
     MetricsOpt,
@@ -26,6 +30,7 @@ from k2cli.commands.options import (
     SummaryOpt,
     TimeoutOpt,
     TopicOpt,
+    open_log,
     settings,
     split_commas,
 )
@@ -154,6 +159,9 @@ def binance(
     ] = None,
     log_format: LogFormatOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
+    log_file: LogFileOpt = None,
+    log_file_size: LogFileSizeOpt = None,
+    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
     metrics_address: MetricsOpt = None,
     summary: SummaryOpt = output.Summary.TEXT,
     timeout: TimeoutOpt = None,
@@ -163,7 +171,7 @@ def binance(
 ) -> None:
     """Stream trades and quotes from Binance, exactly once, until stopped.
 
-    SIGINT and SIGTERM end it cleanly after a last commit; a second signal ends it at once.
+    SIGINT, SIGTERM and SIGHUP end it cleanly after a last commit; a second signal ends it at once.
     A connection that drops is reopened; what the table holds already is not written twice.
     With --to kafka a trade is sent once in a run, and counts when the brokers hold it; outages of
     theirs are waited out.
@@ -217,11 +225,17 @@ def binance(
         max_rejects=max_rejects,
     )
     reject_path = rejects or config.home / "rejects" / "stream-binance.ndjson"
-    log = RunLog(log_format, log_level, run=config.run)
-    with log.ending(), ExitStack() as stack:
+    with (
+        ExitStack() as files,
+        open_log(
+            files, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
+        ).ending() as log,
+        ExitStack() as stack,
+    ):
         is_watched = log_format is None and target is not Destination.STDOUT
         view = open_view(stack, _title(venue, chosen)) if is_watched else None
-        observe = view.on_event if view else log.on_event
+        log.view = view.on_event if view else None
+        observe = log.on_event
         metrics = open_metrics(stack, metrics_address, observe)
         observe = _refreshing(
             metrics.on_event if metrics else observe,

@@ -127,7 +127,7 @@ def assert_is_one_run(held: list[int], first: int) -> None:
 # --- signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_ends_with_a_last_commit_and_the_summary(
     k2_env: dict[str, str], settings: Settings, number: int
 ) -> None:
@@ -172,6 +172,45 @@ def test_second_signal_ends_a_commit_that_waits(k2_env: dict[str, str], settings
     assert code == -signal.SIGINT
     assert numbers(settings) == []
     assert streamer.named("commit") == []
+
+
+def test_hangups_of_a_closed_session_end_with_one_commit(
+    k2_env: dict[str, str], settings: Settings
+) -> None:
+    """A terminal that goes away signals more than once, and takes the log with it."""
+    master, slave = pty.openpty()
+    with running_simulator(SimulatorOptions(first_id=100, rate=2_000)) as simulator:
+        process = subprocess.Popen(
+            command(simulator.url, *UNCOMMITTED, "--log-format", "json"),
+            env=k2_env,
+            stdout=subprocess.DEVNULL,
+            stderr=slave,
+        )
+        os.close(slave)
+        wait_for(lambda: simulator.frames_sent > 200)
+        os.close(master)
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: simulator.open_connections == 0)  # it has taken the signal
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(PATIENCE_S) == 0
+    held = numbers(settings)
+    assert held
+    assert_is_one_run(held, 100)
+
+
+def test_hangup_is_ignored_under_nohup(k2_env: dict[str, str]) -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with (
+        running_simulator(SimulatorOptions(first_id=100, rate=2_000)) as simulator,
+        streaming(k2_env, simulator.url, "--flush-rows", "100", preexec_fn=ignore) as streamer,
+    ):
+        streamer.wait_for("commit")
+        streamer.process.send_signal(signal.SIGHUP)
+        streamer.wait_for("commit", len(streamer.named("commit")) + 3)
+        code, _ = streamer.end(signal.SIGTERM)
+    assert code == 0
 
 
 def test_lock_that_is_freed_lets_the_commit_go_on(
@@ -312,6 +351,36 @@ def test_log_lines_are_json_and_commits_add_up_to_the_summary(k2_env: dict[str, 
     assert len(streamer.named("connected")) == summary["reconnects"] + 1
     kept = summary["rows"] + summary["rejects"] + summary["duplicates"]
     assert kept == summary["messages"] == 3000
+
+
+@pytest.mark.parametrize("stderr", ["/dev/full", None, "closed"])
+def test_log_that_cannot_be_written_stops_no_data(
+    k2_env: dict[str, str], settings: Settings, tmp_path: Path, stderr: str | None
+) -> None:
+    """On a full disk, in a pipe without a reader, or where stderr is closed."""
+    log = tmp_path / "k2.log"
+    reader, writer = os.pipe()
+    os.close(reader)
+    options = SimulatorOptions(first_id=100, garbage_every=100)
+    with running_simulator(options) as simulator:
+        words = command(simulator.url, "--max-messages", "3000", "--flush-rows", "500")
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$@" 2>&-', "sh", *words, "--log-file", str(log)]
+            if stderr == "closed"
+            else [*words, "--log-file", str(log)],
+            env=k2_env,
+            stderr=os.open(stderr, os.O_WRONLY) if stderr == "/dev/full" else writer,
+            stdout=subprocess.PIPE,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert len(numbers(settings)) >= 2_900
+    text = log.read_text()
+    assert " connected " in text
+    assert " commit " in text
+    assert " summary messages=3000 " in text
 
 
 def test_skipped_trades_are_gaps(k2_env: dict[str, str], settings: Settings) -> None:
