@@ -6,7 +6,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,6 +16,7 @@ from k2cli.commands.kafka import kafka_settings, produce_options
 from k2cli.commands.options import (
     DURATION,
     LOG_FILE_KEEP,
+    SIZE,
     Address,
     AutoRegisterOpt,
     HomeOpt,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from k2cli.flow import Batch, Sink, Totals
     from k2cli.ingestion.binance.client import BinanceStream
     from k2cli.producing import ProduceOptions
+
+_MAX_REJECT_BYTES: Final = 10**9
 
 stream_app = typer.Typer(help="Stream an exchange's live feed.", no_args_is_help=True)
 
@@ -157,6 +160,15 @@ def binance(
         int | None,
         typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
     ] = None,
+    max_reject_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--max-reject-bytes",
+            help="End with exit code 6 when the rejects file is larger than this.",
+            show_default="1GB",
+            **SIZE,
+        ),
+    ] = None,
     log_format: LogFormatOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
     log_file: LogFileOpt = None,
@@ -223,6 +235,7 @@ def binance(
         flush_interval_s=flush_interval or defaults.flush_interval,
         duration_s=duration,
         max_rejects=max_rejects,
+        max_reject_bytes=max_reject_bytes or _MAX_REJECT_BYTES,
     )
     reject_path = rejects or config.home / "rejects" / "stream-binance.ndjson"
     with (
@@ -251,7 +264,7 @@ def binance(
             policy=policy,
             observe=observe,
         )
-        stack.enter_context(stopped_by_signals(source.stop))
+        stack.enter_context(stopped_by_signals(pump.stop))
         try:
             pump.run(_followed(pump.totals, view, metrics))
         finally:
@@ -353,7 +366,9 @@ def _open_sink(
                 topics.prepare(kind, venue.asset_class)
             return TopicSink(topics=topics, exchange=venue.exchange, observe=observe)
         case Destination.TABLE:
+            from k2cli.spill import SpillFolder
             from k2cli.storage.lake import open_lake
 
             lake = stack.enter_context(open_lake(config, create=True, observe=observe))
-            return TableSink(lake=lake, exchange=venue.exchange, observe=observe)
+            spill = SpillFolder(config, observe)
+            return TableSink(lake=lake, exchange=venue.exchange, observe=observe, spill=spill)

@@ -234,6 +234,60 @@ def test_lock_that_is_freed_lets_the_commit_go_on(
     assert len(numbers(settings)) == streamer.named("commit")[0]["rows"]
 
 
+# --- outages of the catalog
+
+
+@contextmanager
+def locked_catalog(settings: Settings) -> Iterator[None]:
+    """Make the embedded catalog unavailable to other processes."""
+    lock = sqlite3.connect(settings.home / "catalog.db", isolation_level=None)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+        yield
+        lock.execute("ROLLBACK")
+    finally:
+        lock.close()
+
+
+def test_outage_of_the_catalog_is_waited_out(k2_env: dict[str, str], settings: Settings) -> None:
+    with (
+        running_simulator(SimulatorOptions(first_id=100, rate=500)) as simulator,
+        streaming(k2_env, simulator.url, "--flush-interval", "200ms") as streamer,
+    ):
+        streamer.wait_for("commit")
+        with locked_catalog(settings):
+            streamer.wait_for("catalog_away")
+        commits = len(streamer.named("commit"))
+        streamer.wait_for("commit", commits + 2)
+        code, _ = streamer.end(signal.SIGTERM)
+    assert (code, streamer.talk) == (0, [])
+    assert_is_one_run(numbers(settings), 100)
+
+
+def test_run_that_is_stopped_in_an_outage_keeps_its_rows_for_the_next_one(
+    k2_env: dict[str, str], settings: Settings
+) -> None:
+    with running_simulator(SimulatorOptions(first_id=100, rate=500)) as simulator:
+        with streaming(k2_env, simulator.url, "--flush-interval", "200ms") as streamer:
+            streamer.wait_for("commit")
+            with locked_catalog(settings):
+                streamer.wait_for("catalog_away")
+                code, _ = streamer.end(signal.SIGTERM)
+        (kept,) = streamer.named("uncommitted_kept")
+        (error,) = streamer.named("error")
+        assert code == error["exit_code"] == 5
+        assert error["message"].startswith(f"{kept['rows']} rows were not committed")
+        before = numbers(settings)
+        with streaming(k2_env, simulator.url, "--max-messages", "10") as streamer:
+            code, _ = streamer.end()
+    assert code == 0
+    assert sum(event["rows"] for event in streamer.named("recovered")) == kept["rows"] > 0
+    after = numbers(settings)
+    assert len(after) >= len(before) + kept["rows"]
+    assert_is_one_run(after[: len(before) + kept["rows"]], 100)
+    assert not list((settings.home / "uncommitted").rglob("*.arrow"))
+
+
 # --- kills
 
 
