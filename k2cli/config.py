@@ -67,13 +67,14 @@ def parse_size_bytes(text: str) -> int:
     """Turn `500MB`, `1.5 GB` or `2GiB` into bytes.
 
     Raises:
-        ValueError: the text is not a number with one of these units.
+        ValueError: the text is not a number with one of these units, or less than a byte.
     """
     match = _SIZE.fullmatch(text.strip().upper())
-    if match is None:
+    base = 1024 if match and match[3] else 1000
+    size_bytes = int(float(match[1]) * base ** "BKMGT".index(match[2] or "B")) if match else 0
+    if size_bytes < 1:
         raise ValueError(f"{text!r} is not a size such as 500MB, 2GB or 2GiB")
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** "BKMGT".index(match[2] or "B"))
+    return size_bytes
 
 
 class Size(int):

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
+from k2cli.errors import K2Error
 from k2cli.records import RecordKind
 
 Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
@@ -55,6 +57,15 @@ class Committed:
     commits: int = 0
     rejects: Sequence[Reject] = ()  # some of the conflicts
     unfit: Sequence[Reject] = ()  # rows that do not fit; the other rows of their kind wait
+    failure: K2Error | None = None  # an outage: what was not committed is kept for another try
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Rows that a sink could not commit, and the files that they were saved in."""
+
+    rows: int = 0
+    files: Sequence[Path] = ()
 
 
 class Source(Protocol):
@@ -80,7 +91,17 @@ class Sink(Protocol):
         """Make everything written so far durable. Either all of a kind's rows, or none.
 
         Rows that do not fit are returned as `unfit` and the others of their kind are kept: call
-        `commit` again once those rejects are durable.
+        `commit` again once those rejects are durable. After an outage `failure` is set.
+        """
+
+    def recover(self) -> int:
+        """Take over what an earlier run could not commit; return how many rows."""
+
+    def keep(self) -> Kept:
+        """Save what could not be committed for the next run.
+
+        Raises:
+            Unavailable: it cannot be saved.
         """
 
 

@@ -1,13 +1,23 @@
-"""Source -> sink: the one place where they meet. Totals, flush policy, rejects, the end."""
+"""Source -> sink: the one place where they meet. Totals, flush policy, rejects, the end.
 
+An outage of the sink does not end a run: reading goes on while the rows fit into memory, and the
+commit is tried again. A run that is stopped meanwhile saves its rows for the next one.
+"""
+
+import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from k2cli.errors import BadData
+from k2cli.errors import BadData, K2Error, Unavailable
 from k2cli.flow import Batch, Committed, Observer, Reject, Sink, Source, Totals
 from k2cli.rejects import RejectLog
+
+_RETRY_S: Final = (0.5, 1.0, 2.0, 5.0)  # between commits during an outage
+_WAIT_S: Final = 0.05
+_MIB: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +28,10 @@ class PumpPolicy:
     flush_interval_s: float
     duration_s: float | None = None
     max_rejects: int | None = None  # None: any number
+    max_reject_bytes: int | None = None  # of the file; None: any size
+    max_held_bytes: int = 256 * _MIB  # of rows during an outage; reading pauses above
     clock: Callable[[], float] = time.monotonic  # of the interval and the duration
+    sleep: Callable[[float], None] = time.sleep
 
 
 class Pump:
@@ -40,34 +53,57 @@ class Pump:
         self._policy = policy
         self._observe = observe
         self._clock = policy.clock
+        self._started = 0.0
         self._pending_rows = 0
         self._pending_since = 0.0
+        self._held_bytes = 0  # of pending rows
+        self._unwritten: list[Reject] = []  # that the rejects file did not take yet
+        self._failures = 0  # of commits in a row
+        self._retry_at = -math.inf
+        self._is_stopping = False
         self._is_sink_broken = False
+
+    def stop(self) -> None:
+        """Ask for the end: what was read already is committed. Any thread."""
+        self._is_stopping = True
+        self._source.stop()
 
     def run(self, on_batch: Callable[[Batch], None] = lambda _: None) -> Totals:
         """Pump to the end, commit the rest, return the totals. `on_batch` sees every batch.
 
         Raises:
             BadData: more rejects than allowed; all before them is committed.
+            Unavailable: the last commit failed; the message says what happened to its rows.
         """
-        started = self._clock()
+        self._started = self._clock()
         try:
+            self._recover()
             for batch in self._source.batches():
                 self._take(batch)
                 on_batch(batch)
-                self.totals.duration_s = self._clock() - started
                 self._check_limits()
         finally:
-            # Also when the source failed: what was read before is kept.
-            if not self._is_sink_broken:
-                self._commit()
-            self.totals.duration_s = self._clock() - started
+            # Also when the source failed: what was read before is committed or saved.
+            self._finish()
         if self._has_too_many_rejects():
             raise BadData(
                 f"{self.totals.rejects} rejects; allowed are {self._policy.max_rejects}",
                 hint=f"see {self._rejects.path}",
             )
+        if self._is_reject_file_full():
+            raise BadData(
+                f"the rejects file has {self._rejects.size_bytes} bytes; "
+                f"allowed are {self._policy.max_reject_bytes}",
+                hint=f"move {self._rejects.path} away, or raise --max-reject-bytes",
+            )
         return self.totals
+
+    def _recover(self) -> None:
+        """Commit what an earlier run could not, before anything is read."""
+        rows = self._sink.recover()
+        if rows:
+            self._count_pending(rows)
+            self._commit()
 
     def _take(self, batch: Batch) -> None:
         self.totals.messages += batch.messages
@@ -77,13 +113,17 @@ class Pump:
             self._sink.see(kind, ids)
         for kind, rows in batch.rows:
             self._count_pending(rows.num_rows)
+            self._held_bytes += rows.nbytes
             self._sink.write(kind, rows)
         self._reject(batch.rejects)
 
     def _reject(self, rejects: Sequence[Reject]) -> None:
         if rejects:
             self.totals.rejects += len(rejects)
-            self._rejects.write(rejects)
+            self._unwritten += rejects
+            self._held_bytes += sum(len(reject.raw) for reject in rejects)
+            with suppress(Unavailable):  # the next commit tries it again, or reports it
+                self._write_rejects()
             self._observe(
                 "reject",
                 count=len(rejects),
@@ -92,36 +132,78 @@ class Pump:
                 file=str(self._rejects.path),
             )
 
+    def _write_rejects(self) -> None:
+        self._rejects.write(self._unwritten)
+        self._unwritten.clear()
+
     def _count_pending(self, rows: int) -> None:
         if not self._pending_rows:
             self._pending_since = self._clock()
         self._pending_rows += rows
 
     def _check_limits(self) -> None:
-        policy = self._policy
-        age_s = self._clock() - self._pending_since
-        is_due = self._pending_rows and age_s >= policy.flush_interval_s
-        if is_due or self._pending_rows >= policy.flush_rows:
+        self._commit_if_due()
+        self._stop_if_over()
+        while self._is_memory_full() and not self._is_stopping:
+            self._policy.sleep(_WAIT_S)
+            self._commit_if_due()
+            self._stop_if_over()
+
+    def _commit_if_due(self) -> None:
+        policy, now = self._policy, self._clock()
+        is_old = self._pending_rows and now - self._pending_since >= policy.flush_interval_s
+        is_due = is_old or self._pending_rows >= policy.flush_rows or self._unwritten
+        if is_due and now >= self._retry_at:
             self._commit()
+
+    def _stop_if_over(self) -> None:
+        policy = self._policy
+        self.totals.duration_s = self._clock() - self._started
         is_over = policy.duration_s is not None and self.totals.duration_s >= policy.duration_s
-        if is_over or self._has_too_many_rejects():
-            self._source.stop()
+        if is_over or self._has_too_many_rejects() or self._is_reject_file_full():
+            self.stop()
+
+    def _is_memory_full(self) -> bool:
+        """Return whether reading has to wait for the end of an outage."""
+        return self._failures > 0 and self._held_bytes >= self._policy.max_held_bytes
 
     def _has_too_many_rejects(self) -> bool:
         limit = self._policy.max_rejects
         return limit is not None and self.totals.rejects > limit
 
-    def _commit(self) -> None:
+    def _is_reject_file_full(self) -> bool:
+        limit = self._policy.max_reject_bytes
+        return limit is not None and self._rejects.size_bytes > limit
+
+    def _commit(self) -> K2Error | None:
+        """Commit what is pending. An outage is reported and returned; all is kept then."""
         self._is_sink_broken = True
-        is_complete = False
-        while not is_complete:
-            self._rejects.sync()
+        failure = self._try_commit()
+        self._is_sink_broken = False
+        if failure is None:
+            self._pending_rows = self._held_bytes = self._failures = 0
+            self._retry_at = -math.inf
+        elif not self._is_stopping:
+            wait_s = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
+            self._failures += 1
+            self._retry_at = self._clock() + wait_s
+            self._observe(
+                "catalog_away", reason=str(failure), rows=self._pending_rows, retry_in_s=wait_s
+            )
+        return failure
+
+    def _try_commit(self) -> K2Error | None:
+        while True:
+            try:
+                self._write_rejects()
+                self._rejects.sync()
+            except Unavailable as exc:
+                return exc
             committed = self._sink.commit()
             self._add(committed)
             self._reject(committed.unfit)
-            is_complete = not committed.unfit
-        self._is_sink_broken = False
-        self._pending_rows = 0
+            if committed.failure or not committed.unfit:
+                return committed.failure
 
     def _add(self, committed: Committed) -> None:
         self.totals.rows += committed.rows
@@ -130,5 +212,41 @@ class Pump:
         self.totals.missing += committed.missing
         self.totals.commits += committed.commits
         if committed.rejects:
-            self._rejects.write(committed.rejects)
-            self._rejects.sync()
+            self._unwritten += committed.rejects
+            with suppress(Unavailable):
+                self._write_rejects()
+                self._rejects.sync()
+
+    def _finish(self) -> None:
+        """Commit the rest; save for the next run what cannot be committed.
+
+        Raises:
+            Unavailable: something was not committed.
+        """
+        self._is_stopping = True
+        failure = None
+        try:
+            if not self._is_sink_broken:
+                failure = self._commit()
+        finally:
+            self.totals.duration_s = self._clock() - self._started
+            if failure is not None or self._is_sink_broken:
+                self._keep(failure)
+
+    def _keep(self, failure: K2Error | None) -> None:
+        """Save what was not committed, and report it; raise after an outage."""
+        what, hint = f"{self._pending_rows} rows were not committed", None
+        try:
+            kept = self._sink.keep()
+            if kept.files:
+                files = " ".join(map(str, kept.files))
+                self._observe("uncommitted_kept", rows=kept.rows, files=files)
+                what = f"{kept.rows} rows were not committed"
+                hint = f"they are in {kept.files[0].parent}; the next k2 stream commits them"
+            elif kept.rows:
+                what = f"{kept.rows} rows were not committed and are lost"
+        except Unavailable as exc:
+            self._observe("uncommitted_lost", rows=self._pending_rows, reason=str(exc))
+            what = f"{what} and are lost ({exc})"
+        if failure is not None:
+            raise Unavailable(f"{what}: {failure}", hint=hint or failure.hint) from failure

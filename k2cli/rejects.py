@@ -21,11 +21,14 @@ from k2cli.errors import ConfigError, Unavailable
 from k2cli.flow import Reject
 from k2cli.iso import iso_utc
 
+_BUFFER_BYTES: Final = 64 * 1024
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RejectLog:
-    """A file that rejects are appended to; it is made with the first one.
+    """A file that rejects are appended to; it is created with the first one.
+
+    What a full disk does not take is kept and written by the next call that can.
 
     Raises:
         ConfigError: the file cannot be written (from any method).
@@ -36,41 +39,61 @@ class RejectLog:
         self.path: Final = path
         self._run = run
         self._file: IO[bytes] | None = None
-        self._failure: OSError | None = None
+        self._unwritten = bytearray()
+        self._written_bytes = 0
+        self._is_behind = False  # the last attempt to write failed
 
     def __enter__(self) -> "RejectLog":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            with suppress(OSError):  # `sync` has told already what cannot be written
-                self._file.close()
+            with suppress(OSError):  # `sync` has reported already what cannot be written
+                self._drain(self._file)
+            self._file.close()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file, with what earlier runs wrote; 0 before the first reject."""
+        return self._written_bytes + len(self._unwritten)
 
     def write(self, rejects: Sequence[Reject]) -> None:
-        """Append rejects, a line each."""
+        """Append rejects, a line each; none of them if an earlier one could not be written."""
         if not rejects:
             return
         with self._translated():
             if self._file is None:
                 self._file = _open_for_lines(self.path)
-            self._file.writelines(_reject_line(reject, self._run) for reject in rejects)
+                self._written_bytes = os.fstat(self._file.fileno()).st_size
+            if self._is_behind:
+                self._drain(self._file)
+            for reject in rejects:
+                self._unwritten += _reject_line(reject, self._run)
+            if len(self._unwritten) >= _BUFFER_BYTES:
+                with suppress(OSError):  # they are taken over: `sync` raises if it still fails
+                    self._drain(self._file)
 
     def sync(self) -> None:
         """Make the rejects durable; called before the position moves past them."""
         if self._file is not None:
             with self._translated():
-                self._file.flush()
+                self._drain(self._file)
                 if self.path.is_file():  # a pipe or a device cannot be synced
                     os.fsync(self._file.fileno())
+
+    def _drain(self, file: IO[bytes]) -> None:
+        self._is_behind = True
+        while self._unwritten:
+            done = os.write(file.fileno(), self._unwritten)
+            del self._unwritten[:done]
+            self._written_bytes += done
+        self._is_behind = False
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
-            if self._failure is not None:  # what was to be written then is lost
-                raise self._failure
             yield
         except OSError as exc:
-            self._failure = exc
             if exc.errno in _NO_SPACE:
                 raise Unavailable(f"cannot write rejects to {self.path}: {exc.strerror}") from exc
             raise ConfigError(
@@ -87,7 +110,7 @@ def _open_for_lines(path: Path) -> IO[bytes]:
         with path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             is_cut = file.read() != b"\n"
-    lines = path.open("ab")
+    lines = path.open("ab", buffering=0)
     if is_cut:
         lines.write(b"\n")
     return lines

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 import pyarrow as pa
 
-from k2cli.errors import BadData
-from k2cli.flow import Committed, Observer, Reject
+from k2cli.errors import BadData, Conflict, Unavailable
+from k2cli.flow import Committed, Kept, Observer, Reject
 from k2cli.iso import iso_utc
 from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind
@@ -25,14 +25,23 @@ _REMEMBERED = 1_024  # ranges of a series
 
 if TYPE_CHECKING:
     from k2cli.producing import TopicRows
+    from k2cli.spill import Spilled, SpillFolder
 
 
 class TableSink:
-    """Rows into Iceberg tables, with what is stored of every series in each snapshot."""
+    """Rows into Iceberg tables, with what is stored of every series in each snapshot.
 
-    def __init__(self, *, lake: Lake, exchange: str, observe: Observer) -> None:
+    With `spill`, rows that could not be committed at the end of a run are kept for the next one.
+    """
+
+    def __init__(
+        self, *, lake: Lake, exchange: str, observe: Observer, spill: "SpillFolder | None" = None
+    ) -> None:
         self._lake = lake
+        self._exchange = exchange
         self._observe = observe
+        self._spill = spill
+        self._recovered: dict[str, list[Spilled]] = {name: [] for name in KINDS}
         self._pending: dict[str, list[pa.RecordBatch]] = {name: [] for name in KINDS}
         self._seen: dict[str, dict[Series, Stored]] = {name: {} for name in KINDS}
         self._watches = _watches(exchange)
@@ -49,40 +58,84 @@ class TableSink:
     def commit(self) -> Committed:
         """Append what is pending, a snapshot a table; what a table stores already is left out."""
         total = Committed()
-        rejects: list[Reject] = []
-        for name, batches in self._pending.items():
-            seen = self._seen[name]
-            if not batches and not seen:
-                continue
-            kind = KINDS[name]
-            rows = pa.Table.from_batches(batches, kind.arrow)
-            try:
-                commit = self._lake.append(kind, rows, seen=seen, watch=self._watches.get(name))
-            except BadData:
-                unfit = self._take_unfit(kind, rows)
-                if not unfit:
-                    raise
-                total.unfit = [*total.unfit, *unfit]
-                continue
-            batches.clear()
-            seen.clear()
-            total.rows += commit.rows
-            total.duplicates += commit.duplicates
-            total.conflicts += commit.conflicts
-            total.missing += _report_gaps(self._observe, kind, commit.gaps)
-            rejects += self._conflicts.report(kind, commit.conflicts, commit.examples)
-            if commit.snapshot_id is not None:
-                total.commits += 1
-                self._observe(
-                    "commit",
-                    table=kind.table,
-                    rows=commit.rows,
-                    duplicates=commit.duplicates,
-                    snapshot_id=commit.snapshot_id,
-                    took_ms=commit.took_ms,
-                )
-        total.rejects = rejects
+        for name in KINDS:
+            if self._pending[name] or self._seen[name]:
+                self._commit_kind(KINDS[name], total)
         return total
+
+    def recover(self) -> int:
+        """Take over the rows that earlier runs kept for this catalog."""
+        rows = 0
+        for spilled in self._spill.load() if self._spill else ():
+            name = spilled.kind.name
+            self._recovered[name].append(spilled)
+            self._pending[name] += spilled.rows.to_batches()
+            for series, stored in spilled.seen.items():
+                before = self._seen[name].get(series, Stored())
+                self._seen[name][series] = before.merged(stored)
+            rows += spilled.rows.num_rows
+            self._observe("recovered", rows=spilled.rows.num_rows, file=str(spilled.path))
+        return rows
+
+    def keep(self) -> Kept:
+        """Save what is pending in files that the next run picks up; without `spill`, only count."""
+        rows = sum(batch.num_rows for batches in self._pending.values() for batch in batches)
+        if self._spill is None:
+            return Kept(rows=rows)
+        files = []
+        for name, batches in self._pending.items():
+            if batches or self._seen[name]:
+                table = pa.Table.from_batches(batches, KINDS[name].arrow)
+                files.append(self._spill.save(KINDS[name], table, self._seen[name]))
+                batches.clear()
+                self._seen[name].clear()
+                self._remove_recovered(name)
+        return Kept(rows=rows, files=files)
+
+    def _commit_kind(self, kind: RecordKind, total: Committed) -> None:
+        batches, seen = self._pending[kind.name], self._seen[kind.name]
+        rows = pa.Table.from_batches(batches, kind.arrow)
+        try:
+            commit = self._lake.append(kind, rows, seen=seen, watch=self._watches.get(kind.name))
+        except (Unavailable, Conflict) as exc:
+            total.failure = exc
+            return
+        except BadData:
+            unfit = self._take_unfit(kind, rows)
+            if not unfit:
+                raise
+            total.unfit = [*total.unfit, *unfit]
+            return
+        batches.clear()
+        seen.clear()
+        self._remove_recovered(kind.name)
+        total.rows += commit.rows
+        total.duplicates += commit.duplicates
+        total.conflicts += commit.conflicts
+        total.missing += _report_gaps(self._observe, kind, commit.gaps)
+        conflicts = self._conflicts.report(kind, commit.conflicts, commit.examples)
+        total.rejects = [*total.rejects, *conflicts]
+        if commit.snapshot_id is not None:
+            total.commits += 1
+            self._observe(
+                "commit",
+                table=kind.table,
+                rows=commit.rows,
+                duplicates=commit.duplicates,
+                snapshot_id=commit.snapshot_id,
+                took_ms=commit.took_ms,
+            )
+
+    def _remove_recovered(self, name: str) -> None:
+        """Remove the files whose rows are committed or saved again."""
+        if self._recovered[name]:
+            for spilled in self._recovered[name]:
+                spilled.remove()
+            self._recovered[name].clear()
+            # What this run skips from now on was skipped while no run streamed.
+            self._watches.update(
+                {each: watch for each, watch in _watches(self._exchange).items() if each == name}
+            )
 
     def _take_unfit(self, kind: RecordKind, rows: pa.Table) -> list[Reject]:
         """Remove the pending rows that the table cannot hold before it has evolved."""
@@ -118,6 +171,14 @@ class TopicSink:
         self._topics.flush()
         return self._deduplicator.take_sums()
 
+    def recover(self) -> int:
+        """Return 0: nothing is kept between runs."""
+        return 0
+
+    def keep(self) -> Kept:
+        """Return nothing: rows are sent as they come."""
+        return Kept()
+
 
 class NdjsonSink:
     """Rows as ndjson onto a stream at once; a commit only counts them."""
@@ -138,6 +199,14 @@ class NdjsonSink:
     def commit(self) -> Committed:
         """Return what was printed since the last commit."""
         return self._deduplicator.take_sums()
+
+    def recover(self) -> int:
+        """Return 0: nothing is kept between runs."""
+        return 0
+
+    def keep(self) -> Kept:
+        """Return nothing: rows are printed as they come."""
+        return Kept()
 
 
 class Printer(Protocol):

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogFormat, LogLevel, Observer, RunLog
+from k2cli.commands.events import LogFormat, LogLevel, Observer
 from k2cli.commands.kafka import registry_settings
 from k2cli.commands.options import (
     DURATION,
     GROUP,
+    LOG_FILE_KEEP,
     TIMEOUT_S,
     HomeOpt,
     KafkaOpt,
+    LogFileKeepOpt,
+    LogFileOpt,
+    LogFileSizeOpt,
     LogFormatOpt,
     LogLevelOpt,
     MetricsOpt,
@@ -28,6 +32,7 @@ from k2cli.commands.options import (
     SummaryOpt,
     TimeoutOpt,
     key_values,
+    open_log,
     settings,
     split_commas,
 )
@@ -167,6 +172,9 @@ def consume(
     timeout: TimeoutOpt = None,
     log_format: LogFormatOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
+    log_file: LogFileOpt = None,
+    log_file_size: LogFileSizeOpt = None,
+    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
     metrics_address: MetricsOpt = None,
     summary: SummaryOpt = output.Summary.TEXT,
     kafka: KafkaOpt = None,
@@ -176,7 +184,8 @@ def consume(
     """Consume Kafka topics into the tables, exactly once, by any number of processes.
 
     The offsets are committed with the rows: the table tells where to read on, the group's own
-    offsets are written for lag tools only. SIGINT and SIGTERM end it cleanly after a last commit.
+    offsets are written for lag tools only. SIGINT, SIGTERM and SIGHUP end it cleanly after a last
+    commit.
 
     Example: k2 consume --topic market.crypto.trades --until-end
     """
@@ -208,8 +217,13 @@ def consume(
         is_bad_fatal=on_bad is OnBad.STOP,
         is_group_told=not is_printed,
     )
-    log = RunLog(log_format, log_level, run=config.run)
-    with log.ending(), ExitStack() as stack:
+    with (
+        ExitStack() as files,
+        open_log(
+            files, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
+        ).ending() as log,
+        ExitStack() as stack,
+    ):
         registry = stack.enter_context(
             open_registry(
                 registry_settings(config, registry_option),
@@ -220,7 +234,8 @@ def consume(
         sources = _sources(options, split_commas(topic), kind, timeout_s=timeout_s)
         registry.check()
         view = _open_view(stack, log_format, is_printed=is_printed)
-        observe = view.on_event if view else log.on_event
+        log.view = view.on_event if view else None
+        observe = log.on_event
         metrics = open_metrics(stack, metrics_address, observe)
         observe = metrics.on_event if metrics else observe
         kinds = [held for _, held in sources]

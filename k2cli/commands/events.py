@@ -10,6 +10,8 @@ from typing import Final
 
 import typer
 
+from k2cli.commands.logfile import LogFile
+from k2cli.commands.lossy import lost_writes
 from k2cli.errors import K2Error
 from k2cli.iso import iso_utc
 
@@ -18,6 +20,11 @@ Observer = Callable[..., None]  # observe("commit", rows=...): an event and its 
 WARNINGS: Final = frozenset(
     {
         "disconnected",
+        "attempts_limited",
+        "log_lines_lost",
+        "uncommitted_kept",
+        "uncommitted_lost",
+        "uncommitted_unreadable",
         "stale",
         "gap",
         "reject",
@@ -66,42 +73,71 @@ def level_of(event: str) -> LogLevel:
 
 
 class RunLog:
-    """Events of a run as lines on stderr. Safe from any thread.
+    """Events of a run as lines on stderr, and in a log file. Safe from any thread.
 
-    `run` stands in every line, as in the headers of messages and in snapshots.
+    `run` is in every line, as in the headers of messages and in snapshots. What stderr or the file
+    did not take is reported as `log_lines_lost` once lines can be written again.
     """
 
     def __init__(
-        self, fmt: LogFormat | None = None, least: LogLevel = LogLevel.INFO, *, run: str
+        self,
+        fmt: LogFormat | None = None,
+        least: LogLevel = LogLevel.INFO,
+        *,
+        run: str,
+        file: LogFile | None = None,
     ) -> None:
         self.is_json: Final = fmt is LogFormat.JSON
+        self.view: Observer | None = None  # shows events instead of stderr
         self._least = _ORDER.index(least)
         self._run = run
+        self._file = file
+        self._reported = 0  # lost lines
 
     def on_event(self, event: str, **fields: object) -> None:
         """Write an event, if it matters enough."""
+        before = self._losses()
+        if self.view is not None:
+            self.view(event, **fields)
+        elif (line := self._line(event, fields)) is not None:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        self.record(event, **fields)
+        if self._losses() == before > self._reported:
+            count, self._reported = before - self._reported, before
+            self.on_event("log_lines_lost", count=count)
+
+    def record(self, event: str, **fields: object) -> None:
+        """Write an event only into the log file, if there is one."""
+        if self._file is not None and (line := self._line(event, fields)) is not None:
+            self._file.write(line)
+
+    @contextmanager
+    def ending(self) -> "Iterator[RunLog]":
+        """Make the error that ends the run a line like the others, where those are JSON."""
+        try:
+            yield self
+        except K2Error as exc:
+            fields = {"message": str(exc), "hint": exc.hint, "exit_code": exc.exit_code}
+            if not self.is_json:
+                self.record(_ERROR, **fields)
+                raise
+            self.view = None
+            self.on_event(_ERROR, **fields)
+            raise typer.Exit(exc.exit_code) from exc
+
+    def _line(self, event: str, fields: dict[str, object]) -> str | None:
         level = level_of(event)
         if _ORDER.index(level) < self._least:
-            return
+            return None
         time = iso_utc(datetime.now(tz=UTC), "milliseconds")
         if self.is_json:
             head = {"time": time, "level": level, "event": event, "run": self._run}
-            line = json.dumps({**head, **fields}, default=str)
-        else:
-            line = f"{time} {level:7} {event_text(event, {**fields, 'run': self._run})}"
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+            return json.dumps({**head, **fields}, default=str)
+        return f"{time} {level:7} {event_text(event, {**fields, 'run': self._run})}"
 
-    @contextmanager
-    def ending(self) -> Iterator[None]:
-        """Make the error that ends the run a line like the others, where those are JSON."""
-        try:
-            yield
-        except K2Error as exc:
-            if not self.is_json:
-                raise
-            self.on_event(_ERROR, message=str(exc), hint=exc.hint, exit_code=exc.exit_code)
-            raise typer.Exit(exc.exit_code) from exc
+    def _losses(self) -> int:
+        return lost_writes() + (self._file.lost if self._file else 0)
 
 
 def event_text(event: str, fields: dict[str, object]) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import ExitStack
 from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
-from k2cli.commands.events import LogFormat, LogLevel
+from k2cli.commands.events import LogFormat, LogLevel, RunLog
+from k2cli.commands.logfile import LogFile, Rotation
 from k2cli.commands.output import Format, Summary
-from k2cli.config import Settings, config_path, load_settings, parse_duration_s
+from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import UsageError
 from k2cli.symbols import fold_symbol
 
@@ -184,6 +186,53 @@ OrderOpt = Annotated[Order, typer.Option("--order", help="By time: asc is oldest
 
 # For typer.Option(..., **DURATION): a time such as 500ms, 60s, 15m, 6h or 7d, in seconds.
 DURATION: Final[dict[str, Any]] = {"parser": parse_duration_s, "metavar": "DURATION"}
+
+
+SIZE: Final[dict[str, Any]] = {"parser": parse_size_bytes, "metavar": "SIZE"}
+
+_LOG_FILE_BYTES: Final = 10_000_000
+LogFileOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-file",
+        help="Also append log lines to this file, whatever is shown on stderr.",
+        show_default=False,
+    ),
+]
+LogFileSizeOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--log-file-size",
+        help="Rotate the log file at this size: FILE becomes FILE.1, and so on.",
+        show_default="10MB",
+        **SIZE,
+    ),
+]
+LogFileKeepOpt = Annotated[
+    int, typer.Option("--log-file-keep", min=1, help="Keep this many rotated log files.")
+]
+LOG_FILE_KEEP: Final = 5
+
+
+def open_log(
+    stack: ExitStack,
+    run: str,
+    fmt: LogFormat | None,
+    least: LogLevel,
+    path: Path | None,
+    size_bytes: int | None,
+    keep: int,
+) -> RunLog:
+    """Open the log of a run: on stderr, and in a file if one is named.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    file = None
+    if path is not None:
+        rotation = Rotation(max_bytes=size_bytes or _LOG_FILE_BYTES, keep=keep)
+        file = stack.enter_context(LogFile(path, rotation))
+    return RunLog(fmt, least, run=run, file=file)
 
 
 def _timeout_option(default: str) -> Any:

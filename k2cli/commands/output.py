@@ -68,7 +68,10 @@ def summary(
     """Tell the sums of a run at its end; as a line of its log, where those are JSON."""
     if form is Summary.TEXT and log and log.is_json:
         log.on_event("summary", **sums)
-    elif form is Summary.TEXT:
+        return
+    if log:
+        log.record("summary", **sums)
+    if form is Summary.TEXT:
         note(event_text("summary", dict(sums)))
     elif is_data_on_stdout:
         note(json.dumps(sums))

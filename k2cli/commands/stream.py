@@ -6,19 +6,24 @@ from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogLevel, Observer, RunLog
+from k2cli.commands.events import LogLevel, Observer
 from k2cli.commands.kafka import kafka_settings, produce_options
 from k2cli.commands.options import (
     DURATION,
+    LOG_FILE_KEEP,
+    SIZE,
     Address,
     AutoRegisterOpt,
     HomeOpt,
     KafkaOpt,
+    LogFileKeepOpt,
+    LogFileOpt,
+    LogFileSizeOpt,
     LogFormatOpt,
     LogLevelOpt,
     MetricsOpt,
@@ -26,6 +31,7 @@ from k2cli.commands.options import (
     SummaryOpt,
     TimeoutOpt,
     TopicOpt,
+    open_log,
     settings,
     split_commas,
 )
@@ -42,6 +48,8 @@ if TYPE_CHECKING:
     from k2cli.flow import Batch, Sink, Totals
     from k2cli.ingestion.binance.client import BinanceStream
     from k2cli.producing import ProduceOptions
+
+_MAX_REJECT_BYTES: Final = 10**9
 
 stream_app = typer.Typer(help="Stream an exchange's live feed.", no_args_is_help=True)
 
@@ -152,8 +160,20 @@ def binance(
         int | None,
         typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
     ] = None,
+    max_reject_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--max-reject-bytes",
+            help="End with exit code 6 when the rejects file is larger than this.",
+            show_default="1GB",
+            **SIZE,
+        ),
+    ] = None,
     log_format: LogFormatOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
+    log_file: LogFileOpt = None,
+    log_file_size: LogFileSizeOpt = None,
+    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
     metrics_address: MetricsOpt = None,
     summary: SummaryOpt = output.Summary.TEXT,
     timeout: TimeoutOpt = None,
@@ -163,7 +183,7 @@ def binance(
 ) -> None:
     """Stream trades and quotes from Binance, exactly once, until stopped.
 
-    SIGINT and SIGTERM end it cleanly after a last commit; a second signal ends it at once.
+    SIGINT, SIGTERM and SIGHUP end it cleanly after a last commit; a second signal ends it at once.
     A connection that drops is reopened; what the table holds already is not written twice.
     With --to kafka a trade is sent once in a run, and counts when the brokers hold it; outages of
     theirs are waited out.
@@ -215,13 +235,20 @@ def binance(
         flush_interval_s=flush_interval or defaults.flush_interval,
         duration_s=duration,
         max_rejects=max_rejects,
+        max_reject_bytes=max_reject_bytes or _MAX_REJECT_BYTES,
     )
     reject_path = rejects or config.home / "rejects" / "stream-binance.ndjson"
-    log = RunLog(log_format, log_level, run=config.run)
-    with log.ending(), ExitStack() as stack:
+    with (
+        ExitStack() as files,
+        open_log(
+            files, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
+        ).ending() as log,
+        ExitStack() as stack,
+    ):
         is_watched = log_format is None and target is not Destination.STDOUT
         view = open_view(stack, _title(venue, chosen)) if is_watched else None
-        observe = view.on_event if view else log.on_event
+        log.view = view.on_event if view else None
+        observe = log.on_event
         metrics = open_metrics(stack, metrics_address, observe)
         observe = _refreshing(
             metrics.on_event if metrics else observe,
@@ -237,7 +264,7 @@ def binance(
             policy=policy,
             observe=observe,
         )
-        stack.enter_context(stopped_by_signals(source.stop))
+        stack.enter_context(stopped_by_signals(pump.stop))
         try:
             pump.run(_followed(pump.totals, view, metrics))
         finally:
@@ -339,7 +366,9 @@ def _open_sink(
                 topics.prepare(kind, venue.asset_class)
             return TopicSink(topics=topics, exchange=venue.exchange, observe=observe)
         case Destination.TABLE:
+            from k2cli.spill import SpillFolder
             from k2cli.storage.lake import open_lake
 
             lake = stack.enter_context(open_lake(config, create=True, observe=observe))
-            return TableSink(lake=lake, exchange=venue.exchange, observe=observe)
+            spill = SpillFolder(config, observe)
+            return TableSink(lake=lake, exchange=venue.exchange, observe=observe, spill=spill)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Result, Run
+from waiting import PATIENCE_S
 
 from k2cli.config import Settings
 from k2cli.records import QUOTES, TRADES, RecordKind
@@ -54,6 +55,22 @@ def test_file_is_loaded_once(run: Run, dump: Path, settings: Settings) -> None:
     assert (sums(first)["loaded"], sums(first)["rows"]) == (1, 1_000)
     assert (sums(second)["skipped"], sums(second)["rows"]) == (1, 0)
     assert "loaded before" in second.stderr
+    assert rows_of(settings) == 1_000
+
+
+def test_log_on_a_full_disk_stops_no_load(
+    dump: Path, k2_env: dict[str, str], settings: Settings
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "k2cli", "load", "csv", str(dump), *BINANCE],
+            env=k2_env,
+            stdout=subprocess.PIPE,
+            stderr=full,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert done.returncode == 0
     assert rows_of(settings) == 1_000
 
 

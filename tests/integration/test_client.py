@@ -31,6 +31,7 @@ from k2cli.ingestion.binance.client import (
     BinanceStream,
     StreamOptions,
 )
+from k2cli.ingestion.binance.reconnect import MIN_DELAY_S, AttemptBudget
 from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Instrument, Market, parse_symbol
 
@@ -297,6 +298,24 @@ def test_dropped_connection_is_reopened_and_is_a_new_session() -> None:
     assert len(read.values("connected", "url")) >= 4
     for batch in read.batches:  # a batch never mixes what came before and after
         assert batch.messages <= 50
+    # Frames that arrived do not reset the backoff.
+    delays_s = read.values("disconnected", "retry_in_s")
+    assert all(MIN_DELAY_S <= delay_s <= 0.5 * 2 ** (n + 1) for n, delay_s in enumerate(delays_s))
+
+
+def test_attempts_beyond_the_budget_wait_and_are_reported() -> None:
+    read = Read()
+    with running_simulator(SimulatorOptions(first_id=100, drop_after=5)) as simulator:
+        stream = stream_of(simulator.url, read=read)
+        stream._budget = AttemptBudget(attempts=2, window_s=3600)
+        for batch in stream.batches():
+            read.batches.append(batch)
+            if read.values("attempts_limited", "retry_in_s"):
+                stream.stop()
+        assert simulator.connections == 2
+    (wait_s,) = read.values("attempts_limited", "retry_in_s")
+    assert 0 < wait_s <= 3600
+    assert read.messages == 10
 
 
 def test_server_shutdown_notice_leads_to_a_reconnect_at_once() -> None:

@@ -127,7 +127,7 @@ def assert_is_one_run(held: list[int], first: int) -> None:
 # --- signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_ends_with_a_last_commit_and_the_summary(
     k2_env: dict[str, str], settings: Settings, number: int
 ) -> None:
@@ -174,6 +174,45 @@ def test_second_signal_ends_a_commit_that_waits(k2_env: dict[str, str], settings
     assert streamer.named("commit") == []
 
 
+def test_hangups_of_a_closed_session_end_with_one_commit(
+    k2_env: dict[str, str], settings: Settings
+) -> None:
+    """A terminal that goes away signals more than once, and takes the log with it."""
+    master, slave = pty.openpty()
+    with running_simulator(SimulatorOptions(first_id=100, rate=2_000)) as simulator:
+        process = subprocess.Popen(
+            command(simulator.url, *UNCOMMITTED, "--log-format", "json"),
+            env=k2_env,
+            stdout=subprocess.DEVNULL,
+            stderr=slave,
+        )
+        os.close(slave)
+        wait_for(lambda: simulator.frames_sent > 200)
+        os.close(master)
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: simulator.open_connections == 0)  # it has taken the signal
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(PATIENCE_S) == 0
+    held = numbers(settings)
+    assert held
+    assert_is_one_run(held, 100)
+
+
+def test_hangup_is_ignored_under_nohup(k2_env: dict[str, str]) -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with (
+        running_simulator(SimulatorOptions(first_id=100, rate=2_000)) as simulator,
+        streaming(k2_env, simulator.url, "--flush-rows", "100", preexec_fn=ignore) as streamer,
+    ):
+        streamer.wait_for("commit")
+        streamer.process.send_signal(signal.SIGHUP)
+        streamer.wait_for("commit", len(streamer.named("commit")) + 3)
+        code, _ = streamer.end(signal.SIGTERM)
+    assert code == 0
+
+
 def test_lock_that_is_freed_lets_the_commit_go_on(
     k2_env: dict[str, str], settings: Settings
 ) -> None:
@@ -193,6 +232,60 @@ def test_lock_that_is_freed_lets_the_commit_go_on(
     assert code == 0
     assert_is_one_run(numbers(settings), 100)
     assert len(numbers(settings)) == streamer.named("commit")[0]["rows"]
+
+
+# --- outages of the catalog
+
+
+@contextmanager
+def locked_catalog(settings: Settings) -> Iterator[None]:
+    """Make the embedded catalog unavailable to other processes."""
+    lock = sqlite3.connect(settings.home / "catalog.db", isolation_level=None)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+        yield
+        lock.execute("ROLLBACK")
+    finally:
+        lock.close()
+
+
+def test_outage_of_the_catalog_is_waited_out(k2_env: dict[str, str], settings: Settings) -> None:
+    with (
+        running_simulator(SimulatorOptions(first_id=100, rate=500)) as simulator,
+        streaming(k2_env, simulator.url, "--flush-interval", "200ms") as streamer,
+    ):
+        streamer.wait_for("commit")
+        with locked_catalog(settings):
+            streamer.wait_for("catalog_away")
+        commits = len(streamer.named("commit"))
+        streamer.wait_for("commit", commits + 2)
+        code, _ = streamer.end(signal.SIGTERM)
+    assert (code, streamer.talk) == (0, [])
+    assert_is_one_run(numbers(settings), 100)
+
+
+def test_run_that_is_stopped_in_an_outage_keeps_its_rows_for_the_next_one(
+    k2_env: dict[str, str], settings: Settings
+) -> None:
+    with running_simulator(SimulatorOptions(first_id=100, rate=500)) as simulator:
+        with streaming(k2_env, simulator.url, "--flush-interval", "200ms") as streamer:
+            streamer.wait_for("commit")
+            with locked_catalog(settings):
+                streamer.wait_for("catalog_away")
+                code, _ = streamer.end(signal.SIGTERM)
+        (kept,) = streamer.named("uncommitted_kept")
+        (error,) = streamer.named("error")
+        assert code == error["exit_code"] == 5
+        assert error["message"].startswith(f"{kept['rows']} rows were not committed")
+        before = numbers(settings)
+        with streaming(k2_env, simulator.url, "--max-messages", "10") as streamer:
+            code, _ = streamer.end()
+    assert code == 0
+    assert sum(event["rows"] for event in streamer.named("recovered")) == kept["rows"] > 0
+    after = numbers(settings)
+    assert len(after) >= len(before) + kept["rows"]
+    assert_is_one_run(after[: len(before) + kept["rows"]], 100)
+    assert not list((settings.home / "uncommitted").rglob("*.arrow"))
 
 
 # --- kills
@@ -312,6 +405,36 @@ def test_log_lines_are_json_and_commits_add_up_to_the_summary(k2_env: dict[str, 
     assert len(streamer.named("connected")) == summary["reconnects"] + 1
     kept = summary["rows"] + summary["rejects"] + summary["duplicates"]
     assert kept == summary["messages"] == 3000
+
+
+@pytest.mark.parametrize("stderr", ["/dev/full", None, "closed"])
+def test_log_that_cannot_be_written_stops_no_data(
+    k2_env: dict[str, str], settings: Settings, tmp_path: Path, stderr: str | None
+) -> None:
+    """On a full disk, in a pipe without a reader, or where stderr is closed."""
+    log = tmp_path / "k2.log"
+    reader, writer = os.pipe()
+    os.close(reader)
+    options = SimulatorOptions(first_id=100, garbage_every=100)
+    with running_simulator(options) as simulator:
+        words = command(simulator.url, "--max-messages", "3000", "--flush-rows", "500")
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$@" 2>&-', "sh", *words, "--log-file", str(log)]
+            if stderr == "closed"
+            else [*words, "--log-file", str(log)],
+            env=k2_env,
+            stderr=os.open(stderr, os.O_WRONLY) if stderr == "/dev/full" else writer,
+            stdout=subprocess.PIPE,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert len(numbers(settings)) >= 2_900
+    text = log.read_text()
+    assert " connected " in text
+    assert " commit " in text
+    assert " summary messages=3000 " in text
 
 
 def test_skipped_trades_are_gaps(k2_env: dict[str, str], settings: Settings) -> None:

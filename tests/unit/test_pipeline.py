@@ -1,128 +1,29 @@
 """The pump: totals, when it commits, and what it keeps when something ends early."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from builders import batch_of, quote_row, quotes_batch, table_of, trade_row, trades_batch
-from waiting import ManualClock
+from pumping import MemorySink, MemorySource, ids, pump_of, rejected, trades
 
 from k2cli.errors import BadData, Unavailable
-from k2cli.flow import Batch, Committed, Reject, Totals
-from k2cli.pipeline import Pump, PumpPolicy
-from k2cli.records import QUOTES, TRADES, RecordKind
+from k2cli.flow import Batch, Committed, Totals
+from k2cli.records import QUOTES, TRADES
 from k2cli.rejects import RejectLog
 from k2cli.sinks import NdjsonSink, TableSink
 from k2cli.storage.lake import Lake
-
-HOUR_S = 3600.0
-
-
-@dataclass
-class MemorySource:
-    """Yields what it was given until it is told to stop; then fails, if it shall.
-
-    The clock moves on by `pause_s` before each batch.
-    """
-
-    given: Sequence[Batch]
-    failure: Exception | None = None
-    pause_s: float = 0.0
-    clock: ManualClock = field(default_factory=ManualClock)
-    is_stopped: bool = False
-
-    def batches(self) -> Iterator[Batch]:
-        for batch in self.given:
-            if self.is_stopped:
-                return
-            self.clock.advance(self.pause_s)
-            yield batch
-        if self.failure is not None:
-            raise self.failure
-
-    def stop(self) -> None:
-        self.is_stopped = True
-
-
-@dataclass
-class MemorySink:
-    """Keeps what it is told in order: rows written, ids seen, commits."""
-
-    fails_at_commit: int | None = None
-    log: list[str] = field(default_factory=list)
-    pending: int = 0
-    commits: int = 0
-
-    def write(self, kind: RecordKind, rows: Any) -> None:
-        self.log.append(f"{kind.name} {rows.num_rows}")
-        self.pending += rows.num_rows
-
-    def commit(self) -> Committed:
-        self.log.append("commit")
-        self.commits += 1
-        if self.commits == self.fails_at_commit:
-            raise Unavailable("the disk is full")
-        rows, self.pending = self.pending, 0
-        return Committed(rows=rows, duplicates=2, missing=3, commits=1 if rows else 0)
-
-    def see(self, kind: RecordKind, ids: Any) -> None:
-        self.log.append(f"seen {kind.name} {ids.num_rows}")
-
-
-def trades(count: int, **over: Any) -> Batch:
-    return Batch(rows=[(TRADES, trades_batch(count))], messages=count, **over)
-
-
-def ids(*numbers: int, symbol: str = "BTCUSDT") -> pa.RecordBatch:
-    count = len(numbers)
-    columns = {
-        "exchange": ["BINANCE"] * count,
-        "symbol": [symbol] * count,
-        "source_sequence": pa.array(numbers, pa.int64()),
-    }
-    return pa.RecordBatch.from_pydict(columns)
-
-
-def rejected(*raws: bytes, first: int = 1) -> Batch:
-    rejects = [
-        Reject(raw=raw, position=place, received_us=0, reason=f"bad {raw!r}")
-        for place, raw in enumerate(raws, first)
-    ]
-    return Batch(rejects=rejects, messages=len(raws))
 
 
 @pytest.fixture
 def rejects(tmp_path: Path) -> Iterator[RejectLog]:
     with RejectLog(tmp_path / "rejects.ndjson") as log:
         yield log
-
-
-def pump_of(
-    source: MemorySource,
-    sink: Any,
-    rejects: RejectLog,
-    events: list[Any] | None = None,
-    **over: Any,
-) -> Pump:
-    policy = {
-        "flush_rows": 1_000_000,
-        "flush_interval_s": HOUR_S,
-        "clock": source.clock,
-        **over,
-    }
-    return Pump(
-        source=source,
-        sink=sink,
-        rejects=rejects,
-        policy=PumpPolicy(**policy),
-        observe=lambda event, **fields: events is not None and events.append((event, fields)),
-    )
 
 
 def test_totals_are_the_sums_of_batches_and_commits(rejects: RejectLog) -> None:
@@ -209,7 +110,7 @@ def test_sink_that_fails_is_not_asked_again(rejects: RejectLog) -> None:
     pump = pump_of(MemorySource([trades(1)] * 5), sink, rejects, flush_rows=1)
     with pytest.raises(Unavailable, match="disk is full"):
         pump.run()
-    assert sink.log == ["trades 1", "commit", "trades 1", "commit"]
+    assert sink.log == ["trades 1", "commit", "trades 1", "commit", "keep 1"]
     assert pump.totals.rows == 1
 
 

@@ -7,7 +7,6 @@ stays bounded.
 """
 
 import asyncio
-import random
 import ssl
 import threading
 import time
@@ -29,6 +28,7 @@ from websockets.protocol import Event
 from k2cli.errors import K2Error, Unavailable
 from k2cli.flow import Batch, Observer
 from k2cli.ingestion.binance.protocol import FrameParser, stream_names, stream_url
+from k2cli.ingestion.binance.reconnect import AttemptBudget, Backoff, retry_after_s
 from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue
 
 # 200 names keep the URL far below the 8 KiB that servers take; the exchange allows 1024.
@@ -38,8 +38,6 @@ _TICK_S: Final = 0.05  # how long frames gather before they are parsed
 _QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # of frames; reading pauses above ...
 _QUEUE_LOW_BYTES: Final = _QUEUE_HIGH_BYTES // 2  # ... and goes on below
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
-_BACKOFF_FIRST_S: Final = 0.5
-_BACKOFF_MAX_S: Final = 30.0
 _SHUTDOWN: Final = b"serverShutdown"
 _SHUTDOWN_MAX_BYTES: Final = 256
 _RETRIED_STATUS: Final = (
@@ -101,6 +99,7 @@ class BinanceStream:
         self._queued_bytes = 0  # written by the connections' thread ...
         self._taken_bytes = 0  # ... and by the one that takes the batches: both only grow
         self._session = 0
+        self._budget = AttemptBudget(clock=clock)
         self._stopped = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: asyncio.Task[None] | None = None
@@ -188,30 +187,37 @@ class BinanceStream:
             stream_url(base, names, has_microseconds=options.venue.has_microseconds)
             for base in options.urls
         ]
-        deadline = self._clock() + options.connect_timeout_s
-        is_first, attempt = True, 0
+        backoff, is_first, deadline = Backoff(len(urls)), True, 0.0
         while True:
-            base = options.urls[attempt % len(urls)]
-            connection, reason = None, ""
+            await self._wait_for_budget()
+            started = self._clock()
+            deadline = deadline or started + options.connect_timeout_s
+            base, url = options.urls[backoff.server], urls[backoff.server]
+            connection, reason, lasted_s, min_delay_s = None, "", 0.0, 0.0
             try:
-                async with self._open(urls[attempt % len(urls)], is_first=is_first) as connection:
+                async with self._open(url, is_first=is_first) as connection:
                     assert isinstance(connection, _Connection)
+                    started = self._clock()
                     is_first, self.was_connected = False, True
                     self._begin_session(connection)
                     self._observe("connected", url=base, streams=len(names))
                     await self._read(connection)
             except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as exc:
-                reason = _reason(exc)
+                reason, min_delay_s = _reason(exc), retry_after_s(exc)
                 self._give_up(exc, base, is_first=is_first, is_late=self._clock() > deadline)
-            has_received = False
             if isinstance(connection, _Connection):
-                has_received, reason = connection.has_received, connection.farewell or reason
-            attempt = 0 if has_received else attempt + 1
-            delay_s = _backoff_s(attempt // len(urls))
+                reason, lasted_s = connection.farewell or reason, self._clock() - started
+            delay_s = max(backoff.lost(lasted_s), min_delay_s)
             if is_first:
                 delay_s = min(delay_s, max(0.0, deadline - self._clock()))
             self._observe("disconnected", url=base, reason=reason, retry_in_s=round(delay_s, 2))
             await asyncio.sleep(delay_s)
+
+    async def _wait_for_budget(self) -> None:
+        """Wait until the budget of attempts, which all connections share, allows another one."""
+        while (wait_s := self._budget.take()) > 0:
+            self._observe("attempts_limited", retry_in_s=round(wait_s, 2))
+            await asyncio.sleep(wait_s)
 
     def _open(self, url: str, *, is_first: bool) -> connect:
         make = partial(_Connection, take=self._take, is_reconnected=not is_first, clock=self._clock)
@@ -254,7 +260,6 @@ class BinanceStream:
             frames = frames[: limit - self._received]
         if not frames:
             return
-        connection.has_received = True
         size_bytes = sum(map(len, frames))
         burst = _Burst(self._session, connection.received_us, frames, size_bytes)
         self._queue.append(burst)
@@ -331,7 +336,6 @@ class _Connection(ClientConnection):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.is_reconnected = is_reconnected
-        self.has_received = False  # any frame
         self.farewell = ""  # what the exchange said before it went
         self.received_us = 0
         self.last_data_s = clock()
@@ -380,11 +384,3 @@ def _is_final(status: int) -> bool:
 
 def _reason(exc: Exception) -> str:
     return str(exc) or type(exc).__name__
-
-
-def _backoff_s(round_number: int) -> float:
-    """Wait longer with every round over the servers, with full jitter; at once the first time."""
-    if round_number == 0:
-        return 0.0
-    ceiling = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2.0**round_number)
-    return random.uniform(0, ceiling)

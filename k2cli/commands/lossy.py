@@ -1,0 +1,95 @@
+"""A stderr that never fails and never blocks for long: what cannot be written is counted as lost.
+
+Log lines on a full disk, a terminal that hung up or a pipe that nobody reads must not stop data.
+"""
+
+import io
+import os
+import select
+import sys
+import threading
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_CHUNK_BYTES: Final = select.PIPE_BUF  # a pipe that polls as writable takes this much at once
+_PATIENCE_MS: Final = 1_000  # with a reader that is behind; none after it was exceeded
+_STDERR: Final = 2
+
+
+class LossyWriter(io.RawIOBase):
+    """Write to a file descriptor; drop what it does not take. `lost` counts dropped writes."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self.lost = 0
+        self._fd = fd
+        self._lock = threading.Lock()
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._is_stuck = False
+        self._is_cut = False  # the last write ended within a line
+
+    def write(self, data: "Buffer", /) -> int:
+        """Write all of it or drop the rest; return the size either way."""
+        view = memoryview(data).cast("B")
+        with self._lock:
+            done = self._write(b"\n") if self._is_cut and len(view) else 0
+            self._is_cut = self._is_cut and not done
+            done = self._write(view)
+            if done < len(view):
+                self.lost += 1
+                self._is_cut = self._is_cut or done > 0
+        return len(view)
+
+    def writable(self) -> bool:
+        """Return that it can be written to."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        return self._fd
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        return os.isatty(self._fd)
+
+    def _write(self, data: bytes | memoryview) -> int:
+        """Return how many bytes were written before the first failure."""
+        done = 0
+        while done < len(data):
+            try:
+                if not self._is_ready():
+                    break
+                done += os.write(self._fd, data[done : done + _CHUNK_BYTES])
+            except OSError:
+                break
+        return done
+
+    def _is_ready(self) -> bool:
+        self._is_stuck = not self._poll.poll(0 if self._is_stuck else _PATIENCE_MS)
+        return not self._is_stuck
+
+
+def use_lossy_stderr() -> None:
+    """Let `sys.stderr` drop what it cannot write. A closed stderr becomes /dev/null."""
+    encoding = "utf-8"
+    if sys.stderr is None:
+        if (fd := os.open(os.devnull, os.O_WRONLY)) != _STDERR:
+            os.dup2(fd, _STDERR)  # no other file may get this number
+            os.close(fd)
+    else:
+        encoding = sys.stderr.encoding
+    sys.stderr = io.TextIOWrapper(
+        LossyWriter(_STDERR),
+        encoding=encoding,
+        errors="backslashreplace",
+        write_through=True,
+    )
+
+
+def lost_writes() -> int:
+    """Return how many writes to stderr were dropped so far."""
+    writer = getattr(sys.stderr, "buffer", None)
+    return writer.lost if isinstance(writer, LossyWriter) else 0
