@@ -26,6 +26,8 @@ WARNINGS: Final = frozenset(
         "uncommitted_lost",
         "uncommitted_unreadable",
         "stale",
+        "silent",
+        "silent_streams",
         "gap",
         "reject",
         "commit_lost",

@@ -134,8 +134,17 @@ def binance(
         float | None,
         typer.Option(
             "--stale-after",
-            help="Reopen a connection on which nothing comes for so long.",
+            help="Reopen a connection on which nothing arrives for this long, not even a ping.",
             show_default="60s",
+            **DURATION,
+        ),
+    ] = None,
+    silent_after: Annotated[
+        float | None,
+        typer.Option(
+            "--silent-after",
+            help="Reopen a connection that delivered data and then only pings for this long.",
+            show_default="3 times --stale-after",
             **DURATION,
         ),
     ] = None,
@@ -194,11 +203,9 @@ def binance(
     is_clustered = bool(kafka_settings(config, kafka).get(BOOTSTRAP))
     target = to or (Destination.KAFKA if is_clustered else Destination.TABLE)
     instruments = [parse_symbol(symbol, market, config.home) for symbol in split_commas(symbols)]
-    chosen = [_channel(name) for name in split_commas(channels)]
     if not instruments:
         raise typer.BadParameter("no symbol given", param_hint="--symbols")
-    if not chosen:
-        raise typer.BadParameter("no channel given", param_hint="--channels")
+    chosen = _channels(channels)
     if topic is not None and len(chosen) > 1:
         raise typer.BadParameter("one topic holds one channel's rows", param_hint="--topic")
 
@@ -219,6 +226,7 @@ def binance(
         home=config.home,
         connect_timeout_s=connect_timeout or defaults.connect_timeout,
         stale_after_s=stale_after or defaults.stale_after,
+        silent_after_s=silent_after,
         max_messages=max_messages,
     )
     produce = partial(
@@ -268,8 +276,9 @@ def binance(
         try:
             pump.run(_followed(pump.totals, view, metrics))
         finally:
+            source.report_silent_streams()
             stack.close()
-            sums = {**asdict(pump.totals), "duration_s": round(pump.totals.duration_s, 3)}
+            sums = _sums(source, pump.totals)
             output.summary(sums, summary, is_data_on_stdout=target is Destination.STDOUT, log=log)
         _check_reached(source, pump.totals, duration)
 
@@ -289,6 +298,12 @@ def _title(venue: Venue, channels: list[Channel]) -> str:
     return f"{venue.exchange} {','.join(channel.value for channel in channels)}"
 
 
+def _sums(source: "BinanceStream", totals: "Totals") -> dict[str, object]:
+    silent = len(source.silent_streams)
+    duration_s = round(totals.duration_s, 3)
+    return {**asdict(totals), "silent_streams": silent, "duration_s": duration_s}
+
+
 def _check_reached(source: "BinanceStream", totals: "Totals", duration_s: float | None) -> None:
     """Tell a stream that came to its end from one that never began."""
     if duration_s is not None and totals.duration_s >= duration_s and not source.was_connected:
@@ -296,6 +311,13 @@ def _check_reached(source: "BinanceStream", totals: "Totals", duration_s: float 
             f"no connection was made within {duration_s:g} s",
             hint="check the network, or name another server with --url",
         )
+
+
+def _channels(names: list[str]) -> list[Channel]:
+    channels = [_channel(name) for name in split_commas(names)]
+    if not channels:
+        raise typer.BadParameter("no channel given", param_hint="--channels")
+    return channels
 
 
 def _channel(name: str) -> Channel:

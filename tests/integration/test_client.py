@@ -1,16 +1,14 @@
 """The client against servers on this machine: failover, reconnects, limits, TLS."""
 
 import asyncio
-import json
 import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -18,137 +16,22 @@ from typing import Any
 import pytest
 import trustme
 from services.processes import free_port
+from streamreading import Read, read_all, read_until, serving, stream_of, trade_frame
 from waiting import PATIENCE_S, ManualClock, wait_for
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from k2cli.errors import Unavailable
-from k2cli.flow import Batch
 from k2cli.ingestion.binance.client import (
     _QUEUE_HIGH_BYTES,
     STREAMS_PER_CONNECTION,
-    BinanceStream,
-    StreamOptions,
 )
 from k2cli.ingestion.binance.reconnect import MIN_DELAY_S, AttemptBudget
 from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
-from k2cli.ingestion.binance.symbols import VENUES, Channel, Instrument, Market, parse_symbol
+from k2cli.ingestion.binance.symbols import Channel, Instrument, Market, parse_symbol
 
-BTC = parse_symbol("BTCUSDT", Market.SPOT)
 DEAD = "ws://127.0.0.1:1"  # nothing listens there
-
-
-@dataclass
-class Read:
-    """What a stream gave, from the first batch to the last."""
-
-    batches: list[Batch] = field(default_factory=list)
-    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-
-    @property
-    def messages(self) -> int:
-        return sum(batch.messages for batch in self.batches)
-
-    @property
-    def rejects(self) -> int:
-        return sum(len(batch.rejects) for batch in self.batches)
-
-    @property
-    def sessions(self) -> list[int]:
-        return sorted({batch.session for batch in self.batches if batch.messages})
-
-    @property
-    def numbers(self) -> list[int]:
-        return [
-            number
-            for batch in self.batches
-            for _, rows in batch.rows
-            for number in rows["source_sequence"].to_pylist()
-        ]
-
-    def values(self, event: str, name: str) -> list[Any]:
-        return [fields[name] for found, fields in self.events if found == event]
-
-
-def stream_of(
-    *urls: str,
-    read: Read | None = None,
-    market: Market = Market.SPOT,
-    clock: Callable[[], float] = time.monotonic,
-    **over: Any,
-) -> BinanceStream:
-    read = Read() if read is None else read
-    options = {
-        "instruments": [BTC],
-        "channels": [Channel.TRADE],
-        "connect_timeout_s": PATIENCE_S,
-        "stale_after_s": PATIENCE_S,
-        **over,
-    }
-    return BinanceStream(
-        options=StreamOptions(venue=VENUES[market], urls=urls, **options),
-        observe=lambda event, **fields: read.events.append((event, fields)),
-        clock=clock,
-    )
-
-
-def read_all(*urls: str, read: Read | None = None, **over: Any) -> Read:
-    """Read a stream to its end."""
-    read = Read() if read is None else read
-    read.batches.extend(stream_of(*urls, read=read, **over).batches())
-    return read
-
-
-def read_until(is_enough: Callable[[Read], bool], *urls: str, **over: Any) -> Read:
-    """Read a stream until enough has come."""
-    read = Read()
-    stream = stream_of(*urls, read=read, **over)
-    deadline = time.monotonic() + PATIENCE_S
-    for batch in stream.batches():
-        read.batches.append(batch)
-        if is_enough(read):
-            stream.stop()
-        assert time.monotonic() < deadline, read.events
-    return read
-
-
-@contextmanager
-def serving(handle: Callable[[ServerConnection], Awaitable[None]], **options: Any) -> Iterator[str]:
-    """Run a server of a few lines, for what the simulator does not do."""
-    ready: list[Any] = []
-    is_ready = threading.Event()
-
-    async def run() -> None:
-        stop = asyncio.Event()
-        async with serve(handle, "127.0.0.1", 0, compression=None, **options) as server:
-            ready.extend([asyncio.get_running_loop(), stop, server.sockets[0].getsockname()[1]])
-            is_ready.set()
-            await stop.wait()
-
-    with ThreadPoolExecutor(1) as executor:
-        ended = executor.submit(asyncio.run, run())
-        assert is_ready.wait(PATIENCE_S)
-        loop, stop, port = ready
-        try:
-            yield f"ws://127.0.0.1:{port}"
-        finally:
-            loop.call_soon_threadsafe(stop.set)
-            ended.result(PATIENCE_S)
-
-
-def trade_frame(number: int, symbol: str = "BTCUSDT") -> str:
-    payload = {
-        "e": "trade",
-        "E": 1723161348056,
-        "s": symbol,
-        "t": number,
-        "p": "1.5",
-        "q": "2",
-        "T": 1723161348055,
-        "m": True,
-    }
-    return json.dumps({"stream": f"{symbol.lower()}@trade", "data": payload})
 
 
 def many_instruments(count: int) -> Sequence[Instrument]:
@@ -361,7 +244,8 @@ def test_connection_that_only_pings_is_not_stale() -> None:
             await connection.wait_closed()
 
     with serving(handle) as url:
-        read = read_until(lambda read: read.messages == 2, url, stale_after_s=0.6, clock=clock)
+        limits = {"stale_after_s": 0.6, "silent_after_s": 60}
+        read = read_until(lambda read: read.messages == 2, url, clock=clock, **limits)
     assert clock.now_s > 3 * 0.6
     assert read.values("stale", "silent_s") == []
     assert read.sessions == [0]

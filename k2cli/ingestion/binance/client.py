@@ -11,9 +11,9 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -21,22 +21,31 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event
+from websockets.uri import parse_uri
 
 from k2cli.errors import K2Error, Unavailable
 from k2cli.flow import Batch, Observer
 from k2cli.ingestion.binance.protocol import FrameParser, stream_names, stream_url
+from k2cli.ingestion.binance.proxy import proxy_for
 from k2cli.ingestion.binance.reconnect import AttemptBudget, Backoff, retry_after_s
 from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue
+from k2cli.records import QUOTES, TRADES
 
 # 200 names keep the URL far below the 8 KiB that servers take; the exchange allows 1024.
 STREAMS_PER_CONNECTION: Final = 200
 _CHUNK_FRAMES: Final = 4096  # parsed at once, about
 _TICK_S: Final = 0.05  # how long frames gather before they are parsed
-_QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # of frames; reading pauses above ...
-_QUEUE_LOW_BYTES: Final = _QUEUE_HIGH_BYTES // 2  # ... and goes on below
+_QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # of frames; reading pauses above, until half of it
+_FRAME_MIN_BYTES: Final = 512  # a smaller frame counts as this much: it costs as much to handle
+_READ_BYTES: Final = 32 * 1024  # at most at once: a thread that parses tiny frames takes no stop
+_UNSENT_MAX_BYTES: Final = 1024 * 1024  # of pongs that the exchange does not read
+_SILENT_FACTOR: Final = 3  # times `stale_after_s`
+_SILENT_REPORT_S: Final = 3600.0
+_LISTED_STREAMS: Final = 20  # in one report
+_CLOSE_S: Final = 0.3  # for the closing handshake
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _SHUTDOWN: Final = b"serverShutdown"
 _SHUTDOWN_MAX_BYTES: Final = 256
@@ -46,6 +55,7 @@ _RETRIED_STATUS: Final = (
     HTTPStatus.IM_A_TEAPOT,  # the exchange's "banned for a while"
 )
 
+_KINDS: Final = {Channel.TRADE: TRADES, Channel.BOOK_TICKER: QUOTES}
 _DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 
@@ -69,6 +79,7 @@ class StreamOptions:
     home: Path | None = None  # the folder with what the exchange said last of its symbols
     connect_timeout_s: float = 10.0  # for the first connection; later outages are waited out
     stale_after_s: float = 60.0
+    silent_after_s: float | None = None  # without market data, after some; 3 * stale_after_s
     max_messages: int | None = None
 
 
@@ -77,6 +88,7 @@ class BinanceStream:
 
     Raises:
         UsageError: one of the bases is no ws:// or wss:// URL.
+        ConfigError: the proxy that the environment names cannot be used.
     """
 
     def __init__(
@@ -86,8 +98,10 @@ class BinanceStream:
         observe: Observer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        for base in options.urls:
-            stream_url(base, [], has_microseconds=options.venue.has_microseconds)
+        self._proxies = {
+            base: proxy_for(stream_url(base, [], has_microseconds=options.venue.has_microseconds))
+            for base in options.urls
+        }
         self._options = options
         self._observe = observe
         self._clock = clock
@@ -99,11 +113,43 @@ class BinanceStream:
         self._queued_bytes = 0  # written by the connections' thread ...
         self._taken_bytes = 0  # ... and by the one that takes the batches: both only grow
         self._session = 0
+        self._silent = {
+            (_KINDS[channel].name, instrument.symbol): name
+            for instrument in options.instruments
+            for channel in options.channels
+            for name in stream_names([instrument], [channel])
+        }
+        self._silent_reported = self._clock()
+        self._silent_interval_s = options.stale_after_s  # until the next report
         self._budget = AttemptBudget(clock=clock)
         self._stopped = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: asyncio.Task[None] | None = None
         self.was_connected = False  # ever, to any server
+
+    @property
+    def silent_streams(self) -> list[str]:
+        """Names of the streams that have delivered no trade or quote so far."""
+        return list(self._silent.values())
+
+    def report_silent_streams(self) -> None:
+        """Report the streams that have delivered nothing, if a server was reached."""
+        if self._silent and self.was_connected:
+            names = self.silent_streams
+            listed = ",".join(names[:_LISTED_STREAMS])
+            self._observe("silent_streams", count=len(names), streams=listed)
+
+    def _note_streams(self, batch: Batch) -> None:
+        """Take note of the streams that deliver; report the others now and then."""
+        if not self._silent:
+            return
+        for kind, rows in (*batch.rows, *batch.seen):
+            for symbol in rows["symbol"].unique().to_pylist():
+                self._silent.pop((kind.name, symbol), None)
+        now = self._clock()
+        if now - self._silent_reported >= self._silent_interval_s:
+            self._silent_reported, self._silent_interval_s = now, _SILENT_REPORT_S
+            self.report_silent_streams()
 
     def stop(self) -> None:
         """Stop reading; frames read before still come out of `batches`. Any thread, any time."""
@@ -132,16 +178,20 @@ class BinanceStream:
             frames, times, session = self._next_chunk(session)
             if frames:
                 parsed = self._parser.parse(frames, times, first=position)
-                yield Batch(
+                batch = Batch(
                     rows=parsed.rows,
                     rejects=parsed.rejects,
                     messages=len(frames),
                     session=session,
                     seen=parsed.seen,
                 )
+                self._note_streams(batch)
+                yield batch
                 position += len(frames)
             else:
-                yield Batch(session=session)
+                batch = Batch(session=session)
+                self._note_streams(batch)
+                yield batch
             if len(frames) < _CHUNK_FRAMES:
                 wait([connections], timeout=_TICK_S)
 
@@ -195,17 +245,16 @@ class BinanceStream:
             base, url = options.urls[backoff.server], urls[backoff.server]
             connection, reason, lasted_s, min_delay_s = None, "", 0.0, 0.0
             try:
-                async with self._open(url, is_first=is_first) as connection:
-                    assert isinstance(connection, _Connection)
+                async with self._open(base, url, is_first=is_first) as connection:
                     started = self._clock()
                     is_first, self.was_connected = False, True
                     self._begin_session(connection)
                     self._observe("connected", url=base, streams=len(names))
                     await self._read(connection)
-            except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as exc:
+            except (OSError, TimeoutError, WebSocketException) as exc:
                 reason, min_delay_s = _reason(exc), retry_after_s(exc)
                 self._give_up(exc, base, is_first=is_first, is_late=self._clock() > deadline)
-            if isinstance(connection, _Connection):
+            if connection is not None:
                 reason, lasted_s = connection.farewell or reason, self._clock() - started
             delay_s = max(backoff.lost(lasted_s), min_delay_s)
             if is_first:
@@ -219,14 +268,30 @@ class BinanceStream:
             self._observe("attempts_limited", retry_in_s=round(wait_s, 2))
             await asyncio.sleep(wait_s)
 
-    def _open(self, url: str, *, is_first: bool) -> connect:
+    @asynccontextmanager
+    async def _open(self, base: str, url: str, *, is_first: bool) -> AsyncIterator["_Connection"]:
+        """Open a connection; close it quickly, whatever the exchange does."""
+        connection = await self._connect(base, url, is_first=is_first)
+        assert isinstance(connection, _Connection)
+        try:
+            yield connection
+        finally:
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_CLOSE_S):
+                        await connection.close()
+            finally:
+                connection.transport.abort()
+
+    def _connect(self, base: str, url: str, *, is_first: bool) -> connect:
         make = partial(_Connection, take=self._take, is_reconnected=not is_first, clock=self._clock)
-        return connect(
+        return _SameOriginConnect(
             url,
             create_connection=make,  # type: ignore[arg-type]
+            proxy=self._proxies[base],
             compression=None,
             open_timeout=min(10.0, self._options.connect_timeout_s),
-            close_timeout=1,
+            close_timeout=_CLOSE_S,
             ping_interval=None,  # the server pings; ours would count as inbound messages
             max_size=_MAX_FRAME_BYTES,
         )
@@ -260,11 +325,12 @@ class BinanceStream:
             frames = frames[: limit - self._received]
         if not frames:
             return
-        size_bytes = sum(map(len, frames))
-        burst = _Burst(self._session, connection.received_us, frames, size_bytes)
-        self._queue.append(burst)
+        for start in range(0, len(frames), _CHUNK_FRAMES):
+            some = frames[start : start + _CHUNK_FRAMES]
+            size_bytes = max(sum(map(len, some)), _FRAME_MIN_BYTES * len(some))
+            self._queued_bytes += size_bytes
+            self._queue.append(_Burst(self._session, connection.received_us, some, size_bytes))
         self._received += len(frames)
-        self._queued_bytes += size_bytes
         if self._received == limit:
             self.stop()
         elif self._is_full(_QUEUE_HIGH_BYTES) and not connection.is_paused:
@@ -283,21 +349,32 @@ class BinanceStream:
         return self._queued_bytes - self._taken_bytes > limit_bytes
 
     def _resume_when_drained(self, connection: "_Connection") -> None:
-        if self._is_full(_QUEUE_LOW_BYTES):
+        if self._is_full(_QUEUE_HIGH_BYTES // 2):
             loop = asyncio.get_running_loop()
             loop.call_later(_TICK_S / 5, self._resume_when_drained, connection)
         else:
             connection.resume()
 
     async def _watch(self, connection: "_Connection") -> None:
-        """Cut a connection on which nothing comes, not even a ping."""
-        stale_after_s = self._options.stale_after_s
+        """Cut a connection on which nothing comes, or only pings after there was market data."""
+        options = self._options
+        silent_after_s = options.silent_after_s or _SILENT_FACTOR * options.stale_after_s
         while True:
-            await asyncio.sleep(stale_after_s / 10)
-            silent_s = self._clock() - connection.last_data_s
-            if silent_s > stale_after_s and not connection.is_paused:
-                self._observe("stale", silent_s=round(silent_s, 1))
-                connection.transport.abort()
+            await asyncio.sleep(min(options.stale_after_s, silent_after_s) / 10)
+            if connection.is_paused:
+                continue
+            now = self._clock()
+            idle_s = now - connection.last_data_s
+            silent_s = now - (now if connection.last_frame_s is None else connection.last_frame_s)
+            if idle_s > options.stale_after_s:
+                self._observe("stale", silent_s=round(idle_s, 1))
+            elif silent_s > silent_after_s:
+                connection.farewell = "pings but no market data"
+                self._observe("silent", silent_s=round(silent_s, 1))
+            else:
+                continue
+            connection.transport.abort()
+            return
 
     def _give_up(self, exc: Exception, base: str, *, is_first: bool, is_late: bool) -> None:
         """Raise where another try is pointless: refused for good, or never connected in time."""
@@ -311,7 +388,8 @@ class BinanceStream:
         if isinstance(exc, InvalidStatus) and _is_final(exc.response.status_code):
             raise Unavailable(
                 f"{base} refuses the connection: HTTP {exc.response.status_code}",
-                hint="check --symbols and --url; 451 means not served where you are",
+                hint="check --symbols and --url; 451 means not served where you are, "
+                "3xx a redirect to another server, which is not followed",
             ) from exc
         if is_late:
             raise Unavailable(
@@ -320,10 +398,31 @@ class BinanceStream:
             ) from exc
 
 
+class _SameOriginConnect(connect):
+    """Follows redirects within a server only."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        before = self.ws_uri
+        try:
+            target = super().process_redirect(exc)
+        except InvalidURI:  # http://, for instance
+            return exc
+        if isinstance(target, Exception):
+            return target
+        after = parse_uri(target)
+        is_same = (after.secure, after.host, after.port) == (
+            before.secure,
+            before.host,
+            before.port,
+        )
+        return target if is_same else exc
+
+
 class _Connection(ClientConnection):
     """A connection that hands its messages over as they come, without a queue of its own.
 
-    `received_us` and `last_data_s` tell when data last came, pings included.
+    `received_us` and `last_data_s` say when data last came, pings included; `last_frame_s` when
+    market data did.
     """
 
     def __init__(
@@ -339,29 +438,41 @@ class _Connection(ClientConnection):
         self.farewell = ""  # what the exchange said before it went
         self.received_us = 0
         self.last_data_s = clock()
+        self.last_frame_s: float | None = None  # of market data
         self.is_paused = False
         self._clock = clock
         self._take = take
         self._messages: list[bytes] = []  # of the current read
-        self._fragments: list[bytes] = []
+        self._fragments = bytearray()
+        self._is_fragmented = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if hasattr(transport, "max_size"):  # of asyncio's own sockets
+            transport.max_size = _READ_BYTES
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         self.received_us = time.time_ns() // 1000
         self.last_data_s = self._clock()
         super().data_received(data)
+        if self.transport.get_write_buffer_size() > _UNSENT_MAX_BYTES:
+            self.farewell = "the exchange does not read the replies to its pings"
+            self.transport.abort()
         if self._messages:
+            self.last_frame_s = self.last_data_s
             messages, self._messages = self._messages, []
             self._take(self, messages)
 
     def process_event(self, event: Event) -> None:
         if not isinstance(event, Frame) or event.opcode not in _DATA:
             super().process_event(event)
-        elif event.fin and not self._fragments:
+        elif event.fin and not self._is_fragmented:
             self._messages.append(bytes(event.data))
         else:
-            self._fragments.append(bytes(event.data))
+            self._fragments += event.data
+            self._is_fragmented = not event.fin
             if event.fin:
-                self._messages.append(b"".join(self._fragments))
+                self._messages.append(bytes(self._fragments))
                 self._fragments.clear()
 
     def pause(self) -> None:
@@ -372,13 +483,14 @@ class _Connection(ClientConnection):
     def resume(self) -> None:
         """Read on."""
         self.is_paused = False
-        self.last_data_s = self._clock()
+        self.last_data_s = self.last_frame_s = self._clock()
         if not self.transport.is_closing():
             self.transport.resume_reading()
 
 
 def _is_final(status: int) -> bool:
-    is_refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+    """Return whether a status means that another attempt is pointless; redirects elsewhere do."""
+    is_refused = HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.INTERNAL_SERVER_ERROR
     return is_refused and status not in _RETRIED_STATUS
 
 
