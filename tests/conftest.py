@@ -40,6 +40,15 @@ class Result:
 Run = Callable[..., Result]
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name values with escapes by their argument, which pytest then numbers."""
+    if isinstance(val, bytes):
+        val = val.decode("latin-1")
+    if isinstance(val, str) and b"\\" in val.encode("unicode_escape"):
+        return argname
+    return None
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A home folder that does not exist yet."""

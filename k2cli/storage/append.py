@@ -358,7 +358,7 @@ def _has_landed(table: Table, snapshot_id: int, exc: DatabaseError | OSError | R
             raise
     if not is_over:
         raise OutcomeUnknown(
-            f"the catalog did not answer a commit to {'.'.join(table.name())}: {exc}",
+            f"commit outcome unknown for {'.'.join(table.name())}: {exc}",
             snapshot_id=snapshot_id,
         ) from exc
     return False

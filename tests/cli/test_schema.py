@@ -206,7 +206,7 @@ def test_faults_of_csv_name_line_column_and_value(k2: K2, tmp_path: Path):
     path = tmp_path / "a.csv"
     lines = [
         "2024-01-01T00:00:00Z,AAA,1.5,2,BUY,USD,1",
-        "2024-01-01T00:00:00Z,AAA,1e5,2,BUY,USD,2",
+        "2024-01-01T00:00:00Z,AAA,1x5,2,BUY,USD,2",
         "2024-01-01T00:00:00Z,AAA,1,-2,BUY,USD,3",
         "noon,AAA,1,2,BUY,USD,4",
         "2024-01-01T00:00:00Z,AAA,1",
@@ -216,7 +216,7 @@ def test_faults_of_csv_name_line_column_and_value(k2: K2, tmp_path: Path):
     result = k2("schema", "validate", path, *CSV, "--format", "json", code=6)
     errors = found(result)
     assert [(each["row"], each["field"], each["value"]) for each in errors] == [
-        (3, "price", "1e5"),
+        (3, "price", "1x5"),
         (4, "quantity", "-2"),
         (5, "timestamp", "noon"),
         (6, None, lines[4]),

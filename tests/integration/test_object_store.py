@@ -319,7 +319,7 @@ def test_a_commit_that_lands_late_has_its_files(
 ) -> None:
     proxy.commits_held.clear()
     failed = spoiled(*LOAD, dump, code=5)
-    assert "did not say what became of a commit" in failed.stderr
+    assert "commit outcome unknown for market_data.trades_v2" in failed.stderr
     assert "hint: run it again" in failed.stderr
     assert k2("query", "trades").stdout.count("\n") == 1
     proxy.commits_held.set()
