@@ -317,6 +317,8 @@ class BinanceStream:
 
     def _take(self, connection: "_Connection", frames: list[bytes]) -> None:
         """Put frames into the queue, up to the last one that is wanted."""
+        if self._stopped.is_set():
+            return
         self._begin_session(connection)
         if _SHUTDOWN in b"".join(frames):
             frames = self._without_goodbye(connection, frames)
