@@ -12,6 +12,7 @@ from streamreading import Read, read_all, read_until, serving, stream_of, trade_
 from waiting import PATIENCE_S, ManualClock, wait_for
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.client import _FRAME_MIN_BYTES, _QUEUE_HIGH_BYTES, _READ_BYTES
@@ -105,7 +106,7 @@ def test_connection_that_goes_silent_after_data_is_reopened() -> None:
                 await (await connection.ping())
                 clock.advance(0.05)
                 clock.readings = 0
-                while clock.readings < 2:
+                while clock.readings < 2 and connection.state is State.OPEN:
                     await asyncio.sleep(0.01)
 
     limits = {"stale_after_s": 0.5, "silent_after_s": 2.0}
