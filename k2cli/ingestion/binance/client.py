@@ -317,6 +317,8 @@ class BinanceStream:
 
     def _take(self, connection: "_Connection", frames: list[bytes]) -> None:
         """Put frames into the queue, up to the last one that is wanted."""
+        if self._stopped.is_set():
+            return
         self._begin_session(connection)
         if _SHUTDOWN in b"".join(frames):
             frames = self._without_goodbye(connection, frames)
@@ -361,9 +363,9 @@ class BinanceStream:
         silent_after_s = options.silent_after_s or _SILENT_FACTOR * options.stale_after_s
         while True:
             await asyncio.sleep(min(options.stale_after_s, silent_after_s) / 10)
+            now = self._clock()
             if connection.is_paused:
                 continue
-            now = self._clock()
             idle_s = now - connection.last_data_s
             silent_s = now - (now if connection.last_frame_s is None else connection.last_frame_s)
             if idle_s > options.stale_after_s:
