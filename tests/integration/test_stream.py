@@ -550,7 +550,7 @@ def test_private_authority_is_trusted_when_named(
 
 
 @pytest.mark.parametrize(("limit_bytes", "least_commits"), [(2_000, 0), (10_000, 1)])
-def test_file_size_limit_ends_with_a_message_and_what_was_reported(
+def test_file_size_limit_is_waited_out_and_what_was_reported_is_stored(
     run: Run, k2_env: dict[str, str], settings: Settings, limit_bytes: int, least_commits: int
 ) -> None:
     """A small limit is hit by the first data file, a larger one by the table's metadata."""
@@ -565,9 +565,12 @@ def test_file_size_limit_ends_with_a_message_and_what_was_reported(
         running_simulator(SimulatorOptions(first_id=100, rate=200)) as simulator,
         streaming(k2_env, simulator.url, *args, preexec_fn=limit) as streamer,
     ):
-        code, _ = streamer.end()
+        streamer.wait_for("catalog_away", 2)
+        code, _ = streamer.end(signal.SIGTERM)
     assert code == 5, streamer.talk
     (error,) = streamer.named("error")
+    assert "rows were not committed" in error["message"]
+    assert streamer.named("uncommitted_kept") or "are lost" in error["message"]
     assert f"cannot write to table trades_v2 in {settings.home}" in error["message"]
     assert "File too large" in error["message"]
     assert streamer.talk == []
@@ -582,10 +585,13 @@ def test_file_size_limit_ends_with_a_message_and_what_was_reported(
     with running_simulator(SimulatorOptions(first_id=100)) as simulator:
         again = run(command(simulator.url, "--max-messages", str(len(held) + 10))[3:])
     assert again.exit_code == 0
-    assert numbers(settings) == [*held, *range(100 + len(held), 110 + len(held))]
+    kept = sum(event["rows"] for event in streamer.named("uncommitted_kept"))
+    after = numbers(settings)
+    assert_is_one_run(after, 100)
+    assert len(after) == len(held) + max(kept, 10)
 
 
-def test_full_disk_under_the_rejects_ends_with_a_message(
+def test_full_disk_under_the_rejects_is_waited_out(
     k2_env: dict[str, str], settings: Settings
 ) -> None:
     # The garbage comes behind more frames than are parsed at once, so after a commit.
@@ -595,9 +601,12 @@ def test_full_disk_under_the_rejects_ends_with_a_message(
         running_simulator(options) as simulator,
         streaming(k2_env, simulator.url, *args) as streamer,
     ):
-        code, _ = streamer.end()
+        streamer.wait_for("catalog_away", 2)
+        code, _ = streamer.end(signal.SIGTERM)
     assert code == 5
     (error,) = streamer.named("error")
+    (kept,) = streamer.named("uncommitted_kept")
+    assert error["message"].startswith(f"{kept['rows']} rows were not committed")
     assert "cannot write rejects to /dev/full: No space left on device" in error["message"]
     assert streamer.talk == []
     held = numbers(settings)
