@@ -140,13 +140,7 @@ class _Known:
         self._made, made = 0, self._made
         first = self._entry()
         self._made = made
-        known = FileKey(
-            path=first.path,
-            layout=first.layout,
-            meaning=first.meaning,
-            identity=first.identity,
-            digests=(first.digest,),
-        )
+        known = _key(first)
         other = replace(known, identity="none", digests=("none",))
         with open_lake(self._settings) as lake:
             started = time.perf_counter()
@@ -163,7 +157,7 @@ class _Known:
             entry = self._entry()
             with lake.load_file(TRADES, file=entry.identity) as file:
                 file.write(trades(self._made, 1, step_us=1).to_batches()[0])
-                snapshot_id = file.commit(entry, key=None)
+                snapshot_id = file.commit(entry, key=_key(entry))
             took_ms = (time.perf_counter() - started) * 1000
         check_equal(snapshot_id is not None, True)
         return took_ms
@@ -195,3 +189,13 @@ def _write_dump(path: Path, rows: int) -> None:
                 FROM range({rows}) t(i) ORDER BY i
             ) TO '{path}' (FORMAT csv, HEADER false)
         """)
+
+
+def _key(entry: LoadEntry) -> FileKey:
+    return FileKey(
+        path=entry.path,
+        layout=entry.layout,
+        meaning=entry.meaning,
+        identity=entry.identity,
+        digests=(entry.digest,),
+    )
