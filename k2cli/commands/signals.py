@@ -31,4 +31,5 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # hung up: until the process ends
+                signal.signal(number, handler)
