@@ -38,7 +38,7 @@ from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.topics import IdentityRequest, Place, TopicIdentity
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import RejectLog
-from k2cli.sinks import ConflictReport
+from k2cli.sinks import ConflictReport, report_commit
 from k2cli.storage.append import Commit, SourcePosition
 from k2cli.storage.offsets import (
     KEY,
@@ -417,14 +417,7 @@ class Consumption:
         if commit.snapshot_id is None:
             return
         self.totals.commits += 1
-        self._observe(
-            "commit",
-            table=kind.table,
-            rows=commit.rows,
-            duplicates=commit.duplicates,
-            snapshot_id=commit.snapshot_id,
-            took_ms=commit.took_ms,
-        )
+        report_commit(self._observe, kind, commit)
 
     def _collect(self, *, is_waiting: bool) -> None:
         """Take note of what became of the commit under way, if it has ended."""

@@ -117,14 +117,7 @@ class TableSink:
         total.rejects = [*total.rejects, *conflicts]
         if commit.snapshot_id is not None:
             total.commits += 1
-            self._observe(
-                "commit",
-                table=kind.table,
-                rows=commit.rows,
-                duplicates=commit.duplicates,
-                snapshot_id=commit.snapshot_id,
-                took_ms=commit.took_ms,
-            )
+            report_commit(self._observe, kind, commit)
 
     def _remove_recovered(self, name: str) -> None:
         """Remove the files whose rows are committed or saved again."""
@@ -339,6 +332,18 @@ class ConflictReport:
         shown = examples[: self._left]
         self._left -= len(shown)
         return conflict_rejects(shown)
+
+
+def report_commit(observe: Observer, kind: RecordKind, commit: Commit) -> None:
+    """Report a commit as an event."""
+    observe(
+        "commit",
+        table=kind.table,
+        rows=commit.rows,
+        duplicates=commit.duplicates,
+        snapshot_id=commit.snapshot_id,
+        took_ms=commit.took_ms,
+    )
 
 
 def conflict_rejects(conflicts: Sequence[ValueConflict]) -> list[Reject]:

@@ -52,7 +52,7 @@ def load_into_tables(
 
 
 def _groups(files: Iterable[FileToLoad]) -> Iterator[tuple[list[FileToLoad], K2Error | None]]:
-    """Collect files that are small together; with the last ones, why there are no more."""
+    """Collect files that are small together; with the last ones, the error that ends them."""
     group: list[FileToLoad] = []
     size = 0
     try:
@@ -303,7 +303,7 @@ def _key(file: FileToLoad, *, identity: str) -> FileKey:
 
 
 def _unclear(file: FileToLoad, *, is_grown: bool) -> BadData:
-    """Refuse a file that would be loaded twice in part, or whose new lines cannot be told."""
+    """Refuse a file that would be loaded twice in part, or whose new lines cannot be identified."""
     if is_grown:
         return BadData(
             f"{file.path} was loaded before, when it was shorter",

@@ -537,7 +537,7 @@ class _Run:
 
         started = time.monotonic()
         log = self.log
-        told = log if self.is_logging else None
+        events = log if self.is_logging else None
         with log.ending(), ExitStack() as stack:
             rejected = RejectLog(self.rejects, run=self.config.run)
             policy = LoadPolicy(
@@ -550,13 +550,13 @@ class _Run:
                 is_checked=self.is_checking,
             )
             if self.to is LoadTo.TABLE:
-                handle = _loading(stack, policy, self.config, log, told)
+                handle = _loading(stack, policy, self.config, log, events)
             elif self.to is LoadTo.KAFKA:
-                handle = _sending(stack, policy, produce(), paths, log, told)
+                handle = _sending(stack, policy, produce(), paths, log, events)
             else:
                 handle = _printing(stack, policy, limit=_PREVIEW_ROWS if self.to is None else None)
             files = source.files(paths)
-            totals = _report_each(handle(files), told)
+            totals = _report_each(handle(files), events)
             totals.duration_s = round(time.monotonic() - started, 3)
             is_data_on_stdout = self.to in (None, LoadTo.STDOUT)
             output.summary(
@@ -683,7 +683,7 @@ def _printing(stack: ExitStack, policy: "LoadPolicy", *, limit: int | None) -> H
 
 
 def _loading(
-    stack: ExitStack, policy: "LoadPolicy", config: Settings, log: RunLog, told: RunLog | None
+    stack: ExitStack, policy: "LoadPolicy", config: Settings, log: RunLog, events: RunLog | None
 ) -> Handle:
     """Load every file into its table."""
     from functools import partial
@@ -693,7 +693,7 @@ def _loading(
 
     lake = stack.enter_context(open_lake(config, create=True, observe=log.on_event))
     return partial(
-        load_into_tables, lake=lake, policy=policy, progress=partial(_progress, told=told)
+        load_into_tables, lake=lake, policy=policy, progress=partial(_progress, events=events)
     )
 
 
@@ -703,7 +703,7 @@ def _sending(
     produce: "ProduceOptions",
     paths: list[str],
     log: RunLog,
-    told: RunLog | None,
+    events: RunLog | None,
 ) -> Handle:
     """Send every file to its topics."""
     import hashlib
@@ -718,7 +718,7 @@ def _sending(
     topics = stack.enter_context(open_topics(options, observe=log.on_event))
 
     def handle(file: "FileToLoad", sums: "FileSums") -> None:
-        with _progress(file, told) as on_batch:
+        with _progress(file, events) as on_batch:
             load_into_topics(file, topics, policy, sums, on_batch)
 
     return _one_by_one(policy, handle)
@@ -739,7 +739,7 @@ class _Printer:
         sys.stdout.buffer.write(self._renderer.render(shown))
 
 
-def _report_each(outcomes: "Iterable[Outcome]", told: RunLog | None) -> "LoadTotals":
+def _report_each(outcomes: "Iterable[Outcome]", events: RunLog | None) -> "LoadTotals":
     """Report file after file, one that failed too, and return the sums.
 
     Where there is a log, each file is an event of it.
@@ -755,7 +755,7 @@ def _report_each(outcomes: "Iterable[Outcome]", told: RunLog | None) -> "LoadTot
         totals.rejects += sums.rejects
         if outcome.fault is not None:
             totals.failed += 1
-            _report_fault(file, outcome.fault, told)
+            _report_fault(file, outcome.fault, events)
             continue
         totals.loaded += outcome.is_new and not outcome.is_empty
         totals.empty += outcome.is_empty
@@ -766,41 +766,41 @@ def _report_each(outcomes: "Iterable[Outcome]", told: RunLog | None) -> "LoadTot
         for notice in file.reader.notices() if outcome.is_new else ():
             if notice not in noted:  # of many files alike, the first one stands for all
                 noted.add(notice)
-                _note(file, notice, told)
-        _report(outcome, told)
+                _note(file, notice, events)
+        _report(outcome, events)
     return totals
 
 
-def _report(outcome: "Outcome", told: RunLog | None) -> None:
+def _report(outcome: "Outcome", events: RunLog | None) -> None:
     file, sums = outcome.file, outcome.sums
     if outcome.is_empty:
-        _note(file, "has no rows", told)
-    elif told:
+        _note(file, "has no rows", events)
+    elif events:
         event = "loaded" if outcome.is_new else "skipped"
-        told.on_event(event, path=file.path, rows=sums.rows, rejects=sums.rejects)
+        events.on_event(event, path=file.path, rows=sums.rows, rejects=sums.rejects)
     elif sys.stderr.isatty() or not outcome.is_new:
         what = f"{sums.rows:,} rows" if outcome.is_new else "loaded before, skipped"
         output.note(f"{file.path}: {what}")
 
 
-def _report_fault(file: "FileToLoad", fault: BadData, told: RunLog | None) -> None:
-    if told:
-        told.on_event("failed", path=file.path, message=str(fault), hint=fault.hint)
+def _report_fault(file: "FileToLoad", fault: BadData, events: RunLog | None) -> None:
+    if events:
+        events.on_event("failed", path=file.path, message=str(fault), hint=fault.hint)
     else:
         output.error(fault)
 
 
-def _note(file: "FileToLoad", text: str, told: RunLog | None) -> None:
-    if told:
-        told.on_event("notice", path=file.path, message=text)
+def _note(file: "FileToLoad", text: str, events: RunLog | None) -> None:
+    if events:
+        events.on_event("notice", path=file.path, message=text)
     else:
         output.note(f"{file.path}: {text}")
 
 
 @contextmanager
-def _progress(file: "FileToLoad", told: RunLog | None) -> "Iterator[Callable[[Batch], None]]":
+def _progress(file: "FileToLoad", events: RunLog | None) -> "Iterator[Callable[[Batch], None]]":
     """Show lines and rate of a file on a terminal; elsewhere, and beside a log, nothing."""
-    if told or not sys.stderr.isatty():
+    if events or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console
