@@ -200,7 +200,7 @@ class _TableLoader:
         with (
             self._progress(file) as on_batch,
             self._lake.load_file(
-                file.kind, file=name, known=known, is_again=self._is_again
+                file.kind, file.path, file=name, known=known, is_again=self._is_again
             ) as target,
         ):
             pump_file(file, target, self._policy, loading.sums, on_batch)

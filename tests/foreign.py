@@ -47,3 +47,16 @@ def rewrite_as_another_engine(table: Table, *, is_expiring: bool) -> None:
         gone = [each.snapshot_id for each in table.snapshots() if each.snapshot_id not in protected]
         if gone:
             table.maintenance.expire_snapshots().by_ids(gone).commit()
+
+
+def forget_everything(table: Table) -> None:
+    """Leave rows of which nobody knows anything: no tag, no snapshot of k2's."""
+    rewrite_as_another_engine(table, is_expiring=False)
+    table.refresh()
+    with table.manage_snapshots() as manage:
+        manage.remove_tag("k2")
+    current = table.current_snapshot()
+    assert current is not None
+    gone = [each.snapshot_id for each in table.snapshots() if each is not current]
+    gone = [snapshot_id for snapshot_id in gone if snapshot_id != current.snapshot_id]
+    table.maintenance.expire_snapshots().by_ids(gone).commit()

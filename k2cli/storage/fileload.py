@@ -24,7 +24,7 @@ from k2cli.storage.admission import (
 )
 from k2cli.storage.append import Attempt, PositionMissing, commit_attempts, has_moved_on
 from k2cli.storage.datafiles import delete_files, open_data_file, write_data_files
-from k2cli.storage.lines import Lines
+from k2cli.storage.lines import Bools, Lines, are_unnumbered
 from k2cli.storage.loads import (
     KEY as LOADS_KEY,
 )
@@ -38,6 +38,7 @@ from k2cli.storage.loads import (
     newest_loads,
 )
 from k2cli.storage.lookup import (
+    check_lines,
     days_of_keys,
     days_of_rows,
     find_rows,
@@ -242,6 +243,10 @@ class FileLoad:
             self._base = self._table.current_snapshot()
         admission = admit(self._position, self._kind, rows, self._look_up)
         admission = self._leave_out_known(admission, self._files_of, self._state)
+        if LOST_KEY in self._state.properties and not self._is_again:
+            left = admission.rows.take(pa.array(admission.others))
+            lines = left.filter(pa.array(self._lines.mask(left)))
+            check_lines(self._table, self._kind, self._files_of, lines, self._what)
         self._written.add(self._kind, admission.rows, admission.added)
         self._position = self._position.extended(admission.added)
         return admission
@@ -250,12 +255,15 @@ class FileLoad:
         self, admission: Admission, files: Callable[[Days], FileStatistics], state: TableState
     ) -> Admission:
         """Leave out rows without a number that are stored, or that came before among the rows."""
-        admission = self._leave_out_lines(admission, files)
+        is_lost = LOST_KEY in state.properties
+        # Which loads stored lines of the file is not known then: any may have.
+        known = are_unnumbered if is_lost else self._known.mask
+        admission = self._leave_out_lines(admission, files, known)
         rows, others = admission.rows, admission.others
         if not len(others):
             return admission
         is_line = self._lines.mask(rows.take(pa.array(others)))
-        asked = others if LOST_KEY in state.properties else others[~is_line]
+        asked = others if is_lost else others[~is_line]
         if not len(asked):
             return admission
         self._is_asking = True
@@ -270,9 +278,12 @@ class FileLoad:
         return left
 
     def _leave_out_lines(
-        self, admission: Admission, files: Callable[[Days], FileStatistics]
+        self,
+        admission: Admission,
+        files: Callable[[Days], FileStatistics],
+        known: Callable[[pa.Table], Bools],
     ) -> Admission:
-        """Leave out lines that other loads of the file may have stored."""
+        """Leave out lines that other loads stored, where the file is loaded again."""
         rows, others = admission.rows, admission.others
         if not self._known or not len(others):
             return admission
@@ -282,7 +293,7 @@ class FileLoad:
             return admission
         self._is_asking = True
         near = files(days_of_rows(self._kind, asked))
-        is_known = is_line & known_lines(self._table, self._kind, near, asked, self._known)
+        is_known = is_line & known_lines(self._table, self._kind, near, asked, known)
         return leave_out(self._kind, admission, others[is_known])
 
     def _files_of(self, days: Days) -> FileStatistics:

@@ -28,9 +28,11 @@ from k2cli.storage.loads import (
     loaded_before,
     newest_loads,
 )
+from k2cli.storage.lookup import check_lines
 from k2cli.storage.position import KEY
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.state import LOST_KEY, TableState, position_property
+from k2cli.storage.stored import Days, FileStatistics
 from k2cli.storage.stowed import Stowed, Written
 from k2cli.storage.target import Target
 
@@ -53,6 +55,7 @@ def load_group(target: Target, files: Sequence[CompleteFile]) -> list[Stowed | N
     file; None: another process has loaded it meanwhile.
 
     Raises:
+        BadData: the table's log of loads was lost, and it may store lines of these files.
         Conflict: other writers won too often, or loaded from one of these paths meanwhile; nothing
             was written.
     """
@@ -87,6 +90,8 @@ class _Group:
         admission = admit_rows(
             self._target, rows, before, lambda left: left.others if is_lost else self._texts(left)
         )
+        if is_lost:
+            self._check_lines(files, admission)
         entries = self._entries(files, admission)
         data_files = write_data_files(table, kind, admission.rows) if len(admission.kept) else []
         value, segment = extended(table, log, entries)
@@ -115,6 +120,19 @@ class _Group:
                     f"{file.entry.path} was loaded meanwhile", hint="run the command again"
                 )
         return files
+
+    def _check_lines(self, files: Sequence[CompleteFile], admission: Admission) -> None:
+        """Refuse files whose lines may be stored as those of files that are not known any more."""
+        target = self._target
+        others = admission.rows.take(pa.array(admission.others))
+
+        def find_files(days: Days) -> FileStatistics:
+            return target.index.files(target.table, days)
+
+        for file in files:
+            lines = others.filter(pa.array(file.lines.mask(others)))
+            what = f"cannot load {file.entry.path}"
+            check_lines(target.table, target.kind, find_files, lines, what)
 
     def _texts(self, admission: Admission) -> Ints:
         """Return the indices of rows whose ids are texts; others without a number are lines."""

@@ -247,17 +247,23 @@ class Lake:
             return carried_properties(table).get(key)
 
     def load_file(
-        self, kind: RecordKind, *, file: str, known: Lines | None = None, is_again: bool = False
+        self,
+        kind: RecordKind,
+        path: str,
+        *,
+        file: str,
+        known: Lines | None = None,
+        is_again: bool = False,
     ) -> FileLoad:
         """Begin to load a file: a context manager that takes rows and commits them in one snapshot.
 
-        `file` is what the message ids of rows without ids are made of, see `records.line_series`;
-        rows of the lines in `known` are not stored again. With `is_again` the file may be in the
-        log already.
+        `path` names the file in errors. `file` is what the message ids of rows without ids are
+        made of, see `records.line_series`; rows of the lines in `known` are not stored again. With
+        `is_again` the file may be in the log already.
         """
         return FileLoad(
             partial(self._target, kind),
-            what=f"cannot write to table {kind.table} in {self._where}",
+            what=f"cannot load {path} into table {kind.table} in {self._where}",
             lines=Lines(kind, (file,)),
             known=known or Lines(kind),
             is_again=is_again,

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from k2cli.records import SERIES_CHARS, RecordKind, line_series, series_prefix
 
-KEY_COLUMNS: Final = ("exchange", "symbol", "message_id", "timestamp")
+KEY_COLUMNS: Final = ("exchange", "symbol", "message_id", "timestamp", "source_sequence")
 Bools = npt.NDArray[np.bool_]
 
 
@@ -47,6 +47,12 @@ class Lines:
         wanted |= self._legacy_prefixes
         mask: Bools = pc.is_in(prefixes, pa.array(sorted(wanted), pa.string())).to_numpy()
         return mask
+
+
+def are_unnumbered(rows: pa.Table) -> Bools:
+    """Return which rows have no number of the exchange: among them, the lines of any file."""
+    mask: Bools = rows["source_sequence"].is_null().to_numpy()
+    return mask
 
 
 def line_keys(rows: pa.Table) -> pa.ChunkedArray:

@@ -1,6 +1,6 @@
 """Looking records up in a table: few files are opened, and few columns read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -10,11 +10,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
+from k2cli.errors import BadData
 from k2cli.ranges import Ints
 from k2cli.records import RecordKind
 from k2cli.storage.admission import RECEIVED, RECORD_COLUMNS, Found, Keys, record_keys, rows_days
 from k2cli.storage.datafiles import open_data_file
-from k2cli.storage.lines import KEY_COLUMNS, Lines, line_keys
+from k2cli.storage.lines import KEY_COLUMNS, Bools, are_unnumbered, line_keys
 from k2cli.storage.numbered import Numbered, numbered_rows
 from k2cli.storage.position import Series
 from k2cli.storage.stored import Days, FileStatistics
@@ -175,21 +176,47 @@ def _find_records_in_file(
 
 
 def known_lines(
-    table: Table, kind: RecordKind, files: FileStatistics, rows: pa.Table, lines: Lines
-) -> npt.NDArray[np.bool_]:
-    """Return which rows are stored as lines that `lines` names, on the same days."""
+    table: Table,
+    kind: RecordKind,
+    files: FileStatistics,
+    rows: pa.Table,
+    are_lines: Callable[[pa.Table], Bools],
+) -> Bools:
+    """Return which rows are stored on the same days, as lines that `are_lines` selects."""
     wanted = line_keys(rows)
     known: set[str] = set()
     for path in files.of_days(rows_days(kind, rows)):
         with open_data_file(table, path) as file:
             for batch in file.iter_batches(columns=list(KEY_COLUMNS), use_threads=False):
                 stored = pa.Table.from_batches([batch])
-                keys = line_keys(stored.filter(pa.array(lines.mask(stored))))
+                keys = line_keys(stored.filter(pa.array(are_lines(stored))))
                 known.update(keys.filter(pc.is_in(keys, wanted.combine_chunks())).to_pylist())
-    is_known: npt.NDArray[np.bool_] = pc.is_in(
-        wanted, pa.array(list(known), pa.string())
-    ).to_numpy()
+    is_known: Bools = pc.is_in(wanted, pa.array(list(known), pa.string())).to_numpy()
     return is_known
+
+
+def check_lines(
+    table: Table,
+    kind: RecordKind,
+    find_files: Callable[[Days], FileStatistics],
+    rows: pa.Table,
+    what: str,
+) -> None:
+    """Refuse lines that a table may store as lines of another file, where its log was lost.
+
+    Raises:
+        BadData: rows of the same series have the same line number and time.
+    """
+    if not rows.num_rows:
+        return
+    near = find_files(days_of_rows(kind, rows))
+    count = int(known_lines(table, kind, near, rows, are_unnumbered).sum())
+    if count:
+        raise BadData(
+            f"{what}: it may be stored already; the table's log of loads was lost, and {count} rows"
+            " have the same line numbers and times",
+            hint="--force stores the lines that are missing, --allow-duplicates all of them",
+        )
 
 
 def read_numbers(table: Table, kind: RecordKind, path: str) -> Iterator[tuple[Numbered, pa.Table]]:

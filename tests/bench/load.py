@@ -155,7 +155,7 @@ class _Known:
         with open_lake(self._settings) as lake:
             started = time.perf_counter()
             entry = self._entry()
-            with lake.load_file(TRADES, file=entry.identity) as file:
+            with lake.load_file(TRADES, "a.csv", file=entry.identity) as file:
                 file.write(trades(self._made, 1, step_us=1).to_batches()[0])
                 snapshot_id = file.commit(entry, key=_key(entry))
             took_ms = (time.perf_counter() - started) * 1000

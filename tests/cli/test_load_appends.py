@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from foreign import forget_everything
 from within import K2, k2_at
 
 from k2cli.config import Settings
@@ -332,3 +333,43 @@ def test_two_that_follow_one_file_at_once_load_no_line_twice(
             load(other_is_faster)
         load()
     assert stored(settings) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["in a group", "alone"])
+def test_lines_that_a_table_may_have_are_refused_where_its_log_was_lost(
+    growing: Path, k2: K2, settings: Settings, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """The file's lines were stored as those of shorter files: their ids do not tell."""
+    load = ("load", "csv", growing, *GENERIC)
+    k2(*load)
+    append(growing, lines(4, 3))
+    k2(*load, "--follow-appends")
+    with open_lake(settings) as lake:
+        forget_everything(lake.table(TRADES))
+    append(growing, lines(7, 2))
+    if is_large:
+        monkeypatch.setattr("k2cli.storage.fileload._FILE_ROWS", 1)
+    for options in ([], ["--follow-appends"]):
+        refused = k2(*load, *options, code=6)
+        assert f"cannot load {growing}" in refused.stderr
+        assert "may be stored already" in refused.stderr
+        assert "--force stores the lines that are missing" in refused.stderr
+    assert stored(settings) == list(range(1, 7))
+    forced = json.loads(k2("load", "csv", growing, *GENERIC, "--force", "--summary", "json").stdout)
+    assert (forced["rows"], forced["duplicates"]) == (2, 6)
+    append(growing, lines(9, 1))
+    assert rows_in(k2(*load, "--follow-appends", "--summary", "json")) == 1
+    assert stored(settings) == list(range(1, 10))
+
+
+def test_another_file_is_loaded_where_the_log_of_loads_was_lost(
+    growing: Path, k2: K2, follow: K2, settings: Settings, tmp_path: Path
+) -> None:
+    follow()
+    with open_lake(settings) as lake:
+        forget_everything(lake.table(TRADES))
+    other = tmp_path / "other.csv"
+    other.write_text(HEADER + lines(11, 3))
+    assert rows_in(k2("load", "csv", other, *GENERIC, "--summary", "json")) == 3
+    again = k2("load", "csv", growing, *GENERIC, "--allow-duplicates", "--summary", "json")
+    assert rows_in(again) == 0  # The same file as it was: its ids are stored.

@@ -63,7 +63,9 @@ def load(lake: Lake, name: str, rows: int, *, is_forced: bool = False) -> int | 
     """Load so many lines without ids."""
     made = entry(name)
     known = Lines(TRADES, (made.identity,)) if is_forced else None
-    with lake.load_file(TRADES, file=made.identity, known=known, is_again=is_forced) as file:
+    with lake.load_file(
+        TRADES, "a.csv", file=made.identity, known=known, is_again=is_forced
+    ) as file:
         file.write(line_rows(made.identity, rows))
         return file.commit(made, key=key(name))
 
@@ -103,10 +105,10 @@ def test_forced_load_adds_nothing_that_is_stored(lake: Lake) -> None:
 def test_forced_loads_at_once_add_the_rows_once(settings: Settings, lake: Lake) -> None:
     with (
         open_lake(settings) as other,
-        lake.load_file(TRADES, file="a", known=A, is_again=True) as first,
+        lake.load_file(TRADES, "a.csv", file="a", known=A, is_again=True) as first,
     ):
         first.write(line_rows("a", 10))
-        with other.load_file(TRADES, file="a", known=A, is_again=True) as second:
+        with other.load_file(TRADES, "a.csv", file="a", known=A, is_again=True) as second:
             second.write(line_rows("a", 10))
             assert second.commit(entry("a"), key=key("a")) is not None
         assert first.commit(entry("a"), key=key("a")) is not None
@@ -117,9 +119,12 @@ def test_forced_loads_at_once_add_the_rows_once(settings: Settings, lake: Lake) 
 def test_copies_at_once_cannot_be_told_apart_and_one_is_refused(
     settings: Settings, lake: Lake
 ) -> None:
-    with open_lake(settings) as other, lake.load_file(TRADES, file="a#2", is_again=True) as first:
+    with (
+        open_lake(settings) as other,
+        lake.load_file(TRADES, "a.csv", file="a#2", is_again=True) as first,
+    ):
         first.write(line_rows("a#2", 10))
-        with other.load_file(TRADES, file="a#2", is_again=True) as second:
+        with other.load_file(TRADES, "a.csv", file="a#2", is_again=True) as second:
             second.write(line_rows("a#2", 10))
             assert second.commit(replace(entry("a"), copy=2), key=key("a")) is not None
         with pytest.raises(Conflict, match="was loaded meanwhile"):
@@ -129,11 +134,11 @@ def test_copies_at_once_cannot_be_told_apart_and_one_is_refused(
 
 
 def test_load_that_left_rows_out_which_are_removed_meanwhile_is_refused(lake: Lake) -> None:
-    with lake.load_file(TRADES, file="a") as file:
+    with lake.load_file(TRADES, "a.csv", file="a") as file:
         file.write(trades_batch(10))
         file.commit(entry("a"), key=key("a"))
     (load_id,) = lake.loads(TRADES)["load"].to_pylist()
-    with lake.load_file(TRADES, file="b") as file:
+    with lake.load_file(TRADES, "a.csv", file="b") as file:
         file.write(trades_batch(11))
         file.write(trades_batch(5))
         file._write_files()
@@ -152,7 +157,7 @@ def test_load_that_left_rows_out_of_a_table_that_is_rolled_back_is_refused(
     before = lake.table(TRADES).current_snapshot()
     lake.append(TRADES, pa.Table.from_batches([trades_batch(5)]))
     assert before is not None
-    with lake.load_file(TRADES, file="b") as file:
+    with lake.load_file(TRADES, "a.csv", file="b") as file:
         file.write(trades_batch(11))
         file._write_files()
         with lake.table(TRADES).manage_snapshots() as manage:
@@ -168,7 +173,7 @@ def test_rollback_does_not_disturb_a_load_that_left_nothing_out(lake: Lake) -> N
     before = lake.table(TRADES).current_snapshot()
     load(lake, "y", 2)
     assert before is not None
-    with lake.load_file(TRADES, file="b") as file:
+    with lake.load_file(TRADES, "a.csv", file="b") as file:
         file.write(trades_batch(11))
         file._write_files()
         with lake.table(TRADES).manage_snapshots() as manage:
@@ -180,10 +185,10 @@ def test_rollback_does_not_disturb_a_load_that_left_nothing_out(lake: Lake) -> N
 
 def test_forced_load_is_refused_if_lines_of_its_path_were_loaded_meanwhile(lake: Lake) -> None:
     """What follows a growing file stores its lines under another identity."""
-    with lake.load_file(TRADES, file="a", known=A, is_again=True) as first:
+    with lake.load_file(TRADES, "a.csv", file="a", known=A, is_again=True) as first:
         first.write(line_rows("a", 10))
         shorter = replace(entry("b"), path=entry("a").path, meaning=entry("a").meaning)
-        with lake.load_file(TRADES, file="b") as second:
+        with lake.load_file(TRADES, "a.csv", file="b") as second:
             second.write(line_rows("b", 7))
             second.commit(shorter, key=key("b", path=shorter.path, meaning=shorter.meaning))
         with pytest.raises(Conflict, match="was loaded meanwhile"):
@@ -193,7 +198,7 @@ def test_forced_load_is_refused_if_lines_of_its_path_were_loaded_meanwhile(lake:
 
 def test_undo_of_rows_that_others_have_too_leaves_those_known(lake: Lake) -> None:
     """Another engine stored numbers once more: when the rows of the load go, its rows stay."""
-    with lake.load_file(TRADES, file="a") as file:
+    with lake.load_file(TRADES, "a.csv", file="a") as file:
         file.write(trades_batch(3))
         file.commit(entry("a"), key=key("a"))
     (load_id,) = lake.loads(TRADES)["load"].to_pylist()
@@ -205,7 +210,7 @@ def test_undo_of_rows_that_others_have_too_leaves_those_known(lake: Lake) -> Non
 
 
 def test_load_that_is_given_up_leaves_nothing(home: Path, lake: Lake) -> None:
-    with lake.load_file(TRADES, file="a") as file:
+    with lake.load_file(TRADES, "a.csv", file="a") as file:
         for n in range(3):
             file.write(line_rows(f"a{n}", 70_000))
         assert list(home.rglob("data/**/*.parquet")) != []
@@ -260,7 +265,7 @@ def test_newest_load_of_a_path_is_found_among_many(tmp_path: Path) -> None:
             now = key("a", identity=f"a{size}")
             state = lake.newest_loads(TRADES, [now]).get(now.path)
             assert state == (FileState(size - 1, f"a{size - 1}") if size > 1 else None)
-            with lake.load_file(TRADES, file=f"a{size}") as file:
+            with lake.load_file(TRADES, "a.csv", file=f"a{size}") as file:
                 file.write(line_rows(f"a{size}", 1))
                 grown = replace(entry("a"), digest=f"a{size}", identity=f"a{size}", size_bytes=size)
                 assert file.commit(grown, key=now, after=state) is not None
@@ -271,7 +276,7 @@ def test_newest_load_of_a_path_is_found_among_many(tmp_path: Path) -> None:
 
 
 def test_path_that_was_loaded_meanwhile_is_a_conflict(home: Path, lake: Lake) -> None:
-    with lake.load_file(TRADES, file="longer") as file:
+    with lake.load_file(TRADES, "a.csv", file="longer") as file:
         file.write(line_rows("longer", 5))
         load(lake, "a", 10)
         grown = replace(entry("a"), digest="longer", identity="longer", size_bytes=9)
@@ -318,7 +323,7 @@ def old_lines(count: int) -> pa.RecordBatch:
 
 
 def load_as_old(home: Path, lake: Lake, rows: pa.RecordBatch, loaded_at: int) -> None:
-    with lake.load_file(TRADES, file="a") as file:
+    with lake.load_file(TRADES, "a.csv", file="a") as file:
         file.write(rows)
         file.commit(replace(entry("a"), loaded_at=loaded_at), key=key("a"))
     make_old(home, OLDEST)
@@ -329,7 +334,7 @@ def test_lines_that_an_older_k2_stored_are_known_and_can_be_undone(home: Path, l
     known = lake.stored_lines(TRADES, key("a"), lambda *_: False)
     assert known.legacy == ("a",)
     file = entry("a").identity
-    with lake.load_file(TRADES, file=file, known=known, is_again=True) as again:
+    with lake.load_file(TRADES, "a.csv", file=file, known=known, is_again=True) as again:
         again.write(line_rows(file, 11))
         again.commit(entry("a"), key=key("a"))
     assert count(lake) == 11
@@ -355,7 +360,7 @@ def test_load_is_undone_after_another_engine_compacted_the_table(
 ) -> None:
     make = trades_batch if kind is TRADES else quotes_batch
     for name, rows in (("a", make(100)), ("b", make(150)), ("c", make(120))):
-        with lake.load_file(kind, file=name) as file:
+        with lake.load_file(kind, "a.csv", file=name) as file:
             file.write(rows.set_column(*received(rows, ord(name[0]))))
             file.commit(entry(name), key=key(name))
     rewrite_as_another_engine(lake.table(kind), is_expiring=is_expiring)
@@ -368,7 +373,7 @@ def test_load_is_undone_after_another_engine_compacted_the_table(
     assert rows_of(lake, kind) == unreceived(make(150))[100:]
     with pytest.raises(NotFound, match="no load"):
         lake.undo_load(kind, ids["a"])
-    with lake.load_file(kind, file="d") as file:
+    with lake.load_file(kind, "d.csv", file="d") as file:
         file.write(make(150))
         file.commit(entry("d"), key=key("d"))
     assert (file.stowed.rows, file.stowed.duplicates) == (100, 50)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from builders import START, quotes_batch, table_of, trade_row, trades_batch
-from foreign import append_as_another_engine, rewrite_as_another_engine
+from foreign import append_as_another_engine, forget_everything, rewrite_as_another_engine
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitStateUnknownException
 from pyiceberg.io import FileIO
@@ -385,19 +385,6 @@ def test_what_snapshots_did_that_are_gone_is_not_guessed(lake: Lake, is_as_large
     again = lake.append(TRADES, trades(1, 2, 7))
     assert (again.rows, again.duplicates) == (1, 2)
     assert {1, 2, 7} <= set(numbers(lake))
-
-
-def forget_everything(table: Table) -> None:
-    """Leave rows of which nobody knows anything: no tag, no snapshot of k2's."""
-    rewrite_as_another_engine(table, is_expiring=False)
-    table.refresh()
-    with table.manage_snapshots() as manage:
-        manage.remove_tag("k2")
-    current = table.current_snapshot()
-    assert current is not None
-    gone = [each.snapshot_id for each in table.snapshots() if each is not current]
-    gone = [snapshot_id for snapshot_id in gone if snapshot_id != current.snapshot_id]
-    table.maintenance.expire_snapshots().by_ids(gone).commit()
 
 
 def test_what_was_lost_is_built_from_the_rows(settings: Settings, home: Path) -> None:

@@ -115,7 +115,7 @@ class Once(RuleBasedStateMachine):
             identity=entry.identity,
             digests=(entry.digest,),
         )
-        with self.lake.load_file(self.kind, file=entry.identity) as target:
+        with self.lake.load_file(self.kind, "a.csv", file=entry.identity) as target:
             for batch in rows.to_batches(max_chunksize=3):
                 target.write(batch)
             if between:
@@ -209,7 +209,7 @@ class Once(RuleBasedStateMachine):
 
     @rule(ids=IDS)
     def load_that_is_cut_off(self, ids: list[Id]) -> None:
-        with self.lake.load_file(self.kind, file="cut off") as target:
+        with self.lake.load_file(self.kind, "a.csv", file="cut off") as target:
             for batch in self.rows(ids).to_batches(max_chunksize=3):
                 target.write(batch)
 
