@@ -24,7 +24,7 @@ from k2cli.storage.admission import (
 )
 from k2cli.storage.append import Attempt, PositionMissing, commit_attempts, has_moved_on
 from k2cli.storage.datafiles import delete_files, open_data_file, write_data_files
-from k2cli.storage.lines import Bools, Lines, are_unnumbered
+from k2cli.storage.lines import Bools, Lines
 from k2cli.storage.loads import (
     KEY as LOADS_KEY,
 )
@@ -45,6 +45,7 @@ from k2cli.storage.lookup import (
     known_lines,
     read_numbers,
 )
+from k2cli.storage.numbered import are_unnumbered
 from k2cli.storage.position import KEY, Position, Series, State, Stored
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.state import (
@@ -257,7 +258,7 @@ class FileLoad:
         """Leave out rows without a number that are stored, or that came before among the rows."""
         is_lost = LOST_KEY in state.properties
         # Which loads stored lines of the file is not known then: any may have.
-        known = are_unnumbered if is_lost else self._known.mask
+        known = partial(are_unnumbered, self._kind) if is_lost else self._known.mask
         admission = self._leave_out_lines(admission, files, known)
         rows, others = admission.rows, admission.others
         if not len(others):

@@ -49,12 +49,6 @@ class Lines:
         return mask
 
 
-def are_unnumbered(rows: pa.Table) -> Bools:
-    """Return which rows have no number of the exchange: among them, the lines of any file."""
-    mask: Bools = rows["source_sequence"].is_null().to_numpy()
-    return mask
-
-
 def line_keys(rows: pa.Table) -> pa.ChunkedArray:
     """Return what two rows have in common that are the same line, loaded as the same thing.
 

@@ -1,6 +1,7 @@
 """Looking records up in a table: few files are opened, and few columns read."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -15,8 +16,8 @@ from k2cli.ranges import Ints
 from k2cli.records import RecordKind
 from k2cli.storage.admission import RECEIVED, RECORD_COLUMNS, Found, Keys, record_keys, rows_days
 from k2cli.storage.datafiles import open_data_file
-from k2cli.storage.lines import KEY_COLUMNS, Bools, are_unnumbered, line_keys
-from k2cli.storage.numbered import Numbered, numbered_rows
+from k2cli.storage.lines import KEY_COLUMNS, Bools, line_keys
+from k2cli.storage.numbered import Numbered, are_unnumbered, numbered_rows
 from k2cli.storage.position import Series
 from k2cli.storage.stored import Days, FileStatistics
 
@@ -210,7 +211,7 @@ def check_lines(
     if not rows.num_rows:
         return
     near = find_files(days_of_rows(kind, rows))
-    count = int(known_lines(table, kind, near, rows, are_unnumbered).sum())
+    count = int(known_lines(table, kind, near, rows, partial(are_unnumbered, kind)).sum())
     if count:
         raise BadData(
             f"{what}: it may be stored already; the table's log of loads was lost, and {count} rows"

@@ -54,6 +54,13 @@ def numbered_rows(kind: RecordKind, rows: pa.Table) -> Numbered:
     return Numbered(series, index, codes, numbers)
 
 
+def are_unnumbered(kind: RecordKind, rows: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return which rows belong to no numbered series: among them, the lines of any file."""
+    mask = np.ones(rows.num_rows, dtype=np.bool_)
+    mask[numbered_rows(kind, rows).rows] = False
+    return mask
+
+
 def _is_identity(
     kind: RecordKind, ids: pa.ChunkedArray, series: list[Series], codes: Ints, numbers: Ints
 ) -> npt.NDArray[np.bool_]:

@@ -37,6 +37,10 @@ def lines(first: int, count: int) -> str:
     )
 
 
+def sequenced_lines(first: int, count: int) -> str:
+    return lines(first, count).replace(",1.5,", ",1.5,7,")
+
+
 @pytest.fixture
 def k2(home: Path) -> K2:
     return k2_at(home)
@@ -340,13 +344,16 @@ def test_lines_that_a_table_may_have_are_refused_where_its_log_was_lost(
     growing: Path, k2: K2, settings: Settings, monkeypatch: pytest.MonkeyPatch, is_large: bool
 ) -> None:
     """The file's lines were stored as those of shorter files: their ids do not tell."""
+    # A sequence number alone identifies no trade: several trades of a message may share it.
+    growing.write_text(HEADER.replace("quantity", "source_sequence,quantity"))
+    append(growing, sequenced_lines(1, 3))
     load = ("load", "csv", growing, *GENERIC)
     k2(*load)
-    append(growing, lines(4, 3))
+    append(growing, sequenced_lines(4, 3))
     k2(*load, "--follow-appends")
     with open_lake(settings) as lake:
         forget_everything(lake.table(TRADES))
-    append(growing, lines(7, 2))
+    append(growing, sequenced_lines(7, 2))
     if is_large:
         monkeypatch.setattr("k2cli.storage.fileload._FILE_ROWS", 1)
     for options in ([], ["--follow-appends"]):
@@ -357,7 +364,7 @@ def test_lines_that_a_table_may_have_are_refused_where_its_log_was_lost(
     assert stored(settings) == list(range(1, 7))
     forced = json.loads(k2("load", "csv", growing, *GENERIC, "--force", "--summary", "json").stdout)
     assert (forced["rows"], forced["duplicates"]) == (2, 6)
-    append(growing, lines(9, 1))
+    append(growing, sequenced_lines(9, 1))
     assert rows_in(k2(*load, "--follow-appends", "--summary", "json")) == 1
     assert stored(settings) == list(range(1, 10))
 
