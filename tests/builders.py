@@ -56,9 +56,13 @@ def table_of(kind: RecordKind, rows: list[Row]) -> pa.Table:
 
 
 def narrow(kind: RecordKind) -> RecordKind:
-    """Return a kind as it was while quantities had 18 digits, like prices."""
+    """Return a kind as it was: quantities had 18 digits, like prices, and quotes both sides."""
     avro = json.loads(json.dumps(kind.avro))
     for field in avro["fields"]:
+        match field["type"]:
+            case ["null", {"logicalType": "decimal"} as amount]:
+                field["type"] = amount
+                del field["default"]
         if field["name"].endswith("quantity"):
             field["type"]["precision"] = 18
     return replace(kind, avro=avro, arrow=avro_to_arrow_schema(avro))

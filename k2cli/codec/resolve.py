@@ -19,9 +19,15 @@ import pyarrow.compute as pc
 from k2cli.avro.writer import writer_schema
 from k2cli.codec.decode import Decoded, Decoder
 from k2cli.columns import YEAR_1_US, YEAR_9999_US
-from k2cli.records import arrow_field, avro_to_arrow_schema, is_wider
+from k2cli.records import KINDS, arrow_field, avro_to_arrow_schema, is_wider
 
 Faults = Mapping[int, str]  # row -> why it does not fit
+_AMOUNTS: Final = frozenset(
+    column.name
+    for kind in KINDS.values()
+    for column in kind.arrow
+    if pa.types.is_decimal(column.type)
+)
 _US_A_UNIT: Final = {"ms": 1_000, "us": 1}
 
 
@@ -148,8 +154,8 @@ def _checks(column: _Column) -> list[Callable[[pa.Array], Faults]]:
         known = pa.array(column.symbols, pa.string())
         checks.append(lambda values: _unknown_symbols(values, known, ours.name))
     if pa.types.is_decimal(ours.type):
-        # Prices and quantities, which every record has, are never negative; a fee may be.
-        is_signed = ours.nullable
+        # Prices and quantities are never negative; a fee in a column of the user's own may be.
+        is_signed = ours.nullable and ours.name not in _AMOUNTS
         reason = f"{ours.name} {'' if is_signed else 'is negative or '}does not fit {ours.type}"
         find = partial(unfit_decimals, precision=ours.type.precision, is_signed=is_signed)
         checks.append(lambda values: _found(find(values), reason))

@@ -28,15 +28,22 @@ _NO_RETRIES: Final = "0"  # what tables of k2 0.1.0 have, so that other engines'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A column that a table gets, or gets wider."""
+    """A column that a table gets, or gets wider, or that may be null from now on."""
 
     column: pa.Field  # as it will be
-    before: pa.DataType | None  # None: it is new
+    before: pa.Field | None  # None: it is new
 
     def __str__(self) -> str:
         """Say it in words."""
         name, of = self.column.name, self.column.type
-        return f"add {name} {of}" if self.before is None else f"widen {name} {self.before} to {of}"
+        if self.before is None:
+            return f"add {name} {of}"
+        steps = []
+        if of != self.before.type:
+            steps.append(f"widen {name} {self.before.type} to {of}")
+        if self.column.nullable and not self.before.nullable:
+            steps.append(f"make {name} optional")
+        return ", ".join(steps)
 
 
 def arrow_columns(schema: Schema) -> pa.Schema:
@@ -80,17 +87,21 @@ def fitted(table: Table, kind: RecordKind, rows: pa.Table) -> pa.Table:
 
 
 def unfit_rows(table: Table, kind: RecordKind, rows: pa.Table) -> dict[int, str]:
-    """Find the rows with a value that a narrower column of the table cannot hold.
+    """Find the rows with a value that a column of the table cannot hold: too many digits, or null.
 
     Returns the reason for each, by row index.
     """
     columns = arrow_columns(table.schema())
     faults: dict[int, str] = {}
     for field in rows.schema:
-        there = columns.field(field.name).type if field.name in columns.names else field.type
+        column = columns.field(field.name) if field.name in columns.names else field
+        there, values = column.type, rows[field.name]
+        if not column.nullable and values.null_count:
+            reason = f"{field.name} is null, and every row of {kind.table} needs one"
+            for row in np.flatnonzero(values.is_null().to_numpy()).tolist():
+                faults.setdefault(row, reason)
         if is_wider(field.type, there):
-            values = rows[field.name].combine_chunks()
-            for row in np.flatnonzero(_is_unfit(values, there)).tolist():
+            for row in np.flatnonzero(_is_unfit(values.combine_chunks(), there)).tolist():
                 value = values[row].as_py()
                 reason = f"{field.name} {value} does not fit {there}, its type in {kind.table}"
                 faults.setdefault(row, reason)
@@ -160,17 +171,7 @@ def _change(kind: RecordKind, field: Mapping[str, Any], columns: pa.Schema) -> C
     except ValueError as exc:
         raise BadData(f"field {name}: {exc}") from exc
     if name in columns.names:
-        there = columns.field(name)
-        if wanted.nullable and not there.nullable:
-            raise BadData(f"field {name} is optional, but every row of {kind.table} has one")
-        if wanted.type == there.type or is_wider(there.type, wanted.type):
-            return None
-        if is_wider(wanted.type, there.type):
-            return Change(column=there.with_type(wanted.type), before=there.type)
-        raise BadData(
-            f"field {name} is {wanted.type}, and column {name} of {kind.table} is {there.type}:"
-            " that is another type, not a wider one"
-        )
+        return _widened(kind, wanted, columns.field(name))
     _check_is_new(field, kind, columns)
     if not wanted.nullable and "default" not in field:
         raise BadData(
@@ -178,6 +179,23 @@ def _change(kind: RecordKind, field: Mapping[str, Any], columns: pa.Schema) -> C
             hint=f'give it the type ["null", ...] and the default null: {name}',
         )
     return Change(column=wanted.with_nullable(True), before=None)
+
+
+def _widened(kind: RecordKind, wanted: pa.Field, there: pa.Field) -> Change | None:
+    """Compare a field with the column of its name."""
+    name = wanted.name
+    can_be_null = name in kind.arrow.names and kind.arrow.field(name).nullable
+    if wanted.nullable and not (there.nullable or can_be_null):
+        raise BadData(f"field {name} is optional, but every row of {kind.table} has one")
+    is_same = wanted.type == there.type or is_wider(there.type, wanted.type)
+    if not (is_same or is_wider(wanted.type, there.type)):
+        raise BadData(
+            f"field {name} is {wanted.type}, and column {name} of {kind.table} is {there.type}:"
+            " that is another type, not a wider one"
+        )
+    of = there.type if is_same else wanted.type
+    column = there.with_type(of).with_nullable(wanted.nullable or there.nullable)
+    return None if column.equals(there) else Change(column=column, before=there)
 
 
 def _check_is_new(field: Mapping[str, Any], kind: RecordKind, columns: pa.Schema) -> None:

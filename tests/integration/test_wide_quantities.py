@@ -96,8 +96,12 @@ def test_old_and_new_files_are_one_table(older: Lake, home: Path, tmp_path: Path
     assert evolved.stdout == WIDEN.format("quantity") + "\n"
     assert k2("table", "evolve", "trades").stdout == evolved.stdout
     assert k2("table", "evolve", "trades").stdout == ""
-    names = ("bid_quantity", "ask_quantity")
-    assert k2("table", "evolve", "quotes").stdout.splitlines() == [*map(WIDEN.format, names)]
+    assert k2("table", "evolve", "quotes").stdout.splitlines() == [
+        "make bid_price optional",
+        f"{WIDEN.format('bid_quantity')}, make bid_quantity optional",
+        "make ask_price optional",
+        f"{WIDEN.format('ask_quantity')}, make ask_quantity optional",
+    ]
     older.append(TRADES, table_of(TRADES, [trade(2, quantity=LARGE)]))
     assert stored_types(older) == [pa.decimal128(18, 8), pa.decimal128(20, 8)]
     both = [Decimal("0.00000001"), LARGE]
@@ -114,6 +118,25 @@ def test_old_and_new_files_are_one_table(older: Lake, home: Path, tmp_path: Path
     assert turnover == {"t": PRICE * (both[0] + LARGE), "most": PRICE * LARGE}
     exported = k2("export", "trades", "--layout", "generic-trades").stdout
     assert all(text in exported for text in texts)
+
+
+def test_quotes_with_one_side_need_a_table_that_has_evolved(older: Lake, home: Path):
+    one_sided = {"message_id": "2", "source_sequence": 2, "ask_price": None, "ask_quantity": None}
+    rows = table_of(QUOTES, [quote_row(), quote_row(**one_sided)])
+    reason = "ask_price is null, and every row of quotes_v2 needs one"
+    assert older.unfit_rows(QUOTES, rows) == {1: reason}
+    with pytest.raises(BadData, match=reason):
+        older.append(QUOTES, rows)
+    older.append(QUOTES, rows.slice(0, 1))
+    older.evolve(QUOTES, QUOTES.avro)
+    assert older.evolve(QUOTES, QUOTES.avro) == []
+    older.append(QUOTES, rows.slice(1))
+    k2 = k2_at(home)
+    columns = ("--columns", "bid_price,ask_price,ask_quantity")
+    answer = k2("query", "quotes", *columns, "-f", "csv").stdout
+    assert sum(line.endswith(",,") for line in answer.splitlines()) == 1
+    sql = "select count(*) as n, count(ask_price) as asks from quotes"
+    assert k2("query", "sql", sql, "-f", "csv").stdout == "n,asks\n2,1\n"
 
 
 def test_statistics_of_wide_quantities_are_exact(older: Lake):

@@ -6,7 +6,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import START, batch_of, narrow, quotes_batch, trade_row, trades_batch, written
+from builders import (
+    START,
+    batch_of,
+    narrow,
+    quote_row,
+    quotes_batch,
+    trade_row,
+    trades_batch,
+    written,
+)
 
 from k2cli.codec.encode import encode_messages, varint, wire_header
 from k2cli.codec.resolve import Incompatible, RecordDecoder
@@ -171,10 +180,36 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
 def test_readers_and_writers_of_wide_and_narrow_quantities_are_mixed(kind: RecordKind):
     old, rows = narrow(kind), BATCHES[kind.name](3)
-    bodies = encode_messages(rows.cast(old.arrow), old.avro).to_pylist()
-    assert bodies == encode_messages(rows, kind.avro).to_pylist()
-    assert RecordDecoder(old.avro, kind.avro).decode(bodies).rows.equals(rows)
-    assert RecordDecoder(kind.avro, old.avro).decode(bodies).rows.equals(rows.cast(old.arrow))
+    old_bodies = encode_messages(rows.cast(old.arrow), old.avro).to_pylist()
+    assert RecordDecoder(old.avro, kind.avro).decode(old_bodies).rows.equals(rows)
+    decoded = RecordDecoder(kind.avro, old.avro).decode(bodies_of(rows, kind))
+    assert decoded.rows.equals(rows.cast(old.arrow))
+
+
+def test_quotes_with_one_side_are_read_and_written():
+    rows = batch_of(
+        QUOTES,
+        [
+            quote_row(bid_price=None, bid_quantity=None),
+            quote_row(ask_price=None, ask_quantity=None),
+            quote_row(bid_quantity=None, ask_quantity=None),
+        ],
+    )
+    bodies = bodies_of(rows, QUOTES)
+    assert bodies == written(dict(QUOTES.avro), *as_records(rows))
+    assert RecordDecoder(QUOTES.avro, QUOTES.avro).decode(bodies).rows.equals(rows)
+    older = RecordDecoder(QUOTES.avro, narrow(QUOTES).avro).decode(bodies)
+    assert [reason for _, reason in older.rejects] == [
+        "bid_price is null",
+        "ask_price is null",
+        "bid_quantity is null",
+    ]
+
+
+def test_a_negative_price_is_a_reject_where_it_may_be_null():
+    rows = batch_of(QUOTES, [quote_row(bid_price=Decimal(-1))])
+    decoded = RecordDecoder(QUOTES.avro, QUOTES.avro).decode(bodies_of(rows, QUOTES))
+    assert "bid_price is negative" in decoded.rejects[0][1]
 
 
 def test_only_values_that_do_not_fit_a_narrow_reader_are_rejects():

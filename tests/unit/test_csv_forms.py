@@ -432,19 +432,19 @@ def test_book_tickers_have_the_ids_of_the_stream(tmp_path: Path) -> None:
             "dukascopy-quotes",
             "Gmt time,Ask,Bid,AskVolume,BidVolume\n01.06.2020 00:00:01,1.11032,1.11029,1.5,0.75\n",
             {"symbol": "EURUSD"},
-            ("2020-06-01T00:00:01", "1.11029", "0.75", None),
+            ("2020-06-01T00:00:01", "1.11029", Decimal("0.75"), Decimal("1.5")),
         ),
         (
             "histdata-quotes",
             "20120201 000003660,1.306600,1.306770,0\n",
             {"symbol": "EURUSD"},
-            ("2012-02-01T05:00:03.660", "1.3066", "0", "bid_quantity,ask_quantity"),
+            ("2012-02-01T05:00:03.660", "1.3066", None, None),
         ),
         (
             "truefx-quotes",
             "EUR/USD,20090501 00:00:00.256,1.3234,1.3235\n",
             {},
-            ("2009-05-01T00:00:00.256", "1.3234", "0", "bid_quantity,ask_quantity"),
+            ("2009-05-01T00:00:00.256", "1.3234", None, None),
         ),
     ],
 )
@@ -452,10 +452,10 @@ def test_quotes_of_vendors(
     tmp_path: Path, layout: str, data: str, options: dict[str, str], expected: tuple[Any, ...]
 ) -> None:
     ((row,), *_) = load(tmp_path, data, layout, asset_class="futures", currency="USD", **options)
-    time, price, quantity, missing = expected
+    time, price, *sizes = expected
     assert row["timestamp"] == us(time)
-    assert (row["bid_price"], row["bid_quantity"]) == (Decimal(price), Decimal(quantity))
-    assert dict(row["vendor_data"] or {}).get("missing") == missing
+    assert row["bid_price"] == Decimal(price)
+    assert [row["bid_quantity"], row["ask_quantity"]] == sizes
 
 
 @pytest.mark.parametrize(
@@ -490,12 +490,12 @@ def test_one_sided_quotes(tmp_path: Path) -> None:
         "2024-01-01,46210.0,1.2,,\n2024-01-01,,,1,2\n2024-01-01,,3,,4\n2024-01-01,1,2,3,\n"
     )
     rows, (reject,), _ = load(tmp_path, data, "generic-quotes", **OF_FILE)
-    assert [dict(row["vendor_data"])["missing"] for row in rows] == [
-        "ask_price,ask_quantity",
-        "bid_price,bid_quantity",
-        "ask_quantity",
+    names = ("bid_price", "bid_quantity", "ask_price", "ask_quantity")
+    assert [[row[name] for name in names] for row in rows] == [
+        [Decimal("46210"), Decimal("1.2"), None, None],
+        [None, None, 1, 2],
+        [1, 2, 3, None],
     ]
-    assert rows[0]["ask_price"] == 0
     assert (reject.position, reject.code) == (4, "bad_bid_price")
 
 

@@ -18,9 +18,8 @@ A layout is a TOML file (see layouts/*.toml for the built-in ones):
     dump = "trades"            # what the names of such dumps say: trades, aggTrades, bookTicker
     signed_quantity = false    # true: the sign of the quantity is the side, negative is a sell
     id_series = "agg"          # ids are not those of streams, but a series of this name
-    may_be_empty = []          # prices and quantities of quotes whose cells may be empty: stored
-                               # as 0 and listed in vendor_data.missing, as are quantities that
-                               # [fields] of quotes does not have
+    may_be_empty = []          # prices and quantities of quotes whose cells may be empty: null, as
+                               # are quantities that [fields] of quotes does not have
     [market_columns.coinm]     # columns of that market which are others than in `columns`
     [aliases]                  # column = other spellings that headers have for it
 

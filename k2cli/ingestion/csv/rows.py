@@ -30,7 +30,6 @@ from k2cli.symbols import normalize_symbol
 _HALVE_ABOVE: Final = 32  # rows; fewer are tried one by one
 _LONGEST_NAME: Final = 64  # characters of a symbol, exchange or currency
 _SHOWN: Final = 80  # characters of a value in a reason
-_MISSING: Final = "missing"  # entry of vendor_data: the fields that are 0 for want of a value
 _FEW: Final = 5  # values that a notice shows
 _MOST_KEPT: Final = 1000  # distinct values
 _DECIMAL_TEXT: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?")
@@ -152,7 +151,7 @@ class RowBuilder:
             if name in there:
                 yield (name,), self._decimals_check(name)
         if self._layout.may_be_empty:
-            yield [name for name in self._layout.decimals if name in there], self._missing
+            yield [name for name in self._layout.decimals if name in there], self._sides_check
         by_field: dict[str, _Check] = {
             "id": lambda cells, _: self._check_ids(cells),
             "source_sequence": lambda cells, _: self._sequence(cells, None),
@@ -201,6 +200,8 @@ class RowBuilder:
             "platform_sequence": pa.nulls(count, pa.int64()),
             "vendor_data": self._vendor_data(cells, symbols, count),
         }
+        if layout.may_be_empty:
+            self._sides_check(cells, count)
         for name in layout.decimals:
             columns[name] = self._decimals(name, cells, count)
         if layout.kind == "trades":
@@ -223,10 +224,16 @@ class RowBuilder:
     def _decimals(self, name: str, cells: Cells, count: int) -> pa.Array:
         place, of = self._columns.fields.get(name), self.kind.type_of(name)
         if place is None:  # quotes without sizes
-            return decimals_of(pa.array(["0"]).take(pa.array(np.zeros(count, dtype=np.int8))), of)
+            return pa.nulls(count, of)
         texts = cells[place]
         if name in self._layout.may_be_empty:
-            texts = pc.if_else(_is_empty(texts), "0", texts)
+            is_empty = _is_empty(texts)
+            filled = self._all_decimals(name, pc.if_else(is_empty, "0", texts), cells)
+            return pc.if_else(is_empty, pa.scalar(None, of), filled)
+        return self._all_decimals(name, texts, cells)
+
+    def _all_decimals(self, name: str, texts: pa.StringArray, cells: Cells) -> pa.Array:
+        of = self.kind.type_of(name)
         if self._facts.decimal != ".":
             texts = pc.replace_substring(texts, self._facts.decimal, ".")
         if name == "quantity" and self._layout.signed_quantity:
@@ -404,19 +411,15 @@ class RowBuilder:
             if text.strip().lower() not in known:
                 self._unknown_sides[text if is_room else ""] += count
 
-    def _missing(self, cells: Cells, count: int) -> Ints | None:
-        """Return which fields quotes lack, as a number of a bit each; None if there are all."""
-        fields, codes = self._columns.fields, np.zeros(count, dtype=np.int64)
-        for bit, name in enumerate(self._layout.decimals):
-            if name not in fields:
-                codes |= 1 << bit
-            elif name in self._layout.may_be_empty:
-                codes |= _is_empty(cells[fields[name]]).to_numpy(zero_copy_only=False) << bit
-        names = self._layout.decimals
-        prices = sum(1 << bit for bit, name in enumerate(names) if name.endswith("_price"))
-        if ((codes & prices) == prices).any() and self._layout.kind == "quotes":
+    def _sides_check(self, cells: Cells, count: int) -> None:
+        """Refuse quotes with neither a bid nor an ask."""
+        fields = self._columns.fields
+        places = [fields[name] for name in ("bid_price", "ask_price") if name in fields]
+        is_empty = np.ones(count, dtype=np.bool_)
+        for place in places:
+            is_empty &= _is_empty(cells[place]).to_numpy(zero_copy_only=False)
+        if is_empty.any():
             raise self._unfit("bid_price", cells, "is empty, and so is the ask: not a quote")
-        return codes if codes.any() else None
 
     def _vendor_data(self, cells: Cells, symbols: Labels, count: int) -> pa.Array:
         vendor = VendorData(count)
@@ -428,31 +431,17 @@ class RowBuilder:
             if pc.any(is_empty).as_py():
                 rows = np.where(is_empty.to_numpy(zero_copy_only=False), -1, rows)
             vendor.add(key, texts, rows)
-        missing = self._missing(cells, count) if self._layout.kind == "quotes" else None
-        if missing is not None:
-            vendor.add(_MISSING, _names_of_bits(self._layout.decimals), missing - 1)
         if self._layout.market:
             instruments = [self._instrument(name) for name in symbols.names]
             vendor.add("base_asset", pa.array([i.base for i in instruments]), symbols.codes)
             vendor.add("quote_asset", pa.array([i.quote for i in instruments]), symbols.codes)
-        elif not self._columns.vendor and not self._facts.entries and missing is None:
+        elif not self._columns.vendor and not self._facts.entries:
             return pa.nulls(count, self.kind.arrow.field("vendor_data").type)
         return vendor.build()
 
 
 def _is_empty(texts: pa.StringArray) -> pa.BooleanArray:
     return pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0)
-
-
-def _names_of_bits(names: Sequence[str]) -> pa.StringArray:
-    """Return the names for every number but 0, of which each bit is a name."""
-    numbers = range(1, 1 << len(names))
-    return pa.array(
-        [
-            ",".join(name for bit, name in enumerate(names) if number >> bit & 1)
-            for number in numbers
-        ]
-    )
 
 
 def _each_that_fails(
