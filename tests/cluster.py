@@ -14,7 +14,7 @@ import pyarrow as pa
 from builders import START, batch_of, trade_row
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from conftest import Result
+from forked import Result, run_k2
 from waiting import PATIENCE_S, wait_for
 
 from k2cli.codec.encode import encode_messages, wire_header
@@ -89,16 +89,7 @@ class Cluster:
 
     def run(self, *args: object, timeout_s: float = PATIENCE_S, stdin: str = "") -> Result:
         """Run k2 to its end."""
-        done = subprocess.run(
-            [sys.executable, "-m", "k2cli", *map(str, args)],
-            env=self.env,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        return run_k2([*map(str, args)], env=self.env, stdin=stdin, timeout_s=timeout_s)
 
     def consume(self, *args: object, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Consume to the end, with success; return the summary."""

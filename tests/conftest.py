@@ -2,16 +2,13 @@
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from forked import Result, run_k2
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from waiting import PATIENCE_S
 
 from k2cli.config import Settings, load_settings
 from k2cli.storage.lake import Lake, open_lake
@@ -26,15 +23,6 @@ hypothesis_settings.register_profile(
     "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 hypothesis_settings.load_profile("any-machine")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run of k2 gave back."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
 
 
 Run = Callable[..., Result]
@@ -79,21 +67,12 @@ def k2_env(home: Path) -> dict[str, str]:
 def run(k2_env: dict[str, str]) -> Run:
     """Run k2 as a user does, in a process of its own."""
 
-    def run_k2(
+    def run_with(
         args: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: str = ""
     ) -> Result:
-        done = subprocess.run(
-            [sys.executable, "-m", "k2cli", *args],
-            env={**k2_env, **(env or {})},
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        return run_k2(args, env={**k2_env, **(env or {})}, stdin=stdin)
 
-    return run_k2
+    return run_with
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import START, quotes_batch, table_of, trade_row, trades_batch
-from conftest import Result, Run
+from conftest import Run
+from forked import Result
 from typer.testing import CliRunner
 from waiting import PATIENCE_S, wait_for
 

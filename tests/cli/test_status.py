@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from builders import START, quotes_batch, trades_batch
-from conftest import Result, Run
+from conftest import Run
+from forked import Result
 from pyiceberg.transforms import HourTransform
 from waiting import PATIENCE_S
 from within import k2_at
