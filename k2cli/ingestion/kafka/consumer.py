@@ -32,6 +32,9 @@ Message = confluent_kafka.Message
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
 _PREFETCH_KBYTES: Final = 16 << 10  # beside it stands what each message costs by itself
+# Members learn of a rebalance from their next heartbeat, and a hand-over takes two of them. With
+# librdkafka's 3 s the first of several members reads a million records before it shares any.
+_HEARTBEAT_MS: Final = 200
 _CLOSED: Final = "cannot leave the group"
 _LEAVE_S: Final = 20.0
 _COUNTER: Final = "k2-status"  # of a client that never joins nor commits
@@ -94,6 +97,7 @@ class TopicReader:
                 client_config(
                     kafka,
                     fixed,
+                    heartbeat_interval_ms=_HEARTBEAT_MS,
                     queued_max_messages_kbytes=_PREFETCH_KBYTES,
                     queued_min_messages=100_000,
                     # Of compressed bytes, which may become ten times as many in memory.
