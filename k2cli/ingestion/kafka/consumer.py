@@ -31,7 +31,7 @@ from k2cli.ingestion.kafka.vendor import (
 Message = confluent_kafka.Message
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
-_PREFETCH_KBYTES: Final = 16 << 10  # beside it stands what each message costs by itself
+_PREFETCH_KBYTES: Final = 8 << 10  # beside it stands what each message costs by itself
 # Members learn of a rebalance from their next heartbeat, and a hand-over takes two of them. With
 # librdkafka's 3 s the first of several members reads a million records before it shares any.
 _HEARTBEAT_MS: Final = 200
