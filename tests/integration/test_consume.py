@@ -266,15 +266,25 @@ def test_a_topic_of_nothing_but_dead_letters_moves_on(
     cluster: Cluster, topic: str, group: tuple[str, str], tmp_path: Path
 ):
     cluster.send(topic, [b"bad", b"\xff\x00"])
+    producer = Producer(cluster.kafka)
+    producer.produce(topic, None, b"\xfe", 0, headers=[("a", b"\xff"), ("a", None)])
+    assert producer.flush(60) == 0
     file = tmp_path / "rejects.ndjson"
     summary = cluster.consume("--topic", topic, *group, "--rejects", file)
-    assert (summary["rows"], summary["rejects"], summary["commits"]) == (0, 2, 1)
+    assert (summary["rows"], summary["rejects"], summary["commits"]) == (0, 3, 1)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(line["source"], line["position"]) for line in lines] == [
         (f"{topic}/0", 0),
         (f"{topic}/0", 1),
+        (f"{topic}/0", 2),
     ]
     assert (lines[0]["raw"], lines[1]["raw_base64"]) == ("bad", "/wA=")
+    assert (lines[0]["key"], lines[0]["headers"]) == ("key", [{"name": "theirs", "value": "1"}])
+    assert (lines[2]["raw"], lines[2]["key_base64"]) == (None, "/g==")
+    assert lines[2]["headers"] == [
+        {"name": "a", "value_base64": "/w=="},
+        {"name": "a", "value": None},
+    ]
     assert cluster.consume("--topic", topic, *group)["messages"] == 0
 
 
@@ -496,6 +506,7 @@ def test_a_dead_letter_that_its_topic_refuses_goes_to_a_file(
         (f"{topic}/0", 6),
     ]
     assert base64.b64decode(lines[0]["raw_base64"]) == values[2]
+    assert (lines[0]["key"], lines[0]["headers"]) == ("key", [{"name": "theirs", "value": "1"}])
     small = [value for value in values if len(value) < 50_000]
     assert sorted(each.value() for each in cluster.read(f"{topic}.dlq", 4)) == sorted(small)
     assert cluster.consume("--topic", topic, *group)["messages"] == 0

@@ -215,7 +215,7 @@ class TopicReader:
         elif error.code() in NO_TOPIC:
             self.is_topic_gone = True
         elif error.code() in RETRIED or error.retriable():
-            self._observe("kafka_away", reason=error.str())
+            self._observe("kafka_unavailable", reason=error.str())
         else:
             raise translate(
                 "cannot read" if topic is None else f"cannot read topic {topic}", error, self._kafka
