@@ -210,6 +210,22 @@ def test_ends_of_transactions_are_not_messages(
     assert cluster.ids() == ids_of(numbered_trades(5))
 
 
+def test_lag_is_counted_from_what_was_committed(
+    cluster: Cluster, market_topic: str, group: tuple[str, str]
+):
+    """Of hundreds of messages, too, without the ends of the transactions among them."""
+    topic = market_topic
+    for begin in range(0, 600, 150):
+        produce_transaction(cluster, topic, numbered_trades(150, begin=begin))
+    produce_transaction(cluster, topic, numbered_trades(150, begin=600), is_aborted=True)
+    assert lags_of(cluster, topic) == [600]
+    cluster.consume("--topic", topic, *group, "--max-messages", 200)
+    assert set(cluster.positions().values()) == {201}
+    assert lags_of(cluster, topic) == [400]
+    cluster.consume("--topic", topic, *group)
+    assert lags_of(cluster, topic) == [0]
+
+
 def test_an_open_transaction_is_not_lag(
     cluster: Cluster, market_topic: str, group: tuple[str, str]
 ):
