@@ -295,7 +295,7 @@ class Consumption:
             return
         values = [message.value() for message in messages]
         decoded = self._patiently(
-            "registry_away", lambda: feed.messages.read(values, numbers, offsets)
+            "registry_unavailable", lambda: feed.messages.read(values, numbers, offsets)
         )
         letters = [dead_letter(messages[place], reason) for place, reason in decoded.rejects]
         if letters and self._policy.is_bad_fatal:
@@ -371,7 +371,9 @@ class Consumption:
         """Make what was read durable, the dead letters first. Runs in the commit's thread."""
         pending = self._attributed(read)
         if pending.letters:
-            self._patiently("dead_letters_away", lambda: self._letters.write(pending.letters))
+            self._patiently(
+                "dead_letters_unavailable", lambda: self._letters.write(pending.letters)
+            )
             self.totals.rejects += len(pending.letters)
             first = pending.letters[0]
             self._observe(
@@ -389,7 +391,7 @@ class Consumption:
     def _rows(self, name: str, pending: _Pending) -> pa.Table:
         if name in pending.rows:
             return joined(pending.rows[name])
-        kind = self._patiently("catalog_away", lambda: self._tables.kind(KINDS[name]))
+        kind = self._patiently("catalog_unavailable", lambda: self._tables.kind(KINDS[name]))
         return kind.arrow.empty_table()
 
     def _attributed(self, pending: _Pending) -> _Pending:
@@ -402,12 +404,13 @@ class Consumption:
             if ids == self._ids_now({topic for topic, _ in ids}):
                 return pending
         except Unavailable as exc:  # and the run is to end
-            self._observe("kafka_away", reason=str(exc))
+            self._observe("kafka_unavailable", reason=str(exc))
         return replace(pending.certain or _Pending(), is_cut=True)
 
     def _append(self, kind: RecordKind, rows: pa.Table, spans: Mapping[Partition, Span]) -> None:
         commit = self._patiently(
-            "catalog_away", lambda: self._tables.append(kind, rows, source=OffsetPosition(spans))
+            "catalog_unavailable",
+            lambda: self._tables.append(kind, rows, source=OffsetPosition(spans)),
         )
         self.totals.rows += commit.rows
         self.totals.duplicates += commit.duplicates
@@ -473,7 +476,7 @@ class Consumption:
             try:
                 found = question.request.identities()
             except Unavailable as exc:
-                self._observe("kafka_away", reason=str(exc))
+                self._observe("kafka_unavailable", reason=str(exc))
             else:
                 self._learn(question, found)
 
@@ -504,7 +507,7 @@ class Consumption:
             self._sizes[topic] = identity.partitions
         if has_changed:
             timeout_s = self._policy.timeout_s
-            self._patiently("kafka_away", lambda: self._reader.refresh(timeout_s))
+            self._patiently("kafka_unavailable", lambda: self._reader.refresh(timeout_s))
 
     def _is_same(self, topic: str, identity: TopicIdentity) -> bool:
         return identity.id == self._feeds[topic].topic_id
@@ -549,7 +552,7 @@ class Consumption:
         return request.identities()
 
     def _ids_now(self, topics: Iterable[str]) -> set[tuple[str, str]]:
-        found = self._patiently("kafka_away", lambda: self._identities(topics))
+        found = self._patiently("kafka_unavailable", lambda: self._identities(topics))
         return {(topic, identity.id) for topic, identity in found.items() if identity}
 
     def _assigned(self, places: Sequence[Place]) -> Mapping[Place, int]:
@@ -559,7 +562,7 @@ class Consumption:
         """
         self._question = None
         topics = {topic for topic, _ in places}
-        found = self._patiently("kafka_away", lambda: self._identities(topics))
+        found = self._patiently("kafka_unavailable", lambda: self._identities(topics))
         for topic, identity in found.items():
             if identity is None:
                 self._note_missing(topic)
@@ -601,7 +604,7 @@ class Consumption:
         held: dict[Partition, int] = {}
         for name, fed in names.items():
             ask = partial(self._tables.held, KINDS[name], KEY)
-            offsets = decode_offsets(self._patiently("catalog_away", ask))
+            offsets = decode_offsets(self._patiently("catalog_unavailable", ask))
             held |= {each: offset for each, offset in offsets.items() if each.topic in fed}
         return held
 
@@ -676,7 +679,9 @@ class Consumption:
             return {place: first for place, (first, _) in self._bounds(topic, numbers).items()}
         time_ms = start if isinstance(start, int) else None
         places = [(topic, number) for number in numbers]
-        return self._patiently("kafka_away", lambda: self._reader.offsets_at(places, time_ms))
+        return self._patiently(
+            "kafka_unavailable", lambda: self._reader.offsets_at(places, time_ms)
+        )
 
     def _bounds(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, tuple[int, int]]:
         """Return the oldest offset of partitions, and the next one.
@@ -685,7 +690,7 @@ class Consumption:
             NotFound: the topic was deleted, and perhaps recreated.
         """
         places = [(topic, number) for number in numbers]
-        bounds = self._patiently("kafka_away", lambda: self._reader.bounds(places))
+        bounds = self._patiently("kafka_unavailable", lambda: self._reader.bounds(places))
         if (topic, self._feeds[topic].topic_id) not in self._ids_now([topic]):
             raise NotFound(f"topic {topic} was deleted or recreated")
         return bounds
