@@ -71,6 +71,14 @@ class Kept:
     files: Sequence[Path] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """Rows of a file that an earlier run kept, pending again."""
+
+    rows: int
+    size_bytes: int
+
+
 class Source(Protocol):
     """An iterator of batches that can be told to stop."""
 
@@ -97,8 +105,8 @@ class Sink(Protocol):
         `commit` again once those rejects are durable. After an outage `failure` is set.
         """
 
-    def recover(self) -> int:
-        """Take over what an earlier run could not commit; return how many rows."""
+    def recover(self) -> Iterator[Recovered]:
+        """Take over what earlier runs kept, a file at a time: it is pending then."""
 
     def keep(self) -> Kept:
         """Save what could not be committed for the next run.

@@ -54,7 +54,9 @@ class Pump:
         self._observe = observe
         self._clock = policy.clock
         self._started = 0.0
+        self._recovering = sink.recover()
         self._pending_rows = 0
+        self._recovered_rows = 0  # of these, those that earlier runs kept: they are in files
         self._pending_since = 0.0
         self._held_bytes = 0  # of pending rows
         self._unwritten: list[Reject] = []  # that the rejects file did not take yet
@@ -99,11 +101,13 @@ class Pump:
         return self.totals
 
     def _recover(self) -> None:
-        """Commit what an earlier run could not, before anything is read."""
-        rows = self._sink.recover()
-        if rows:
-            self._count_pending(rows)
-            self._commit()
+        """Commit what earlier runs could not, a file at a time: one waits out an outage."""
+        for recovered in self._recovering:
+            self._recovered_rows += recovered.rows
+            self._count_pending(recovered.rows)
+            self._held_bytes += recovered.size_bytes
+            if self._commit() is not None:
+                return
 
     def _take(self, batch: Batch) -> None:
         self.totals.messages += batch.messages
@@ -153,8 +157,8 @@ class Pump:
         policy, now = self._policy, self._clock()
         is_old = self._pending_rows and now - self._pending_since >= policy.flush_interval_s
         is_due = is_old or self._pending_rows >= policy.flush_rows or self._unwritten
-        if is_due and now >= self._retry_at:
-            self._commit()
+        if is_due and now >= self._retry_at and self._commit() is None:
+            self._recover()
 
     def _stop_if_over(self) -> None:
         policy = self._policy
@@ -181,7 +185,7 @@ class Pump:
         failure = self._try_commit()
         self._is_sink_broken = False
         if failure is None:
-            self._pending_rows = self._held_bytes = self._failures = 0
+            self._pending_rows = self._recovered_rows = self._held_bytes = self._failures = 0
             self._retry_at = -math.inf
         elif not self._is_stopping:
             wait_s = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
@@ -238,7 +242,8 @@ class Pump:
 
     def _keep(self, failure: K2Error | None) -> None:
         """Save what was not committed, and report it; raise after an outage."""
-        what, hint = f"{self._pending_rows} rows were not committed", None
+        what = f"{self._pending_rows - self._recovered_rows} rows were not committed"
+        hint = None
         try:
             kept = self._sink.keep()
             if kept.files:
@@ -251,5 +256,9 @@ class Pump:
         except Unavailable as exc:
             self._observe("uncommitted_lost", rows=self._pending_rows, reason=str(exc))
             what = f"{what} and are lost ({exc})"
+        count, file = len(self._unwritten) + self._rejects.unwritten, str(self._rejects.path)
+        if count:
+            self._observe("rejects_lost", count=count, file=file)
+            what = f"{what}, and {count} rejects are lost, which {file} did not take"
         if failure is not None:
             raise Unavailable(f"{what}: {failure}", hint=hint or failure.hint) from failure

@@ -60,6 +60,11 @@ class RejectLog:
         """Size of the file, with what earlier runs wrote; 0 before the first reject."""
         return self._written_bytes + len(self._unwritten)
 
+    @property
+    def unwritten(self) -> int:
+        """How many rejects were taken over that the file has not, or not as a whole."""
+        return self._unwritten.count(b"\n")
+
     def write(self, rejects: Sequence[Reject]) -> None:
         """Append rejects, a line each; none of them if an earlier one could not be written."""
         if not rejects:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from k2cli.errors import BadData, Conflict, Unavailable
-from k2cli.flow import Committed, Kept, Observer, Reject
+from k2cli.flow import Committed, Kept, Observer, Recovered, Reject
 from k2cli.iso import iso_utc
 from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind
@@ -59,42 +59,43 @@ class TableSink:
         """Append what is pending, a snapshot a table; what a table stores already is left out."""
         total = Committed()
         for name in KINDS:
-            if self._pending[name] or self._seen[name]:
+            if self._pending[name] or self._seen[name] or self._recovered[name]:
                 self._commit_kind(KINDS[name], total)
         return total
 
-    def recover(self) -> int:
-        """Take over the rows that earlier runs kept for this catalog."""
-        rows = 0
+    def recover(self) -> Iterator[Recovered]:
+        """Take over the rows that earlier runs kept for this catalog, a file at a time."""
         for spilled in self._spill.load() if self._spill else ():
-            name = spilled.kind.name
-            self._recovered[name].append(spilled)
-            self._pending[name] += spilled.rows.to_batches()
-            for series, stored in spilled.seen.items():
-                before = self._seen[name].get(series, Stored())
-                self._seen[name][series] = before.merged(stored)
-            rows += spilled.rows.num_rows
+            self._recovered[spilled.kind.name].append(spilled)
             self._observe("recovered", rows=spilled.rows.num_rows, file=str(spilled.path))
-        return rows
+            yield Recovered(rows=spilled.rows.num_rows, size_bytes=spilled.rows.nbytes)
 
     def keep(self) -> Kept:
-        """Save what is pending in files that the next run picks up; without `spill`, only count."""
+        """Save what is pending in files that the next run picks up; without `spill`, only count.
+
+        What earlier runs kept stays in the files that it is in.
+        """
         rows = sum(batch.num_rows for batches in self._pending.values() for batch in batches)
         if self._spill is None:
             return Kept(rows=rows)
         files = []
+        for spilled in (each for kind in self._recovered.values() for each in kind):
+            spilled.lock.close()
         for name, batches in self._pending.items():
             if batches or self._seen[name]:
                 table = pa.Table.from_batches(batches, KINDS[name].arrow)
                 files.append(self._spill.save(KINDS[name], table, self._seen[name]))
                 batches.clear()
                 self._seen[name].clear()
-                self._remove_recovered(name)
         return Kept(rows=rows, files=files)
 
     def _commit_kind(self, kind: RecordKind, total: Committed) -> None:
-        batches, seen = self._pending[kind.name], self._seen[kind.name]
-        rows = pa.Table.from_batches(batches, kind.arrow)
+        batches, seen = self._pending[kind.name], dict(self._seen[kind.name])
+        recovered = self._recovered[kind.name]
+        for series, stored in (each for spilled in recovered for each in spilled.seen.items()):
+            seen[series] = seen.get(series, Stored()).merged(stored)
+        pending = pa.Table.from_batches(batches, kind.arrow)
+        rows = pa.concat_tables([*(spilled.rows for spilled in recovered), pending])
         try:
             commit = self._lake.append(kind, rows, seen=seen, watch=self._watches.get(kind.name))
         except (Unavailable, Conflict) as exc:
@@ -107,7 +108,7 @@ class TableSink:
             total.unfit = [*total.unfit, *unfit]
             return
         batches.clear()
-        seen.clear()
+        self._seen[kind.name].clear()
         self._remove_recovered(kind.name)
         total.rows += commit.rows
         total.duplicates += commit.duplicates
@@ -120,7 +121,7 @@ class TableSink:
             report_commit(self._observe, kind, commit)
 
     def _remove_recovered(self, name: str) -> None:
-        """Remove the files whose rows are committed or saved again."""
+        """Remove the files whose rows are committed."""
         if self._recovered[name]:
             for spilled in self._recovered[name]:
                 spilled.remove()
@@ -136,6 +137,8 @@ class TableSink:
         is_fit = np.ones(rows.num_rows, dtype=np.bool_)
         is_fit[list(faults)] = False
         self._pending[kind.name][:] = rows.filter(pa.array(is_fit)).to_batches()
+        for spilled in self._recovered[kind.name]:  # its rows are among the pending ones now
+            spilled.rows = kind.arrow.empty_table()
         with NdjsonRenderer() as renderer:
             return [
                 _unfit_reject(kind, rows.slice(row, 1), reason, renderer)
@@ -164,9 +167,9 @@ class TopicSink:
         self._topics.flush()
         return self._deduplicator.take_sums()
 
-    def recover(self) -> int:
-        """Return 0: nothing is kept between runs."""
-        return 0
+    def recover(self) -> Iterator[Recovered]:
+        """Yield nothing: nothing is kept between runs."""
+        return iter(())
 
     def keep(self) -> Kept:
         """Return nothing: rows are sent as they come."""
@@ -193,9 +196,9 @@ class NdjsonSink:
         """Return what was printed since the last commit."""
         return self._deduplicator.take_sums()
 
-    def recover(self) -> int:
-        """Return 0: nothing is kept between runs."""
-        return 0
+    def recover(self) -> Iterator[Recovered]:
+        """Yield nothing: nothing is kept between runs."""
+        return iter(())
 
     def keep(self) -> Kept:
         """Return nothing: rows are printed as they come."""

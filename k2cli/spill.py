@@ -31,7 +31,7 @@ _SEEN: Final = b"k2.seen"
 _SUFFIX: Final = ".arrow"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Spilled:
     """What one file holds."""
 
@@ -42,7 +42,7 @@ class Spilled:
     lock: BinaryIO
 
     def remove(self) -> None:
-        """Remove the file: its rows are committed, or in another one."""
+        """Remove the file: its rows are committed."""
         self.path.unlink(missing_ok=True)
         self.lock.close()
 

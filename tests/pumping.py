@@ -10,7 +10,7 @@ from builders import trades_batch
 from waiting import ManualClock
 
 from k2cli.errors import Unavailable
-from k2cli.flow import Batch, Committed, Kept, Reject
+from k2cli.flow import Batch, Committed, Kept, Recovered, Reject
 from k2cli.pipeline import Pump, PumpPolicy
 from k2cli.records import TRADES, RecordKind
 from k2cli.rejects import RejectLog
@@ -53,6 +53,7 @@ class MemorySink:
     log: list[str] = field(default_factory=list)
     pending: int = 0
     commits: int = 0
+    kept: Sequence[int] = ()  # rows of the files of earlier runs
 
     def write(self, kind: RecordKind, rows: Any) -> None:
         self.log.append(f"{kind.name} {rows.num_rows}")
@@ -68,8 +69,11 @@ class MemorySink:
         rows, self.pending = self.pending, 0
         return Committed(rows=rows, duplicates=2, missing=3, commits=1 if rows else 0)
 
-    def recover(self) -> int:
-        return 0
+    def recover(self) -> Iterator[Recovered]:
+        for rows in self.kept:
+            self.pending += rows
+            self.log.append(f"recovered {rows}")
+            yield Recovered(rows=rows, size_bytes=0)
 
     def keep(self) -> Kept:
         self.log.append(f"keep {self.pending}")

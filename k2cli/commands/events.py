@@ -25,6 +25,7 @@ WARNINGS: Final = frozenset(
         "uncommitted_kept",
         "uncommitted_lost",
         "uncommitted_unreadable",
+        "rejects_lost",
         "stale",
         "silent",
         "silent_streams",

@@ -33,6 +33,7 @@ from k2cli.query.render import COPIES, RENDERINGS
 
 # What DuckDB, Arrow and Python need beside the memory that DuckDB counts itself.
 _HEADROOM_BYTES: Final = 1 << 30
+_LONGEST_ERROR: Final = 4_000  # characters
 _DEEPEST_TREE: Final = 20_000  # levels of a parse tree as JSON
 
 
@@ -60,7 +61,13 @@ def run_worker(connection: socket.socket, folder: Path) -> None:
 def _send_error(connection: socket.socket, exc: K2Error) -> None:
     # As its class: subclasses of the engine are nobody else's.
     known = next(cls for cls in type(exc).__mro__ if cls.__module__ == K2Error.__module__)
-    send_frame(connection, Kind.ERROR, pickle.dumps((known, str(exc), exc.hint)))
+    hint = _shortened(exc.hint) if exc.hint else exc.hint
+    send_frame(connection, Kind.ERROR, pickle.dumps((known, _shortened(str(exc)), hint)))
+
+
+def _shortened(text: str) -> str:
+    """Cut an error that a query has made long."""
+    return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."
 
 
 def _answer(request: Request, connection: socket.socket) -> int:

@@ -5,6 +5,7 @@ one file says of another (sizes, row counts) is compared. Parquet has no checksu
 footer counts as damaged if the file cannot be read or its rows do not fit the table.
 """
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
 
-from k2cli.errors import BadData
+from k2cli.errors import BadData, Unavailable
 from k2cli.storage.append import has_moved_on
 from k2cli.storage.datafiles import open_data_file, read_data_file
 from k2cli.storage.loads import KEY as LOADS_KEY
@@ -228,6 +229,10 @@ def _fault(kind: str, path: str, read: Callable[[], None]) -> Fault | None:
             read()
     except BadData as exc:
         return Fault(kind, path, _reason(exc))
+    except Unavailable as exc:
+        if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.EIO):
+            raise
+        return Fault(kind, path, "the disk cannot read it (input/output error)")
     return None
 
 

@@ -1,5 +1,6 @@
 """Damaged files of a table: found by checksums and `k2 table check`, repaired by going back."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -49,6 +50,22 @@ def test_a_flipped_bit_in_a_page_is_found_by_its_checksum(lake: Lake, column: st
     flip_a_bit(path, page_of(path, column))
     with pytest.raises(BadData, match=r"is damaged: .*(CRC|checksum)"):
         list(read_data_file(table, file))
+
+
+def test_a_file_that_the_disk_cannot_read_is_damaged(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake.append(TRADES, pa.Table.from_batches([trades_batch(50)]))
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("k2cli.storage.damage.read_data_file", failing)
+    (damage,) = lake.check(TRADES).damage
+    assert (damage.kind, damage.reason) == (
+        "data file",
+        "the disk cannot read it (input/output error)",
+    )
 
 
 def batch(exchange: str) -> pa.Table:

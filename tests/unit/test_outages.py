@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from builders import quotes_batch, table_of, trade_row, trades_batch
-from pumping import MemorySink, MemorySource, ids, pump_of, rejected, trades
+from pumping import HOUR_S, MemorySink, MemorySource, ids, pump_of, rejected, trades
 
 from k2cli import rejects as rejects_module
 from k2cli.config import Settings, load_settings
@@ -222,14 +222,41 @@ def test_rows_are_kept_over_several_failing_runs(
 ) -> None:
     events: Events = []
     broken = BrokenLake(lake, Unavailable("away"), tuple(KINDS))
-    for count in (2, 4):
-        pump = pump_of(MemorySource([trades(count)]), sink_of(broken, settings, events), rejects)
-        with pytest.raises(Unavailable):
+    for files, count in enumerate((2, 4, 0), start=1):
+        source = MemorySource([trades(count)] if count else [])
+        pump = pump_of(source, sink_of(broken, settings, events), rejects)
+        with pytest.raises(Unavailable, match=f"{count} rows were not committed"):
             pump.run()
-        assert len(kept_files(settings)) == 1
+        assert len(kept_files(settings)) == min(files, 2)  # a file stays as it was written
+    assert [each["rows"] for each in named(events, "recovered")] == [2, 2]  # one at a time
+    events.clear()
     totals = pump_of(MemorySource([]), sink_of(lake, settings, events), rejects).run()
+    assert [each["rows"] for each in named(events, "recovered")] == [2, 4]
     assert (totals.rows, totals.duplicates) == (4, 2)
     assert kept_files(settings) == []
+
+
+def test_files_of_earlier_runs_are_committed_once_an_outage_is_over(
+    rejects: RejectLog,
+) -> None:
+    sink = MemorySink(outages=[1], kept=[2, 3, 4])
+    source = MemorySource([trades(5), trades(6)], pause_s=HOUR_S)
+    totals = pump_of(source, sink, rejects).run()
+    assert totals.rows == 2 + 3 + 4 + 5 + 6
+    recovered = [line for line in sink.log if line.startswith("recovered")]
+    assert recovered == ["recovered 2", "recovered 3", "recovered 4"]
+    assert sink.log.index("recovered 3") > sink.log.index("trades 5")
+
+
+def test_rejects_that_the_file_did_not_take_are_reported(lake: Lake, settings: Settings) -> None:
+    events: Events = []
+    source = MemorySource([rejected(b"x")])
+    with (
+        RejectLog(Path("/dev/full")) as log,
+        pytest.raises(Unavailable, match="1 rejects are lost, which /dev/full did not take"),
+    ):
+        pump_of(source, sink_of(lake, settings, events), log, events).run()
+    assert named(events, "rejects_lost") == [{"count": 1, "file": "/dev/full"}]
 
 
 def test_what_passed_between_two_runs_is_a_gap_of_the_restart(

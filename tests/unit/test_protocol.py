@@ -113,6 +113,27 @@ def test_names_that_are_not_ascii_are_percent_encoded_in_the_url() -> None:
                         "%CE%A9usdt@trade")  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "base",
+    [
+        "ws://a..b",
+        f"ws://{'a' * 64}.b",
+        "ws://[::1",
+        "ws://x.y:99999",
+        "wss://x.y:port",
+        "ws://[x]",
+    ],
+)
+def test_stream_url_that_cannot_be_one_is_a_usage_error(base: str) -> None:
+    with pytest.raises(UsageError, match="is not a"):
+        stream_url(base, [], has_microseconds=False)
+
+
+@pytest.mark.parametrize("base", ["ws://[::1]:9443", "wss://币安.example", "ws://a-b.c"])
+def test_stream_url_of_unusual_hosts(base: str) -> None:
+    assert stream_url(base, ["x"], has_microseconds=False) == f"{base}/stream?streams=x"
+
+
 @pytest.mark.parametrize("base", ["", "127.0.0.1:9443", "http://x.y", "ws://", "ws://x.y?a=b"])
 def test_stream_url_of_no_websocket_base_is_a_usage_error(base: str) -> None:
     with pytest.raises(UsageError, match="is not a WebSocket base"):

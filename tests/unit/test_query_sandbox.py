@@ -46,6 +46,12 @@ def written(sandbox: Sandbox, sql: str, form: str = "csv", limits: QuerySettings
     return sink.getvalue()
 
 
+def test_an_error_that_a_query_makes_long_is_cut(sandbox: Sandbox) -> None:
+    with pytest.raises(BadData) as caught:
+        written(sandbox, "select error(repeat('x', 1000000))")
+    assert 4_000 <= len(str(caught.value)) < 5_000
+
+
 def test_answers_come_in_every_form(sandbox: Sandbox) -> None:
     sql = "select i, i::decimal(18,8) as d from range(3) t(i)"
     lines = ["0,0.00000000", "1,1.00000000", "2,2.00000000"]

@@ -407,11 +407,11 @@ class _SameOriginConnect(connect):
         before = self.ws_uri
         try:
             target = super().process_redirect(exc)
-        except InvalidURI:  # http://, for instance
+            if isinstance(target, Exception):
+                return target
+            after = parse_uri(target)
+        except (InvalidURI, ValueError):  # http://, for instance
             return exc
-        if isinstance(target, Exception):
-            return target
-        after = parse_uri(target)
         is_same = (after.secure, after.host, after.port) == (
             before.secure,
             before.host,

@@ -55,10 +55,14 @@ def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> st
     Names that are not ASCII are percent-encoded.
 
     Raises:
-        UsageError: the base is no ws:// or wss:// URL.
+        UsageError: the base is no ws:// or wss:// URL, or its host or port cannot be one.
     """
-    parts = urlsplit(base)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.query:
+    try:
+        parts = urlsplit(base)
+        host, _ = (parts.hostname or "").encode("idna"), parts.port
+    except ValueError as exc:  # also of the host's labels
+        raise UsageError(f"{base!r} is not a URL: {exc}", hint="like ws://127.0.0.1:9443") from exc
+    if parts.scheme not in ("ws", "wss") or not host or parts.query:
         raise UsageError(f"{base!r} is not a WebSocket base", hint="like ws://127.0.0.1:9443")
     unit = "&timeUnit=MICROSECOND" if has_microseconds else ""
     return f"{base.rstrip('/')}/stream?streams={quote('/'.join(names), safe='/@!')}{unit}"
