@@ -62,10 +62,13 @@ def selected(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]
 
 
 def ordering(kind: RecordKind, *, is_descending: bool) -> str:
-    """Make the total order of rows: time, the exchange's number, symbol, message id."""
+    """Make the total order of rows: time, the exchange's number, symbol, message id.
+
+    It is that of the stored values, also where a query selects something else under their names.
+    """
     way = "DESC NULLS FIRST" if is_descending else "ASC NULLS LAST"
     keys = (kind.partition_by, "source_sequence", "symbol", "message_id")
-    return ", ".join(f"{quoted(key)} {way}" for key in keys)
+    return ", ".join(f"{quoted(kind.name)}.{quoted(key)} {way}" for key in keys)
 
 
 def filters(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]:
