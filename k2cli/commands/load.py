@@ -57,6 +57,11 @@ _HISTORY = [
     *("load", "loaded_at", "path", "layout", "exchange", "symbol", "rows", "duplicates"),
     *("conflicts", "rejects", "size_bytes", "offset_bytes", "digest"),
 ]
+# What a narrow terminal leaves out of it, the first one first.
+_HISTORY_DETAILS = [
+    *("digest", "offset_bytes", "size_bytes", "layout", "conflicts", "table", "exchange"),
+    *("symbol", "duplicates", "rejects"),
+]
 
 
 class LoadTo(StrEnum):
@@ -451,7 +456,7 @@ def history(
             for kind, table in ((kind, lake.loads(kind).select(_HISTORY)) for kind in lake.kinds())
         ]
     newest_first = pa.concat_tables(loads).sort_by([("loaded_at", "descending")])
-    output.write_table(chosen, newest_first)
+    output.write_table(chosen, newest_first, details=_HISTORY_DETAILS)
 
 
 @load_app.command()

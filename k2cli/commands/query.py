@@ -179,7 +179,9 @@ def _print_rows(
         )
         with open_engine(config.query, [plan], zone=zone) as engine:
             answer = select_rows(engine, plan.kind, selection)
-            rows = out.write(answer, is_limited=selection.limit is not None)
+            rows = out.write(
+                answer, is_limited=selection.limit is not None, complete="choose with --columns"
+            )
         if not rows and selection.symbols:
             with open_engine(config.query, [lake.plan(kind)]) as engine:
                 for line in explain_nothing(engine, plan.kind, selection):

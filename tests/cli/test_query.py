@@ -232,20 +232,20 @@ def test_missing_tables_are_not_found_except_for_sql(run: Run, home: Path) -> No
     assert not home.exists()
 
 
+TEXTS = [each for each in Format if each not in ("parquet", "arrow")]
+
+
 @pytest.mark.parametrize(
-    "args",
+    ("query", "fmt"),
     [
-        ["trades", "-c", "timestamp", "-n", "1"],
-        ["sql", "select timestamp from trades order by 1 limit 1"],
+        *((["trades", "-c", "timestamp", "-n", "1"], fmt) for fmt in TEXTS),
+        *((["sql", "select min(timestamp) t from trades"], fmt) for fmt in ("csv", "json")),
     ],
 )
-@pytest.mark.parametrize("fmt", [each for each in Format if each not in ("parquet", "arrow")])
-def test_times_are_written_in_a_zone(k2: Any, args: list[str], fmt: str) -> None:
-    if args[0] == "sql" and fmt in ("tsv", "markdown", "ndjson"):
-        pytest.skip("a process each: csv, json and table stand for these")
-    text = k2(*args, "--tz", "asia/kolkata", "--format", fmt).stdout
-    moment = START.astimezone(ZoneInfo("Asia/Kolkata"))
-    assert moment.isoformat(timespec="microseconds") in text
+def test_times_are_written_in_a_zone(k2: Any, query: list[str], fmt: str) -> None:
+    text = k2(*query, "--tz", "asia/kolkata", "--format", fmt).stdout
+    first = min(row["timestamp"] for row in expected())
+    assert first.astimezone(ZoneInfo("Asia/Kolkata")).isoformat(timespec="microseconds") in text
     assert "Z" not in text
 
 
@@ -271,7 +271,7 @@ def test_zone_changes_no_rows(k2: Any) -> None:
     rows = [
         json.loads(k2("sql", sql, "-f", "json", *tz).stdout) for tz in ([], ["--tz", "Asia/Tokyo"])
     ]
-    assert rows[0][0]["n"] == rows[1][0]["n"] == 600
+    assert rows[0][0]["n"] == rows[1][0]["n"] > 0
     first, second = (datetime.fromisoformat(row["t"]) for (row,) in rows)
     assert first == second
 
