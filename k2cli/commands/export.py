@@ -101,7 +101,8 @@ def rows(
             end=selection.span.end,
         )
         with open_engine(config.query, [plan], zone=zone) as engine:
-            out.write(exported(engine, chosen, selection))
+            answer = exported(engine, chosen, selection)
+            out.write(answer, expected=selection.count_of(plan.rows))
 
 
 def _check_kind(layout: "Layout", name: str) -> None:

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from k2cli.commands.events import RunLog, event_text
 from k2cli.commands.fitting import GAP, Column, Fit, cell_width, fit_columns, pad
+from k2cli.commands.progress import shown_progress
 from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class Output:
         answer: "AnyAnswer",
         *,
         is_limited: bool = False,
+        expected: int | None = None,
         details: Sequence[str] = _DETAILS,
         complete: str = _COMPLETE,
     ) -> int:
@@ -150,13 +152,18 @@ class Output:
 
         Returns how many rows there are, up to one more than a preview shows.
 
-        `is_limited` tells that the user chose how many rows they want to see. A table on a narrow
+        `is_limited` tells that the user chose how many rows they want to see; `expected` is how
+        many there will be, if that is known. A table on a narrow
         terminal leaves out `details` first, and says that `complete` shows what is missing.
         """
         is_preview = self.is_terminal and self.format is Format.TABLE and not is_limited
         if is_preview:
             answer = answer.first(PREVIEW_ROWS + 1)
-        with self._opened() as opened, _compressed(opened, self.compression) as sink:
+        with (
+            self._opened() as opened,
+            _compressed(opened, self.compression) as compressed,
+            self._progress(compressed, expected) as sink,
+        ):
             rows = self._write(
                 answer, sink, is_preview=is_preview, details=details, complete=complete
             )
@@ -183,6 +190,12 @@ class Output:
             raise
         except OSError as exc:
             raise _os_error(self.path, exc) from exc
+
+    def _progress(self, sink: BinaryIO, expected: int | None) -> AbstractContextManager[BinaryIO]:
+        if self.path is None:
+            return nullcontext(sink)
+        has_lines = self.format not in _BINARY
+        return shown_progress(sink, has_lines=has_lines, total=expected)
 
     def _write(
         self,

@@ -180,7 +180,10 @@ def _print_rows(
         with open_engine(config.query, [plan], zone=zone) as engine:
             answer = select_rows(engine, plan.kind, selection)
             rows = out.write(
-                answer, is_limited=selection.limit is not None, complete="choose with --columns"
+                answer,
+                is_limited=selection.limit is not None,
+                expected=selection.count_of(plan.rows),
+                complete="choose with --columns",
             )
         if not rows and selection.symbols:
             with open_engine(config.query, [lake.plan(kind)]) as engine:

@@ -28,6 +28,12 @@ class Selection:
     is_descending: bool = False
     limit: int | None = None
 
+    def count_of(self, rows: int) -> int | None:
+        """Return how many of a table's rows are selected; None if it must be read for that."""
+        if self.symbols or self.exchanges or self.span != EVER:
+            return None
+        return rows if self.limit is None else min(rows, self.limit)
+
 
 def check_columns(kind: RecordKind, columns: Iterable[str]) -> None:
     """Refuse names that the kind of record does not have.
