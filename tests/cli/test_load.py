@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Result, Run
+from terminal import Terminal
 from waiting import PATIENCE_S, wait_for
 
 from k2cli.commands.signals import Interrupts, Terminated
@@ -103,6 +104,24 @@ def test_history_tells_what_was_loaded(run: Run, dump: Path) -> None:
     assert (entry["exchange"], entry["symbol"]) == ("BINANCE", "BTCUSDT")
     assert (entry["duplicates"], entry["conflicts"]) == (0, 0)
     assert len(entry["load"]) == 12
+
+
+def test_history_fits_a_narrow_terminal(
+    run: Run, dump: Path, k2_env: dict[str, str], home: Path
+) -> None:
+    run(["load", "csv", str(dump), *BINANCE])
+    history = [sys.executable, "-m", "k2cli", "load", "history", "--home", str(home)]
+    with Terminal(history, k2_env, columns=70, has_stdout=True) as terminal:
+        assert terminal.end() == 0
+        names, rule, row, *notes = terminal.text.splitlines()
+    assert names.split() == ["load", "loaded_at", "path", "rows"]
+    assert [len(part) for part in rule.split()] == [len(part) for part in row.split()]
+    assert "…" in row
+    assert "left out: digest, offset_bytes" in " ".join(notes)
+    assert "shortened: path; --format csv shows everything" in "".join(notes)
+    piped = run(["load", "history", "--format", "table"]).stdout
+    assert str(dump) in piped
+    assert "digest" in piped
 
 
 def test_quiet_without_a_terminal(run: Run, dump: Path) -> None:
