@@ -338,7 +338,7 @@ def test_killed_load_leaves_all_or_nothing(
 def test_interrupted_load_says_what_was_loaded_and_goes_on(
     k2_env: dict[str, str], tmp_path: Path, settings: Settings, number: signal.Signals, code: int
 ) -> None:
-    files = [tmp_path / f"BTCUSDT-trades-{day}.csv" for day in range(10, 60)]
+    files = [tmp_path / f"BTCUSDT-trades-2024-08-{day:02}.csv" for day in range(1, 32)]
     for at, file in enumerate(files):
         file.write_text(binance_lines(1 + at * 10, 10))
     k2 = [sys.executable, "-m", "k2cli", "load", "csv", *map(str, files), *BINANCE]
@@ -351,7 +351,7 @@ def test_interrupted_load_says_what_was_loaded_and_goes_on(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        wait_for(lambda: rows_of(settings) > 0)
+        wait_for(lambda: process.poll() is not None or rows_of(settings) > 0)
         process.send_signal(number)
         said, talk = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, talk
