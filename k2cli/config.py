@@ -134,6 +134,9 @@ class QuerySettings(_Section, frozen=True, kw_only=True):
     threads: Annotated[
         PositiveInt | None, Meta(description="All cores unless set.", examples=[2])
     ] = None
+    timezone: Annotated[
+        str, Meta(description="Show times in this zone: an IANA name, or local.")
+    ] = "UTC"
 
 
 def _random_run() -> str:

@@ -200,6 +200,11 @@ class Consumption:
         """What a reader of these topics has to call."""
         return Rebalance(assigned=self._assigned, revoked=self._revoked, lost=self._lost)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the run was asked to end."""
+        return self._is_stopping
+
     def stop(self) -> None:
         """Ask for the end: what was read already is committed. Any thread."""
         self._is_stopping = True
@@ -762,8 +767,9 @@ class Consumption:
             except Unavailable as exc:
                 if self._is_stopping:
                     raise
-                self._observe(event, reason=str(exc))
-            until = time.monotonic() + next(waits)
+                wait_s = next(waits)
+                self._observe(event, reason=str(exc), retry_in_s=wait_s)
+            until = time.monotonic() + wait_s
             while time.monotonic() < until and not self._is_stopping:
                 time.sleep(_WAIT_S)
 

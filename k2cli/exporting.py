@@ -13,7 +13,7 @@ from k2cli.ingestion.binance.symbols import VENUES, Market
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.query.engine import Answer, Engine
 from k2cli.query.questions import Selection, filters, selected
-from k2cli.query.render import literal, quoted
+from k2cli.query.render import UTC, iso_instant, literal, quoted
 
 # Entries of vendor_data that follow from the record's fields.
 _DERIVED: Final[Mapping[str, str]] = {
@@ -21,6 +21,20 @@ _DERIVED: Final[Mapping[str, str]] = {
     "trade_time": "CAST(epoch_us(timestamp) AS VARCHAR)",
     "is_buyer_maker": "CASE side WHEN 'SELL' THEN 'true' WHEN 'BUY' THEN 'false' END",
 }
+
+
+def check_zone(layout: Layout, zone: str) -> None:
+    """Refuse a zone for times that are written without an offset: it could not be read back.
+
+    Raises:
+        UsageError: the layout writes epochs, or times of its own zone.
+    """
+    if zone != UTC and layout.time.how not in ("iso", "auto"):
+        own = "epochs" if layout.time.how == "epoch" else f"local times of {layout.time.zone}"
+        raise UsageError(
+            f"the layout writes {own}, which have no offset",
+            hint="leave --tz out, or export in another layout, for instance generic-trades",
+        )
 
 
 def exported(engine: Engine, layout: Layout, selection: Selection) -> Answer:
@@ -31,8 +45,10 @@ def exported(engine: Engine, layout: Layout, selection: Selection) -> Answer:
     as in the files that a load reads.
 
     Raises:
-        UsageError: the layout has a delimiter or another form that is not written.
+        UsageError: the layout has a delimiter or another form that is not written, or the engine
+            has a zone that the layout's times cannot show.
     """
+    check_zone(layout, engine.zone)
     if not layout.is_plain:
         raise UsageError(
             "k2 exports UTF-8 with commas, and the layout has another form",
@@ -49,7 +65,7 @@ def exported(engine: Engine, layout: Layout, selection: Selection) -> Answer:
 
 def _columns_of_files(engine: Engine, layout: Layout, selection: Selection) -> dict[str, str]:
     """Fill a layout's columns, each row's as in the files of its market."""
-    columns = {name: _expression(layout, name) for name in layout.columns}
+    columns = {name: _expression(layout, name, engine.zone) for name in layout.columns}
     if not layout.optional and not layout.market_columns:
         return columns
     condition, values = filters(layout.record, selection)
@@ -65,12 +81,14 @@ def _columns_of_files(engine: Engine, layout: Layout, selection: Selection) -> d
     for market in map(Market, layout.market_columns):
         venue = VENUES[market].exchange
         if venue in exchanges:
-            columns = _of_market(columns, layout, market, is_alone=exchanges == [venue])
+            columns = _of_market(
+                columns, layout, market, is_alone=exchanges == [venue], zone=engine.zone
+            )
     return columns
 
 
 def _of_market(
-    columns: Mapping[str, str], layout: Layout, market: Market, *, is_alone: bool
+    columns: Mapping[str, str], layout: Layout, market: Market, *, is_alone: bool, zone: str
 ) -> dict[str, str]:
     """Fill the columns that are others in a market; name them so where all rows are of it."""
     own = layout.for_market(market)
@@ -81,10 +99,10 @@ def _of_market(
         if name not in names:
             result[name] = made
         elif is_alone:
-            result[names[name]] = _expression(own, names[name])
+            result[names[name]] = _expression(own, names[name], zone)
         else:
             result[name] = (
-                f"CASE WHEN {is_of_it} THEN {_expression(own, names[name])} ELSE {made} END"
+                f"CASE WHEN {is_of_it} THEN {_expression(own, names[name], zone)} ELSE {made} END"
             )
     return result
 
@@ -96,14 +114,14 @@ def _columns_in_use(engine: Engine, layout: Layout, selection: Selection) -> dic
     source = f"FROM {quoted(kind.name)} WHERE {condition}"
     names = f"SELECT DISTINCT unnest(map_keys(vendor_data)) AS name {source} ORDER BY name"
     entries = {name: _entry(name) for name in engine.ask(names, values).table()["name"].to_pylist()}
-    fields = {field: _field(layout, field) for field in layout.fields}
+    fields = {field: _field(layout, field, engine.zone) for field in layout.fields}
     counts = ", ".join(f"count({made}) AS {quoted(field)}" for field, made in fields.items())
     (used,) = engine.ask(f"SELECT {counts} {source}", values).table().to_pylist()
     columns = {layout.candidates(field)[0]: made for field, made in fields.items() if used[field]}
     return entries | columns
 
 
-def _expression(layout: Layout, column: str) -> str:
+def _expression(layout: Layout, column: str, zone: str) -> str:
     """Make the SQL that fills one column."""
     field = _field_of(layout, column)
     made = [_entry(name) for name, source in layout.vendor_data.items() if source == column]
@@ -113,7 +131,7 @@ def _expression(layout: Layout, column: str) -> str:
         if source == column and name in _DERIVED
     ]
     if field is not None:
-        made.append(_field(layout, field))
+        made.append(_field(layout, field, zone))
     if not made:
         made.append("NULL")  # a column that a load does not keep
     return f"coalesce({', '.join(made)})" if len(made) > 1 else made[0]
@@ -128,11 +146,11 @@ def _entry(name: str) -> str:
     return f"vendor_data[{literal(name)}]"
 
 
-def _field(layout: Layout, field: str) -> str:
+def _field(layout: Layout, field: str, zone: str) -> str:
     kind, rule = layout.record, layout.time
     local = f"timezone({literal(rule.zone)}, timestamp)"
     epoch = "CAST(epoch_us(timestamp) AS VARCHAR)"
-    iso = "strftime(CAST(timestamp AS TIMESTAMP), '%Y-%m-%dT%H:%M:%S.%fZ')"
+    iso = iso_instant("timestamp", zone)
     special = {
         "date": f"strftime({local}, {literal(rule.date_formats[0])})",
         "time": f"strftime({local}, {literal(rule.time_format)})",

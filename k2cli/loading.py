@@ -6,7 +6,7 @@ committed is a file, not an interval.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -58,6 +58,8 @@ class LoadPolicy:
     is_repeating: bool = False  # store rows without ids once more
     is_following: bool = False  # load only complete lines, and those that were not loaded before
     is_checked: bool = False  # against the checksum beside each file
+    # What an interruption does not break off: a commit, and the report of it.
+    held: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Reader(Protocol):
@@ -365,13 +367,15 @@ def find_load(lake: Lake, word: str) -> FoundLoad:
 
 
 def load_into_topics(
-    file: FileToLoad,
+    kind: RecordKind,
     topics: "TopicRows",
-    policy: LoadPolicy,
-    sums: FileSums,
-    on_batch: Callable[[Batch], None] = lambda _: None,
+    pump: Callable[[Target], None],
+    *,
+    before_commit: Callable[[], object],
 ) -> None:
     """Send one file to its topics as one transaction: consumers see all of it, or nothing.
+
+    `pump` moves the file's rows into the target that it is called with.
 
     Raises:
         BadData: more rejects than allowed, or the file cannot be read to its end.
@@ -379,7 +383,8 @@ def load_into_topics(
     """
     topics.begin()
     try:
-        pump_file(file, _Topics(topics, file.kind), policy, sums, on_batch)
+        pump(_Topics(topics, kind))
+        before_commit()
         topics.commit()
     finally:
         topics.abort()  # does nothing after a commit

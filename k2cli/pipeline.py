@@ -65,6 +65,11 @@ class Pump:
         self._is_stopping = False
         self._is_sink_broken = False
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the run was asked to end, or has come to it: the rest is being committed."""
+        return self._is_stopping
+
     def stop(self) -> None:
         """Ask for the end: what was read already is committed. Any thread."""
         self._is_stopping = True

@@ -80,6 +80,7 @@ class _Loading:
     key: FileKey | None = None
     complete: CompleteFile | None = None  # read to its end, and not committed yet
     is_new: bool = True
+    is_settled: bool = False  # committed
     fault: BadData | None = None
 
     @property
@@ -107,10 +108,27 @@ class _TableLoader:
     def load(self, group: Sequence[FileToLoad]) -> Iterator[Outcome]:
         """Load files of one kind.
 
+        An interruption is raised when the outcomes of all that is committed were yielded.
+
         Raises:
             K2Error: see `load_into_tables`; the outcomes of the files before were yielded.
         """
         loadings = [_Loading(file=file) for file in group]
+        interruption = None
+        try:
+            self._load_group(loadings)
+        except KeyboardInterrupt as exc:
+            interruption = exc
+            loadings = [each for each in loadings if each.is_settled or not each.is_open]
+        with self._policy.held():
+            for loading in loadings:
+                yield loading.outcome()
+        if interruption is not None:
+            raise interruption
+        if self._error is not None:
+            raise self._error
+
+    def _load_group(self, loadings: list[_Loading]) -> None:
         self._done = set()
         self._find_newest(loadings)
         self._each(loadings, self._identify)
@@ -118,10 +136,6 @@ class _TableLoader:
             self._leave_out_loaded(loadings)
         self._each(loadings, partial(self._load, loadings))
         self._commit(loadings)
-        for loading in loadings:
-            yield loading.outcome()
-        if self._error is not None:
-            raise self._error
 
     def _each(self, loadings: list[_Loading], step: Callable[[_Loading], None]) -> None:
         """Take a step with each file; forget those after one that nothing can be done with."""
@@ -207,9 +221,10 @@ class _TableLoader:
             entry = _entry(loading, key, copy)
             rows = None if self._is_again else target.take_rows()
             if rows is None:
-                snapshot_id = target.commit(entry, key=key, after=loading.newest)
-                loading.is_new = snapshot_id is not None
-                self._settle(loading, target.stowed)
+                with self._policy.held():
+                    snapshot_id = target.commit(entry, key=key, after=loading.newest)
+                    loading.is_new = snapshot_id is not None
+                    self._settle(loading, target.stowed)
             else:
                 lines = Lines(file.kind, (name,))
                 loading.complete = CompleteFile(
@@ -221,16 +236,19 @@ class _TableLoader:
         left = [(each, each.complete) for each in loadings if each.complete]
         if not left:
             return
-        files = [complete for _, complete in left]
         try:
-            outcomes = self._lake.load_group(left[0][0].file.kind, files)
+            with self._policy.held():
+                self._commit_together(left)
         except BadData as exc:
             if len(left) == 1:
                 left[0][0].fault, left[0][0].complete = exc, None
             else:
                 for loading, _ in left:
                     self._commit([loading])
-            return
+
+    def _commit_together(self, left: Sequence[tuple[_Loading, CompleteFile]]) -> None:
+        files = [complete for _, complete in left]
+        outcomes = self._lake.load_group(left[0][0].file.kind, files)
         for (loading, _), stowed in zip(left, outcomes, strict=True):
             loading.is_new = stowed is not None
             loading.complete = None
@@ -239,6 +257,7 @@ class _TableLoader:
 
     def _settle(self, loading: _Loading, stowed: Stowed) -> None:
         """Count and report what was stored of a file."""
+        loading.is_settled = True
         sums, policy, kind = loading.sums, self._policy, loading.file.kind
         sums.rows, sums.duplicates, sums.conflicts = (
             stowed.rows,

@@ -99,6 +99,7 @@ def _stream(config: Settings, seconds: float) -> "Totals":
         )
         if view:
             view.watch(pump.totals)
+            view.watch_end(lambda: pump.is_stopping)
         return pump.run(view.on_batch if view else lambda _: None)
 
 

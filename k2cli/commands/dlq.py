@@ -102,7 +102,8 @@ def list_letters(
             output.note(_none(box))
         elif limit is None and rows.num_rows == newest:
             output.note(f"the newest {newest}; more with --limit, all with --format csv")
-        output.write_table(chosen, rows)
+        details = ("size_bytes", "key", "offset", "partition", "topic", "time")
+        output.write_table(chosen, rows, details=details)
 
 
 @dlq_app.command()

@@ -1,5 +1,6 @@
 """`k2 export`: rows out of the tables as files in the layout they came in."""
 
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -55,20 +56,33 @@ def rows(
     start: StartOpt = None,
     end: EndOpt = None,
     limit: LimitOpt = None,
+    tz: Annotated[
+        str | None,
+        typer.Option(
+            "--tz",
+            metavar="ZONE",
+            help="Write times in this zone, with their offsets, in a layout of ISO 8601 times: an "
+            "IANA name, or local. Times in options stay UTC unless they have an offset.",
+            show_default="UTC",
+        ),
+    ] = None,
     output: OutputOpt = None,
     force: ForceOpt = False,
     home: HomeOpt = None,
 ) -> None:
     """Write the rows of the record kind that the command is named after."""
-    from k2cli.exporting import exported
+    from k2cli.exporting import check_zone, exported
     from k2cli.ingestion.csv.layout import load_layout
     from k2cli.query.engine import open_engine
     from k2cli.query.questions import Selection
     from k2cli.query.timespan import parse_timespan
     from k2cli.storage.lake import open_lake
+    from k2cli.zones import resolve_zone
 
     chosen = load_layout(layout)
     _check_kind(chosen, str(context.info_name))
+    zone = resolve_zone("UTC" if tz is None else tz, env=os.environ)
+    check_zone(chosen, zone)
     out = choose_output(Format.CSV, output, is_forced=force)
     out = replace(out, has_header=chosen.header == "required")
     selection = Selection(
@@ -86,8 +100,9 @@ def rows(
             start=selection.span.start,
             end=selection.span.end,
         )
-        with open_engine(config.query, [plan]) as engine:
-            out.write(exported(engine, chosen, selection))
+        with open_engine(config.query, [plan], zone=zone) as engine:
+            answer = exported(engine, chosen, selection)
+            out.write(answer, expected=selection.count_of(plan.rows))
 
 
 def _check_kind(layout: "Layout", name: str) -> None:

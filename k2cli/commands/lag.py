@@ -1,110 +1,103 @@
 """The live view of `k2 consume` on a terminal: a row a partition, and the totals below."""
 
-import sys
 import time
-from collections import deque
-from types import TracebackType
 from typing import Final
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 
-from k2cli.commands.events import event_text, level_of
+from k2cli.commands.screen import Frame, Rate, RunState, Screen
 from k2cli.consuming import Consumption
 from k2cli.ingestion.kafka.consumer import TopicReader
 from k2cli.ingestion.kafka.topics import Place
 
-_RATE_WINDOW_S: Final = 5.0
 _LOOK_S: Final = 0.5
-_MAX_ROWS: Final = 20
 
 
-class LagView:
+class LagView(Screen):
     """Shows how far each partition was read, how much is not committed yet, and how old the newest
-    committed record is.
+    committed record is. The partitions that are furthest behind come first.
     """
 
     def __init__(self) -> None:
+        super().__init__(RunState("joining the group", "reading", self._progress))
         self._consumption: Consumption | None = None
         self._ends: dict[Place, int] = {}
         self._looked_at = 0.0
-        self._recent: deque[tuple[float, int]] = deque()
-        self._live = Live(
-            get_renderable=self._render,
-            console=Console(file=sys.stderr),
-            refresh_per_second=4,
-            transient=False,
-        )
-
-    def __enter__(self) -> "LagView":
-        self._live.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.__exit__(kind, exc, trace)
+        self._messages = Rate()
+        self._began = time.monotonic()
 
     def watch(self, consumption: Consumption) -> None:
         """Show this from now on."""
         self._consumption = consumption
+        self._began = time.monotonic()
+        self.state.is_stopping = lambda: consumption.is_stopping
 
-    def on_event(self, event: str, **fields: object) -> None:
-        """Print warnings above the view; the rest is in the view itself."""
-        if level_of(event) == "warning":
-            self._live.console.print(Text(event_text(event, dict(fields)), style="yellow"))
+    def _progress(self, event: str) -> object:
+        if self._consumption is None:
+            return None
+        totals = self._consumption.totals
+        return totals.messages if event == "kafka_away" else (totals.rows, totals.commits)
 
     def on_read(self, reader: TopicReader) -> None:
         """Look where the partitions end, now and then. In the thread that reads."""
         now = time.monotonic()
-        if now - self._looked_at >= _LOOK_S and self._consumption is not None:
-            self._looked_at = now
-            self._ends = reader.ends()
-            self._recent.append((now, self._consumption.totals.messages))
-            while self._recent[0][0] < now - _RATE_WINDOW_S:
-                self._recent.popleft()
-
-    def _render(self) -> RenderableType:
         if self._consumption is None:
-            return Text("joining the group")
-        table = Table(title="k2 consume", title_justify="left", title_style="bold", expand=False)
-        table.add_column("partition")
-        for name in ("next offset", "end", "lag", "commit lag"):
-            table.add_column(name, justify="right")
-        places = sorted(self._consumption.next_offsets.copy().items())
-        committed = self._consumption.committed.copy()
-        lag = 0
-        for number, (place, offset) in enumerate(places):
-            end = max(self._ends.get(place, offset), offset)
-            behind = end - min(committed.get(place, offset), offset)
-            lag += behind
-            if number < _MAX_ROWS:
-                age = _age(self._consumption.committed_ms.get(place))
-                name = f"{place[0]}/{place[1]}"
-                table.add_row(name, f"{offset:,}", f"{end:,}", f"{behind:,}", age)
-        if len(places) > _MAX_ROWS:
-            table.add_row(f"and {len(places) - _MAX_ROWS} more", *[""] * 4)
-        totals = self._consumption.totals
-        footer = Text.assemble(
-            (f"{totals.messages:,} messages", "bold"),
-            f" ({self._rate():,.0f}/s, {lag:,} to commit)  ",
-            (f"{totals.rows:,} rows committed", "green"),
-            f" in {totals.commits} commits  ",
-            (f"{totals.rejects:,} rejects", "red" if totals.rejects else ""),
-            f"  {totals.lost_commits} lost commits  {totals.duration_s:.0f} s",
-        )
-        return Group(table, footer)
+            return
+        with self.lock:
+            self.state.is_running = bool(self._consumption.next_offsets)
+            count = self._consumption.totals.messages - self._messages.total
+            if count:
+                self._messages.add(count, now)
+        if now - self._looked_at >= _LOOK_S:
+            self._looked_at = now
+            ends = reader.ends()
+            with self.lock:
+                self._ends = ends
 
-    def _rate(self) -> float:
-        recent = list(self._recent)
-        if len(recent) < 2 or recent[-1][0] == recent[0][0]:  # noqa: PLR2004
-            return 0.0
-        return (recent[-1][1] - recent[0][1]) / (recent[-1][0] - recent[0][0])
+    def draw(self, width: int, height: int, now: float) -> RenderableType:
+        """Draw the view as it is now."""
+        consumption = self._consumption
+        committed = consumption.committed.copy() if consumption else {}
+        places = []
+        for place, offset in (consumption.next_offsets.copy() if consumption else {}).items():
+            end = max(self._ends.get(place, offset), offset)
+            places.append((end - min(committed.get(place, offset), offset), place, offset, end))
+        places.sort(key=lambda each: (-each[0], each[1]))
+        rows = [
+            [
+                f"{place[0]}/{place[1]}",
+                f"{offset:,}",
+                f"{end:,}",
+                f"{behind:,}",
+                _age(consumption.committed_ms.get(place) if consumption else None),
+            ]
+            for behind, place, offset, end in places
+        ]
+        frame = Frame(
+            title="k2 consume",
+            state=self.state,
+            names=("partition", "next offset", "end", "lag", "commit lag"),
+            texts=("partition",),
+            details=("end", "next offset", "commit lag"),
+            rows=rows,
+            sums=self._sums(sum(behind for behind, *_ in places), now),
+        )
+        return frame.draw(width, height, now)
+
+    def _sums(self, lag: int, now: float) -> list[str]:
+        if self._consumption is None:
+            return []
+        totals = self._consumption.totals
+        return [
+            f"{totals.messages:,} messages",
+            f"{self._messages.per_second(now):,.0f}/s",
+            f"{lag:,} to commit",
+            f"{totals.rows:,} rows committed",
+            f"{totals.commits:,} commits",
+            f"{totals.rejects:,} rejects",
+            f"{totals.lost_commits:,} lost commits",
+            f"{now - self._began:.0f} s",
+        ]
 
 
 def _age(time_ms: int | None) -> str:

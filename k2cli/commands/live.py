@@ -1,22 +1,13 @@
 """The live view of a stream on a terminal: a row a symbol, and the totals below."""
 
-import sys
 import time
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Final
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 
-from k2cli.commands.events import event_text, level_of
+from k2cli.commands.screen import Frame, Rate, RunState, Screen
 from k2cli.flow import Batch, Totals
-
-_RATE_WINDOW_S: Final = 5.0
-_MAX_ROWS: Final = 20
 
 
 @dataclass(slots=True)
@@ -24,97 +15,94 @@ class _Line:
     last_price: str = ""
     last_id: str = ""
     last_seen: float = 0.0
-    recent: deque[tuple[float, int]] = field(default_factory=deque)
+    rate: Rate = field(default_factory=Rate)
 
 
-class LiveView:
-    """Shows what streams by: per symbol and channel the rate, last price, last id and its age."""
+class LiveView(Screen):
+    """Shows what streams by: per symbol and channel the rate, last price, last id and its age.
+
+    The busiest symbols come first.
+    """
 
     def __init__(self, *, title: str) -> None:
+        super().__init__(RunState("connecting", "connected", self._progress))
         self._title = title
         self._lines: dict[tuple[str, str], _Line] = {}
         self._totals = Totals()
-        self._reconnects = 0
-        self._live = Live(
-            get_renderable=self._render,
-            console=Console(file=sys.stderr),
-            refresh_per_second=4,
-            transient=False,
-        )
-
-    def __enter__(self) -> "LiveView":
-        self._live.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.__exit__(kind, exc, trace)
+        self._messages = Rate()
+        self._began = time.monotonic()
+        self._reading_since = float("inf")
 
     def watch(self, totals: Totals) -> None:
         """Show these totals from now on; they change while the run goes on."""
         self._totals = totals
+        self._began = time.monotonic()
 
-    def on_event(self, event: str, **fields: object) -> None:
-        """Print warnings above the view; the rest is in the view itself."""
-        if level_of(event) == "warning":
-            self._live.console.print(Text(event_text(event, dict(fields)), style="yellow"))
+    def watch_end(self, is_stopping: Callable[[], bool]) -> None:
+        """Show that the run is stopping once this returns true."""
+        self.state.is_stopping = is_stopping
+
+    def _progress(self, _event: str) -> object:
+        totals = self._totals
+        return (totals.rows, totals.duplicates, totals.conflicts, totals.commits)
 
     def on_batch(self, batch: Batch) -> None:
         """Take the newest row of every symbol of a batch."""
         now = time.monotonic()
-        for kind, rows in batch.rows:
-            price = rows["price"] if "price" in rows.schema.names else rows["bid_price"]
-            symbols = rows["symbol"].dictionary_encode()
-            last: dict[int, tuple[int, int]] = {}
-            for place, code in enumerate(symbols.indices.to_pylist()):
-                last[code] = (place, last[code][1] + 1 if code in last else 1)
-            for code, (place, count) in last.items():
-                key = (symbols.dictionary[code].as_py(), kind.name)
-                line = self._lines.setdefault(key, _Line())
-                line.last_price = f"{price[place].as_py():f}"
-                line.last_id = str(rows["source_sequence"][place].as_py())
-                line.last_seen = now
-                line.recent.append((now, count))
+        with self.lock:
+            if batch.messages:
+                self._reading_since = min(self._reading_since, now)
+                self._messages.add(batch.messages, now)
+            for kind, rows in batch.rows:
+                price = rows["price"] if "price" in rows.schema.names else rows["bid_price"]
+                symbols = rows["symbol"].dictionary_encode()
+                last: dict[int, tuple[int, int]] = {}
+                for at, code in enumerate(symbols.indices.to_pylist()):
+                    last[code] = (at, last[code][1] + 1 if code in last else 1)
+                for code, (at, count) in last.items():
+                    key = (symbols.dictionary[code].as_py(), kind.name)
+                    line = self._lines.setdefault(key, _Line())
+                    line.last_price = f"{price[at].as_py():f}"
+                    line.last_id = str(rows["source_sequence"][at].as_py())
+                    line.last_seen = now
+                    line.rate.add(count, now)
 
-    def _render(self) -> RenderableType:
-        now = time.monotonic()
-        table = Table(title=self._title, title_justify="left", title_style="bold", expand=False)
-        table.add_column("symbol")
-        table.add_column("kind")
-        for name in ("rows/s", "last price", "last id", "age"):
-            table.add_column(name, justify="right")
-        lines = sorted(self._lines.copy().items())
-        for (symbol, kind), line in lines[:_MAX_ROWS]:
-            table.add_row(
+    def draw(self, width: int, height: int, now: float) -> RenderableType:
+        """Draw the view as it is now."""
+        lines = [
+            (line.rate.per_second(now, since=self._reading_since), line.rate.total, key, line)
+            for key, line in self._lines.items()
+        ]
+        lines.sort(key=lambda each: (-round(each[0]), -each[1], each[2]))
+        rows = [
+            [
                 symbol,
                 kind,
-                f"{_rate(line, now):,.0f}",
+                f"{rate:,.0f}",
                 line.last_price,
                 line.last_id,
                 f"{now - line.last_seen:.1f} s",
-            )
-        if len(lines) > _MAX_ROWS:
-            table.add_row(f"and {len(lines) - _MAX_ROWS} more", *[""] * 5)
+            ]
+            for rate, _, (symbol, kind), line in lines[: max(height, 1)]
+        ]
+        rows += [[""] * 6] * (len(lines) - len(rows))  # too many for the screen, only counted
         totals = self._totals
-        rate = totals.messages / totals.duration_s if totals.duration_s else 0
-        footer = Text.assemble(
-            (f"{totals.messages:,} messages", "bold"),
-            f" ({rate:,.0f}/s)  ",
-            (f"{totals.rows:,} rows committed", "green"),
-            f" in {totals.commits} commits  ",
-            (f"{totals.rejects:,} rejects", "red" if totals.rejects else ""),
-            f"  {totals.duplicates:,} duplicates  {totals.reconnects} reconnects",
-            f"  {totals.duration_s:.0f} s",
+        frame = Frame(
+            title=self._title,
+            state=self.state,
+            names=("symbol", "kind", "rows/s", "last price", "last id", "age"),
+            texts=("symbol", "kind"),
+            details=("last id", "kind", "age"),
+            rows=rows,
+            sums=[
+                f"{totals.messages:,} messages",
+                f"{self._messages.per_second(now):,.0f}/s",
+                f"{totals.rows:,} rows committed",
+                f"{totals.commits:,} commits",
+                f"{totals.rejects:,} rejects",
+                f"{totals.duplicates:,} duplicates",
+                f"{totals.reconnects:,} reconnects",
+                f"{now - self._began:.0f} s",
+            ],
         )
-        return Group(table, footer)
-
-
-def _rate(line: _Line, now: float) -> float:
-    recent = line.recent
-    while recent and recent[0][0] < now - _RATE_WINDOW_S:
-        recent.popleft()
-    return sum(count for _, count in list(recent)) / _RATE_WINDOW_S
+        return frame.draw(width, height, now)

@@ -3,8 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -30,8 +30,9 @@ from k2cli.commands.options import (
     settings,
     split_commas,
 )
+from k2cli.commands.signals import Interrupts, Terminated
 from k2cli.config import Settings
-from k2cli.errors import BadData
+from k2cli.errors import BadData, K2Error
 from k2cli.ingestion.binance.symbols import Market
 
 if TYPE_CHECKING:
@@ -53,9 +54,16 @@ if TYPE_CHECKING:
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
 _PREVIEW_ROWS = 5
+_TERMINATED = 143  # the exit code of a process that SIGTERM ends
+_MOST_NAMED = 20  # files in a line
 _HISTORY = [
     *("load", "loaded_at", "path", "layout", "exchange", "symbol", "rows", "duplicates"),
     *("conflicts", "rejects", "size_bytes", "offset_bytes", "digest"),
+]
+# What a narrow terminal leaves out of it, the first one first.
+_HISTORY_DETAILS = [
+    *("digest", "offset_bytes", "size_bytes", "layout", "conflicts", "table", "exchange"),
+    *("symbol", "duplicates", "rejects"),
 ]
 
 
@@ -66,6 +74,12 @@ class LoadTo(StrEnum):
     KAFKA = "kafka"
     STDOUT = "stdout"
 
+
+# After an interruption.
+_GO_ON: dict[LoadTo | None, str] = {
+    LoadTo.TABLE: "the same command goes on from there",
+    LoadTo.KAFKA: "name only the files that were not loaded to go on",
+}
 
 LayoutOpt = Annotated[
     str,
@@ -451,7 +465,7 @@ def history(
             for kind, table in ((kind, lake.loads(kind).select(_HISTORY)) for kind in lake.kinds())
         ]
     newest_first = pa.concat_tables(loads).sort_by([("loaded_at", "descending")])
-    output.write_table(chosen, newest_first)
+    output.write_table(chosen, newest_first, details=_HISTORY_DETAILS)
 
 
 @load_app.command()
@@ -538,7 +552,8 @@ class _Run:
         started = time.monotonic()
         log = self.log
         events = log if self.is_logging else None
-        with log.ending(), ExitStack() as stack:
+        interrupts = Interrupts()
+        with log.ending(), interrupts.raised(), ExitStack() as stack:
             rejected = RejectLog(self.rejects, run=self.config.run)
             policy = LoadPolicy(
                 rejects=stack.enter_context(rejected),
@@ -548,6 +563,7 @@ class _Run:
                 is_repeating=self.is_repeating,
                 is_following=self.is_following,
                 is_checked=self.is_checking,
+                held=interrupts.held,
             )
             if self.to is LoadTo.TABLE:
                 handle = _loading(stack, policy, self.config, log, events)
@@ -555,15 +571,26 @@ class _Run:
                 handle = _sending(stack, policy, produce(), paths, log, events)
             else:
                 handle = _printing(stack, policy, limit=_PREVIEW_ROWS if self.to is None else None)
-            files = source.files(paths)
-            totals = _report_each(handle(files), events)
-            totals.duration_s = round(time.monotonic() - started, 3)
-            is_data_on_stdout = self.to in (None, LoadTo.STDOUT)
-            output.summary(
-                asdict(totals), self.summary, is_data_on_stdout=is_data_on_stdout, log=log
-            )
+            report = _Report(events=events)
+            try:
+                report.take(handle(source.files(paths)))
+            except KeyboardInterrupt as exc:
+                self._sum_up(report, started)
+                report.interrupted(source.names(paths), hint=_GO_ON.get(self.to))
+                if isinstance(exc, Terminated):
+                    raise typer.Exit(_TERMINATED) from exc
+                raise
+            self._sum_up(report, started)
+            totals = report.totals
             if totals.failed:
                 raise BadData(f"{totals.failed} of {totals.files} files not loaded")
+
+    def _sum_up(self, report: "_Report", started: float) -> None:
+        report.totals.duration_s = round(time.monotonic() - started, 3)
+        is_data_on_stdout = self.to in (None, LoadTo.STDOUT)
+        output.summary(
+            asdict(report.totals), self.summary, is_data_on_stdout=is_data_on_stdout, log=self.log
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -579,20 +606,36 @@ class _Source:
 
     def files(self, words: list[str]) -> "Iterator[FileToLoad]":
         """Open the files, each when it is asked for; whoever takes them closes them."""
+        for path in self._paths(words, on_skip=_note_skipped):
+            if path is None:
+                yield from self._opened(sys.stdin.buffer, "-")
+            else:
+                yield from self._opened(path, str(path.absolute()))
+
+    def names(self, words: list[str]) -> list[str]:
+        """Return the files as `files` names them, up to the first that does not exist."""
+        names: list[str] = []
+        paths = self._paths(words, on_skip=lambda _path, _reason: None)
+        with suppress(K2Error):
+            names.extend("-" if path is None else str(path.absolute()) for path in paths)
+        return names
+
+    def _paths(
+        self, words: list[str], *, on_skip: Callable[[Path, str], None]
+    ) -> "Iterator[Path | None]":
+        """Find the files; None is stdin."""
         from k2cli.loading import find_files
 
         for word in words:
             if word == "-":
-                yield from self._opened(sys.stdin.buffer, "-")
+                yield None
                 continue
-            files = find_files(
+            yield from find_files(
                 [word],
                 suffixes=self.suffixes,
                 is_following=self.is_following_symlinks,
-                on_skip=_note_skipped,
+                on_skip=on_skip,
             )
-            for path in files:
-                yield from self._opened(path, str(path.absolute()))
 
     def _opened(self, source: "Path | IO[bytes]", name: str) -> "Iterator[FileToLoad]":
         from k2cli.loading import FileToLoad
@@ -645,26 +688,38 @@ def _allowance(text: str) -> "Allowance":
     return allowance
 
 
+def _no_totals() -> "LoadTotals":
+    from k2cli.loading import LoadTotals
+
+    return LoadTotals()
+
+
 # Takes files, closes them, and yields what each came to.
 Handle = Callable[["Iterable[FileToLoad]"], "Iterator[Outcome]"]
 
 
-def _one_by_one(policy: "LoadPolicy", handle: "Callable[[FileToLoad, FileSums], None]") -> Handle:
-    """Handle each file by itself."""
+def _one_by_one(
+    policy: "LoadPolicy", handle: "Callable[[FileToLoad, FileSums, ExitStack], None]"
+) -> Handle:
+    """Handle each file by itself.
+
+    What `handle` adds to its last argument holds until the outcome was taken.
+    """
     from k2cli.loading import FileSums, Outcome, check_digest
 
     def handle_each(files: "Iterable[FileToLoad]") -> "Iterator[Outcome]":
         for file in files:
             sums = FileSums()
             fault: BadData | None = None
-            with closing(file.reader):
-                try:
-                    if policy.is_checked:
-                        check_digest(file)
-                    handle(file, sums)
-                except BadData as exc:
-                    fault, sums = exc, FileSums(rejects=sums.rejects)
-            yield Outcome(file=file, sums=sums, fault=fault)
+            with ExitStack() as hold:
+                with closing(file.reader):
+                    try:
+                        if policy.is_checked:
+                            check_digest(file)
+                        handle(file, sums, hold)
+                    except BadData as exc:
+                        fault, sums = exc, FileSums(rejects=sums.rejects)
+                yield Outcome(file=file, sums=sums, fault=fault)
 
     return handle_each
 
@@ -676,7 +731,7 @@ def _printing(stack: ExitStack, policy: "LoadPolicy", *, limit: int | None) -> H
 
     renderer = stack.enter_context(NdjsonRenderer())
 
-    def handle(file: "FileToLoad", sums: "FileSums") -> None:
+    def handle(file: "FileToLoad", sums: "FileSums", _hold: ExitStack) -> None:
         pump_file(file, _Printer(renderer, limit=limit), policy, sums)
 
     return _one_by_one(policy, handle)
@@ -709,7 +764,7 @@ def _sending(
     import hashlib
     from dataclasses import replace
 
-    from k2cli.loading import load_into_topics
+    from k2cli.loading import load_into_topics, pump_file
     from k2cli.producing import open_topics
 
     # The same command twice at once: the second one ends the first one's transaction.
@@ -717,9 +772,14 @@ def _sending(
     options = replace(produce, transaction=f"k2-load-{said[:32]}", patience_s=produce.timeout_s)
     topics = stack.enter_context(open_topics(options, observe=log.on_event))
 
-    def handle(file: "FileToLoad", sums: "FileSums") -> None:
+    def handle(file: "FileToLoad", sums: "FileSums", hold: ExitStack) -> None:
         with _progress(file, events) as on_batch:
-            load_into_topics(file, topics, policy, sums, on_batch)
+            load_into_topics(
+                file.kind,
+                topics,
+                lambda target: pump_file(file, target, policy, sums, on_batch),
+                before_commit=lambda: hold.enter_context(policy.held()),
+            )
 
     return _one_by_one(policy, handle)
 
@@ -739,36 +799,65 @@ class _Printer:
         sys.stdout.buffer.write(self._renderer.render(shown))
 
 
-def _report_each(outcomes: "Iterable[Outcome]", events: RunLog | None) -> "LoadTotals":
-    """Report file after file, one that failed too, and return the sums.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Report:
+    """Reports file after file, one that failed too, and adds up the sums.
 
     Where there is a log, each file is an event of it.
     """
-    from k2cli.loading import LoadTotals
 
-    totals = LoadTotals()
-    noted: set[str] = set()
-    for outcome in outcomes:
-        file, sums = outcome.file, outcome.sums
+    events: RunLog | None
+    totals: "LoadTotals" = field(default_factory=_no_totals)
+    loaded: list[str] = field(default_factory=list)  # paths
+    done: set[str] = field(default_factory=set)  # paths of all files with an outcome
+
+    def take(self, outcomes: "Iterable[Outcome]") -> None:
+        """Report the outcomes as they come."""
+        noted: set[str] = set()
+        for outcome in outcomes:
+            self._add(outcome)
+            if outcome.fault is not None:
+                _report_fault(outcome.file, outcome.fault, self.events)
+                continue
+            for notice in outcome.file.reader.notices() if outcome.is_new else ():
+                if notice not in noted:  # of many files alike, the first one stands for all
+                    noted.add(notice)
+                    _note(outcome.file, notice, self.events)
+            _report(outcome, self.events)
+
+    def _add(self, outcome: "Outcome") -> None:
+        file, sums, totals = outcome.file, outcome.sums, self.totals
+        self.done.add(file.path)
         totals.files += 1
         totals.size_bytes += file.reader.size_bytes
         totals.rejects += sums.rejects
         if outcome.fault is not None:
             totals.failed += 1
-            _report_fault(file, outcome.fault, events)
-            continue
-        totals.loaded += outcome.is_new and not outcome.is_empty
+            return
+        if outcome.is_new and not outcome.is_empty:
+            totals.loaded += 1
+            self.loaded.append(file.path)
         totals.empty += outcome.is_empty
         totals.skipped += not outcome.is_new
         totals.rows += sums.rows
         totals.duplicates += sums.duplicates
         totals.conflicts += sums.conflicts
-        for notice in file.reader.notices() if outcome.is_new else ():
-            if notice not in noted:  # of many files alike, the first one stands for all
-                noted.add(notice)
-                _note(file, notice, events)
-        _report(outcome, events)
-    return totals
+
+    def interrupted(self, names: list[str], *, hint: str | None) -> None:
+        """Say which files of all were loaded, which one was in work, and how many remain."""
+        left = [name for name in names if name not in self.done]
+        in_work, remaining = left[0] if left else "", max(0, len(left) - 1)
+        if self.events:
+            fields = {"loaded": len(self.loaded), "in_work": in_work, "remaining": remaining}
+            self.events.on_event("interrupted", **fields)
+            return
+        named = self.loaded[:_MOST_NAMED]
+        more = len(self.loaded) - len(named)
+        files = ", ".join(named) + (f" and {more:,} more" if more else "")
+        parts = [f"loaded {len(self.loaded):,}" + (f" ({files})" if named else "")]
+        if in_work:
+            parts += [f"not loaded {in_work}, which was in work", f"{remaining:,} more remain"]
+        output.note(f"interrupted: {'; '.join(parts)}" + (f"; {hint}" if hint and left else ""))
 
 
 def _report(outcome: "Outcome", events: RunLog | None) -> None:

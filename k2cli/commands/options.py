@@ -14,7 +14,7 @@ from k2cli.commands.events import LogFormat, LogLevel, RunLog
 from k2cli.commands.logfile import LogFile, Rotation
 from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
-from k2cli.errors import UsageError
+from k2cli.errors import ConfigError, UsageError
 from k2cli.symbols import fold_symbol
 
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
@@ -46,6 +46,16 @@ StartOpt = Annotated[
 ]
 EndOpt = Annotated[
     str | None, typer.Option("--end", help="Before this time; a date is its midnight in UTC.")
+]
+TzOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--tz",
+        metavar="ZONE",
+        help="Write times in this zone, with their offsets: an IANA name, or local. Times in "
+        "options and in SQL stay UTC unless they have an offset.",
+        show_default="UTC, or query.timezone",
+    ),
 ]
 ColumnsOpt = Annotated[
     list[str] | None,
@@ -257,6 +267,23 @@ chosen_profile: Final[ContextVar[str | None]] = ContextVar("chosen_profile", def
 def settings(home: Path | None = None) -> Settings:
     """Read the settings of this run; with `config_file`, all that looks at the environment."""
     return load_settings(os.environ, home=home, profile=chosen_profile.get())
+
+
+def output_zone(chosen: str | None, config: Settings) -> str:
+    """Return the zone that a query writes times in: that of --tz, else of the settings.
+
+    Raises:
+        UsageError: --tz is not a time zone.
+        ConfigError: query.timezone is not one.
+    """
+    from k2cli.zones import resolve_zone
+
+    if chosen is not None:
+        return resolve_zone(chosen, env=os.environ)
+    try:
+        return resolve_zone(config.query.timezone, env=os.environ, what="query.timezone")
+    except UsageError as exc:
+        raise ConfigError(str(exc), hint=exc.hint) from exc
 
 
 def config_file(home: Path | None = None) -> Path:

@@ -9,13 +9,15 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from k2cli.commands.events import RunLog, event_text
+from k2cli.commands.fitting import GAP, Column, Fit, cell_width, fit_columns, pad
+from k2cli.commands.progress import shown_progress
 from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ _DETAILS: Final = (
     *("vendor_data", "message_id", "ingestion_timestamp", "platform_sequence"),
     *("trade_conditions", "asset_class", "trade_id", "quote_id", "source_sequence", "currency"),
 )
-_GAP: Final = "  "
 # What does not go away by itself: the name of the file is wrong.
 _LASTING: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR}
@@ -39,6 +40,9 @@ _NUMBERS: Final = frozenset(
     {"tinyint", "smallint", "integer", "bigint", "hugeint", "decimal", "float", "double"}
     | {"utinyint", "usmallint", "uinteger", "ubigint", "uhugeint", "bignum"}
 )
+# What is still of use on a narrow terminal when its middle is missing; numbers and times are not.
+_TEXTS: Final = frozenset({"varchar", "json", "list", "array", "struct", "map", "union"})
+_COMPLETE: Final = "--format csv shows everything"
 
 
 def note(message: str) -> None:
@@ -135,18 +139,34 @@ class Output:
         """Whether a person sees the answer at once."""
         return self.path is None and sys.stdout.isatty()
 
-    def write(self, answer: "AnyAnswer", *, is_limited: bool = False) -> int:
+    def write(
+        self,
+        answer: "AnyAnswer",
+        *,
+        is_limited: bool = False,
+        expected: int | None = None,
+        details: Sequence[str] = _DETAILS,
+        complete: str = _COMPLETE,
+    ) -> int:
         """Run the answer and write it; says on stderr when there is nothing, or more.
 
         Returns how many rows there are, up to one more than a preview shows.
 
-        `is_limited` tells that the user chose how many rows they want to see.
+        `is_limited` tells that the user chose how many rows they want to see; `expected` is how
+        many there will be, if that is known. A table on a narrow
+        terminal leaves out `details` first, and says that `complete` shows what is missing.
         """
         is_preview = self.is_terminal and self.format is Format.TABLE and not is_limited
         if is_preview:
             answer = answer.first(PREVIEW_ROWS + 1)
-        with self._opened() as opened, _compressed(opened, self.compression) as sink:
-            rows = self._write(answer, sink, is_preview=is_preview)
+        with (
+            self._opened() as opened,
+            _compressed(opened, self.compression) as compressed,
+            self._progress(compressed, expected) as sink,
+        ):
+            rows = self._write(
+                answer, sink, is_preview=is_preview, details=details, complete=complete
+            )
         if rows == 0:
             note("nothing matched")
         elif is_preview and rows > PREVIEW_ROWS:
@@ -171,7 +191,21 @@ class Output:
         except OSError as exc:
             raise _os_error(self.path, exc) from exc
 
-    def _write(self, answer: "AnyAnswer", sink: BinaryIO, *, is_preview: bool) -> int:
+    def _progress(self, sink: BinaryIO, expected: int | None) -> AbstractContextManager[BinaryIO]:
+        if self.path is None:
+            return nullcontext(sink)
+        has_lines = self.format not in _BINARY
+        return shown_progress(sink, has_lines=has_lines, total=expected)
+
+    def _write(
+        self,
+        answer: "AnyAnswer",
+        sink: BinaryIO,
+        *,
+        is_preview: bool,
+        details: Sequence[str],
+        complete: str,
+    ) -> int:
         match self.format:
             case Format.JSON:
                 array = _JsonArray(sink)
@@ -183,8 +217,10 @@ class Output:
                 rows = _write_markdown(answer, sink)
             case Format.TABLE:
                 limit = PREVIEW_ROWS if is_preview else None
-                width = shutil.get_terminal_size().columns if self.is_terminal else None
-                rows = _write_table(answer, sink, limit=limit, width=width)
+                width = screen_width() if self.is_terminal else None
+                rows = _write_table(
+                    answer, sink, limit=limit, width=width, details=details, complete=complete
+                )
             case Format.CSV if not self.has_header:
                 rows = answer.copy("csv without header", sink)
             case _:
@@ -192,13 +228,21 @@ class Output:
         return rows
 
 
-def write_table(out: Output, rows: "pa.Table") -> None:
-    """Write rows that are there already."""
+def screen_width() -> int | None:
+    """Return how many cells a line on stdout has; None is any number: no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def write_table(
+    out: Output, rows: "pa.Table", *, details: Sequence[str] = (), complete: str = _COMPLETE
+) -> None:
+    """Write rows that are there already; `details` as in `Output.write`."""
     from k2cli.config import QuerySettings
     from k2cli.query.engine import open_engine
 
     with open_engine(QuerySettings(), []) as engine:
-        out.write(engine.ask_table(rows), is_limited=True)
+        answer = engine.ask_table(rows)
+        out.write(answer, is_limited=True, details=details, complete=complete)
 
 
 def choose_output(chosen: Format | None, path: Path | None, *, is_forced: bool) -> Output:
@@ -404,53 +448,59 @@ def markdown_line(cells: Row) -> str:
 
 
 def _write_table(
-    answer: "AnyAnswer", sink: BinaryIO, *, limit: int | None, width: int | None
+    answer: "AnyAnswer",
+    sink: BinaryIO,
+    *,
+    limit: int | None,
+    width: int | None,
+    details: Sequence[str],
+    complete: str,
 ) -> int:
     """Write rows in columns as wide as the first rows need; return how many there are.
 
-    Past `limit` rows are counted, not written. On a screen of `width`, columns of detail that do
-    not fit are left out, with a note.
+    Past `limit` rows are counted, not written. On a screen of `width`, what does not fit is left
+    out or shortened, with a note that ends in `complete`.
     """
     rows = _rows(answer)
     block = list(itertools.islice(rows, _BLOCK_ROWS))
     if not block:
         return 0
-    layout = _Layout.fitting(answer, block, width)
+    layout = _Layout.fitting(answer, block, width, details)
     sink.write(layout.header().encode())
     count = 0
     for count, row in enumerate(itertools.chain(block, rows), start=1):
         if limit is None or count <= limit:
             sink.write(layout.line(row).encode())
-    if layout.left_out:
-        note(f"left out: {', '.join(layout.left_out)}; choose with --columns")
+    if missing := layout.fit.note(complete):
+        note(missing)
     return count
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """The columns that a table shows: name, place in the row, width, whether it is a number."""
+    """The columns that a table shows: name, index in the row, width, whether it is a number."""
 
     columns: Sequence[tuple[str, int, int, bool]]
-    left_out: Sequence[str]
+    fit: Fit
+    is_bounded: bool  # by a screen
 
     @classmethod
-    def fitting(cls, answer: "AnyAnswer", rows: Sequence[Row], width: int | None) -> "_Layout":
+    def fitting(
+        cls, answer: "AnyAnswer", rows: Sequence[Row], width: int | None, details: Sequence[str]
+    ) -> "_Layout":
         names = [name for name, _ in answer.named_types]
         widths = [
-            max(_cell_width(line) for cell in (name, *cells) for line in _lines(cell))
+            max(cell_width(line) for cell in (name, *cells) for line in _lines(cell))
             for name, cells in zip(names, zip(*rows, strict=True), strict=True)
         ]
-        shown = dict.fromkeys(range(len(names)))
-        left_out: list[str] = []
-        for detail in _DETAILS:
-            total = sum(widths[place] + len(_GAP) for place in shown) - len(_GAP)
-            if width is None or total <= width:
-                break
-            if detail in names and len(shown) > 1:
-                shown.pop(names.index(detail), None)
-                left_out.append(detail)
+        columns = [
+            Column(name=name, width=widest, can_shrink=of in _TEXTS)
+            for (name, of), widest in zip(answer.named_types, widths, strict=True)
+        ]
+        fit = fit_columns(columns, sys.maxsize if width is None else width, details=details)
         numbers = _are_numbers(answer)
-        return cls([(names[at], at, widths[at], numbers[at]) for at in shown], left_out)
+        shown = [(names[at], at, size, numbers[at]) for at, size in fit.shown]
+        return cls(shown, fit, is_bounded=width is not None)
 
     def header(self) -> str:
         """The names, and a line below them."""
@@ -463,11 +513,11 @@ class _Layout:
         return "".join(map(self._text, itertools.zip_longest(*cells, fillvalue="")))
 
     def _text(self, cells: Row) -> str:
-        padded = []
-        for cell, (_, _, width, is_number) in zip(cells, self.columns, strict=True):
-            space = " " * (width - _cell_width(cell))
-            padded.append(space + cell if is_number else cell + space)
-        return _GAP.join(padded).rstrip() + "\n"
+        padded = [
+            pad(cell, width if self.is_bounded else max(width, cell_width(cell)), is_number=number)
+            for cell, (_, _, width, number) in zip(cells, self.columns, strict=True)
+        ]
+        return GAP.join(padded).rstrip() + "\n"
 
 
 def _lines(cell: str) -> list[str]:
@@ -480,9 +530,3 @@ def _lines(cell: str) -> list[str]:
 def printable(text: str) -> str:
     """Write out what could move a terminal's cursor, or do worse."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _cell_width(text: str) -> int:
-    from rich.cells import cell_len
-
-    return len(text) if text.isascii() else cell_len(text)

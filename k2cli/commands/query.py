@@ -24,6 +24,8 @@ from k2cli.commands.options import (
     OutputOpt,
     StartOpt,
     SymbolOpt,
+    TzOpt,
+    output_zone,
     settings,
     split_names,
     symbol_names,
@@ -62,6 +64,7 @@ def rows(
     columns: ColumnsOpt = None,
     order: OrderOpt = Order.ASC,
     limit: LimitOpt = None,
+    tz: TzOpt = None,
     fmt: FormatOpt = None,
     output: OutputOpt = None,
     force: ForceOpt = False,
@@ -82,12 +85,17 @@ def rows(
         is_descending=order is Order.DESC,
         limit=limit,
     )
-    _print_rows(settings(home), kind, selection, out)
+    config = settings(home)
+    _print_rows(config, kind, selection, out, zone=output_zone(tz, config))
 
 
 @query_app.command()
 def symbols(
-    fmt: FormatOpt = None, output: OutputOpt = None, force: ForceOpt = False, home: HomeOpt = None
+    tz: TzOpt = None,
+    fmt: FormatOpt = None,
+    output: OutputOpt = None,
+    force: ForceOpt = False,
+    home: HomeOpt = None,
 ) -> None:
     """Print every symbol, how many trades and quotes there are of it, and from when to when.
 
@@ -99,11 +107,12 @@ def symbols(
 
     out = choose_output(fmt, output, is_forced=force)
     config = settings(home)
+    zone = output_zone(tz, config)
     with open_lake(config) as lake:
         plans = [lake.plan(kind) for kind in lake.kinds()]
         if not plans:
             raise NotFound(f"there are no tables in {config.home} yet", hint="k2 demo")
-        with open_engine(config.query, plans) as engine:
+        with open_engine(config.query, plans, zone=zone) as engine:
             out.write(list_symbols(engine, [plan.kind for plan in plans]))
 
 
@@ -120,6 +129,7 @@ def sql(
     statement: Annotated[
         str, typer.Argument(help="DuckDB SQL over `trades` and `quotes`; - reads it from stdin.")
     ],
+    tz: TzOpt = None,
     fmt: FormatOpt = None,
     output: OutputOpt = None,
     force: ForceOpt = False,
@@ -144,14 +154,17 @@ def sql(
 
     out = choose_output(fmt, output, is_forced=force)
     config = settings(home)
+    zone = output_zone(tz, config)
     limits = config.query if timeout is None else replace(config.query, timeout=Duration(timeout))
     with open_sandbox() as sandbox:  # first: it starts while the tables are planned
         text = sys.stdin.read() if statement == "-" else statement
-        with sandbox.ask(limits, _plans(config), text) as answer:
+        with sandbox.ask(limits, _plans(config), text, zone=zone) as answer:
             out.write(answer)
 
 
-def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", out: Output) -> None:
+def _print_rows(
+    config: Settings, kind: "RecordKind", selection: "Selection", out: Output, *, zone: str
+) -> None:
     from k2cli.query.engine import open_engine
     from k2cli.query.questions import explain_nothing, select_rows
     from k2cli.storage.lake import open_lake
@@ -164,9 +177,14 @@ def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", ou
             start=selection.span.start,
             end=selection.span.end,
         )
-        with open_engine(config.query, [plan]) as engine:
+        with open_engine(config.query, [plan], zone=zone) as engine:
             answer = select_rows(engine, plan.kind, selection)
-            rows = out.write(answer, is_limited=selection.limit is not None)
+            rows = out.write(
+                answer,
+                is_limited=selection.limit is not None,
+                expected=selection.count_of(plan.rows),
+                complete="choose with --columns",
+            )
         if not rows and selection.symbols:
             with open_engine(config.query, [lake.plan(kind)]) as engine:
                 for line in explain_nothing(engine, plan.kind, selection):

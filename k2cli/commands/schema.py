@@ -92,7 +92,7 @@ def list_subjects(
 
     chosen = output.choose_output(fmt, out, is_forced=force)
     if ours:
-        output.write_table(chosen, _ours())
+        output.write_table(chosen, _ours(), details=("record", "fields"))
         return
     try:
         with Finder(home=home, registry=registry, timeout_s=timeout).opened() as client:
@@ -108,7 +108,7 @@ def list_subjects(
         "type": pa.array([info.newest.type for info in infos], pa.string()),
         "compatibility": pa.array([info.compatibility for info in infos], pa.string()),
     }
-    output.write_table(chosen, pa.table(columns))
+    output.write_table(chosen, pa.table(columns), details=("type", "id", "versions"))
 
 
 @schema_app.command()

@@ -180,4 +180,5 @@ def _show_mapping(name: str | None, form: Form | None) -> None:
         for rule in upgrade.rules
     ]
     out = Output(format=Format.MARKDOWN if form else Format.TABLE, path=None)
-    output.write_table(out, pa.Table.from_pylist(rows))
+    complete = "--as markdown shows everything"
+    output.write_table(out, pa.Table.from_pylist(rows), details=("type",), complete=complete)

@@ -14,6 +14,7 @@ import typer
 
 from k2cli.commands import output
 from k2cli.commands.config import own_settings
+from k2cli.commands.fitting import fit_rows
 from k2cli.commands.options import (
     DURATION,
     GROUP,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 _EVERY_S: Final = 2.0
 _STYLES: Final = {"green": "green", "yellow": "yellow", "red": "bold red"}
+# What a narrow terminal leaves out, the first one first.
+_TABLE_DETAILS: Final = ("last commit", "rows", "newest record")
+_LAG_DETAILS: Final = ("group at", "table at", "end")
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60))
 Show = Callable[["Survey"], None]
 
@@ -144,9 +148,18 @@ def _report(config: Settings, found: "Survey") -> "Text":
     for check in found.checks:
         report.append(f"{check.state:8}", style=_STYLES[check.state])
         report.append(f"{check.name:{width}}  {_verdict(check)}\n")
-    for rows in (_table_rows(found.tables), _lag_rows(found.lag)):
-        if len(rows) > 1:
-            report.append("\n" + _aligned(rows))
+    missing = []
+    for (names, *rows), details in (
+        (_table_rows(found.tables), _TABLE_DETAILS),
+        (_lag_rows(found.lag), _LAG_DETAILS),
+    ):
+        if rows:
+            screen = output.screen_width()
+            lines, fit = fit_rows(names, rows, screen, texts=names[:1], details=details)
+            report.append("\n".join(["", *lines, ""]))
+            missing.append(fit.note("--format json shows everything"))
+    for line in dict.fromkeys(filter(None, missing)):
+        report.append(f"\n{line}\n", style="dim")
     report.right_crop(1)
     return report
 
@@ -181,16 +194,6 @@ def _lag_rows(lags: Sequence["PartitionLag"]) -> list[list[str]]:
         ]
         for lag in lags
     ]
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    """Put cells below each other; all but the first of a row to the right."""
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([f"{first:{widths[0]}}", *cells]).rstrip())
-    return "\n".join(lines) + "\n"
 
 
 def _iso(moment: datetime | None) -> str:

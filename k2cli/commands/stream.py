@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from k2cli.commands.metrics import RunMetrics
     from k2cli.flow import Batch, Sink, Totals
     from k2cli.ingestion.binance.client import BinanceStream
+    from k2cli.pipeline import Pump
     from k2cli.producing import ProduceOptions
 
 _MAX_REJECT_BYTES: Final = 10**9
@@ -272,7 +273,7 @@ def binance(
         )
         stack.enter_context(stopped_by_signals(pump.stop))
         try:
-            pump.run(_followed(pump.totals, view, metrics))
+            pump.run(_followed(pump, view, metrics))
         finally:
             source.report_silent_streams()
             stack.close()
@@ -348,12 +349,14 @@ def open_metrics(
 
 
 def _followed(
-    totals: "Totals", *followers: "LiveView | RunMetrics | None"
+    pump: "Pump", view: "LiveView | None", metrics: "RunMetrics | None"
 ) -> "Callable[[Batch], None]":
     """Let the view and the metrics follow a run; return what is to see every batch."""
-    present = [follower for follower in followers if follower]
+    present = [follower for follower in (view, metrics) if follower]
     for follower in present:
-        follower.watch(totals)
+        follower.watch(pump.totals)
+    if view:
+        view.watch_end(lambda: pump.is_stopping)
 
     def on_batch(batch: "Batch") -> None:
         for follower in present:

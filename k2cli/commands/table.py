@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from k2cli.commands import output
+from k2cli.commands.fitting import fit_rows
 from k2cli.commands.options import (
     ForceOpt,
     FormatOpt,
@@ -60,7 +61,8 @@ def list_tables(
         infos = [lake.describe(kind) for kind in lake.kinds()]
     names = ("kind", "name", "rows", "files", "size_bytes", "snapshots", "last_commit", "location")
     rows = [{name: getattr(info, name) for name in names} for info in infos]
-    output.write_table(chosen, pa.Table.from_pylist(rows))
+    details = ("location", "name", "size_bytes", "files", "snapshots")
+    output.write_table(chosen, pa.Table.from_pylist(rows), details=details)
 
 
 @table_app.command()
@@ -94,7 +96,7 @@ def describe(
     if fmt is TextOrJson.JSON:
         output.data(json.dumps(asdict(info), default=str))
     else:
-        output.data(_description(info))
+        _print_description(info)
 
 
 @table_app.command()
@@ -119,7 +121,9 @@ def snapshots(
         infos = lake.snapshots(kind)
     rows = [{**asdict(info), "refs": ",".join(info.refs)} for info in infos]
     none = {field.name: pa.array([], pa.string()) for field in fields(SnapshotInfo)}
-    output.write_table(chosen, pa.Table.from_pylist(rows) if rows else pa.table(none))
+    shown = pa.Table.from_pylist(rows) if rows else pa.table(none)
+    details = ("run", "total_files", "operation", "refs", "total_rows")
+    output.write_table(chosen, shown, details=details)
 
 
 @table_app.command()
@@ -255,7 +259,8 @@ def check(
         found = lake.check(kind)
     rows = [asdict(each) for each in found.damage]
     none = {field.name: pa.array([], pa.string()) for field in fields(Damage)}
-    output.write_table(chosen, pa.Table.from_pylist(rows) if rows else pa.table(none))
+    shown = pa.Table.from_pylist(rows) if rows else pa.table(none)
+    output.write_table(chosen, shown, details=("kind", "is_current", "snapshots"))
     output.note(f"intact: {found.files:,} data files, {found.rows:,} rows")
     if rows:
         raise BadData(
@@ -380,19 +385,23 @@ def _kind(table: str) -> "RecordKind":
     raise NotFound(f"there is no table {table!r}", hint=f"there are {' and '.join(KINDS)}")
 
 
-def _description(info: "TableInfo") -> str:
+def _print_description(info: "TableInfo") -> None:
     shown = [field.name for field in fields(info) if field.name not in ("columns", "properties")]
     width = max(len(name) for name in shown)
     lines = [f"{name:{width}}  {_text(getattr(info, name))}" for name in shown]
-    names = max(len(name) for _, name, *_ in info.columns)
-    types = max(len(of) for _, _, of, *_ in info.columns)
-    lines += ["", "columns"]
-    for number, name, of, is_required, doc in info.columns:
-        need = "required" if is_required else "optional"
-        lines.append(f"  {number:2}  {name:{names}}  {of:{types}}  {need}  {doc}".rstrip())
+    columns = [
+        [str(number), name, of, "required" if is_required else "optional", doc]
+        for number, name, of, is_required, doc in info.columns
+    ]
+    names = ["id", "name", "type", "need", "doc"]
+    screen = output.screen_width()
+    rows, fit = fit_rows(names, columns, screen and screen - 2, texts=names[1:], details=["need"])
+    lines += ["", "columns", *(f"  {row}" for row in rows[1:])]
     lines += ["", "properties"]
     lines += [f"  {key} = {value}" for key, value in sorted(info.properties.items())]
-    return "\n".join(lines)
+    output.data("\n".join(lines))
+    if missing := fit.note("--format json shows everything"):
+        output.note(missing)
 
 
 def _text(value: object) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.commands import output
+from k2cli.commands.fitting import fit_rows
 from k2cli.commands.options import (
     DURATION,
     TIMEOUT_S,
@@ -23,9 +24,10 @@ from k2cli.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from k2cli.ingestion.kafka.topics import TopicInfo, Topics
+    from k2cli.ingestion.kafka.topics import PartitionInfo, TopicInfo, Topics
 
 topic_app = typer.Typer(help="Make and look at Kafka topics.", no_args_is_help=True)
 
@@ -113,7 +115,7 @@ def list_topics(
         "replicas": pa.array([_replicas(info) for info in infos], pa.int64()),
         "offsets": pa.array([_offsets(info) for info in infos], pa.int64()),
     }
-    output.write_table(chosen, pa.table(columns))
+    output.write_table(chosen, pa.table(columns), details=("replicas", "partitions"))
 
 
 @topic_app.command()
@@ -132,7 +134,7 @@ def describe(
     if fmt is TextOrJson.JSON:
         output.data(json.dumps([asdict(info) for info in infos]))
     else:
-        output.data("\n\n".join(_description(info) for info in infos))
+        _print_descriptions(infos)
 
 
 def _open(home: "Path | None", kafka: list[str] | None, timeout_s: float | None) -> "Topics":
@@ -150,21 +152,33 @@ def _offsets(info: "TopicInfo") -> int:
     return sum(partition.next - partition.first for partition in info.partitions)
 
 
-def _description(info: "TopicInfo") -> str:
-    lines = [
-        f"topic       {info.name}",
-        f"id          {info.id}",
-        f"partitions  {len(info.partitions)}",
-        f"offsets     {_offsets(info):,}",
-        "",
-        f"{'partition':>9}  {'leader':>6}  {'replicas':<12}  {'in sync':<12}"
-        f"  {'first offset':>14}  {'next offset':>14}",
-    ]
-    for each in info.partitions:
-        replicas, in_sync = (",".join(map(str, ids)) for ids in (each.replicas, each.in_sync))
-        leader = "none" if each.leader is None else each.leader
-        lines.append(
-            f"{each.number:>9}  {leader:>6}  {replicas:<12}  {in_sync:<12}"
-            f"  {each.first:>14,}  {each.next:>14,}"
+def _print_descriptions(infos: "Sequence[TopicInfo]") -> None:
+    names = ["partition", "leader", "replicas", "in sync", "first offset", "next offset"]
+    parts: list[str] = []
+    notes: dict[str, None] = {}
+    for info in infos:
+        rows, fit = fit_rows(
+            names,
+            [_partition_row(each) for each in info.partitions],
+            output.screen_width(),
+            texts=("replicas", "in sync"),
+            details=("leader", "replicas", "in sync"),
         )
-    return "\n".join(lines)
+        facts = [
+            f"topic       {info.name}",
+            f"id          {info.id}",
+            f"partitions  {len(info.partitions)}",
+            f"offsets     {_offsets(info):,}",
+        ]
+        parts.append("\n".join([*facts, "", *rows]))
+        notes[fit.note("--format json shows everything")] = None
+    output.data("\n\n".join(parts))
+    for missing in filter(None, notes):
+        output.note(missing)
+
+
+def _partition_row(partition: "PartitionInfo") -> list[str]:
+    replicas, in_sync = (",".join(map(str, ids)) for ids in (partition.replicas, partition.in_sync))
+    leader = "none" if partition.leader is None else str(partition.leader)
+    offsets = (f"{partition.first:,}", f"{partition.next:,}")
+    return [str(partition.number), leader, replicas, in_sync, *offsets]

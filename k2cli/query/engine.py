@@ -10,6 +10,7 @@ SQL that a user wrote gets two engines: one that reads the tables and can write 
 that only formats the rows which the first one streams to it. So no query reads its own answer.
 """
 
+import base64
 import fcntl
 import os
 import re
@@ -27,10 +28,11 @@ from msgspec.structs import replace
 
 from k2cli.config import QuerySettings
 from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
-from k2cli.query.protocol import MEMORY_HINT, modest_limit_bytes
+from k2cli.query.protocol import MEMORY_HINT, Request, modest_limit_bytes
 from k2cli.query.render import (
     COPIES,
     RENDERINGS,
+    UTC,
     Column,
     Expression,
     as_transferred,
@@ -111,28 +113,28 @@ def _mistake(text: str) -> UsageError:
 
 
 @contextmanager
-def open_engine(settings: QuerySettings, files: Iterable[TableFiles]) -> Iterator["Engine"]:
+def open_engine(
+    settings: QuerySettings, files: Iterable[TableFiles], *, zone: str = UTC
+) -> Iterator["Engine"]:
     """Open a DuckDB with one view for each kind of record over its files, and lock it down.
+
+    Answers show instants in `zone`, an IANA name.
 
     Raises:
         ConfigError: a memory limit that is not a size, or files that DuckDB has no way to.
     """
     modest = replace(settings, memory_limit=f"{modest_limit_bytes(settings)}B")
-    with open_pipe() as pipe, _open_engine(modest, files, pipe=pipe) as engine:
+    with open_pipe() as pipe, _open_engine(modest, files, pipe=pipe, zone=zone) as engine:
         yield engine
 
 
 @contextmanager
 def open_sql(
-    settings: QuerySettings,
-    files: Iterable[TableFiles],
-    text: str,
-    *,
-    limit: int | None = None,
-    when_ready: Callable[[], None] = lambda: None,
+    request: Request, *, when_ready: Callable[[], None] = lambda: None
 ) -> Iterator["Answer"]:
-    """Run a statement that a user wrote, at most `limit` rows of it, in engines of its own.
+    """Run a statement that a user wrote in engines of its own.
 
+    The statement runs in UTC; only its answer is shown in the zone that was asked for.
     `when_ready` is called when both engines are open, before the statement is parsed.
 
     Raises:
@@ -140,12 +142,12 @@ def open_sql(
         K2Error: also while the answer is read; always what the statement failed with.
     """
     with (
-        _open_engine(settings, files, pipe=None) as reading,
-        open_engine(settings, []) as writing,
+        _open_engine(request.settings, request.files, pipe=None) as reading,
+        open_engine(request.settings, [], zone=request.zone) as writing,
     ):
         when_ready()
-        answer = reading.ask_sql(text)
-        rows = _Handover(answer if limit is None else answer.first(limit))
+        answer = reading.ask_sql(request.text)
+        rows = _Handover(answer if request.limit is None else answer.first(request.limit))
         try:
             yield writing.ask_stream(rows.reader())
         except BaseException as exc:
@@ -203,7 +205,7 @@ def open_pipe() -> Iterator[Pipe]:
 
 @contextmanager
 def _open_engine(
-    settings: QuerySettings, files: Iterable[TableFiles], *, pipe: Pipe | None
+    settings: QuerySettings, files: Iterable[TableFiles], *, pipe: Pipe | None, zone: str = UTC
 ) -> Iterator["Engine"]:
     plans = list(files)
     check_paths(plans)
@@ -211,12 +213,12 @@ def _open_engine(
         tempfile.TemporaryDirectory(prefix="k2-query-") as spill,
         closing(_connect(settings, spill)) as connection,
     ):
-        engine = Engine(connection=connection, pipe=pipe)
+        engine = Engine(connection=connection, pipe=pipe, zone=zone)
         allowed = [] if pipe is None else [pipe.path]
         for path in (path for plan in plans for path in plan.paths):
             allowed += {path, _pattern(path)}
         with translated():
-            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute(f"SET TimeZone = {literal(zone)}")
             if pipe is None:  # types that other readers do not know go to an engine only
                 connection.execute("SET arrow_lossless_conversion = true")
             open_s3(connection, plans)
@@ -318,9 +320,12 @@ def _next_batch(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
 class Engine:
     """An open DuckDB. Made by `open_engine`; gives one answer."""
 
-    def __init__(self, *, connection: duckdb.DuckDBPyConnection, pipe: Pipe | None) -> None:
+    def __init__(
+        self, *, connection: duckdb.DuckDBPyConnection, pipe: Pipe | None, zone: str
+    ) -> None:
         self.connection = connection
         self.pipe = pipe
+        self.zone = zone
 
     def ask(self, sql: str, values: Sequence[object] = ()) -> "Answer":
         """Check one of k2's own queries; `values` are its parameters."""
@@ -453,7 +458,8 @@ class Answer:
         sql = self._rendered(copy.render)
         try:
             with self._translated():
-                return self._engine.copy(sql, self._values, copy.options, sink)
+                options = copy.options + (self._zones_option(sql) if form == "parquet" else "")
+                return self._engine.copy(sql, self._values, options, sink)
         except _Interrupted as exc:
             raise self._failure(sql, exc) from exc
 
@@ -510,7 +516,18 @@ class Answer:
         return pa.Table.from_batches(self.batches())
 
     def _rendered(self, render: Expression) -> str:
-        return f"SELECT {projection(self.columns, render)} FROM ({self._sql})"
+        return f"SELECT {projection(self.columns, render, self._engine.zone)} FROM ({self._sql})"
+
+    def _zones_option(self, sql: str) -> str:
+        """Make the option that keeps the zone of times in Parquet, which itself knows only UTC.
+
+        Readers based on Arrow find it in the schema that Arrow's own writer would add.
+        """
+        if self._engine.zone == UTC:
+            return ""
+        empty = self._engine.connection.execute(f"FROM ({sql}) LIMIT 0", self._values)
+        schema = base64.b64encode(empty.to_arrow_table().schema.serialize()).decode()
+        return f", KV_METADATA {{'ARROW:schema': {literal(schema)}}}"
 
     def _translated(self) -> AbstractContextManager[None]:
         return translated(is_from_user=self._is_from_user)

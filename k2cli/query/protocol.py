@@ -88,6 +88,7 @@ class Request:
     files: "Sequence[TableFiles]"
     text: str
     form: str  # of render.COPIES: bytes; or of render.RENDERINGS: an Arrow stream
+    zone: str  # that times are shown in
     limit: int | None = None  # rows
 
 

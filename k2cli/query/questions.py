@@ -28,6 +28,12 @@ class Selection:
     is_descending: bool = False
     limit: int | None = None
 
+    def count_of(self, rows: int) -> int | None:
+        """Return how many of a table's rows are selected; None if it must be read for that."""
+        if self.symbols or self.exchanges or self.span != EVER:
+            return None
+        return rows if self.limit is None else min(rows, self.limit)
+
 
 def check_columns(kind: RecordKind, columns: Iterable[str]) -> None:
     """Refuse names that the kind of record does not have.
@@ -62,10 +68,13 @@ def selected(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]
 
 
 def ordering(kind: RecordKind, *, is_descending: bool) -> str:
-    """Make the total order of rows: time, the exchange's number, symbol, message id."""
+    """Make the total order of rows: time, the exchange's number, symbol, message id.
+
+    It is that of the stored values, also where a query selects something else under their names.
+    """
     way = "DESC NULLS FIRST" if is_descending else "ASC NULLS LAST"
     keys = (kind.partition_by, "source_sequence", "symbol", "message_id")
-    return ", ".join(f"{quoted(key)} {way}" for key in keys)
+    return ", ".join(f"{quoted(kind.name)}.{quoted(key)} {way}" for key in keys)
 
 
 def filters(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]:

@@ -1,9 +1,10 @@
 """How values look: SQL expressions that turn a column of any DuckDB type into text.
 
-Text is the same in every text format: times ISO 8601 (with a `Z` where the type knows the zone),
-decimals with the scale they are stored with, doubles the shortest text that reads back the same,
-nested values as JSON. In JSON decimals are strings, because most readers take numbers for doubles,
-and NaN and infinities, which JSON cannot say, are null.
+Text is the same in every text format: times ISO 8601 (where the type knows the zone with a `Z`, or
+with the offset of the session's time zone if that is not UTC), decimals with the scale they are
+stored with, doubles the shortest text that reads back the same, nested values as JSON. In JSON
+decimals are strings, because most readers take numbers for doubles, and NaN and infinities, which
+JSON cannot say, are null.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from duckdb.sqltypes import DuckDBPyType
 
 Column = tuple[str, "DuckDBPyType"]
-Expression = Callable[[str, "DuckDBPyType"], str]
+# Makes the SQL that renders a column, given the session's time zone.
+Expression = Callable[[str, "DuckDBPyType", str], str]
 
+UTC: Final = "UTC"
 _SECONDS: Final = "%Y-%m-%dT%H:%M:%S"
 _ZONED: Final = "timestamp with time zone"
 _TIME_FORMAT: Final = {
@@ -61,25 +64,26 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def as_text(expression: str, of: "DuckDBPyType") -> str:
+def as_text(expression: str, of: "DuckDBPyType", zone: str) -> str:
     """Render a value for csv, markdown and tables."""
     if of.id in _TIME_FORMAT:
-        return _iso(expression, of)
+        return _iso(expression, of, zone)
     if of.id in _NESTED:
-        return f"CAST(to_json({as_json(expression, of)}) AS VARCHAR)"
+        return f"CAST(to_json({as_json(expression, of, zone)}) AS VARCHAR)"
     return expression if of.id == "varchar" else f"CAST({expression} AS VARCHAR)"
 
 
-def as_csv(expression: str, of: "DuckDBPyType") -> str:
+def as_csv(expression: str, of: "DuckDBPyType", zone: str) -> str:
     """Leave to the csv writer what it writes as `as_text` does: it is faster at it."""
     is_writers = of.id not in _TIME_FORMAT and of.id not in _NESTED
-    return expression if is_writers or of.id == _ZONED else as_text(expression, of)
+    is_utc = of.id == _ZONED and zone == UTC
+    return expression if is_writers or is_utc else as_text(expression, of, zone)
 
 
-def as_json(expression: str, of: "DuckDBPyType", depth: int = 0) -> str:
+def as_json(expression: str, of: "DuckDBPyType", zone: str, depth: int = 0) -> str:
     """Make a value such that DuckDB's `to_json` renders it as k2 wants it."""
     if of.id in _NESTED:
-        return _nested_json(expression, of, depth) if _needs_help(of) else expression
+        return _nested_json(expression, of, zone, depth) if _needs_help(of) else expression
     if of.id in _JSON_NATIVE or str(of) in ("VARCHAR", "JSON"):
         return expression
     if of.id in ("float", "double"):
@@ -87,31 +91,55 @@ def as_json(expression: str, of: "DuckDBPyType", depth: int = 0) -> str:
         return (
             f"CASE WHEN isfinite({expression}) THEN CAST(CAST({expression} AS VARCHAR) AS JSON) END"
         )
-    return as_text(expression, of)
+    return as_text(expression, of, zone)
 
 
-def as_exchanged(expression: str, of: "DuckDBPyType") -> str:
+def as_exchanged(expression: str, of: "DuckDBPyType", zone: str) -> str:
     """Keep a value's type for parquet and arrow, or change it to one that every reader knows."""
     if of.id == "union":
-        return as_text(expression, of)
+        return as_text(expression, of, zone)
     into = _EXCHANGED.get(of.id)
     return f"CAST({expression} AS {into})" if into else expression
 
 
-def as_transferred(expression: str, of: "DuckDBPyType") -> str:
+def as_transferred(expression: str, of: "DuckDBPyType", zone: str) -> str:  # noqa: ARG001
     """Keep a value's type for another DuckDB; what Arrow has no type for becomes text."""
     return f"CAST({expression} AS VARCHAR)" if of.id == "variant" else expression
 
 
-def projection(columns: Sequence[Column], render: Expression) -> str:
+def projection(columns: Sequence[Column], render: Expression, zone: str = UTC) -> str:
     """Make the list of a SELECT that renders every column under its own name."""
-    return ", ".join(f"{render(quoted(name), of)} AS {quoted(name)}" for name, of in columns)
+    return ", ".join(f"{render(quoted(name), of, zone)} AS {quoted(name)}" for name, of in columns)
 
 
-def _iso(expression: str, of: "DuckDBPyType") -> str:
-    # strftime of the plain type: on the one with a zone it is half as fast. The zone is UTC.
-    moment = f"CAST({expression} AS TIMESTAMP)" if of.id == _ZONED else expression
-    return f"strftime({moment}, '{_TIME_FORMAT[of.id]}')"
+def _iso(expression: str, of: "DuckDBPyType", zone: str) -> str:
+    if of.id != _ZONED:
+        return f"strftime({expression}, '{_TIME_FORMAT[of.id]}')"
+    return iso_instant(expression, zone)
+
+
+def iso_instant(expression: str, zone: str) -> str:
+    """Write an instant with microseconds, and with the offset of `zone`, the session's."""
+    # strftime of the plain type: on the one with a zone it is half as fast.
+    local = f"CAST({expression} AS TIMESTAMP)"
+    if zone == UTC:
+        return f"strftime({local}, '{_TIME_FORMAT[_ZONED]}')"
+    return f"strftime({local}, '{_TIME_FORMAT['timestamp']}') || {_offset(expression, local)}"
+
+
+def _offset(expression: str, local: str) -> str:
+    """Make an instant's offset from UTC, such as +09:30; an infinite one has none.
+
+    Offsets of times before standard time have seconds.
+    """
+    offset = f"(epoch_us({local}) - epoch_us({expression}))"
+    clock = f"make_timestamp(abs({offset}))"
+    sign = f"CASE WHEN {offset} < 0 THEN '-' ELSE '+' END"
+    return (
+        f"CASE WHEN {offset} IS NULL THEN ''"
+        f" WHEN {offset} % 60000000 = 0 THEN {sign} || strftime({clock}, '%H:%M')"
+        f" ELSE {sign} || strftime({clock}, '%H:%M:%S') END"
+    )
 
 
 def _children(of: "DuckDBPyType") -> list[tuple[str, Any]]:
@@ -129,24 +157,26 @@ def _needs_help(of: "DuckDBPyType") -> bool:
     return of.id not in _JSON_NATIVE and str(of) not in ("VARCHAR", "JSON")
 
 
-def _nested_json(expression: str, of: "DuckDBPyType", depth: int) -> str:
+def _nested_json(expression: str, of: "DuckDBPyType", zone: str, depth: int) -> str:
     item = f"x{depth}"
     match of.id:
         case "list" | "array":
-            inner = as_json(item, _children(of)[0][1], depth + 1)
+            inner = as_json(item, _children(of)[0][1], zone, depth + 1)
             return f"list_transform({expression}, lambda {item}: {inner})"
         case "map":
             (_, key), (_, value) = _children(of)
             entry = (
-                f"struct_pack(k := {as_text(f'{item}.key', key)},"
-                f" v := {as_json(f'{item}.value', value, depth + 1)})"
+                f"struct_pack(k := {as_text(f'{item}.key', key, zone)},"
+                f" v := {as_json(f'{item}.value', value, zone, depth + 1)})"
             )
             entries = f"list_transform(map_entries({expression}), lambda {item}: {entry})"
             return f"map_from_entries({entries})"
         case _:
             fields = ", ".join(
                 f"{quoted(name or f'v{place}')} := "
-                + as_json(f"struct_extract({expression}, {_field(name, place)})", child, depth + 1)
+                + as_json(
+                    f"struct_extract({expression}, {_field(name, place)})", child, zone, depth + 1
+                )
                 for place, (name, child) in enumerate(_children(of), start=1)
             )
             return f"CASE WHEN {expression} IS NOT NULL THEN struct_pack({fields}) END"
@@ -158,7 +188,9 @@ def _field(name: str, place: int) -> str:
 
 def json_object(columns: Sequence[Column]) -> str:
     """Make the expression that renders a row as one JSON object."""
-    fields = ", ".join(f"{quoted(name)} := {as_json(quoted(name), of)}" for name, of in columns)
+    fields = ", ".join(
+        f"{quoted(name)} := {as_json(quoted(name), of, UTC)}" for name, of in columns
+    )
     return f"to_json(struct_pack({fields}))"
 
 

@@ -54,9 +54,16 @@ class Sandbox:
 
     @contextmanager
     def ask(
-        self, settings: "QuerySettings", files: "Iterable[TableFiles]", text: str
+        self,
+        settings: "QuerySettings",
+        files: "Iterable[TableFiles]",
+        text: str,
+        *,
+        zone: str = "UTC",
     ) -> Iterator["RemoteAnswer"]:
         """Prepare a statement; it runs, once, when the answer is read.
+
+        Only the times of the answer are shown in `zone`: the statement itself runs in UTC.
 
         On exit its process has ended and its files are removed.
         """
@@ -71,7 +78,7 @@ class Sandbox:
                 except OSError as exc:
                     raise Unavailable("the process that starts queries ended") from exc
             # What the answer asks for is not known yet.
-            request = Request(settings=settings, files=list(files), text=text, form="")
+            request = Request(settings=settings, files=list(files), text=text, form="", zone=zone)
             try:
                 yield RemoteAnswer(ours, lifeline, request)
             finally:

@@ -71,13 +71,7 @@ def _shortened(text: str) -> str:
 
 
 def _answer(request: Request, connection: socket.socket) -> int:
-    with open_sql(
-        request.settings,
-        request.files,
-        request.text,
-        limit=request.limit,
-        when_ready=lambda: _begin(request, connection),
-    ) as answer:
+    with open_sql(request, when_ready=lambda: _begin(request, connection)) as answer:
         send_frame(connection, Kind.COLUMNS, pickle.dumps(answer.named_types))
         sink = cast("BinaryIO", FrameSink(connection))
         if request.form in COPIES:

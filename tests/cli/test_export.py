@@ -212,3 +212,47 @@ def test_streamed_coinm_trade_has_no_amount_of_coins(run: Run, tmp_path: Path) -
     args = ["export", "trades", "--layout", "binance-trades", "-o", str(out), "--home", str(home)]
     assert run(args).exit_code == 0
     assert out.read_text() == "8,61800.10000000,5.00000000,,1723161258762,false\n"
+
+
+ISO_TRADES = """id,price,quantity,time,side
+9,10.5,1,2024-04-06T15:30:00.123456Z,buy
+10,10.5,1,2024-04-06T15:30:00.123456Z,sell
+11,10.5,1,2024-04-06T16:30:00.123456Z,sell
+"""
+ABOUT = ("--symbol", "BHP", "--exchange", "ASX", "--asset-class", "equities", "--currency", "AUD")
+
+
+def test_zone_is_written_with_offsets_and_read_back(run: Run, tmp_path: Path) -> None:
+    """Also where the clock is turned back; the order is that of the instants, and of the ids."""
+    source, out, homes = tmp_path / "in.csv", tmp_path / "out.csv", [tmp_path / "1", tmp_path / "2"]
+    source.write_text(ISO_TRADES)
+    layout = ["--layout", "generic-trades"]
+    loaded = run(["load", "csv", str(source), *layout, *ABOUT], env={"K2_HOME": str(homes[0])})
+    assert loaded.exit_code == 0, loaded.stderr
+    export = ["export", "trades", *layout, "--tz", "Australia/Sydney", "-o", str(out)]
+    exported = run(export, env={"K2_HOME": str(homes[0])})
+    assert exported.exit_code == 0, exported.stderr
+    lines = out.read_text().splitlines()[1:]
+    assert [line.partition(",")[0] for line in lines] == [
+        "2024-04-07T02:30:00.123456+11:00",
+        "2024-04-07T02:30:00.123456+11:00",
+        "2024-04-07T02:30:00.123456+10:00",
+    ]
+    assert [line.split(",")[4] for line in lines] == ["9", "10", "11"]
+    loaded = run(["load", "csv", str(out), *layout], env={"K2_HOME": str(homes[1])})
+    assert loaded.exit_code == 0, loaded.stderr
+    first, second = (rows_of(home, "trades", has_ids=True) for home in homes)
+    assert first.equals(second)
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ("binance-trades", "the layout writes epochs"),
+        ("asx-trades", "the layout writes local times of Australia/Sydney"),
+    ],
+)
+def test_zone_is_refused_for_times_without_offset(run: Run, layout: str, said: str) -> None:
+    result = run(["export", "trades", "--layout", layout, "--tz", "Asia/Tokyo"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Result, Run
-from waiting import PATIENCE_S
+from terminal import Terminal
+from waiting import PATIENCE_S, wait_for
 
+from k2cli.commands.signals import Interrupts, Terminated
 from k2cli.config import Settings
+from k2cli.errors import BadData, Unavailable
 from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.storage.lake import open_lake
 
@@ -100,6 +104,24 @@ def test_history_tells_what_was_loaded(run: Run, dump: Path) -> None:
     assert (entry["exchange"], entry["symbol"]) == ("BINANCE", "BTCUSDT")
     assert (entry["duplicates"], entry["conflicts"]) == (0, 0)
     assert len(entry["load"]) == 12
+
+
+def test_history_fits_a_narrow_terminal(
+    run: Run, dump: Path, k2_env: dict[str, str], home: Path
+) -> None:
+    run(["load", "csv", str(dump), *BINANCE])
+    history = [sys.executable, "-m", "k2cli", "load", "history", "--home", str(home)]
+    with Terminal(history, k2_env, columns=70, has_stdout=True) as terminal:
+        assert terminal.end() == 0
+        names, rule, row, *notes = terminal.text.splitlines()
+    assert names.split() == ["load", "loaded_at", "path", "rows"]
+    assert [len(part) for part in rule.split()] == [len(part) for part in row.split()]
+    assert "…" in row
+    assert "left out: digest, offset_bytes" in " ".join(notes)
+    assert "shortened: path; --format csv shows everything" in "".join(notes)
+    piped = run(["load", "history", "--format", "table"]).stdout
+    assert str(dump) in piped
+    assert "digest" in piped
 
 
 def test_quiet_without_a_terminal(run: Run, dump: Path) -> None:
@@ -308,3 +330,76 @@ def test_killed_load_leaves_all_or_nothing(
         assert rows_of(settings) in (before, 400_000)
     assert run(["load", "csv", str(dump), *BINANCE, *options]).exit_code == 0
     assert rows_of(settings) == 400_000
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+)
+def test_interrupted_load_says_what_was_loaded_and_goes_on(
+    k2_env: dict[str, str], tmp_path: Path, settings: Settings, number: signal.Signals, code: int
+) -> None:
+    files = [tmp_path / f"BTCUSDT-trades-2024-08-{day:02}.csv" for day in range(1, 32)]
+    for at, file in enumerate(files):
+        file.write_text(binance_lines(1 + at * 10, 10))
+    k2 = [sys.executable, "-m", "k2cli", "load", "csv", *map(str, files), *BINANCE]
+    with open_lake(settings, create=True):
+        pass
+    with subprocess.Popen(  # with --force each file is a commit
+        [*k2, "--force", "--summary", "json"],
+        env=k2_env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for(lambda: process.poll() is not None or rows_of(settings) > 0)
+        process.send_signal(number)
+        said, talk = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == code, talk
+    loaded = rows_of(settings) // 10
+    assert 0 < loaded < len(files), talk
+    assert json.loads(said)["loaded"] == loaded
+    (line,) = (line for line in talk.splitlines() if line.startswith("interrupted: "))
+    assert line.startswith(f"interrupted: loaded {loaded} ({files[0]}")
+    assert line.endswith(
+        f"; not loaded {files[loaded]}, which was in work; {len(files) - loaded - 1} more remain;"
+        " the same command goes on from there"
+    )
+    again = subprocess.run(k2, env=k2_env, capture_output=True, text=True, check=True)
+    assert f"skipped={loaded} " in again.stderr
+    assert rows_of(settings) == 10 * len(files)
+
+
+def test_interruption_waits_for_a_commit_and_its_report() -> None:
+    interrupts, steps = Interrupts(), []
+
+    def commit() -> None:
+        with interrupts.raised():
+            with interrupts.held():
+                os.kill(os.getpid(), signal.SIGTERM)
+                steps.append("committed")
+            steps.append("not reached")
+
+    with pytest.raises(Terminated):
+        commit()
+    assert steps == ["committed"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [
+        (BadData("the other files are not tried"), KeyboardInterrupt),
+        (Unavailable("the outcome of a commit is unknown"), Unavailable),
+    ],
+)
+def test_interruption_hides_no_failed_commit(
+    failure: Exception, raised: type[BaseException]
+) -> None:
+    interrupts = Interrupts()
+
+    def commit() -> None:
+        with interrupts.raised(), interrupts.held():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise failure
+
+    with pytest.raises(raised):
+        commit()

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -206,6 +207,8 @@ def test_sql_may_start_with_a_comment(k2: Any, comment: str) -> None:
         (["sql", "select 9223372036854775807 + 1"], 2, "Overflow"),
         (["trades", "--start", "soon"], 2, "--start 'soon' is not a time"),
         (["trades", "--limit", "0"], 2, "--limit"),
+        (["trades", "--tz", "Sydny"], 2, "hint: did you mean Australia/Sydney?"),
+        (["sql", "select 1", "--tz", "Mars/Base"], 2, "--tz 'Mars/Base' is not a time zone"),
         (["trades", "--format", "xml"], 2, "xml"),
         (["trades", "-o", "answer.txt"], 2, "--format"),
         (["trades", "-o", "/"], 2, "folder"),
@@ -228,6 +231,60 @@ def test_missing_tables_are_not_found_except_for_sql(run: Run, home: Path) -> No
     result = run(["query", "sql", "select count(*) n from trades, quotes"])
     assert (result.exit_code, result.stdout) == (0, "n\n0\n")
     assert not home.exists()
+
+
+TEXTS = [each for each in Format if each not in ("parquet", "arrow")]
+
+
+@pytest.mark.parametrize(
+    ("query", "fmt"),
+    [
+        *((["trades", "-c", "timestamp", "-n", "1"], fmt) for fmt in TEXTS),
+        *((["sql", "select min(timestamp) t from trades"], fmt) for fmt in ("csv", "json")),
+    ],
+)
+def test_times_are_written_in_a_zone(k2: Any, query: list[str], fmt: str) -> None:
+    text = k2(*query, "--tz", "asia/kolkata", "--format", fmt).stdout
+    first = min(row["timestamp"] for row in expected())
+    assert first.astimezone(ZoneInfo("Asia/Kolkata")).isoformat(timespec="microseconds") in text
+    assert "Z" not in text
+
+
+@pytest.mark.parametrize("query", [["trades"], ["sql", "from trades"]])
+@pytest.mark.parametrize("fmt", ["parquet", "arrow"])
+def test_binary_formats_name_the_zone(k2: Any, query: list[str], fmt: str) -> None:
+    source = pa.BufferReader(k2(*query, "--tz", "Asia/Kolkata", "-f", fmt).stdout_bytes)
+    table = pq.read_table(source) if fmt == "parquet" else pa.ipc.open_stream(source).read_all()
+    assert table.schema.field("timestamp").type == pa.timestamp("us", tz="Asia/Kolkata")
+    moments = sorted(row["timestamp"] for row in expected())
+    assert table.sort_by("timestamp")["timestamp"].to_pylist() == moments
+
+
+def test_zone_changes_no_rows(k2: Any) -> None:
+    """Neither what options nor what SQL takes for a time without an offset."""
+    day = (START + timedelta(days=1)).date().isoformat()
+    plain = k2("trades", "--start", day, "-c", "trade_id").stdout
+    assert k2("trades", "--start", day, "-c", "trade_id", "--tz", "Asia/Tokyo").stdout == plain
+    sql = (
+        "select count(*) n, date_trunc('day', min(timestamp)) t"
+        f" from trades where timestamp < '{day}'"
+    )
+    rows = [
+        json.loads(k2("sql", sql, "-f", "json", *tz).stdout) for tz in ([], ["--tz", "Asia/Tokyo"])
+    ]
+    assert rows[0][0]["n"] == rows[1][0]["n"] > 0
+    first, second = (datetime.fromisoformat(row["t"]) for (row,) in rows)
+    assert first == second
+
+
+def test_zone_of_the_settings_is_used(k2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K2_QUERY_TIMEZONE", "Asia/Tokyo")
+    assert "+09:00" in k2("symbols").stdout
+    assert "+09:00" not in k2("symbols", "--tz", "UTC").stdout
+    monkeypatch.setenv("K2_QUERY_TIMEZONE", "Asia/Tokio")
+    result = k2("symbols", code=3)
+    assert "query.timezone 'Asia/Tokio' is not a time zone" in result.stderr
+    assert "Asia/Tokyo" in result.stderr
 
 
 def test_symbols_lists_both_kinds(k2: Any) -> None:

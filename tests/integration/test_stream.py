@@ -6,7 +6,6 @@ import pty
 import random
 import re
 import resource
-import select
 import signal
 import sqlite3
 import ssl
@@ -16,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import pytest
 import trustme
 from conftest import Run
 from scraping import scraped_until
+from terminal import Terminal
 from waiting import PATIENCE_S, wait_for
 
 from k2cli.config import Settings
@@ -493,35 +493,27 @@ def test_stdout_that_is_closed_early_ends_quietly(k2_env: dict[str, str]) -> Non
     assert "error" not in talk
 
 
-def test_live_view_on_a_terminal_shows_symbol_and_price(k2_env: dict[str, str]) -> None:
-    master, slave = pty.openpty()
-    with running_simulator(SimulatorOptions(first_id=100, rate=500)) as simulator:
-        process = subprocess.Popen(
-            command(simulator.url, "--max-messages", "500"),  # a second's
-            env={**k2_env, "TERM": "xterm"},
-            stdout=subprocess.PIPE,
-            stderr=slave,
-        )
-        os.close(slave)
-        shown = read_terminal(master)
-        assert process.stdout is not None
-        with process.stdout:
-            assert process.stdout.read() == b""
-        assert process.wait(PATIENCE_S) == 0
-    assert "BTCUSDT" in shown
-    assert re.search(r"\d+\.\d{8}", shown)
-    assert "rows/s" in shown
-    assert "{" not in shown
-
-
-def read_terminal(master: int) -> str:
-    """Read until the other side is closed, which Linux reports as an I/O error."""
-    parts = []
-    with suppress(OSError):
-        while select.select([master], [], [], PATIENCE_S)[0] and (part := os.read(master, 65536)):
-            parts.append(part)
-    os.close(master)
-    return b"".join(parts).decode()
+def test_live_view_shows_states_and_fits_the_terminal(k2_env: dict[str, str]) -> None:
+    """On a terminal that is narrow, then resized, while the exchange goes away."""
+    symbols = ("--symbols", "BTCUSDT,ETHUSDT,SOLUSDT")
+    with ExitStack() as stack:
+        exchange = stack.enter_context(ExitStack())
+        simulator = running_simulator(SimulatorOptions(first_id=100, rate=500))
+        url = exchange.enter_context(simulator).url
+        run = command(url, *symbols)
+        view = stack.enter_context(Terminal(run, k2_env, columns=40, lines=12))
+        shown = view.wait_for(lambda text: "connected" in text and "SOLUSDT" in text)
+        assert "rows/s" in shown
+        assert re.search(r"\d+\.\d{8}", shown)
+        assert "last id" not in shown
+        assert "{" not in shown
+        view.resize(100, 30)
+        view.wait_for(lambda text: "last id" in text)
+        exchange.close()
+        view.wait_for(lambda text: re.search(r"reconnecting in \d+ s", text) is not None)
+        view.process.send_signal(signal.SIGINT)
+        assert view.end() == 0
+        assert "ended" in view.text
 
 
 # --- TLS
