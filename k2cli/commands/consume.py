@@ -39,7 +39,7 @@ from k2cli.commands.options import (
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.commands.stream import open_metrics
 from k2cli.errors import NotFound, UsageError
-from k2cli.memory import return_freed_memory
+from k2cli.memory import freeze_loaded_objects, return_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -264,6 +264,7 @@ def consume(
                 rebalance=consumption.rebalance,
                 observe=observe,
             ) as reader:
+                freeze_loaded_objects()
                 consumption.run(reader, _followed(consumption, view, metrics))
         finally:
             stack.close()

@@ -39,7 +39,7 @@ from k2cli.commands.signals import stopped_by_signals
 from k2cli.config import BOOTSTRAP, Settings
 from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, Venue, parse_symbol
-from k2cli.memory import return_freed_memory
+from k2cli.memory import freeze_loaded_objects, return_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -273,6 +273,7 @@ def binance(
         )
         stack.enter_context(stopped_by_signals(pump.stop))
         try:
+            freeze_loaded_objects()
             pump.run(_followed(pump, view, metrics))
         finally:
             source.report_silent_streams()

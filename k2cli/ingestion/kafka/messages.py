@@ -1,7 +1,7 @@
 """Values of messages to rows: which schema, which rows, and what is none."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -177,10 +177,13 @@ class MessageReader:
         return rows.set_column(place, rows.schema.field(place), pa.array(offsets))
 
 
-def _by_header(values: Iterable[bytes | None]) -> dict[bytes, list[int]]:
+def _by_header(values: Sequence[bytes | None]) -> Mapping[bytes, Sequence[int]]:
+    headers = [(value or _NOT_BYTES)[:HEADER_BYTES] for value in values]
+    if len(set(headers)) == 1:  # as nearly always
+        return {headers[0]: range(len(headers))}
     groups: dict[bytes, list[int]] = {}
-    for place, value in enumerate(values):
-        groups.setdefault((value or _NOT_BYTES)[:HEADER_BYTES], []).append(place)
+    for place, header in enumerate(headers):
+        groups.setdefault(header, []).append(place)
     return groups
 
 
