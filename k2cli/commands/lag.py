@@ -36,7 +36,7 @@ class LagView(Screen):
         if self._consumption is None:
             return None
         totals = self._consumption.totals
-        return totals.messages if event == "kafka_away" else (totals.rows, totals.commits)
+        return totals.messages if event == "kafka_unavailable" else (totals.rows, totals.commits)
 
     def on_read(self, reader: TopicReader) -> None:
         """Look where the partitions end, now and then. In the thread that reads."""

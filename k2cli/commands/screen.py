@@ -21,10 +21,10 @@ _WINDOW_S: Final = 5.0
 _LEAST_S: Final = 1.0  # that a rate is measured over
 _NARROW: Final = 20  # columns of the narrowest screen that is drawn for
 _AWAY: Final = {
-    "catalog_away": "catalog",
-    "kafka_away": "Kafka",
-    "registry_away": "schema registry",
-    "dead_letters_away": "dead-letter topic",
+    "catalog_unavailable": "catalog",
+    "kafka_unavailable": "Kafka",
+    "registry_unavailable": "schema registry",
+    "dead_letters_unavailable": "dead-letter topic",
 }
 
 
@@ -97,7 +97,7 @@ class RunState:
             rows = fields.get("rows", fields.get("waiting"))
             self._outages[event] = _Outage(_AWAY[event], rows, retry_at, self._progress(event))
         elif event == "commit":
-            self._outages.pop("catalog_away", None)
+            self._outages.pop("catalog_unavailable", None)
 
     def parts(self, now: float) -> list[str]:
         """Say what the run is doing, the most important first."""

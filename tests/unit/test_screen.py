@@ -76,7 +76,7 @@ def test_state_waits_visibly_for_the_catalog(is_new: bool) -> None:
     run, totals = state()
     run.on_event("connected", {}, 0.0)
     away = {"reason": "x", "rows": 1200, "retry_in_s": 2.0}
-    run.on_event("catalog_away", away, 5.0)
+    run.on_event("catalog_unavailable", away, 5.0)
     assert run.parts(5.5) == [
         *("connected", "catalog unavailable", "1,200 rows waiting", "next try in 2 s")
     ]
@@ -129,7 +129,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
     view = view_of({"币安人生USDT": 3, "1000000MOGUSDT_260925": 2})
     for fields in ({"retry_in_s": 3.0}, {"rows": 123456789, "retry_in_s": 5.0}):
-        view.on_event("catalog_away" if "rows" in fields else "disconnected", reason="x", **fields)
+        view.on_event("catalog_unavailable" if "rows" in fields else "disconnected", reason="x", **fields)
     lines = drawn(view, width, 24)
     assert max(map(cell_len, lines)) <= width
     text = "\n".join(lines)
