@@ -30,17 +30,10 @@ from msgspec import Meta
 
 from k2cli.errors import ConfigError
 from k2cli.nearest import suggestion
+from k2cli.redaction import redact_setting
 
 FILE_NAME: Final = "k2.toml"
 DEFAULT: Final = "default"  # where a value comes from that nobody set
-_SECRET_WORDS: Final = (
-    r"secret|password|token|credential|access[-_.]?key|api[-_.]?key|user[-_.]info|ssl[-_.]key"
-    r"|authorization|jaas|signature"
-)
-_SECRET = re.compile(rf"{_SECRET_WORDS}|^header\.", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):([^/@\s]+)@")
-_URL_SECRET = re.compile(rf"([?&][^=&#\s]*(?:{_SECRET_WORDS})[^=&#\s]*=)[^&#\s]+", re.IGNORECASE)
-_HIDDEN: Final = "********"
 _LONGEST_RUN: Final = 64
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B(?:YTES?)?")
@@ -408,7 +401,7 @@ def _section(cls: type[_Section], name: str, found: _Found) -> _Section:
 def settings_document(settings: Settings) -> dict[str, dict[str, object]]:
     """Return the settings by section, as they would stand in the file, with secrets hidden."""
     document: dict[str, dict[str, object]] = {
-        name: {key: redacted(key, value) for key, value in getattr(settings, name).items()}
+        name: {key: redact_setting(key, value) for key, value in getattr(settings, name).items()}
         for name in _OPEN_SECTIONS
     }
     for name in _SECTIONS:
@@ -445,15 +438,3 @@ def _doc(setting: msgspec.structs.FieldInfo) -> SettingDoc:
     (meta,) = (each for each in metas if each.description)
     example = (meta.examples or [None])[0] if setting.default is None else setting.default
     return SettingDoc(key=setting.name, example=_shown(example), text=meta.description or "")
-
-
-def is_secret(key: str) -> bool:
-    """Tell by a setting's name whether its value must never be shown."""
-    return _SECRET.search(key) is not None
-
-
-def redacted(key: str, value: str) -> str:
-    """Return a setting's value as it may be shown: secrets and passwords in URLs hidden."""
-    if is_secret(key):
-        return _HIDDEN
-    return _URL_SECRET.sub(rf"\1{_HIDDEN}", _URL_PASSWORD.sub(rf"\1:{_HIDDEN}@", value))

@@ -20,10 +20,11 @@ from typing import BinaryIO, Final
 import numpy as np
 import pyarrow as pa
 
-from k2cli.config import Settings, redacted
+from k2cli.config import Settings
 from k2cli.errors import Unavailable
 from k2cli.flow import Observer
 from k2cli.records import KINDS, RecordKind
+from k2cli.redaction import redact_url
 from k2cli.storage.position import Series, Stored
 
 _KIND: Final = b"k2.kind"
@@ -126,7 +127,7 @@ def _catalog_name(config: Settings) -> str:
     where = [config.catalog.get(key) for key in ("uri", "warehouse")]
     if not any(where):
         return "embedded"
-    text = json.dumps([redacted(key, value or "") for key, value in zip("uw", where, strict=True)])
+    text = json.dumps([redact_url(value or "") for value in where])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

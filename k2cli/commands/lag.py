@@ -1,17 +1,18 @@
 """The live view of `k2 consume` on a terminal: a row a partition, and the totals below."""
 
-import sys
 import time
 from collections import deque
 from types import TracebackType
 from typing import Final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from k2cli.commands.events import event_text, level_of
+from k2cli.commands.plain import for_people, printable
+from k2cli.commands.streams import view_console
 from k2cli.consuming import Consumption
 from k2cli.ingestion.kafka.consumer import TopicReader
 from k2cli.ingestion.kafka.topics import Place
@@ -33,7 +34,7 @@ class LagView:
         self._recent: deque[tuple[float, int]] = deque()
         self._live = Live(
             get_renderable=self._render,
-            console=Console(file=sys.stderr),
+            console=view_console(),
             refresh_per_second=4,
             transient=False,
         )
@@ -57,7 +58,9 @@ class LagView:
     def on_event(self, event: str, **fields: object) -> None:
         """Print warnings above the view; the rest is in the view itself."""
         if level_of(event) == "warning":
-            self._live.console.print(Text(event_text(event, dict(fields)), style="yellow"))
+            self._live.console.print(
+                Text(for_people(event_text(event, dict(fields))), style="yellow")
+            )
 
     def on_read(self, reader: TopicReader) -> None:
         """Look where the partitions end, now and then. In the thread that reads."""
@@ -86,7 +89,7 @@ class LagView:
             if number < _MAX_ROWS:
                 age = _age(self._consumption.committed_ms.get(place))
                 name = f"{place[0]}/{place[1]}"
-                table.add_row(name, f"{offset:,}", f"{end:,}", f"{behind:,}", age)
+                table.add_row(printable(name), f"{offset:,}", f"{end:,}", f"{behind:,}", age)
         if len(places) > _MAX_ROWS:
             table.add_row(f"and {len(places) - _MAX_ROWS} more", *[""] * 4)
         totals = self._consumption.totals

@@ -1,18 +1,19 @@
 """The live view of a stream on a terminal: a row a symbol, and the totals below."""
 
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from k2cli.commands.events import event_text, level_of
+from k2cli.commands.plain import for_people, printable
+from k2cli.commands.streams import view_console
 from k2cli.flow import Batch, Totals
 
 _RATE_WINDOW_S: Final = 5.0
@@ -37,7 +38,7 @@ class LiveView:
         self._reconnects = 0
         self._live = Live(
             get_renderable=self._render,
-            console=Console(file=sys.stderr),
+            console=view_console(),
             refresh_per_second=4,
             transient=False,
         )
@@ -61,7 +62,9 @@ class LiveView:
     def on_event(self, event: str, **fields: object) -> None:
         """Print warnings above the view; the rest is in the view itself."""
         if level_of(event) == "warning":
-            self._live.console.print(Text(event_text(event, dict(fields)), style="yellow"))
+            self._live.console.print(
+                Text(for_people(event_text(event, dict(fields))), style="yellow")
+            )
 
     def on_batch(self, batch: Batch) -> None:
         """Take the newest row of every symbol of a batch."""
@@ -90,7 +93,7 @@ class LiveView:
         lines = sorted(self._lines.copy().items())
         for (symbol, kind), line in lines[:_MAX_ROWS]:
             table.add_row(
-                symbol,
+                printable(symbol),
                 kind,
                 f"{_rate(line, now):,.0f}",
                 line.last_price,

@@ -15,6 +15,7 @@ from k2cli.commands.logfile import LogFile, Rotation
 from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import UsageError
+from k2cli.redaction import remember_secrets
 from k2cli.symbols import fold_symbol
 
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
@@ -256,7 +257,11 @@ chosen_profile: Final[ContextVar[str | None]] = ContextVar("chosen_profile", def
 
 def settings(home: Path | None = None) -> Settings:
     """Read the settings of this run; with `config_file`, all that looks at the environment."""
-    return load_settings(os.environ, home=home, profile=chosen_profile.get())
+    config = load_settings(os.environ, home=home, profile=chosen_profile.get())
+    proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
+    for section in (config.catalog, config.kafka, config.schema_registry, proxies):
+        remember_secrets(section)
+    return config
 
 
 def config_file(home: Path | None = None) -> Path:
@@ -301,5 +306,8 @@ def key_values(values: list[str] | None, option: str) -> dict[str, str]:
     pairs = [value.partition("=") for value in values or []]
     for key, sign, _ in pairs:
         if not key or not sign:
-            raise typer.BadParameter(f"{key!r} is not KEY=VALUE", param_hint=option)
-    return {key: value for key, _, value in pairs}
+            name = re.split(r"[^\w.\-]", key, maxsplit=1)[0]  # what follows may be a secret
+            raise typer.BadParameter(f"{name!r} is not KEY=VALUE", param_hint=option)
+    found = {key: value for key, _, value in pairs}
+    remember_secrets(found)
+    return found

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from k2cli.commands.events import RunLog, event_text
+from k2cli.commands.plain import for_people, printable, printable_lines
 from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from rich.console import RenderableType
 
     from k2cli.query.protocol import AnyAnswer
 
@@ -43,12 +45,27 @@ _NUMBERS: Final = frozenset(
 
 def note(message: str) -> None:
     """Say something to the user on stderr."""
-    print(message, file=sys.stderr)
+    print(for_people(message), file=sys.stderr)
 
 
 def data(line: str) -> None:
-    """Print a line of data on stdout."""
-    print(line)
+    """Print a line of data on stdout; on a terminal, without what that would obey."""
+    print(printable_lines(line) if sys.stdout.isatty() else line)
+
+
+def chart(lines: str) -> None:
+    """Print a chart on stdout, with its colours."""
+    print(lines)
+
+
+def rich_data(renderable: "RenderableType") -> None:
+    """Print what Rich renders on stdout, with colours on a terminal."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False)
+    with console.capture() as capture:
+        console.print(renderable, soft_wrap=True)
+    sys.stdout.write(capture.get())
 
 
 class Summary(StrEnum):
@@ -65,7 +82,7 @@ def summary(
     is_data_on_stdout: bool,
     log: RunLog | None = None,
 ) -> None:
-    """Tell the sums of a run at its end; as a line of its log, where those are JSON."""
+    """Report the sums of a run at its end; as a line of its log, where those are JSON."""
     if form is Summary.TEXT and log and log.is_json:
         log.on_event("summary", **sums)
         return
@@ -81,9 +98,9 @@ def summary(
 
 def error(exc: K2Error) -> None:
     """Print an expected failure and, on a line of its own, what mends it."""
-    print(f"error: {exc}", file=sys.stderr)
+    note(f"error: {exc}")
     if exc.hint:
-        print(f"hint: {exc.hint}", file=sys.stderr)
+        note(f"hint: {exc.hint}")
 
 
 class Format(StrEnum):
@@ -475,11 +492,6 @@ def _lines(cell: str) -> list[str]:
     if cell.isprintable():
         return [cell]
     return [printable(line) for line in cell.split("\n")]
-
-
-def printable(text: str) -> str:
-    """Write out what could move a terminal's cursor, or do worse."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _cell_width(text: str) -> int:

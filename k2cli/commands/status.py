@@ -24,9 +24,10 @@ from k2cli.commands.options import (
     TextOrJsonOpt,
     settings,
 )
+from k2cli.commands.plain import printable, printable_lines
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.config import DEFAULT, Settings, settings_document
-from k2cli.errors import UsageError
+from k2cli.errors import K2Error, UsageError
 from k2cli.iso import iso_utc
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ def status(
 def _end(code: int, *, at_once: bool) -> NoReturn:
     """End with this code; at once where a thread still waits, which some libraries would join."""
     if at_once:
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except K2Error as exc:
+            output.error(exc)
+            code = exc.exit_code
         os._exit(code)
     raise typer.Exit(code)
 
@@ -101,9 +106,7 @@ def _shower(config: Settings, fmt: TextOrJson) -> Show:
         sys.stdout.flush()
 
     def show_text(found: "Survey") -> None:
-        from rich.console import Console
-
-        Console(file=sys.stdout, highlight=False).print(_report(config, found), soft_wrap=True)
+        output.rich_data(_report(config, found))
 
     return show_json if fmt is TextOrJson.JSON else show_text
 
@@ -138,15 +141,17 @@ def _report(config: Settings, found: "Survey") -> "Text":
     report = Text()
     for name, value in own_settings(config).items():
         origin = config.origins.get(name, DEFAULT)
-        report.append(f"{name:8}{value or 'none'}{'' if origin == DEFAULT else f' ({origin})'}\n")
+        report.append(
+            f"{name:8}{printable(value or 'none')}{'' if origin == DEFAULT else f' ({origin})'}\n"
+        )
     report.append("\n")
     width = max(len(check.name) for check in found.checks)
     for check in found.checks:
         report.append(f"{check.state:8}", style=_STYLES[check.state])
-        report.append(f"{check.name:{width}}  {_verdict(check)}\n")
+        report.append(f"{check.name:{width}}  {printable(_verdict(check))}\n")
     for rows in (_table_rows(found.tables), _lag_rows(found.lag)):
         if len(rows) > 1:
-            report.append("\n" + _aligned(rows))
+            report.append("\n" + printable_lines(_aligned(rows)))
     report.right_crop(1)
     return report
 

@@ -39,6 +39,7 @@ from k2cli.commands.signals import stopped_by_signals
 from k2cli.config import BOOTSTRAP, Settings
 from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, Venue, parse_symbol
+from k2cli.redaction import remember_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,6 +201,8 @@ def binance(
     Example: k2 stream binance --symbols BTCUSDT,ETHUSDT --channels trade,bookTicker
     """
     config = settings(home)
+    for each in (*(url or ()), rest_url or ""):
+        remember_secrets({"url": each})
     is_clustered = bool(kafka_settings(config, kafka).get(BOOTSTRAP))
     target = to or (Destination.KAFKA if is_clustered else Destination.TABLE)
     instruments = [parse_symbol(symbol, market, config.home) for symbol in split_commas(symbols)]

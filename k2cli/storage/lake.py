@@ -30,10 +30,11 @@ from pyiceberg.expressions import (
 from pyiceberg.table import FileScanTask, Table
 from sqlalchemy.engine import URL
 
-from k2cli.config import Settings, redacted
+from k2cli.config import Settings
 from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.flow import Observer
 from k2cli.records import KINDS, RecordKind, TableFiles, evolved
+from k2cli.redaction import redact_url
 from k2cli.storage.append import (
     Commit,
     PositionMissing,
@@ -487,7 +488,7 @@ def open_lake(
                 raise _no_table("", where)
         properties = {**_embedded(path), **properties}
     else:
-        where = f"catalog {redacted('uri', properties.get('uri', properties.get('type', '')))}"
+        where = f"catalog {redact_url(properties.get('uri', properties.get('type', '')))}"
     with ExitStack() as stack:
         with _alone(settings.home) if create and embedded else nullcontext():
             what = f"the catalog in {where}" if embedded else where

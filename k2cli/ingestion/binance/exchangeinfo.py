@@ -26,6 +26,7 @@ from k2cli.ingestion.binance.listings import (
     parse_listing,
 )
 from k2cli.ingestion.binance.symbols import Venue
+from k2cli.urls import check_url
 
 _MOST_BYTES: Final = 128 << 20  # of the unpacked answer; the spot market's is near 20 MB
 _MAX_AGE_S: Final = 24 * 3600.0
@@ -41,6 +42,7 @@ def check_rest_url(base: str) -> None:
     Raises:
         UsageError: it is not an http:// or https:// URL of a server.
     """
+    check_url(base, "--rest-url", UsageError)
     try:
         parts = urlsplit(base)
         is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query
