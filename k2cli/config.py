@@ -129,6 +129,15 @@ class QuerySettings(_Section, frozen=True, kw_only=True):
     ] = None
 
 
+class HomeSettings(_Section, frozen=True, kw_only=True):
+    """Who may read the home folder, which holds the embedded tables and this file."""
+
+    shared: Annotated[
+        bool,
+        Meta(description="Give new files the permissions of your umask, not to you only."),
+    ] = False
+
+
 def _random_run() -> str:
     return os.urandom(8).hex()
 
@@ -149,13 +158,16 @@ class Settings(_Section, frozen=True, kw_only=True):
     table: TableSettings = TableSettings()
     stream: StreamSettings = StreamSettings()
     query: QuerySettings = QuerySettings()
+    access: HomeSettings = HomeSettings()
 
 
 _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     "table": TableSettings,
     "stream": StreamSettings,
     "query": QuerySettings,
+    "home": HomeSettings,
 }
+_FIELDS: Final = {"home": "access"}  # of Settings, where a section has another name there
 _OPEN_SECTIONS: Final = ("catalog", "kafka", "schema_registry")  # any key, handed on
 BOOTSTRAP: Final = "bootstrap.servers"  # of Kafka: where it is set, Kafka is in use
 _PROFILE: Final = "profile"
@@ -196,6 +208,7 @@ def load_settings(
     Raises:
         ConfigError: an unknown key or a wrong value; the message names the key and its origin.
     """
+    _check_utf8(env, home)
     path = config_path(env, home=home)
     document = _read(path, is_required=bool(env.get("K2_CONFIG")))
     chosen = profile or env.get("K2_PROFILE") or None
@@ -210,7 +223,7 @@ def load_settings(
     sections: dict[str, Any] = {
         name: {key: _text(value) for key, value in found.values[name].items()}
         for name in _OPEN_SECTIONS
-    } | {name: _section(cls, name, found) for name, cls in _SECTIONS.items()}
+    } | {_FIELDS.get(name, name): _section(cls, name, found) for name, cls in _SECTIONS.items()}
     return Settings(
         run=_run_id(env),
         home=_home(env, home),
@@ -219,6 +232,26 @@ def load_settings(
         origins=own | found.origins,
         **sections,
     )
+
+
+def _check_utf8(env: Mapping[str, str], home: Path | None) -> None:
+    for name, value in env.items():
+        if name.startswith("K2_") and not (is_utf8(name) and is_utf8(value)):
+            raise ConfigError(f"variable {name} is not UTF-8")
+    if not is_utf8(str(_home(env, home))):
+        raise ConfigError(
+            f"the name of the home folder is not UTF-8: {_home(env, home)}",
+            hint="name another one with K2_HOME or --home",
+        )
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text from the system, such as an argument, can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _home(env: Mapping[str, str], home: Path | None) -> Path:
@@ -405,7 +438,7 @@ def settings_document(settings: Settings) -> dict[str, dict[str, object]]:
         for name in _OPEN_SECTIONS
     }
     for name in _SECTIONS:
-        values = msgspec.structs.asdict(getattr(settings, name))
+        values = msgspec.structs.asdict(getattr(settings, _FIELDS.get(name, name)))
         document[name] = {key: _shown(value) for key, value in values.items() if value is not None}
     return document
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from k2cli.config import Settings
 from k2cli.errors import Unavailable
+from k2cli.files import make_folder, opener
 from k2cli.flow import Observer
 from k2cli.records import KINDS, RecordKind
 from k2cli.redaction import redact_url
@@ -65,9 +66,9 @@ class SpillFolder:
         name = f"{kind.name}-{time.time_ns()}-{secrets.token_hex(4)}"
         path, partial = self.path / f"{name}{_SUFFIX}", self.path / f"{name}.tmp"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             try:
-                with partial.open("wb") as file:
+                with open(partial, "wb", opener=opener) as file:
                     schema = kind.arrow.with_metadata(metadata)
                     with pa.ipc.new_file(file, schema) as writer:
                         writer.write_table(rows.replace_schema_metadata(metadata))

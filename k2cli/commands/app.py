@@ -26,6 +26,7 @@ from k2cli.commands.stream import stream_app
 from k2cli.commands.streams import give_up_stdout, stdout_failure
 from k2cli.commands.table import table_app
 from k2cli.commands.topic import topic_app
+from k2cli.config import is_utf8
 from k2cli.errors import K2Error, UsageError
 
 _OF_RICH: Final = 1  # exit code of Rich and typer when the reader of a --help went away
@@ -33,6 +34,13 @@ _OF_RICH: Final = 1  # exit code of Rich and typer when the reader of a --help w
 
 class K2Group(TyperGroup):
     """Turn a K2Error into `error:` and `hint:` lines on stderr and its exit code."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parse the command line, all of which must be UTF-8: k2 stores and sends only that."""
+        for arg in args:
+            if not is_utf8(arg):
+                raise typer.BadParameter(f"{arg!r} is not UTF-8")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Run the command. A reader that went away (`| head`) ends it quietly with 0."""

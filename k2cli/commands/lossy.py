@@ -23,6 +23,7 @@ class LossyWriter(io.RawIOBase):
     def __init__(self, fd: int) -> None:
         super().__init__()
         self.lost = 0
+        self.name: Final = fd
         self._fd = fd
         self._lock = threading.Lock()
         self._poll = select.poll()

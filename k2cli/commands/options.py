@@ -15,6 +15,7 @@ from k2cli.commands.logfile import LogFile, Rotation
 from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import UsageError
+from k2cli.files import protect_home
 from k2cli.redaction import remember_secrets
 from k2cli.symbols import fold_symbol
 
@@ -261,6 +262,11 @@ def settings(home: Path | None = None) -> Settings:
     proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
     for section in (config.catalog, config.kafka, config.schema_registry, proxies):
         remember_secrets(section)
+    protect_home(
+        config.home,
+        is_shared=config.access.shared,
+        is_store=not {"uri", "type", "warehouse"} & config.catalog.keys(),
+    )
     return config
 
 

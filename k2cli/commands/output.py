@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +18,13 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 from k2cli.commands.events import RunLog, event_text
 from k2cli.commands.plain import for_people, printable, printable_lines
 from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
+from k2cli.files import (
+    existing_opener,
+    make_folder,
+    opener,
+    private_opener,
+    refuse_dangling_link,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,6 +123,7 @@ class Format(StrEnum):
     MARKDOWN = "markdown"
 
 
+Opener = Callable[[str, int], int]
 _BINARY: Final = frozenset({Format.PARQUET, Format.ARROW})
 _EXTENSIONS: Final = {
     ".csv": Format.CSV,
@@ -178,7 +186,9 @@ class Output:
                 yield sys.stdout.buffer
                 sys.stdout.flush()
             elif self.path.exists() and not self.path.is_file():
-                with self.path.open("wb") as sink:  # a device or a named pipe
+                with open(
+                    self.path, "wb", opener=existing_opener
+                ) as sink:  # a device or a named pipe
                     yield sink
             else:
                 with _replaced(self.path, is_forced=self.is_forced) as sink:
@@ -227,6 +237,7 @@ def choose_output(chosen: Format | None, path: Path | None, *, is_forced: bool) 
     """
     if path is None or str(path) == "-":
         return Output(format=_format_for_stdout(chosen), path=None)
+    refuse_dangling_link(path)
     is_special = path.exists() and not path.is_file() and not path.is_dir()
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint="-o takes the name of a file")
@@ -314,23 +325,25 @@ def write_private(path: Path, text: str, *, is_forced: bool) -> None:
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint="-o takes the name of a file")
+    refuse_dangling_link(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replaced(path, is_forced=is_forced, mode=0o600) as sink:
+        make_folder(path.parent)
+        with _replaced(path, is_forced=is_forced, opener=private_opener) as sink:
             sink.write(text.encode())
     except OSError as exc:
         raise _os_error(path, exc) from exc
 
 
 @contextmanager
-def _replaced(path: Path, *, is_forced: bool, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of `path` when all is written, or never."""
+def _replaced(path: Path, *, is_forced: bool, opener: Opener = opener) -> Iterator[BinaryIO]:
+    """Open a new file that replaces `path` when all is written, or never.
+
+    If that is a link, the file that it leads to is replaced.
+    """
     target = path.resolve()
     temporary = target.with_name(f".k2-{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb"
-        ) as sink:
+        with open(temporary, "xb", opener=opener) as sink:
             yield sink
             sink.flush()
             os.fsync(sink.fileno())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.config import own_settings
+from k2cli.commands.config import json_settings, own_settings
 from k2cli.commands.options import (
     DURATION,
     GROUP,
@@ -26,7 +26,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.plain import printable, printable_lines
 from k2cli.commands.signals import stopped_by_signals
-from k2cli.config import DEFAULT, Settings, settings_document
+from k2cli.config import DEFAULT, Settings
 from k2cli.errors import K2Error, UsageError
 from k2cli.iso import iso_utc
 
@@ -128,7 +128,7 @@ def _document(config: Settings, found: "Survey") -> dict[str, object]:
     names = ("name", "state", "detail", "hint", "latency_ms")
     return {
         "time": datetime.now(tz=UTC),
-        "settings": {**own_settings(config), **settings_document(config)},
+        "settings": json_settings(config),
         "checks": [{name: getattr(check, name) for name in names} for check in found.checks],
         "tables": [asdict(table) for table in found.tables],
         "lag": [asdict(lag) for lag in found.lag],

@@ -16,6 +16,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from k2cli.errors import UsageError
+from k2cli.files import make_folder, opener
 from k2cli.flow import Observer
 from k2cli.ingestion.binance.listings import (
     Pair,
@@ -149,10 +150,10 @@ def _fetch(url: str) -> bytes:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", opener=opener) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
