@@ -237,7 +237,7 @@ def load_settings(
 def _check_utf8(env: Mapping[str, str], home: Path | None) -> None:
     for name, value in env.items():
         if name.startswith("K2_") and not (is_utf8(name) and is_utf8(value)):
-            raise ConfigError(f"variable {name} is not UTF-8")
+            raise ConfigError(f"variable {name} is not UTF-8", hint=f"unset {name}, or set it anew")
     if not is_utf8(str(_home(env, home))):
         raise ConfigError(
             f"the name of the home folder is not UTF-8: {_home(env, home)}",

@@ -96,23 +96,26 @@ def remember_secrets(settings: Mapping[str, str]) -> None:
 
 
 def _forms_of_all(key: str, value: str) -> Iterator[str]:
-    for secret in _secrets_in(key, value):
+    for user, secret in _credentials(key, value):
         yield from (secret, unquote(secret), quote(secret, safe=""))
-        if ":" in secret:  # user:password, as in an Authorization header
-            yield base64.b64encode(secret.encode(errors="surrogateescape")).decode()
+        if user is not None:  # as in an Authorization header
+            pair = f"{unquote(user)}:{unquote(secret)}"
+            yield base64.b64encode(pair.encode(errors="surrogateescape")).decode()
 
 
-def _secrets_in(key: str, value: str) -> Iterator[str]:
+def _credentials(key: str, value: str) -> Iterator[tuple[str | None, str]]:
+    """Yield the user, where there is one, and the secret of all credentials in a setting."""
     if is_secret(key):
-        yield value
-        if "user" in key.lower() and "info" in key.lower():
-            yield value.partition(":")[2]
+        yield None, value
+        user, sign, password = value.partition(":")
+        if sign and "info" in key:  # basic.auth.user.info
+            yield user, password
         return
     for url in split_urls(value):
         if found := _URL_PASSWORD.search(url):
-            yield from (found[3], f"{found[2]}:{found[3]}")
+            yield found[2], found[3]
     for found in _URL_QUERY.finditer(value):
-        yield found[2]
+        yield None, found[2]
 
 
 def _is_distinct(secret: str) -> bool:

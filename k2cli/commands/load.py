@@ -27,6 +27,7 @@ from k2cli.commands.options import (
     SummaryOpt,
     TimeoutOpt,
     TopicOpt,
+    checked_file,
     settings,
     split_commas,
 )
@@ -235,6 +236,7 @@ def load_csv(
             "--rejects",
             help="File for rejected lines.",
             show_default="rejects/load-csv.ndjson in the home folder",
+            callback=checked_file,
         ),
     ] = None,
     max_rejects: MaxRejectsOpt = "0",
@@ -349,6 +351,7 @@ def load_parquet(
             "--rejects",
             help="File for rejected rows.",
             show_default="rejects/load-parquet.ndjson in the home folder",
+            callback=checked_file,
         ),
     ] = None,
     max_rejects: MaxRejectsOpt = "0",

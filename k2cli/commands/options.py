@@ -15,7 +15,7 @@ from k2cli.commands.logfile import LogFile, Rotation
 from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import UsageError
-from k2cli.files import protect_home
+from k2cli.files import protect_home, refuse_dangling_link
 from k2cli.redaction import remember_secrets
 from k2cli.symbols import fold_symbol
 
@@ -70,6 +70,13 @@ OutputOpt = Annotated[
     typer.Option("--output", "-o", help="Write this file, all or nothing, instead of stdout."),
 ]
 ForceOpt = Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")]
+
+
+def checked_file(path: Path | None) -> Path | None:
+    """Refuse a file that is a link to one that does not exist; a callback of options."""
+    if path is not None:
+        refuse_dangling_link(path)
+    return path
 
 
 class TextOrJson(StrEnum):
@@ -199,6 +206,7 @@ LogFileOpt = Annotated[
         "--log-file",
         help="Also append log lines to this file, whatever is shown on stderr.",
         show_default=False,
+        callback=checked_file,
     ),
 ]
 LogFileSizeOpt = Annotated[

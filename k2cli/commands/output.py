@@ -211,7 +211,8 @@ class Output:
             case Format.TABLE:
                 limit = PREVIEW_ROWS if is_preview else None
                 width = shutil.get_terminal_size().columns if self.is_terminal else None
-                rows = _write_table(answer, sink, limit=limit, width=width)
+                encoding = sys.stdout.encoding if self.is_terminal else "utf-8"
+                rows = _write_table(answer, sink, limit=limit, width=width, encoding=encoding)
             case Format.CSV if not self.has_header:
                 rows = answer.copy("csv without header", sink)
             case _:
@@ -434,23 +435,23 @@ def markdown_line(cells: Row) -> str:
 
 
 def _write_table(
-    answer: "AnyAnswer", sink: BinaryIO, *, limit: int | None, width: int | None
+    answer: "AnyAnswer", sink: BinaryIO, *, limit: int | None, width: int | None, encoding: str
 ) -> int:
     """Write rows in columns as wide as the first rows need; return how many there are.
 
     Past `limit` rows are counted, not written. On a screen of `width`, columns of detail that do
-    not fit are left out, with a note.
+    not fit are left out, with a note. What `encoding` lacks is written as an escape.
     """
     rows = _rows(answer)
     block = list(itertools.islice(rows, _BLOCK_ROWS))
     if not block:
         return 0
     layout = _Layout.fitting(answer, block, width)
-    sink.write(layout.header().encode())
+    sink.write(layout.header().encode(encoding, "backslashreplace"))
     count = 0
     for count, row in enumerate(itertools.chain(block, rows), start=1):
         if limit is None or count <= limit:
-            sink.write(layout.line(row).encode())
+            sink.write(layout.line(row).encode(encoding, "backslashreplace"))
     if layout.left_out:
         note(f"left out: {', '.join(layout.left_out)}; choose with --columns")
     return count
@@ -466,9 +467,10 @@ class _Layout:
     @classmethod
     def fitting(cls, answer: "AnyAnswer", rows: Sequence[Row], width: int | None) -> "_Layout":
         names = [name for name, _ in answer.named_types]
+        titles = [printable(name) for name in names]
         widths = [
-            max(_cell_width(line) for cell in (name, *cells) for line in _lines(cell))
-            for name, cells in zip(names, zip(*rows, strict=True), strict=True)
+            max(_cell_width(line) for cell in (title, *cells) for line in _lines(cell))
+            for title, cells in zip(titles, zip(*rows, strict=True), strict=True)
         ]
         shown = dict.fromkeys(range(len(names)))
         left_out: list[str] = []
@@ -480,7 +482,7 @@ class _Layout:
                 shown.pop(names.index(detail), None)
                 left_out.append(detail)
         numbers = _are_numbers(answer)
-        return cls([(names[at], at, widths[at], numbers[at]) for at in shown], left_out)
+        return cls([(titles[at], at, widths[at], numbers[at]) for at in shown], left_out)
 
     def header(self) -> str:
         """The names, and a line below them."""

@@ -31,6 +31,7 @@ from k2cli.commands.options import (
     SummaryOpt,
     TimeoutOpt,
     TopicOpt,
+    checked_file,
     open_log,
     settings,
     split_commas,
@@ -164,6 +165,7 @@ def binance(
             "--rejects",
             help="File for frames that became no row.",
             show_default="rejects/stream-binance.ndjson in the home folder",
+            callback=checked_file,
         ),
     ] = None,
     max_rejects: Annotated[
