@@ -1,13 +1,17 @@
 """Entry point of the `k2` script and of `python -m k2cli`."""
 
-from k2cli.commands.app import app
-from k2cli.commands.lossy import use_lossy_stderr
+import sys
+
+from k2cli.commands.streams import use_standard_streams
 
 
 def main() -> None:
     """Run the command line."""
-    use_lossy_stderr()
-    app(prog_name="k2")
+    use_standard_streams()
+
+    from k2cli.commands.app import run  # noqa: PLC0415  its imports may already write
+
+    sys.exit(run())
 
 
 if __name__ == "__main__":

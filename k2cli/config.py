@@ -30,17 +30,10 @@ from msgspec import Meta
 
 from k2cli.errors import ConfigError
 from k2cli.nearest import suggestion
+from k2cli.redaction import redact_setting
 
 FILE_NAME: Final = "k2.toml"
 DEFAULT: Final = "default"  # where a value comes from that nobody set
-_SECRET_WORDS: Final = (
-    r"secret|password|token|credential|access[-_.]?key|api[-_.]?key|user[-_.]info|ssl[-_.]key"
-    r"|authorization|jaas|signature"
-)
-_SECRET = re.compile(rf"{_SECRET_WORDS}|^header\.", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):([^/@\s]+)@")
-_URL_SECRET = re.compile(rf"([?&][^=&#\s]*(?:{_SECRET_WORDS})[^=&#\s]*=)[^&#\s]+", re.IGNORECASE)
-_HIDDEN: Final = "********"
 _LONGEST_RUN: Final = 64
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B(?:YTES?)?")
@@ -139,6 +132,15 @@ class QuerySettings(_Section, frozen=True, kw_only=True):
     ] = "UTC"
 
 
+class HomeSettings(_Section, frozen=True, kw_only=True):
+    """Who may read the home folder, which holds the embedded tables and this file."""
+
+    shared: Annotated[
+        bool,
+        Meta(description="Give new files the permissions of your umask, not to you only."),
+    ] = False
+
+
 def _random_run() -> str:
     return os.urandom(8).hex()
 
@@ -159,13 +161,16 @@ class Settings(_Section, frozen=True, kw_only=True):
     table: TableSettings = TableSettings()
     stream: StreamSettings = StreamSettings()
     query: QuerySettings = QuerySettings()
+    access: HomeSettings = HomeSettings()
 
 
 _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     "table": TableSettings,
     "stream": StreamSettings,
     "query": QuerySettings,
+    "home": HomeSettings,
 }
+_FIELDS: Final = {"home": "access"}  # of Settings, where a section has another name there
 _OPEN_SECTIONS: Final = ("catalog", "kafka", "schema_registry")  # any key, handed on
 BOOTSTRAP: Final = "bootstrap.servers"  # of Kafka: where it is set, Kafka is in use
 _PROFILE: Final = "profile"
@@ -206,6 +211,7 @@ def load_settings(
     Raises:
         ConfigError: an unknown key or a wrong value; the message names the key and its origin.
     """
+    _check_utf8(env, home)
     path = config_path(env, home=home)
     document = _read(path, is_required=bool(env.get("K2_CONFIG")))
     chosen = profile or env.get("K2_PROFILE") or None
@@ -220,7 +226,7 @@ def load_settings(
     sections: dict[str, Any] = {
         name: {key: _text(value) for key, value in found.values[name].items()}
         for name in _OPEN_SECTIONS
-    } | {name: _section(cls, name, found) for name, cls in _SECTIONS.items()}
+    } | {_FIELDS.get(name, name): _section(cls, name, found) for name, cls in _SECTIONS.items()}
     return Settings(
         run=_run_id(env),
         home=_home(env, home),
@@ -229,6 +235,26 @@ def load_settings(
         origins=own | found.origins,
         **sections,
     )
+
+
+def _check_utf8(env: Mapping[str, str], home: Path | None) -> None:
+    for name, value in env.items():
+        if name.startswith("K2_") and not (is_utf8(name) and is_utf8(value)):
+            raise ConfigError(f"variable {name} is not UTF-8", hint=f"unset {name}, or set it anew")
+    if not is_utf8(str(_home(env, home))):
+        raise ConfigError(
+            f"the name of the home folder is not UTF-8: {_home(env, home)}",
+            hint="name another one with K2_HOME or --home",
+        )
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text from the system, such as an argument, can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _home(env: Mapping[str, str], home: Path | None) -> Path:
@@ -411,11 +437,11 @@ def _section(cls: type[_Section], name: str, found: _Found) -> _Section:
 def settings_document(settings: Settings) -> dict[str, dict[str, object]]:
     """Return the settings by section, as they would stand in the file, with secrets hidden."""
     document: dict[str, dict[str, object]] = {
-        name: {key: redacted(key, value) for key, value in getattr(settings, name).items()}
+        name: {key: redact_setting(key, value) for key, value in getattr(settings, name).items()}
         for name in _OPEN_SECTIONS
     }
     for name in _SECTIONS:
-        values = msgspec.structs.asdict(getattr(settings, name))
+        values = msgspec.structs.asdict(getattr(settings, _FIELDS.get(name, name)))
         document[name] = {key: _shown(value) for key, value in values.items() if value is not None}
     return document
 
@@ -448,15 +474,3 @@ def _doc(setting: msgspec.structs.FieldInfo) -> SettingDoc:
     (meta,) = (each for each in metas if each.description)
     example = (meta.examples or [None])[0] if setting.default is None else setting.default
     return SettingDoc(key=setting.name, example=_shown(example), text=meta.description or "")
-
-
-def is_secret(key: str) -> bool:
-    """Tell by a setting's name whether its value must never be shown."""
-    return _SECRET.search(key) is not None
-
-
-def redacted(key: str, value: str) -> str:
-    """Return a setting's value as it may be shown: secrets and passwords in URLs hidden."""
-    if is_secret(key):
-        return _HIDDEN
-    return _URL_SECRET.sub(rf"\1{_HIDDEN}", _URL_PASSWORD.sub(rf"\1:{_HIDDEN}@", value))

@@ -13,15 +13,20 @@ Whatever else is raised is a bug: it ends in a traceback and exit code 1.
 
 from typing import ClassVar
 
+from k2cli.redaction import hide_secrets
+
 
 class K2Error(Exception):
-    """Base of all expected failures. `hint` names the command or setting that mends it."""
+    """Base of all expected failures. `hint` names the command or setting that fixes it.
+
+    Secrets in either are hidden here, whatever library's text they came with.
+    """
 
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(hide_secrets(message))
+        self.hint = hint and hide_secrets(hint)
 
 
 class UsageError(K2Error):

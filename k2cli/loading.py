@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import pyarrow as pa
 
+from k2cli.config import is_utf8
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
 from k2cli.flow import Batch
 from k2cli.records import RecordKind
@@ -173,6 +174,7 @@ def find_files(
     devices and, in folders unless `is_following`, symbolic links.
 
     Raises:
+        UsageError: the path of a file is not UTF-8, as those in the tables' history are.
         NotFound: a file does not exist, or a folder or glob has no match.
         ConfigError: no permission to look.
     """
@@ -196,6 +198,9 @@ def find_files(
         if not is_there:
             raise NotFound(f"no file {word}")
         found |= dict.fromkeys(matches)
+    for path in found:
+        if not is_utf8(str(path.absolute())):
+            raise UsageError(f"the path of {str(path)!r} is not UTF-8", hint="rename it")
     return list(found)
 
 

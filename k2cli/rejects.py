@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from k2cli.errors import ConfigError, Unavailable
+from k2cli.files import make_folder, opener, refuse_dangling_link
 from k2cli.flow import Reject
 from k2cli.iso import iso_utc
 
@@ -34,11 +35,13 @@ class RejectLog:
     What a full disk does not take is kept and written by the next call that can.
 
     Raises:
+        UsageError: the file is a link that leads nowhere.
         ConfigError: the file cannot be written (from any method).
         Unavailable: the disk is full.
     """
 
     def __init__(self, path: Path, *, run: str = "") -> None:
+        refuse_dangling_link(path)
         self.path: Final = path
         self._run = run
         self._file: IO[bytes] | None = None
@@ -112,13 +115,13 @@ class RejectLog:
 
 def _open_for_lines(path: Path) -> IO[bytes]:
     """Open a file for appending, on a new line even where a run was cut off within one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     is_cut = False
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             is_cut = file.read() != b"\n"
-    lines = path.open("ab", buffering=0)
+    lines = open(path, "ab", buffering=0, opener=opener)  # noqa: SIM115
     if is_cut:
         lines.write(b"\n")
     return lines

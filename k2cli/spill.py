@@ -20,10 +20,12 @@ from typing import BinaryIO, Final
 import numpy as np
 import pyarrow as pa
 
-from k2cli.config import Settings, redacted
+from k2cli.config import Settings
 from k2cli.errors import Unavailable
+from k2cli.files import make_folder, opener
 from k2cli.flow import Observer
 from k2cli.records import KINDS, RecordKind
+from k2cli.redaction import redact_url
 from k2cli.storage.position import Series, Stored
 
 _KIND: Final = b"k2.kind"
@@ -64,9 +66,9 @@ class SpillFolder:
         name = f"{kind.name}-{time.time_ns()}-{secrets.token_hex(4)}"
         path, partial = self.path / f"{name}{_SUFFIX}", self.path / f"{name}.tmp"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             try:
-                with partial.open("wb") as file:
+                with open(partial, "wb", opener=opener) as file:
                     schema = kind.arrow.with_metadata(metadata)
                     with pa.ipc.new_file(file, schema) as writer:
                         writer.write_table(rows.replace_schema_metadata(metadata))
@@ -126,7 +128,7 @@ def _catalog_name(config: Settings) -> str:
     where = [config.catalog.get(key) for key in ("uri", "warehouse")]
     if not any(where):
         return "embedded"
-    text = json.dumps([redacted(key, value or "") for key, value in zip("uw", where, strict=True)])
+    text = json.dumps([redact_url(value or "") for value in where])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

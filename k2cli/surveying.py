@@ -18,12 +18,13 @@ from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from k2cli.config import BOOTSTRAP, Settings, redacted
+from k2cli.config import BOOTSTRAP, Settings
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 from k2cli.ingestion.kafka.consumer import count_messages
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Place, TopicInfo, Topics
 from k2cli.records import KINDS, RecordKind, kind_of_topic
+from k2cli.redaction import redact_url
 from k2cli.storage.lake import Lake, is_embedded, open_lake
 from k2cli.storage.offsets import KEY, Offsets, Partition, decode_offsets
 
@@ -187,7 +188,7 @@ def survey(settings: Settings, *, group: str, timeout_s: float) -> Survey:
         tables = begin(partial(_look_at_tables, settings, catalog), f"the store of {where}")
         brokers = settings.kafka.get(BOOTSTRAP, "")
         kafka = begin(partial(_look_at_kafka, settings, timeout_s), brokers) if brokers else None
-        url = redacted("url", settings.schema_registry.get("url", ""))
+        url = redact_url(settings.schema_registry.get("url", ""))
         registry = begin(partial(_look_at_registry, settings, timeout_s), url) if url else None
 
         checks = [catalog.check("catalog", partial(_judge_catalog, settings))]
@@ -348,7 +349,7 @@ def _catalog_name(settings: Settings) -> str:
     if is_embedded(settings):
         return f"embedded catalog {settings.home}"
     kind, uri = (settings.catalog.get(key, "") for key in ("type", "uri"))
-    return f"{kind} catalog {redacted('uri', uri)}".strip()
+    return f"{kind} catalog {redact_url(uri)}".strip()
 
 
 def _judge_store(tables: Sequence[_Table]) -> Check:

@@ -10,6 +10,7 @@ from forked import Result, run_k2
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
+from k2cli import files, redaction
 from k2cli.config import Settings, load_settings
 from k2cli.storage.lake import Lake, open_lake
 
@@ -41,6 +42,17 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 def home(tmp_path: Path) -> Path:
     """A home folder that does not exist yet."""
     return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True)
+def _own_process() -> Iterator[None]:
+    """Undo what a run of k2 within this process leaves: its umask, and the secrets it knows."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    access, known = files._access, redaction._known
+    yield
+    os.umask(umask)
+    files._access, redaction._known = access, known
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """The Typer app, and the one place where an error becomes a message and an exit code."""
 
-import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from typer.core import TyperGroup
@@ -24,13 +23,24 @@ from k2cli.commands.schema import schema_app
 from k2cli.commands.simulate import simulate_app
 from k2cli.commands.status import status
 from k2cli.commands.stream import stream_app
+from k2cli.commands.streams import give_up_stdout, stdout_failure
 from k2cli.commands.table import table_app
 from k2cli.commands.topic import topic_app
+from k2cli.config import is_utf8
 from k2cli.errors import K2Error, UsageError
+
+_OF_RICH: Final = 1  # exit code of Rich and typer when the reader of a --help went away
 
 
 class K2Group(TyperGroup):
     """Turn a K2Error into `error:` and `hint:` lines on stderr and its exit code."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parse the command line, all of which must be UTF-8: k2 stores and sends only that."""
+        for arg in args:
+            if not is_utf8(arg):
+                raise typer.BadParameter(f"{arg!r} is not UTF-8")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Run the command. A reader that went away (`| head`) ends it quietly with 0."""
@@ -41,9 +51,40 @@ class K2Group(TyperGroup):
             output.error(exc)
             raise typer.Exit(exc.exit_code) from exc
         except BrokenPipeError as exc:
-            # Later flushes of stdout, at exit, must not fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            give_up_stdout()
             raise typer.Exit(0) from exc
+
+
+def run() -> int:
+    """Run the command line; return its exit code, with all of stdout written.
+
+    What could not be written is one line on stderr and exit code 5; a reader that went away
+    before the end (`| head`) is no failure.
+    """
+    code = _run()
+    if failure := stdout_failure():
+        give_up_stdout()
+        return 0 if isinstance(failure, BrokenPipeError) and code == _OF_RICH else code
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        give_up_stdout()
+    except K2Error as exc:
+        give_up_stdout()
+        output.error(exc)
+        return exc.exit_code
+    return code
+
+
+def _run() -> int:
+    try:
+        app(prog_name="k2")
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else 0
+    except K2Error as exc:  # outside of a command, such as of --help
+        output.error(exc)
+        return exc.exit_code
+    return 0
 
 
 def _check_profile_stands_first(args: Sequence[str]) -> None:

@@ -31,8 +31,7 @@ def show(
     config = settings(home)
     document = settings_document(config)
     if fmt is TextOrJson.JSON:
-        plain = {**own_settings(config), **document}
-        shown = _with_origins(config, document) if origin else plain
+        shown = _with_origins(config) if origin else json_settings(config)
         output.data(json.dumps(shown, ensure_ascii=False))
         return
     for name, own in own_settings(config).items():
@@ -110,13 +109,22 @@ def own_settings(config: Settings) -> dict[str, str | None]:
     }
 
 
-def _with_origins(
-    config: Settings, document: dict[str, dict[str, object]]
-) -> dict[str, dict[str, object]]:
+def json_settings(config: Settings) -> dict[str, object]:
+    """Return all settings as one object; `home` in it is the folder, `home.shared` a setting."""
+    sections = settings_document(config)
+    home = {f"home.{key}": value for key, value in sections.pop("home").items()}
+    return {**own_settings(config), **home, **sections}
+
+
+def _with_origins(config: Settings) -> dict[str, dict[str, object]]:
+    document = settings_document(config)
     own: dict[str, dict[str, object]] = {
         name: {"value": value, "origin": _origin(config, name)}
         for name, value in own_settings(config).items()
     }
+    for key, value in document.pop("home").items():
+        name = f"home.{key}"
+        own[name] = {"value": value, "origin": _origin(config, name)}
     return own | {
         section: {
             key: {"value": value, "origin": _origin(config, f"{section}.{key}")}

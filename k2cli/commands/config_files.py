@@ -6,7 +6,8 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from k2cli.config import SettingDoc, documented_sections, is_secret
+from k2cli.config import SettingDoc, documented_sections
+from k2cli.redaction import is_secret
 
 _HEAD: Final = """\
 # Settings of k2. A line such as `#key = value` shows a default, or an example; take its # away.

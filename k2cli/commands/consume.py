@@ -31,6 +31,7 @@ from k2cli.commands.options import (
     RegistryOpt,
     SummaryOpt,
     TimeoutOpt,
+    checked_file,
     key_values,
     open_log,
     settings,
@@ -165,6 +166,7 @@ def consume(
             "--rejects",
             help="Set them aside in this file instead of the topic.",
             show_default=False,
+            callback=checked_file,
         ),
     ] = None,
     currency: Annotated[

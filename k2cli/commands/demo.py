@@ -123,6 +123,6 @@ def _ask(config: Settings) -> None:
         _say(3, "one-minute bars of BTCUSDT")
         bars = one_minute_bars(engine, Selection(symbols=["BTCUSDT"]))
         width = min(shutil.get_terminal_size().columns, 100)
-        output.data(candles(bars.slice(max(bars.num_rows - 60, 0)), title="BTCUSDT", width=width))
+        output.chart(candles(bars.slice(max(bars.num_rows - 60, 0)), title="BTCUSDT", width=width))
         _say(4, "k2 query symbols")
         out.write(list_symbols(engine, KINDS.values()), is_limited=True)

@@ -30,6 +30,7 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.output import Format, Summary
+from k2cli.commands.plain import printable
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.errors import ConfigError, NotFound, UsageError
 from k2cli.iso import iso_utc
@@ -325,7 +326,7 @@ def _description(topic: str, letter: "Letter", value: "ValueInfo") -> str:
         "schema": _schema_name(value),
         "problem": value.problem,
     }
-    lines = [f"{name:8}{output.printable(text)}" for name, text in told.items() if text is not None]
+    lines = [f"{name:8}{printable(text)}" for name, text in told.items() if text is not None]
     if letter.headers:
         lines += ["", "headers"]
         lines += [f"  {name} = {as_text(held)}" for name, held in letter.headers]
@@ -344,7 +345,7 @@ def _value_lines(value: "ValueInfo") -> list[str]:
     lines: list[str] = []
     if value.text:
         cut = value.text[:_TEXT_CHARS]
-        lines += ["", *map(output.printable, cut.split("\n"))]
+        lines += ["", *map(printable, cut.split("\n"))]
         if len(cut) < len(value.text):
             lines.append(f"... {len(value.text) - len(cut):,} more characters: --raw")
     if value.fields:

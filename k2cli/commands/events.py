@@ -12,8 +12,10 @@ import typer
 
 from k2cli.commands.logfile import LogFile
 from k2cli.commands.lossy import lost_writes
+from k2cli.commands.plain import printable
 from k2cli.errors import K2Error
 from k2cli.iso import iso_utc
+from k2cli.redaction import hide_in_value
 
 Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
 
@@ -139,6 +141,7 @@ class RunLog:
         level = level_of(event)
         if _ORDER.index(level) < self._least:
             return None
+        fields = {key: hide_in_value(value) for key, value in fields.items()}
         time = iso_utc(datetime.now(tz=UTC), "milliseconds")
         if self.is_json:
             head = {"time": time, "level": level, "event": event, "run": self._run}
@@ -157,4 +160,4 @@ def event_text(event: str, fields: dict[str, object]) -> str:
 def _quoted(value: object) -> str:
     text = str(value)
     is_one_word = text.isprintable() and " " not in text and text
-    return text if is_one_word else json.dumps(text, ensure_ascii=False)
+    return text if is_one_word else printable(json.dumps(text, ensure_ascii=False))

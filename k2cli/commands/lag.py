@@ -5,6 +5,7 @@ from typing import Final
 
 from rich.console import RenderableType
 
+from k2cli.commands.plain import printable
 from k2cli.commands.screen import Frame, Rate, RunState, Screen
 from k2cli.consuming import Consumption
 from k2cli.ingestion.kafka.consumer import TopicReader
@@ -65,7 +66,7 @@ class LagView(Screen):
         places.sort(key=lambda each: (-each[0], each[1]))
         rows = [
             [
-                f"{place[0]}/{place[1]}",
+                printable(f"{place[0]}/{place[1]}"),
                 f"{offset:,}",
                 f"{end:,}",
                 f"{behind:,}",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from rich.console import RenderableType
 
+from k2cli.commands.plain import printable
 from k2cli.commands.screen import Frame, Rate, RunState, Screen
 from k2cli.flow import Batch, Totals
 
@@ -76,7 +77,7 @@ class LiveView(Screen):
         lines.sort(key=lambda each: (-round(each[0]), -each[1], each[2]))
         rows = [
             [
-                symbol,
+                printable(symbol),
                 kind,
                 f"{rate:,.0f}",
                 line.last_price,

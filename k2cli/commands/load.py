@@ -27,10 +27,13 @@ from k2cli.commands.options import (
     SummaryOpt,
     TimeoutOpt,
     TopicOpt,
+    checked_file,
     settings,
     split_commas,
 )
+from k2cli.commands.plain import printable
 from k2cli.commands.signals import Interrupts, Terminated
+from k2cli.commands.streams import view_console
 from k2cli.config import Settings
 from k2cli.errors import BadData, K2Error
 from k2cli.ingestion.binance.symbols import Market
@@ -247,6 +250,7 @@ def load_csv(
             "--rejects",
             help="File for rejected lines.",
             show_default="rejects/load-csv.ndjson in the home folder",
+            callback=checked_file,
         ),
     ] = None,
     max_rejects: MaxRejectsOpt = "0",
@@ -361,6 +365,7 @@ def load_parquet(
             "--rejects",
             help="File for rejected rows.",
             show_default="rejects/load-parquet.ndjson in the home folder",
+            callback=checked_file,
         ),
     ] = None,
     max_rejects: MaxRejectsOpt = "0",
@@ -892,12 +897,10 @@ def _progress(file: "FileToLoad", events: RunLog | None) -> "Iterator[Callable[[
     if events or not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(file=sys.stderr)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn(
             "{task.percentage:>3.0f}% {task.fields[rows]:,} rows {task.fields[rate]:,.0f}/s"
@@ -906,9 +909,9 @@ def _progress(file: "FileToLoad", events: RunLog | None) -> "Iterator[Callable[[
     )
     started = time.monotonic()
     rows = 0
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=view_console(), transient=True) as progress:
         task = progress.add_task(
-            Path(file.path).name, total=file.reader.size_bytes, rows=0, rate=0.0
+            printable(Path(file.path).name), total=file.reader.size_bytes, rows=0, rate=0.0
         )
 
         def on_batch(batch: "Batch") -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from k2cli.errors import ConfigError
+from k2cli.files import make_folder, opener
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class LogFile:
         self._rotation = rotation
         self._lock = threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._file: TextIO | None = self._open()
         except OSError as exc:
             raise ConfigError(
@@ -86,7 +87,7 @@ class LogFile:
         return self._path.with_name(f"{self._path.name}.{number}")
 
     def _open(self) -> TextIO:
-        return self._path.open("a", encoding="utf-8", errors="backslashreplace")
+        return open(self._path, "a", encoding="utf-8", errors="backslashreplace", opener=opener)
 
     def _close(self) -> None:
         file, self._file = self._file, None

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES: Final = select.PIPE_BUF  # a pipe that polls as writable takes this much at once
 _PATIENCE_MS: Final = 1_000  # with a reader that is behind; none after it was exceeded
-_STDERR: Final = 2
 
 
 class LossyWriter(io.RawIOBase):
@@ -24,6 +23,7 @@ class LossyWriter(io.RawIOBase):
     def __init__(self, fd: int) -> None:
         super().__init__()
         self.lost = 0
+        self.name: Final = fd
         self._fd = fd
         self._lock = threading.Lock()
         self._poll = select.poll()
@@ -70,23 +70,6 @@ class LossyWriter(io.RawIOBase):
     def _is_ready(self) -> bool:
         self._is_stuck = not self._poll.poll(0 if self._is_stuck else _PATIENCE_MS)
         return not self._is_stuck
-
-
-def use_lossy_stderr() -> None:
-    """Let `sys.stderr` drop what it cannot write. A closed stderr becomes /dev/null."""
-    encoding = "utf-8"
-    if sys.stderr is None:
-        if (fd := os.open(os.devnull, os.O_WRONLY)) != _STDERR:
-            os.dup2(fd, _STDERR)  # no other file may get this number
-            os.close(fd)
-    else:
-        encoding = sys.stderr.encoding
-    sys.stderr = io.TextIOWrapper(
-        LossyWriter(_STDERR),
-        encoding=encoding,
-        errors="backslashreplace",
-        write_through=True,
-    )
 
 
 def lost_writes() -> int:

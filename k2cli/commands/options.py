@@ -15,6 +15,8 @@ from k2cli.commands.logfile import LogFile, Rotation
 from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import ConfigError, UsageError
+from k2cli.files import protect_home, refuse_dangling_link
+from k2cli.redaction import remember_secrets
 from k2cli.symbols import fold_symbol
 
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
@@ -78,6 +80,13 @@ OutputOpt = Annotated[
     typer.Option("--output", "-o", help="Write this file, all or nothing, instead of stdout."),
 ]
 ForceOpt = Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")]
+
+
+def checked_file(path: Path | None) -> Path | None:
+    """Refuse a file that is a link to one that does not exist; a callback of options."""
+    if path is not None:
+        refuse_dangling_link(path)
+    return path
 
 
 class TextOrJson(StrEnum):
@@ -207,6 +216,7 @@ LogFileOpt = Annotated[
         "--log-file",
         help="Also append log lines to this file, whatever is shown on stderr.",
         show_default=False,
+        callback=checked_file,
     ),
 ]
 LogFileSizeOpt = Annotated[
@@ -266,7 +276,16 @@ chosen_profile: Final[ContextVar[str | None]] = ContextVar("chosen_profile", def
 
 def settings(home: Path | None = None) -> Settings:
     """Read the settings of this run; with `config_file`, all that looks at the environment."""
-    return load_settings(os.environ, home=home, profile=chosen_profile.get())
+    config = load_settings(os.environ, home=home, profile=chosen_profile.get())
+    proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
+    for section in (config.catalog, config.kafka, config.schema_registry, proxies):
+        remember_secrets(section)
+    protect_home(
+        config.home,
+        is_shared=config.access.shared,
+        is_store=not {"uri", "type", "warehouse"} & config.catalog.keys(),
+    )
+    return config
 
 
 def output_zone(chosen: str | None, config: Settings) -> str:
@@ -328,5 +347,8 @@ def key_values(values: list[str] | None, option: str) -> dict[str, str]:
     pairs = [value.partition("=") for value in values or []]
     for key, sign, _ in pairs:
         if not key or not sign:
-            raise typer.BadParameter(f"{key!r} is not KEY=VALUE", param_hint=option)
-    return {key: value for key, _, value in pairs}
+            name = re.split(r"[^\w.\-]", key, maxsplit=1)[0]  # what follows may be a secret
+            raise typer.BadParameter(f"{name!r} is not KEY=VALUE", param_hint=option)
+    found = {key: value for key, _, value in pairs}
+    remember_secrets(found)
+    return found

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,11 +17,20 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from k2cli.commands.events import RunLog, event_text
 from k2cli.commands.fitting import GAP, Column, Fit, cell_width, fit_columns, pad
+from k2cli.commands.plain import for_people, printable, printable_lines
 from k2cli.commands.progress import shown_progress
 from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
+from k2cli.files import (
+    existing_opener,
+    make_folder,
+    opener,
+    private_opener,
+    refuse_dangling_link,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from rich.console import RenderableType
 
     from k2cli.query.protocol import AnyAnswer
 
@@ -47,12 +56,27 @@ _COMPLETE: Final = "--format csv shows everything"
 
 def note(message: str) -> None:
     """Say something to the user on stderr."""
-    print(message, file=sys.stderr)
+    print(for_people(message), file=sys.stderr)
 
 
 def data(line: str) -> None:
-    """Print a line of data on stdout."""
-    print(line)
+    """Print a line of data on stdout; on a terminal, without what that would obey."""
+    print(printable_lines(line) if sys.stdout.isatty() else line)
+
+
+def chart(lines: str) -> None:
+    """Print a chart on stdout, with its colours."""
+    print(lines)
+
+
+def rich_data(renderable: "RenderableType") -> None:
+    """Print what Rich renders on stdout, with colours on a terminal."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False)
+    with console.capture() as capture:
+        console.print(renderable, soft_wrap=True)
+    sys.stdout.write(capture.get())
 
 
 class Summary(StrEnum):
@@ -69,7 +93,7 @@ def summary(
     is_data_on_stdout: bool,
     log: RunLog | None = None,
 ) -> None:
-    """Tell the sums of a run at its end; as a line of its log, where those are JSON."""
+    """Report the sums of a run at its end; as a line of its log, where those are JSON."""
     if form is Summary.TEXT and log and log.is_json:
         log.on_event("summary", **sums)
         return
@@ -85,9 +109,9 @@ def summary(
 
 def error(exc: K2Error) -> None:
     """Print an expected failure and, on a line of its own, what mends it."""
-    print(f"error: {exc}", file=sys.stderr)
+    note(f"error: {exc}")
     if exc.hint:
-        print(f"hint: {exc.hint}", file=sys.stderr)
+        note(f"hint: {exc.hint}")
 
 
 class Format(StrEnum):
@@ -103,6 +127,7 @@ class Format(StrEnum):
     MARKDOWN = "markdown"
 
 
+Opener = Callable[[str, int], int]
 _BINARY: Final = frozenset({Format.PARQUET, Format.ARROW})
 _EXTENSIONS: Final = {
     ".csv": Format.CSV,
@@ -181,7 +206,9 @@ class Output:
                 yield sys.stdout.buffer
                 sys.stdout.flush()
             elif self.path.exists() and not self.path.is_file():
-                with self.path.open("wb") as sink:  # a device or a named pipe
+                with open(
+                    self.path, "wb", opener=existing_opener
+                ) as sink:  # a device or a named pipe
                     yield sink
             else:
                 with _replaced(self.path, is_forced=self.is_forced) as sink:
@@ -254,6 +281,7 @@ def choose_output(chosen: Format | None, path: Path | None, *, is_forced: bool) 
     """
     if path is None or str(path) == "-":
         return Output(format=_format_for_stdout(chosen), path=None)
+    refuse_dangling_link(path)
     is_special = path.exists() and not path.is_file() and not path.is_dir()
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint="-o takes the name of a file")
@@ -341,23 +369,25 @@ def write_private(path: Path, text: str, *, is_forced: bool) -> None:
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint="-o takes the name of a file")
+    refuse_dangling_link(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replaced(path, is_forced=is_forced, mode=0o600) as sink:
+        make_folder(path.parent)
+        with _replaced(path, is_forced=is_forced, opener=private_opener) as sink:
             sink.write(text.encode())
     except OSError as exc:
         raise _os_error(path, exc) from exc
 
 
 @contextmanager
-def _replaced(path: Path, *, is_forced: bool, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of `path` when all is written, or never."""
+def _replaced(path: Path, *, is_forced: bool, opener: Opener = opener) -> Iterator[BinaryIO]:
+    """Open a new file that replaces `path` when all is written, or never.
+
+    If that is a link, the file that it leads to is replaced.
+    """
     target = path.resolve()
     temporary = target.with_name(f".k2-{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb"
-        ) as sink:
+        with open(temporary, "xb", opener=opener) as sink:
             yield sink
             sink.flush()
             os.fsync(sink.fileno())
@@ -459,18 +489,19 @@ def _write_table(
     """Write rows in columns as wide as the first rows need; return how many there are.
 
     Past `limit` rows are counted, not written. On a screen of `width`, what does not fit is left
-    out or shortened, with a note that ends in `complete`.
+    out or shortened, with a note that ends in `complete`; what its encoding lacks is escaped.
     """
     rows = _rows(answer)
     block = list(itertools.islice(rows, _BLOCK_ROWS))
     if not block:
         return 0
+    encoding = "utf-8" if width is None else sys.stdout.encoding
     layout = _Layout.fitting(answer, block, width, details)
-    sink.write(layout.header().encode())
+    sink.write(layout.header().encode(encoding, "backslashreplace"))
     count = 0
     for count, row in enumerate(itertools.chain(block, rows), start=1):
         if limit is None or count <= limit:
-            sink.write(layout.line(row).encode())
+            sink.write(layout.line(row).encode(encoding, "backslashreplace"))
     if missing := layout.fit.note(complete):
         note(missing)
     return count
@@ -489,9 +520,10 @@ class _Layout:
         cls, answer: "AnyAnswer", rows: Sequence[Row], width: int | None, details: Sequence[str]
     ) -> "_Layout":
         names = [name for name, _ in answer.named_types]
+        titles = [printable(name) for name in names]
         widths = [
-            max(cell_width(line) for cell in (name, *cells) for line in _lines(cell))
-            for name, cells in zip(names, zip(*rows, strict=True), strict=True)
+            max(cell_width(line) for cell in (title, *cells) for line in _lines(cell))
+            for title, cells in zip(titles, zip(*rows, strict=True), strict=True)
         ]
         columns = [
             Column(name=name, width=widest, can_shrink=of in _TEXTS)
@@ -499,7 +531,7 @@ class _Layout:
         ]
         fit = fit_columns(columns, sys.maxsize if width is None else width, details=details)
         numbers = _are_numbers(answer)
-        shown = [(names[at], at, size, numbers[at]) for at, size in fit.shown]
+        shown = [(titles[at], at, size, numbers[at]) for at, size in fit.shown]
         return cls(shown, fit, is_bounded=width is not None)
 
     def header(self) -> str:
@@ -525,8 +557,3 @@ def _lines(cell: str) -> list[str]:
     if cell.isprintable():
         return [cell]
     return [printable(line) for line in cell.split("\n")]
-
-
-def printable(text: str) -> str:
-    """Write out what could move a terminal's cursor, or do worse."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

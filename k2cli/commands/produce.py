@@ -21,6 +21,7 @@ from k2cli.commands.options import (
     RegistryOpt,
     SummaryOpt,
     TimeoutOpt,
+    checked_file,
     settings,
 )
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
@@ -42,6 +43,7 @@ def produce(
             "--rejects",
             help="File for lines that are no row.",
             show_default="rejects/produce.ndjson in the home folder",
+            callback=checked_file,
         ),
     ] = None,
     max_rejects: Annotated[

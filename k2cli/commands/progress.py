@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, Final, cast
 
 from k2cli.commands.fitting import GAP
+from k2cli.commands.streams import view_stream
 
 _QUIET_S: Final = 1.0  # nothing is shown of what takes no longer
 _EVERY_S: Final = 0.25
@@ -60,7 +61,7 @@ def shown_progress(
 
 
 def _show(counted: _Counted, total: int | None, is_done: threading.Event) -> None:
-    started, first_at = time.monotonic(), None
+    started, first_at, screen = time.monotonic(), None, view_stream()
     if is_done.wait(_QUIET_S):
         return
     while not is_done.wait(_EVERY_S):
@@ -70,10 +71,10 @@ def _show(counted: _Counted, total: int | None, is_done: threading.Event) -> Non
         writing_s = 0.0 if first_at is None else now - first_at
         text = progress_text(counted, total, elapsed_s=now - started, writing_s=writing_s)
         width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
-        sys.stderr.write(_WIPE + text[:width])
-        sys.stderr.flush()
-    sys.stderr.write(_WIPE)
-    sys.stderr.flush()
+        screen.write(_WIPE + text[:width])
+        screen.flush()
+    screen.write(_WIPE)
+    screen.flush()
 
 
 def progress_text(

@@ -32,7 +32,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.output import Output, choose_output, note
 from k2cli.config import Duration, Settings
-from k2cli.errors import NotFound
+from k2cli.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from k2cli.query.questions import Selection
@@ -157,9 +157,16 @@ def sql(
     zone = output_zone(tz, config)
     limits = config.query if timeout is None else replace(config.query, timeout=Duration(timeout))
     with open_sandbox() as sandbox:  # first: it starts while the tables are planned
-        text = sys.stdin.read() if statement == "-" else statement
+        text = _sql_from_stdin() if statement == "-" else statement
         with sandbox.ask(limits, _plans(config), text, zone=zone) as answer:
             out.write(answer)
+
+
+def _sql_from_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"the SQL on stdin is not UTF-8: {exc}") from exc
 
 
 def _print_rows(

@@ -13,6 +13,7 @@ from k2cli.commands.options import (
     TextOrJsonOpt,
     TimeoutOpt,
 )
+from k2cli.commands.plain import printable
 from k2cli.commands.schema_names import Finder, Found, read_schema
 from k2cli.errors import BadData, K2Error
 
@@ -95,7 +96,7 @@ def validate(
         output.data(json.dumps({"files": [each.document() for each in reports]}))
     else:
         lines = (line for each in reports for line in _lines(each))
-        output.data("\n".join(map(output.printable, lines)))
+        output.data("\n".join(map(printable, lines)))
     if errors:
         worst = max(errors, key=lambda error: error.exit_code)
         count = f"{len(errors)} of {len(reports)} schemas and files are not valid"

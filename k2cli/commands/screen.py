@@ -1,7 +1,6 @@
 """What the live views on a terminal share: the frame, the state of the run, honest rates."""
 
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,12 +9,14 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Final, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from k2cli.commands.events import event_text, level_of
 from k2cli.commands.fitting import GAP, cell_width, fit_rows, shorten
+from k2cli.commands.plain import for_people
+from k2cli.commands.streams import view_console
 
 _WINDOW_S: Final = 5.0
 _LEAST_S: Final = 1.0  # that a rate is measured over
@@ -141,7 +142,7 @@ class Screen:
     def __init__(self, state: RunState) -> None:
         self.state = state
         self.lock = Lock()  # of what is drawn
-        self._console = Console(file=sys.stderr)
+        self._console = view_console()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -159,7 +160,7 @@ class Screen:
         with self.lock:
             self.state.on_event(event, fields, time.monotonic())
         if level_of(event) == "warning":
-            self._console.print(Text(event_text(event, fields), style="yellow"))
+            self._console.print(Text(for_people(event_text(event, fields)), style="yellow"))
 
     def _render(self) -> RenderableType:
         size = self._console.size

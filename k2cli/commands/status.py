@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.config import own_settings
+from k2cli.commands.config import json_settings, own_settings
 from k2cli.commands.fitting import fit_rows
 from k2cli.commands.options import (
     DURATION,
@@ -25,9 +25,10 @@ from k2cli.commands.options import (
     TextOrJsonOpt,
     settings,
 )
+from k2cli.commands.plain import printable
 from k2cli.commands.signals import stopped_by_signals
-from k2cli.config import DEFAULT, Settings, settings_document
-from k2cli.errors import UsageError
+from k2cli.config import DEFAULT, Settings
+from k2cli.errors import K2Error, UsageError
 from k2cli.iso import iso_utc
 
 if TYPE_CHECKING:
@@ -92,7 +93,11 @@ def status(
 def _end(code: int, *, at_once: bool) -> NoReturn:
     """End with this code; at once where a thread still waits, which some libraries would join."""
     if at_once:
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except K2Error as exc:
+            output.error(exc)
+            code = exc.exit_code
         os._exit(code)
     raise typer.Exit(code)
 
@@ -105,9 +110,7 @@ def _shower(config: Settings, fmt: TextOrJson) -> Show:
         sys.stdout.flush()
 
     def show_text(found: "Survey") -> None:
-        from rich.console import Console
-
-        Console(file=sys.stdout, highlight=False).print(_report(config, found), soft_wrap=True)
+        output.rich_data(_report(config, found))
 
     return show_json if fmt is TextOrJson.JSON else show_text
 
@@ -129,7 +132,7 @@ def _document(config: Settings, found: "Survey") -> dict[str, object]:
     names = ("name", "state", "detail", "hint", "latency_ms")
     return {
         "time": datetime.now(tz=UTC),
-        "settings": {**own_settings(config), **settings_document(config)},
+        "settings": json_settings(config),
         "checks": [{name: getattr(check, name) for name in names} for check in found.checks],
         "tables": [asdict(table) for table in found.tables],
         "lag": [asdict(lag) for lag in found.lag],
@@ -142,12 +145,14 @@ def _report(config: Settings, found: "Survey") -> "Text":
     report = Text()
     for name, value in own_settings(config).items():
         origin = config.origins.get(name, DEFAULT)
-        report.append(f"{name:8}{value or 'none'}{'' if origin == DEFAULT else f' ({origin})'}\n")
+        report.append(
+            f"{name:8}{printable(value or 'none')}{'' if origin == DEFAULT else f' ({origin})'}\n"
+        )
     report.append("\n")
     width = max(len(check.name) for check in found.checks)
     for check in found.checks:
         report.append(f"{check.state:8}", style=_STYLES[check.state])
-        report.append(f"{check.name:{width}}  {_verdict(check)}\n")
+        report.append(f"{check.name:{width}}  {printable(_verdict(check))}\n")
     missing = []
     for (names, *rows), details in (
         (_table_rows(found.tables), _TABLE_DETAILS),
@@ -155,7 +160,8 @@ def _report(config: Settings, found: "Survey") -> "Text":
     ):
         if rows:
             screen = output.screen_width()
-            lines, fit = fit_rows(names, rows, screen, texts=names[:1], details=details)
+            cells = [[printable(cell) for cell in row] for row in rows]
+            lines, fit = fit_rows(names, cells, screen, texts=names[:1], details=details)
             report.append("\n".join(["", *lines, ""]))
             missing.append(fit.note("--format json shows everything"))
     for line in dict.fromkeys(filter(None, missing)):

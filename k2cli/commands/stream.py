@@ -31,6 +31,7 @@ from k2cli.commands.options import (
     SummaryOpt,
     TimeoutOpt,
     TopicOpt,
+    checked_file,
     open_log,
     settings,
     split_commas,
@@ -40,6 +41,7 @@ from k2cli.config import BOOTSTRAP, Settings
 from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, Venue, parse_symbol
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
+from k2cli.redaction import remember_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,6 +167,7 @@ def binance(
             "--rejects",
             help="File for frames that became no row.",
             show_default="rejects/stream-binance.ndjson in the home folder",
+            callback=checked_file,
         ),
     ] = None,
     max_rejects: Annotated[
@@ -202,6 +205,8 @@ def binance(
     Example: k2 stream binance --symbols BTCUSDT,ETHUSDT --channels trade,bookTicker
     """
     config = settings(home)
+    for each in (*(url or ()), rest_url or ""):
+        remember_secrets({"url": each})
     is_clustered = bool(kafka_settings(config, kafka).get(BOOTSTRAP))
     target = to or (Destination.KAFKA if is_clustered else Destination.TABLE)
     instruments = [parse_symbol(symbol, market, config.home) for symbol in split_commas(symbols)]

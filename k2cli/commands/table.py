@@ -22,6 +22,7 @@ from k2cli.commands.options import (
     TextOrJson,
     TextOrJsonOpt,
     TimeoutOpt,
+    checked_file,
     settings,
 )
 from k2cli.commands.schema_names import Finder
@@ -193,6 +194,7 @@ def dedupe(
             "--rejects",
             help="File for ids with different values.",
             show_default="rejects/table-dedupe.ndjson in the home folder",
+            callback=checked_file,
         ),
     ] = None,
     summary: SummaryOpt = output.Summary.TEXT,

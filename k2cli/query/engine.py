@@ -398,7 +398,7 @@ class _Pump(threading.Thread):
         super().__init__(name="k2-output", daemon=True)
         self._source = source
         self._sink = sink
-        self.failure: OSError | None = None
+        self.failure: OSError | K2Error | None = None
         self._is_stopped = False
 
     def stop(self, writer: BinaryIO) -> None:
@@ -418,7 +418,7 @@ class _Pump(threading.Thread):
                         return
                     self._sink.write(view[:size])
                 self._sink.flush()
-            except OSError as exc:
+            except (OSError, K2Error) as exc:  # of a file, or of stdout
                 self.failure = exc
 
 

@@ -13,9 +13,10 @@ from pyiceberg.exceptions import NotInstalledError
 from pyiceberg.io import SCHEMA_TO_FILE_IO
 from sqlalchemy.exc import ArgumentError
 
-from k2cli.config import redacted
 from k2cli.errors import ConfigError
+from k2cli.redaction import hide_secrets
 from k2cli.storage.s3 import aws_session, is_on
+from k2cli.urls import check_database_url, check_url
 
 NAME: Final = "k2"  # SQL catalogs keep the tables of every name apart
 _REST: Final = "k2cli.storage.rest.BoundedRestCatalog"
@@ -41,7 +42,7 @@ def open_catalog(properties: Mapping[str, str]) -> Catalog:
     except NotInstalledError as exc:
         raise _not_installed(exc) from exc
     except (ValueError, ArgumentError) as exc:  # of pyiceberg and SQLAlchemy: a property is wrong
-        reason = redacted("uri", " ".join(str(exc).split())[:300])
+        reason = " ".join(hide_secrets(str(exc)).split())[:300]
         raise ConfigError(f"[catalog] cannot be used: {reason}", hint="k2 config show") from exc
 
 
@@ -70,6 +71,8 @@ def _is_rest(properties: Mapping[str, str]) -> bool:
 
 
 def _check_place(properties: Mapping[str, str]) -> None:
+    check = check_url if _is_rest(properties) else check_database_url
+    check(properties.get("uri", ""), "catalog.uri", ConfigError)
     if properties.get("type") in ("rest", "sql") and not properties.get("uri"):
         raise ConfigError(
             "catalog.uri is not set: where the catalog is",

@@ -30,10 +30,12 @@ from pyiceberg.expressions import (
 from pyiceberg.table import FileScanTask, Table
 from sqlalchemy.engine import URL
 
-from k2cli.config import Settings, redacted
+from k2cli.config import Settings
 from k2cli.errors import BadData, ConfigError, NotFound
+from k2cli.files import make_folder, opener
 from k2cli.flow import Observer
 from k2cli.records import KINDS, RecordKind, TableFiles, evolved
+from k2cli.redaction import redact_url
 from k2cli.storage.append import (
     Commit,
     PositionMissing,
@@ -484,7 +486,8 @@ def open_lake(
         path = settings.home / _CATALOG_FILE
         with translated(f"cannot use the folder {settings.home}"):
             if create:
-                settings.home.mkdir(parents=True, exist_ok=True)
+                make_folder(settings.home)
+                open(path, "ab", opener=opener).close()  # otherwise SQLite creates it
             elif settings.home.exists() and not settings.home.is_dir():
                 raise ConfigError(
                     f"{settings.home} is no folder", hint="choose another one with --home"
@@ -493,7 +496,7 @@ def open_lake(
                 raise _no_table("", where)
         properties = {**_embedded(path), **properties}
     else:
-        where = f"catalog {redacted('uri', properties.get('uri', properties.get('type', '')))}"
+        where = f"catalog {redact_url(properties.get('uri', properties.get('type', '')))}"
     with ExitStack() as stack:
         with _alone(settings.home) if create and embedded else nullcontext():
             what = f"the catalog in {where}" if embedded else where
@@ -530,7 +533,7 @@ def _alone(home: Path) -> Iterator[None]:
     """Let one process at a time create the catalog: pyiceberg's own steps race each other."""
     with ExitStack() as stack:
         with translated(f"cannot use the folder {home}"):
-            lock = stack.enter_context((home / "catalog.lock").open("w"))
+            lock = stack.enter_context(open(home / "catalog.lock", "w", opener=opener))
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -14,6 +14,7 @@ import msgspec
 import pyarrow as pa
 
 from k2cli.errors import BadData
+from k2cli.files import make_folder, opener
 from k2cli.storage.admission import rows_days, runs, stored_numbers
 from k2cli.storage.append import Attempt, commit_attempts
 from k2cli.storage.lookup import read_numbers
@@ -110,10 +111,11 @@ class _Rebuild:
             self._series[series] = merged.shrunk(_MOST_RANGES)
 
     def _save(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         progress = _Progress(sorted(self._done), encode_position(Position(self._series)))
         scratch = self._path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_bytes(msgspec.msgpack.encode(progress))
+        with open(scratch, "wb", opener=opener) as file:
+            file.write(msgspec.msgpack.encode(progress))
         scratch.replace(self._path)
 
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import pyarrow as pa
 
-from k2cli.config import redacted
 from k2cli.records import RecordKind
+from k2cli.redaction import redact_setting
 from k2cli.storage.catalog import NAME
 
 _EXTRAS: Final = {"sqlite": "sql-sqlite", "postgresql": "sql-postgres"}
@@ -74,7 +74,7 @@ def reading_code(kind: RecordKind, table: str, properties: Mapping[str, str]) ->
 
 
 def _value(key: str, value: str) -> str:
-    if redacted(key, value) == value:
+    if redact_setting(key, value) == value:
         return json.dumps(value)
     name = key.replace(".", "__").replace("-", "_").upper()
     return f'os.environ["K2_CATALOG_{name}"]'

@@ -26,6 +26,7 @@ from pyiceberg.expressions import BooleanExpression
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
+from k2cli.redaction import hide_secrets
 
 _LOADS_LOG: Final = "k2-loads-log-"  # see loads.py
 _LOADS_LOG_HINT: Final = (
@@ -90,7 +91,7 @@ def translated(what: str) -> Iterator[None]:
     except NoSuchNamespaceError as exc:
         raise NotFound(f"{what}: {exc}", hint=_CATALOG_PLACE) from exc
     except (ValidationError, *_DAMAGED) as exc:
-        reason = " ".join(str(exc).split())[:300]
+        reason = " ".join(hide_secrets(str(exc)).split())[:300]
         raise BadData(f"{what}: a metadata file is damaged: {reason}", hint=_REPAIR) from exc
     except (DatabaseError, OSError, RESTError) as exc:
         raise _translate(what, exc) from exc
@@ -126,7 +127,7 @@ def translated_damage(path: str) -> Iterator[None]:
         )
         if is_other:
             raise
-        reason = " ".join(str(exc).split())[:300]
+        reason = " ".join(hide_secrets(str(exc)).split())[:300]
         raise BadData(f"the data file {path} is damaged: {reason}", hint=_REPAIR) from exc
 
 
@@ -152,7 +153,7 @@ def _translate_aws(what: str, exc: Exception) -> K2Error:
 
 
 def _translate_rest(what: str, exc: RESTError) -> K2Error:
-    reason = " ".join(str(exc).split())[:300]
+    reason = " ".join(hide_secrets(str(exc)).split())[:300]
     if isinstance(exc, _REFUSED):
         return ConfigError(f"{what}: the catalog refuses us: {reason}", hint=_CATALOG_KEYS)
     if _NOT_THERE.match(reason):

@@ -26,7 +26,8 @@ from waiting import PATIENCE_S
 
 from k2cli.commands.app import app
 from k2cli.commands.config_files import DOCKER_VARIABLES
-from k2cli.config import is_secret, load_settings
+from k2cli.config import load_settings
+from k2cli.redaction import is_secret
 
 SERVICES = services()
 OWN = own_services()

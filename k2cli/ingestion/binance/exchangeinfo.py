@@ -16,6 +16,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from k2cli.errors import UsageError
+from k2cli.files import make_folder, opener
 from k2cli.flow import Observer
 from k2cli.ingestion.binance.listings import (
     Pair,
@@ -26,6 +27,7 @@ from k2cli.ingestion.binance.listings import (
     parse_listing,
 )
 from k2cli.ingestion.binance.symbols import Venue
+from k2cli.urls import check_url
 
 _MOST_BYTES: Final = 128 << 20  # of the unpacked answer; the spot market's is near 20 MB
 _MAX_AGE_S: Final = 24 * 3600.0
@@ -41,6 +43,7 @@ def check_rest_url(base: str) -> None:
     Raises:
         UsageError: it is not an http:// or https:// URL of a server.
     """
+    check_url(base, "--rest-url", UsageError)
     try:
         parts = urlsplit(base)
         is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query
@@ -147,10 +150,10 @@ def _fetch(url: str) -> bytes:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", opener=opener) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -40,6 +40,7 @@ from k2cli.flow import Reject
 from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue, parse_symbol
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids
 from k2cli.symbols import lower_symbol, normalize_symbol
+from k2cli.urls import check_url
 
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -57,6 +58,7 @@ def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> st
     Raises:
         UsageError: the base is no ws:// or wss:// URL, or its host or port cannot be one.
     """
+    check_url(base, "--url", UsageError)
     try:
         parts = urlsplit(base)
         host, _ = (parts.hostname or "").encode("idna"), parts.port

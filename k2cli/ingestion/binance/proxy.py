@@ -7,10 +7,11 @@ from websockets.exceptions import InvalidProxy
 from websockets.proxy import get_proxy, parse_proxy
 from websockets.uri import parse_uri
 
-from k2cli.config import redacted
 from k2cli.errors import ConfigError
+from k2cli.urls import check_password
 
 _SOCKS_PORT = 1080
+_WHAT = "the proxy from the environment"
 _HINT = "like http://HOST:PORT or socks5h://HOST:PORT in HTTPS_PROXY; NO_PROXY names exceptions"
 
 
@@ -22,24 +23,21 @@ def proxy_for(url: str) -> str | None:
     Raises:
         ConfigError: what is set is not the URL of a proxy, or its kind needs a missing package.
     """
+    proxy = get_proxy(parse_uri(url))
+    if not proxy:
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    check_password(proxy, _WHAT, ConfigError)
     try:
-        proxy = get_proxy(parse_uri(url))
-        if not proxy:
-            return None
-        proxy = proxy if "://" in proxy else f"http://{proxy}"
         kind = parse_proxy(proxy).scheme
         is_socks = kind.startswith("socks")
         if is_socks and urlsplit(proxy).port is None:
             proxy = f"{proxy.rstrip('/')}:{_SOCKS_PORT}"
     except (InvalidProxy, ValueError) as exc:
-        raise ConfigError(f"the proxy from the environment: {_redacted(exc)}", hint=_HINT) from exc
+        raise ConfigError(f"{_WHAT}: {exc}", hint=_HINT) from exc
     if is_socks and find_spec("python_socks") is None:
         raise ConfigError(
-            f"the proxy from the environment is a {kind} proxy, which needs python-socks",
+            f"{_WHAT} is a {kind} proxy, which needs python-socks",
             hint="pip install 'k2cli[socks]'",
         )
     return proxy
-
-
-def _redacted(exc: Exception) -> str:
-    return redacted("proxy", str(exc))

@@ -23,9 +23,10 @@ from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import OAuthTokenError, SchemaRegistryError
 
 from k2cli.avro.types import load_json
-from k2cli.config import redacted
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 from k2cli.ingestion.kafka.bounded import bound_client
+from k2cli.redaction import redact_url, split_urls
+from k2cli.urls import check_url
 
 T = TypeVar("T")
 _URL: Final = "url"
@@ -86,7 +87,9 @@ class Registry:
                 "no schema registry is set up: schema_registry.url is missing",
                 hint="export K2_SCHEMA_REGISTRY_URL=http://127.0.0.1:8081",
             )
-        self._url = redacted("url", settings[_URL])  # for messages only
+        for url in split_urls(settings[_URL]):
+            check_url(url.strip(), "schema_registry.url", ConfigError)
+        self._url = redact_url(settings[_URL])  # for messages only
         try:
             numbers = {key: float(settings[key]) for key in _NUMBERS if key in settings}
             self._client = SchemaRegistryClient({"timeout": timeout_s, **settings, **numbers})

@@ -1,0 +1,132 @@
+"""stdin, stdout and stderr as k2 uses them, whatever the shell made of them.
+
+A closed stream is replaced by one of /dev/null: stdin is empty, stderr swallows, and stdout
+fails like a full disk, because data would be lost. Text that an encoding lacks is written as an
+escape. stdout raises an error of k2's own, so that no other handler takes it for one of its file.
+"""
+
+import codecs
+import io
+import json
+import os
+import select
+import sys
+from typing import TYPE_CHECKING, Final, TextIO, cast
+
+from k2cli.commands.lossy import LossyWriter
+from k2cli.commands.plain import for_people_in_colour
+from k2cli.errors import Unavailable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from typing_extensions import Buffer
+
+_STDIN, _STDOUT, _STDERR = range(3)
+_ESCAPE: Final = "k2.escape"
+
+
+class StdoutWriter(io.FileIO):
+    """File descriptor 1. `failure` is the last one, which was raised where it happened.
+
+    Raises:
+        Unavailable: it cannot be written; a reader that went away is a BrokenPipeError.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_STDOUT, "wb", closefd=False)
+        self.failure: Exception | None = None
+
+    def write(self, data: "Buffer", /) -> int:
+        """Write some of the data; wait where stdout does not block."""
+        try:
+            while (done := cast(int | None, super().write(data))) is None:
+                _wait_for_reader()
+        except BrokenPipeError as exc:
+            self.failure = exc
+            raise
+        except OSError as exc:
+            self.failure = Unavailable(f"cannot write to stdout: {exc.strerror or exc}")
+            raise self.failure from exc
+        return done
+
+
+class PeopleWriter(io.TextIOWrapper):
+    """stderr: what is written is for people, whoever writes it."""
+
+    def write(self, text: str, /) -> int:
+        """Write a text without secrets, and without control characters but for colours."""
+        super().write(for_people_in_colour(text))
+        return len(text)
+
+
+def use_standard_streams() -> None:
+    """Replace `sys.stdin`, `sys.stdout` and `sys.stderr`."""
+    codecs.register_error(_ESCAPE, _escape)
+    if sys.stdin is None:
+        _open_null(_STDIN, os.O_RDONLY)
+        sys.stdin = open(_STDIN, closefd=False)  # noqa: SIM115
+    out, err = (stream.encoding if stream else "utf-8" for stream in (sys.stdout, sys.stderr))
+    if sys.stdout is None:
+        _open_null(_STDOUT, os.O_RDONLY)  # every write fails
+    if sys.stderr is None:
+        _open_null(_STDERR, os.O_WRONLY)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(StdoutWriter()),
+        encoding=out,
+        errors=_ESCAPE,
+        line_buffering=os.isatty(_STDOUT),
+    )
+    sys.stderr = PeopleWriter(
+        LossyWriter(_STDERR), encoding=err, errors="backslashreplace", write_through=True
+    )
+
+
+def view_console() -> "Console":
+    """Return a console on stderr for a view, which moves the cursor.
+
+    What it shows must be `printable`; markup and emoji codes in it are shown as they are.
+    """
+    from rich.console import Console
+
+    return Console(file=view_stream(), markup=False, emoji=False, highlight=False)
+
+
+def view_stream() -> TextIO:
+    """Return stderr for what moves the cursor. All else that is written must be `printable`."""
+    if not isinstance(sys.stderr, PeopleWriter):
+        return sys.stderr
+    out = sys.stderr
+    return io.TextIOWrapper(
+        out.buffer, encoding=out.encoding, errors="backslashreplace", write_through=True
+    )
+
+
+def stdout_failure() -> Exception | None:
+    """Return why the last write to stdout failed, if one did."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw.failure if isinstance(raw, StdoutWriter) else None
+
+
+def give_up_stdout() -> None:
+    """Send what is still written to stdout to /dev/null, so that nothing fails once more."""
+    _open_null(_STDOUT, os.O_WRONLY)
+
+
+def _open_null(fd: int, flags: int) -> None:
+    """Let a descriptor be /dev/null. No other file may get its number."""
+    if (null := os.open(os.devnull, flags)) != fd:
+        os.dup2(null, fd)
+        os.close(null)
+
+
+def _wait_for_reader() -> None:
+    poll = select.poll()
+    poll.register(_STDOUT, select.POLLOUT)
+    poll.poll()
+
+
+def _escape(exc: UnicodeError) -> tuple[str, int]:
+    """Write characters as JSON escapes them: what is valid JSON stays so."""
+    if not isinstance(exc, UnicodeEncodeError):
+        raise exc
+    return json.dumps(exc.object[exc.start : exc.end])[1:-1], exc.end
