@@ -129,7 +129,9 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
     view = view_of({"币安人生USDT": 3, "1000000MOGUSDT_260925": 2})
     for fields in ({"retry_in_s": 3.0}, {"rows": 123456789, "retry_in_s": 5.0}):
-        view.on_event("catalog_unavailable" if "rows" in fields else "disconnected", reason="x", **fields)
+        view.on_event(
+            "catalog_unavailable" if "rows" in fields else "disconnected", reason="x", **fields
+        )
     lines = drawn(view, width, 24)
     assert max(map(cell_len, lines)) <= width
     text = "\n".join(lines)
