@@ -32,7 +32,10 @@ from typing import IO, Any, cast
 
 from waiting import PATIENCE_S
 
-_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "ARROW_", "MALLOC_", "OMP_", "OPENBLAS_", "RUST_")
+_AT_START = (
+    *("PYTHON", "LC_", "LANG", "LD_", "ARROW_", "MALLOC_", "OMP_", "OPENBLAS_", "RUST_"),
+    *("SSL_", "AWS_", "CURL_", "REQUESTS_"),
+)
 _REQUEST_BYTES = 1 << 20
 _CAN_FORK = hasattr(os, "pidfd_open")
 _ANSWER_BYTES = 16
