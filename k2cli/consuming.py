@@ -275,25 +275,22 @@ class Consumption:
         if self._must_rewind:
             self._rewind()
             return
-        by_topic: dict[str, list[Message]] = {}
-        for message in messages:
-            by_topic.setdefault(message.topic() or "", []).append(message)
-        for topic, some in by_topic.items():
+        for topic, some in _by_topic(messages).items():
             self._take(self._feeds[topic], some)
         self._pass_ends()
         self._commit_if_due()
 
     def _take(self, feed: Feed, messages: list[Message]) -> None:
         """Decode messages of one topic, and keep what they are for the next commit."""
-        numbers = np.array([message.partition() for message in messages], dtype=np.int64)
-        offsets = np.array([message.offset() for message in messages], dtype=np.int64)
+        numbers = np.fromiter(map(Message.partition, messages), np.int64, len(messages))
+        offsets = np.fromiter(map(Message.offset, messages), np.int64, len(messages))
         is_ours = self._ours(feed.topic, numbers, offsets)
         if not is_ours.all():
             messages = [messages[place] for place in np.flatnonzero(is_ours).tolist()]
             numbers, offsets = numbers[is_ours], offsets[is_ours]
         if not messages:
             return
-        values = [message.value() for message in messages]
+        values = list(map(Message.value, messages))
         decoded = self._patiently(
             "registry_unavailable", lambda: feed.messages.read(values, numbers, offsets)
         )
@@ -766,6 +763,16 @@ class Consumption:
             until = time.monotonic() + next(waits)
             while time.monotonic() < until and not self._is_stopping:
                 time.sleep(_WAIT_S)
+
+
+def _by_topic(messages: list[Message]) -> Mapping[str, list[Message]]:
+    topics = list(map(Message.topic, messages))
+    if len(set(topics)) == 1:
+        return {topics[0] or "": messages}
+    by_topic: dict[str, list[Message]] = {}
+    for topic, message in zip(topics, messages, strict=True):
+        by_topic.setdefault(topic or "", []).append(message)
+    return by_topic
 
 
 def _ids(pending: _Pending) -> set[tuple[str, str]]:
