@@ -275,27 +275,24 @@ class Consumption:
         if self._must_rewind:
             self._rewind()
             return
-        by_topic: dict[str, list[Message]] = {}
-        for message in messages:
-            by_topic.setdefault(message.topic() or "", []).append(message)
-        for topic, some in by_topic.items():
+        for topic, some in _by_topic(messages).items():
             self._take(self._feeds[topic], some)
         self._pass_ends()
         self._commit_if_due()
 
     def _take(self, feed: Feed, messages: list[Message]) -> None:
         """Decode messages of one topic, and keep what they are for the next commit."""
-        numbers = np.array([message.partition() for message in messages], dtype=np.int64)
-        offsets = np.array([message.offset() for message in messages], dtype=np.int64)
+        numbers = np.fromiter(map(Message.partition, messages), np.int64, len(messages))
+        offsets = np.fromiter(map(Message.offset, messages), np.int64, len(messages))
         is_ours = self._ours(feed.topic, numbers, offsets)
         if not is_ours.all():
             messages = [messages[place] for place in np.flatnonzero(is_ours).tolist()]
             numbers, offsets = numbers[is_ours], offsets[is_ours]
         if not messages:
             return
-        values = [message.value() for message in messages]
+        values = list(map(Message.value, messages))
         decoded = self._patiently(
-            "registry_away", lambda: feed.messages.read(values, numbers, offsets)
+            "registry_unavailable", lambda: feed.messages.read(values, numbers, offsets)
         )
         letters = [dead_letter(messages[place], reason) for place, reason in decoded.rejects]
         if letters and self._policy.is_bad_fatal:
@@ -371,7 +368,9 @@ class Consumption:
         """Make what was read durable, the dead letters first. Runs in the commit's thread."""
         pending = self._attributed(read)
         if pending.letters:
-            self._patiently("dead_letters_away", lambda: self._letters.write(pending.letters))
+            self._patiently(
+                "dead_letters_unavailable", lambda: self._letters.write(pending.letters)
+            )
             self.totals.rejects += len(pending.letters)
             first = pending.letters[0]
             self._observe(
@@ -389,7 +388,7 @@ class Consumption:
     def _rows(self, name: str, pending: _Pending) -> pa.Table:
         if name in pending.rows:
             return joined(pending.rows[name])
-        kind = self._patiently("catalog_away", lambda: self._tables.kind(KINDS[name]))
+        kind = self._patiently("catalog_unavailable", lambda: self._tables.kind(KINDS[name]))
         return kind.arrow.empty_table()
 
     def _attributed(self, pending: _Pending) -> _Pending:
@@ -402,12 +401,13 @@ class Consumption:
             if ids == self._ids_now({topic for topic, _ in ids}):
                 return pending
         except Unavailable as exc:  # and the run is to end
-            self._observe("kafka_away", reason=str(exc))
+            self._observe("kafka_unavailable", reason=str(exc))
         return replace(pending.certain or _Pending(), is_cut=True)
 
     def _append(self, kind: RecordKind, rows: pa.Table, spans: Mapping[Partition, Span]) -> None:
         commit = self._patiently(
-            "catalog_away", lambda: self._tables.append(kind, rows, source=OffsetPosition(spans))
+            "catalog_unavailable",
+            lambda: self._tables.append(kind, rows, source=OffsetPosition(spans)),
         )
         self.totals.rows += commit.rows
         self.totals.duplicates += commit.duplicates
@@ -473,7 +473,7 @@ class Consumption:
             try:
                 found = question.request.identities()
             except Unavailable as exc:
-                self._observe("kafka_away", reason=str(exc))
+                self._observe("kafka_unavailable", reason=str(exc))
             else:
                 self._learn(question, found)
 
@@ -504,7 +504,7 @@ class Consumption:
             self._sizes[topic] = identity.partitions
         if has_changed:
             timeout_s = self._policy.timeout_s
-            self._patiently("kafka_away", lambda: self._reader.refresh(timeout_s))
+            self._patiently("kafka_unavailable", lambda: self._reader.refresh(timeout_s))
 
     def _is_same(self, topic: str, identity: TopicIdentity) -> bool:
         return identity.id == self._feeds[topic].topic_id
@@ -549,7 +549,7 @@ class Consumption:
         return request.identities()
 
     def _ids_now(self, topics: Iterable[str]) -> set[tuple[str, str]]:
-        found = self._patiently("kafka_away", lambda: self._identities(topics))
+        found = self._patiently("kafka_unavailable", lambda: self._identities(topics))
         return {(topic, identity.id) for topic, identity in found.items() if identity}
 
     def _assigned(self, places: Sequence[Place]) -> Mapping[Place, int]:
@@ -559,7 +559,7 @@ class Consumption:
         """
         self._question = None
         topics = {topic for topic, _ in places}
-        found = self._patiently("kafka_away", lambda: self._identities(topics))
+        found = self._patiently("kafka_unavailable", lambda: self._identities(topics))
         for topic, identity in found.items():
             if identity is None:
                 self._note_missing(topic)
@@ -601,7 +601,7 @@ class Consumption:
         held: dict[Partition, int] = {}
         for name, fed in names.items():
             ask = partial(self._tables.held, KINDS[name], KEY)
-            offsets = decode_offsets(self._patiently("catalog_away", ask))
+            offsets = decode_offsets(self._patiently("catalog_unavailable", ask))
             held |= {each: offset for each, offset in offsets.items() if each.topic in fed}
         return held
 
@@ -676,7 +676,9 @@ class Consumption:
             return {place: first for place, (first, _) in self._bounds(topic, numbers).items()}
         time_ms = start if isinstance(start, int) else None
         places = [(topic, number) for number in numbers]
-        return self._patiently("kafka_away", lambda: self._reader.offsets_at(places, time_ms))
+        return self._patiently(
+            "kafka_unavailable", lambda: self._reader.offsets_at(places, time_ms)
+        )
 
     def _bounds(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, tuple[int, int]]:
         """Return the oldest offset of partitions, and the next one.
@@ -685,7 +687,7 @@ class Consumption:
             NotFound: the topic was deleted, and perhaps recreated.
         """
         places = [(topic, number) for number in numbers]
-        bounds = self._patiently("kafka_away", lambda: self._reader.bounds(places))
+        bounds = self._patiently("kafka_unavailable", lambda: self._reader.bounds(places))
         if (topic, self._feeds[topic].topic_id) not in self._ids_now([topic]):
             raise NotFound(f"topic {topic} was deleted or recreated")
         return bounds
@@ -761,6 +763,16 @@ class Consumption:
             until = time.monotonic() + next(waits)
             while time.monotonic() < until and not self._is_stopping:
                 time.sleep(_WAIT_S)
+
+
+def _by_topic(messages: list[Message]) -> Mapping[str, list[Message]]:
+    topics = list(map(Message.topic, messages))
+    if len(set(topics)) == 1:
+        return {topics[0] or "": messages}
+    by_topic: dict[str, list[Message]] = {}
+    for topic, message in zip(topics, messages, strict=True):
+        by_topic.setdefault(topic or "", []).append(message)
+    return by_topic
 
 
 def _ids(pending: _Pending) -> set[tuple[str, str]]:

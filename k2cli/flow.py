@@ -27,6 +27,9 @@ class Reject:
     file: str = ""  # the path, for a line of a file
     column: str = ""  # which one of the file does not fit
     code: str = ""  # what is wrong, as a word that stays the same: bad_price, bad_column_count
+    is_null: bool = False  # a Kafka message without a value; `raw` is empty
+    key: bytes | None = None  # of a Kafka message
+    headers: Sequence[tuple[str, bytes | None]] = ()  # of a Kafka message, in their order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

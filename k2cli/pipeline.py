@@ -188,7 +188,10 @@ class Pump:
             self._failures += 1
             self._retry_at = self._clock() + wait_s
             self._observe(
-                "catalog_away", reason=str(failure), rows=self._pending_rows, retry_in_s=wait_s
+                "catalog_unavailable",
+                reason=str(failure),
+                rows=self._pending_rows,
+                retry_in_s=wait_s,
             )
         return failure
 

@@ -3,8 +3,11 @@
 A line has `reason`, `position` (number of the message in the run; out of Kafka its offset, and
 `source` is topic/partition; of a row that a table cannot hold the exchange's number, and `source`
 is the table), `received` (ISO UTC), `run`, and the input as `raw` text, or as `raw_base64` where it
-is not UTF-8. A line of a file also has `file`, `code` (bad_price, bad_column_count, ...) and, where
-one does not fit, `column`. The `raw` text of a row is what `k2 query --format ndjson` prints of it.
+is not UTF-8; a Kafka message without a value has `raw` null. A Kafka message also has its `key`
+and its `headers`, a list of objects with `name` and `value`, where it has them; bytes that are not
+UTF-8 are `key_base64` and `value_base64`. A line of a file also has `file`, `code` (bad_price,
+bad_column_count, ...) and, where one does not fit, `column`. The `raw` text of a row is what
+`k2 query --format ndjson` prints of it.
 """
 
 import base64
@@ -116,6 +119,16 @@ def _open_for_lines(path: Path) -> IO[bytes]:
     return lines
 
 
+def _text(name: str, value: bytes | None) -> dict[str, str | None]:
+    """Return a field with bytes as text, or in base64 where they are not UTF-8."""
+    if value is None:
+        return {name: None}
+    try:
+        return {name: value.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(value).decode()}
+
+
 def _reject_line(reject: Reject, run: str) -> bytes:
     received = datetime.fromtimestamp(reject.received_us / 1_000_000, tz=UTC)
     line: dict[str, object] = {
@@ -131,9 +144,12 @@ def _reject_line(reject: Reject, run: str) -> bytes:
         "column": reject.column,
     }
     line |= {key: value for key, value in named.items() if value}
-    try:
-        line["raw"] = reject.raw.decode()
-    except UnicodeDecodeError:
-        line["raw_base64"] = base64.b64encode(reject.raw).decode()
+    if reject.key is not None:
+        line |= _text("key", reject.key)
+    if reject.headers:
+        line["headers"] = [
+            {"name": name, **_text("value", value)} for name, value in reject.headers
+        ]
+    line |= _text("raw", None if reject.is_null else reject.raw)
     # Half of a surrogate pair becomes the escape that JSON has for it.
     return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

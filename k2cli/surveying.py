@@ -33,7 +33,7 @@ _ANOTHER: Final = "choose another folder with --home"
 _PREFIX: Final = "market."  # of the topics that k2 makes, and so of their subjects
 _AT_ONCE: Final = 4
 _IDLE_S: Final = 60.0  # a consumer that is at work commits more often
-_COUNTED: Final = 100  # a lag up to this is counted: offsets are not all messages
+_COUNTED: Final = 10_000  # a lag up to this is counted: offsets are not all messages
 _LEAST_FREE_BYTES: Final = 1_000_000_000
 _LEAST_FREE_SHARE: Final = 0.05
 

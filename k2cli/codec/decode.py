@@ -139,7 +139,7 @@ class Decoder:
         todo = [range(first, last) for first, last in reversed(_cuts(bodies))]
         while todo:
             part = todo.pop()
-            batch = self._block([bodies[place] for place in part])
+            batch = self._block(bodies[part.start : part.stop])
             if batch is not None:
                 batches.append(batch)
             elif len(part) == 1:
@@ -150,6 +150,7 @@ class Decoder:
         good = np.ones(len(bodies), dtype=np.bool_)
         good[bad] = False
         return Decoded(
+            # A single one is copied, too: polars leaves room to grow in its buffers.
             rows=pa.concat_batches(batches) if batches else empty_batch(self.arrow),
             places=np.flatnonzero(good),
             rejects=[(place, self._reason(bodies[place])) for place in bad],
@@ -178,7 +179,7 @@ def _cuts(bodies: Sequence[bytes]) -> list[tuple[int, int]]:
     """Cut bodies into parts of bounded size."""
     if not bodies:
         return []
-    ends = np.cumsum([len(body) + _MARK_BYTES for body in bodies])
+    ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)) + _MARK_BYTES)
     parts = ends // _BLOCK_BYTES
     starts = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist()]
     return list(zip(starts, [*starts[1:], len(bodies)], strict=True))

@@ -39,6 +39,7 @@ from k2cli.commands.options import (
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.commands.stream import open_metrics
 from k2cli.errors import NotFound, UsageError
+from k2cli.memory import freeze_loaded_objects, return_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -196,15 +197,12 @@ def consume(
     _check_currency(currency)
     _check_together(fmt, to, rejects, on_bad)
 
-    import pyarrow as pa
-
+    return_freed_memory()
     from k2cli.consuming import ConsumePolicy, Consumption
     from k2cli.ingestion.kafka.consumer import open_reader
     from k2cli.ingestion.kafka.registry import open_registry
     from k2cli.storage.lake import open_lake
 
-    # Arrow's own allocators keep memory between commits that this one gives back.
-    pa.set_memory_pool(pa.system_memory_pool())
     is_printed = to is Destination.STDOUT
     policy = ConsumePolicy(
         batch_rows=batch_rows,
@@ -266,6 +264,7 @@ def consume(
                 rebalance=consumption.rebalance,
                 observe=observe,
             ) as reader:
+                freeze_loaded_objects()
                 consumption.run(reader, _followed(consumption, view, metrics))
         finally:
             stack.close()

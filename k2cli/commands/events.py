@@ -39,7 +39,13 @@ WARNINGS: Final = frozenset(
         "topic_recreated",
         "failed",
     }
-    | {"kafka_away", "registry_away", "catalog_away", "dead_letters_away", "fields_left_out"}
+    | {
+        "kafka_unavailable",
+        "registry_unavailable",
+        "catalog_unavailable",
+        "dead_letters_unavailable",
+        "fields_left_out",
+    }
 )
 
 DETAILS: Final = frozenset({"symbols_refreshed", "symbols_not_refreshed"})

@@ -39,6 +39,7 @@ from k2cli.commands.signals import stopped_by_signals
 from k2cli.config import BOOTSTRAP, Settings
 from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, Venue, parse_symbol
+from k2cli.memory import freeze_loaded_objects, return_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,14 +210,11 @@ def binance(
     if topic is not None and len(chosen) > 1:
         raise typer.BadParameter("one topic holds one channel's rows", param_hint="--topic")
 
-    import pyarrow as pa
-
+    return_freed_memory()
     from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
     from k2cli.pipeline import Pump, PumpPolicy
     from k2cli.rejects import RejectLog
 
-    # Arrow's own allocators keep memory between commits that this one gives back.
-    pa.set_memory_pool(pa.system_memory_pool())
     defaults, venue = config.stream, VENUES[market]
     options = StreamOptions(
         venue=venue,
@@ -274,6 +272,7 @@ def binance(
         )
         stack.enter_context(stopped_by_signals(pump.stop))
         try:
+            freeze_loaded_objects()
             pump.run(_followed(pump.totals, view, metrics))
         finally:
             source.report_silent_streams()

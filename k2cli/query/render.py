@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import duckdb
 import pyarrow as pa
 
 if TYPE_CHECKING:
@@ -185,6 +184,8 @@ class NdjsonRenderer:
     """
 
     def __init__(self) -> None:
+        import duckdb  # noqa: PLC0415  27 MB that most runs of stream and consume do not need
+
         self._connection = duckdb.connect(":memory:")
         self._connection.execute("SET TimeZone = 'UTC'")
 

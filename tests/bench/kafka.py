@@ -44,7 +44,7 @@ def run(setup: Setup) -> Iterator[Line]:
         print(f"kafka: skipped: {missing}", file=sys.stderr)
         return
     messages = 200_000 if setup.is_quick else 1_000_000
-    rows = trades(0, messages, step_us=1_000).to_batches(max_chunksize=_PIECE_ROWS)
+    rows = _rows(0, messages)
     with _started(*servers) as cluster:
         yield _produced(cluster, rows)
         topic = cluster.topic("backlog.trades")
@@ -52,8 +52,8 @@ def run(setup: Setup) -> Iterator[Line]:
         peak_mb, lines = _consumed(cluster, topic, messages)
         yield from lines
         topic = cluster.topic("large.trades")
-        for _ in range(_TIMES):
-            _produce(cluster, topic, rows)
+        for turn in range(_TIMES):
+            _produce(cluster, topic, _rows(turn * messages, messages))
         large = _consume(cluster, topic, _TIMES * messages, "large").seen
     yield Line(
         what=f"peak memory with a backlog {_TIMES} times as large",
@@ -64,6 +64,10 @@ def run(setup: Setup) -> Iterator[Line]:
         aim=Aim("ratio", "<=", 1.15),
         samples=[round(sample, 1) for sample in large.samples_mb],
     )
+
+
+def _rows(first: int, count: int) -> list[pa.RecordBatch]:
+    return trades(first, count, step_us=1_000).to_batches(max_chunksize=_PIECE_ROWS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

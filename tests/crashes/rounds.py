@@ -44,9 +44,9 @@ _TOLD: Final = (
     "commit_lost",
     "revoked",
     "topic_recreated",
-    "kafka_away",
-    "registry_away",
-    "catalog_away",
+    "kafka_unavailable",
+    "registry_unavailable",
+    "catalog_unavailable",
 )
 
 
@@ -236,7 +236,7 @@ def come_and_go(game: Round) -> None:
         game.pause(0, 0.5)
 
 
-def broker_away(game: Round) -> None:
+def broker_unavailable(game: Round) -> None:
     """Stop or kill the broker, and start it again."""
     broker = game.servers.broker
     end = game.chance.choice([broker.stop, broker.kill])
@@ -246,7 +246,7 @@ def broker_away(game: Round) -> None:
     game.pause(0, 1)
 
 
-def registry_away(game: Round) -> None:
+def registry_unavailable(game: Round) -> None:
     """Produce with a schema that no member has seen, while the registry is away."""
     registry = game.servers.registry
     avro = {**TRADES.avro, "round": game.chance.random()}
@@ -262,7 +262,7 @@ def registry_away(game: Round) -> None:
     game.pause(0, 1)
 
 
-def catalog_away(game: Round) -> None:
+def catalog_unavailable(game: Round) -> None:
     """Stop the store, or lock the catalog for long enough: against commits, or all use."""
     if game.store is not None:
         game.store.stop()
@@ -300,11 +300,11 @@ def recreate_topic(game: Round) -> None:
 FAULTS: Final[tuple[Callable[[Round], None], ...]] = (
     kill_in_commit,
     outlive_session,
-    broker_away,
+    broker_unavailable,
     kill,
-    registry_away,
+    registry_unavailable,
     come_and_go,
-    catalog_away,
+    catalog_unavailable,
     recreate_topic,
 )
 

@@ -29,6 +29,10 @@ from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
 
+SMALL_FETCHES = (
+    *("--kafka-option", "queued.max.messages.kbytes=64"),
+    *("--kafka-option", "fetch.message.max.bytes=65536"),
+)
 AWAY = ("--timeout", "1s", "--until-end")
 
 
@@ -206,6 +210,22 @@ def test_ends_of_transactions_are_not_messages(
     assert cluster.ids() == ids_of(numbered_trades(5))
 
 
+def test_lag_is_counted_from_what_was_committed(
+    cluster: Cluster, market_topic: str, group: tuple[str, str]
+):
+    """Of hundreds of messages, too, without the ends of the transactions among them."""
+    topic = market_topic
+    for begin in range(0, 600, 150):
+        produce_transaction(cluster, topic, numbered_trades(150, begin=begin))
+    produce_transaction(cluster, topic, numbered_trades(150, begin=600), is_aborted=True)
+    assert lags_of(cluster, topic) == [600]
+    cluster.consume("--topic", topic, *group, "--max-messages", 200)
+    assert set(cluster.positions().values()) == {201}
+    assert lags_of(cluster, topic) == [400]
+    cluster.consume("--topic", topic, *group)
+    assert lags_of(cluster, topic) == [0]
+
+
 def test_an_open_transaction_is_not_lag(
     cluster: Cluster, market_topic: str, group: tuple[str, str]
 ):
@@ -262,15 +282,25 @@ def test_a_topic_of_nothing_but_dead_letters_moves_on(
     cluster: Cluster, topic: str, group: tuple[str, str], tmp_path: Path
 ):
     cluster.send(topic, [b"bad", b"\xff\x00"])
+    producer = Producer(cluster.kafka)
+    producer.produce(topic, None, b"\xfe", 0, headers=[("a", b"\xff"), ("a", None)])
+    assert producer.flush(60) == 0
     file = tmp_path / "rejects.ndjson"
     summary = cluster.consume("--topic", topic, *group, "--rejects", file)
-    assert (summary["rows"], summary["rejects"], summary["commits"]) == (0, 2, 1)
+    assert (summary["rows"], summary["rejects"], summary["commits"]) == (0, 3, 1)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(line["source"], line["position"]) for line in lines] == [
         (f"{topic}/0", 0),
         (f"{topic}/0", 1),
+        (f"{topic}/0", 2),
     ]
     assert (lines[0]["raw"], lines[1]["raw_base64"]) == ("bad", "/wA=")
+    assert (lines[0]["key"], lines[0]["headers"]) == ("key", [{"name": "theirs", "value": "1"}])
+    assert (lines[2]["raw"], lines[2]["key_base64"]) == (None, "/g==")
+    assert lines[2]["headers"] == [
+        {"name": "a", "value_base64": "/w=="},
+        {"name": "a", "value": None},
+    ]
     assert cluster.consume("--topic", topic, *group)["messages"] == 0
 
 
@@ -373,19 +403,23 @@ def test_two_topics_into_one_table_at_once(cluster: Cluster, topic: str, topic_n
     assert cluster.ids() == ids_of(numbered_trades(40_000))
 
 
+def wait_for_members(cluster: Cluster, group: str, count: int) -> None:
+    admin = AdminClient(cluster.kafka)
+
+    def have_all_joined() -> bool:
+        described = admin.describe_consumer_groups([group])[group].result()
+        return len(described.members) == count
+
+    wait_for(have_all_joined)
+
+
 def test_a_group_in_use_shares_the_work(cluster: Cluster, topic: str, group: tuple[str, str]):
     cluster.produce(topic, numbered_trades(20_000))
     args = ("consume", "--topic", topic, *group, "--batch-rows", 500)
     with open_lake(load_settings(cluster.env), create=True):
         pass
     runs = [cluster.start(*args) for _ in range(3)]
-    admin = AdminClient(cluster.kafka)
-
-    def have_all_joined() -> bool:
-        described = admin.describe_consumer_groups([group[1]])[group[1]].result()
-        return len(described.members) == len(runs)
-
-    wait_for(have_all_joined)
+    wait_for_members(cluster, group[1], len(runs))
     wait_for(lambda: len(cluster.ids()) >= 20_000)
     for run in runs:
         run.terminate()
@@ -394,6 +428,31 @@ def test_a_group_in_use_shares_the_work(cluster: Cluster, topic: str, group: tup
         assert run.returncode == 0, stderr
     assert cluster.consume("--topic", topic, *group)["messages"] == 0
     assert cluster.ids() == ids_of(numbered_trades(20_000))
+
+
+def test_members_share_a_backlog_and_end_one_by_one(
+    cluster: Cluster, topic: str, group: tuple[str, str], tmp_path: Path
+):
+    count = 100_000
+    cluster.produce(topic, numbered_trades(count))
+    args = ("--topic", topic, *group, "--until-end", "--batch-rows", "5000", *SMALL_FETCHES)
+
+    def start(number: int, stop_at: str | None = None) -> Member:
+        log = tmp_path / f"consume{number}.log"
+        return Member(*args, env=cluster.env, log=log, stop_at=stop_at)
+
+    first = start(0, stop_at="committed")  # so that the others are in time on a busy machine
+    first.wait_until_stopped()
+    runs = [first, start(1), start(2)]
+    wait_for_members(cluster, group[1], len(runs))
+    first.go_on()
+    for run in runs:
+        assert run.process.wait(PATIENCE_S) == 0, run.tail()
+    sums = [next(event for event in run.events() if event["event"] == "summary") for run in runs]
+    assert all(each["rows"] > 0 for each in sums), sums
+    assert sum(each["rows"] for each in sums) == count
+    assert cluster.ids() == ids_of(numbered_trades(count))
+    assert cluster.consume("--topic", topic, *group)["messages"] == 0
 
 
 def test_a_topic_with_the_wrong_schema_is_all_dead_letters(
@@ -463,6 +522,7 @@ def test_a_dead_letter_that_its_topic_refuses_goes_to_a_file(
         (f"{topic}/0", 6),
     ]
     assert base64.b64decode(lines[0]["raw_base64"]) == values[2]
+    assert (lines[0]["key"], lines[0]["headers"]) == ("key", [{"name": "theirs", "value": "1"}])
     small = [value for value in values if len(value) < 50_000]
     assert sorted(each.value() for each in cluster.read(f"{topic}.dlq", 4)) == sorted(small)
     assert cluster.consume("--topic", topic, *group)["messages"] == 0
@@ -520,9 +580,7 @@ def test_records_that_are_deleted_under_a_reader_are_a_gap(
     count = 200_000
     cluster.produce(topic, numbered_trades(count))
     running = Member(
-        *("--topic", topic, *group, "--until-end", "--batch-rows", "1000"),
-        *("--kafka-option", "queued.max.messages.kbytes=64"),
-        *("--kafka-option", "fetch.message.max.bytes=65536"),
+        *("--topic", topic, *group, "--until-end", "--batch-rows", "1000", *SMALL_FETCHES),
         env=cluster.env,
         log=tmp_path / "consume.log",
         stop_at="committed",

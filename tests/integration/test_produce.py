@@ -91,7 +91,7 @@ def test_a_stream_waits_out_brokers_that_are_away(
         wait_for(lambda: offsets(cluster, "away.trades") > 0)
         broker.kill()
         assert running.stderr is not None
-        assert any("kafka_away" in line for line in running.stderr)  # waits for that line
+        assert any("kafka_unavailable" in line for line in running.stderr)  # waits for that line
         broker.start()
         stdout, stderr = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 0, stderr

@@ -363,7 +363,7 @@ def hostile(send: Callable[[Callable[[bytes], object]], None]) -> Iterator[str]:
             thread.join()
 
 
-@pytest.mark.parametrize(
+HOSTILE = pytest.mark.parametrize(
     ("send", "reason"),
     [
         (dripping, "timed out"),
@@ -372,6 +372,9 @@ def hostile(send: Callable[[Callable[[bytes], object]], None]) -> Iterator[str]:
         (bomb, "the answer is compressed (gzip)"),
     ],
 )
+
+
+@HOSTILE
 def test_an_answer_is_bounded_in_size_and_time(
     run: Run, send: Callable[[Callable[[bytes], object]], None], reason: str
 ):
@@ -380,6 +383,51 @@ def test_an_answer_is_bounded_in_size_and_time(
         result = run(["schema", "list", "--timeout", "1s", "--registry-option", f"url={url}"])
     assert (result.exit_code, result.stdout) == (5, ""), result.stderr
     assert reason in result.stderr
+    assert time.monotonic() - began < 20
+
+
+def oauth_options(registry_url: str, token_url: str) -> list[str]:
+    settings = {
+        "url": registry_url,
+        "bearer.auth.credentials.source": "OAUTHBEARER",
+        "bearer.auth.client.id": "k2",
+        "bearer.auth.client.secret": "hush",
+        "bearer.auth.scope": "registry",
+        "bearer.auth.logical.cluster": "lsrc-1",
+        "bearer.auth.identity.pool.id": "pool-1",
+        "bearer.auth.issuer.endpoint.url": token_url,
+        "max.retries": "0",
+    }
+    pairs = (f"{key}={value}" for key, value in settings.items())
+    return [part for pair in pairs for part in ("--registry-option", pair)]
+
+
+def test_a_token_is_fetched_and_sent(run: Run):
+    token = {"access_token": "t", "token_type": "Bearer", "expires_in": 3600, "expires_at": 1 << 40}
+    asked: list[str] = []
+
+    def answer(method: str, path: str) -> tuple[int, Any]:
+        asked.append(f"{method} {path}")
+        return (200, token if path == "/token" else [])
+
+    with played(answer) as url:
+        result = run(["schema", "list", *oauth_options(url, f"{url}/token")])
+    assert result.exit_code == 0, result.stderr
+    assert asked[:2] == ["POST /token", "GET /subjects"]
+
+
+@HOSTILE
+def test_a_token_is_bounded_in_size_and_time(
+    run: Run, send: Callable[[Callable[[bytes], object]], None], reason: str
+):
+    began = time.monotonic()
+    with hostile(send) as url:
+        options = oauth_options("http://127.0.0.1:1", url)
+        result = run(["schema", "list", "--timeout", "1s", *options])
+    assert (result.exit_code, result.stdout) == (5, ""), result.stderr
+    assert reason in result.stderr
+    assert "hint: see bearer.auth.*" in result.stderr
+    assert "hush" not in result.stderr
     assert time.monotonic() - began < 20
 
 

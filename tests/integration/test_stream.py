@@ -256,7 +256,7 @@ def test_outage_of_the_catalog_is_waited_out(k2_env: dict[str, str], settings: S
     ):
         streamer.wait_for("commit")
         with locked_catalog(settings):
-            streamer.wait_for("catalog_away")
+            streamer.wait_for("catalog_unavailable")
         commits = len(streamer.named("commit"))
         streamer.wait_for("commit", commits + 2)
         code, _ = streamer.end(signal.SIGTERM)
@@ -271,7 +271,7 @@ def test_run_that_is_stopped_in_an_outage_keeps_its_rows_for_the_next_one(
         with streaming(k2_env, simulator.url, "--flush-interval", "200ms") as streamer:
             streamer.wait_for("commit")
             with locked_catalog(settings):
-                streamer.wait_for("catalog_away")
+                streamer.wait_for("catalog_unavailable")
                 code, _ = streamer.end(signal.SIGTERM)
         (kept,) = streamer.named("uncommitted_kept")
         (error,) = streamer.named("error")
@@ -565,7 +565,7 @@ def test_file_size_limit_is_waited_out_and_what_was_reported_is_stored(
         running_simulator(SimulatorOptions(first_id=100, rate=200)) as simulator,
         streaming(k2_env, simulator.url, *args, preexec_fn=limit) as streamer,
     ):
-        streamer.wait_for("catalog_away", 2)
+        streamer.wait_for("catalog_unavailable", 2)
         code, _ = streamer.end(signal.SIGTERM)
     assert code == 5, streamer.talk
     (error,) = streamer.named("error")
@@ -601,7 +601,7 @@ def test_full_disk_under_the_rejects_is_waited_out(
         running_simulator(options) as simulator,
         streaming(k2_env, simulator.url, *args) as streamer,
     ):
-        streamer.wait_for("catalog_away", 2)
+        streamer.wait_for("catalog_unavailable", 2)
         code, _ = streamer.end(signal.SIGTERM)
     assert code == 5
     (error,) = streamer.named("error")

@@ -123,7 +123,6 @@ def cluster(
         **k2_env,
         "K2_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
         "K2_SCHEMA_REGISTRY_URL": registry.url,
-        "K2_KAFKA_HEARTBEAT_INTERVAL_MS": "200",  # a second member joins in 1 s instead of 3
     }
     return Cluster(kafka.bootstrap, registry.url, home, env)
 

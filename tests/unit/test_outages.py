@@ -44,7 +44,7 @@ def test_outage_is_waited_out_while_reading_goes_on(rejects: RejectLog) -> None:
     sink = MemorySink(outages=[1, 2, 3])
     source = MemorySource([trades(1)] * 100, pause_s=0.1)
     totals = pump_of(source, sink, rejects, events, flush_rows=2).run()
-    waits = named(events, "catalog_away")
+    waits = named(events, "catalog_unavailable")
     assert [each["retry_in_s"] for each in waits] == [0.5, 1.0, 2.0]
     assert [each["rows"] for each in waits] == [2, 7, 17]  # as read until each attempt
     assert "does not answer" in waits[0]["reason"]
@@ -56,7 +56,7 @@ def test_waits_start_over_after_an_outage(rejects: RejectLog) -> None:
     events: Events = []
     source = MemorySource([trades(1)] * 100, pause_s=1.0)
     pump_of(source, MemorySink(outages=[1, 2, 5]), rejects, events, flush_rows=1).run()
-    assert [each["retry_in_s"] for each in named(events, "catalog_away")] == [0.5, 1.0, 0.5]
+    assert [each["retry_in_s"] for each in named(events, "catalog_unavailable")] == [0.5, 1.0, 0.5]
 
 
 def test_reading_pauses_while_memory_is_full(rejects: RejectLog) -> None:
@@ -140,7 +140,7 @@ def test_full_disk_under_the_rejects_is_waited_out(
 
     pump.run(on_batch)
     assert committed_before == [0 + 1]  # before the first reject
-    assert "cannot write rejects" in named(events, "catalog_away")[0]["reason"]
+    assert "cannot write rejects" in named(events, "catalog_unavailable")[0]["reason"]
     raws = [json.loads(line)["raw"] for line in rejects.path.read_text().splitlines()]
     assert raws == [str(n) for n in range(20)]
     assert pump.totals.rows == 20

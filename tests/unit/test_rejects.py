@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,26 @@ def test_raw_that_is_not_utf8_is_kept_in_base64(tmp_path: Path, raw: bytes) -> N
     (line,) = lines(path)
     assert base64.b64decode(line["raw_base64"]) == raw
     assert "raw" not in line
+
+
+def test_key_and_headers_of_a_message_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rejects.ndjson"
+    headers = [("a", b"1"), ("a", b"\xff"), ("b", None), ("", b"")]
+    plain = reject(b"")
+    with RejectLog(path) as log:
+        log.write([replace(plain, is_null=True, key=b"\xfe", headers=headers)])
+        log.write([replace(plain, key=b"")])
+    first, second = lines(path)
+    assert first["raw"] is None
+    assert base64.b64decode(first["key_base64"]) == b"\xfe"
+    assert first["headers"] == [
+        {"name": "a", "value": "1"},
+        {"name": "a", "value_base64": "/w=="},
+        {"name": "b", "value": None},
+        {"name": "", "value": ""},
+    ]
+    assert (second["raw"], second["key"]) == ("", "")
+    assert "headers" not in second
 
 
 def test_reason_with_any_text_is_written(tmp_path: Path) -> None:

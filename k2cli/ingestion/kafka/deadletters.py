@@ -39,6 +39,9 @@ class DeadLetter:
         message = self.message
         return Reject(
             raw=message.value() or b"",
+            is_null=message.value() is None,
+            key=message.key(),
+            headers=self.given,
             position=message.offset() or 0,
             received_us=message.timestamp()[1] * 1000,
             reason=self.reason,

@@ -1,7 +1,7 @@
 """Values of messages to rows: which schema, which rows, and what is none."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -80,13 +80,14 @@ class MessageReader:
         for header, places in _by_header(values).items():
             decoder = self._decoder(header)
             if isinstance(decoder, str):
-                rejects += [(place, _value_reason(values[place]) or decoder) for place in places]
+                rejects += [
+                    (place, _value_reason(values[place]) or decoder) for place in places.tolist()
+                ]
                 continue
-            bodies = [(values[place] or _NOT_BYTES)[HEADER_BYTES:] for place in places]
-            taken = np.asarray(places, dtype=np.int64)
-            part = self._decode(decoder, bodies, origin.take(taken))
-            parts.append((part.rows, taken[part.places]))
-            rejects += [(places[place], reason) for place, reason in part.rejects]
+            bodies = [(value or _NOT_BYTES)[HEADER_BYTES:] for value in _taken(values, places)]
+            part = self._decode(decoder, bodies, origin.take(places))
+            parts.append((part.rows, places[part.places]))
+            rejects += [(int(places[place]), reason) for place, reason in part.rejects]
         rows, places_taken = self._in_order(parts)
         return Decoded(
             rows=self._numbered(rows, offsets[places_taken]),
@@ -177,11 +178,19 @@ class MessageReader:
         return rows.set_column(place, rows.schema.field(place), pa.array(offsets))
 
 
-def _by_header(values: Iterable[bytes | None]) -> dict[bytes, list[int]]:
+def _by_header(values: Sequence[bytes | None]) -> Mapping[bytes, npt.NDArray[np.int64]]:
+    """Group values by what they begin with; return the indexes of each group."""
+    headers = [(value or _NOT_BYTES)[:HEADER_BYTES] for value in values]
+    if len(set(headers)) == 1:  # as nearly always
+        return {headers[0]: np.arange(len(headers))}
     groups: dict[bytes, list[int]] = {}
-    for place, value in enumerate(values):
-        groups.setdefault((value or _NOT_BYTES)[:HEADER_BYTES], []).append(place)
-    return groups
+    for place, header in enumerate(headers):
+        groups.setdefault(header, []).append(place)
+    return {header: np.array(places) for header, places in groups.items()}
+
+
+def _taken(values: Sequence[bytes | None], places: npt.NDArray[np.int64]) -> Iterable[bytes | None]:
+    return values if len(places) == len(values) else (values[place] for place in places.tolist())
 
 
 def _value_reason(value: bytes | None) -> str | None:

@@ -246,7 +246,9 @@ class TopicWriter:
                 raise unreachable(f"{len(self._producer)} records wait to be sent", self._kafka)
             if stuck_s > _WARN_AFTER_S and now - warned_at > _WARN_AFTER_S:
                 warned_at = now
-                self._observe("kafka_away", waiting=len(self._producer), seconds=round(stuck_s, 1))
+                self._observe(
+                    "kafka_unavailable", waiting=len(self._producer), seconds=round(stuck_s, 1)
+                )
 
     def _on_refusal(
         self, on_refused: Callable[[str], None], error: KafkaError | None, message: Message

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import httpx2
 import msgspec
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
-from confluent_kafka.schema_registry.error import SchemaRegistryError
+from confluent_kafka.schema_registry.error import OAuthTokenError, SchemaRegistryError
 
 from k2cli.avro.types import load_json
 from k2cli.config import redacted
@@ -91,7 +91,9 @@ class Registry:
             numbers = {key: float(settings[key]) for key in _NUMBERS if key in settings}
             self._client = SchemaRegistryClient({"timeout": timeout_s, **settings, **numbers})
             self._rest = self._client._rest_client  # noqa: SLF001
-            bound_client(self._rest.session, timeout_s=numbers.get("timeout", timeout_s))
+            for client in (self._rest.session, _token_client(self._rest)):
+                if client is not None:
+                    bound_client(client, timeout_s=numbers.get("timeout", timeout_s))
         except (TypeError, ValueError) as exc:
             raise ConfigError(f"wrong [schema_registry] settings: {exc}") from exc
         self._schemas: dict[int, Mapping[str, Any]] = {}
@@ -297,6 +299,11 @@ class Registry:
             raise self._translate(what, exc) from exc
         except httpx2.HTTPError as exc:
             raise self._unreachable(f"{what}: {exc}") from exc
+        except OAuthTokenError as exc:
+            raise Unavailable(
+                f"{what}: {exc}",
+                hint="see bearer.auth.* in the [schema_registry] settings: k2 config show",
+            ) from exc
         except json.JSONDecodeError as exc:
             raise self._no_registry(what) from exc
         except _MISSHAPEN as exc:
@@ -337,6 +344,13 @@ def open_registry(
     """
     with closing(Registry(settings, timeout_s=timeout_s, patience_s=patience_s)) as registry:
         yield registry
+
+
+def _token_client(rest: Any) -> httpx2.Client | None:
+    """Return what asks an OAuth endpoint for tokens, where one is set."""
+    # Providers of fixed tokens have no client.
+    client: httpx2.Client | None = getattr(rest.bearer_field_provider, "client", None)
+    return client
 
 
 def subject_of(topic: str) -> str:
