@@ -32,7 +32,7 @@ from k2cli.commands.options import (
 from k2cli.commands.output import Format, Summary
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.errors import ConfigError, NotFound, UsageError
-from k2cli.iso import iso_utc
+from k2cli.iso import iso_utc, iso_utc_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -288,13 +288,12 @@ def _schemas(
 
 
 def _object(topic: str, letter: "Letter", value: "ValueInfo") -> "dict[str, Any]":
-    from k2cli.ingestion.kafka.deadletters import as_time
     from k2cli.ingestion.kafka.letters import as_text
 
     return {
         "letter": str(letter.place),
         "dlq": topic,
-        "time": as_time(letter.time_ms),
+        "time": iso_utc_ms(letter.time_ms),
         "reason": letter.reason,
         "topic": letter.topic,
         "partition": letter.partition,
@@ -307,7 +306,6 @@ def _object(topic: str, letter: "Letter", value: "ValueInfo") -> "dict[str, Any]
 
 
 def _description(topic: str, letter: "Letter", value: "ValueInfo") -> str:
-    from k2cli.ingestion.kafka.deadletters import as_time
     from k2cli.ingestion.kafka.letters import as_text
 
     come_from = letter.topic if letter.partition is None else f"{letter.topic}/{letter.partition}"
@@ -316,7 +314,7 @@ def _description(topic: str, letter: "Letter", value: "ValueInfo") -> str:
     size = "none" if value.size_bytes is None else f"{value.size_bytes:,} bytes"
     told: Mapping[str, str | None] = {
         "letter": f"{letter.place} of {topic}",
-        "time": as_time(letter.time_ms),
+        "time": iso_utc_ms(letter.time_ms),
         "reason": letter.reason or "not told: it is not k2 that set it aside",
         "from": f"{come_from}{at}{sent}",
         "key": as_text(letter.key),

@@ -28,7 +28,7 @@ Events = list[tuple[str, dict[str, Any]]]
 
 @pytest.fixture
 def rejects(tmp_path: Path) -> Iterator[RejectLog]:
-    with RejectLog(tmp_path / "rejects.ndjson") as log:
+    with RejectLog(tmp_path / "rejects.ndjson", run="") as log:
         yield log
 
 
@@ -160,7 +160,7 @@ def test_rejects_file_of_more_bytes_than_allowed_ends_the_run(rejects: RejectLog
 def test_rejects_of_earlier_runs_count(tmp_path: Path) -> None:
     path = tmp_path / "old.ndjson"
     path.write_bytes(b"x" * 999 + b"\n")
-    with RejectLog(path) as log, pytest.raises(BadData, match="allowed are 1000"):
+    with RejectLog(path, run="") as log, pytest.raises(BadData, match="allowed are 1000"):
         pump_of(MemorySource([rejected(b"x")]), MemorySink(), log, max_reject_bytes=1_000).run()
 
 

@@ -1,14 +1,13 @@
 """Messages that became no row: onto the topic of dead letters, with where and why.
 
 A dead letter has the key, the value and the headers of the message that it was, and further
-headers of text: k2.reason, k2.topic, k2.partition, k2.offset and k2.time (UTC, ISO 8601). Its
-k2.run stays that of the message.
+headers of text: k2.reason, k2.topic, k2.partition, k2.offset and k2.time (UTC, ISO 8601;
+milliseconds since 1970 outside the years 1 to 9999). Its k2.run stays that of the message.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final, Protocol, cast
 
@@ -17,7 +16,7 @@ from k2cli.flow import Observer, Reject
 from k2cli.ingestion.kafka.consumer import Message
 from k2cli.ingestion.kafka.producer import RUN_HEADER, Header, TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics
-from k2cli.iso import iso_utc
+from k2cli.iso import iso_utc_ms
 from k2cli.rejects import RejectLog
 
 SUFFIX: Final = ".dlq"
@@ -56,7 +55,7 @@ class DeadLetter:
             "topic": message.topic(),
             "partition": message.partition(),
             "offset": message.offset(),
-            "time": as_time(message.timestamp()[1]),
+            "time": iso_utc_ms(message.timestamp()[1]),
         }
         theirs = [(key, value) for key, value in self.given if not is_added(key)]
         return [*theirs, *((PREFIX + key, str(value).encode()) for key, value in ours.items())]
@@ -102,11 +101,6 @@ def take_headers(message: Message) -> list[Header] | None:
         return cast("list[Header]", message.headers() or [])  # a dict only where one is sent
     except (SystemError, UnicodeDecodeError):  # the client raises either
         return None
-
-
-def as_time(time_ms: int) -> str:
-    """Write UTC milliseconds as k2 writes times."""
-    return iso_utc(datetime.fromtimestamp(time_ms / 1000, tz=UTC), "milliseconds")
 
 
 def is_added(header: str) -> bool:

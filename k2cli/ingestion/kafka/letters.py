@@ -39,6 +39,7 @@ from k2cli.ingestion.kafka.vendor import (
     translated,
     unreachable,
 )
+from k2cli.iso import moment_of
 
 RECEIPT: Final = f"{PREFIX}replayed"
 _GROUP: Final = "k2-dlq"  # of the client; it never joins nor commits
@@ -313,7 +314,7 @@ def list_letters(box: LetterBox, spool: Path, *, newest: int | None) -> pa.Table
     """List letters, the newest last, without their values.
 
     The rows lie in the file `spool`, not in memory, and are gone with it. The last column tells
-    whether the letter was replayed.
+    whether the letter was replayed. Times outside the years 1 to 9999 are null.
     """
     rows: list[tuple[object, ...]] = []
     with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_file(sink, _LISTED) as writer:
@@ -342,7 +343,7 @@ def list_letters(box: LetterBox, spool: Path, *, newest: int | None) -> pa.Table
 def _row(letter: Letter) -> tuple[object, ...]:
     return (
         str(letter.place),
-        letter.time_ms,
+        None if moment_of(letter.time_ms * 1000) is None else letter.time_ms,
         letter.reason or None,
         letter.topic,
         letter.partition,
