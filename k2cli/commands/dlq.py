@@ -252,10 +252,10 @@ def _places(texts: list[str] | None) -> "list[LetterPlace]":
 
     places = []
     for text in dict.fromkeys(texts or ()):
-        partition, _, offset = text.partition("/")
-        if not all(part.isascii() and part.isdigit() for part in (partition, offset)):
-            raise typer.BadParameter(f"{text!r} is not PARTITION/OFFSET, such as 0/17")
-        places.append(LetterPlace(int(partition), int(offset)))
+        try:
+            places.append(LetterPlace.parse(text))
+        except ValueError as exc:
+            raise typer.BadParameter(f"{text!r} is not PARTITION/OFFSET, such as 0/17") from exc
     return places
 
 
