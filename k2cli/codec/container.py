@@ -41,9 +41,7 @@ _LONGEST_VARINT: Final = 10
 _GROUP_BYTES: Final = 16 << 20  # of blocks that are decoded at once
 _LARGEST_BLOCK: Final = 256 << 20  # compressed or not; a few bytes may decompress to anything
 _PART_BYTES: Final = 1 << 20  # decompressed at once
-_XZ_MEMORY: Final = (
-    256 << 20
-)  # what a block may ask of its decompressor; the best preset takes 65 MB
+_XZ_MEMORY: Final = 256 << 20  # that a block may ask for; the best preset takes 65 MB
 
 
 class _Decompressor(Protocol):
