@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -180,6 +180,8 @@ class Consumption:
         self._policy = policy
         self._observe = observe
         self._pending = _Pending()
+        self._unread: list[Message] = []  # received, but they wait for their schemas
+        self._wait_s = _WAIT_S  # for messages
         self._commit: Future[_Pending] | None = None
         # Where the table stands once all that was handed over is committed; None: nowhere yet.
         self._base: dict[Place, int | None] = {}
@@ -260,7 +262,7 @@ class Consumption:
                     hint=f"k2 topic create {topic}",
                 )
             return False
-        is_at_end = reader.has_joined and reader.reading <= reader.at_end
+        is_at_end = reader.has_joined and reader.reading <= reader.at_end and not self._unread
         if not reader.reading:  # other members may be about to give some up
             is_at_end = is_at_end and time.monotonic() - reader.joined_at > timeout_s
         if is_at_end:
@@ -268,10 +270,7 @@ class Consumption:
         return is_at_end and not self._must_rewind
 
     def _step(self) -> None:
-        at_most = _READ
-        if self._policy.max_messages is not None:
-            at_most = min(_READ, self._policy.max_messages - self.totals.messages)
-        messages = self._reader.read(at_most, _WAIT_S)
+        messages = self._read()
         self._collect(is_waiting=False)
         if self._reader.out_of_range:  # the brokers deleted what was to be read next
             self._flush()
@@ -280,42 +279,80 @@ class Consumption:
         if self._must_rewind:
             self._rewind()
             return
-        by_topic: dict[str, list[Message]] = {}
-        for message in messages:
-            by_topic.setdefault(message.topic() or "", []).append(message)
-        for topic, some in by_topic.items():
-            self._take(self._feeds[topic], some)
+        unread: list[Message] = []
+        for topic, some in _by_topic(messages).items():
+            unread += some if self._is_stopping else self._take(self._feeds[topic], some)
+        has_progress = len(unread) < len(messages)
+        self._unread = unread + self._unread
+        self._wait_s = 0.0 if self._unread and has_progress else _WAIT_S
         self._pass_ends()
         self._commit_if_due()
 
-    def _take(self, feed: Feed, messages: list[Message]) -> None:
-        """Decode messages of one topic, and keep what they are for the next commit."""
-        numbers = np.array([message.partition() for message in messages], dtype=np.int64)
-        offsets = np.array([message.offset() for message in messages], dtype=np.int64)
+    def _read(self) -> list[Message]:
+        """Return the messages to decode next: first those that wait for their schemas."""
+        at_most = _READ
+        if self._policy.max_messages is not None:
+            at_most = min(_READ, self._policy.max_messages - self.totals.messages)
+        fresh = self._reader.read(max(1, at_most - len(self._unread)), self._wait_s)
+        messages = self._unread + fresh  # a rebalance within the read may have dropped some
+        self._unread = messages[at_most:]
+        return messages[:at_most]
+
+    def _take(self, feed: Feed, messages: list[Message]) -> list[Message]:
+        """Decode messages of one topic, and keep what they are for the next commit.
+
+        Returns those that wait for their schemas: the last ones of them.
+
+        Raises:
+            BadData: one cannot be decoded, and that is to end the run; what came before it in its
+                partition is kept for the last commit.
+        """
+        numbers = np.fromiter(map(Message.partition, messages), np.int64, len(messages))
+        offsets = np.fromiter(map(Message.offset, messages), np.int64, len(messages))
         is_ours = self._ours(feed.topic, numbers, offsets)
         if not is_ours.all():
             messages = [messages[place] for place in np.flatnonzero(is_ours).tolist()]
             numbers, offsets = numbers[is_ours], offsets[is_ours]
         if not messages:
-            return
-        values = [message.value() for message in messages]
+            return []
+        values = list(map(Message.value, messages))
         decoded = self._patiently(
             "registry_unavailable", lambda: feed.messages.read(values, numbers, offsets)
         )
-        letters = [dead_letter(messages[place], reason) for place, reason in decoded.rejects]
-        if letters and self._policy.is_bad_fatal:
-            raise _bad(letters[0])
+        unread = messages[decoded.count :]
+        if decoded.rejects and self._policy.is_bad_fatal:
+            place, reason = decoded.rejects[0]
+            is_before = _before_rejects(numbers[: decoded.count], decoded.rejects)
+            kept = np.flatnonzero(is_before)
+            rows = decoded.rows.filter(pa.array(is_before[decoded.places]))
+            self._keep(feed, [messages[each] for each in kept.tolist()], numbers[kept], rows)
+            raise _bad(dead_letter(messages[place], reason))
+        self._pending.letters += [
+            dead_letter(messages[place], reason) for place, reason in decoded.rejects
+        ]
+        self._keep(feed, messages[: decoded.count], numbers[: decoded.count], decoded.rows)
+        return unread
+
+    def _keep(
+        self,
+        feed: Feed,
+        messages: Sequence[Message],
+        numbers: npt.NDArray[np.int64],
+        rows: pa.RecordBatch,
+    ) -> None:
+        """Keep the rows of messages for the next commit; `numbers` are those of partitions."""
+        if not messages:
+            return
         pending = self._pending
         if not pending.spans:
             pending.since = time.monotonic()
         pending.messages += len(messages)
-        pending.size_bytes += decoded.rows.nbytes
+        pending.size_bytes += rows.nbytes
         self.totals.messages += len(messages)
-        pending.letters += letters
-        pending.rows.setdefault(feed.kind.name, []).append(decoded.rows)
+        pending.rows.setdefault(feed.kind.name, []).append(rows)
         for number in np.unique(numbers).tolist():
-            last = int(np.flatnonzero(numbers == number)[-1])
-            self._reach(feed, number, int(offsets[last]) + 1, messages[last].timestamp()[1])
+            last = messages[int(np.flatnonzero(numbers == number)[-1])]
+            self._reach(feed, number, cast("int", last.offset()) + 1, last.timestamp()[1])
 
     def _ours(
         self, topic: str, numbers: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
@@ -333,13 +370,15 @@ class Consumption:
 
         Markers of transactions, and what was aborted or compacted, take offsets and never arrive.
         """
-        for (topic, number), end in self._reader.passed.items():
+        passed = self._reader.passed
+        waiting = {(message.topic(), message.partition()) for message in self._unread}
+        for topic, number in [place for place in passed if place not in waiting]:
+            end = passed.pop((topic, number))
             begin = self.next_offsets.get((topic, number))
             if begin is not None and begin < end and topic not in self._missing:
                 if not self._pending.spans:
                     self._pending.since = time.monotonic()
                 self._reach(self._feeds[topic], number, end, None)
-        self._reader.passed.clear()
 
     def _reach(self, feed: Feed, number: int, offset: int, time_ms: int | None) -> None:
         place = (feed.topic, number)
@@ -744,6 +783,12 @@ class Consumption:
             self.next_offsets.pop(place, None)
             self.committed.pop(place, None)
             self.committed_ms.pop(place, None)
+        gone = set(places)
+        self._unread = [
+            message
+            for message in self._unread
+            if (message.topic(), message.partition()) not in gone
+        ]
         self._observe(
             "revoked",
             partitions=_named(places),
@@ -752,7 +797,7 @@ class Consumption:
     def _rewind(self) -> None:
         """Read on from where the tables stand."""
         self._collect(is_waiting=True)
-        self._pending = _Pending()
+        self._pending, self._unread = _Pending(), []
         self._must_rewind = False
         places = sorted(self._reader.assigned)
         if places:
@@ -774,6 +819,16 @@ class Consumption:
                 time.sleep(_WAIT_S)
 
 
+def _by_topic(messages: list[Message]) -> Mapping[str, list[Message]]:
+    topics = list(map(Message.topic, messages))
+    if len(set(topics)) == 1:
+        return {topics[0] or "": messages}
+    by_topic: dict[str, list[Message]] = {}
+    for topic, message in zip(topics, messages, strict=True):
+        by_topic.setdefault(topic or "", []).append(message)
+    return by_topic
+
+
 def _ids(pending: _Pending) -> set[tuple[str, str]]:
     """Return names and ids of the topics that this is to be committed under."""
     return {(each.topic, each.topic_id) for spans in pending.spans.values() for each in spans}
@@ -789,6 +844,17 @@ def _named(places: Sequence[Place]) -> str:
     return " ".join(
         f"{topic}/{','.join(str(number) for _, number in some)}" for topic, some in by_topic
     )
+
+
+def _before_rejects(
+    numbers: npt.NDArray[np.int64], rejects: Sequence[tuple[int, str]]
+) -> npt.NDArray[np.bool_]:
+    """Return which messages come before the first reject of their partition."""
+    is_before = np.ones(len(numbers), dtype=np.bool_)
+    for place, _ in rejects:
+        if is_before[place]:
+            is_before[place:] &= numbers[place:] != numbers[place]
+    return is_before
 
 
 def _bad(letter: DeadLetter) -> BadData:

@@ -2,12 +2,12 @@
 
 A line has `reason`, `position` (number of the message in the run; out of Kafka its offset, and
 `source` is topic/partition; of a row that a table cannot hold the exchange's number, and `source`
-is the table), `received` (ISO UTC), `run`, and the input as `raw` text, or as `raw_base64` where it
-is not UTF-8; a Kafka message without a value has `raw` null. A Kafka message also has its `key`
-and its `headers`, a list of objects with `name` and `value`, where it has them; bytes that are not
-UTF-8 are `key_base64` and `value_base64`. A line of a file also has `file`, `code` (bad_price,
-bad_column_count, ...) and, where one does not fit, `column`. The `raw` text of a row is what
-`k2 query --format ndjson` prints of it.
+is the table), `received` (ISO UTC; the microseconds since 1970 outside the years 1 to 9999), `run`,
+and the input as `raw` text, or as `raw_base64` where it is not UTF-8; a Kafka message without a
+value has `raw` null. A Kafka message also has its `key` and its `headers`, a list of objects with
+`name` and `value`, where it has them; bytes that are not UTF-8 are `key_base64` and `value_base64`.
+A line of a file also has `file`, `code` (bad_price, bad_column_count, ...) and, where one does not
+fit, `column`. The `raw` text of a row is what `k2 query --format ndjson` prints of it.
 """
 
 import base64
@@ -16,14 +16,13 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
 
 from k2cli.errors import ConfigError, Unavailable
 from k2cli.files import make_folder, opener, refuse_dangling_link
 from k2cli.flow import Reject
-from k2cli.iso import iso_utc
+from k2cli.iso import iso_utc_us
 
 _BUFFER_BYTES: Final = 64 * 1024
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,7 +39,8 @@ class RejectLog:
         Unavailable: the disk is full.
     """
 
-    def __init__(self, path: Path, *, run: str = "") -> None:
+    def __init__(self, path: Path, *, run: str) -> None:
+        """Prepare to append to a file; `run` goes into every line, as log lines have it."""
         refuse_dangling_link(path)
         self.path: Final = path
         self._run = run
@@ -138,11 +138,10 @@ def _text(name: str, value: bytes | None) -> dict[str, str | None]:
 
 
 def _reject_line(reject: Reject, run: str) -> bytes:
-    received = datetime.fromtimestamp(reject.received_us / 1_000_000, tz=UTC)
     line: dict[str, object] = {
         "reason": reject.reason,
         "position": reject.position,
-        "received": iso_utc(received, "microseconds"),
+        "received": iso_utc_us(reject.received_us),
     }
     named = {
         "run": run,

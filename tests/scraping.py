@@ -43,7 +43,7 @@ def scraped_until(url: str, is_there: Callable[[Samples], bool]) -> Samples:
 
 def consumption_of_nothing(folder: Path) -> Consumption:
     """Make a consumption that has no topics, to ask for its metrics."""
-    rejects = RejectLog(folder / "rejects.ndjson")
+    rejects = RejectLog(folder / "rejects.ndjson", run="")
     return Consumption(
         feeds=[],
         outlets=Outlets(

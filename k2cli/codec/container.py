@@ -12,7 +12,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Protocol
 
 import fastavro
 import numpy as np
@@ -39,11 +39,33 @@ _META: Final = {"type": "map", "values": "bytes"}
 _SYNC_BYTES: Final = 16
 _LONGEST_VARINT: Final = 10
 _GROUP_BYTES: Final = 16 << 20  # of blocks that are decoded at once
+_LARGEST_BLOCK: Final = 256 << 20  # compressed or not; a few bytes may decompress to anything
+_PART_BYTES: Final = 1 << 20  # decompressed at once
+_XZ_MEMORY: Final = 256 << 20  # that a block may ask for; the best preset takes 65 MB
+
+
+class _Decompressor(Protocol):
+    """What the decompressors of the standard library have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+def _decompress(decompressor: _Decompressor, data: bytes) -> bytes:
+    """Decompress all of a block, but not more than a block may have."""
+    plain = decompressor.decompress(data, _LARGEST_BLOCK + 1)
+    _check_size(len(plain))
+    if not decompressor.eof:
+        raise ValueError("the compressed data of a block is cut off")
+    return plain
 
 
 def _unsnapped(data: bytes) -> bytes:
     """Undo snappy: the size stands in front, and behind it 4 bytes of CRC-32 of what comes out."""
     size = _read_unsigned(io.BytesIO(data))
+    _check_size(size)
     plain = pa.Codec("snappy").decompress(data[:-4], size, asbytes=True)
     if zlib.crc32(plain) != int.from_bytes(data[-4:]):
         raise ValueError("the checksum of a block is wrong")
@@ -51,15 +73,26 @@ def _unsnapped(data: bytes) -> bytes:
 
 
 def _unzstandard(data: bytes) -> bytes:
+    parts: list[bytes] = []
+    size = 0
     with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
-        return bytes(stream.read())
+        while part := stream.read(_PART_BYTES):
+            size += len(part)
+            _check_size(size)
+            parts.append(part)
+    return b"".join(parts)
+
+
+def _check_size(size: int) -> None:
+    if size > _LARGEST_BLOCK:
+        raise ValueError(f"a block has more than {_LARGEST_BLOCK >> 20} MB")
 
 
 _CODECS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
     "null": lambda data: data,
-    "deflate": lambda data: zlib.decompress(data, wbits=-zlib.MAX_WBITS),
-    "bzip2": bz2.decompress,
-    "xz": lzma.decompress,
+    "deflate": lambda data: _decompress(zlib.decompressobj(-zlib.MAX_WBITS), data),
+    "bzip2": lambda data: _decompress(bz2.BZ2Decompressor(), data),
+    "xz": lambda data: _decompress(lzma.LZMADecompressor(memlimit=_XZ_MEMORY), data),
     "snappy": _unsnapped,
     "zstandard": _unzstandard,
 }
@@ -111,6 +144,7 @@ class Container:
                 count, size = _read_long(self._file, head), _read_long(self._file)
                 if count < 0 or size < 0:
                     raise ValueError("a block has no size")
+                _check_size(size)
                 data, sync = self._file.read(size), self._file.read(_SYNC_BYTES)
                 if len(data) < size or len(sync) < _SYNC_BYTES:
                     raise ValueError("the file is cut off")

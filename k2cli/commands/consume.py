@@ -251,6 +251,7 @@ def consume(
                 tables,
                 rejects or _rejects_file(config),
                 None if rejects else options,
+                run=config.run,
                 timeout_s=timeout_s,
                 observe=observe,
             ),
@@ -420,6 +421,7 @@ def _open_outlets(
     rejects: Path,
     kafka: "Mapping[str, str] | None",
     *,
+    run: str,
     timeout_s: float,
     observe: Observer,
 ) -> "Outlets":
@@ -431,7 +433,7 @@ def _open_outlets(
     from k2cli.ingestion.kafka.deadletters import DeadLetterFile, open_dead_letter_topics
     from k2cli.rejects import RejectLog
 
-    log = stack.enter_context(RejectLog(rejects))
+    log = stack.enter_context(RejectLog(rejects, run=run))
     letters: DeadLetters = DeadLetterFile(log)
     if kafka is not None:
         letters = stack.enter_context(

@@ -81,7 +81,9 @@ def _stream(config: Settings, seconds: float) -> "Totals":
     with ExitStack() as stack:
         simulator = stack.enter_context(running_simulator(market))
         lake = stack.enter_context(open_lake(config, create=True))
-        rejects = stack.enter_context(RejectLog(config.home / "rejects" / "demo.ndjson"))
+        rejects = stack.enter_context(
+            RejectLog(config.home / "rejects" / "demo.ndjson", run=config.run)
+        )
         view = open_view(stack, f"{venue.exchange} at {simulator.url}")
         observe = view.on_event if view else RunLog(run=config.run).on_event
         options = StreamOptions(

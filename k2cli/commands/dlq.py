@@ -33,7 +33,7 @@ from k2cli.commands.output import Format, Summary
 from k2cli.commands.plain import printable
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.errors import ConfigError, NotFound, UsageError
-from k2cli.iso import iso_utc
+from k2cli.iso import iso_utc, iso_utc_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -254,10 +254,10 @@ def _places(texts: list[str] | None) -> "list[LetterPlace]":
 
     places = []
     for text in dict.fromkeys(texts or ()):
-        partition, _, offset = text.partition("/")
-        if not all(part.isascii() and part.isdigit() for part in (partition, offset)):
-            raise typer.BadParameter(f"{text!r} is not PARTITION/OFFSET, such as 0/17")
-        places.append(LetterPlace(int(partition), int(offset)))
+        try:
+            places.append(LetterPlace.parse(text))
+        except ValueError as exc:
+            raise typer.BadParameter(f"{text!r} is not PARTITION/OFFSET, such as 0/17") from exc
     return places
 
 
@@ -290,13 +290,12 @@ def _schemas(
 
 
 def _object(topic: str, letter: "Letter", value: "ValueInfo") -> "dict[str, Any]":
-    from k2cli.ingestion.kafka.deadletters import as_time
     from k2cli.ingestion.kafka.letters import as_text
 
     return {
         "letter": str(letter.place),
         "dlq": topic,
-        "time": as_time(letter.time_ms),
+        "time": iso_utc_ms(letter.time_ms),
         "reason": letter.reason,
         "topic": letter.topic,
         "partition": letter.partition,
@@ -309,7 +308,6 @@ def _object(topic: str, letter: "Letter", value: "ValueInfo") -> "dict[str, Any]
 
 
 def _description(topic: str, letter: "Letter", value: "ValueInfo") -> str:
-    from k2cli.ingestion.kafka.deadletters import as_time
     from k2cli.ingestion.kafka.letters import as_text
 
     come_from = letter.topic if letter.partition is None else f"{letter.topic}/{letter.partition}"
@@ -318,7 +316,7 @@ def _description(topic: str, letter: "Letter", value: "ValueInfo") -> str:
     size = "none" if value.size_bytes is None else f"{value.size_bytes:,} bytes"
     told: Mapping[str, str | None] = {
         "letter": f"{letter.place} of {topic}",
-        "time": as_time(letter.time_ms),
+        "time": iso_utc_ms(letter.time_ms),
         "reason": letter.reason or "not told: it is not k2 that set it aside",
         "from": f"{come_from}{at}{sent}",
         "key": as_text(letter.key),

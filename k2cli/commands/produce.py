@@ -90,7 +90,8 @@ def produce(
     log = RunLog(log_format, log_level, run=config.run)
     with log.ending(), ExitStack() as stack:
         stream = stack.enter_context(_open(file))
-        rejected = RejectLog(rejects or config.home / "rejects" / "produce.ndjson")
+        path = rejects or config.home / "rejects" / "produce.ndjson"
+        rejected = RejectLog(path, run=config.run)
         stack.enter_context(rejected)
         topics = stack.enter_context(open_topics(options, observe=log.on_event))
         topics.prepare(held, "")

@@ -272,7 +272,7 @@ def binance(
         pump = Pump(
             source=source,
             sink=_open_sink(stack, target, config, produce, venue, chosen, observe),
-            rejects=stack.enter_context(RejectLog(reject_path)),
+            rejects=stack.enter_context(RejectLog(reject_path, run=config.run)),
             policy=policy,
             observe=observe,
         )

@@ -224,7 +224,7 @@ def dedupe(
             shown += found.examples[: _MOST_SHOWN - len(shown)]
     if shown:
         path = rejects or config.home / "rejects" / "table-dedupe.ndjson"
-        with RejectLog(path) as log:
+        with RejectLog(path, run=config.run) as log:
             log.write(conflict_rejects(shown))
             log.sync()
         kept = f"; see {path}" if keep else f"; see {path}, and --keep first or --keep newest"

@@ -313,7 +313,10 @@ def test_two_that_follow_one_file_at_once_load_no_line_twice(
         reader = read_csv(growing, layout, options)
         return FileToLoad(path=str(growing), layout="generic-trades", kind=TRADES, reader=reader)
 
-    with open_lake(settings, create=True) as lake, RejectLog(tmp_path / "rejects") as rejects:
+    with (
+        open_lake(settings, create=True) as lake,
+        RejectLog(tmp_path / "rejects", run="") as rejects,
+    ):
         policy = LoadPolicy(
             rejects=rejects,
             conflicts=ConflictReport(lambda *_, **__: None),

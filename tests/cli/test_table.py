@@ -120,6 +120,7 @@ def test_dedupe_counts_and_removes_what_is_stored_twice(
     lines = [json.loads(line) for line in rejects.read_text().splitlines()]
     assert len(lines) == 3
     assert "price 1.00000000 (stored 61800.02000000)" in lines[0]["reason"]
+    assert all(line["run"] for line in lines)
 
 
 def test_dedupe_of_a_table_that_is_not_there_exits_with_4(run: Run) -> None:

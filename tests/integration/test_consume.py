@@ -305,14 +305,15 @@ def test_a_topic_of_nothing_but_dead_letters_moves_on(
 
 
 def test_on_bad_stop_commits_what_came_before(cluster: Cluster, topic: str, group: tuple[str, str]):
-    good = values_of(numbered_trades(2), cluster.header(topic))
+    good = values_of(numbered_trades(3), cluster.header(topic))
     cluster.send(topic, [good[0]])
     cluster.consume("--topic", topic, *group)
-    cluster.send(topic, [b"bad", good[1]])
-    result = cluster.run("consume", "--topic", topic, *group, "--on-bad", "stop")
-    assert result.exit_code == 6
-    assert f"error: {topic}/0 at offset 1: " in result.stderr
-    assert len(cluster.ids()) == 1
+    cluster.send(topic, [good[1], b"bad", good[2]])
+    for _ in range(2):
+        result = cluster.run("consume", "--topic", topic, *group, "--on-bad", "stop")
+        assert result.exit_code == 6
+        assert f"error: {topic}/0 at offset 2: " in result.stderr
+        assert len(cluster.ids()) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -525,6 +526,25 @@ def test_a_dead_letter_that_its_topic_refuses_goes_to_a_file(
     assert (lines[0]["key"], lines[0]["headers"]) == ("key", [{"name": "theirs", "value": "1"}])
     small = [value for value in values if len(value) < 50_000]
     assert sorted(each.value() for each in cluster.read(f"{topic}.dlq", 4)) == sorted(small)
+    assert cluster.consume("--topic", topic, *group)["messages"] == 0
+
+
+def test_a_topic_whose_dead_letters_can_have_no_topic(
+    cluster: Cluster, topic_name: str, group: tuple[str, str]
+):
+    """Names of topics have at most 249 characters; its time is in nanoseconds."""
+    topic = f"{topic_name.ljust(240, 'x')}.trades"
+    cluster.create(topic, message_timestamp_after_max_ms=str((1 << 63) - 1))
+    producer = Producer(cluster.kafka)
+    producer.produce(topic, b"bad", partition=0, timestamp=1_700_000_000_000_000_000)
+    assert producer.flush(PATIENCE_S) == 0
+    result = cluster.run("consume", "--until-end", "--topic", topic, *group)
+    assert result.exit_code == 0, result.stderr
+    assert "rows=0 rejects=1" in result.stderr
+    assert result.stderr.count("dead_letter_refused") == 1
+    (line,) = (cluster.home / "rejects" / "consume.ndjson").read_text().splitlines()
+    assert json.loads(line)["source"] == f"{topic}/0"
+    assert json.loads(line)["received"] == "1700000000000000000000"
     assert cluster.consume("--topic", topic, *group)["messages"] == 0
 
 

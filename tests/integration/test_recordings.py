@@ -132,7 +132,10 @@ def stream(
         urls=[simulator.url],
         max_messages=count,
     )
-    with open_lake(settings, create=True) as lake, RejectLog(settings.home / "rejects") as rejects:
+    with (
+        open_lake(settings, create=True) as lake,
+        RejectLog(settings.home / "rejects", run="") as rejects,
+    ):
         pump = Pump(
             source=BinanceStream(options=options, observe=observe),
             sink=TableSink(lake=lake, exchange=VENUES[market].exchange, observe=observe),

@@ -229,7 +229,7 @@ def test_a_stream_sets_aside_what_does_not_fit_and_goes_on(older: Lake, tmp_path
             observe=observe,
         )
 
-    with RejectLog(tmp_path / "rejects.ndjson") as rejects:
+    with RejectLog(tmp_path / "rejects.ndjson", run="") as rejects:
         totals = stream(rejects).run()
     assert (totals.messages, totals.rows, totals.rejects) == (5, 3, 2)
     assert quantities(older) == [trade(1)["quantity"]] * 3
@@ -246,7 +246,7 @@ def test_a_stream_sets_aside_what_does_not_fit_and_goes_on(older: Lake, tmp_path
 
     for kind in KINDS.values():
         older.evolve(kind, kind.avro)
-    with RejectLog(tmp_path / "more.ndjson") as rejects:  # the exchange sends it again
+    with RejectLog(tmp_path / "more.ndjson", run="") as rejects:  # the exchange sends it again
         totals = stream(rejects).run()
     assert (totals.rows, totals.rejects, totals.duplicates) == (2, 0, 3)
     assert sorted(quantities(older))[-1] == LARGE
@@ -262,7 +262,7 @@ def test_a_stream_ends_where_more_is_set_aside_than_allowed(older: Lake, tmp_pat
             pass
 
     with (
-        RejectLog(tmp_path / "rejects.ndjson") as rejects,
+        RejectLog(tmp_path / "rejects.ndjson", run="") as rejects,
         pytest.raises(BadData, match="1 rejects"),
     ):
         Pump(

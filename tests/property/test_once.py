@@ -62,7 +62,7 @@ class Once(RuleBasedStateMachine):
         patch.setattr(position, "MAX_SERIES", 2)
         self.settings = load_settings({"K2_HOME": str(folder), "K2_TABLE_KEEP_SNAPSHOTS": "50"})
         self.lake: Lake = self.stack.enter_context(open_lake(self.settings, create=True))
-        self.rejects = self.stack.enter_context(RejectLog(folder / "rejects"))
+        self.rejects = self.stack.enter_context(RejectLog(folder / "rejects", run=""))
         self.stored: set[Id] = set()
         self.history: list[tuple[int, frozenset[Id]]] = []  # snapshots, and what they hold
         self.loads = 0

@@ -1,7 +1,10 @@
 """Avro container files: decoded in blocks, and what becomes of those that are broken."""
 
+import bz2
 import io
 import json
+import lzma
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -10,6 +13,7 @@ import pyarrow as pa
 import pytest
 from builders import trades_batch
 
+from k2cli.codec import container as container_module
 from k2cli.codec.container import Container, ContainerDecoder
 from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import varint
@@ -53,8 +57,10 @@ def compressed(codec: str) -> bytes:
         if codec == "snappy":
             data = pa.Codec("snappy").compress(block.data, asbytes=True)
             data += zlib.crc32(block.data).to_bytes(4)
-        else:
+        elif codec == "zstandard":
             data = pa.Codec("zstd").compress(block.data, asbytes=True)
+        else:
+            data = block.data
         out += varint(block.count) + varint(len(data)) + data + sync
     return out
 
@@ -147,6 +153,57 @@ def test_of_a_broken_block_the_records_before_are_rows():
     assert numbers[-1] == 1049
     places = [place for part in parts for place in part.places]
     assert numbers == [1000 + place for place in places]
+
+
+def bomb(codec: str, size: int) -> bytes:
+    """Compress zeros, as many as there are to be."""
+    zeros = bytes(size)
+    if codec == "deflate":
+        return zlib.compress(zeros, 9)[2:-4]
+    if codec == "snappy":
+        return pa.Codec("snappy").compress(zeros, asbytes=True) + zlib.crc32(zeros).to_bytes(4)
+    if codec == "zstandard":
+        return pa.Codec("zstd").compress(zeros, asbytes=True)
+    return {"bzip2": bz2.compress, "xz": lzma.compress, "null": bytes}[codec](zeros)
+
+
+def with_block(codec: str, count: int, data: bytes) -> bytes:
+    """Put a whole block in front of the others."""
+    whole = compressed(codec)
+    end = whole.index(whole[-16:]) + 16
+    return whole[:end] + varint(count) + varint(len(data)) + data + whole[-16:] + whole[end:]
+
+
+CODECS = ["null", "deflate", "bzip2", "xz", "snappy", "zstandard"]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_block_that_grows_beyond_the_limit_is_bad(codec: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(container_module, "_LARGEST_BLOCK", 1 << 20)
+    fits, too_large = (with_block(codec, 1, bomb(codec, size)) for size in (1 << 20, 40 << 20))
+    block = next(Container(io.BytesIO(fits)).blocks())
+    assert len(block.data) == 1 << 20
+    tracemalloc.start()
+    with pytest.raises(BadData, match="a block has more than 1 MB"):
+        next(Container(io.BytesIO(too_large)).blocks())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20  # of which xz takes 8 MB for its dictionary
+
+
+def test_a_block_that_claims_to_be_huge_is_bad():
+    whole = file_of()
+    end = whole.index(whole[-16:]) + 16
+    data = whole[:end] + varint(1) + varint(1 << 61) + b"x"
+    with pytest.raises(BadData, match="a block has more than 256 MB"):
+        list(Container(io.BytesIO(data)).blocks())
+
+
+@pytest.mark.parametrize("codec", CODECS[1:])
+def test_a_block_whose_compressed_data_is_cut_off_is_bad(codec: str):
+    data = bomb(codec, 100_000)[:-9]
+    with pytest.raises(BadData):
+        next(Container(io.BytesIO(with_block(codec, 1, data))).blocks())
 
 
 @pytest.mark.parametrize("more", [b"\x00", b"\x00" * 40], ids=["one-byte", "forty-bytes"])

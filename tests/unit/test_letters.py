@@ -1,14 +1,18 @@
 """The sets of offsets in which receipts are kept, and values that are looked at."""
 
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from k2cli.codec.encode import wire_header
-from k2cli.ingestion.kafka.letters import OffsetSet
+from k2cli.ingestion.kafka.letters import LetterBox, LetterPlace, OffsetSet, list_letters
+from k2cli.ingestion.kafka.topics import PartitionInfo
 from k2cli.ingestion.kafka.values import describe_value, hex_lines
 
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)))
@@ -34,10 +38,73 @@ def test_offsets_are_written_as_ranges():
     assert str(OffsetSet()) == ""
 
 
-@pytest.mark.parametrize("text", ["x", "1-y", "1,,2", "-"])
+HUGE = "9" * 5000  # more digits than Python converts
+BEYOND = str(1 << 63)
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "1-y", "1,,2", "-", "5-3", "-5", "1_0", BEYOND, f"0-{BEYOND}", "9" * 20, HUGE]
+)
 def test_what_is_no_range_is_an_error(text: str):
-    with pytest.raises(ValueError, match="invalid literal"):
+    with pytest.raises(ValueError, match=r"invalid (number|range)|integer string conversion"):
         OffsetSet(text)
+
+
+def test_the_largest_offset_is_one():
+    text = str((1 << 63) - 1)
+    assert OffsetSet(f"0,{text}").mask(np.array([0, 1, int(text)])).tolist() == [True, False, True]
+
+
+class Box(LetterBox):
+    """Letters as others may have put them on the topic; no brokers."""
+
+    def __init__(self, messages: list[Message]) -> None:
+        self._source = "t"
+        self._found = messages
+        self._replayed = {}
+        self._partitions = (PARTITION,)
+
+    def _messages(self, _info: PartitionInfo, _begin: int) -> Iterator[Message]:
+        return iter(self._found)
+
+
+PARTITION = PartitionInfo(number=0, leader=1, replicas=(1,), in_sync=(1,), first=0, next=9)
+
+
+def letter(place: int, time_ms: int = 0, /, **headers: str) -> Message:
+    given = [(f"k2.{name}", value.encode()) for name, value in headers.items()]
+    return Message(
+        topic="t.dlq",
+        partition=0,
+        offset=place,
+        value=b"",
+        headers=given,
+        timestamp=(1, time_ms),
+    )
+
+
+def test_odd_numbers_and_times_of_others_are_listed_as_null(tmp_path: Path):
+    box = Box(
+        [
+            letter(0, partition="9" * 20, offset=HUGE),
+            letter(1, 10**15, partition="3", offset=str((1 << 63) - 1)),
+            letter(2, replayed="0"),
+            letter(3, replayed=f"5-{BEYOND}"),
+            letter(4, replayed="5-3"),
+        ]
+    )
+    rows = list_letters(box, tmp_path / "spool", newest=None).to_pylist()
+    assert [row["letter"] for row in rows] == ["0/0", "0/1", "0/3", "0/4"]
+    assert [row["is_replayed"] for row in rows] == [True, False, False, False]
+    assert [row["partition"] for row in rows] == [None, 3, None, None]
+    assert [row["offset"] for row in rows] == [None, (1 << 63) - 1, None, None]
+    assert [row["time"] is None for row in rows] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("text", ["0", "0/", "/1", "a/1", "0/-1", f"0/{BEYOND}", f"0/{HUGE}"])
+def test_what_names_no_letter_is_an_error(text: str):
+    with pytest.raises(ValueError, match=r"invalid number|integer string conversion"):
+        LetterPlace.parse(text)
 
 
 def test_a_value_that_is_text_is_shown_as_text():

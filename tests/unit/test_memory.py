@@ -21,10 +21,10 @@ def resident_mb():
 def column(size_bytes):
     return pa.nulls(size_bytes // 8, pa.int64()).fill_null(7)
 
-freed = [column(4 << 20) for _ in range(2)]
-del freed  # from now on glibc, by itself, takes 4 MB from its heap
+freed = [column(16 << 20) for _ in range(2)]
+del freed  # from now on glibc, by itself, takes 16 MB from its heap
 before = resident_mb()
-columns = [(column(2 << 20), column(8 << 10)) for _ in range(50)]
+columns = [(column(5 << 20), column(8 << 10)) for _ in range(20)]
 neighbours = [small for _, small in columns]
 del columns
 print(pa.default_memory_pool().backend_name, resident_mb() - before)

@@ -1,6 +1,7 @@
 """Messages of all writers in one read: what cannot be decoded does not stop what can be."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import varint, wire_header
 from k2cli.codec.kinds import KindDecoder
 from k2cli.codec.upgrade import USUAL, Origin
+from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.registry import AVRO
 from k2cli.ingestion.kafka.values import describe_value
@@ -157,3 +159,42 @@ def test_a_value_that_is_not_a_record_is_described():
     info = describe_value(wire_header(POISON) + b"\x02x!", Schemas("string"))
     assert (info.schema, info.fields) == (None, {"value": "x"})
     assert info.problem == "1 bytes are left over behind the record"
+
+
+class SlowRegistry:
+    """Knows one schema, and takes a while to say that of the others."""
+
+    def __init__(self, takes_s: float) -> None:
+        self._takes_s = takes_s
+        self.asked: list[int] = []
+
+    def schema(self, schema_id: int) -> Any:
+        if schema_id == GOOD:
+            return TRADES.avro
+        if schema_id not in self.asked:
+            self.asked.append(schema_id)
+            time.sleep(self._takes_s)
+        raise NotFound("unknown")
+
+
+def test_many_unknown_schemas_take_several_reads_and_lose_nothing():
+    registry = SlowRegistry(0.05)
+    reader = MessageReader(registry=registry, topic="t", kind=lambda: TRADES, observe=unexpected)
+    values: list[bytes] = []
+    for place, value in enumerate(values_of(trades_batch(40), wire_header(GOOD))):
+        values += [value, wire_header(1000 + place) + value[5:]]
+    numbers, offsets = np.zeros(80, np.int64), np.arange(80)
+    begin, reads, taken, refused = 0, 0, [], []
+    while begin < 80:
+        started = time.monotonic()
+        decoded = reader.read(values[begin:], numbers[begin:], offsets[begin:])
+        assert time.monotonic() - started < 1
+        assert decoded.count > 0
+        assert decoded.rows["platform_sequence"].to_pylist() == (decoded.places + begin).tolist()
+        taken += (decoded.places + begin).tolist()
+        refused += [place + begin for place, _ in decoded.rejects]
+        begin, reads = begin + decoded.count, reads + 1
+    assert taken == list(range(0, 80, 2))
+    assert refused == list(range(1, 80, 2))
+    assert reads > 2
+    assert len(registry.asked) == 40

@@ -28,7 +28,7 @@ Events = list[tuple[str, dict[str, Any]]]
 
 @pytest.fixture
 def rejects(tmp_path: Path) -> Iterator[RejectLog]:
-    with RejectLog(tmp_path / "rejects.ndjson") as log:
+    with RejectLog(tmp_path / "rejects.ndjson", run="") as log:
         yield log
 
 
@@ -160,7 +160,7 @@ def test_rejects_file_of_more_bytes_than_allowed_ends_the_run(rejects: RejectLog
 def test_rejects_of_earlier_runs_count(tmp_path: Path) -> None:
     path = tmp_path / "old.ndjson"
     path.write_bytes(b"x" * 999 + b"\n")
-    with RejectLog(path) as log, pytest.raises(BadData, match="allowed are 1000"):
+    with RejectLog(path, run="") as log, pytest.raises(BadData, match="allowed are 1000"):
         pump_of(MemorySource([rejected(b"x")]), MemorySink(), log, max_reject_bytes=1_000).run()
 
 
@@ -252,7 +252,7 @@ def test_rejects_that_the_file_did_not_take_are_reported(lake: Lake, settings: S
     events: Events = []
     source = MemorySource([rejected(b"x")])
     with (
-        RejectLog(Path("/dev/full")) as log,
+        RejectLog(Path("/dev/full"), run="") as log,
         pytest.raises(Unavailable, match="1 rejects are lost, which /dev/full did not take"),
     ):
         pump_of(source, sink_of(lake, settings, events), log, events).run()

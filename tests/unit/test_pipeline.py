@@ -22,7 +22,7 @@ from k2cli.storage.lake import Lake
 
 @pytest.fixture
 def rejects(tmp_path: Path) -> Iterator[RejectLog]:
-    with RejectLog(tmp_path / "rejects.ndjson") as log:
+    with RejectLog(tmp_path / "rejects.ndjson", run="") as log:
         yield log
 
 
@@ -174,7 +174,7 @@ def test_no_reject_is_allowed_with_zero(rejects: RejectLog) -> None:
 def test_rejects_that_cannot_be_written_end_the_run_before_a_commit() -> None:
     sink = MemorySink()
     with (
-        RejectLog(Path("/dev/full")) as full,
+        RejectLog(Path("/dev/full"), run="") as full,
         pytest.raises(Unavailable, match="cannot write rejects"),
     ):
         pump_of(MemorySource([trades(1), rejected(b"x")]), sink, full).run()

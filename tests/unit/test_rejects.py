@@ -32,7 +32,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_reject_is_a_line_with_reason_position_time_and_raw(tmp_path: Path) -> None:
     path = tmp_path / "rejects.ndjson"
-    with RejectLog(path) as log:
+    with RejectLog(path, run="") as log:
         log.write([reject(b'{"p": 1}', position=17)])
     assert lines(path) == [
         {
@@ -51,7 +51,7 @@ def test_reject_is_a_line_with_reason_position_time_and_raw(tmp_path: Path) -> N
 )
 def test_raw_text_comes_back_byte_for_byte(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "rejects.ndjson"
-    with RejectLog(path) as log:
+    with RejectLog(path, run="") as log:
         log.write([reject(raw), reject(b"next")])
     first, second = path.read_bytes().splitlines()
     assert json.loads(first)["raw"].encode() == raw
@@ -63,7 +63,7 @@ def test_raw_text_comes_back_byte_for_byte(tmp_path: Path, raw: bytes) -> None:
 )
 def test_raw_that_is_not_utf8_is_kept_in_base64(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "rejects.ndjson"
-    with RejectLog(path) as log:
+    with RejectLog(path, run="") as log:
         log.write([reject(raw)])
     (line,) = lines(path)
     assert base64.b64decode(line["raw_base64"]) == raw
@@ -74,7 +74,7 @@ def test_key_and_headers_of_a_message_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "rejects.ndjson"
     headers = [("a", b"1"), ("a", b"\xff"), ("b", None), ("", b"")]
     plain = reject(b"")
-    with RejectLog(path) as log:
+    with RejectLog(path, run="") as log:
         log.write([replace(plain, is_null=True, key=b"\xfe", headers=headers)])
         log.write([replace(plain, key=b"")])
     first, second = lines(path)
@@ -93,7 +93,7 @@ def test_key_and_headers_of_a_message_are_kept(tmp_path: Path) -> None:
 def test_reason_with_any_text_is_written(tmp_path: Path) -> None:
     path = tmp_path / "rejects.ndjson"
     reason = "error: \ud800 \n \x00"
-    with RejectLog(path) as log:
+    with RejectLog(path, run="") as log:
         log.write([Reject(raw=b"", position=1, received_us=0, reason=reason)])
     (line,) = lines(path)
     assert "error: " in line["reason"]
@@ -101,7 +101,7 @@ def test_reason_with_any_text_is_written(tmp_path: Path) -> None:
 
 def test_file_and_folders_are_made_with_the_first_reject(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "rejects.ndjson"
-    with RejectLog(path) as log:
+    with RejectLog(path, run="") as log:
         log.sync()
         assert not path.parent.exists()
         log.write([reject(b"1")])
@@ -111,14 +111,14 @@ def test_file_and_folders_are_made_with_the_first_reject(tmp_path: Path) -> None
 def test_rejects_of_an_earlier_run_stay(tmp_path: Path) -> None:
     path = tmp_path / "rejects.ndjson"
     for raw in (b"1", b"2"):
-        with RejectLog(path) as log:
+        with RejectLog(path, run="") as log:
             log.write([reject(raw)])
     assert [line["raw"] for line in lines(path)] == ["1", "2"]
 
 
 def test_synced_rejects_are_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "rejects.ndjson"
-    with RejectLog(path) as log:
+    with RejectLog(path, run="") as log:
         log.write([reject(b"1")])
         log.sync()
         assert len(lines(path)) == 1
@@ -129,14 +129,14 @@ def test_folder_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None:
     path = tmp_path / "file" / "rejects.ndjson"
     with (
         pytest.raises(ConfigError, match=r"rejects\.ndjson") as caught,
-        RejectLog(path) as log,
+        RejectLog(path, run="") as log,
     ):
         log.write([reject(b"1")])
     assert "--rejects" in str(caught.value.hint)
 
 
 def test_folder_in_place_of_the_file_is_a_wrong_setting(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="directory"), RejectLog(tmp_path) as log:
+    with pytest.raises(ConfigError, match="directory"), RejectLog(tmp_path, run="") as log:
         log.write([reject(b"1")])
 
 
@@ -147,7 +147,7 @@ def write_and_sync(log: RejectLog, raw: bytes) -> None:
 
 @pytest.mark.parametrize("size", [1, 1_000_000])  # fails at the sync, or at the write
 def test_full_disk_is_unavailable_and_closing_is_quiet(size: int) -> None:
-    with RejectLog(Path("/dev/full")) as log:
+    with RejectLog(Path("/dev/full"), run="") as log:
         with pytest.raises(Unavailable, match="No space left"):
             write_and_sync(log, b"x" * size)
         with pytest.raises(Unavailable, match="No space left"):
@@ -155,14 +155,14 @@ def test_full_disk_is_unavailable_and_closing_is_quiet(size: int) -> None:
 
 
 def test_device_that_cannot_be_synced_is_no_error() -> None:
-    with RejectLog(Path("/dev/null")) as log:
+    with RejectLog(Path("/dev/null"), run="") as log:
         write_and_sync(log, b"1")
 
 
 def test_line_that_was_cut_off_costs_only_itself(tmp_path: Path) -> None:
     path = tmp_path / "rejects.ndjson"
     path.write_bytes(b'{"reason": "whole"}\n{"reason": "cut')
-    with RejectLog(path) as log:
+    with RejectLog(path, run="") as log:
         log.write([reject(b"1")])
     whole, _, added = path.read_text().splitlines()
     assert (json.loads(whole)["reason"], json.loads(added)["raw"]) == ("whole", "1")
@@ -175,7 +175,7 @@ def test_file_size_limit_is_unavailable(tmp_path: Path) -> None:
         "from k2cli.errors import Unavailable; from k2cli.flow import Reject\n"
         "from k2cli.rejects import RejectLog\n"
         "reject = Reject(raw=b'x' * 5000, position=1, received_us=0, reason='r')\n"
-        "with RejectLog(Path(sys.argv[1])) as log:\n"
+        "with RejectLog(Path(sys.argv[1]), run='') as log:\n"
         "    try:\n"
         "        log.write([reject]); log.sync()\n"
         "    except Unavailable as exc:\n"

@@ -128,7 +128,7 @@ class TopicReader:
         """
         with translated("cannot read", self._kafka):
             messages = self._consumer.consume(at_most, timeout=timeout_s)
-        if all(message.error() is None for message in messages):
+        if not any(map(Message.error, messages)):
             return messages
         return [message for message in messages if not self._is_event(message)]
 

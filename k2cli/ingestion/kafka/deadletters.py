@@ -1,23 +1,22 @@
 """Messages that became no row: onto the topic of dead letters, with where and why.
 
 A dead letter has the key, the value and the headers of the message that it was, and further
-headers of text: k2.reason, k2.topic, k2.partition, k2.offset and k2.time (UTC, ISO 8601). Its
-k2.run stays that of the message.
+headers of text: k2.reason, k2.topic, k2.partition, k2.offset and k2.time (UTC, ISO 8601;
+milliseconds since 1970 outside the years 1 to 9999). Its k2.run stays that of the message.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final, Protocol, cast
 
-from k2cli.errors import ConfigError, NotFound
+from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.flow import Observer, Reject
 from k2cli.ingestion.kafka.consumer import Message
 from k2cli.ingestion.kafka.producer import RUN_HEADER, Header, TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics
-from k2cli.iso import iso_utc
+from k2cli.iso import iso_utc_ms
 from k2cli.rejects import RejectLog
 
 SUFFIX: Final = ".dlq"
@@ -56,7 +55,7 @@ class DeadLetter:
             "topic": message.topic(),
             "partition": message.partition(),
             "offset": message.offset(),
-            "time": as_time(message.timestamp()[1]),
+            "time": iso_utc_ms(message.timestamp()[1]),
         }
         theirs = [(key, value) for key, value in self.given if not is_added(key)]
         return [*theirs, *((PREFIX + key, str(value).encode()) for key, value in ours.items())]
@@ -104,11 +103,6 @@ def take_headers(message: Message) -> list[Header] | None:
         return None
 
 
-def as_time(time_ms: int) -> str:
-    """Write UTC milliseconds as k2 writes times."""
-    return iso_utc(datetime.fromtimestamp(time_ms / 1000, tz=UTC), "milliseconds")
-
-
 def is_added(header: str) -> bool:
     """Tell by its key whether a header of a dead letter is none of the message that it was."""
     return header.startswith(PREFIX) and header != RUN_HEADER
@@ -131,7 +125,8 @@ def dead_letter_config(topics: Topics, source: str) -> dict[str, str]:
 class DeadLetterTopics:
     """Sends dead letters to the topic of each message's topic, which is made with the first one.
 
-    What that topic refuses, a message that is too large for instance, goes to `refuge`.
+    What that topic refuses, a message that is too large for instance, goes to `refuge`, and so do
+    all dead letters of a topic that cannot be created or written.
     """
 
     def __init__(
@@ -144,15 +139,21 @@ class DeadLetterTopics:
         self._made: set[str] = set()
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Send dead letters; the brokers hold them when this returns."""
-        refused = self._send(letters)
-        if len(letters) > 1:  # a batch is refused as a whole: once more, each by itself
-            refused = {
-                place: why for place in refused for why in self._send([letters[place]]).values()
-            }
+        """Send dead letters, or keep them in the refuge; they are durable when this returns."""
+        sources = {letter.message.topic() or "" for letter in letters}
+        unusable = {source: why for source in sources if (why := self._prepare(source))}
+        refused: dict[int, str] = {}
+        sent: list[int] = []
+        for place, letter in enumerate(letters):
+            why = unusable.get(letter.message.topic() or "")
+            if why is None:
+                sent.append(place)
+            else:
+                refused[place] = why
+        refused |= self._send_all(letters, sent)
         if refused:
-            self._refuge.write([letters[place] for place in refused])
-        for place, reason in refused.items():
+            self._refuge.write([letters[place] for place in sorted(refused)])
+        for place, reason in sorted(refused.items()):
             message = letters[place].message
             self._observe(
                 "dead_letter_refused",
@@ -164,29 +165,55 @@ class DeadLetterTopics:
                 kept_in=str(self._refuge),
             )
 
-    def _send(self, letters: Sequence[DeadLetter]) -> Mapping[int, str]:
-        """Send dead letters; return which of them are refused, and why."""
-        refused: dict[int, str] = {}
-        for place, letter in enumerate(letters):
-            message = letter.message
-            source = message.topic() or ""
-            topic = dead_letter_topic(source)
-            if topic not in self._made:
-                self._create(topic, source)
-                self._made.add(topic)
-            self._writer.offer(
-                topic,
-                message.key(),
-                message.value(),
-                letter.headers(),
-                partial(refused.__setitem__, place),
-            )
-        self._writer.flush()
-        return dict(sorted(refused.items()))
+    def _send_all(self, letters: Sequence[DeadLetter], places: Sequence[int]) -> dict[int, str]:
+        """Send some of the letters; return which of them are refused, and why."""
+        refused = self._send(letters, places)
+        if len(places) > 1:  # a batch is refused as a whole: once more, each by itself
+            each = [self._send(letters, [place]) for place in sorted(refused)]
+            refused = {place: why for some in each for place, why in some.items()}
+        return refused
 
-    def _create(self, topic: str, source: str) -> None:
-        config = dead_letter_config(self._topics, source)
-        self._topics.create(topic, partitions=1, replication=None, config=config)
+    def _send(self, letters: Sequence[DeadLetter], places: Sequence[int]) -> dict[int, str]:
+        refused: dict[int, str] = {}
+        try:
+            for place in places:
+                message = letters[place].message
+                self._writer.offer(
+                    dead_letter_topic(message.topic() or ""),
+                    message.key(),
+                    message.value(),
+                    letters[place].headers(),
+                    partial(refused.__setitem__, place),
+                )
+            self._writer.flush()
+        except (BadData, ConfigError) as exc:  # of the producer: it takes nothing any more
+            return dict.fromkeys(places, str(exc))
+        return refused
+
+    def _prepare(self, source: str) -> str | None:
+        """Create the topic of a topic's dead letters, if it is new; return why it cannot be had.
+
+        What is refused is tried again with the next dead letters: rights may be granted meanwhile.
+        """
+        topic = dead_letter_topic(source)
+        if topic in self._made:
+            return None
+        try:
+            config = dead_letter_config(self._topics, source)
+            self._topics.create(topic, partitions=1, replication=None, config=config)
+        except (BadData, ConfigError) as exc:
+            if not self._exists(topic):
+                return str(exc)
+        self._made.add(topic)
+        return None
+
+    def _exists(self, topic: str) -> bool:
+        """Return whether a topic exists that k2 may not create."""
+        try:
+            self._topics.describe([topic])
+        except (BadData, ConfigError, NotFound):
+            return False
+        return True
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from k2cli.ingestion.kafka.vendor import (
     translated,
     unreachable,
 )
+from k2cli.iso import moment_of
 
 RECEIPT: Final = f"{PREFIX}replayed"
 _GROUP: Final = "k2-dlq"  # of the client; it never joins nor commits
@@ -52,6 +53,7 @@ _FIXED: Final = {
 }
 _PREFETCH_KBYTES: Final = 16 << 10
 _SPAN_FACTOR: Final = 4
+_LARGEST: Final = (1 << 63) - 1  # Kafka's numbers have 64 bits
 _BATCH_ROWS: Final = 10_000
 
 
@@ -62,12 +64,15 @@ class OffsetSet:
         """Read ranges such as 0-16,18.
 
         Raises:
-            ValueError: these are none.
+            ValueError: the text has something else, or numbers beyond 64 bits.
         """
         self.ranges: Final[list[tuple[int, int]]] = []  # ascending, none touches the next
         for part in text.split(",") if text else ():
-            first, _, last = part.partition("-")
-            self.add(int(first), int(last or first))
+            begin, _, end = part.partition("-")
+            first, last = _offset(begin), _offset(end or begin)
+            if first > last:
+                raise ValueError(f"invalid range: {first}-{last}")
+            self.add(first, last)
 
     def __str__(self) -> str:
         """Write the ranges."""
@@ -104,11 +109,35 @@ class OffsetSet:
         return is_in
 
 
+def _offset(text: str) -> int:
+    """Read an offset, or another number that Kafka has.
+
+    Raises:
+        ValueError: it is not one, or beyond 64 bits.
+    """
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"invalid number: {text!r}")
+    number = int(text)
+    if number > _LARGEST:
+        raise ValueError(f"invalid number, beyond 64 bits: {text}")
+    return number
+
+
 class LetterPlace(NamedTuple):
     """Where a letter stands on the topic of dead letters."""
 
     partition: int
     offset: int
+
+    @classmethod
+    def parse(cls, text: str) -> "LetterPlace":
+        """Read what `str` writes: 0/17.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        partition, _, offset = text.partition("/")
+        return cls(_offset(partition), _offset(offset))
 
     def __str__(self) -> str:
         """Write it as users do."""
@@ -313,7 +342,7 @@ def list_letters(box: LetterBox, spool: Path, *, newest: int | None) -> pa.Table
     """List letters, the newest last, without their values.
 
     The rows lie in the file `spool`, not in memory, and are gone with it. The last column tells
-    whether the letter was replayed.
+    whether the letter was replayed. Times outside the years 1 to 9999 are null.
     """
     rows: list[tuple[object, ...]] = []
     with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_file(sink, _LISTED) as writer:
@@ -342,7 +371,7 @@ def list_letters(box: LetterBox, spool: Path, *, newest: int | None) -> pa.Table
 def _row(letter: Letter) -> tuple[object, ...]:
     return (
         str(letter.place),
-        letter.time_ms,
+        None if moment_of(letter.time_ms * 1000) is None else letter.time_ms,
         letter.reason or None,
         letter.topic,
         letter.partition,
@@ -391,4 +420,8 @@ def _receipt(ours: Mapping[str, str]) -> OffsetSet | None:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() else None
+    """Read a number of a record; None: it is not one, or beyond 64 bits."""
+    try:
+        return _offset(text or "")
+    except ValueError:
+        return None

@@ -1,7 +1,8 @@
 """Values of messages to rows: which schema, which rows, and what is none."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -15,10 +16,11 @@ from k2cli.codec.upgrade import USUAL, Facts, Origin
 from k2cli.columns import joined
 from k2cli.errors import BadData, NotFound
 from k2cli.flow import Observer
-from k2cli.ingestion.kafka.registry import Registry, subject_of
+from k2cli.ingestion.kafka.registry import NotYet, Registry, subject_of
 from k2cli.records import RecordKind
 
 _LOOK_AGAIN_S: Final = 5.0
+_ASK_S: Final = 0.5  # for the schemas of one read: the group and signals must not wait for longer
 _NOT_BYTES: Final = b""
 # Whatever a decoder raises for some body, one message must not stop the others.
 _FAILURES: Final = (
@@ -32,6 +34,13 @@ _FAILURES: Final = (
     ValueError,
     pa.ArrowException,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedMessages(Decoded):
+    """The first of some messages; the others wait for the registry to answer."""
+
+    count: int  # how many of them were decoded or rejected
 
 
 class MessageReader:
@@ -65,10 +74,11 @@ class MessageReader:
         values: Sequence[bytes | None],
         partitions: npt.NDArray[np.int64],
         offsets: npt.NDArray[np.int64],
-    ) -> Decoded:
+    ) -> DecodedMessages:
         """Decode values, in their order; `platform_sequence` becomes the offset of each.
 
-        What is no record of the kind is a reject with its place in `values` and the reason.
+        What is no record of the kind is a reject with its place in `values` and the reason. The
+        registry is asked for half a second, then `count` tells where to begin the next time.
 
         Raises:
             Unavailable: the registry does not tell a schema.
@@ -77,34 +87,51 @@ class MessageReader:
         origin = self._origin(partitions, offsets)
         parts: list[tuple[pa.RecordBatch, npt.NDArray[np.int64]]] = []
         rejects: list[tuple[int, str]] = []
+        count = len(values)
+        deadline = time.monotonic() + _ASK_S
         for header, places in _by_header(values).items():
-            decoder = self._decoder(header)
+            try:
+                decoder = self._decoder(header, deadline)
+            except NotYet:
+                count = int(places[0])
+                parts = [_first(part, count) for part in parts]
+                break
             if isinstance(decoder, str):
-                rejects += [(place, _value_reason(values[place]) or decoder) for place in places]
+                rejects += [
+                    (place, _value_reason(values[place]) or decoder) for place in places.tolist()
+                ]
                 continue
-            bodies = [(values[place] or _NOT_BYTES)[HEADER_BYTES:] for place in places]
-            taken = np.asarray(places, dtype=np.int64)
-            part = self._decode(decoder, bodies, origin.take(taken))
-            parts.append((part.rows, taken[part.places]))
-            rejects += [(places[place], reason) for place, reason in part.rejects]
+            bodies = [(value or _NOT_BYTES)[HEADER_BYTES:] for value in _taken(values, places)]
+            part = self._decode(decoder, bodies, origin.take(places))
+            parts.append((part.rows, places[part.places]))
+            rejects += [(int(places[place]), reason) for place, reason in part.rejects]
         rows, places_taken = self._in_order(parts)
-        return Decoded(
+        return DecodedMessages(
             rows=self._numbered(rows, offsets[places_taken]),
             places=places_taken,
-            rejects=sorted(rejects),
+            rejects=sorted(each for each in rejects if each[0] < count),
+            count=count,
         )
 
-    def _decoder(self, header: bytes) -> KindDecoder | str:
-        """Return what decodes messages with this header, or why nothing does."""
+    def _decoder(self, header: bytes, deadline: float) -> KindDecoder | str:
+        """Return what decodes messages with this header, or why nothing does.
+
+        Raises:
+            NotYet: the time for questions is over, or the registry may not be up to date yet.
+        """
         if header in self._decoders:
             return self._decoders[header]
         if len(header) < HEADER_BYTES or header[0] != MAGIC:
             return "not in the wire format of a schema registry"
         schema_id = int.from_bytes(header[1:])
+        if time.monotonic() > deadline:
+            raise NotYet(f"schema {schema_id} was not asked for yet")
         try:
             schema = self._registry.schema(schema_id)
             self._refresh()
             found = KindDecoder(schema, self._kind, self._facts)
+        except NotYet:
+            raise
         except (BadData, ValueError, NotFound) as exc:
             return f"schema id {schema_id}: {exc}"  # asked again: it may be there next time
         self._decoders[header] = found
@@ -177,14 +204,28 @@ class MessageReader:
         return rows.set_column(place, rows.schema.field(place), pa.array(offsets))
 
 
-def _by_header(values: Sequence[bytes | None]) -> Mapping[bytes, Sequence[int]]:
+def _first(
+    part: tuple[pa.RecordBatch, npt.NDArray[np.int64]], count: int
+) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
+    """Keep the rows of the first so many values."""
+    rows, places = part
+    is_first = places < count
+    return rows.filter(pa.array(is_first)), places[is_first]
+
+
+def _by_header(values: Sequence[bytes | None]) -> Mapping[bytes, npt.NDArray[np.int64]]:
+    """Group values by what they begin with; return the indexes of each group."""
     headers = [(value or _NOT_BYTES)[:HEADER_BYTES] for value in values]
     if len(set(headers)) == 1:  # as nearly always
-        return {headers[0]: range(len(headers))}
+        return {headers[0]: np.arange(len(headers))}
     groups: dict[bytes, list[int]] = {}
     for place, header in enumerate(headers):
         groups.setdefault(header, []).append(place)
-    return groups
+    return {header: np.array(places) for header, places in groups.items()}
+
+
+def _taken(values: Sequence[bytes | None], places: npt.NDArray[np.int64]) -> Iterable[bytes | None]:
+    return values if len(places) == len(values) else (values[place] for place in places.tolist())
 
 
 def _value_reason(value: bytes | None) -> str | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from k2cli.codec.encode import encode_messages
-from k2cli.errors import BadData, K2Error
+from k2cli.errors import BadData, ConfigError, K2Error
 from k2cli.flow import Observer
 from k2cli.ingestion.kafka.vendor import (
     FATAL,
@@ -131,7 +131,7 @@ class TopicWriter:
         headers: Sequence[Header],
         on_refused: Callable[[str], None],
     ) -> None:
-        """Queue one message that may be refused, because it is too large for instance.
+        """Queue one message that may be refused: it is too large, or k2 may not write there.
 
         That is not an error: `on_refused` is called with the reason, now or before `flush`
         returns.
@@ -146,7 +146,7 @@ class TopicWriter:
         )
         try:
             self._queue(topic, produce)
-        except BadData as exc:
+        except (BadData, ConfigError) as exc:
             cause = exc.__cause__
             if not isinstance(cause, KafkaException) or not is_refusal(cause.args[0]):
                 raise

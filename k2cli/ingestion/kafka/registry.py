@@ -45,7 +45,6 @@ _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
 _INVALID: Final = 422
 _UNKNOWN: Final = range(40400, 40500)  # codes of a registry that does not know what was asked for
-_ASK_AGAIN_S: Final = 0.25
 _WAIT_AGAIN_S: Final = 60.0
 _UNKNOWN_S: Final = 5.0  # for so long an id that is not known is not asked for again
 _MOST_UNKNOWN: Final = 10_000
@@ -78,6 +77,10 @@ class SubjectInfo:
     compatibility: str
 
 
+class NotYet(NotFound):
+    """A schema that the registry does not know, but may know in a moment."""
+
+
 class Registry:
     """A schema registry. Made by `open_registry`, which also closes it."""
 
@@ -102,7 +105,7 @@ class Registry:
         self._schemas: dict[int, Mapping[str, Any]] = {}
         self._unknown: dict[int, float] = {}  # ids, and when they were asked for
         self._patience_s = patience_s
-        self._waited_at = -math.inf  # monotonic
+        self._waits_since = -math.inf  # monotonic
 
     def check(self) -> None:
         """Ask for something small.
@@ -117,6 +120,7 @@ class Registry:
         """Return the Avro schema with an id.
 
         Raises:
+            NotYet: the registry does not know the id, but may soon: ask again in a moment.
             NotFound: the registry does not know the id.
             BadData: it is not an Avro schema.
         """
@@ -125,7 +129,7 @@ class Registry:
             asked_at = self._unknown.get(schema_id, -math.inf)
             if time.monotonic() - asked_at < _UNKNOWN_S:
                 raise NotFound(f"the schema registry does not know schema {schema_id}")
-            of, text = self._patiently(schema_id)
+            of, text = self._fetch_known(schema_id)
             found = self._schemas[schema_id] = _avro(of, text, f"schema {schema_id}")
         return found
 
@@ -138,21 +142,20 @@ class Registry:
                 found.schema_str, str
             )
 
-    def _patiently(self, schema_id: int) -> tuple[str, str]:
-        """Fetch a schema; ask again for one that is not known, but not often."""
-        began = time.monotonic()
-        is_patient = began - self._waited_at > _WAIT_AGAIN_S
-        while True:
-            try:
-                return self._fetch(schema_id)
-            except NotFound:
-                if not is_patient or time.monotonic() - began > self._patience_s:
-                    if len(self._unknown) >= _MOST_UNKNOWN:
-                        self._unknown.clear()
-                    self._unknown[schema_id] = time.monotonic()
-                    raise
-            self._waited_at = time.monotonic()
-            time.sleep(_ASK_AGAIN_S)
+    def _fetch_known(self, schema_id: int) -> tuple[str, str]:
+        """Fetch a schema; remember for a while if the registry does not know it."""
+        try:
+            return self._fetch(schema_id)
+        except NotFound as exc:
+            now = time.monotonic()
+            if now - self._waits_since > _WAIT_AGAIN_S:
+                self._waits_since = now
+            if now - self._waits_since < self._patience_s:
+                raise NotYet(str(exc)) from exc
+            if len(self._unknown) >= _MOST_UNKNOWN:
+                self._unknown.clear()
+            self._unknown[schema_id] = now
+            raise
 
     def register(self, subject: str, avro: Any) -> int:
         """Register a schema under a subject, if it is not there yet; return its id.
@@ -340,7 +343,7 @@ def open_registry(
     """Open a registry that has `timeout_s` for an answer. Nothing is asked of it yet.
 
     One that has just come up may not know yet what it has: for `patience_s`, and once a minute at
-    most, it is asked again for a schema.
+    most, a schema that it does not know is `NotYet`.
 
     Raises:
         ConfigError: none is set up, or a setting is wrong.

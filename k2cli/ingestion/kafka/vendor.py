@@ -71,6 +71,8 @@ _REFUSED_MESSAGE: Final = frozenset(  # by the broker or the client, and every t
         KafkaError.MSG_SIZE_TOO_LARGE,
         KafkaError.POLICY_VIOLATION,
         KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_EXCEPTION,
     }
 )
 _SETTLE_S: Final = 0.05
@@ -154,7 +156,7 @@ def translate(what: str, error: KafkaError, kafka: Mapping[str, str]) -> K2Error
 
 
 def is_refusal(error: KafkaError) -> bool:
-    """Tell whether a message was refused for a reason of its own, and always will be."""
+    """Return whether a message was refused for a reason of its own or of its topic, for good."""
     return error.code() in _REFUSED_MESSAGE
 
 
