@@ -27,6 +27,7 @@ from k2cli.commands.options import (
     LogFileSizeOpt,
     LogFormatOpt,
     LogLevelOpt,
+    MaxRejectBytesOpt,
     MetricsOpt,
     RegistryOpt,
     SummaryOpt,
@@ -166,6 +167,7 @@ def consume(
             show_default=False,
         ),
     ] = None,
+    max_reject_bytes: MaxRejectBytesOpt = None,
     currency: Annotated[
         str, typer.Option("--currency", help="For records of the v1 schemas, which have none.")
     ] = _CURRENCY,
@@ -252,6 +254,7 @@ def consume(
                 rejects or _rejects_file(config),
                 None if rejects else options,
                 timeout_s=timeout_s,
+                max_reject_bytes=max_reject_bytes,
                 observe=observe,
             ),
             policy=policy,
@@ -420,6 +423,7 @@ def _open_outlets(
     kafka: "Mapping[str, str] | None",
     *,
     timeout_s: float,
+    max_reject_bytes: int | None,
     observe: Observer,
 ) -> "Outlets":
     """Open the file for rejects, which takes the dead letters too that no topic takes.
@@ -428,7 +432,7 @@ def _open_outlets(
     """
     from k2cli.consuming import Outlets
     from k2cli.ingestion.kafka.deadletters import DeadLetterFile, open_dead_letter_topics
-    from k2cli.rejects import RejectLog
+    from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
     log = stack.enter_context(RejectLog(rejects))
     letters: DeadLetters = DeadLetterFile(log)
@@ -436,4 +440,9 @@ def _open_outlets(
         letters = stack.enter_context(
             open_dead_letter_topics(kafka, refuge=letters, timeout_s=timeout_s, observe=observe)
         )
-    return Outlets(tables=tables, letters=letters, rejects=log)
+    return Outlets(
+        tables=tables,
+        letters=letters,
+        rejects=log,
+        max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
+    )
