@@ -97,7 +97,9 @@ class ParquetSource(CsvSource):
             self._raw, metadata=about.metadata, read_dictionary=texts, buffer_size=_BUFFER
         )
         try:
-            for batch in file.iter_batches(_rows_at_once(about.metadata, names), columns=names):
+            for batch in file.iter_batches(
+                _rows_at_once(about.metadata, len(names)), columns=names
+            ):
                 places = [batch.schema.get_field_index(name) for name in names]
                 columns = [_checked(batch.column(place)) for place in places]
                 yield from self._parts(pa.RecordBatch.from_arrays(columns, names))
@@ -202,16 +204,14 @@ def _used(columns: Columns) -> tuple[list[int], Columns]:
     )
 
 
-def _rows_at_once(metadata: pq.FileMetaData, names: Sequence[str]) -> int:
-    """Return how many rows to read so that neither values nor bytes are too many."""
-    wanted = set(names)
-    paths = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
-    leaves = [at for at, path in enumerate(paths) if {path, path.partition(".")[0]} & wanted]
-    widest = 1
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        size = sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
-        widest = max(widest, size // max(group.num_rows, 1))
-    return max(min(_ROWS, _CELLS // len(names), _BYTES // widest), 1)
+def _rows_at_once(metadata: pq.FileMetaData, columns: int) -> int:
+    """Return how many rows to read so that neither values nor bytes are too many.
+
+    The size of all columns is taken: Arrow aborts where that of a single one is damaged.
+    """
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
+    return max(min(_ROWS, _CELLS // columns, _BYTES // max(widest, 1)), 1)
 
 
 def _is_text(of: pa.DataType) -> bool:
