@@ -28,8 +28,9 @@ from typing import Annotated, Any, Final, get_args
 import msgspec
 from msgspec import Meta
 
-from k2cli.errors import ConfigError
+from k2cli.errors import ConfigError, NotFound
 from k2cli.nearest import suggestion
+from k2cli.paths import expanded
 from k2cli.redaction import redact_setting
 
 FILE_NAME: Final = "k2.toml"
@@ -197,7 +198,7 @@ class _Found:
 def config_path(env: Mapping[str, str], *, home: Path | None = None) -> Path:
     """Tell where the config file is, or would be."""
     if env.get("K2_CONFIG"):
-        return Path(env["K2_CONFIG"]).expanduser().absolute()
+        return _expanded(env["K2_CONFIG"], "K2_CONFIG")
     return _home(env, home) / FILE_NAME
 
 
@@ -258,7 +259,14 @@ def is_utf8(text: str) -> bool:
 
 
 def _home(env: Mapping[str, str], home: Path | None) -> Path:
-    return (home or Path(env.get("K2_HOME") or "~/.k2")).expanduser().absolute()
+    return _expanded(home or env.get("K2_HOME") or "~/.k2", "--home or K2_HOME")
+
+
+def _expanded(path: str | Path, setting: str) -> Path:
+    try:
+        return expanded(path).absolute()
+    except NotFound as exc:
+        raise ConfigError(str(exc), hint=f"set {setting} to a full path") from exc
 
 
 def _origin(option: str, value: object, variable: str, env: Mapping[str, str]) -> str:

@@ -37,7 +37,7 @@ from k2cli.ingestion.kafka.deadletters import DeadLetter, DeadLetters, dead_lett
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.topics import IdentityRequest, Place, TopicIdentity
 from k2cli.records import KINDS, RecordKind
-from k2cli.rejects import RejectLog
+from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 from k2cli.sinks import ConflictReport, report_commit
 from k2cli.storage.append import Commit, SourcePosition
 from k2cli.storage.offsets import (
@@ -109,6 +109,7 @@ class Outlets:
     tables: Tables
     letters: DeadLetters  # messages that cannot be decoded
     rejects: RejectLog  # rows whose id is stored with other values
+    max_reject_bytes: int = MAX_REJECT_BYTES  # of the file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +177,7 @@ class Consumption:
         self._tables = outlets.tables
         self._letters = outlets.letters
         self._rejects = outlets.rejects
+        self._max_reject_bytes = outlets.max_reject_bytes
         self._conflicts = ConflictReport(observe)
         self._policy = policy
         self._observe = observe
@@ -415,6 +417,7 @@ class Consumption:
         """Make what was read durable, the dead letters first. Runs in the commit's thread."""
         pending = self._attributed(read)
         if pending.letters:
+            self._rejects.check_size(self._max_reject_bytes)
             self._patiently(
                 "dead_letters_unavailable", lambda: self._letters.write(pending.letters)
             )

@@ -5,6 +5,7 @@ committed is a file, not an interval.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ import pyarrow as pa
 from k2cli.config import is_utf8
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
 from k2cli.flow import Batch
+from k2cli.paths import expanded
 from k2cli.records import RecordKind
-from k2cli.rejects import RejectLog
+from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 from k2cli.sinks import ConflictReport
 from k2cli.storage.lake import Lake
 from k2cli.storage.loads import STDIN
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".csv.zst", ".zip")
 _PERCENT: Final = 100
+_SUM_BYTES: Final = 4096  # of a .CHECKSUM file; the sum is its first word
 _LEAST_ID: Final = 4  # characters that name a load
 _TO_FIND: Final = ["load", "loaded_at", "path", "exchange", "symbol", "duplicates"]
 
@@ -55,6 +58,7 @@ class LoadPolicy:
     rejects: RejectLog
     conflicts: ConflictReport
     allowance: Allowance
+    max_reject_bytes: int = MAX_REJECT_BYTES  # of the file of rejects
     is_forced: bool = False  # load again what was loaded before; store no row twice
     is_repeating: bool = False  # store rows without ids once more
     is_following: bool = False  # load only complete lines, and those that were not loaded before
@@ -176,11 +180,12 @@ def find_files(
     Raises:
         UsageError: the path of a file is not UTF-8, as those in the tables' history are.
         NotFound: a file does not exist, or a folder or glob has no match.
+        UsageError: a glob is not a valid pattern.
         ConfigError: no permission to look.
     """
     found: dict[Path, None] = {}
     for word in words:
-        path = Path(word).expanduser()
+        path = expanded(word)
         try:
             if path.is_dir():
                 matches = _in_folder(path, suffixes, is_following=is_following, on_skip=on_skip)
@@ -228,7 +233,10 @@ def _in_folder(
 
 
 def _in_glob(path: Path, on_skip: Callable[[Path, str], None]) -> list[Path]:
-    found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    try:
+        found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    except (ValueError, IndexError, NotImplementedError, re.error) as exc:
+        raise UsageError(f"{path} is not a valid pattern: {exc}") from exc
     return [each for each in found if not each.is_dir() and _is_regular(each, on_skip)]
 
 
@@ -251,12 +259,19 @@ def check_digest(file: FileToLoad) -> None:
 
     Raises:
         BadData: there is none, or it names another sum.
+        ConfigError: it cannot be read.
     """
     path = Path(file.path)
     beside = path.with_name(f"{path.name}.CHECKSUM")
-    if not beside.is_file():
-        raise BadData(f"{path} has no {beside.name} beside it", hint="fetch it, or drop --checksum")
-    words = beside.read_text(encoding="utf-8", errors="replace").split()
+    try:
+        if not beside.is_file():
+            raise BadData(
+                f"{path} has no {beside.name} beside it", hint="fetch it, or drop --checksum"
+            )
+        with beside.open("rb") as sums:
+            words = sums.read(_SUM_BYTES).decode(errors="replace").split()
+    except OSError as exc:
+        raise ConfigError(f"{beside} cannot be read: {exc.strerror}") from exc
     if not words or words[0].lower() != file.reader.hash():
         raise BadData(f"{path} does not match {beside.name}", hint="fetch the file again")
 
@@ -273,7 +288,8 @@ def pump_file(
     `sums` counts what was read, even of a file that fails.
 
     Raises:
-        BadData: more rejects than allowed, or the file cannot be read to its end.
+        BadData: more rejects than allowed, the file of rejects is full, or the file cannot be read
+            to its end.
     """
     rejects, allowance = policy.rejects, policy.allowance
     first = ""
@@ -282,6 +298,7 @@ def pump_file(
         sums.rejects += len(batch.rejects)
         if batch.rejects:
             first = first or f"line {batch.rejects[0].position}: {batch.rejects[0].reason}"
+            rejects.check_size(policy.max_reject_bytes)  # other files may have filled it
             rejects.write([replace(reject, file=file.path) for reject in batch.rejects])
         for _, rows in batch.rows:
             sums.rows += rows.num_rows
@@ -289,6 +306,8 @@ def pump_file(
         on_batch(batch)
         if allowance.percent is None and allowance.is_exceeded(sums.rejects, sums.lines):
             break
+        if batch.rejects:
+            rejects.check_size(policy.max_reject_bytes)
     rejects.sync()
     if allowance.is_exceeded(sums.rejects, sums.lines):
         what = "line" if sums.rejects == 1 else "lines"
@@ -336,7 +355,7 @@ def find_load(lake: Lake, word: str) -> FoundLoad:
         NotFound: no table's log has such a load.
         UsageError: several loads have ids that start like this.
     """
-    path = STDIN if word == STDIN else str(Path(word).expanduser().absolute())
+    path = STDIN if word == STDIN else str(expanded(word).absolute())
     entries = [
         (kind, entry)
         for kind in lake.kinds()

@@ -19,11 +19,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from k2cli.errors import ConfigError, Unavailable
+from k2cli.errors import BadData, ConfigError, Unavailable
 from k2cli.files import make_folder, opener, refuse_dangling_link
 from k2cli.flow import Reject
 from k2cli.iso import iso_utc_us
 
+MAX_REJECT_BYTES: Final = 10**9  # of a file of rejects, unless an option sets another limit
 _BUFFER_BYTES: Final = 64 * 1024
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -67,6 +68,14 @@ class RejectLog:
     def unwritten(self) -> int:
         """How many rejects were taken over that the file has not, or not as a whole."""
         return self._unwritten.count(b"\n")
+
+    def check_size(self, most: int) -> None:
+        """Raise BadData if the file, once this run wrote to it, has more bytes than these."""
+        if self.size_bytes > most:
+            raise BadData(
+                f"{self.path} has {self.size_bytes:,} bytes of rejects; allowed are {most:,}",
+                hint=f"move {self.path} away, or raise --max-reject-bytes",
+            )
 
     def write(self, rejects: Sequence[Reject]) -> None:
         """Append rejects, a line each; none of them if an earlier one could not be written."""

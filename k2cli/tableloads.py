@@ -80,13 +80,22 @@ class _Loading:
     key: FileKey | None = None
     complete: CompleteFile | None = None  # read to its end, and not committed yet
     is_new: bool = True
-    is_settled: bool = False  # committed
+    is_stored: bool = False
     fault: BadData | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether the outcome is not known yet."""
         return self.is_new and self.fault is None
+
+    def settle(self, stowed: Stowed) -> None:
+        """Count what was stored of it."""
+        sums, self.is_stored = self.sums, True
+        sums.rows, sums.duplicates, sums.conflicts = (
+            stowed.rows,
+            stowed.duplicates,
+            stowed.conflicts,
+        )
 
     def outcome(self) -> Outcome:
         """Return what it came to."""
@@ -111,15 +120,16 @@ class _TableLoader:
         An interruption is raised when the outcomes of all that is committed were yielded.
 
         Raises:
-            K2Error: see `load_into_tables`; the outcomes of the files before were yielded.
+            K2Error: see `load_into_tables`; the outcomes of the files that were stored, skipped or
+                refused before were yielded.
         """
         loadings = [_Loading(file=file) for file in group]
         interruption = None
         try:
-            self._load_group(loadings)
-        except KeyboardInterrupt as exc:
+            self._load_all(loadings)
+        except (K2Error, KeyboardInterrupt) as exc:
             interruption = exc
-            loadings = [each for each in loadings if each.is_settled or not each.is_open]
+            loadings = [each for each in loadings if each.is_stored or not each.is_open]
         with self._policy.held():
             for loading in loadings:
                 yield loading.outcome()
@@ -128,7 +138,7 @@ class _TableLoader:
         if self._error is not None:
             raise self._error
 
-    def _load_group(self, loadings: list[_Loading]) -> None:
+    def _load_all(self, loadings: list[_Loading]) -> None:
         self._done = set()
         self._find_newest(loadings)
         self._each(loadings, self._identify)
@@ -224,7 +234,8 @@ class _TableLoader:
                 with self._policy.held():
                     snapshot_id = target.commit(entry, key=key, after=loading.newest)
                     loading.is_new = snapshot_id is not None
-                    self._settle(loading, target.stowed)
+                    loading.settle(target.stowed)
+                    self._report(loading, target.stowed)
             else:
                 lines = Lines(file.kind, (name,))
                 loading.complete = CompleteFile(
@@ -253,17 +264,14 @@ class _TableLoader:
             loading.is_new = stowed is not None
             loading.complete = None
             if stowed is not None:
-                self._settle(loading, stowed)
+                loading.settle(stowed)
+        for (loading, _), stowed in zip(left, outcomes, strict=True):
+            if stowed is not None:
+                self._report(loading, stowed)
 
-    def _settle(self, loading: _Loading, stowed: Stowed) -> None:
-        """Count and report what was stored of a file."""
-        loading.is_settled = True
-        sums, policy, kind = loading.sums, self._policy, loading.file.kind
-        sums.rows, sums.duplicates, sums.conflicts = (
-            stowed.rows,
-            stowed.duplicates,
-            stowed.conflicts,
-        )
+    def _report(self, loading: _Loading, stowed: Stowed) -> None:
+        """Report rows whose id is stored with other values."""
+        policy, kind = self._policy, loading.file.kind
         if loading.is_new and stowed.conflicts:
             found = policy.conflicts.report(kind, stowed.conflicts, stowed.examples)
             policy.rejects.write([replace(each, file=loading.file.path) for each in found])

@@ -27,6 +27,7 @@ from k2cli.commands.options import (
     LogFileSizeOpt,
     LogFormatOpt,
     LogLevelOpt,
+    MaxRejectBytesOpt,
     MetricsOpt,
     RegistryOpt,
     SummaryOpt,
@@ -169,6 +170,7 @@ def consume(
             callback=checked_file,
         ),
     ] = None,
+    max_reject_bytes: MaxRejectBytesOpt = None,
     currency: Annotated[
         str, typer.Option("--currency", help="For records of the v1 schemas, which have none.")
     ] = _CURRENCY,
@@ -253,6 +255,7 @@ def consume(
                 None if rejects else options,
                 run=config.run,
                 timeout_s=timeout_s,
+                max_reject_bytes=max_reject_bytes,
                 observe=observe,
             ),
             policy=policy,
@@ -423,6 +426,7 @@ def _open_outlets(
     *,
     run: str,
     timeout_s: float,
+    max_reject_bytes: int | None,
     observe: Observer,
 ) -> "Outlets":
     """Open the file for rejects, which takes the dead letters too that no topic takes.
@@ -431,7 +435,7 @@ def _open_outlets(
     """
     from k2cli.consuming import Outlets
     from k2cli.ingestion.kafka.deadletters import DeadLetterFile, open_dead_letter_topics
-    from k2cli.rejects import RejectLog
+    from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
     log = stack.enter_context(RejectLog(rejects, run=run))
     letters: DeadLetters = DeadLetterFile(log)
@@ -439,4 +443,9 @@ def _open_outlets(
         letters = stack.enter_context(
             open_dead_letter_topics(kafka, refuge=letters, timeout_s=timeout_s, observe=observe)
         )
-    return Outlets(tables=tables, letters=letters, rejects=log)
+    return Outlets(
+        tables=tables,
+        letters=letters,
+        rejects=log,
+        max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
+    )

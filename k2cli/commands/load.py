@@ -22,6 +22,7 @@ from k2cli.commands.options import (
     KafkaOpt,
     LinesOpt,
     LogLevelOpt,
+    MaxRejectBytesOpt,
     OutputOpt,
     RegistryOpt,
     SummaryOpt,
@@ -254,6 +255,7 @@ def load_csv(
         ),
     ] = None,
     max_rejects: MaxRejectsOpt = "0",
+    max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
     summary: SummaryOpt = output.Summary.TEXT,
@@ -316,6 +318,7 @@ def load_csv(
         to=None if dry_run else to,
         rejects=rejects or config.home / "rejects" / "load-csv.ndjson",
         max_rejects=max_rejects,
+        max_reject_bytes=max_reject_bytes,
         summary=summary,
         is_checking=checksum,
         is_following=follow_appends,
@@ -369,6 +372,7 @@ def load_parquet(
         ),
     ] = None,
     max_rejects: MaxRejectsOpt = "0",
+    max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
     summary: SummaryOpt = output.Summary.TEXT,
@@ -415,6 +419,7 @@ def load_parquet(
         to=None if dry_run else to,
         rejects=rejects or config.home / "rejects" / "load-parquet.ndjson",
         max_rejects=max_rejects,
+        max_reject_bytes=max_reject_bytes,
         summary=summary,
         is_forced=force,
         is_repeating=allow_duplicates,
@@ -536,6 +541,7 @@ class _Run:
     to: LoadTo | None  # None: a dry run
     rejects: Path
     max_rejects: str
+    max_reject_bytes: int | None
     summary: output.Summary
     is_checking: bool = False
     is_following: bool = False
@@ -551,7 +557,7 @@ class _Run:
             BadData: some of the files were not loaded.
         """
         from k2cli.loading import LoadPolicy
-        from k2cli.rejects import RejectLog
+        from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
         from k2cli.sinks import ConflictReport
 
         started = time.monotonic()
@@ -564,6 +570,7 @@ class _Run:
                 rejects=stack.enter_context(rejected),
                 conflicts=ConflictReport(log.on_event),
                 allowance=_allowance(self.max_rejects),
+                max_reject_bytes=self.max_reject_bytes or MAX_REJECT_BYTES,
                 is_forced=self.is_forced,
                 is_repeating=self.is_repeating,
                 is_following=self.is_following,

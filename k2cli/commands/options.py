@@ -209,6 +209,15 @@ DURATION: Final[dict[str, Any]] = {"parser": parse_duration_s, "metavar": "DURAT
 
 SIZE: Final[dict[str, Any]] = {"parser": parse_size_bytes, "metavar": "SIZE"}
 
+MaxRejectBytesOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--max-reject-bytes",
+        help="End with exit code 6 when the rejects file is larger than this.",
+        show_default="1GB",
+        **SIZE,
+    ),
+]
 _LOG_FILE_BYTES: Final = 10_000_000
 LogFileOpt = Annotated[
     Path | None,

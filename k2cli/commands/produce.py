@@ -18,6 +18,7 @@ from k2cli.commands.options import (
     KafkaOpt,
     LinesOpt,
     LogLevelOpt,
+    MaxRejectBytesOpt,
     RegistryOpt,
     SummaryOpt,
     TimeoutOpt,
@@ -50,6 +51,7 @@ def produce(
         int,
         typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
     ] = 0,
+    max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
     summary: SummaryOpt = output.Summary.TEXT,
@@ -77,7 +79,7 @@ def produce(
 
     from k2cli.ingestion.ndjson import read_ndjson
     from k2cli.producing import open_topics
-    from k2cli.rejects import RejectLog
+    from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
     held = kind_of(topic, kind)
     if held is None:
@@ -85,6 +87,7 @@ def produce(
             f"the name of topic {topic} does not tell what it holds",
             hint="--kind trades, or --kind quotes",
         )
+    most_bytes = max_reject_bytes or MAX_REJECT_BYTES
     started = time.monotonic()
     sums: dict[str, int] = {"messages": 0, "rows": 0, "rejects": 0}
     log = RunLog(log_format, log_level, run=config.run)
@@ -103,7 +106,7 @@ def produce(
                 sums["messages"] += batch.messages
                 sums["rejects"] += len(batch.rejects)
                 rejected.write(batch.rejects)
-                if sums["rejects"] > max_rejects:
+                if sums["rejects"] > max_rejects or rejected.size_bytes > most_bytes:
                     break
         finally:  # also what was read before an interrupt
             topics.flush()
@@ -115,6 +118,7 @@ def produce(
                 f"{sums['rejects']} lines are no row; allowed are {max_rejects}",
                 hint=f"see {rejected.path}",
             )
+        rejected.check_size(most_bytes)
 
 
 def _open(file: str) -> AbstractContextManager[BinaryIO]:

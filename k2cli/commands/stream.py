@@ -6,7 +6,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,6 @@ from k2cli.commands.kafka import kafka_settings, produce_options
 from k2cli.commands.options import (
     DURATION,
     LOG_FILE_KEEP,
-    SIZE,
     Address,
     AutoRegisterOpt,
     HomeOpt,
@@ -26,6 +25,7 @@ from k2cli.commands.options import (
     LogFileSizeOpt,
     LogFormatOpt,
     LogLevelOpt,
+    MaxRejectBytesOpt,
     MetricsOpt,
     RegistryOpt,
     SummaryOpt,
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from k2cli.ingestion.binance.client import BinanceStream
     from k2cli.pipeline import Pump
     from k2cli.producing import ProduceOptions
-
-_MAX_REJECT_BYTES: Final = 10**9
 
 stream_app = typer.Typer(help="Stream an exchange's live feed.", no_args_is_help=True)
 
@@ -174,15 +172,7 @@ def binance(
         int | None,
         typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
     ] = None,
-    max_reject_bytes: Annotated[
-        int | None,
-        typer.Option(
-            "--max-reject-bytes",
-            help="End with exit code 6 when the rejects file is larger than this.",
-            show_default="1GB",
-            **SIZE,
-        ),
-    ] = None,
+    max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LogFormatOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
     log_file: LogFileOpt = None,
@@ -219,7 +209,7 @@ def binance(
     return_freed_memory()
     from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
     from k2cli.pipeline import Pump, PumpPolicy
-    from k2cli.rejects import RejectLog
+    from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
     defaults, venue = config.stream, VENUES[market]
     options = StreamOptions(
@@ -247,7 +237,7 @@ def binance(
         flush_interval_s=flush_interval or defaults.flush_interval,
         duration_s=duration,
         max_rejects=max_rejects,
-        max_reject_bytes=max_reject_bytes or _MAX_REJECT_BYTES,
+        max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
     )
     reject_path = rejects or config.home / "rejects" / "stream-binance.ndjson"
     with (

@@ -396,3 +396,10 @@ def test_every_setting_is_documented() -> None:
         assert text
         assert [doc.key for doc in docs] == list(known[name].__struct_fields__)
         assert all(doc.text and doc.example is not None for doc in docs)
+
+
+@pytest.mark.parametrize("name", ["K2_HOME", "K2_CONFIG"])
+def test_a_home_folder_of_nobody_is_an_error_that_names_the_setting(name: str) -> None:
+    with pytest.raises(ConfigError, match="no such home directory") as caught:
+        load_settings({name: "~nosuchuser/k2"})
+    assert name in (caught.value.hint or "")

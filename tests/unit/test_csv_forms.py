@@ -6,6 +6,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -617,3 +619,134 @@ def test_a_broken_parquet_file_is_bad_data(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 but not much more")
     with pytest.raises(BadData, match="is not a Parquet file"):
         read(read_parquet(path, load_layout("generic-trades"), CsvOptions(**OF_FILE)))
+
+
+def test_parquet_text_that_is_not_utf8_is_a_reject(tmp_path: Path) -> None:
+    def texts(*values: bytes) -> pa.Array:
+        lengths = [0, *(len(value) for value in values)]
+        offsets = pa.py_buffer(np.cumsum(lengths).astype(np.int32).tobytes())
+        data = pa.py_buffer(b"".join(values))
+        return pa.Array.from_buffers(pa.string(), len(values), [None, offsets, data])
+
+    table = pa.table(
+        {
+            "timestamp": ["2024-01-01"] * 4,
+            "symbol": texts(b"A", b"\xff\xfe", b"C", b"D"),
+            "price": [1, 2, -3, 4],
+            "size": [1] * 4,
+            "note": texts(b"\xff\xfeqqqq", b"fine", b"\xc3", b"good"),
+        }
+    )
+    rows, rejects, _ = parquet(tmp_path, "generic-trades", table, symbol=None)
+    assert [(row["symbol"], dict(row["vendor_data"])) for row in rows] == [("D", {"note": "good"})]
+    assert [(r.position, r.column, r.code) for r in rejects] == [
+        (1, "note", "bad_encoding"),
+        (2, "symbol", "bad_encoding"),
+        (3, "note", "bad_encoding"),
+    ]
+    assert rb"\xff\xfeqqqq" in rejects[0].raw.replace(rb"\\", b"\\")
+    assert rows[0]["trade_id"].endswith("-4")  # its number in the file
+
+
+def test_parquet_ids_that_are_floats_are_whole_numbers(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "timestamp": [1704067200123.0] * 5,
+            "price": [1.0] * 5,
+            "size": [0.5] * 5,
+            "trade_id": [12345678901.0, None, 2.0**53, 1.5, float("nan")],
+            "volume": [1e10, 1e-7, 1.0, 1.0, 1.0],
+        }
+    )
+    (first, second), rejects, _ = parquet(tmp_path, "generic-trades", table)
+    assert (first["trade_id"], first["source_sequence"]) == ("X-12345678901", 12345678901)
+    assert second["source_sequence"] is None
+    assert [dict(row["vendor_data"])["volume"] for row in (first, second)] == [
+        "10000000000",
+        "0.0000001",
+    ]
+    assert [(r.position, r.column, r.code) for r in rejects] == [
+        (position, "trade_id", "bad_id") for position in (3, 4, 5)
+    ]
+    assert "is a float that is not exact" in rejects[0].reason
+
+
+def test_parquet_times_that_are_floats_are_those_of_the_csv(tmp_path: Path) -> None:
+    times = [1704067200.25, 1704067200123.0, 1704067200123.5, 1704067200123456.0]
+    table = pa.table({"timestamp": times, "price": [1.0] * 4, "size": [1] * 4})
+    rows, rejects, _ = parquet(tmp_path, "generic-trades", table)
+    lines = "".join(f"{time!r},1.0,1\n" for time in times)
+    expected, *_ = generic(tmp_path, f"timestamp,price,size\n{lines}")
+    assert [row["timestamp"] for row in rows] == [row["timestamp"] for row in expected]
+    assert rejects == []
+    narrow = table.set_column(0, "timestamp", pa.array([1704067200.0] * 4, pa.float32()))
+    rows, rejects, _ = parquet(tmp_path, "generic-trades", narrow)
+    assert (len(rows), {reject.code for reject in rejects}) == (0, {"bad_timestamp"})
+
+
+def test_parquet_values_that_are_repeated_do_not_fill_the_memory(tmp_path: Path) -> None:
+    count = 20_000
+    path = tmp_path / "any.parquet"
+    columns = {
+        "timestamp": ["2024-01-01"] * count,
+        "price": [1] * count,
+        "size": [1] * count,
+        "note": ["x" * 4096] * count,
+    }
+    pq.write_table(pa.table(columns), path)
+    source = read_parquet(path, load_layout("generic-trades"), CsvOptions(**OF_FILE))
+    sizes = [(rows.num_rows, rows.nbytes) for batch in source for _, rows in batch.rows]
+    assert sum(rows for rows, _ in sizes) == count
+    assert max(size for _, size in sizes) < 20 << 20  # of 82 MB
+    columns["note"][-1] = "x" * (1 << 20)
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(BadData, match="has a row of more than 1 MB"):
+        read(read_parquet(path, load_layout("generic-trades"), CsvOptions(**OF_FILE)))
+
+
+def test_parquet_columns_that_are_not_used_are_not_read(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "note": ["x" * (2 << 20)] * 2,  # longer than a row may be
+            "Timestamp": ["2024-01-01"] * 2,
+            "price": [1, -1],
+            "price.currency": ["EUR"] * 2,
+            "size": [1] * 2,
+        }
+    )
+    layout = msgspec.structs.replace(load_layout("generic-trades"), rest=False)
+    path = tmp_path / "any.parquet"
+    pq.write_table(table, path)
+    ((row,), (reject,), _) = read(read_parquet(path, layout, CsvOptions(**OF_FILE)))
+    assert row["price"] == 1
+    assert b"xx" not in reject.raw
+
+
+# --- damage
+
+
+def test_a_line_of_too_many_cells_is_a_reject(tmp_path: Path) -> None:
+    start, commas = "2024-01-01,1,2,", "," * 100_000
+    lines = [f'{start}"{commas}"', f'{start}a"{commas}', f'{start}"a"{commas}"']
+    (rows, rejects, _) = generic(tmp_path, "timestamp,price,size,note\n" + "\n".join(lines))
+    assert [dict(row["vendor_data"]) for row in rows] == [{"note": commas}]
+    assert [reject.code for reject in rejects] == ["bad_column_count"] * 2
+    assert "too many columns" in rejects[0].reason
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_zip_file_is_bad_data(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "any.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a\u00e9.csv", "timestamp,price,size\n" + "2024-01-01,1,2\n" * 20)
+    whole = path.read_bytes()
+    damaged = 0
+    for at in range(4, len(whole)):
+        path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+        try:
+            read(read_csv(path, load_layout("generic-trades"), CsvOptions(**OF_FILE)))
+        except BadData:
+            damaged += 1
+    assert damaged

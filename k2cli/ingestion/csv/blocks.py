@@ -5,6 +5,7 @@ piece that does not parse is gone through line by line. What comes back is bound
 nothing but bad lines yields batches of a few thousand rejects, so that a limit ends the file there.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ import pyarrow.csv
 
 from k2cli.columns import Ints, Unfit
 from k2cli.flow import Batch, Reject
+from k2cli.ingestion.csv.headers import MOST_COLUMNS
 from k2cli.ingestion.csv.rows import Cells, Fault, RowBuilder
 
 BOM: Final = b"\xef\xbb\xbf"
@@ -203,6 +205,10 @@ def parse_line(line: bytes, delimiter: str) -> list[str]:
 
 def _parse_quoted(line: bytes, delimiter: str) -> list[str]:
     count = line.count(delimiter.encode()) + 1
+    if count > MOST_COLUMNS:  # of which Arrow makes a column each, unless they are in quotes
+        count = _count_cells(line, delimiter)
+    if count > MOST_COLUMNS:
+        raise BadLine(f"has too many columns: more than {MOST_COLUMNS:,}", "bad_column_count")
     names = [f"f{number}" for number in range(count)]  # Arrow's, at most these
     try:
         table = pa.csv.read_csv(
@@ -216,6 +222,14 @@ def _parse_quoted(line: bytes, delimiter: str) -> list[str]:
     if table.num_rows != 1:
         raise BadLine("holds a carriage return")
     return [column[0].as_py() for column in table.columns]
+
+
+def _count_cells(line: bytes, delimiter: str) -> int:
+    """Count the cells of a line as Arrow does, at most one more than a file may have."""
+    mark = re.escape(delimiter.encode())
+    quoted = rb'"(?:[^"]++|"")*+(?:"|\Z)'
+    cells = re.finditer(b"(?:" + quoted + b")?+[^" + mark + b"]*+(" + mark + rb"|\Z)", line)
+    return 1 + sum(bool(cell[1]) for cell in itertools.islice(cells, MOST_COLUMNS))
 
 
 def count_lines(block: bytes) -> int:

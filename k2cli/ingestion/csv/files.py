@@ -4,7 +4,9 @@ import codecs
 import errno
 import hashlib
 import io
+import lzma
 import os
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -19,7 +21,17 @@ from k2cli.errors import BadData, ConfigError, NotFound, Unavailable, UsageError
 _CHUNK: Final = 1 << 20
 _MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 _BY_SUFFIX: Final = {".gz": "gzip", ".zst": "zstd", ".zip": "zip"}
-_BROKEN: Final = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+_BROKEN: Final = (  # what the decoders raise; zipfile also fails on odd names, flags and offsets
+    OSError,
+    EOFError,
+    IndexError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    lzma.LZMAError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -277,9 +289,9 @@ def _member(raw: RawFile, source: IO[bytes]) -> IO[bytes]:
     name = raw.name
     try:
         archive = zipfile.ZipFile(source)
+        members = [each for each in archive.infolist() if not (each.is_dir() or _is_by_macos(each))]
     except _BROKEN as exc:
         raise BadData(f"{name} is not a zip archive: {exc}") from exc
-    members = [each for each in archive.infolist() if not (each.is_dir() or _is_by_macos(each))]
     if len(members) != 1:  # some vendors add a report in a .txt file
         members = [each for each in members if not each.filename.lower().endswith(".txt")]
     if len(members) != 1:

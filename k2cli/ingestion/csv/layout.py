@@ -48,6 +48,7 @@ import msgspec
 from k2cli.errors import ConfigError, NotFound, UsageError
 from k2cli.ingestion.binance.symbols import Market
 from k2cli.nearest import suggestion
+from k2cli.paths import expanded
 from k2cli.records import KINDS, RecordKind
 
 ASSET_CLASSES: Final = ("equities", "crypto", "futures", "options")
@@ -250,7 +251,7 @@ def load_layout(name_or_path: str | Path) -> Layout:
     if not text.endswith(_SUFFIX) and "/" not in text:
         return parse_layout(layout_text(text), origin=f"layout {text}")
     try:
-        return parse_layout(Path(text).expanduser().read_text(encoding="utf-8"), origin=text)
+        return parse_layout(expanded(text).read_text(encoding="utf-8"), origin=text)
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise NotFound(
             f"layout file {text} does not exist", hint=f"built in: {', '.join(layout_names())}"

@@ -1,12 +1,19 @@
 """Parquet files into batches, by the same layouts: columns are found by their names.
 
 Values become texts first, as a CSV file would have them, so that both forms of a file give the same
-rows. Whole numbers, decimals and times are written exactly; floats as their shortest digits.
+rows. Whole numbers, decimals and times are written exactly; floats as their shortest digits,
+without an exponent. A float that cannot hold an id or a time exactly makes its row a reject, and so
+does text that is not UTF-8.
+
+Only the columns in use are read, text as dictionaries, so that a value that is repeated in the file
+is not repeated in memory; then a few megabytes of text at a time are made into rows.
 """
 
+import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -16,19 +23,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from k2cli.columns import Unfit
+from k2cli.columns import Ints, Unfit
 from k2cli.errors import BadData, UsageError
 from k2cli.flow import Batch, Reject
-from k2cli.ingestion.csv.headers import find_columns
+from k2cli.ingestion.csv.blocks import LONGEST_LINE
+from k2cli.ingestion.csv.headers import Columns, find_columns, time_fields
 from k2cli.ingestion.csv.layout import Layout, TimeRule
 from k2cli.ingestion.csv.names import CsvOptions
-from k2cli.ingestion.csv.rows import Cells, RowBuilder
+from k2cli.ingestion.csv.numbers import plain_numbers
+from k2cli.ingestion.csv.rows import Cells, Fault, RowBuilder
 from k2cli.ingestion.csv.source import CsvSource, Start
 from k2cli.ingestion.csv.times import check_zone
 
-_ROWS: Final = 65_536  # of a batch
+_ROWS: Final = 65_536  # of a batch,
+_CELLS: Final = 1 << 20  # and so many values,
+_BYTES: Final = 8 << 20  # and so much text
+_BUFFER: Final = 1 << 20  # bytes of a column that are read at once
 _PIECE_ROWS: Final = 4096  # of a batch that has rejects
 _BROKEN: Final = (pa.ArrowException, OSError, ValueError, OverflowError)
+_EXACT: Final = {16: 1 << 11, 32: 1 << 24, 64: 1 << 53}  # floats below it, by bits, are exact
+_SHOWN: Final = 80  # characters of a value in a reason
+_ID_FIELDS: Final = ("id", "source_sequence")
 
 
 def read_parquet(source: Path | IO[bytes], layout: Layout, options: CsvOptions) -> "ParquetSource":
@@ -63,30 +78,65 @@ class ParquetSource(CsvSource):
         """Yield the rows and rejects of the file, and close it."""
         with self._raw:
             start = self._started()
-            self._builder = start.builder(self._line_file)
+            assert start.columns is not None, "a Parquet file has columns"
+            used, columns = _used(start.columns)
+            self._builder = replace(start, columns=columns).builder(self._line_file)
             first = 1
-            for values in self._values():
-                yield from self._built(self._builder, values, first)
+            for values in self._values(used):
+                yield from self._built(self._builder, columns, values, first)
                 first += values.num_rows
             self._digest = self._raw.finish(self._digest)
 
-    def _values(self) -> Iterator[pa.RecordBatch]:
+    def _values(self, used: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """Yield the columns of these numbers, a bounded number of rows and bytes at a time."""
+        about = self._open(self._raw.beside())
+        schema = self._schema(about)
+        texts = [field.name for field in schema if _is_text(field.type)]
+        names = [schema.names[place] for place in used]
+        file = self._open(
+            self._raw, metadata=about.metadata, read_dictionary=texts, buffer_size=_BUFFER
+        )
         try:
-            yield from self._open(self._raw).iter_batches(_ROWS)
+            for batch in file.iter_batches(
+                _rows_at_once(about.metadata, len(names)), columns=names
+            ):
+                places = [batch.schema.get_field_index(name) for name in names]
+                columns = [_checked(batch.column(place)) for place in places]
+                yield from self._parts(pa.RecordBatch.from_arrays(columns, names))
         except _BROKEN as exc:
             raise BadData(f"{self.name} cannot be read to its end: {exc}") from exc
 
-    def _open(self, file: Any) -> pq.ParquetFile:
+    def _parts(self, values: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Cut a batch into parts whose values do not take too much memory as texts."""
+        sizes = sum(map(_sizes, values.columns), np.zeros(values.num_rows, dtype=np.int64))
+        if sizes.max(initial=0) > LONGEST_LINE:
+            raise BadData(f"{self.name} has a row of more than {LONGEST_LINE >> 20} MB")
+        cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // _BYTES)) + 1
+        bounds = [0, *cuts.tolist(), values.num_rows]
+        for start, end in itertools.pairwise(bounds):
+            yield values.slice(start, end - start)
+
+    def _open(self, file: Any, **options: Any) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(pa.PythonFile(file, mode="r"))
+            return pq.ParquetFile(pa.PythonFile(file, mode="r"), **options)
         except _BROKEN as exc:
             raise BadData(f"{self.name} is not a Parquet file: {exc}") from exc
 
-    def _built(self, builder: RowBuilder, values: pa.RecordBatch, first: int) -> Iterator[Batch]:
-        now_us = time.time_ns() // 1000
-        kind, cells = builder.kind, self._texts(values)
+    def _schema(self, file: pq.ParquetFile) -> pa.Schema:
         try:
-            rows = builder.build_all(cells, _numbers(first, values.num_rows), now_us)
+            return file.schema_arrow
+        except _BROKEN as exc:
+            raise BadData(f"{self.name} has columns that cannot be read: {exc}") from exc
+
+    def _built(
+        self, builder: RowBuilder, columns: Columns, values: pa.RecordBatch, first: int
+    ) -> Iterator[Batch]:
+        now_us, kind = time.time_ns() // 1000, builder.kind
+        cells, unfit = self._texts(columns, values)
+        try:
+            if unfit:
+                raise Unfit("values of some rows cannot be texts")
+            rows = builder.build_all(cells, first + np.arange(values.num_rows), now_us)
         except Unfit:
             pass
         else:
@@ -95,36 +145,141 @@ class ParquetSource(CsvSource):
         for offset in range(0, values.num_rows, _PIECE_ROWS):
             part = [column.slice(offset, _PIECE_ROWS) for column in cells]
             count = len(part[0])
-            built = builder.build(part, _numbers(first + offset, count), now_us)
+            faults = {at: unfit[offset + at] for at in range(count) if offset + at in unfit}
+            kept = np.setdiff1d(np.arange(count), list(faults))
+            fit = [column.take(pa.array(kept)) for column in part]
+            built = builder.build(fit, first + offset + kept, now_us)
+            faults |= {int(kept[at]): fault for at, fault in built.faults.items()}
             rejects = [
                 Reject(
-                    raw=_row_text(values.schema.names, part, index),
+                    raw=_row_text(columns.names, part, index),
                     position=first + offset + index,
                     received_us=now_us,
                     reason=fault.reason,
                     column=fault.column,
                     code=fault.code,
                 )
-                for index, fault in sorted(built.faults.items())
+                for index, fault in sorted(faults.items())
             ]
             yield Batch(
                 rows=[(kind, batch) for batch in built.rows], rejects=rejects, messages=count
             )
 
-    def _texts(self, values: pa.RecordBatch) -> list[pa.StringArray]:
+    def _texts(
+        self, columns: Columns, values: pa.RecordBatch
+    ) -> tuple[list[pa.StringArray], Mapping[int, Fault]]:
+        """Make the values texts; return with them why rows cannot be, by their index."""
+        faults: dict[int, Fault] = {}
+        cells: list[pa.StringArray] = []
         try:
-            return [_as_text(column) for column in values.columns]
+            for place, column in enumerate(values.columns):
+                for index, fault in _inexact(columns, place, column):
+                    faults.setdefault(index, fault)
+                texts, bad = _readable(_as_text(column))
+                for index in bad:
+                    name = columns.names[place]
+                    reason = f"{name} {texts[index].as_py()[:_SHOWN]!r} is not UTF-8"
+                    faults.setdefault(index, Fault(reason, name, "bad_encoding"))
+                cells.append(texts)
         except _BROKEN as exc:
             raise BadData(f"{self.name} has a column that cannot be read: {exc}") from exc
+        return cells, faults
 
     def _begin_file(self) -> Start:
-        schema = self._open(self._raw.beside()).schema_arrow
+        schema = self._schema(self._open(self._raw.beside()))
         layout = _with_times(self._layout, schema)
         return self._fit(layout, schema.names, (), encoding="parquet")
 
 
-def _numbers(first: int, count: int) -> Any:
-    return np.arange(first, first + count)
+def _used(columns: Columns) -> tuple[list[int], Columns]:
+    """Return which columns are used, and what they are once only these are there."""
+    used = sorted({*columns.fields.values(), *(place for _, place in columns.vendor)})
+    now = {place: at for at, place in enumerate(used)}
+    return used, replace(
+        columns,
+        names=tuple(columns.names[place] for place in used),
+        fields={name: now[place] for name, place in columns.fields.items()},
+        vendor=tuple((key, now[place]) for key, place in columns.vendor),
+        lower=frozenset(now[place] for place in columns.lower if place in now),
+    )
+
+
+def _rows_at_once(metadata: pq.FileMetaData, columns: int) -> int:
+    """Return how many rows to read so that neither values nor bytes are too many.
+
+    The size of all columns is taken: Arrow aborts where that of a single one is damaged.
+    """
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
+    return max(min(_ROWS, _CELLS // columns, _BYTES // max(widest, 1)), 1)
+
+
+def _is_text(of: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        types.is_string(of)
+        or types.is_large_string(of)
+        or types.is_string_view(of)
+        or types.is_binary(of)
+        or types.is_large_binary(of)
+        or types.is_binary_view(of)
+    )
+
+
+def _checked(column: pa.Array) -> pa.Array:
+    """Return a column, of whose dictionary every value that it names is there."""
+    if pa.types.is_dictionary(column.type):
+        least_most = pc.min_max(column.indices).as_py()
+        if least_most["min"] is not None and not (
+            0 <= least_most["min"] <= least_most["max"] < len(column.dictionary)
+        ):
+            raise ValueError("a dictionary lacks values")
+    return column
+
+
+def _sizes(column: pa.Array) -> Ints:
+    """Return how many bytes each value has as text, about; 0 for those that are always short."""
+    if pa.types.is_dictionary(column.type):
+        of_values = np.append(_sizes(column.dictionary), 0)  # and that of null
+        sizes: Ints = of_values[pc.fill_null(column.indices, len(column.dictionary)).to_numpy()]
+        return sizes
+    if _is_text(column.type):
+        lengths = pc.binary_length(column).cast(pa.int64()).fill_null(0)
+        return np.asarray(lengths.to_numpy(zero_copy_only=False), dtype=np.int64)
+    is_nested = pa.types.is_nested(column.type)
+    return np.full(len(column), column.nbytes // len(column) if is_nested else 0, dtype=np.int64)
+
+
+def _inexact(columns: Columns, place: int, column: pa.Array) -> Iterator[tuple[int, Fault]]:
+    """Yield the floats that may stand for other ids and times than they have digits of."""
+    fields = [name for name, at in columns.fields.items() if at == place]
+    is_id = any(name in _ID_FIELDS for name in fields)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    is_time = any(name in time_fields(columns.fields) for name in fields)
+    if not (pa.types.is_floating(column.type) and (is_id or is_time)):
+        return
+    numbers = _doubles(column)
+    is_exact = pc.less(pc.abs(numbers), float(_EXACT[column.type.bit_width]))
+    if is_id:
+        is_exact = pc.and_(is_exact, pc.equal(numbers, pc.floor(numbers)))
+    name = columns.names[place]
+    for index in pc.indices_nonzero(pc.invert(is_exact.fill_null(True))).to_pylist():
+        reason = f"{name} {numbers[index].as_py()!r} is a float that is not exact"
+        yield index, Fault(f"{reason}: store integers", name, f"bad_{fields[0]}")
+
+
+def _readable(texts: pa.StringArray) -> tuple[pa.StringArray, Sequence[int]]:
+    """Return texts that are UTF-8, with escapes in those that were not, and which these are."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = texts.cast(pa.binary()).to_pylist()
+        escaped = [value.decode(errors="backslashreplace") for value in raw]
+        pairs = enumerate(zip(raw, escaped, strict=True))
+        bad = [index for index, (value, text) in pairs if value != text.encode()]
+        return pa.array(escaped, pa.string()), bad
+    return texts, ()
 
 
 def _with_times(layout: Layout, schema: pa.Schema) -> Layout:
@@ -150,7 +305,25 @@ def _as_text(column: pa.Array) -> pa.StringArray:
         values = column.to_pylist()
         texts = [None if value is None else json.dumps(value, default=str) for value in values]
         column = pa.array(texts, pa.string())
-    return column.cast(pa.string()).fill_null("")
+    if pa.types.is_floating(of):
+        return _float_texts(column)
+    return pc.cast(column, pa.string(), safe=False).fill_null("")  # `_readable` checks it
+
+
+def _doubles(column: pa.Array) -> pa.DoubleArray:
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
+    return column.cast(pa.float64())
+
+
+def _float_texts(column: pa.Array) -> pa.StringArray:
+    """Write floats with all their digits, whole ones without a point."""
+    numbers = _doubles(column)
+    is_whole = pc.and_(
+        pc.less(pc.abs(numbers), float(_EXACT[64])), pc.equal(numbers, pc.floor(numbers))
+    )
+    whole = pc.if_else(is_whole.fill_null(False), numbers, None).cast(pa.int64())
+    return plain_numbers(pc.coalesce(whole.cast(pa.string()), column.cast(pa.string()), ""))
 
 
 def _row_text(names: Sequence[str], cells: Cells, index: int) -> bytes:
