@@ -48,6 +48,10 @@ _ANSWER: Final = "k2_answer"
 _RUNS_TO_LEARN_WHY: Final = 5
 _OVERFLOW: Final = "an explicit cast to a bigger decimal"
 _WIDER: Final = "cast one side to a wider type first, as in CAST(price AS DECIMAL(28, 8)) * price"
+# What a failed cast says of a constant (LIMIT 1e30, price = 'abc'); of stored values it names the
+# column.
+_OUT_OF_RANGE: Final = "the value is out of range"
+_OF_COLUMN: Final = "when casting from source column"
 _OUTSIDE: Final = ("Out of Memory Error", "IO Error", "HTTP Error", "INTERRUPT Error")
 # Syntax and unknown names, what DuckDB cannot do, files that are not the table's.
 _MISTAKES: Final = (
@@ -93,6 +97,9 @@ def _expected(exc: duckdb.Error, *, is_from_user: bool) -> K2Error | None:
     if isinstance(exc, duckdb.IOException | duckdb.InterruptException):
         return _outside(reason)
     if isinstance(exc, duckdb.DataError | duckdb.InvalidInputException):
+        is_cast = isinstance(exc, duckdb.ConversionException) or _OUT_OF_RANGE in reason
+        if is_from_user and is_cast and _OF_COLUMN not in reason:
+            return UsageError(reason)
         return _misfit(reason)
     if is_from_user and isinstance(exc, _MISTAKES):
         return _mistake(str(exc))

@@ -478,7 +478,7 @@ def open_lake(
         path = settings.home / _CATALOG_FILE
         with translated(f"cannot use the folder {settings.home}"):
             if create:
-                settings.home.mkdir(parents=True, exist_ok=True)
+                _make_folder(settings.home)
             elif settings.home.exists() and not settings.home.is_dir():
                 raise ConfigError(
                     f"{settings.home} is no folder", hint="choose another one with --home"
@@ -517,6 +517,17 @@ def _check_home(catalog: Catalog, settings: Settings) -> None:
             f" {table.old_home}",
             hint=f"k2 table relocate --home {shlex.quote(str(settings.home))}",
         )
+
+
+def _make_folder(home: Path) -> None:
+    """Create the home folder where it does not exist yet."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as exc:  # in /proc and the like nothing can be created
+        raise ConfigError(
+            f"cannot create the folder {home}: {exc.strerror}",
+            hint="choose a folder you may write with --home",
+        ) from exc
 
 
 @contextmanager
