@@ -20,6 +20,7 @@ from k2cli.commands.options import (
     symbol_names,
 )
 from k2cli.commands.output import Format, choose_output
+from k2cli.commands.query import note_nothing
 from k2cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ def rows(
             end=selection.span.end,
         )
         with open_engine(config.query, [plan]) as engine:
-            out.write(exported(engine, chosen, selection))
+            rows = out.write(exported(engine, chosen, selection))
+        if not rows:
+            note_nothing(config, lake, plan.kind, selection)
 
 
 def _check_kind(layout: "Layout", name: str) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -15,18 +15,23 @@ from k2cli.commands import output
 from k2cli.commands.events import LogLevel, RunLog
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.options import (
+    LOG_FILE_KEEP,
     AutoRegisterOpt,
     ForceOpt,
     FormatOpt,
     HomeOpt,
     KafkaOpt,
     LinesOpt,
+    LogFileKeepOpt,
+    LogFileOpt,
+    LogFileSizeOpt,
     LogLevelOpt,
     OutputOpt,
     RegistryOpt,
     SummaryOpt,
     TimeoutOpt,
     TopicOpt,
+    open_log,
     settings,
     split_commas,
 )
@@ -238,6 +243,9 @@ def load_csv(
     max_rejects: MaxRejectsOpt = "0",
     log_format: LinesOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
+    log_file: LogFileOpt = None,
+    log_file_size: LogFileSizeOpt = None,
+    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
     summary: SummaryOpt = output.Summary.TEXT,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
@@ -293,7 +301,9 @@ def load_csv(
     )
     run = _Run(
         config=config,
-        log=RunLog(log_format, log_level, run=config.run),
+        open_log=lambda stack: open_log(
+            stack, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
+        ),
         is_logging=log_format is not None,
         to=None if dry_run else to,
         rejects=rejects or config.home / "rejects" / "load-csv.ndjson",
@@ -352,6 +362,9 @@ def load_parquet(
     max_rejects: MaxRejectsOpt = "0",
     log_format: LinesOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
+    log_file: LogFileOpt = None,
+    log_file_size: LogFileSizeOpt = None,
+    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
     summary: SummaryOpt = output.Summary.TEXT,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
@@ -391,7 +404,9 @@ def load_parquet(
     )
     run = _Run(
         config=config,
-        log=RunLog(log_format, log_level, run=config.run),
+        open_log=lambda stack: open_log(
+            stack, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
+        ),
         is_logging=log_format is not None,
         to=None if dry_run else to,
         rejects=rejects or config.home / "rejects" / "load-parquet.ndjson",
@@ -512,8 +527,8 @@ class _Run:
     """One run of a command: where rows go, and what may go wrong on the way."""
 
     config: Settings
-    log: RunLog
-    is_logging: bool
+    open_log: Callable[[ExitStack], RunLog]
+    is_logging: bool  # events on stderr as log lines, not in words
     to: LoadTo | None  # None: a dry run
     rejects: Path
     max_rejects: str
@@ -531,14 +546,17 @@ class _Run:
         Raises:
             BadData: some of the files were not loaded.
         """
-        from k2cli.loading import LoadPolicy
+        from k2cli.loading import LoadPolicy, LoadTotals
         from k2cli.rejects import RejectLog
         from k2cli.sinks import ConflictReport
 
         started = time.monotonic()
-        log = self.log
-        events = log if self.is_logging else None
-        with log.ending(), ExitStack() as stack:
+        with (
+            ExitStack() as files,
+            self.open_log(files).ending() as log,
+            ExitStack() as stack,
+        ):
+            report = _Report(log=log, is_logging=self.is_logging)
             rejected = RejectLog(self.rejects, run=self.config.run)
             policy = LoadPolicy(
                 rejects=stack.enter_context(rejected),
@@ -550,18 +568,23 @@ class _Run:
                 is_checked=self.is_checking,
             )
             if self.to is LoadTo.TABLE:
-                handle = _loading(stack, policy, self.config, log, events)
+                handle = _loading(stack, policy, self.config, report)
             elif self.to is LoadTo.KAFKA:
-                handle = _sending(stack, policy, produce(), paths, log, events)
+                handle = _sending(stack, policy, produce(), paths, report)
             else:
                 handle = _printing(stack, policy, limit=_PREVIEW_ROWS if self.to is None else None)
-            files = source.files(paths)
-            totals = _report_each(handle(files), events)
-            totals.duration_s = round(time.monotonic() - started, 3)
-            is_data_on_stdout = self.to in (None, LoadTo.STDOUT)
-            output.summary(
-                asdict(totals), self.summary, is_data_on_stdout=is_data_on_stdout, log=log
-            )
+            totals = LoadTotals()
+            is_done = False
+            try:
+                _report_each(handle(source.files(paths)), totals, report)
+                is_done = True
+            finally:  # also of the files that were loaded before a failure or an interrupt
+                totals.duration_s = round(time.monotonic() - started, 3)
+                if is_done or totals.files:
+                    is_data_on_stdout = self.to in (None, LoadTo.STDOUT)
+                    output.summary(
+                        asdict(totals), self.summary, is_data_on_stdout=is_data_on_stdout, log=log
+                    )
             if totals.failed:
                 raise BadData(f"{totals.failed} of {totals.files} files not loaded")
 
@@ -682,18 +705,16 @@ def _printing(stack: ExitStack, policy: "LoadPolicy", *, limit: int | None) -> H
     return _one_by_one(policy, handle)
 
 
-def _loading(
-    stack: ExitStack, policy: "LoadPolicy", config: Settings, log: RunLog, events: RunLog | None
-) -> Handle:
+def _loading(stack: ExitStack, policy: "LoadPolicy", config: Settings, report: "_Report") -> Handle:
     """Load every file into its table."""
     from functools import partial
 
     from k2cli.storage.lake import open_lake
     from k2cli.tableloads import load_into_tables
 
-    lake = stack.enter_context(open_lake(config, create=True, observe=log.on_event))
+    lake = stack.enter_context(open_lake(config, create=True, observe=report.log.on_event))
     return partial(
-        load_into_tables, lake=lake, policy=policy, progress=partial(_progress, events=events)
+        load_into_tables, lake=lake, policy=policy, progress=partial(_progress, report=report)
     )
 
 
@@ -702,8 +723,7 @@ def _sending(
     policy: "LoadPolicy",
     produce: "ProduceOptions",
     paths: list[str],
-    log: RunLog,
-    events: RunLog | None,
+    report: "_Report",
 ) -> Handle:
     """Send every file to its topics."""
     import hashlib
@@ -715,10 +735,10 @@ def _sending(
     # The same command twice at once: the second one ends the first one's transaction.
     said = hashlib.sha256("\0".join([produce.topic or "", *paths]).encode()).hexdigest()
     options = replace(produce, transaction=f"k2-load-{said[:32]}", patience_s=produce.timeout_s)
-    topics = stack.enter_context(open_topics(options, observe=log.on_event))
+    topics = stack.enter_context(open_topics(options, observe=report.log.on_event))
 
     def handle(file: "FileToLoad", sums: "FileSums") -> None:
-        with _progress(file, events) as on_batch:
+        with _progress(file, report) as on_batch:
             load_into_topics(file, topics, policy, sums, on_batch)
 
     return _one_by_one(policy, handle)
@@ -739,14 +759,49 @@ class _Printer:
         sys.stdout.buffer.write(self._renderer.render(shown))
 
 
-def _report_each(outcomes: "Iterable[Outcome]", events: RunLog | None) -> "LoadTotals":
-    """Report file after file, one that failed too, and return the sums.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Report:
+    """Reports files: as events of the log, or in words on stderr and as events in the log file."""
 
-    Where there is a log, each file is an event of it.
-    """
-    from k2cli.loading import LoadTotals
+    log: RunLog
+    is_logging: bool
 
-    totals = LoadTotals()
+    def outcome(self, outcome: "Outcome") -> None:
+        """Report a file that was read to its end, or skipped."""
+        file, sums = outcome.file, outcome.sums
+        if outcome.is_empty:
+            self.notice(file, "has no rows")
+            return
+        what = f"{sums.rows:,} rows" if outcome.is_new else "loaded before, skipped"
+        is_worth_words = sys.stderr.isatty() or not outcome.is_new
+        self._event(
+            "loaded" if outcome.is_new else "skipped",
+            {"path": file.path, "rows": sums.rows, "rejects": sums.rejects},
+            f"{file.path}: {what}" if is_worth_words else None,
+        )
+
+    def fault(self, file: "FileToLoad", fault: BadData) -> None:
+        """Report a file that was not loaded."""
+        fields = {"path": file.path, "message": str(fault), "hint": fault.hint}
+        self._event("failed", fields, None)
+        if not self.is_logging:
+            output.error(fault)
+
+    def notice(self, file: "FileToLoad", text: str) -> None:
+        """Report what users should know of a file."""
+        self._event("notice", {"path": file.path, "message": text}, f"{file.path}: {text}")
+
+    def _event(self, event: str, fields: Mapping[str, object], words: str | None) -> None:
+        if self.is_logging:
+            self.log.on_event(event, **fields)
+            return
+        self.log.record(event, **fields)
+        if words is not None:
+            output.note(words)
+
+
+def _report_each(outcomes: "Iterable[Outcome]", totals: "LoadTotals", report: _Report) -> None:
+    """Report file after file, one that failed too, and add them up in `totals`."""
     noted: set[str] = set()
     for outcome in outcomes:
         file, sums = outcome.file, outcome.sums
@@ -755,7 +810,7 @@ def _report_each(outcomes: "Iterable[Outcome]", events: RunLog | None) -> "LoadT
         totals.rejects += sums.rejects
         if outcome.fault is not None:
             totals.failed += 1
-            _report_fault(file, outcome.fault, events)
+            report.fault(file, outcome.fault)
             continue
         totals.loaded += outcome.is_new and not outcome.is_empty
         totals.empty += outcome.is_empty
@@ -766,41 +821,14 @@ def _report_each(outcomes: "Iterable[Outcome]", events: RunLog | None) -> "LoadT
         for notice in file.reader.notices() if outcome.is_new else ():
             if notice not in noted:  # of many files alike, the first one stands for all
                 noted.add(notice)
-                _note(file, notice, events)
-        _report(outcome, events)
-    return totals
-
-
-def _report(outcome: "Outcome", events: RunLog | None) -> None:
-    file, sums = outcome.file, outcome.sums
-    if outcome.is_empty:
-        _note(file, "has no rows", events)
-    elif events:
-        event = "loaded" if outcome.is_new else "skipped"
-        events.on_event(event, path=file.path, rows=sums.rows, rejects=sums.rejects)
-    elif sys.stderr.isatty() or not outcome.is_new:
-        what = f"{sums.rows:,} rows" if outcome.is_new else "loaded before, skipped"
-        output.note(f"{file.path}: {what}")
-
-
-def _report_fault(file: "FileToLoad", fault: BadData, events: RunLog | None) -> None:
-    if events:
-        events.on_event("failed", path=file.path, message=str(fault), hint=fault.hint)
-    else:
-        output.error(fault)
-
-
-def _note(file: "FileToLoad", text: str, events: RunLog | None) -> None:
-    if events:
-        events.on_event("notice", path=file.path, message=text)
-    else:
-        output.note(f"{file.path}: {text}")
+                report.notice(file, notice)
+        report.outcome(outcome)
 
 
 @contextmanager
-def _progress(file: "FileToLoad", events: RunLog | None) -> "Iterator[Callable[[Batch], None]]":
+def _progress(file: "FileToLoad", report: _Report) -> "Iterator[Callable[[Batch], None]]":
     """Show lines and rate of a file on a terminal; elsewhere, and beside a log, nothing."""
-    if events or not sys.stderr.isatty():
+    if report.is_logging or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console

@@ -1,7 +1,6 @@
 """Every shared option as an Annotated type, declared once."""
 
 import os
-import re
 from contextlib import ExitStack
 from contextvars import ContextVar
 from enum import StrEnum
@@ -15,7 +14,7 @@ from k2cli.commands.logfile import LogFile, Rotation
 from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import UsageError
-from k2cli.symbols import fold_symbol
+from k2cli.symbols import fold_symbol, join_symbol
 
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
 _LAST_PORT: Final = 65535
@@ -292,7 +291,7 @@ def symbol_names(values: list[str] | None) -> list[str]:
     Both spellings are looked for where a separator may belong to the symbol (BRK-B, BTC-240927).
     """
     folded = [fold_symbol(word) for word in split_names(values, "--symbol")]
-    joined = (re.sub(r"[/_-]", "", word) for word in folded)
+    joined = (join_symbol(word) for word in folded)
     return list(dict.fromkeys([*folded, *joined]))
 
 

@@ -35,6 +35,7 @@ from k2cli.errors import NotFound
 if TYPE_CHECKING:
     from k2cli.query.questions import Selection
     from k2cli.records import RecordKind, TableFiles
+    from k2cli.storage.lake import Lake
 
 # No option has a space before its value, or anything but a letter after the dashes.
 _COMMENT: Final = re.compile(r"\A--(?=[^\s=]*\s|[^A-Za-z]).*", re.DOTALL)
@@ -153,7 +154,7 @@ def sql(
 
 def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", out: Output) -> None:
     from k2cli.query.engine import open_engine
-    from k2cli.query.questions import explain_nothing, select_rows
+    from k2cli.query.questions import select_rows
     from k2cli.storage.lake import open_lake
 
     with open_lake(config) as lake:
@@ -167,10 +168,21 @@ def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", ou
         with open_engine(config.query, [plan]) as engine:
             answer = select_rows(engine, plan.kind, selection)
             rows = out.write(answer, is_limited=selection.limit is not None)
-        if not rows and selection.symbols:
-            with open_engine(config.query, [lake.plan(kind)]) as engine:
-                for line in explain_nothing(engine, plan.kind, selection):
-                    note(line)
+        if not rows:
+            note_nothing(config, lake, plan.kind, selection)
+
+
+def note_nothing(
+    config: Settings, lake: "Lake", kind: "RecordKind", selection: "Selection"
+) -> None:
+    """Say why a selection of symbols has no rows: what is stored of them, or is like them."""
+    from k2cli.query.engine import open_engine
+    from k2cli.query.questions import explain_nothing
+
+    if selection.symbols:
+        with open_engine(config.query, [lake.plan(kind)]) as engine:
+            for line in explain_nothing(engine, kind, selection):
+                note(line)
 
 
 def _plans(config: Settings) -> "list[TableFiles]":

@@ -66,7 +66,7 @@ def create(
         typer.Option("--config", help="Any setting of a topic: cleanup.policy=compact. Repeat it."),
     ] = None,
     if_not_exists: Annotated[
-        bool, typer.Option("--if-not-exists", help="A topic that is there already is fine.")
+        bool, typer.Option("--if-not-exists", help="Succeed if the topic already exists.")
     ] = False,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
@@ -76,17 +76,24 @@ def create(
 
     Example: k2 topic create market.crypto.trades --partitions 4 --retention 7d
     """
-    from k2cli.errors import Conflict
+    from k2cli.errors import Exists
 
     wanted = key_values(config, "--config")
     if retention is not None:
         wanted["retention.ms"] = str(round(retention * 1000))
     client = _open(home, kafka, timeout)
+    existing = []
     for topic in topics:
-        is_new = client.create(topic, partitions=partitions, replication=replication, config=wanted)
-        if not is_new and not if_not_exists:
-            raise Conflict(f"topic {topic} exists already", hint=f"k2 topic describe {topic}")
-        output.note(f"created topic {topic}" if is_new else f"topic {topic} exists already")
+        if client.create(topic, partitions=partitions, replication=replication, config=wanted):
+            output.note(f"created topic {topic}")
+        else:
+            existing.append(topic)
+            output.note(f"topic {topic} already exists")
+    if existing and not if_not_exists:
+        raise Exists(
+            f"{len(existing)} of {len(topics)} topics already existed: {', '.join(existing)}",
+            hint=f"k2 topic describe {' '.join(existing)}; --if-not-exists accepts them",
+        )
 
 
 @topic_app.command("list")

@@ -98,9 +98,7 @@ def _expected(exc: duckdb.Error, *, is_from_user: bool) -> K2Error | None:
         return _outside(reason)
     if isinstance(exc, duckdb.DataError | duckdb.InvalidInputException):
         is_cast = isinstance(exc, duckdb.ConversionException) or _OUT_OF_RANGE in reason
-        if is_from_user and is_cast and _OF_COLUMN not in reason:
-            return UsageError(reason)
-        return _misfit(reason)
+        return _misfit(reason, is_mistake=is_from_user and is_cast and _OF_COLUMN not in reason)
     if is_from_user and isinstance(exc, _MISTAKES):
         return _mistake(str(exc))
     if isinstance(exc, duckdb.PermissionException):  # DuckDB looks for a folder of that name
@@ -293,9 +291,9 @@ def _pattern(path: str) -> str:
     return re.sub(r"[\[*?]", r"[\g<0>]", path)
 
 
-def _misfit(reason: str) -> K2Error:
+def _misfit(reason: str, *, is_mistake: bool) -> K2Error:
     hint = _WIDER if _OVERFLOW in reason else None
-    if reason.startswith("Out of Range Error"):  # arithmetic of the statement, not the data
+    if is_mistake or reason.startswith("Out of Range Error"):  # of the statement, not the data
         return UsageError(reason, hint=hint)
     return BadData(reason, hint=hint)
 
