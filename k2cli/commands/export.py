@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from k2cli.commands.known import remember_tables
 from k2cli.commands.options import (
     EndOpt,
     ExchangeOpt,
@@ -91,6 +92,7 @@ def rows(
             rows = out.write(exported(engine, chosen, selection))
         if not rows:
             note_nothing(config, lake, plan.kind, selection)
+        remember_tables(config, lake, [chosen.record])
 
 
 def _check_kind(layout: "Layout", name: str) -> None:

@@ -14,6 +14,7 @@ import typer
 from k2cli.commands import output
 from k2cli.commands.events import LogLevel, RunLog
 from k2cli.commands.kafka import produce_options
+from k2cli.commands.known import remember_tables
 from k2cli.commands.options import (
     LOG_FILE_KEEP,
     AutoRegisterOpt,
@@ -713,6 +714,7 @@ def _loading(stack: ExitStack, policy: "LoadPolicy", config: Settings, report: "
     from k2cli.tableloads import load_into_tables
 
     lake = stack.enter_context(open_lake(config, create=True, observe=report.log.on_event))
+    stack.callback(lambda: remember_tables(config, lake, lake.kinds()))
     return partial(
         load_into_tables, lake=lake, policy=policy, progress=partial(_progress, report=report)
     )

@@ -10,6 +10,7 @@ import typer
 from msgspec.structs import replace
 from typer.core import TyperCommand
 
+from k2cli.commands.known import remember_series, remember_tables
 from k2cli.commands.options import (
     DURATION,
     ColumnsOpt,
@@ -105,7 +106,10 @@ def symbols(
         if not plans:
             raise NotFound(f"there are no tables in {config.home} yet", hint="k2 demo")
         with open_engine(config.query, plans) as engine:
-            out.write(list_symbols(engine, [plan.kind for plan in plans]))
+            rows = list_symbols(engine, [plan.kind for plan in plans]).table()
+            pairs = zip(rows["exchange"].to_pylist(), rows["symbol"].to_pylist(), strict=True)
+            remember_series(config, pairs, is_complete=True)
+            out.write(engine.ask_table(rows))
 
 
 class _SqlCommand(TyperCommand):
@@ -170,6 +174,7 @@ def _print_rows(config: Settings, kind: "RecordKind", selection: "Selection", ou
             rows = out.write(answer, is_limited=selection.limit is not None)
         if not rows:
             note_nothing(config, lake, plan.kind, selection)
+        remember_tables(config, lake, [kind])
 
 
 def note_nothing(

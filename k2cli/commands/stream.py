@@ -13,6 +13,7 @@ import typer
 from k2cli.commands import output
 from k2cli.commands.events import LogLevel, Observer
 from k2cli.commands.kafka import kafka_settings, produce_options
+from k2cli.commands.known import remember_series
 from k2cli.commands.options import (
     DURATION,
     LOG_FILE_KEEP,
@@ -265,6 +266,7 @@ def binance(
             config,
         )
         source = BinanceStream(options=options, observe=observe)
+        remember_series(config, ((venue.exchange, each.symbol) for each in instruments))
         pump = Pump(
             source=source,
             sink=_open_sink(stack, target, config, produce, venue, chosen, observe),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.commands import output
+from k2cli.commands.known import remember_topics
 from k2cli.commands.options import (
     DURATION,
     TIMEOUT_S,
@@ -89,6 +90,7 @@ def create(
         else:
             existing.append(topic)
             output.note(f"topic {topic} already exists")
+    remember_topics(settings(home), topics)
     if existing and not if_not_exists:
         raise Exists(
             f"{len(existing)} of {len(topics)} topics already existed: {', '.join(existing)}",
@@ -114,6 +116,7 @@ def list_topics(
     chosen = output.choose_output(fmt, out, is_forced=force)
     client = _open(home, kafka, timeout)
     infos = client.describe(client.names())
+    remember_topics(settings(home), (info.name for info in infos), is_complete=True)
     columns = {
         "topic": pa.array([info.name for info in infos], pa.string()),
         "partitions": pa.array([len(info.partitions) for info in infos], pa.int64()),

@@ -291,7 +291,7 @@ def _pattern(path: str) -> str:
     return re.sub(r"[\[*?]", r"[\g<0>]", path)
 
 
-def _misfit(reason: str, *, is_mistake: bool) -> K2Error:
+def _misfit(reason: str, *, is_mistake: bool = False) -> K2Error:
     hint = _WIDER if _OVERFLOW in reason else None
     if is_mistake or reason.startswith("Out of Range Error"):  # of the statement, not the data
         return UsageError(reason, hint=hint)

@@ -63,13 +63,13 @@ from k2cli.storage.loads import (
 )
 from k2cli.storage.lookup import StoredIds
 from k2cli.storage.pointer import read_pointers
-from k2cli.storage.position import Series, Stored
+from k2cli.storage.position import Position, Series, Stored
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.relocate import MovedTable, moved_tables, relocate_tables
 from k2cli.storage.repair import Repair, plan_repair, repair_table
 from k2cli.storage.s3 import s3_access
 from k2cli.storage.snippet import reading_code
-from k2cli.storage.state import RUN_KEY, carried_properties
+from k2cli.storage.state import RUN_KEY, carried_properties, read_state
 from k2cli.storage.stored import FileIndex, row_level_deletes
 from k2cli.storage.stowed import Stowed
 from k2cli.storage.tables import create_table
@@ -349,6 +349,19 @@ class Lake:
         """List the files that were loaded into a table, newest first."""
         with self._log(kind) as (table, log):
             return list_loads(table, log)
+
+    def series(self, kind: RecordKind) -> set[tuple[str, str]]:
+        """Return exchange and symbol of the numbered rows, and of the files with one symbol.
+
+        Only metadata is read, so rows without numbers from files of several symbols are left out.
+        """
+        table = self.table(kind)
+        with translated(f"cannot read table {kind.table} in {self._where}"):
+            position = read_state(table).position or Position()
+        loads = self.loads(kind)
+        pairs = zip(loads["exchange"].to_pylist(), loads["symbol"].to_pylist(), strict=True)
+        loaded = {(exchange, symbol) for exchange, symbol in pairs if exchange and symbol}
+        return {(each.exchange, each.symbol) for each in position.series} | loaded
 
     def plan(
         self,

@@ -114,7 +114,12 @@ def test_market_follows_from_the_file(
         (f"futures/um/{NAME}", [SPOT_LINE.lower()], {}, ("futures/um", "is_best_match")),
         (PERP, [SPOT_LINE], {}, ("BTCUSD_PERP", "is_best_match")),
         ("usdm-" + NAME, [SPOT_LINE], {}, ("usdm-BTCUSDT", "is_best_match")),
-        ("x.csv", [SPOT_LINE], {"exchange": "BINANCE_USDM", "symbol": "BTCUSDT"}, ("BINANCE_USDM",)),
+        (
+            "x.csv",
+            [SPOT_LINE],
+            {"exchange": "BINANCE_USDM", "symbol": "BTCUSDT"},
+            ("BINANCE_USDM",),
+        ),
     ],
 )
 def test_contradiction_is_refused_with_its_evidence(
