@@ -14,7 +14,7 @@ import typer
 from k2cli.commands import output
 from k2cli.commands.events import LogLevel, RunLog
 from k2cli.commands.kafka import produce_options
-from k2cli.commands.known import remember_tables
+from k2cli.commands.known import remember_series, remember_tables
 from k2cli.commands.options import (
     LOG_FILE_KEEP,
     AutoRegisterOpt,
@@ -715,9 +715,10 @@ def _loading(stack: ExitStack, policy: "LoadPolicy", config: Settings, report: "
 
     lake = stack.enter_context(open_lake(config, create=True, observe=report.log.on_event))
     stack.callback(lambda: remember_tables(config, lake, lake.kinds()))
-    return partial(
-        load_into_tables, lake=lake, policy=policy, progress=partial(_progress, report=report)
-    )
+    seen: set[tuple[str, str]] = set()
+    stack.callback(remember_series, config, seen)
+    progress = partial(_progress, report=report, seen=seen)
+    return partial(load_into_tables, lake=lake, policy=policy, progress=progress)
 
 
 def _sending(
@@ -828,8 +829,35 @@ def _report_each(outcomes: "Iterable[Outcome]", totals: "LoadTotals", report: _R
 
 
 @contextmanager
-def _progress(file: "FileToLoad", report: _Report) -> "Iterator[Callable[[Batch], None]]":
-    """Show lines and rate of a file on a terminal; elsewhere, and beside a log, nothing."""
+def _progress(
+    file: "FileToLoad", report: _Report, seen: set[tuple[str, str]] | None = None
+) -> "Iterator[Callable[[Batch], None]]":
+    """Show lines and rate of a file on a terminal; elsewhere, and beside a log, nothing.
+
+    Where a file has several symbols, `seen` takes them.
+    """
+    with _progress_bar(file, report) as show:
+        if seen is None or "symbol" in file.reader.file_values:
+            yield show
+            return
+
+        def on_batch(batch: "Batch") -> None:
+            for _, rows in batch.rows:
+                seen.update(_series(rows))
+            show(batch)
+
+        yield on_batch
+
+
+def _series(rows: "pa.RecordBatch") -> "Iterator[tuple[str, str]]":
+    import pyarrow as pa
+
+    pairs = pa.Table.from_batches([rows]).group_by(["exchange", "symbol"]).aggregate([])
+    return zip(pairs["exchange"].to_pylist(), pairs["symbol"].to_pylist(), strict=True)
+
+
+@contextmanager
+def _progress_bar(file: "FileToLoad", report: _Report) -> "Iterator[Callable[[Batch], None]]":
     if report.is_logging or not sys.stderr.isatty():
         yield lambda _: None
         return

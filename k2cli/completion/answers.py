@@ -5,6 +5,7 @@ keeps the two equal. Importing Typer and all commands instead would cost half a 
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ def candidates(
         return _values(line.pending["values"], incomplete, line, environment)
     if not line.is_literal and incomplete.startswith("-"):
         return _options(node, incomplete, line, environment)
-    if node["commands"]:
+    if node["commands"] and not line.arguments:
         names = [name for name in node["commands"] if name.startswith(incomplete)]
         return [Candidate(name, grammar[" ".join([*line.path, name])]["help"]) for name in names]
     argument = _argument(node["arguments"], line.arguments)
@@ -125,7 +126,8 @@ def _values(
 
 
 def _home(line: _Line, environment: Mapping[str, str]) -> Path:
-    return Path(line.given.get("--home") or environment.get("K2_HOME") or "~/.k2").expanduser()
+    given = os.path.expandvars(line.given.get("--home", ""))  # as it is typed
+    return Path(given or environment.get("K2_HOME") or "~/.k2").expanduser()
 
 
 def _profile(line: _Line, environment: Mapping[str, str]) -> str | None:
