@@ -1,12 +1,50 @@
-"""A first signal ends a run cleanly, a second one at once."""
+"""Signals: a first one ends a run cleanly, a second one at once."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
+import typer
+
+_BASE: Final = 128  # a shell's exit code for a signal is this and its number
 _REPEATED_ENDS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: whatever is open is closed first.
+
+    The exit code is that of a shell, 143 or 129. A second signal ends it at once. A signal that is
+    ignored, as under nohup, stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread receives signals
+        return
+    received: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        for each in handled:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    handled = [each for each in numbers if signal.getsignal(each) is signal.SIG_DFL]
+    for each in handled:
+        signal.signal(each, handle)
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        if not received:
+            raise
+        raise typer.Exit(_BASE + received[0]) from exc
+    finally:
+        for each in handled:
+            if signal.getsignal(each) is handle:
+                signal.signal(each, signal.SIG_DFL)
 
 
 @contextmanager

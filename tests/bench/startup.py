@@ -1,4 +1,4 @@
-"""The time until `k2 --help`, or a completing shell, is answered, against a Python that does nothing."""
+"""The time that `k2 --help` and a completing shell take, against a Python that does nothing."""
 
 import statistics
 import sys
