@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import reference
 import typer
@@ -95,12 +96,13 @@ def test_printed_commands_run_over_a_home_with_rows(
     home: Path, lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for symbol in ("BTCUSDT", "ETHUSDT"):
-        lake.append(TRADES, [trades_batch(30, symbol=symbol)])
-        lake.append(QUOTES, [quotes_batch(3, symbol=symbol)])
+        lake.append(TRADES, pa.Table.from_batches([trades_batch(30, symbol=symbol)]))
+        lake.append(QUOTES, pa.Table.from_batches([quotes_batch(3, symbol=symbol)]))
     for name in [name for name in os.environ if name.startswith("K2_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("K2_HOME", str(home))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "exported").mkdir()
     commands = runnable()
     assert len(commands) > 20
     for command in commands:
