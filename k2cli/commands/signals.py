@@ -1,5 +1,6 @@
 """Signals: a first one ends a run cleanly, a second one at once."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Final
 import typer
 
 _BASE: Final = 128  # a shell's exit code for a signal is this and its number
+_MOST_CLOSING_S: Final = 5.0
 _REPEATED_ENDS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -17,7 +19,8 @@ _REPEATED_ENDS: Final = (signal.SIGINT, signal.SIGTERM)
 def interrupted_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end a command as Ctrl-C does: whatever is open is closed first.
 
-    The exit code is that of a shell, 143 or 129. A second signal ends it at once. A signal that is
+    The exit code is that of a shell, 143 or 129. Closing takes at most 5 seconds, so that a reader
+    of stdout that stalls keeps no process alive. A second signal ends it at once. A signal that is
     ignored, as under nohup, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -29,6 +32,9 @@ def interrupted_by_signals() -> Iterator[None]:
         received.append(number)
         for each in handled:
             signal.signal(each, signal.SIG_DFL)
+        deadline = threading.Timer(_MOST_CLOSING_S, os._exit, [_BASE + number])
+        deadline.daemon = True
+        deadline.start()
         raise KeyboardInterrupt
 
     numbers = (signal.SIGTERM, signal.SIGHUP)

@@ -322,17 +322,3 @@ def test_watching_in_a_pipe_prints_one_report_after_the_other(k2_env: dict[str, 
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         assert process.wait() == 0
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_signals_end_a_command_with_their_code(
-    k2_env: dict[str, str], number: signal.Signals, code: int
-) -> None:
-    command = [sys.executable, "-m", "k2cli", "status", "--watch", "--every", "1h"]
-    with subprocess.Popen(command, env=k2_env, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline()
-        process.send_signal(number)
-        assert process.wait(PATIENCE_S) == code
