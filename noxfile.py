@@ -51,9 +51,10 @@ def crashes(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Write the README's command reference from --help."""
+    """Write the README's command reference, and the grammar of completion, from the commands."""
     _install(session, "lint")
     session.run("cog", "-r", "README.md")
+    session.run("python", "tests/grammar.py")
 
 
 @nox.session(default=False)

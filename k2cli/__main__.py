@@ -1,15 +1,21 @@
 """Entry point of the `k2` script and of `python -m k2cli`."""
 
+import os
 import sys
-
-from k2cli.commands.streams import use_standard_streams
 
 
 def main() -> None:
-    """Run the command line."""
-    use_standard_streams()
+    """Run the command line, or answer a shell that completes one."""
+    if instruction := os.environ.get("_K2_COMPLETE"):
+        from k2cli.completion.shell import complete  # noqa: PLC0415
 
-    from k2cli.commands.app import run  # noqa: PLC0415  its imports may already write
+        if complete(instruction):
+            return
+    from k2cli.commands.streams import use_standard_streams  # noqa: PLC0415
+
+    use_standard_streams()
+    # Importing the commands takes ten times as long as completing one, and may already write.
+    from k2cli.commands.app import run  # noqa: PLC0415
 
     sys.exit(run())
 

@@ -4,6 +4,7 @@ K2Error
  ├─ UsageError   2  a wrong option or argument
  ├─ ConfigError  3  a setting is missing or wrong
  ├─ NotFound     4  a table, snapshot, symbol or file that is not there
+ ├─ Exists       4  something to be created that exists already
  ├─ Unavailable  5  exchange, catalog or disk refused or timed out; worth a retry
  ├─ BadData      6  input or schema does not fit; more rejects than allowed
  └─ Conflict     7  another writer won too often; worth a retry
@@ -43,6 +44,12 @@ class ConfigError(K2Error):
 
 class NotFound(K2Error):
     """What was asked for does not exist."""
+
+    exit_code = 4
+
+
+class Exists(K2Error):
+    """What was to be created exists already."""
 
     exit_code = 4
 

@@ -117,8 +117,8 @@ def _columns_in_use(engine: Engine, layout: Layout, selection: Selection) -> dic
     fields = {field: _field(layout, field, engine.zone) for field in layout.fields}
     counts = ", ".join(f"count({made}) AS {quoted(field)}" for field, made in fields.items())
     (used,) = engine.ask(f"SELECT {counts} {source}", values).table().to_pylist()
-    columns = {layout.candidates(field)[0]: made for field, made in fields.items() if used[field]}
-    return entries | columns
+    in_use = [field for field in fields if used[field]] or list(fields)  # no rows: a header of all
+    return entries | {layout.candidates(field)[0]: fields[field] for field in in_use}
 
 
 def _expression(layout: Layout, column: str, zone: str) -> str:

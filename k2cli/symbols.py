@@ -11,6 +11,7 @@ from typing import Final
 
 _UPPER: Final = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
 _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_JOIN: Final = str.maketrans("", "", "/_-")
 _ASCII: Final = frozenset(string.ascii_uppercase + string.digits)
 
 
@@ -22,6 +23,11 @@ def normalize_symbol(text: str) -> str:
 def fold_symbol(text: str) -> str:
     """Return the spelling that symbols are stored in: NFC, ASCII letters in upper case."""
     return normalize_symbol(text).translate(_UPPER)
+
+
+def join_symbol(text: str) -> str:
+    """Return a symbol without the separator between its assets: BTCUSDT of BTC/USDT."""
+    return text.translate(_JOIN)
 
 
 def lower_symbol(text: str) -> str:

@@ -20,6 +20,7 @@ from k2cli.commands.options import chosen_profile
 from k2cli.commands.produce import produce
 from k2cli.commands.query import query_app
 from k2cli.commands.schema import schema_app
+from k2cli.commands.signals import interrupted_by_signals
 from k2cli.commands.simulate import simulate_app
 from k2cli.commands.status import status
 from k2cli.commands.stream import stream_app
@@ -46,7 +47,8 @@ class K2Group(TyperGroup):
         """Run the command. A reader that went away (`| head`) ends it quietly with 0."""
         try:
             _check_profile_stands_first(ctx.args)
-            return super().invoke(ctx)
+            with interrupted_by_signals():
+                return super().invoke(ctx)
         except K2Error as exc:
             output.error(exc)
             raise typer.Exit(exc.exit_code) from exc

@@ -10,7 +10,7 @@ from k2cli.commands import output
 from k2cli.commands.config_files import docker_file, settings_file, toml_line
 from k2cli.commands.options import HomeOpt, TextOrJson, TextOrJsonOpt, config_file, settings
 from k2cli.config import DEFAULT, Settings, settings_document
-from k2cli.errors import UsageError
+from k2cli.errors import ConfigError, UsageError
 
 config_app = typer.Typer(help="Look at the settings, or begin with some.", no_args_is_help=True)
 _COMPOSE: Final = Path("docker") / "compose.yml"
@@ -96,8 +96,20 @@ def init(
     else:
         file = out or config_file(home)
         text = settings_file(is_cluster=cluster)
+    if out is None:
+        _create_folder(file.parent)
     output.write_private(file, text, is_forced=force)
     output.note(f"wrote {file}")
+
+
+def _create_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot create the folder {folder}: {exc.strerror}",
+            hint="choose a folder you may write with --home, or name the file with -o",
+        ) from exc
 
 
 def own_settings(config: Settings) -> dict[str, str | None]:

@@ -15,6 +15,7 @@ import typer
 from k2cli.commands import output
 from k2cli.commands.events import LogFormat, LogLevel, Observer
 from k2cli.commands.kafka import registry_settings
+from k2cli.commands.known import remember_tables
 from k2cli.commands.options import (
     DURATION,
     GROUP,
@@ -205,7 +206,7 @@ def consume(
     from k2cli.consuming import ConsumePolicy, Consumption
     from k2cli.ingestion.kafka.consumer import open_reader
     from k2cli.ingestion.kafka.registry import open_registry
-    from k2cli.storage.lake import open_lake
+    from k2cli.storage.lake import Lake, open_lake
 
     is_printed = to is Destination.STDOUT
     policy = ConsumePolicy(
@@ -246,6 +247,8 @@ def consume(
             if is_printed
             else stack.enter_context(open_lake(config, create=True, observe=observe))
         )
+        if isinstance(tables, Lake):
+            stack.callback(remember_tables, config, tables, kinds)
         consumption = Consumption(
             feeds=_feeds(sources, registry, tables, currency, observe),
             outlets=_open_outlets(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SYMBOLS: Final = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "BNBEUR")
 _RATE: Final = 4000.0  # frames a second
 _HISTORY_S: Final = 3600.0  # the market's last hour ...
-_SPEED: Final = 900.0  # ... goes by in four seconds
+_SHARE: Final = 0.5  # ... goes by in this share of the time, so that the newest trades are of now
 
 
 def demo(
@@ -77,10 +77,12 @@ def _stream(config: Settings, seconds: float) -> "Totals":
     from k2cli.storage.lake import open_lake
 
     venue = VENUES[Market.SPOT]
-    market = SimulatorOptions(rate=_RATE, history_s=_HISTORY_S, speed=_SPEED)
+    market = SimulatorOptions(
+        rate=_RATE, history_s=_HISTORY_S, speed=_HISTORY_S / (seconds * _SHARE)
+    )
     with ExitStack() as stack:
-        simulator = stack.enter_context(running_simulator(market))
         lake = stack.enter_context(open_lake(config, create=True))
+        simulator = stack.enter_context(running_simulator(market))  # its clock starts here
         rejects = stack.enter_context(
             RejectLog(config.home / "rejects" / "demo.ndjson", run=config.run)
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from k2cli.commands.known import remember_tables
 from k2cli.commands.options import (
     EndOpt,
     ExchangeOpt,
@@ -21,6 +22,7 @@ from k2cli.commands.options import (
     symbol_names,
 )
 from k2cli.commands.output import Format, choose_output
+from k2cli.commands.query import note_nothing
 from k2cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,7 +104,10 @@ def rows(
         )
         with open_engine(config.query, [plan], zone=zone) as engine:
             answer = exported(engine, chosen, selection)
-            out.write(answer, expected=selection.count_of(plan.rows))
+            rows = out.write(answer, expected=selection.count_of(plan.rows))
+        if not rows:
+            note_nothing(config, lake, plan.kind, selection)
+        remember_tables(config, lake, [chosen.record])
 
 
 def _check_kind(layout: "Layout", name: str) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from k2cli.commands import output
 from k2cli.commands.kafka import kafka_settings, registry_settings
+from k2cli.commands.known import remember_topics
 from k2cli.commands.options import (
     DURATION,
     TIMEOUT_S,
@@ -96,6 +97,8 @@ def init(
                 schema_id, is_new = schemas.ensure(subject, kind.avro)
                 _tell(f"schema {schema_id} of {subject}", is_new=is_new)
     with open_lake(config, create=True) as lake:
+        names = [topic_of(kind, name) for kind in KINDS.values() for name in wanted]
+        remember_topics(config, names)
         for kind in KINDS.values():
             output.note(f"table {lake.describe(kind).name} is there")
 

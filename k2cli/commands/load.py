@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -14,13 +14,18 @@ import typer
 from k2cli.commands import output
 from k2cli.commands.events import LogLevel, RunLog
 from k2cli.commands.kafka import produce_options
+from k2cli.commands.known import remember_series, remember_tables
 from k2cli.commands.options import (
+    LOG_FILE_KEEP,
     AutoRegisterOpt,
     ForceOpt,
     FormatOpt,
     HomeOpt,
     KafkaOpt,
     LinesOpt,
+    LogFileKeepOpt,
+    LogFileOpt,
+    LogFileSizeOpt,
     LogLevelOpt,
     MaxRejectBytesOpt,
     OutputOpt,
@@ -29,6 +34,7 @@ from k2cli.commands.options import (
     TimeoutOpt,
     TopicOpt,
     checked_file,
+    open_log,
     settings,
     split_commas,
 )
@@ -58,7 +64,6 @@ if TYPE_CHECKING:
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
 _PREVIEW_ROWS = 5
-_TERMINATED = 143  # the exit code of a process that SIGTERM ends
 _MOST_NAMED = 20  # files in a line
 _HISTORY = [
     *("load", "loaded_at", "path", "layout", "exchange", "symbol", "rows", "duplicates"),
@@ -258,6 +263,9 @@ def load_csv(
     max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
+    log_file: LogFileOpt = None,
+    log_file_size: LogFileSizeOpt = None,
+    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
     summary: SummaryOpt = output.Summary.TEXT,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
@@ -313,7 +321,9 @@ def load_csv(
     )
     run = _Run(
         config=config,
-        log=RunLog(log_format, log_level, run=config.run),
+        open_log=lambda stack: open_log(
+            stack, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
+        ),
         is_logging=log_format is not None,
         to=None if dry_run else to,
         rejects=rejects or config.home / "rejects" / "load-csv.ndjson",
@@ -375,6 +385,9 @@ def load_parquet(
     max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
+    log_file: LogFileOpt = None,
+    log_file_size: LogFileSizeOpt = None,
+    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
     summary: SummaryOpt = output.Summary.TEXT,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
@@ -414,7 +427,9 @@ def load_parquet(
     )
     run = _Run(
         config=config,
-        log=RunLog(log_format, log_level, run=config.run),
+        open_log=lambda stack: open_log(
+            stack, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
+        ),
         is_logging=log_format is not None,
         to=None if dry_run else to,
         rejects=rejects or config.home / "rejects" / "load-parquet.ndjson",
@@ -536,8 +551,8 @@ class _Run:
     """One run of a command: where rows go, and what may go wrong on the way."""
 
     config: Settings
-    log: RunLog
-    is_logging: bool
+    open_log: Callable[[ExitStack], RunLog]
+    is_logging: bool  # events on stderr as log lines, not in words
     to: LoadTo | None  # None: a dry run
     rejects: Path
     max_rejects: str
@@ -561,10 +576,14 @@ class _Run:
         from k2cli.sinks import ConflictReport
 
         started = time.monotonic()
-        log = self.log
-        events = log if self.is_logging else None
         interrupts = Interrupts()
-        with log.ending(), interrupts.raised(), ExitStack() as stack:
+        with (
+            ExitStack() as files,
+            self.open_log(files).ending() as log,
+            interrupts.raised(),
+            ExitStack() as stack,
+        ):
+            report = _Report(log=log, is_logging=self.is_logging)
             rejected = RejectLog(self.rejects, run=self.config.run)
             policy = LoadPolicy(
                 rejects=stack.enter_context(rejected),
@@ -578,30 +597,33 @@ class _Run:
                 held=interrupts.held,
             )
             if self.to is LoadTo.TABLE:
-                handle = _loading(stack, policy, self.config, log, events)
+                handle = _loading(stack, policy, self.config, report)
             elif self.to is LoadTo.KAFKA:
-                handle = _sending(stack, policy, produce(), paths, log, events)
+                handle = _sending(stack, policy, produce(), paths, report)
             else:
                 handle = _printing(stack, policy, limit=_PREVIEW_ROWS if self.to is None else None)
-            report = _Report(events=events)
             try:
                 report.take(handle(source.files(paths)))
             except KeyboardInterrupt as exc:
-                self._sum_up(report, started)
+                self._sum_up(report, started, log)
                 report.interrupted(source.names(paths), hint=_GO_ON.get(self.to))
                 if isinstance(exc, Terminated):
-                    raise typer.Exit(_TERMINATED) from exc
+                    raise typer.Exit(exc.exit_code) from exc
                 raise
-            self._sum_up(report, started)
+            except Exception:
+                if report.totals.files:  # those before were handled
+                    self._sum_up(report, started, log)
+                raise
+            self._sum_up(report, started, log)
             totals = report.totals
             if totals.failed:
                 raise BadData(f"{totals.failed} of {totals.files} files not loaded")
 
-    def _sum_up(self, report: "_Report", started: float) -> None:
+    def _sum_up(self, report: "_Report", started: float, log: RunLog) -> None:
         report.totals.duration_s = round(time.monotonic() - started, 3)
         is_data_on_stdout = self.to in (None, LoadTo.STDOUT)
         output.summary(
-            asdict(report.totals), self.summary, is_data_on_stdout=is_data_on_stdout, log=self.log
+            asdict(report.totals), self.summary, is_data_on_stdout=is_data_on_stdout, log=log
         )
 
 
@@ -749,19 +771,19 @@ def _printing(stack: ExitStack, policy: "LoadPolicy", *, limit: int | None) -> H
     return _one_by_one(policy, handle)
 
 
-def _loading(
-    stack: ExitStack, policy: "LoadPolicy", config: Settings, log: RunLog, events: RunLog | None
-) -> Handle:
+def _loading(stack: ExitStack, policy: "LoadPolicy", config: Settings, report: "_Report") -> Handle:
     """Load every file into its table."""
     from functools import partial
 
     from k2cli.storage.lake import open_lake
     from k2cli.tableloads import load_into_tables
 
-    lake = stack.enter_context(open_lake(config, create=True, observe=log.on_event))
-    return partial(
-        load_into_tables, lake=lake, policy=policy, progress=partial(_progress, events=events)
-    )
+    lake = stack.enter_context(open_lake(config, create=True, observe=report.log.on_event))
+    stack.callback(lambda: remember_tables(config, lake, lake.kinds()))
+    seen: set[tuple[str, str]] = set()
+    stack.callback(remember_series, config, seen)
+    progress = partial(_progress, report=report, seen=seen)
+    return partial(load_into_tables, lake=lake, policy=policy, progress=progress)
 
 
 def _sending(
@@ -769,8 +791,7 @@ def _sending(
     policy: "LoadPolicy",
     produce: "ProduceOptions",
     paths: list[str],
-    log: RunLog,
-    events: RunLog | None,
+    report: "_Report",
 ) -> Handle:
     """Send every file to its topics."""
     import hashlib
@@ -782,10 +803,10 @@ def _sending(
     # The same command twice at once: the second one ends the first one's transaction.
     said = hashlib.sha256("\0".join([produce.topic or "", *paths]).encode()).hexdigest()
     options = replace(produce, transaction=f"k2-load-{said[:32]}", patience_s=produce.timeout_s)
-    topics = stack.enter_context(open_topics(options, observe=log.on_event))
+    topics = stack.enter_context(open_topics(options, observe=report.log.on_event))
 
     def handle(file: "FileToLoad", sums: "FileSums", hold: ExitStack) -> None:
-        with _progress(file, events) as on_batch:
+        with _progress(file, report) as on_batch:
             load_into_topics(
                 file.kind,
                 topics,
@@ -815,10 +836,11 @@ class _Printer:
 class _Report:
     """Reports file after file, one that failed too, and adds up the sums.
 
-    Where there is a log, each file is an event of it.
+    Files are events of the log, or words on stderr and events in the log file.
     """
 
-    events: RunLog | None
+    log: RunLog
+    is_logging: bool
     totals: "LoadTotals" = field(default_factory=_no_totals)
     loaded: list[str] = field(default_factory=list)  # paths
     done: set[str] = field(default_factory=set)  # paths of all files with an outcome
@@ -829,13 +851,42 @@ class _Report:
         for outcome in outcomes:
             self._add(outcome)
             if outcome.fault is not None:
-                _report_fault(outcome.file, outcome.fault, self.events)
+                self._fault(outcome.file, outcome.fault)
                 continue
             for notice in outcome.file.reader.notices() if outcome.is_new else ():
                 if notice not in noted:  # of many files alike, the first one stands for all
                     noted.add(notice)
-                    _note(outcome.file, notice, self.events)
-            _report(outcome, self.events)
+                    self._notice(outcome.file, notice)
+            self._outcome(outcome)
+
+    def _outcome(self, outcome: "Outcome") -> None:
+        file, sums = outcome.file, outcome.sums
+        if outcome.is_empty:
+            self._notice(file, "has no rows")
+            return
+        what = f"{sums.rows:,} rows" if outcome.is_new else "loaded before, skipped"
+        is_worth_words = sys.stderr.isatty() or not outcome.is_new
+        self._event(
+            "loaded" if outcome.is_new else "skipped",
+            {"path": file.path, "rows": sums.rows, "rejects": sums.rejects},
+            f"{file.path}: {what}" if is_worth_words else None,
+        )
+
+    def _fault(self, file: "FileToLoad", fault: BadData) -> None:
+        self._event("failed", {"path": file.path, "message": str(fault), "hint": fault.hint}, None)
+        if not self.is_logging:
+            output.error(fault)
+
+    def _notice(self, file: "FileToLoad", text: str) -> None:
+        self._event("notice", {"path": file.path, "message": text}, f"{file.path}: {text}")
+
+    def _event(self, event: str, fields: Mapping[str, object], words: str | None) -> None:
+        if self.is_logging:
+            self.log.on_event(event, **fields)
+            return
+        self.log.record(event, **fields)
+        if words is not None:
+            output.note(words)
 
     def _add(self, outcome: "Outcome") -> None:
         file, sums, totals = outcome.file, outcome.sums, self.totals
@@ -859,49 +910,50 @@ class _Report:
         """Say which files of all were loaded, which one was in work, and how many remain."""
         left = [name for name in names if name not in self.done]
         in_work, remaining = left[0] if left else "", max(0, len(left) - 1)
-        if self.events:
-            fields = {"loaded": len(self.loaded), "in_work": in_work, "remaining": remaining}
-            self.events.on_event("interrupted", **fields)
-            return
         named = self.loaded[:_MOST_NAMED]
         more = len(self.loaded) - len(named)
         files = ", ".join(named) + (f" and {more:,} more" if more else "")
         parts = [f"loaded {len(self.loaded):,}" + (f" ({files})" if named else "")]
         if in_work:
             parts += [f"not loaded {in_work}, which was in work", f"{remaining:,} more remain"]
-        output.note(f"interrupted: {'; '.join(parts)}" + (f"; {hint}" if hint and left else ""))
-
-
-def _report(outcome: "Outcome", events: RunLog | None) -> None:
-    file, sums = outcome.file, outcome.sums
-    if outcome.is_empty:
-        _note(file, "has no rows", events)
-    elif events:
-        event = "loaded" if outcome.is_new else "skipped"
-        events.on_event(event, path=file.path, rows=sums.rows, rejects=sums.rejects)
-    elif sys.stderr.isatty() or not outcome.is_new:
-        what = f"{sums.rows:,} rows" if outcome.is_new else "loaded before, skipped"
-        output.note(f"{file.path}: {what}")
-
-
-def _report_fault(file: "FileToLoad", fault: BadData, events: RunLog | None) -> None:
-    if events:
-        events.on_event("failed", path=file.path, message=str(fault), hint=fault.hint)
-    else:
-        output.error(fault)
-
-
-def _note(file: "FileToLoad", text: str, events: RunLog | None) -> None:
-    if events:
-        events.on_event("notice", path=file.path, message=text)
-    else:
-        output.note(f"{file.path}: {text}")
+        self._event(
+            "interrupted",
+            {"loaded": len(self.loaded), "in_work": in_work, "remaining": remaining},
+            f"interrupted: {'; '.join(parts)}" + (f"; {hint}" if hint and left else ""),
+        )
 
 
 @contextmanager
-def _progress(file: "FileToLoad", events: RunLog | None) -> "Iterator[Callable[[Batch], None]]":
-    """Show lines and rate of a file on a terminal; elsewhere, and beside a log, nothing."""
-    if events or not sys.stderr.isatty():
+def _progress(
+    file: "FileToLoad", report: _Report, seen: set[tuple[str, str]] | None = None
+) -> "Iterator[Callable[[Batch], None]]":
+    """Show lines and rate of a file on a terminal; elsewhere, and beside a log, nothing.
+
+    Where a file has several symbols, `seen` takes them.
+    """
+    with _progress_bar(file, report) as show:
+        if seen is None or "symbol" in file.reader.file_values:
+            yield show
+            return
+
+        def on_batch(batch: "Batch") -> None:
+            for _, rows in batch.rows:
+                seen.update(_series(rows))
+            show(batch)
+
+        yield on_batch
+
+
+def _series(rows: "pa.RecordBatch") -> "Iterator[tuple[str, str]]":
+    import pyarrow as pa
+
+    pairs = pa.Table.from_batches([rows]).group_by(["exchange", "symbol"]).aggregate([])
+    return zip(pairs["exchange"].to_pylist(), pairs["symbol"].to_pylist(), strict=True)
+
+
+@contextmanager
+def _progress_bar(file: "FileToLoad", report: _Report) -> "Iterator[Callable[[Batch], None]]":
+    if report.is_logging or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

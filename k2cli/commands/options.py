@@ -17,7 +17,7 @@ from k2cli.config import Settings, config_path, load_settings, parse_duration_s,
 from k2cli.errors import ConfigError, UsageError
 from k2cli.files import protect_home, refuse_dangling_link
 from k2cli.redaction import remember_secrets
-from k2cli.symbols import fold_symbol
+from k2cli.symbols import fold_symbol, join_symbol
 
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
 _LAST_PORT: Final = 65535
@@ -347,7 +347,7 @@ def symbol_names(values: list[str] | None) -> list[str]:
     Both spellings are looked for where a separator may belong to the symbol (BRK-B, BTC-240927).
     """
     folded = [fold_symbol(word) for word in split_names(values, "--symbol")]
-    joined = (re.sub(r"[/_-]", "", word) for word in folded)
+    joined = (join_symbol(word) for word in folded)
     return list(dict.fromkeys([*folded, *joined]))
 
 

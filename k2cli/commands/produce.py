@@ -10,19 +10,24 @@ import typer
 
 from k2cli.commands import output
 from k2cli.commands.consume import KindName, kind_of
-from k2cli.commands.events import LogLevel, RunLog
+from k2cli.commands.events import LogLevel
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.options import (
+    LOG_FILE_KEEP,
     AutoRegisterOpt,
     HomeOpt,
     KafkaOpt,
     LinesOpt,
+    LogFileKeepOpt,
+    LogFileOpt,
+    LogFileSizeOpt,
     LogLevelOpt,
     MaxRejectBytesOpt,
     RegistryOpt,
     SummaryOpt,
     TimeoutOpt,
     checked_file,
+    open_log,
     settings,
 )
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
@@ -54,6 +59,9 @@ def produce(
     max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
     log_level: LogLevelOpt = LogLevel.INFO,
+    log_file: LogFileOpt = None,
+    log_file_size: LogFileSizeOpt = None,
+    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
     summary: SummaryOpt = output.Summary.TEXT,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
@@ -90,8 +98,13 @@ def produce(
     most_bytes = max_reject_bytes or MAX_REJECT_BYTES
     started = time.monotonic()
     sums: dict[str, int] = {"messages": 0, "rows": 0, "rejects": 0}
-    log = RunLog(log_format, log_level, run=config.run)
-    with log.ending(), ExitStack() as stack:
+    with (
+        ExitStack() as files,
+        open_log(
+            files, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
+        ).ending() as log,
+        ExitStack() as stack,
+    ):
         stream = stack.enter_context(_open(file))
         path = rejects or config.home / "rejects" / "produce.ndjson"
         rejected = RejectLog(path, run=config.run)

@@ -10,6 +10,7 @@ import typer
 from msgspec.structs import replace
 from typer.core import TyperCommand
 
+from k2cli.commands.known import remember_series, remember_tables
 from k2cli.commands.options import (
     DURATION,
     ColumnsOpt,
@@ -37,6 +38,7 @@ from k2cli.errors import NotFound, UsageError
 if TYPE_CHECKING:
     from k2cli.query.questions import Selection
     from k2cli.records import RecordKind, TableFiles
+    from k2cli.storage.lake import Lake
 
 # No option has a space before its value, or anything but a letter after the dashes.
 _COMMENT: Final = re.compile(r"\A--(?=[^\s=]*\s|[^A-Za-z]).*", re.DOTALL)
@@ -113,7 +115,10 @@ def symbols(
         if not plans:
             raise NotFound(f"there are no tables in {config.home} yet", hint="k2 demo")
         with open_engine(config.query, plans, zone=zone) as engine:
-            out.write(list_symbols(engine, [plan.kind for plan in plans]))
+            rows = list_symbols(engine, [plan.kind for plan in plans]).table()
+            pairs = zip(rows["exchange"].to_pylist(), rows["symbol"].to_pylist(), strict=True)
+            remember_series(config, pairs, is_complete=True)
+            out.write(engine.ask_table(rows))
 
 
 class _SqlCommand(TyperCommand):
@@ -173,7 +178,7 @@ def _print_rows(
     config: Settings, kind: "RecordKind", selection: "Selection", out: Output, *, zone: str
 ) -> None:
     from k2cli.query.engine import open_engine
-    from k2cli.query.questions import explain_nothing, select_rows
+    from k2cli.query.questions import select_rows
     from k2cli.storage.lake import open_lake
 
     with open_lake(config) as lake:
@@ -192,10 +197,22 @@ def _print_rows(
                 expected=selection.count_of(plan.rows),
                 complete="choose with --columns",
             )
-        if not rows and selection.symbols:
-            with open_engine(config.query, [lake.plan(kind)]) as engine:
-                for line in explain_nothing(engine, plan.kind, selection):
-                    note(line)
+        if not rows:
+            note_nothing(config, lake, plan.kind, selection)
+        remember_tables(config, lake, [kind])
+
+
+def note_nothing(
+    config: Settings, lake: "Lake", kind: "RecordKind", selection: "Selection"
+) -> None:
+    """Say why a selection of symbols has no rows: what is stored of them, or is like them."""
+    from k2cli.query.engine import open_engine
+    from k2cli.query.questions import explain_nothing
+
+    if selection.symbols:
+        with open_engine(config.query, [lake.plan(kind)]) as engine:
+            for line in explain_nothing(engine, kind, selection):
+                note(line)
 
 
 def _plans(config: Settings) -> "list[TableFiles]":

@@ -6,6 +6,7 @@ import typer
 
 from k2cli.commands import output
 from k2cli.commands.consume import KindName
+from k2cli.commands.known import remember_subjects
 from k2cli.commands.options import (
     ForceOpt,
     FormatOpt,
@@ -13,6 +14,7 @@ from k2cli.commands.options import (
     OutputOpt,
     RegistryOpt,
     TimeoutOpt,
+    settings,
 )
 from k2cli.commands.schema_check import check
 from k2cli.commands.schema_diff import diff
@@ -97,6 +99,7 @@ def list_subjects(
     try:
         with Finder(home=home, registry=registry, timeout_s=timeout).opened() as client:
             infos = client.describe(client.subjects())
+            remember_subjects(settings(home), (info.name for info in infos))
     except ConfigError as exc:
         hints = [exc.hint, "offline: k2 schema list --ours"]
         raise ConfigError(str(exc), hint="; ".join(filter(None, hints))) from exc

@@ -1,18 +1,62 @@
-"""A first signal ends a run cleanly, a second one at once.
+"""Signals: a first one ends a run cleanly, a second one at once.
 
 Streams are asked to stop. What has an end of its own is interrupted, but never in the middle of a
 commit.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
+import typer
+
 from k2cli.errors import BadData
 
+_BASE: Final = 128  # a shell's exit code for a signal is this and its number
+_MOST_CLOSING_S: Final = 5.0
 _REPEATED_ENDS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: whatever is open is closed first.
+
+    The exit code is that of a shell, 143 or 129. Closing takes at most 5 seconds, so that a reader
+    of stdout that stalls keeps no process alive. A second signal ends it at once. A signal that is
+    ignored, as under nohup, stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread receives signals
+        return
+    received: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        for each in handled:
+            signal.signal(each, signal.SIG_DFL)
+        deadline = threading.Timer(_MOST_CLOSING_S, os._exit, [_BASE + number])
+        deadline.daemon = True
+        deadline.start()
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    handled = [each for each in numbers if signal.getsignal(each) is signal.SIG_DFL]
+    for each in handled:
+        signal.signal(each, handle)
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        if not received:
+            raise
+        raise typer.Exit(_BASE + received[0]) from exc
+    finally:
+        for each in handled:
+            if signal.getsignal(each) is handle:
+                signal.signal(each, signal.SIG_DFL)
 
 
 @contextmanager
@@ -22,9 +66,7 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     A second SIGINT or SIGTERM ends it at once; a second SIGHUP does not, because a session that
     closes sends several. SIGHUP stays ignored where it was, as under nohup.
     """
-    numbers = [*_REPEATED_ENDS]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
+    numbers = _ends()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         for number in numbers:
@@ -41,12 +83,22 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def _ends() -> list[signal.Signals]:
+    """Return the signals that end a run: SIGHUP stays ignored where it was, as under nohup."""
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [*_REPEATED_ENDS] if is_ignored else [*_REPEATED_ENDS, signal.SIGHUP]
+
+
 class Terminated(KeyboardInterrupt):
-    """SIGTERM ended the run."""
+    """SIGTERM or SIGHUP ended the run."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code: Final = _BASE + number
 
 
 class Interrupts:
-    """Where the first SIGINT or SIGTERM raises KeyboardInterrupt, and where it has to wait."""
+    """Where the first signal to end raises KeyboardInterrupt, and where it has to wait."""
 
     def __init__(self) -> None:
         self._holds = 0
@@ -59,12 +111,15 @@ class Interrupts:
         def handle(number: int, _frame: FrameType | None) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            found = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+            if signal.SIGHUP in numbers:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a session that closes sends several
+            found = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
             if not self._holds:
                 raise found
             self._waiting = found
 
-        before = [(number, signal.signal(number, handle)) for number in _REPEATED_ENDS]
+        numbers = _ends()
+        before = [(number, signal.signal(number, handle)) for number in numbers]
         try:
             yield
         finally:

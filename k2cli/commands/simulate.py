@@ -195,15 +195,16 @@ def binance(
 
 
 async def _serve(options: "SimulatorOptions") -> None:
-    """Run until SIGINT or SIGTERM."""
+    """Run until SIGINT, SIGTERM or SIGHUP, which stays ignored where it is, as under nohup."""
     import asyncio
     import signal
 
     from k2cli.ingestion.binance.simulator import open_simulator
 
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_simulator(options) as simulator:
         output.note(f"listening on {simulator.url}")
         names = ",".join(options.symbols) or "BTCUSDT,ETHUSDT"

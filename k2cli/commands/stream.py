@@ -13,6 +13,7 @@ import typer
 from k2cli.commands import output
 from k2cli.commands.events import LogLevel, Observer
 from k2cli.commands.kafka import kafka_settings, produce_options
+from k2cli.commands.known import remember_series
 from k2cli.commands.options import (
     DURATION,
     LOG_FILE_KEEP,
@@ -239,7 +240,6 @@ def binance(
         max_rejects=max_rejects,
         max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
     )
-    reject_path = rejects or config.home / "rejects" / "stream-binance.ndjson"
     with (
         ExitStack() as files,
         open_log(
@@ -259,10 +259,15 @@ def binance(
             config,
         )
         source = BinanceStream(options=options, observe=observe)
+        remember_series(config, ((venue.exchange, each.symbol) for each in instruments))
         pump = Pump(
             source=source,
             sink=_open_sink(stack, target, config, produce, venue, chosen, observe),
-            rejects=stack.enter_context(RejectLog(reject_path, run=config.run)),
+            rejects=stack.enter_context(
+                RejectLog(
+                    rejects or config.home / "rejects" / "stream-binance.ndjson", run=config.run
+                )
+            ),
             policy=policy,
             observe=observe,
         )

@@ -193,7 +193,7 @@ def dedupe(
         typer.Option(
             "--rejects",
             help="File for ids with different values.",
-            show_default="rejects/table-dedupe.ndjson in the home folder",
+            show_default="rejects/table-dedupe.ndjson in the home folder; none with --dry-run",
             callback=checked_file,
         ),
     ] = None,
@@ -204,7 +204,7 @@ def dedupe(
 
     Rows that say the same are removed but for the one received first. Rows of one id with different
     values are counted as conflicts, and the first 100 written to the rejects file; all of them stay
-    unless --keep is given.
+    unless --keep is given. With --dry-run the rejects file is only written if --rejects names it.
 
     Example: k2 table dedupe trades --dry-run
     """
@@ -223,12 +223,15 @@ def dedupe(
             sums["conflicts"] += found.conflicts
             shown += found.examples[: _MOST_SHOWN - len(shown)]
     if shown:
-        path = rejects or config.home / "rejects" / "table-dedupe.ndjson"
-        with RejectLog(path, run=config.run) as log:
-            log.write(conflict_rejects(shown))
-            log.sync()
-        kept = f"; see {path}" if keep else f"; see {path}, and --keep first or --keep newest"
-        output.note(f"{shown[0]}{kept}")
+        path = rejects
+        if path is None and not dry_run:
+            path = config.home / "rejects" / "table-dedupe.ndjson"
+        if path is not None:
+            with RejectLog(path, run=config.run) as log:
+                log.write(conflict_rejects(shown))
+                log.sync()
+        see = f"see {path}" if path else "--rejects FILE lists them"
+        output.note(f"{shown[0]}; {see}{'' if keep else ', and --keep first or --keep newest'}")
     output.summary(sums, summary, is_data_on_stdout=False)
     if dry_run:
         output.note("dry run: nothing was changed")

@@ -8,6 +8,7 @@ import typer
 
 from k2cli.commands import output
 from k2cli.commands.fitting import fit_rows
+from k2cli.commands.known import remember_topics
 from k2cli.commands.options import (
     DURATION,
     TIMEOUT_S,
@@ -68,7 +69,7 @@ def create(
         typer.Option("--config", help="Any setting of a topic: cleanup.policy=compact. Repeat it."),
     ] = None,
     if_not_exists: Annotated[
-        bool, typer.Option("--if-not-exists", help="A topic that is there already is fine.")
+        bool, typer.Option("--if-not-exists", help="Succeed if the topic already exists.")
     ] = False,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
@@ -78,17 +79,25 @@ def create(
 
     Example: k2 topic create market.crypto.trades --partitions 4 --retention 7d
     """
-    from k2cli.errors import Conflict
+    from k2cli.errors import Exists
 
     wanted = key_values(config, "--config")
     if retention is not None:
         wanted["retention.ms"] = str(round(retention * 1000))
     client = _open(home, kafka, timeout)
+    existing = []
     for topic in topics:
-        is_new = client.create(topic, partitions=partitions, replication=replication, config=wanted)
-        if not is_new and not if_not_exists:
-            raise Conflict(f"topic {topic} exists already", hint=f"k2 topic describe {topic}")
-        output.note(f"created topic {topic}" if is_new else f"topic {topic} exists already")
+        if client.create(topic, partitions=partitions, replication=replication, config=wanted):
+            output.note(f"created topic {topic}")
+        else:
+            existing.append(topic)
+            output.note(f"topic {topic} already exists")
+    remember_topics(settings(home), topics)
+    if existing and not if_not_exists:
+        raise Exists(
+            f"{len(existing)} of {len(topics)} topics already existed: {', '.join(existing)}",
+            hint=f"k2 topic describe {' '.join(existing)}; --if-not-exists accepts them",
+        )
 
 
 @topic_app.command("list")
@@ -109,6 +118,7 @@ def list_topics(
     chosen = output.choose_output(fmt, out, is_forced=force)
     client = _open(home, kafka, timeout)
     infos = client.describe(client.names())
+    remember_topics(settings(home), (info.name for info in infos), is_complete=True)
     columns = {
         "topic": pa.array([info.name for info in infos], pa.string()),
         "partitions": pa.array([len(info.partitions) for info in infos], pa.int64()),

@@ -50,6 +50,10 @@ _ANSWER: Final = "k2_answer"
 _RUNS_TO_LEARN_WHY: Final = 5
 _OVERFLOW: Final = "an explicit cast to a bigger decimal"
 _WIDER: Final = "cast one side to a wider type first, as in CAST(price AS DECIMAL(28, 8)) * price"
+# What a failed cast says of a constant (LIMIT 1e30, price = 'abc'); of stored values it names the
+# column.
+_OUT_OF_RANGE: Final = "the value is out of range"
+_OF_COLUMN: Final = "when casting from source column"
 _OUTSIDE: Final = ("Out of Memory Error", "IO Error", "HTTP Error", "INTERRUPT Error")
 # Syntax and unknown names, what DuckDB cannot do, files that are not the table's.
 _MISTAKES: Final = (
@@ -95,7 +99,8 @@ def _expected(exc: duckdb.Error, *, is_from_user: bool) -> K2Error | None:
     if isinstance(exc, duckdb.IOException | duckdb.InterruptException):
         return _outside(reason)
     if isinstance(exc, duckdb.DataError | duckdb.InvalidInputException):
-        return _misfit(reason)
+        is_cast = isinstance(exc, duckdb.ConversionException) or _OUT_OF_RANGE in reason
+        return _misfit(reason, is_mistake=is_from_user and is_cast and _OF_COLUMN not in reason)
     if is_from_user and isinstance(exc, _MISTAKES):
         return _mistake(str(exc))
     if isinstance(exc, duckdb.PermissionException):  # DuckDB looks for a folder of that name
@@ -288,9 +293,9 @@ def _pattern(path: str) -> str:
     return re.sub(r"[\[*?]", r"[\g<0>]", path)
 
 
-def _misfit(reason: str) -> K2Error:
+def _misfit(reason: str, *, is_mistake: bool = False) -> K2Error:
     hint = _WIDER if _OVERFLOW in reason else None
-    if reason.startswith("Out of Range Error"):  # arithmetic of the statement, not the data
+    if is_mistake or reason.startswith("Out of Range Error"):  # of the statement, not the data
         return UsageError(reason, hint=hint)
     return BadData(reason, hint=hint)
 

@@ -1,6 +1,5 @@
 """The questions about any kind of record, as SQL over its view. Values are always parameters."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +11,7 @@ from k2cli.query.engine import Answer, Engine
 from k2cli.query.render import quoted
 from k2cli.query.timespan import Timespan
 from k2cli.records import RecordKind
+from k2cli.symbols import join_symbol
 
 EVER = Timespan()
 _SHOWN_SYMBOLS: Final = 10
@@ -107,7 +107,7 @@ def explain_nothing(engine: Engine, kind: RecordKind, selection: Selection) -> l
     stored: dict[str, list[dict[str, Any]]] = {}
     for row in list_symbols(engine, [kind]).table().to_pylist():
         stored.setdefault(row["symbol"], []).append(row)
-    spelt = {re.sub(r"[/_-]", "", symbol): symbol for symbol in selection.symbols}
+    spelt = {join_symbol(symbol): symbol for symbol in selection.symbols}
     return [_explained(symbol, kind, stored) for symbol in ({*spelt} & {*stored}) or spelt.values()]
 
 

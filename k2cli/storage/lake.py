@@ -65,13 +65,13 @@ from k2cli.storage.loads import (
 )
 from k2cli.storage.lookup import StoredIds
 from k2cli.storage.pointer import read_pointers
-from k2cli.storage.position import Series, Stored
+from k2cli.storage.position import Position, Series, Stored
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.relocate import MovedTable, moved_tables, relocate_tables
 from k2cli.storage.repair import Repair, plan_repair, repair_table
 from k2cli.storage.s3 import s3_access
 from k2cli.storage.snippet import reading_code
-from k2cli.storage.state import RUN_KEY, carried_properties
+from k2cli.storage.state import RUN_KEY, carried_properties, read_state
 from k2cli.storage.stored import FileIndex, row_level_deletes
 from k2cli.storage.stowed import Stowed
 from k2cli.storage.tables import create_table
@@ -358,6 +358,19 @@ class Lake:
         with self._log(kind) as (table, log):
             return list_loads(table, log)
 
+    def series(self, kind: RecordKind) -> set[tuple[str, str]]:
+        """Return exchange and symbol of the numbered rows, and of the files with one symbol.
+
+        Only metadata is read, so rows without numbers from files of several symbols are left out.
+        """
+        table = self.table(kind)
+        with translated(f"cannot read table {kind.table} in {self._where}"):
+            position = read_state(table).position or Position()
+        loads = self.loads(kind)
+        pairs = zip(loads["exchange"].to_pylist(), loads["symbol"].to_pylist(), strict=True)
+        loaded = {(exchange, symbol) for exchange, symbol in pairs if exchange and symbol}
+        return {(each.exchange, each.symbol) for each in position.series} | loaded
+
     def plan(
         self,
         kind: RecordKind,
@@ -486,7 +499,7 @@ def open_lake(
         path = settings.home / _CATALOG_FILE
         with translated(f"cannot use the folder {settings.home}"):
             if create:
-                make_folder(settings.home)
+                _make_home(settings.home)
                 open(path, "ab", opener=opener).close()  # otherwise SQLite creates it
             elif settings.home.exists() and not settings.home.is_dir():
                 raise ConfigError(
@@ -526,6 +539,17 @@ def _check_home(catalog: Catalog, settings: Settings) -> None:
             f" {table.old_home}",
             hint=f"k2 table relocate --home {shlex.quote(str(settings.home))}",
         )
+
+
+def _make_home(home: Path) -> None:
+    """Create the home folder where it does not exist yet."""
+    try:
+        make_folder(home)
+    except FileNotFoundError as exc:  # in /proc and the like nothing can be created
+        raise ConfigError(
+            f"cannot create the folder {home}: {exc.strerror}",
+            hint="choose a folder you may write with --home",
+        ) from exc
 
 
 @contextmanager

@@ -33,7 +33,10 @@ _LOADS_LOG_HINT: Final = (
     "restore it from a backup; let no other engine remove orphan files named k2-loads-log-*"
 )
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_NOT_WRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
+)
 # How pyiceberg's readers of JSON and Avro end in a file that is cut off or overwritten.
 _DAMAGED = (EOFError, UnicodeDecodeError, JSONDecodeError, zlib.error, SystemError)
 # What Arrow says of S3: the operation's error, and, of a refusal it does not know, the status.

@@ -94,6 +94,7 @@ def test_the_profile_option_wins_over_its_variable(home: Path, secret_file: Path
         (["config", "init", "--docker", "-o", "-"], 2, "name of a file", "not for stdout"),
         (["config", "init", "-o", "/"], 2, "/ is a folder", "name of a file"),
         (["config", "init", "-o", "/dev/null/k2.toml"], 2, "cannot write", "another"),
+        (["config", "init", "--home", "/proc/x"], 3, "cannot create the folder", "--home"),
     ],
 )
 @pytest.mark.usefixtures("secret_file")

@@ -5,9 +5,9 @@ from pathlib import Path
 from conftest import Run
 
 
-def test_demo_works_twice_in_a_row(run: Run, home: Path) -> None:
+def test_demo_works_twice_in_a_row_and_its_suggestion_finds_rows(run: Run, home: Path) -> None:
     for _ in range(2):
-        result = run(["demo", "--seconds", "4"])
+        result = run(["demo", "--seconds", "1"])
         assert result.exit_code == 0, result.stderr
         assert "0 rejects, 0 missing, 0 twice" in result.stderr
         assert "k2 query trades --symbol BTCUSDT" in result.stderr
@@ -16,3 +16,7 @@ def test_demo_works_twice_in_a_row(run: Run, home: Path) -> None:
             assert word in result.stdout
     assert (home / "demo" / "catalog.db").is_file()
     assert not (home / "catalog.db").exists()
+    suggested = "query trades --symbol BTCUSDT --start -15m --limit 10"
+    assert f"k2 {suggested} --home {home / 'demo'}\n" in result.stderr
+    found = run([*suggested.split(), "--home", str(home / "demo")])
+    assert len(found.stdout.splitlines()) == 11

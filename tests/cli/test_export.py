@@ -256,3 +256,24 @@ def test_zone_is_refused_for_times_without_offset(run: Run, layout: str, said: s
     result = run(["export", "trades", "--layout", layout, "--tz", "Asia/Tokyo"])
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
+
+
+def test_unknown_symbol_is_explained(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("timestamp,price,size,symbol\n2024-08-08T10:00:00Z,1,2,BTCUSDT\n")
+    options = ["-l", "generic-trades", "--exchange", "X", "--asset-class", "crypto"]
+    assert run(["load", "csv", str(path), *options]).exit_code == 0
+    for symbol, said in (("BTCUSD", "did you mean BTCUSDT?"), ("NOPE", "there are BTCUSDT")):
+        result = run(["export", "trades", "-l", "generic-trades", "--symbol", symbol])
+        assert result.exit_code == 0
+        assert f"no trades of {symbol}" in result.stderr
+        assert said in result.stderr
+
+
+def test_asx_file_comes_back_under_the_number_of_its_company(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "7078.csv"
+    source.write_text("03/10/2014,07:57:14.754,36.667,20000,3,X,\n")
+    first, second, _ = there_and_back(
+        run, tmp_path / "x", source, "asx-trades", "trades", "--symbol", "BHP"
+    )
+    assert first.equals(second)

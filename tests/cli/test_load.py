@@ -403,3 +403,33 @@ def test_interruption_hides_no_failed_commit(
 
     with pytest.raises(raised):
         commit()
+
+
+def test_files_loaded_before_a_failure_are_summed_up(run: Run, dump: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log" / "k2.log"
+    options = [*BINANCE, "--summary", "json", "--log-file", str(log)]
+    result = run(["load", "csv", str(dump), str(tmp_path / "none.csv"), *options])
+    assert result.exit_code == 4
+    assert (sums(result)["loaded"], sums(result)["rows"]) == (1, 1_000)
+    events = [line.split()[2] for line in log.read_text().splitlines()]
+    assert events == ["loaded", "summary", "error"]
+    nothing = run(["load", "csv", str(tmp_path / "none.csv"), *BINANCE, "--summary", "json"])
+    assert (nothing.exit_code, nothing.stdout) == (4, "")
+
+
+def test_log_file_is_rotated_and_names_what_failed(run: Run, dump: Path, tmp_path: Path) -> None:
+    log = tmp_path / "k2.log"
+    dump.write_text("1,2\n" + dump.read_text())
+    options = ["--log-file", str(log), "--log-file-size", "300B", "--log-file-keep", "1"]
+    for _ in range(3):
+        assert run(["load", "csv", str(dump), *BINANCE, *options]).exit_code == 6
+    text = log.with_name("k2.log.1").read_text() + log.read_text()
+    assert "failed path=" in text
+    assert sorted(path.name for path in tmp_path.glob("k2.log*")) == ["k2.log", "k2.log.1"]
+
+
+@pytest.mark.parametrize("home", ["/proc/x", "/dev/null", "/dev/null/x"])
+def test_home_that_cannot_be_created_is_a_wrong_setting(run: Run, dump: Path, home: str) -> None:
+    result = run(["load", "csv", str(dump), *BINANCE, "--home", home])
+    assert result.exit_code == 3
+    assert "--home" in result.stderr

@@ -205,6 +205,9 @@ def test_sql_may_start_with_a_comment(k2: Any, comment: str) -> None:
         (["trades", "--exchange", " , "], 2, "hint: leave --exchange out"),
         (["trades", "--limit", "9" * 30], 2, "--limit"),
         (["sql", "select 9223372036854775807 + 1"], 2, "Overflow"),
+        (["sql", "from trades limit 100000000000000000000000"], 2, "out of range"),
+        (["sql", "from trades limit (select 1e30)"], 2, "out of range"),
+        (["sql", "from trades where price = 'abc'"], 2, "Could not convert"),
         (["trades", "--start", "soon"], 2, "--start 'soon' is not a time"),
         (["trades", "--limit", "0"], 2, "--limit"),
         (["trades", "--tz", "Sydny"], 2, "hint: did you mean Australia/Sydney?"),
@@ -463,3 +466,19 @@ def test_help_loads_no_heavy_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_end_a_query_whose_reader_stalls_with_the_code_of_a_shell(
+    filled: Path, tmp_path: Path, k2_env: dict[str, str], number: signal.Signals, code: int
+) -> None:
+    command = [sys.executable, "-m", "k2cli", "query", "trades", "--home", str(filled)]
+    with subprocess.Popen(
+        command, env=k2_env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        process.send_signal(number)
+        assert process.wait(PATIENCE_S) == code
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()

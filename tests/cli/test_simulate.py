@@ -37,7 +37,7 @@ def simulating(*args: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 
 def test_the_command_plays_until_it_is_told_to_stop() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         args = ["--symbols", "btcusdt,ETHUSDT", "--first-id", "7", "--rate", "100"]
         with simulating(*args) as (url, process):
             assert process.stderr is not None

@@ -134,9 +134,12 @@ def test_a_file_with_rejects_sends_nothing(cluster: Cluster, topic: str, dump: P
     assert cluster.consume("--topic", topic)["rows"] == len(LINES)
 
 
-def test_rows_from_a_pipe_arrive_as_they_were(cluster: Cluster, topic: str):
-    result = cluster.run("produce", topic, "--summary", "json", stdin=ndjson(100))
+def test_rows_from_a_pipe_arrive_as_they_were(cluster: Cluster, topic: str, tmp_path: Path):
+    log = tmp_path / "k2.log"
+    options = ("--summary", "json", "--log-file", log)
+    result = cluster.run("produce", topic, *options, stdin=ndjson(100))
     assert result.exit_code == 0, result.stderr
+    assert "summary messages=100 rows=100 rejects=0" in log.read_text()
     sums = json.loads(result.stdout)
     assert (sums["messages"], sums["rows"], sums["rejects"]) == (100, 100, 0)
     back = cluster.run("consume", "--topic", topic, "--to", "stdout", "--until-end")

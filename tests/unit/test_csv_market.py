@@ -54,7 +54,7 @@ def exchange_of(source: Path | io.BytesIO, **options: Any) -> str:
         (f"futures/um/daily/trades/BTCUSDT/{NAME}", [FUTURES_LINE], "BINANCE_USDM"),
         (f"futures/um/{NAME}", [UM_HEADER, FUTURES_LINE], "BINANCE_USDM"),
         (f"Futures/UM/monthly/{NAME}", [FUTURES_LINE], "BINANCE_USDM"),
-        (f"futures/um/{NAME}", [SPOT_LINE.lower()], "BINANCE_USDM"),
+        (f"futures/um/{NAME}", [f"{FUTURES_LINE},"], "BINANCE_USDM"),
         (f"futures/cm/daily/trades/BTCUSD_PERP/{PERP}", [COINM_LINE], "BINANCE_COINM"),
         (f"spot/daily/trades/BTCUSDT/{NAME}", [SPOT_LINE], "BINANCE"),
         (f"spot/daily/mirror/futures/um/{NAME}", [FUTURES_LINE], "BINANCE_USDM"),  # the innermost
@@ -107,6 +107,19 @@ def test_market_follows_from_the_file(
         ("usdm-" + PERP, [COINM_LINE], {}, ("usdm-BTCUSD_PERP", "BTCUSD_PERP")),
         ("spot-" + NAME, [UM_HEADER, FUTURES_LINE], {}, ("spot-BTCUSDT", "quote_qty")),
         (f"futures/um/{NAME}", [FUTURES_LINE], {"exchange": "BINANCE"}, ("BINANCE", "futures/um")),
+        (NAME, [SPOT_LINE], {"market": Market.USDM}, ("usdm", "is_best_match")),
+        (NAME, [SPOT_HEADER, SPOT_LINE], {"market": Market.USDM}, ("usdm", "is_best_match")),
+        (NAME, [SPOT_LINE], {"market": Market.COINM}, ("coinm", "is_best_match")),
+        (NAME, [f"{UM_HEADER},best_match", SPOT_LINE], {"market": Market.USDM}, ("is_best_match",)),
+        (f"futures/um/{NAME}", [SPOT_LINE.lower()], {}, ("futures/um", "is_best_match")),
+        (PERP, [SPOT_LINE], {}, ("BTCUSD_PERP", "is_best_match")),
+        ("usdm-" + NAME, [SPOT_LINE], {}, ("usdm-BTCUSDT", "is_best_match")),
+        (
+            "x.csv",
+            [SPOT_LINE],
+            {"exchange": "BINANCE_USDM", "symbol": "BTCUSDT"},
+            ("BINANCE_USDM",),
+        ),
     ],
 )
 def test_contradiction_is_refused_with_its_evidence(

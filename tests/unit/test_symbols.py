@@ -2,6 +2,7 @@
 
 import pytest
 
+from k2cli.commands.options import symbol_names
 from k2cli.errors import UsageError
 from k2cli.ingestion.binance.symbols import VENUES, Instrument, Market, parse_symbol
 
@@ -177,3 +178,16 @@ def test_venue_of_a_market(
     assert (venue.exchange, venue.asset_class) == (exchange, asset_class)
     assert venue.has_microseconds is has_microseconds
     assert all(url.startswith("wss://") for url in venue.urls)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("btc/usdt", ["BTC/USDT", "BTCUSDT"]),
+        ("BRK-B", ["BRK-B", "BRKB"]),
+        ("币安人生/usdt", ["币安人生/USDT", "币安人生USDT"]),
+        ("e\u0301/USDT", ["\u00e9/USDT", "\u00e9USDT"]),  # in normal form NFC
+    ],
+)
+def test_option_symbol_finds_both_spellings(text: str, names: list[str]) -> None:
+    assert symbol_names([text]) == names

@@ -37,7 +37,10 @@ _CONTRACT: Final = re.compile(r"[^_]+_(?P<kind>PERP|SETTLED|[0-9]{6})")
 _BASE_QUANTITY: Final = "baseqty"
 _QUOTE_QUANTITY: Final = "quoteqty"
 _BUYER_MAKER: Final = "isbuyermaker"
-_BEST_MATCH: Final = "isbestmatch"  # in every spot dump, in no futures dump
+# In every spot dump, in no futures dump; first the exchange's own name, then those of scripts.
+_BEST_MATCH: Final = "isbestmatch"
+_BEST_MATCHES: Final = frozenset({_BEST_MATCH, "bestmatch", "wasthetradethebestpricematch"})
+_SPOT: Final = frozenset({Market.SPOT, Market.US})
 _UPDATE_ID: Final = "update_id"  # of a book ticker, dumps of which are of futures alone
 _HINT: Final = "say which: --market usdm or --market coinm"
 
@@ -115,7 +118,7 @@ def find_market(
         BadData: the evidence contradicts itself or what is given, or it is a futures dump of
             which nothing says the market.
     """
-    evidence = [*_given(given, exchange), *_evidence(dump)]
+    evidence = [*_given(given, exchange), *_evidence(dump), *_of_best_match(dump, columns)]
     for number, one in enumerate(evidence):
         for other in evidence[:number]:
             if not one.markets & other.markets:
@@ -127,6 +130,8 @@ def find_market(
     if not evidence:
         is_of_futures = _UPDATE_ID in columns or _lacks_best_match(dump, columns)
         possible = FUTURES if is_of_futures else frozenset({Market.SPOT})
+    if Market.SPOT in possible:
+        return Market.SPOT
     if len(possible) == 1:
         return next(iter(possible))
     raise BadData("this is a futures dump, of USD-M or COIN-M", hint=_HINT)
@@ -210,9 +215,27 @@ def _of_header(names: set[str]) -> Iterator[_Evidence]:
     """Read a header: spot dumps have isBestMatch, COIN-M dumps base_qty for quote_qty."""
     if _BASE_QUANTITY in names:
         yield _Evidence("the column base_qty", frozenset({Market.COINM}))
-    elif {_QUOTE_QUANTITY, _BUYER_MAKER} <= names and _BEST_MATCH not in names:
+    elif {_QUOTE_QUANTITY, _BUYER_MAKER} <= names and not names & _BEST_MATCHES:
         text = "the header of futures (quote_qty, is_buyer_maker, no is_best_match)"
         yield _Evidence(text, frozenset({Market.USDM}))
+
+
+def _of_best_match(dump: Dump, columns: Sequence[str]) -> Iterator[_Evidence]:
+    """Look for the column that only spot dumps have; without a header, in the first line.
+
+    The cell of a futures trade is empty: `k2 export` writes one beside trades of the spot market.
+    """
+    if dump.header:
+        is_filled = not _BEST_MATCHES.isdisjoint(map(plain_name, dump.header))
+    else:
+        is_filled = bool(_named_cells(dump, columns).get(_BEST_MATCH, "").strip())
+    if is_filled:
+        yield _Evidence("the column is_best_match", _SPOT)
+
+
+def _named_cells(dump: Dump, columns: Sequence[str]) -> dict[str, str]:
+    """Return the cells of the first line of a file without a header, by their plain names."""
+    return dict(zip(map(plain_name, columns), dump.cells, strict=False))
 
 
 def _lacks_best_match(dump: Dump, columns: Sequence[str]) -> bool:
@@ -220,13 +243,12 @@ def _lacks_best_match(dump: Dump, columns: Sequence[str]) -> bool:
 
     A header that has other names than the exchange's is somebody else's, and says nothing.
     """
-    names = [plain_name(name) for name in columns]
-    if _BEST_MATCH not in names:
+    if _BEST_MATCH not in map(plain_name, columns):
         return False
     if dump.header:
         own = {plain_name(name) for name in dump.header}
-        return _BUYER_MAKER in own and _BEST_MATCH not in own
-    cells = dict(zip(names, dump.cells, strict=False))
+        return _BUYER_MAKER in own and not own & _BEST_MATCHES
+    cells = _named_cells(dump, columns)
     if cells.get(_BEST_MATCH, ""):
         return False
     # An empty cell is that of a futures trade where the other truth value is lower case, too.

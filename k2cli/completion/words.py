@@ -1,0 +1,75 @@
+"""Words that only tables and servers know, kept in the home folder for shell completion.
+
+Commands that come to know symbols, exchanges, topics or subjects remember them here, and the
+completing process reads them: a file for each profile, a line of kind, tab and word for each word.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_FOLDER: Final = "completion"
+_DEFAULT: Final = "default"  # the name of the file of no profile
+_MOST_WORDS: Final = 20_000  # of a kind
+_SAFE: Final = frozenset("._-/@+")
+
+
+def is_safe(word: str) -> bool:
+    """Return whether every shell takes a word literally: letters, digits and `._-/@+`."""
+    return bool(word) and all(char.isalnum() or char in _SAFE for char in word)
+
+
+def read_words(home: Path, profile: str | None) -> dict[str, list[str]]:
+    """Return the remembered words by kind, sorted; none where there is no such file."""
+    words: dict[str, list[str]] = {}
+    with suppress(OSError, UnicodeDecodeError):
+        for line in _path(home, profile).read_text(encoding="utf-8").splitlines():
+            kind, tab, word = line.partition("\t")
+            if tab and is_safe(word):
+                words.setdefault(kind, []).append(word)
+    return words
+
+
+def remember(
+    home: Path,
+    profile: str | None,
+    words: Mapping[str, Iterable[str]],
+    *,
+    is_complete: bool = False,
+) -> None:
+    """Add words of some kinds to what is remembered; with `is_complete`, replace these kinds.
+
+    The file is replaced atomically. No folder is created for a home that does not exist, and a
+    home that cannot be written keeps what it has: completion must not make a command fail.
+    """
+    if not home.is_dir():
+        return
+    known = read_words(home, profile)
+    merged = dict(known)
+    for kind, found in words.items():
+        old = [] if is_complete else known.get(kind, [])
+        merged[kind] = sorted({*old, *filter(is_safe, found)})[:_MOST_WORDS]
+    if merged != known:
+        with suppress(OSError):
+            _replace(_path(home, profile), merged)
+
+
+def _replace(path: Path, words: Mapping[str, Iterable[str]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".words-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(f"{kind}\t{word}\n" for kind in words for word in words[kind])
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _path(home: Path, profile: str | None) -> Path:
+    # A profile may have any name; only the safe ones have a file of their own.
+    name = profile if profile and is_safe(profile) and "/" not in profile else _DEFAULT
+    return home / _FOLDER / f"{name}.txt"
