@@ -75,8 +75,8 @@ def test_file_without_rows_is_counted_as_empty(
 ) -> None:
     path = tmp_path / NAME
     path.write_text(data, newline="")
-    told, summary = k2("load", "csv", path, *BINANCE).stderr.splitlines()
-    assert told == f"{path}: has no rows"
+    notice, summary = k2("load", "csv", path, *BINANCE).stderr.splitlines()
+    assert notice == f"{path}: has no rows"
     assert "files=1 loaded=0 skipped=0 failed=0 rows=0" in summary
     assert "rejects=0 empty=1" in summary
     assert rejects_in(home) == []

@@ -56,7 +56,7 @@ def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> st
     Names that are not ASCII are percent-encoded.
 
     Raises:
-        UsageError: the base is no ws:// or wss:// URL, or its host or port cannot be one.
+        UsageError: the base is not a ws:// or wss:// URL, or has a host or port that cannot exist.
     """
     check_url(base, "--url", UsageError)
     try:

@@ -33,7 +33,6 @@ from k2cli.ingestion.csv.names import CsvOptions
 from k2cli.ingestion.csv.numbers import plain_numbers
 from k2cli.ingestion.csv.rows import Cells, Fault, RowBuilder
 from k2cli.ingestion.csv.source import CsvSource, Start
-from k2cli.ingestion.csv.times import check_zone
 
 _ROWS: Final = 65_536  # of a batch,
 _CELLS: Final = 1 << 20  # and so many values,
@@ -54,9 +53,7 @@ def read_parquet(source: Path | IO[bytes], layout: Layout, options: CsvOptions) 
         ConfigError: no permission to read it.
         UsageError: it is a folder, or the time zone is unknown.
     """
-    zone = options.timezone or layout.time.zone
-    check_zone(zone)
-    return ParquetSource(source, layout, options, zone=zone)
+    return ParquetSource(source, layout, options)
 
 
 class ParquetSource(CsvSource):

@@ -60,9 +60,7 @@ def read_csv(source: Path | IO[bytes], layout: Layout, options: CsvOptions) -> "
         ConfigError: no permission to read it.
         UsageError: it is a folder, or the time zone is unknown.
     """
-    zone = options.timezone or layout.time.zone
-    check_zone(zone)
-    return CsvSource(source, layout, options, zone=zone)
+    return CsvSource(source, layout, options)
 
 
 class CsvSource:
@@ -72,19 +70,13 @@ class CsvSource:
     data cut off, written to while it was read), and UsageError where an option must be given.
     """
 
-    def __init__(
-        self,
-        source: Path | IO[bytes],
-        layout: Layout,
-        options: CsvOptions,
-        *,
-        zone: str,
-    ) -> None:
+    def __init__(self, source: Path | IO[bytes], layout: Layout, options: CsvOptions) -> None:
+        self._zone = options.timezone or layout.time.zone
+        check_zone(self._zone)
         self._path = source if isinstance(source, Path) else None
         self._raw = open_raw(source)
         self._layout = layout
         self._options = options
-        self._zone = zone
         self._digest: str | None = None
         self._content: str | None = None  # digest of what the file holds, decompressed
         self._start: Start | None = None
