@@ -10,15 +10,16 @@ _HINT = "percent-encode what stands before the host: %2F for /, %3F for ?, %23 f
 
 
 def check_url(url: str, what: str, error: type[K2Error]) -> None:
-    """Check that a URL has one meaning and a numeric port; `what` names it in the error.
+    """Check that a URL has one meaning, a host name and a port; `what` names it in the error.
 
     Raises:
         K2Error: of type `error`, if it has not.
     """
     check_password(url, what, error)
     try:
-        urlsplit(url).port  # noqa: B018
-    except ValueError as exc:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna"), parts.port
+    except ValueError as exc:  # also of a label that no host name can have
         raise error(f"{what} {redact_url(url)}: {exc}") from exc
 
 

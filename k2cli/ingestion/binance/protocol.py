@@ -59,12 +59,8 @@ def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> st
         UsageError: the base is not a ws:// or wss:// URL, or has a host or port that cannot exist.
     """
     check_url(base, "--url", UsageError)
-    try:
-        parts = urlsplit(base)
-        host, _ = (parts.hostname or "").encode("idna"), parts.port
-    except ValueError as exc:  # also of the host's labels
-        raise UsageError(f"{base!r} is not a URL: {exc}", hint="like ws://127.0.0.1:9443") from exc
-    if parts.scheme not in ("ws", "wss") or not host or parts.query:
+    parts = urlsplit(base)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.query:
         raise UsageError(f"{base!r} is not a WebSocket base", hint="like ws://127.0.0.1:9443")
     unit = "&timeUnit=MICROSECOND" if has_microseconds else ""
     return f"{base.rstrip('/')}/stream?streams={quote('/'.join(names), safe='/@!')}{unit}"
