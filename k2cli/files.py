@@ -11,6 +11,7 @@ it could have been planted to make k2 write somewhere else.
 
 import errno
 import os
+import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -88,6 +89,24 @@ def make_folder(path: Path) -> None:
             with suppress(PermissionError):  # of a file system without permissions
                 folder.chmod(0o777 & ~_access.umask)
     path.mkdir(exist_ok=True)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file, and the folder that it is in, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "w", encoding="utf-8", opener=opener) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def refuse_dangling_link(path: Path) -> None:

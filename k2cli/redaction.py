@@ -15,6 +15,7 @@ _WORDS: Final = (
     r"secret|password|passwd|pwd|token|credential|access[-_.]?key|api[-_.]?key|user[-_.]info"
     r"|ssl[-_.]key|authorization|jaas|signature"
 )
+_NAME_CHARS: Final = "{0,100}"  # bounded: a text of any length takes linear time
 _SECRET_KEY = re.compile(rf"{_WORDS}|^header\.", re.IGNORECASE)
 # Up to the last @ of the value, because a password may itself contain / : ? # and @.
 _URL_PASSWORD = re.compile(r"(\A|://)([^:\s]*):(?!//)(.+)@", re.DOTALL)
@@ -23,11 +24,12 @@ _TEXT_PASSWORD = re.compile(
     r"(?<=://)([^:\s\"'<>]*):(?!\d+[/?#])((?:(?!://)[^\s\"'<>])+)@", re.DOTALL
 )
 _URL_QUERY = re.compile(
-    rf"([?&;#][^=&;#\s\"']*(?:{_WORDS})[^=&;#\s\"']*=)([^&#\s\"'<>]+)", re.IGNORECASE
+    rf"([?&;#][^=&;#?\s\"']{_NAME_CHARS}(?:{_WORDS})[^=&;#?\s\"']{_NAME_CHARS}=)([^&#\s\"'<>]+)",
+    re.IGNORECASE,
 )
 # password=x, password = "x y", sasl.password:x and "password": "x"; not "password: it is wrong".
 _ASSIGNED = re.compile(
-    rf"([\w.\-]*(?:{_WORDS})[\w.\-]*(?:\s?=\s?|:(?=[^\s/])|[\"']\s?:\s?(?=[\"'])))"
+    rf"((?:{_WORDS})[\w.\-]{_NAME_CHARS}(?:\s?=\s?|:(?=[^\s/])|[\"']\s?:\s?(?=[\"'])))"
     r"(\"[^\"]*\"|'[^']*'|[^\s,;&\"'<>]+)",
     re.IGNORECASE,
 )

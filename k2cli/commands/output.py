@@ -503,6 +503,7 @@ def _write_table(
         if limit is None or count <= limit:
             sink.write(layout.line(row).encode(encoding, "backslashreplace"))
     if missing := layout.fit.note(complete):
+        sink.flush()  # the note comes below the table
         note(missing)
     return count
 

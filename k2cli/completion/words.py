@@ -4,12 +4,12 @@ Commands that come to know symbols, exchanges, topics or subjects remember them 
 completing process reads them: a file for each profile, a line of kind, tab and word for each word.
 """
 
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from k2cli.files import replace_file
 
 _FOLDER: Final = "completion"
 _DEFAULT: Final = "default"  # the name of the file of no profile
@@ -53,20 +53,9 @@ def remember(
         old = [] if is_complete else known.get(kind, [])
         merged[kind] = sorted({*old, *filter(is_safe, found)})[:_MOST_WORDS]
     if merged != known:
+        lines = (f"{kind}\t{word}\n" for kind in merged for word in merged[kind])
         with suppress(OSError):
-            _replace(_path(home, profile), merged)
-
-
-def _replace(path: Path, words: Mapping[str, Iterable[str]]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".words-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(f"{kind}\t{word}\n" for kind in words for word in words[kind])
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
+            replace_file(_path(home, profile), "".join(lines))
 
 
 def _path(home: Path, profile: str | None) -> Path:

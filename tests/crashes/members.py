@@ -20,6 +20,7 @@ from k2cli.records import TRADES
 STOPPING: Final = Path(__file__).with_name("stopping.py")
 TIMEOUT_S: Final = 120.0
 _UNAVAILABLE: Final = 5  # exit code
+_TERMINATED: Final = 128 + signal.SIGTERM  # exit code of SIGTERM before the run began
 _POLL_S: Final = 0.05
 _BURST: Final = 100  # records
 _PAUSE_S: Final = 0.05
@@ -104,7 +105,8 @@ class Member:
         except subprocess.TimeoutExpired as exc:
             raise Wrong(f"it does not end: {self.log}\n{self.tail()}") from exc
         # Python itself may not have come so far yet as to take the signal.
-        if code != 0 and (code != -signal.SIGTERM or self.events()):
+        is_early = code in (-signal.SIGTERM, _TERMINATED) and not self.events()
+        if code != 0 and not is_early:
             raise Wrong(f"exit code {code}: {self.log}\n{self.tail()}")
 
     def tail(self) -> str:

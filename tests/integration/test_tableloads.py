@@ -49,7 +49,10 @@ def test_outcomes_that_are_settled_are_yielded_before_the_error(
     ]
     settings = load_settings({}, home=tmp_path / "home")
     outcomes: list[Outcome] = []
-    with open_lake(settings, create=True) as lake, RejectLog(tmp_path / "rejects") as rejects:
+    with (
+        open_lake(settings, create=True) as lake,
+        RejectLog(tmp_path / "rejects", run="") as rejects,
+    ):
         policy = LoadPolicy(
             rejects=rejects,
             conflicts=ConflictReport(lambda *_, **__: None),

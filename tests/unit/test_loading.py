@@ -71,7 +71,7 @@ def test_a_full_file_of_rejects_ends_each_file_early(tmp_path: Path) -> None:
     path, clean = tmp_path / "bad.csv", tmp_path / "good.csv"
     path.write_text("timestamp,price,size\n" + "not a row\n" * 2_000_000)
     clean.write_text("timestamp,price,size\n2024-01-01,1,2\n")
-    with RejectLog(tmp_path / "rejects.ndjson") as rejects:
+    with RejectLog(tmp_path / "rejects.ndjson", run="") as rejects:
         policy = LoadPolicy(
             rejects=rejects,
             conflicts=ConflictReport(lambda *_, **__: None),

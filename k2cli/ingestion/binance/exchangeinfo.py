@@ -4,8 +4,6 @@ Nothing waits for it and nothing fails because of it: a stream that cannot reach
 gets nonsense from it, goes on with the list that it has.
 """
 
-import os
-import secrets
 import ssl
 import threading
 import time
@@ -16,7 +14,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from k2cli.errors import UsageError
-from k2cli.files import make_folder, opener
+from k2cli.files import replace_file
 from k2cli.flow import Observer
 from k2cli.ingestion.binance.listings import (
     Pair,
@@ -43,14 +41,10 @@ def check_rest_url(base: str) -> None:
     Raises:
         UsageError: it is not an http:// or https:// URL of a server.
     """
-    check_url(base, "--rest-url", UsageError)
-    try:
-        parts = urlsplit(base)
-        is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query
-        is_base = is_base and (parts.port is None or parts.port > 0)
-    except ValueError:
-        is_base = False
-    if not is_base:
+    check_url(base, "the REST base", UsageError)
+    parts = urlsplit(base)
+    is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query
+    if not is_base or parts.port == 0:
         raise UsageError(f"{base!r} is not a REST base", hint="like https://api.binance.com")
 
 
@@ -119,7 +113,7 @@ def refresh_symbols(venue: Venue, *, rest_url: str, home: Path) -> int:
         pairs.clear()  # there is none, or it is damaged: it is written anew
     listed = parse_exchange_info(answer, datetime.now(UTC).date().isoformat())
     merge_pairs(pairs, listed)
-    _replace(path, format_listing({venue.market.value: pairs}))
+    replace_file(path, format_listing({venue.market.value: pairs}))
     return len(listed)
 
 
@@ -146,17 +140,3 @@ def _fetch(url: str) -> bytes:
             if time.monotonic() > deadline_s:
                 raise ValueError(f"the answer takes longer than {_TIMEOUT_S:g} s")
     return bytes(answer)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-    try:
-        with open(temporary, "w", encoding="utf-8", opener=opener) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
