@@ -145,4 +145,4 @@ def test_database_url_is_read_as_sqlalchemy_does(url: str, error: type[K2Error] 
 )
 def test_long_texts_take_linear_time(text: str) -> None:
     """Otherwise each takes hours."""
-    assert len(hide_secrets(text)) <= len(text)
+    assert hide_secrets(text)[:100] == text[:100]
