@@ -332,18 +332,22 @@ def test_killed_load_leaves_all_or_nothing(
     assert rows_of(settings) == 400_000
 
 
+def data_files(warehouse: Path) -> list[Path]:
+    return list(warehouse.glob("**/timestamp_day=*/*.parquet"))
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
 )
 def test_interrupted_load_says_what_was_loaded_and_goes_on(
     k2_env: dict[str, str], tmp_path: Path, settings: Settings, number: signal.Signals, code: int
 ) -> None:
-    files = [tmp_path / f"BTCUSDT-trades-2024-08-{day:02}.csv" for day in range(1, 32)]
+    days = [f"2024-{month:02}-{day:02}" for month in range(1, 7) for day in range(1, 29)]
+    files = [tmp_path / f"BTCUSDT-trades-{day}.csv" for day in days]
     for at, file in enumerate(files):
         file.write_text(binance_lines(1 + at * 10, 10))
     k2 = [sys.executable, "-m", "k2cli", "load", "csv", *map(str, files), *BINANCE]
-    with open_lake(settings, create=True):
-        pass
+    warehouse = settings.home / "warehouse"
     with subprocess.Popen(  # with --force each file is a commit
         [*k2, "--force", "--summary", "json"],
         env=k2_env,
@@ -351,7 +355,8 @@ def test_interrupted_load_says_what_was_loaded_and_goes_on(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        wait_for(lambda: process.poll() is not None or rows_of(settings) > 0)
+        # With a third data file the first one is committed, and many more are to come.
+        wait_for(lambda: process.poll() is not None or len(data_files(warehouse)) > 2)
         process.send_signal(number)
         said, talk = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, talk

@@ -19,7 +19,7 @@ from k2cli.records import TRADES
 
 STOPPING: Final = Path(__file__).with_name("stopping.py")
 TIMEOUT_S: Final = 120.0
-_UNAVAILABLE: Final = 5  # exit code
+_TOO_EARLY: Final = (4, 5)  # exit codes: no such topic, no such server
 _TERMINATED: Final = 128 + signal.SIGTERM  # exit code of SIGTERM before the run began
 _POLL_S: Final = 0.05
 _BURST: Final = 100  # records
@@ -59,10 +59,10 @@ class Member:
         return self.process.poll() is None
 
     @property
-    def found_servers(self) -> bool:
-        """Whether a process that ended came so far as to run, and not just to exit code 5."""
+    def came_to_run(self) -> bool:
+        """Whether a process that ended had found its topic and servers when it started."""
         names = {event["event"] for event in self.events()}
-        return self.process.returncode != _UNAVAILABLE or bool(names - {"error", "summary"})
+        return self.process.returncode not in _TOO_EARLY or bool(names - {"error", "summary"})
 
     def count(self, event: str) -> int:
         """Count the events of a name."""

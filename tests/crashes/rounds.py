@@ -135,7 +135,7 @@ class Round:
         for member in list(self.members):
             if member.is_running:
                 continue
-            if not member.found_servers:
+            if not member.came_to_run:
                 self.leave(member, Member.kill)
                 continue
             code = member.process.returncode
