@@ -11,7 +11,7 @@ from waiting import ManualClock
 
 from k2cli.errors import Unavailable
 from k2cli.flow import Batch, Committed, Kept, Recovered, Reject
-from k2cli.pipeline import Pump, PumpPolicy
+from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import TRADES, RecordKind
 from k2cli.rejects import RejectLog
 

@@ -10,10 +10,10 @@ from cluster import unexpected
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import PATIENCE_S
 
-from k2cli.consuming import ConsumePolicy, Consumption, Outlets
 from k2cli.ingestion.kafka.deadletters import DeadLetterFile
+from k2cli.pipelines.consume import ConsumePolicy, Consumption, Outlets
+from k2cli.pipelines.sinks import NdjsonPrinter, PrintedTables
 from k2cli.rejects import RejectLog
-from k2cli.sinks import NdjsonPrinter, PrintedTables
 
 Labels = tuple[tuple[str, str], ...]
 Samples = dict[tuple[str, Labels], float]

@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from k2cli.commands.lag import LagView
     from k2cli.commands.metrics import RunMetrics
     from k2cli.config import Settings
-    from k2cli.consuming import Consumption, Feed, Outlets, Tables
     from k2cli.ingestion.kafka.consumer import TopicReader
     from k2cli.ingestion.kafka.deadletters import DeadLetters
     from k2cli.ingestion.kafka.registry import Registry
     from k2cli.ingestion.kafka.topics import TopicInfo
+    from k2cli.pipelines.consume import Consumption, Feed, Outlets, Tables
     from k2cli.records import RecordKind
 
 _BATCH_ROWS: Final = 100_000
@@ -203,9 +203,9 @@ def consume(
     _check_together(fmt, to, rejects, on_bad)
 
     return_freed_memory()
-    from k2cli.consuming import ConsumePolicy, Consumption
     from k2cli.ingestion.kafka.consumer import open_reader
     from k2cli.ingestion.kafka.registry import open_registry
+    from k2cli.pipelines.consume import ConsumePolicy, Consumption
     from k2cli.storage.lake import Lake, open_lake
 
     is_printed = to is Destination.STDOUT
@@ -346,8 +346,8 @@ def _feeds(
     observe: Observer,
 ) -> "list[Feed]":
     from k2cli.codec.upgrade import Facts
-    from k2cli.consuming import Feed
     from k2cli.ingestion.kafka.messages import MessageReader
+    from k2cli.pipelines.consume import Feed
 
     return [
         Feed(
@@ -405,7 +405,7 @@ def _followed(
 def _open_printed(
     stack: ExitStack, kinds: "Sequence[RecordKind]", fmt: StreamFormat | None
 ) -> "Tables":
-    from k2cli.sinks import ArrowPrinter, NdjsonPrinter, PrintedTables
+    from k2cli.pipelines.sinks import ArrowPrinter, NdjsonPrinter, PrintedTables
 
     out = sys.stdout.buffer
     if fmt is not StreamFormat.ARROW:
@@ -436,8 +436,8 @@ def _open_outlets(
 
     Without `kafka` that is all of them.
     """
-    from k2cli.consuming import Outlets
     from k2cli.ingestion.kafka.deadletters import DeadLetterFile, open_dead_letter_topics
+    from k2cli.pipelines.consume import Outlets
     from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
     log = stack.enter_context(RejectLog(rejects, run=run))

@@ -70,10 +70,10 @@ def _say(step: int, text: str) -> None:
 def _stream(config: Settings, seconds: float) -> "Totals":
     from k2cli.commands.stream import open_view
     from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
-    from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
-    from k2cli.pipeline import Pump, PumpPolicy
+    from k2cli.pipelines.sinks import TableSink
+    from k2cli.pipelines.stream import Pump, PumpPolicy
     from k2cli.rejects import RejectLog
-    from k2cli.sinks import TableSink
+    from k2cli.simulator import SimulatorOptions, running_simulator
     from k2cli.storage.lake import open_lake
 
     venue = VENUES[Market.SPOT]

@@ -73,8 +73,8 @@ def rows(
     home: HomeOpt = None,
 ) -> None:
     """Write the rows of the record kind that the command is named after."""
-    from k2cli.exporting import check_zone, exported
     from k2cli.ingestion.csv.layout import load_layout
+    from k2cli.pipelines.export import check_zone, exported
     from k2cli.query.engine import open_engine
     from k2cli.query.questions import Selection
     from k2cli.query.timespan import parse_timespan

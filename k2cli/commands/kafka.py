@@ -6,7 +6,7 @@ from k2cli.commands.options import TIMEOUT_S, key_values
 from k2cli.config import Settings
 
 if TYPE_CHECKING:
-    from k2cli.producing import ProduceOptions
+    from k2cli.pipelines.produce import ProduceOptions
 
 
 def kafka_settings(config: Settings, options: list[str] | None) -> dict[str, str]:
@@ -29,7 +29,7 @@ def produce_options(
     auto_register: bool,
 ) -> "ProduceOptions":
     """Gather from settings and options where to produce, and how."""
-    from k2cli.producing import ProduceOptions
+    from k2cli.pipelines.produce import ProduceOptions
 
     return ProduceOptions(
         kafka=kafka_settings(config, kafka),

@@ -7,9 +7,9 @@ from rich.console import RenderableType
 
 from k2cli.commands.plain import printable
 from k2cli.commands.screen import Frame, Rate, RunState, Screen
-from k2cli.consuming import Consumption
 from k2cli.ingestion.kafka.consumer import TopicReader
 from k2cli.ingestion.kafka.topics import Place
+from k2cli.pipelines.consume import Consumption
 
 _LOOK_S: Final = 0.5
 

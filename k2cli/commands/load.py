@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from k2cli.flow import Batch
     from k2cli.ingestion.csv.layout import Layout
     from k2cli.ingestion.csv.source import CsvOptions, CsvSource
-    from k2cli.loading import (
+    from k2cli.pipelines.load import (
         Allowance,
         FileSums,
         FileToLoad,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         LoadTotals,
         Outcome,
     )
-    from k2cli.producing import ProduceOptions
+    from k2cli.pipelines.produce import ProduceOptions
     from k2cli.query.render import NdjsonRenderer
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
@@ -283,7 +283,7 @@ def load_csv(
     """
     from k2cli.ingestion.csv.layout import load_layout
     from k2cli.ingestion.csv.source import CsvOptions, read_csv
-    from k2cli.loading import SUFFIXES
+    from k2cli.pipelines.load import SUFFIXES
 
     if follow_appends and (to is not LoadTo.TABLE or dry_run):
         raise typer.BadParameter("only into the table", param_hint="--follow-appends")
@@ -517,7 +517,7 @@ def undo(
 
     Example: k2 load undo BTCUSDT-trades-2026-01-12.zip
     """
-    from k2cli.loading import find_load
+    from k2cli.pipelines.load import find_load
     from k2cli.storage.lake import open_lake
 
     with open_lake(settings(home)) as lake:
@@ -571,9 +571,9 @@ class _Run:
         Raises:
             BadData: some of the files were not loaded.
         """
-        from k2cli.loading import LoadPolicy
+        from k2cli.pipelines.load import LoadPolicy
+        from k2cli.pipelines.sinks import ConflictReport
         from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
-        from k2cli.sinks import ConflictReport
 
         started = time.monotonic()
         interrupts = Interrupts()
@@ -658,7 +658,7 @@ class _Source:
         self, words: list[str], *, on_skip: Callable[[Path, str], None]
     ) -> "Iterator[Path | None]":
         """Find the files; None is stdin."""
-        from k2cli.loading import find_files
+        from k2cli.pipelines.load import find_files
 
         for word in words:
             if word == "-":
@@ -672,7 +672,7 @@ class _Source:
             )
 
     def _opened(self, source: "Path | IO[bytes]", name: str) -> "Iterator[FileToLoad]":
-        from k2cli.loading import FileToLoad
+        from k2cli.pipelines.load import FileToLoad
 
         yield FileToLoad(
             path=name,
@@ -706,7 +706,7 @@ def _mappings(words: list[str] | None) -> tuple[dict[str, str], dict[str, dict[s
 
 
 def _allowance(text: str) -> "Allowance":
-    from k2cli.loading import Allowance
+    from k2cli.pipelines.load import Allowance
 
     try:
         if text.endswith("%"):
@@ -723,7 +723,7 @@ def _allowance(text: str) -> "Allowance":
 
 
 def _no_totals() -> "LoadTotals":
-    from k2cli.loading import LoadTotals
+    from k2cli.pipelines.load import LoadTotals
 
     return LoadTotals()
 
@@ -739,7 +739,7 @@ def _one_by_one(
 
     What `handle` adds to its last argument holds until the outcome was taken.
     """
-    from k2cli.loading import FileSums, Outcome, check_digest
+    from k2cli.pipelines.load import FileSums, Outcome, check_digest
 
     def handle_each(files: "Iterable[FileToLoad]") -> "Iterator[Outcome]":
         for file in files:
@@ -760,7 +760,7 @@ def _one_by_one(
 
 def _printing(stack: ExitStack, policy: "LoadPolicy", *, limit: int | None) -> Handle:
     """Print the rows of every file, or the first ones; nothing is recorded."""
-    from k2cli.loading import pump_file
+    from k2cli.pipelines.load import pump_file
     from k2cli.query.render import NdjsonRenderer
 
     renderer = stack.enter_context(NdjsonRenderer())
@@ -775,8 +775,8 @@ def _loading(stack: ExitStack, policy: "LoadPolicy", config: Settings, report: "
     """Load every file into its table."""
     from functools import partial
 
+    from k2cli.pipelines.tableload import load_into_tables
     from k2cli.storage.lake import open_lake
-    from k2cli.tableloads import load_into_tables
 
     lake = stack.enter_context(open_lake(config, create=True, observe=report.log.on_event))
     stack.callback(lambda: remember_tables(config, lake, lake.kinds()))
@@ -797,8 +797,8 @@ def _sending(
     import hashlib
     from dataclasses import replace
 
-    from k2cli.loading import load_into_topics, pump_file
-    from k2cli.producing import open_topics
+    from k2cli.pipelines.load import load_into_topics, pump_file
+    from k2cli.pipelines.produce import open_topics
 
     # The same command twice at once: the second one ends the first one's transaction.
     said = hashlib.sha256("\0".join([produce.topic or "", *paths]).encode()).hexdigest()

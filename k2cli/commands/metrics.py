@@ -30,9 +30,9 @@ from k2cli.errors import Unavailable
 from k2cli.flow import Batch, Totals
 
 if TYPE_CHECKING:
-    from k2cli.consuming import ConsumeTotals, Consumption
     from k2cli.ingestion.kafka.consumer import TopicReader
     from k2cli.ingestion.kafka.topics import Place
+    from k2cli.pipelines.consume import ConsumeTotals, Consumption
 
 _SUMS: Final = {
     "messages": "Messages that were read.",

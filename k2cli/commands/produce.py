@@ -86,7 +86,7 @@ def produce(
     )
 
     from k2cli.ingestion.ndjson import read_ndjson
-    from k2cli.producing import open_topics
+    from k2cli.pipelines.produce import open_topics
     from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
     held = kind_of(topic, kind)

@@ -18,8 +18,8 @@ from k2cli.commands.schema_names import Finder, Found, read_schema
 from k2cli.errors import BadData, K2Error
 
 if TYPE_CHECKING:
-    from k2cli.validating.files import Validation
-    from k2cli.validating.report import Expected, Fault, Report
+    from k2cli.validation.files import Validation
+    from k2cli.validation.report import Expected, Fault, Report
 
 
 def validate(
@@ -78,7 +78,7 @@ def validate(
     """
     from k2cli.ingestion.csv.layout import load_layout
     from k2cli.ingestion.csv.source import CsvOptions
-    from k2cli.validating.files import Validation
+    from k2cli.validation.files import Validation
 
     found = None
     if schema is not None:
@@ -104,7 +104,7 @@ def validate(
 
 
 def _expected(found: Found) -> "Expected":
-    from k2cli.validating.report import Expected
+    from k2cli.validation.report import Expected
 
     return Expected(name=found.name, avro=found.record())
 
@@ -114,7 +114,7 @@ def _look_at(
 ) -> "tuple[list[Report], list[K2Error]]":
     """Look at files, or at our own schemas; return the reports, and an error for each bad one."""
     from k2cli.avro.ours import OURS, our_schema
-    from k2cli.validating.report import FileKind, failed, validate_schema
+    from k2cli.validation.report import FileKind, failed, validate_schema
 
     reports: list[Report] = []
     errors: list[K2Error] = []

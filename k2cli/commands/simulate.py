@@ -11,7 +11,7 @@ from k2cli.ingestion.binance.symbols import Market
 from k2cli.symbols import fold_symbol
 
 if TYPE_CHECKING:
-    from k2cli.ingestion.binance.simulator import SimulatorOptions
+    from k2cli.simulator import SimulatorOptions
 
 simulate_app = typer.Typer(
     no_args_is_help=True, help="Play an exchange on this machine, to try k2 and to test it."
@@ -165,8 +165,8 @@ def binance(
     """
     import asyncio
 
-    from k2cli.ingestion.binance.simulator import SimulatorOptions
-    from k2cli.ingestion.binance.simulator.market import CHANNELS
+    from k2cli.simulator import SimulatorOptions
+    from k2cli.simulator.market import CHANNELS
 
     options = SimulatorOptions(
         host=host,
@@ -199,7 +199,7 @@ async def _serve(options: "SimulatorOptions") -> None:
     import asyncio
     import signal
 
-    from k2cli.ingestion.binance.simulator import open_simulator
+    from k2cli.simulator import open_simulator
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

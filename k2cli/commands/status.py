@@ -34,7 +34,7 @@ from k2cli.iso import iso_utc
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from k2cli.surveying import Check, PartitionLag, Survey, TableStatus
+    from k2cli.health import Check, PartitionLag, Survey, TableStatus
 
 _EVERY_S: Final = 2.0
 _STYLES: Final = {"green": "green", "yellow": "yellow", "red": "bold red"}
@@ -72,7 +72,7 @@ def status(
         raise UsageError("--every is for --watch", hint="k2 status --watch --every 10s")
     config = settings(home)
 
-    from k2cli.surveying import survey
+    from k2cli.health import survey
 
     timeout_s = timeout or SHORT_TIMEOUT_S
     stop = threading.Event()

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from k2cli.commands.metrics import RunMetrics
     from k2cli.flow import Batch, Sink, Totals
     from k2cli.ingestion.binance.client import BinanceStream
-    from k2cli.pipeline import Pump
-    from k2cli.producing import ProduceOptions
+    from k2cli.pipelines.produce import ProduceOptions
+    from k2cli.pipelines.stream import Pump
 
 stream_app = typer.Typer(help="Stream an exchange's live feed.", no_args_is_help=True)
 
@@ -209,7 +209,7 @@ def binance(
 
     return_freed_memory()
     from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
-    from k2cli.pipeline import Pump, PumpPolicy
+    from k2cli.pipelines.stream import Pump, PumpPolicy
     from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
     defaults, venue = config.stream, VENUES[market]
@@ -375,13 +375,13 @@ def _open_sink(
     channels: list[Channel],
     observe: Observer,
 ) -> "Sink":
-    from k2cli.sinks import NdjsonSink, TableSink, TopicSink
+    from k2cli.pipelines.sinks import NdjsonSink, TableSink, TopicSink
 
     match to:
         case Destination.STDOUT:
             return NdjsonSink(out=sys.stdout.buffer, exchange=venue.exchange, observe=observe)
         case Destination.KAFKA:
-            from k2cli.producing import open_topics
+            from k2cli.pipelines.produce import open_topics
             from k2cli.records import QUOTES, TRADES
 
             topics = stack.enter_context(open_topics(produce(), observe=observe))
@@ -390,7 +390,7 @@ def _open_sink(
                 topics.prepare(kind, venue.asset_class)
             return TopicSink(topics=topics, exchange=venue.exchange, observe=observe)
         case Destination.TABLE:
-            from k2cli.spill import SpillFolder
+            from k2cli.pipelines.spill import SpillFolder
             from k2cli.storage.lake import open_lake
 
             lake = stack.enter_context(open_lake(config, create=True, observe=observe))

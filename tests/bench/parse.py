@@ -10,8 +10,8 @@ from report import Aim, Line, Setup
 
 from k2cli.ingestion.binance import protocol
 from k2cli.ingestion.binance.protocol import FrameParser, stream_names
-from k2cli.ingestion.binance.simulator.market import SyntheticMarket
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
+from k2cli.simulator.market import SyntheticMarket
 
 _CHUNK: Final = 4096  # frames, as the client parses them
 _CHUNKS: Final = 25

@@ -17,9 +17,9 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from k2cli.commands.app import app
-from k2cli.consuming import ConsumeTotals
 from k2cli.flow import Totals
-from k2cli.loading import LoadTotals
+from k2cli.pipelines.consume import ConsumeTotals
+from k2cli.pipelines.load import LoadTotals
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import Lake
 

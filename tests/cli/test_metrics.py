@@ -19,8 +19,8 @@ from waiting import PATIENCE_S
 
 from k2cli import __version__
 from k2cli.commands.metrics import RunMetrics
-from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
 from k2cli.ingestion.kafka.consumer import Rebalance, open_reader
+from k2cli.simulator import SimulatorOptions, running_simulator
 
 FREE_PORT = ("--metrics", "127.0.0.1:0")
 STREAM = ("stream", "binance", "--symbols", "BTCUSDT", "--flush-interval", "200ms")

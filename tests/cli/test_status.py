@@ -19,9 +19,7 @@ from pyiceberg.transforms import HourTransform
 from waiting import PATIENCE_S
 from within import k2_at
 
-from k2cli.records import QUOTES, TRADES
-from k2cli.storage.lake import Lake
-from k2cli.surveying import (
+from k2cli.health import (
     Check,
     PartitionLag,
     State,
@@ -30,6 +28,8 @@ from k2cli.surveying import (
     judge_disk,
     judge_lag,
 )
+from k2cli.records import QUOTES, TRADES
+from k2cli.storage.lake import Lake
 
 PATIENT = ("status", "--timeout", "60s")  # what is up answers no later for it
 CLOSED = "127.0.0.1:1"

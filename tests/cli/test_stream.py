@@ -9,13 +9,13 @@ import pytest
 from conftest import Run
 
 from k2cli.config import Settings
-from k2cli.ingestion.binance.simulator import (
+from k2cli.records import TRADES
+from k2cli.simulator import (
     GARBAGE,
     Simulator,
     SimulatorOptions,
     running_simulator,
 )
-from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
 
 STREAM = ("stream", "binance")

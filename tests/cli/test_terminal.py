@@ -19,7 +19,7 @@ from within import k2_at
 
 from k2cli.commands.app import app
 from k2cli.commands.plain import for_people_in_colour
-from k2cli.ingestion.binance.simulator import Simulator, SimulatorOptions, running_simulator
+from k2cli.simulator import Simulator, SimulatorOptions, running_simulator
 
 K2 = f"{shlex.quote(sys.executable)} -m k2cli"
 ROW = "symbol,timestamp,price,quantity,side,trade_id\nBTCUSDT,2024-01-01T00:00:00Z,1,2,BUY,1\n"

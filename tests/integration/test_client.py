@@ -28,8 +28,8 @@ from k2cli.ingestion.binance.client import (
     STREAMS_PER_CONNECTION,
 )
 from k2cli.ingestion.binance.reconnect import MIN_DELAY_S, AttemptBudget
-from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
 from k2cli.ingestion.binance.symbols import Channel, Instrument, Market, parse_symbol
+from k2cli.simulator import SimulatorOptions, running_simulator
 
 DEAD = "ws://127.0.0.1:1"  # nothing listens there
 

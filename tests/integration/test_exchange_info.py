@@ -28,8 +28,8 @@ from k2cli.ingestion.binance.exchangeinfo import (
     refresh_symbols,
 )
 from k2cli.ingestion.binance.listings import home_list, known_listing
-from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
 from k2cli.ingestion.binance.symbols import VENUES, Market, parse_symbol
+from k2cli.simulator import SimulatorOptions, running_simulator
 
 SPOT = VENUES[Market.SPOT]
 ANSWER = json.dumps(

@@ -16,8 +16,8 @@ from websockets.protocol import State
 
 from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.client import _FRAME_MIN_BYTES, _QUEUE_HIGH_BYTES, _READ_BYTES
-from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
 from k2cli.ingestion.binance.symbols import Channel, Market, parse_symbol
+from k2cli.simulator import SimulatorOptions, running_simulator
 
 PING = b"\x89\x7d" + b"x" * 125
 TINY = b"\x81\x01x"  # a text frame of one byte

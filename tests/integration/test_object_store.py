@@ -29,10 +29,10 @@ from within import K2, k2_at
 
 from k2cli.config import load_settings
 from k2cli.errors import ConfigError
-from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
 from k2cli.query.engine import open_engine
 from k2cli.query.questions import Selection, select_rows
 from k2cli.records import QUOTES, TRADES
+from k2cli.simulator import SimulatorOptions, running_simulator
 from k2cli.storage.append import OutcomeUnknown
 from k2cli.storage.catalog import open_catalog
 from k2cli.storage.lake import open_lake

@@ -10,12 +10,12 @@ from services.fixtures import OwnBroker
 from services.registry import RegistryAddress
 from waiting import PATIENCE_S, wait_for
 
-from k2cli.ingestion.binance.simulator.options import SimulatorOptions
-from k2cli.ingestion.binance.simulator.server import running_simulator
 from k2cli.ingestion.kafka.registry import open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.query.render import NdjsonRenderer
 from k2cli.records import TRADES
+from k2cli.simulator.options import SimulatorOptions
+from k2cli.simulator.server import running_simulator
 
 BOTH = ("--symbols", "BTCUSDT", "--channels", "trade,bookTicker")
 NAME = "BTCUSDT-trades-2024-08-08.csv"

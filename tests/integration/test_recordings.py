@@ -19,12 +19,12 @@ from waiting import PATIENCE_S
 from k2cli.config import Settings, load_settings
 from k2cli.flow import Totals
 from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
-from k2cli.ingestion.binance.simulator import Simulator, SimulatorOptions, running_simulator
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
-from k2cli.pipeline import Pump, PumpPolicy
+from k2cli.pipelines.sinks import TableSink
+from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.rejects import RejectLog
-from k2cli.sinks import TableSink
+from k2cli.simulator import Simulator, SimulatorOptions, running_simulator
 from k2cli.storage.lake import open_lake
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

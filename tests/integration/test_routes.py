@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from cluster import Cluster
 
-from k2cli.ingestion.binance.simulator import Simulator, SimulatorOptions, running_simulator
 from k2cli.records import TRADES
+from k2cli.simulator import Simulator, SimulatorOptions, running_simulator
 
 RECORDED = "binance/spot-BTCUSDT-20240808.trade.ndjson"
 DUMPS = (

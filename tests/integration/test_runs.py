@@ -10,7 +10,7 @@ from confluent_kafka import Producer
 from conftest import Run
 from within import k2_at
 
-from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
+from k2cli.simulator import SimulatorOptions, running_simulator
 
 
 def events(talk: str) -> list[dict[str, Any]]:

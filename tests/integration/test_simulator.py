@@ -21,15 +21,15 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as connect_sync
 
 from k2cli.errors import BadData, NotFound, Unavailable, UsageError
-from k2cli.ingestion.binance.simulator import (
+from k2cli.ingestion.binance.symbols import Market
+from k2cli.simulator import (
     GARBAGE,
     Simulator,
     SimulatorOptions,
     open_simulator,
     running_simulator,
 )
-from k2cli.ingestion.binance.simulator.recording import stream_and_frame
-from k2cli.ingestion.binance.symbols import Market
+from k2cli.simulator.recording import stream_and_frame
 
 RECORDINGS = (
     "coinm-ETHUSD_PERP-20240808.trade.ndjson",

@@ -27,8 +27,8 @@ from terminal import Terminal
 from waiting import PATIENCE_S, wait_for
 
 from k2cli.config import Settings
-from k2cli.ingestion.binance.simulator import SimulatorOptions, running_simulator
 from k2cli.records import TRADES, RecordKind
+from k2cli.simulator import SimulatorOptions, running_simulator
 from k2cli.storage.lake import open_lake
 
 SYMBOLS = ("--symbols", "BTCUSDT")

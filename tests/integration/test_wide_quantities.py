@@ -21,10 +21,10 @@ from k2cli.config import Settings, load_settings
 from k2cli.errors import BadData
 from k2cli.flow import Batch
 from k2cli.ingestion.kafka.registry import open_registry, subject_of
-from k2cli.pipeline import Pump, PumpPolicy
+from k2cli.pipelines.sinks import TableSink
+from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import KINDS, QUOTES, TRADES
 from k2cli.rejects import RejectLog
-from k2cli.sinks import TableSink
 from k2cli.storage.lake import Lake, open_lake
 
 LARGE = Decimal("35962838485.00000001")

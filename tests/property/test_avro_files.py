@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from k2cli.errors import BadData
 from k2cli.records import TRADES
-from k2cli.validating.columns import avro_parts, parquet_parts
-from k2cli.validating.report import Expected, Report, gather
+from k2cli.validation.columns import avro_parts, parquet_parts
+from k2cli.validation.report import Expected, Report, gather
 
 ROWS = trades_batch(60)
 OURS = Expected(name="trade_v2", avro=TRADES.avro)

@@ -23,10 +23,10 @@ from pyiceberg.exceptions import CommitStateUnknownException
 
 from k2cli.config import load_settings
 from k2cli.flow import Batch
-from k2cli.pipeline import Pump, PumpPolicy
+from k2cli.pipelines.sinks import TableSink
+from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.rejects import RejectLog
-from k2cli.sinks import TableSink
 from k2cli.storage import fileload, position
 from k2cli.storage.append import OutcomeUnknown
 from k2cli.storage.lake import Lake, open_lake

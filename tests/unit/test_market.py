@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from k2cli.ingestion.binance.simulator.market import SyntheticMarket, first_id_at, instrument
-from k2cli.ingestion.binance.simulator.recording import (
+from k2cli.ingestion.binance.symbols import Market
+from k2cli.simulator.market import SyntheticMarket, first_id_at, instrument
+from k2cli.simulator.recording import (
     Recording,
     recorded_lines,
     stream_and_frame,
 )
-from k2cli.ingestion.binance.symbols import Market
 
 NOW_US = 1_764_000_000_123_456
 TRADE = b'{"e":"trade","E":2,"s":"BTCUSDT","t":7,"p":"1.50","q":"2","T":1,"m":true,"M":true}'

@@ -13,8 +13,8 @@ from compose import DOCKER, command_of, own_services, services, yaml_of
 from scraping import consumption_of_nothing
 
 from k2cli.commands.metrics import RunMetrics
-from k2cli.consuming import ConsumeTotals
 from k2cli.flow import Totals
+from k2cli.pipelines.consume import ConsumeTotals
 
 SUFFIXES: Final = {
     "counter": ("_total",),

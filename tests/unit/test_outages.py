@@ -16,10 +16,10 @@ from k2cli import rejects as rejects_module
 from k2cli.config import Settings, load_settings
 from k2cli.errors import BadData, Conflict, K2Error, Unavailable
 from k2cli.flow import Batch
+from k2cli.pipelines.sinks import TableSink
+from k2cli.pipelines.spill import SpillFolder
 from k2cli.records import KINDS, QUOTES, TRADES
 from k2cli.rejects import RejectLog
-from k2cli.sinks import TableSink
-from k2cli.spill import SpillFolder
 from k2cli.storage.lake import Lake
 from k2cli.storage.position import Series, Stored
 

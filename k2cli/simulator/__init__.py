@@ -4,7 +4,7 @@ market: a synthetic market; recording: recorded frames; wire: paths, control mes
 connection: one client; server: all of them.
 """
 
-from k2cli.ingestion.binance.simulator.options import GARBAGE, SimulatorOptions
-from k2cli.ingestion.binance.simulator.server import Simulator, open_simulator, running_simulator
+from k2cli.simulator.options import GARBAGE, SimulatorOptions
+from k2cli.simulator.server import Simulator, open_simulator, running_simulator
 
 __all__ = ["GARBAGE", "Simulator", "SimulatorOptions", "open_simulator", "running_simulator"]

@@ -14,9 +14,9 @@ from pumping import MemorySink, MemorySource, ids, pump_of, rejected, trades
 
 from k2cli.errors import BadData, Unavailable
 from k2cli.flow import Batch, Committed, Totals
+from k2cli.pipelines.sinks import NdjsonSink, TableSink
 from k2cli.records import QUOTES, TRADES
 from k2cli.rejects import RejectLog
-from k2cli.sinks import NdjsonSink, TableSink
 from k2cli.storage.lake import Lake
 
 

@@ -24,8 +24,8 @@ from k2cli.storage.position import Position, Series, Stored
 _REMEMBERED = 1_024  # ranges of a series
 
 if TYPE_CHECKING:
-    from k2cli.producing import TopicRows
-    from k2cli.spill import Spilled, SpillFolder
+    from k2cli.pipelines.produce import TopicRows
+    from k2cli.pipelines.spill import Spilled, SpillFolder
 
 
 class TableSink:

@@ -1,6 +1,6 @@
 """Files -> tables or topics: which files, whether they are new, and all or nothing of each.
 
-Like pipeline.py this is where sources and sinks meet; here the source has an end, and what is
+Like stream.py this is where sources and sinks meet; here the source has an end, and what is
 committed is a file, not an interval.
 """
 
@@ -18,14 +18,14 @@ from k2cli.config import is_utf8
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
 from k2cli.flow import Batch
 from k2cli.paths import expanded
+from k2cli.pipelines.sinks import ConflictReport
 from k2cli.records import RecordKind
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
-from k2cli.sinks import ConflictReport
 from k2cli.storage.lake import Lake
 from k2cli.storage.loads import STDIN
 
 if TYPE_CHECKING:
-    from k2cli.producing import TopicRows
+    from k2cli.pipelines.produce import TopicRows
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".csv.zst", ".zip")
 _PERCENT: Final = 100

@@ -11,12 +11,12 @@ from concurrent.futures import wait as wait_for_futures
 from typing import Any, Final
 
 from k2cli.errors import BadData, NotFound, Unavailable, UsageError
-from k2cli.ingestion.binance.simulator.connection import Connection
-from k2cli.ingestion.binance.simulator.market import CHANNELS, PAIRS, SyntheticMarket, first_id_at
-from k2cli.ingestion.binance.simulator.options import FrameSource, SimulatorOptions
-from k2cli.ingestion.binance.simulator.recording import Recording, recorded_lines
-from k2cli.ingestion.binance.simulator.wire import Route, exchange_info
 from k2cli.ingestion.binance.symbols import VENUES, Instrument, parse_symbol
+from k2cli.simulator.connection import Connection
+from k2cli.simulator.market import CHANNELS, PAIRS, SyntheticMarket, first_id_at
+from k2cli.simulator.options import FrameSource, SimulatorOptions
+from k2cli.simulator.recording import Recording, recorded_lines
+from k2cli.simulator.wire import Route, exchange_info
 from k2cli.symbols import fold_symbol, is_asset
 
 _WRITE_BUFFER_BYTES: Final = 1 << 18

@@ -10,9 +10,9 @@ from k2cli.avro.ours import ours_of
 from k2cli.errors import ConfigError, NotFound, UsageError
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.source import CsvOptions
-from k2cli.validating.columns import avro_parts, parquet_parts
-from k2cli.validating.lines import csv_parts, ndjson_parts
-from k2cli.validating.report import Expected, FileKind, Parts, Report, gather, kind_of
+from k2cli.validation.columns import avro_parts, parquet_parts
+from k2cli.validation.lines import csv_parts, ndjson_parts
+from k2cli.validation.report import Expected, FileKind, Parts, Report, gather, kind_of
 
 STDIN: Final = "-"
 

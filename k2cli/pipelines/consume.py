@@ -36,9 +36,9 @@ from k2cli.ingestion.kafka.consumer import (
 from k2cli.ingestion.kafka.deadletters import DeadLetter, DeadLetters, dead_letter
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.topics import IdentityRequest, Place, TopicIdentity
+from k2cli.pipelines.sinks import ConflictReport, report_commit
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
-from k2cli.sinks import ConflictReport, report_commit
 from k2cli.storage.append import Commit, SourcePosition
 from k2cli.storage.offsets import (
     KEY,

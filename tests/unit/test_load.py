@@ -7,7 +7,7 @@ import pytest
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, UsageError
 from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
-from k2cli.loading import (
+from k2cli.pipelines.load import (
     Allowance,
     FileSums,
     FileToLoad,
@@ -16,9 +16,9 @@ from k2cli.loading import (
     find_files,
     pump_file,
 )
+from k2cli.pipelines.sinks import ConflictReport
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
-from k2cli.sinks import ConflictReport
 
 OF_FILE = CsvOptions(symbol="ABC", exchange="X", asset_class="equities", currency="EUR")
 

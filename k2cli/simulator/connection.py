@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from itertools import cycle
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from websockets.datastructures import Headers
 from websockets.frames import CloseCode, Frame, Opcode
@@ -22,18 +22,15 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from k2cli.ingestion.binance.simulator.options import GARBAGE, FrameSource
-from k2cli.ingestion.binance.simulator.recording import Recording
-from k2cli.ingestion.binance.simulator.wire import (
+from k2cli.simulator.options import GARBAGE, FrameSource, SimulatorOptions
+from k2cli.simulator.recording import Recording
+from k2cli.simulator.wire import (
     RefusedPath,
     Route,
     answer_control,
     parse_path,
     websocket_frames,
 )
-
-if TYPE_CHECKING:
-    from k2cli.ingestion.binance.simulator.server import Simulator
 
 _log = logging.getLogger(__name__)
 
@@ -75,11 +72,33 @@ class _Pace:
         return (self._clock() - self._started_s) * rate - self._passed
 
 
+class Exchange(Protocol):
+    """What the connections of an exchange share: its market, and what it counts."""
+
+    options: SimulatorOptions
+    clock: Callable[[], float]
+    connections: int
+    frames_sent: int
+    paths: list[str]
+    info_path: str
+    info_requests: int
+    exchange_info: bytes
+
+    def market_time_us(self) -> int:
+        """Return the exchange's time, in UTC microseconds."""
+
+    def open_source(self, path: str, route: Route) -> FrameSource:
+        """Open the frames that a client of this path gets."""
+
+    def resume_from(self, path: str, position: int) -> None:
+        """Remember how far a client of this path was served."""
+
+
 class Connection:
     """One client: a reader, a player and a pinger over one sans-I/O protocol."""
 
     def __init__(
-        self, simulator: "Simulator", reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, simulator: Exchange, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self._simulator = simulator
         self._options = simulator.options

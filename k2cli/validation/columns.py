@@ -16,7 +16,7 @@ from k2cli.codec.resolve import RecordDecoder, record_name
 from k2cli.columns import Ints
 from k2cli.errors import BadData
 from k2cli.records import arrow_field, arrow_to_avro_type, avro_to_arrow_schema
-from k2cli.validating.report import Expected, Fault, Part, Parts, shown
+from k2cli.validation.report import Expected, Fault, Part, Parts, shown
 
 _BATCH_ROWS: Final = 65_536
 _UTC: Final = ("UTC", "Etc/UTC", "GMT", "Z", "+00:00")

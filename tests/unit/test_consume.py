@@ -13,15 +13,15 @@ from cluster import values_of
 from confluent_kafka import Message
 
 from k2cli.codec.encode import wire_header
-from k2cli.consuming import ConsumePolicy, Consumption, Feed, Outlets
 from k2cli.errors import BadData, NotFound
 from k2cli.ingestion.kafka.deadletters import DeadLetterFile
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.registry import NotYet
 from k2cli.ingestion.kafka.topics import Place, TopicIdentity
+from k2cli.pipelines.consume import ConsumePolicy, Consumption, Feed, Outlets
+from k2cli.pipelines.sinks import NdjsonPrinter, PrintedTables
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
-from k2cli.sinks import NdjsonPrinter, PrintedTables
 
 GOOD = 1
 ROWS = values_of(trades_batch(8), wire_header(GOOD))

@@ -11,7 +11,7 @@ from k2cli.flow import Batch, Reject
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
 from k2cli.ingestion.ndjson import read_ndjson
-from k2cli.validating.report import Expected, Fault, Part, Parts, shown
+from k2cli.validation.report import Expected, Fault, Part, Parts, shown
 
 # How the reasons of rejects begin: "price '1e5' is not a plain number", "price: is null".
 _TEXT: Final = r"'(?:[^'\\]|\\.)*'|\"[^\"]*\""  # as Python writes one

@@ -1,0 +1,1 @@
+"""What moves records: streams, loads, topics and exports, and the sinks they end in."""
