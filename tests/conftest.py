@@ -1,6 +1,7 @@
 """What all tests share: a home of their own, a way to run k2, and the recorded data."""
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,13 @@ hypothesis_settings.load_profile("any-machine")
 
 
 Run = Callable[..., Result]
+
+
+def pytest_configure() -> None:
+    """Heed the signals that `nohup` and a shell's `&` let processes ignore: k2 inherits that."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
