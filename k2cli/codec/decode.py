@@ -32,6 +32,7 @@ MARK_FIELD: Final = {
     "name": MARK,
     "type": {"type": "fixed", "name": MARK, "size": _MARK_BYTES},
 }
+_PREFIX: Final = "k2_prefix"
 # What fastavro raises for bytes that are not a record of the schema.
 UNDECODED: Final = (ArithmeticError, EOFError, LookupError, MemoryError, TypeError, ValueError)
 _CUTS: Final = 16  # into which a block that does not decode is cut
@@ -117,8 +118,13 @@ def holds_mark(column: pa.Array, mark: bytes) -> bool:
 class Decoder:
     """Decodes the bodies that one writer's schema describes into columns of that schema."""
 
-    def __init__(self, schema: Mapping[str, Any], columns: Collection[str]) -> None:
+    def __init__(
+        self, schema: Mapping[str, Any], columns: Collection[str], *, prefix_bytes: int = 0
+    ) -> None:
         """Prepare for a writer's schema, of whose fields the batches have those in `columns`.
+
+        In front of each body stand `prefix_bytes` that are not part of it: skipping them as a
+        field of the block costs less than to cut them off.
 
         Raises:
             ValueError: a column has a type that none of ours has.
@@ -129,7 +135,11 @@ class Decoder:
         self.arrow: Final = avro_to_arrow_schema({"fields": fields})
         self._parsed = fastavro_schema(schema)
         self._mark = new_mark()
-        marked = {**schema, "fields": [*schema["fields"], MARK_FIELD]}
+        self._prefix_bytes = prefix_bytes
+        marked = {
+            **schema,
+            "fields": [*_prefix_fields(prefix_bytes), *schema["fields"], MARK_FIELD],
+        }
         self._container = BlockReader(marked, [*self.arrow.names, MARK])
 
     def decode(self, bodies: Sequence[bytes]) -> Decoded:
@@ -166,6 +176,7 @@ class Decoder:
 
     def _reason(self, body: bytes) -> str:
         """Say why a body that did not decode is bad."""
+        body = body[self._prefix_bytes :]
         rest = io.BytesIO(body)
         try:
             fastavro.schemaless_reader(rest, self._parsed, None)
@@ -175,10 +186,18 @@ class Decoder:
         return f"{left} bytes are left over behind the record" if left else "does not decode"
 
 
+def _prefix_fields(size: int) -> list[Mapping[str, Any]]:
+    if not size:
+        return []
+    return [{"name": _PREFIX, "type": {"type": "fixed", "name": _PREFIX, "size": size}}]
+
+
 def _cuts(bodies: Sequence[bytes]) -> list[tuple[int, int]]:
     """Cut bodies into parts of bounded size."""
     if not bodies:
         return []
+    if sum(map(len, bodies)) + len(bodies) * _MARK_BYTES < _BLOCK_BYTES:  # as nearly always
+        return [(0, len(bodies))]
     ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)) + _MARK_BYTES)
     parts = ends // _BLOCK_BYTES
     starts = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist()]

@@ -1,17 +1,18 @@
-"""Rows of a kind from whatever version of its schema their writer had."""
+"""Rows of a kind from messages with whatever version of its schema their writer had."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from k2cli.avro.writer import writer_schema
 from k2cli.codec.decode import Decoded
+from k2cli.codec.encode import HEADER_BYTES
 from k2cli.codec.resolve import RecordDecoder, record_name
 from k2cli.codec.upgrade import UPGRADES, Facts, Origin
 from k2cli.records import RecordKind
 
 
 class KindDecoder:
-    """Decodes the bodies of one writer's schema, an earlier version or not, into rows of a kind."""
+    """Decodes messages of one writer's schema, an earlier version or not, into rows of a kind."""
 
     def __init__(self, schema: Mapping[str, Any], kind: RecordKind, facts: Facts) -> None:
         """Find the version of ours that a writer's schema is of; `facts` are for earlier ones.
@@ -25,12 +26,13 @@ class KindDecoder:
         of_kind = (upgrade for upgrade in UPGRADES.values() if upgrade.kind.name == kind.name)
         self._upgrade = next((each for each in of_kind if each.avro["name"] == name), None)
         self._facts = facts
-        self._decoder = RecordDecoder(schema, self._upgrade.avro if self._upgrade else kind.avro)
+        avro = self._upgrade.avro if self._upgrade else kind.avro
+        self._decoder = RecordDecoder(schema, avro, prefix_bytes=HEADER_BYTES)
         self.left_out: Final = self._decoder.left_out  # fields of the writer's that rows lack
 
-    def decode(self, bodies: Sequence[bytes], origin: Origin) -> Decoded:
-        """Decode bodies, which stood at `origin`; what is no row of the kind is a reject."""
-        decoded = self._decoder.decode(bodies)
+    def decode(self, values: Sequence[bytes], origin: Origin) -> Decoded:
+        """Decode messages, headers included, which stood at `origin`; a misfit is a reject."""
+        decoded = self._decoder.decode(values)
         if self._upgrade is None:
             return decoded
         return self._upgrade.apply(decoded, origin.take(decoded.places), self._facts)

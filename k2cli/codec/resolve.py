@@ -48,8 +48,10 @@ class _Column:
 class RecordDecoder:
     """Decodes the bodies of one writer's schema into rows of one of our schemas."""
 
-    def __init__(self, schema: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-        """Compare the writer's schema with ours.
+    def __init__(
+        self, schema: Mapping[str, Any], ours: Mapping[str, Any], *, prefix_bytes: int = 0
+    ) -> None:
+        """Compare the writer's schema with ours; so many bytes in front of a body are skipped.
 
         Raises:
             Incompatible: no record of the writer's can be read as ours.
@@ -64,7 +66,7 @@ class RecordDecoder:
         self._columns = [_column(field, theirs) for field in ours["fields"]]
         self.sources: Final = {column.source for column in self._columns if column.source}
         self.left_out: Final = [name for name in theirs if name not in self.sources]
-        self._decoder = Decoder(schema, self.sources)
+        self._decoder = Decoder(schema, self.sources, prefix_bytes=prefix_bytes)
 
     def decode(self, bodies: Sequence[bytes]) -> Decoded:
         """Decode bodies; what does not decode, or does not fit our schema, is a reject."""
@@ -170,6 +172,8 @@ def _found(is_bad: npt.NDArray[np.bool_], reason: str) -> Faults:
 
 
 def _nulls(values: pa.Array) -> npt.NDArray[np.bool_]:
+    if not values.null_count:
+        return np.zeros(len(values), dtype=np.bool_)
     is_null: npt.NDArray[np.bool_] = values.is_null().to_numpy(zero_copy_only=False)
     return is_null
 

@@ -282,7 +282,7 @@ class Consumption:
             self._rewind()
             return
         unread: list[Message] = []
-        for topic, some in _by_topic(messages).items():
+        for topic, some in self._by_topic(messages).items():
             unread += some if self._is_stopping else self._take(self._feeds[topic], some)
         has_progress = len(unread) < len(messages)
         self._unread = unread + self._unread
@@ -299,6 +299,14 @@ class Consumption:
         messages = self._unread + fresh  # a rebalance within the read may have dropped some
         self._unread = messages[at_most:]
         return messages[:at_most]
+
+    def _by_topic(self, messages: list[Message]) -> Mapping[str, list[Message]]:
+        if len(self._feeds) == 1:
+            return dict.fromkeys(self._feeds, messages)
+        by_topic: dict[str, list[Message]] = {}
+        for message in messages:
+            by_topic.setdefault(message.topic() or "", []).append(message)
+        return by_topic
 
     def _take(self, feed: Feed, messages: list[Message]) -> list[Message]:
         """Decode messages of one topic, and keep what they are for the next commit.
@@ -820,16 +828,6 @@ class Consumption:
             until = time.monotonic() + wait_s
             while time.monotonic() < until and not self._is_stopping:
                 time.sleep(_WAIT_S)
-
-
-def _by_topic(messages: list[Message]) -> Mapping[str, list[Message]]:
-    topics = list(map(Message.topic, messages))
-    if len(set(topics)) == 1:
-        return {topics[0] or "": messages}
-    by_topic: dict[str, list[Message]] = {}
-    for topic, message in zip(topics, messages, strict=True):
-        by_topic.setdefault(topic or "", []).append(message)
-    return by_topic
 
 
 def _ids(pending: _Pending) -> set[tuple[str, str]]:

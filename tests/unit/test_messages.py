@@ -121,10 +121,10 @@ class FailingDecoder:
         self._failure = failure
         self._decoder = KindDecoder(TRADES.avro, TRADES, USUAL)
 
-    def decode(self, bodies: Sequence[bytes], origin: Origin) -> Decoded:
+    def decode(self, values: Sequence[bytes], origin: Origin) -> Decoded:
         if 2 in origin.numbers:
             raise self._failure
-        return self._decoder.decode(bodies, origin)
+        return self._decoder.decode(values, origin)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_whatever_a_decoder_raises_is_a_reject_of_that_message(failure: Exceptio
         registry=Schemas(None), topic="t", kind=lambda: TRADES, observe=unexpected
     )
     origin = Origin(series=["t"], codes=np.zeros(4, np.int64), numbers=np.arange(4))
-    bodies = [*values_of(FEW, b"")[:3], b"bad"]
-    decoded = reader._decode(FailingDecoder(failure), bodies, origin)
+    values = [*values_of(FEW, wire_header(1))[:3], wire_header(1) + b"bad"]
+    decoded = reader._decode(FailingDecoder(failure), values, origin)
     assert decoded.places.tolist() == [0, 1]
     (two, reason), (three, _) = decoded.rejects
     assert (two, three, type(failure).__name__ in reason) == (2, 3, True)

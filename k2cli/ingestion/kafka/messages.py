@@ -1,9 +1,9 @@
 """Values of messages to rows: which schema, which rows, and what is none."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -101,8 +101,7 @@ class MessageReader:
                     (place, _value_reason(values[place]) or decoder) for place in places.tolist()
                 ]
                 continue
-            bodies = [(value or _NOT_BYTES)[HEADER_BYTES:] for value in _taken(values, places)]
-            part = self._decode(decoder, bodies, origin.take(places))
+            part = self._decode(decoder, _taken(values, places), origin.take(places))
             parts.append((part.rows, places[part.places]))
             rejects += [(int(places[place]), reason) for place, reason in part.rejects]
         rows, places_taken = self._in_order(parts)
@@ -146,21 +145,21 @@ class MessageReader:
             )
         return found
 
-    def _decode(self, decoder: KindDecoder, bodies: Sequence[bytes], origin: Origin) -> Decoded:
-        """Decode bodies; those that make the decoder fail are rejects, and no others."""
+    def _decode(self, decoder: KindDecoder, values: Sequence[bytes], origin: Origin) -> Decoded:
+        """Decode values; those that make the decoder fail are rejects, and no others."""
         try:
-            return decoder.decode(bodies, origin)
+            return decoder.decode(values, origin)
         except _FAILURES as exc:
-            if len(bodies) == 1:
+            if len(values) == 1:
                 return Decoded(
                     rows=empty_batch(self._kind.arrow),
                     places=np.zeros(0, np.int64),
                     rejects=[(0, f"cannot be decoded: {type(exc).__name__}: {exc}")],
                 )
-        half = len(bodies) // 2
-        places = np.arange(len(bodies))
-        first = self._decode(decoder, bodies[:half], origin.take(places[:half]))
-        second = self._decode(decoder, bodies[half:], origin.take(places[half:]))
+        half = len(values) // 2
+        places = np.arange(len(values))
+        first = self._decode(decoder, values[:half], origin.take(places[:half]))
+        second = self._decode(decoder, values[half:], origin.take(places[half:]))
         rejects = [(half + place, reason) for place, reason in second.rejects]
         return Decoded(
             rows=pa.concat_batches([first.rows, second.rows]),
@@ -215,17 +214,19 @@ def _first(
 
 def _by_header(values: Sequence[bytes | None]) -> Mapping[bytes, npt.NDArray[np.int64]]:
     """Group values by what they begin with; return the indexes of each group."""
-    headers = [(value or _NOT_BYTES)[:HEADER_BYTES] for value in values]
-    if len(set(headers)) == 1:  # as nearly always
-        return {headers[0]: np.arange(len(headers))}
+    headers = {(value or _NOT_BYTES)[:HEADER_BYTES] for value in values}
+    if len(headers) == 1:  # as nearly always
+        return {headers.pop(): np.arange(len(values))}
     groups: dict[bytes, list[int]] = {}
-    for place, header in enumerate(headers):
-        groups.setdefault(header, []).append(place)
+    for place, value in enumerate(values):
+        groups.setdefault((value or _NOT_BYTES)[:HEADER_BYTES], []).append(place)
     return {header: np.array(places) for header, places in groups.items()}
 
 
-def _taken(values: Sequence[bytes | None], places: npt.NDArray[np.int64]) -> Iterable[bytes | None]:
-    return values if len(places) == len(values) else (values[place] for place in places.tolist())
+def _taken(values: Sequence[bytes | None], places: npt.NDArray[np.int64]) -> list[bytes]:
+    """Take some values, none of which is None: they have a header."""
+    taken = values if len(places) == len(values) else [values[place] for place in places.tolist()]
+    return cast("list[bytes]", taken)
 
 
 def _value_reason(value: bytes | None) -> str | None:
