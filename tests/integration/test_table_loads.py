@@ -10,10 +10,10 @@ from k2cli.config import load_settings
 from k2cli.errors import Unavailable
 from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
-from k2cli.pipelines import tableload
-from k2cli.pipelines.load import Allowance, FileToLoad, LoadPolicy, Outcome
+from k2cli.pipelines.load import tables
+from k2cli.pipelines.load.job import Allowance, FileToLoad, LoadPolicy, Outcome
+from k2cli.pipelines.load.tables import load_into_tables
 from k2cli.pipelines.sinks import ConflictReport
-from k2cli.pipelines.tableload import load_into_tables
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import Lake, open_lake
@@ -41,7 +41,7 @@ def test_outcomes_that_are_settled_are_yielded_before_the_error(
         return commit(lake, *args)
 
     monkeypatch.setattr(Lake, "load_group", commit_once)
-    monkeypatch.setattr(tableload, "_GROUP_ROWS", 1)
+    monkeypatch.setattr(tables, "_GROUP_ROWS", 1)
     files = [
         file_of(tmp_path, "stored.csv", "2024-01-01,1,2", "2024-01-01,1,3"),
         file_of(tmp_path, "refused.csv", "2024-01-01,-1,2"),

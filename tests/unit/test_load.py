@@ -7,13 +7,13 @@ import pytest
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, UsageError
 from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
-from k2cli.pipelines.load import (
+from k2cli.pipelines.load.files import find_files
+from k2cli.pipelines.load.job import (
     Allowance,
     FileSums,
     FileToLoad,
     LoadPolicy,
     check_digest,
-    find_files,
     pump_file,
 )
 from k2cli.pipelines.sinks import ConflictReport

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from k2cli.errors import BadData, K2Error, UsageError
-from k2cli.pipelines.load import (
+from k2cli.pipelines.load.job import (
     FileSums,
     FileToLoad,
     LoadPolicy,

@@ -1,0 +1,305 @@
+"""One run of `k2 load`: what the user sees of it, and how it ends."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import typer
+
+from k2cli.commands import output
+from k2cli.commands.events import RunLog
+from k2cli.commands.known import remember_series, remember_tables
+from k2cli.commands.load_options import LoadTo
+from k2cli.commands.plain import printable
+from k2cli.commands.signals import Interrupts, Terminated
+from k2cli.commands.streams import view_console
+from k2cli.config import Settings
+from k2cli.errors import BadData
+from k2cli.flow import Batch
+from k2cli.pipelines.load.files import InputFiles
+from k2cli.pipelines.load.job import Allowance, FileToLoad, LoadPolicy, LoadTotals, Outcome
+from k2cli.pipelines.sinks import ConflictReport
+from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
+
+if TYPE_CHECKING:
+    from k2cli.pipelines.produce import ProduceOptions
+
+_PREVIEW_ROWS = 5
+_MOST_NAMED = 20  # files in a line
+
+# After an interruption.
+_GO_ON: dict[LoadTo | None, str] = {
+    LoadTo.TABLE: "the same command goes on from there",
+    LoadTo.KAFKA: "name only the files that were not loaded to go on",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRun:
+    """Which files are loaded, where their rows go, and what may go wrong on the way."""
+
+    config: Settings
+    files: InputFiles
+    to: LoadTo | None  # None: a dry run
+    open_log: Callable[[ExitStack], RunLog]
+    is_logging: bool  # events on stderr as log lines, not in words
+    produce: "Callable[[], ProduceOptions]"
+    rejects: Path
+    max_rejects: str
+    max_reject_bytes: int | None
+    summary: output.Summary
+    is_checking: bool = False
+    is_following: bool = False
+    is_forced: bool = False
+    is_repeating: bool = False
+
+    def load(self) -> None:
+        """Load the files, and print the sums.
+
+        Raises:
+            BadData: some of the files were not loaded.
+        """
+        started = time.monotonic()
+        interrupts = Interrupts()
+        with (
+            ExitStack() as logs,
+            self.open_log(logs).ending() as log,
+            interrupts.raised(),
+            ExitStack() as stack,
+        ):
+            report = _Report(log=log, is_logging=self.is_logging)
+            policy = self._policy(stack, log, interrupts)
+            try:
+                report.take(self._outcomes(stack, policy, report))
+            except KeyboardInterrupt as exc:
+                self._sum_up(report, started)
+                report.interrupted(self.files.names(), hint=_GO_ON.get(self.to))
+                if isinstance(exc, Terminated):
+                    raise typer.Exit(exc.exit_code) from exc
+                raise
+            except Exception:
+                if report.totals.files:  # those before were handled
+                    self._sum_up(report, started)
+                raise
+            self._sum_up(report, started)
+            if failed := report.totals.failed:
+                raise BadData(f"{failed} of {report.totals.files} files not loaded")
+
+    def _policy(self, stack: ExitStack, log: RunLog, interrupts: Interrupts) -> LoadPolicy:
+        return LoadPolicy(
+            rejects=stack.enter_context(RejectLog(self.rejects, run=self.config.run)),
+            conflicts=ConflictReport(log.on_event),
+            allowance=_allowance(self.max_rejects),
+            max_reject_bytes=self.max_reject_bytes or MAX_REJECT_BYTES,
+            is_forced=self.is_forced,
+            is_repeating=self.is_repeating,
+            is_following=self.is_following,
+            is_checked=self.is_checking,
+            held=interrupts.held,
+        )
+
+    def _outcomes(
+        self, stack: ExitStack, policy: LoadPolicy, report: "_Report"
+    ) -> Iterator[Outcome]:
+        files = self.files.open(on_skip=lambda path, why: output.note(f"{path} skipped: {why}"))
+        if self.to is LoadTo.TABLE:
+            return self._into_tables(stack, files, policy, report)
+        if self.to is LoadTo.KAFKA:
+            return self._into_topics(stack, files, policy, report)
+        from k2cli.pipelines.load.stdout import print_files
+        from k2cli.query.render import NdjsonRenderer
+
+        renderer = stack.enter_context(NdjsonRenderer())
+        limit = _PREVIEW_ROWS if self.to is None else None
+        return print_files(files, sys.stdout.buffer, renderer, policy, limit=limit)
+
+    def _into_tables(
+        self, stack: ExitStack, files: Iterable[FileToLoad], policy: LoadPolicy, report: "_Report"
+    ) -> Iterator[Outcome]:
+        from k2cli.pipelines.load.tables import load_into_tables
+        from k2cli.storage.lake import open_lake
+
+        config = self.config
+        lake = stack.enter_context(open_lake(config, create=True, observe=report.log.on_event))
+        stack.callback(lambda: remember_tables(config, lake, lake.kinds()))
+        seen: set[tuple[str, str]] = set()
+        stack.callback(remember_series, config, seen)
+        return load_into_tables(files, lake, policy, partial(_progress, report=report, seen=seen))
+
+    def _into_topics(
+        self, stack: ExitStack, files: Iterable[FileToLoad], policy: LoadPolicy, report: "_Report"
+    ) -> Iterator[Outcome]:
+        from k2cli.pipelines.load.topics import load_into_topics, transaction_of
+        from k2cli.pipelines.produce import open_topics
+
+        options = self.produce()
+        transaction = transaction_of(options.topic, self.files.words)
+        options = replace(options, transaction=transaction, patience_s=options.timeout_s)
+        topics = stack.enter_context(open_topics(options, observe=report.log.on_event))
+        return load_into_topics(files, topics, policy, partial(_progress, report=report))
+
+    def _sum_up(self, report: "_Report", started: float) -> None:
+        report.totals.duration_s = round(time.monotonic() - started, 3)
+        output.summary(
+            asdict(report.totals),
+            self.summary,
+            is_data_on_stdout=self.to in (None, LoadTo.STDOUT),
+            log=report.log,
+        )
+
+
+def _allowance(text: str) -> Allowance:
+    try:
+        if text.endswith("%"):
+            allowance = Allowance(percent=float(text[:-1]))
+        else:
+            allowance = Allowance(count=int(text))
+    except ValueError as exc:
+        raise typer.BadParameter(
+            f"{text!r} is neither a number nor like 0.1%", param_hint="--max-rejects"
+        ) from exc
+    if (allowance.percent or 0) < 0 or allowance.count < 0:
+        raise typer.BadParameter("it cannot be negative", param_hint="--max-rejects")
+    return allowance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Report:
+    """Reports file after file, one that failed too, and adds up the sums.
+
+    Files are events of the log, or words on stderr and events in the log file.
+    """
+
+    log: RunLog
+    is_logging: bool
+    totals: LoadTotals = field(default_factory=LoadTotals)
+    loaded: list[str] = field(default_factory=list)  # paths
+    done: set[str] = field(default_factory=set)  # paths of all files with an outcome
+
+    def take(self, outcomes: Iterable[Outcome]) -> None:
+        """Report the outcomes as they come."""
+        noted: set[str] = set()
+        for outcome in outcomes:
+            self._add(outcome)
+            if outcome.fault is not None:
+                self._fault(outcome.file, outcome.fault)
+                continue
+            for notice in outcome.file.reader.notices() if outcome.is_new else ():
+                if notice not in noted:  # of many files alike, the first one stands for all
+                    noted.add(notice)
+                    self._notice(outcome.file, notice)
+            self._outcome(outcome)
+
+    def _outcome(self, outcome: Outcome) -> None:
+        file, sums = outcome.file, outcome.sums
+        if outcome.is_empty:
+            self._notice(file, "has no rows")
+            return
+        what = f"{sums.rows:,} rows" if outcome.is_new else "loaded before, skipped"
+        is_worth_words = sys.stderr.isatty() or not outcome.is_new
+        self._event(
+            "loaded" if outcome.is_new else "skipped",
+            {"path": file.path, "rows": sums.rows, "rejects": sums.rejects},
+            f"{file.path}: {what}" if is_worth_words else None,
+        )
+
+    def _fault(self, file: FileToLoad, fault: BadData) -> None:
+        self._event("failed", {"path": file.path, "message": str(fault), "hint": fault.hint}, None)
+        if not self.is_logging:
+            output.error(fault)
+
+    def _notice(self, file: FileToLoad, text: str) -> None:
+        self._event("notice", {"path": file.path, "message": text}, f"{file.path}: {text}")
+
+    def _event(self, event: str, fields: Mapping[str, object], words: str | None) -> None:
+        if self.is_logging:
+            self.log.on_event(event, **fields)
+            return
+        self.log.record(event, **fields)
+        if words is not None:
+            output.note(words)
+
+    def _add(self, outcome: Outcome) -> None:
+        self.totals.add(outcome)
+        self.done.add(outcome.file.path)
+        if outcome.is_loaded:
+            self.loaded.append(outcome.file.path)
+
+    def interrupted(self, names: list[str], *, hint: str | None) -> None:
+        """Say which files of all were loaded, which one was in work, and how many remain."""
+        left = [name for name in names if name not in self.done]
+        in_work, remaining = left[0] if left else "", max(0, len(left) - 1)
+        named = self.loaded[:_MOST_NAMED]
+        more = len(self.loaded) - len(named)
+        files = ", ".join(named) + (f" and {more:,} more" if more else "")
+        parts = [f"loaded {len(self.loaded):,}" + (f" ({files})" if named else "")]
+        if in_work:
+            parts += [f"not loaded {in_work}, which was in work", f"{remaining:,} more remain"]
+        self._event(
+            "interrupted",
+            {"loaded": len(self.loaded), "in_work": in_work, "remaining": remaining},
+            f"interrupted: {'; '.join(parts)}" + (f"; {hint}" if hint and left else ""),
+        )
+
+
+@contextmanager
+def _progress(
+    file: FileToLoad, report: _Report, seen: set[tuple[str, str]] | None = None
+) -> Iterator[Callable[[Batch], None]]:
+    """Show lines and rate of a file on a terminal; elsewhere, and beside a log, nothing.
+
+    Where a file has several symbols, `seen` takes them.
+    """
+    with _progress_bar(file, report) as show:
+        if seen is None or "symbol" in file.reader.file_values:
+            yield show
+            return
+
+        def on_batch(batch: Batch) -> None:
+            for _, rows in batch.rows:
+                seen.update(_series(rows))
+            show(batch)
+
+        yield on_batch
+
+
+def _series(rows: pa.RecordBatch) -> Iterator[tuple[str, str]]:
+    pairs = pa.Table.from_batches([rows]).group_by(["exchange", "symbol"]).aggregate([])
+    return zip(pairs["exchange"].to_pylist(), pairs["symbol"].to_pylist(), strict=True)
+
+
+@contextmanager
+def _progress_bar(file: FileToLoad, report: _Report) -> Iterator[Callable[[Batch], None]]:
+    if report.is_logging or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn(
+            "{task.percentage:>3.0f}% {task.fields[rows]:,} rows {task.fields[rate]:,.0f}/s"
+        ),
+        TimeRemainingColumn(),
+    )
+    started = time.monotonic()
+    rows = 0
+    with Progress(*columns, console=view_console(), transient=True) as progress:
+        task = progress.add_task(
+            printable(Path(file.path).name), total=file.reader.size_bytes, rows=0, rate=0.0
+        )
+
+        def on_batch(batch: Batch) -> None:
+            nonlocal rows
+            rows += batch.messages
+            rate = rows / max(time.monotonic() - started, 0.001)
+            progress.update(task, completed=file.reader.bytes_read, rows=rows, rate=rate)
+
+        yield on_batch

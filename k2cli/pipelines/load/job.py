@@ -1,0 +1,277 @@
+"""The load of one file, wherever its rows go: rejects, limits, sums, and the outcome."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol
+
+import pyarrow as pa
+
+from k2cli.errors import BadData, ConfigError
+from k2cli.flow import Batch
+from k2cli.pipelines.sinks import ConflictReport
+from k2cli.records import RecordKind
+from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
+
+_PERCENT: Final = 100
+_SUM_BYTES: Final = 4096  # of a .CHECKSUM file; the sum is its first word
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How many rejects a file may have: a number, or a share of its lines."""
+
+    count: int = 0
+    percent: float | None = None
+
+    def is_exceeded(self, rejects: int, lines: int) -> bool:
+        """Tell whether so many rejects among so many lines are too many."""
+        if self.percent is None:
+            return rejects > self.count
+        return rejects * _PERCENT > self.percent * lines
+
+    def __str__(self) -> str:
+        return str(self.count) if self.percent is None else f"{self.percent:g}%"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPolicy:
+    """What becomes of rejects, and of files that were loaded before."""
+
+    rejects: RejectLog
+    conflicts: ConflictReport
+    allowance: Allowance
+    max_reject_bytes: int = MAX_REJECT_BYTES  # of the file of rejects
+    is_forced: bool = False  # load again what was loaded before; store no row twice
+    is_repeating: bool = False  # store rows without ids once more
+    is_following: bool = False  # load only complete lines, and those that were not loaded before
+    is_checked: bool = False  # against the checksum beside each file
+    # What an interruption does not break off: a commit, and the report of it.
+    held: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+class Reader(Protocol):
+    """Reads one file, once."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes are read, with those that are skipped at the start."""
+
+    @property
+    def bytes_read(self) -> int:
+        """How many of the file's bytes were read so far."""
+
+    def hash(self) -> str:
+        """Return the SHA-256 of these bytes, in hex."""
+
+    def hash_content(self) -> str:
+        """Return the SHA-256 of what the file holds, decompressed, in hex."""
+
+    def meaning(self) -> str:
+        """Return a digest of what the file is loaded as."""
+
+    def identity(self) -> str:
+        """Return a digest of the file's content and its meaning."""
+
+    @property
+    def file_values(self) -> Mapping[str, str]:
+        """What holds for the whole file: exchange, symbol and so on."""
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether a column has ids."""
+
+    def notices(self) -> Sequence[str]:
+        """Return what users should know of how the file was read, once it was."""
+
+    def repeat(self, copy: int) -> None:
+        """Give rows without ids the message ids of the file's n-th copy."""
+
+    def starts_with(self, size: int, digest: str) -> bool:
+        """Tell whether the first bytes have this SHA-256."""
+
+    def expect_growth(self) -> None:
+        """Take the file for one that grows: a line counts once it is complete."""
+
+    def follow(self, done: int) -> None:
+        """Read complete lines alone, those after the first `done` bytes."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the file's batches; lines are their messages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileToLoad:
+    """A file on its way into the table."""
+
+    path: str  # as the log of loads names it
+    layout: str
+    kind: RecordKind
+    reader: Reader
+
+
+class Target(Protocol):
+    """Takes the rows of one file."""
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Take rows over."""
+
+
+@dataclass(slots=True)
+class FileSums:
+    """What came of one file so far."""
+
+    lines: int = 0
+    rows: int = 0
+    rejects: int = 0
+    duplicates: int = 0  # rows that the table stores already
+    conflicts: int = 0  # rows whose id is stored with other values
+
+
+def check_digest(file: FileToLoad) -> None:
+    """Compare a file with the `.CHECKSUM` file beside it, in the format of sha256sum.
+
+    Raises:
+        BadData: there is none, or it names another sum.
+        ConfigError: it cannot be read.
+    """
+    path = Path(file.path)
+    beside = path.with_name(f"{path.name}.CHECKSUM")
+    try:
+        if not beside.is_file():
+            raise BadData(
+                f"{path} has no {beside.name} beside it", hint="fetch it, or drop --checksum"
+            )
+        with beside.open("rb") as sums:
+            words = sums.read(_SUM_BYTES).decode(errors="replace").split()
+    except OSError as exc:
+        raise ConfigError(f"{beside} cannot be read: {exc.strerror}") from exc
+    if not words or words[0].lower() != file.reader.hash():
+        raise BadData(f"{path} does not match {beside.name}", hint="fetch the file again")
+
+
+def pump_file(
+    file: FileToLoad,
+    target: Target,
+    policy: LoadPolicy,
+    sums: FileSums,
+    on_batch: Callable[[Batch], None] = lambda _: None,
+) -> None:
+    """Move a file's rows into a target, and its rejects into their file; commit nothing.
+
+    `sums` counts what was read, even of a file that fails.
+
+    Raises:
+        BadData: more rejects than allowed, the file of rejects is full, or the file cannot be read
+            to its end.
+    """
+    rejects, allowance = policy.rejects, policy.allowance
+    first = ""
+    for batch in file.reader:
+        sums.lines += batch.messages
+        sums.rejects += len(batch.rejects)
+        if batch.rejects:
+            first = first or f"line {batch.rejects[0].position}: {batch.rejects[0].reason}"
+            rejects.check_size(policy.max_reject_bytes)  # other files may have filled it
+            rejects.write([replace(reject, file=file.path) for reject in batch.rejects])
+        for _, rows in batch.rows:
+            sums.rows += rows.num_rows
+            target.write(rows)
+        on_batch(batch)
+        if allowance.percent is None and allowance.is_exceeded(sums.rejects, sums.lines):
+            break
+        if batch.rejects:
+            rejects.check_size(policy.max_reject_bytes)
+    rejects.sync()
+    if allowance.is_exceeded(sums.rejects, sums.lines):
+        what = "line" if sums.rejects == 1 else "lines"
+        raise BadData(
+            f"{file.path}: {sums.rejects:,} {what} rejected (limit {allowance}); first: {first}",
+            hint=f"see {rejects.path}; --max-rejects allows more",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What loading one file came to."""
+
+    file: FileToLoad
+    sums: FileSums
+    is_new: bool = True  # False: it was loaded before, and nothing of it was read now
+    fault: BadData | None = None  # why nothing of it was loaded
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it was read, and has no lines but for a header."""
+        return self.is_new and self.fault is None and not self.sums.lines
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether its lines were read now, and are where they were to go."""
+        return self.is_new and self.fault is None and not self.is_empty
+
+
+@dataclass(slots=True, kw_only=True)
+class LoadTotals:
+    """The sums of one run."""
+
+    files: int = 0
+    loaded: int = 0
+    skipped: int = 0  # loaded before
+    failed: int = 0  # more rejects than allowed, or unreadable
+    rows: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+    rejects: int = 0
+    empty: int = 0  # files with a header alone
+    size_bytes: int = 0
+    duration_s: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Add one file."""
+        sums = outcome.sums
+        self.files += 1
+        self.size_bytes += outcome.file.reader.size_bytes
+        self.rejects += sums.rejects
+        if outcome.fault is not None:
+            self.failed += 1
+            return
+        self.loaded += outcome.is_loaded
+        self.empty += outcome.is_empty
+        self.skipped += not outcome.is_new
+        self.rows += sums.rows
+        self.duplicates += sums.duplicates
+        self.conflicts += sums.conflicts
+
+
+Progress = Callable[[FileToLoad], AbstractContextManager[Callable[[Batch], None]]]
+
+
+def load_each(
+    files: Iterable[FileToLoad],
+    policy: LoadPolicy,
+    load: Callable[[FileToLoad, FileSums, ExitStack], None],
+) -> Iterator[Outcome]:
+    """Load each file by itself, close it, and yield its outcome.
+
+    What `load` enters into its last argument is left once the outcome was taken.
+
+    Raises:
+        K2Error: a file cannot be opened, or `load` failed for a reason beyond one file.
+    """
+    for file in files:
+        sums = FileSums()
+        fault: BadData | None = None
+        with ExitStack() as stack:
+            with closing(file.reader):
+                try:
+                    if policy.is_checked:
+                        check_digest(file)
+                    load(file, sums, stack)
+                except BadData as exc:
+                    fault, sums = exc, FileSums(rejects=sums.rejects)
+            yield Outcome(file=file, sums=sums, fault=fault)
