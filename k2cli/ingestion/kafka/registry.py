@@ -5,7 +5,6 @@ It speaks Confluent's REST API
 id never changes and is kept.
 """
 
-import difflib
 import json
 import math
 import re
@@ -25,6 +24,7 @@ from confluent_kafka.schema_registry.error import OAuthTokenError, SchemaRegistr
 from k2cli.avro.types import load_json
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 from k2cli.ingestion.kafka.bounded import bound_client
+from k2cli.nearest import nearest_name
 from k2cli.redaction import redact_url, split_urls
 from k2cli.urls import check_url
 
@@ -287,8 +287,8 @@ class Registry:
             with self._translated(f"cannot read the versions of {subject}"):
                 return sorted(_shaped(self._client.get_versions(subject), list[_Id]))
         except NotFound as exc:
-            near = difflib.get_close_matches(subject, self.subjects(), n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            near = nearest_name(subject, self.subjects())
+            hint = f"did you mean {near}? " if near else ""
             raise NotFound(
                 f"there is no subject {subject}", hint=f"{hint}k2 schema list shows all"
             ) from exc
