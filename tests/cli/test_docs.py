@@ -104,12 +104,31 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_broken_links_are_found(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    (tmp_path / "../out.md").touch()
-    page.write_text(
-        "# A `b` [c]\n[1](#a-b-c) [2](#no) [3](no.md) [5](../out.md)\n```\n[4](no.md)\n```\n"
-    )
-    assert broken_links(page, tmp_path) == ["#no", "no.md", "../out.md"]
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "outside.md").touch()
+    page = root / "page.md"
+    links = "[1](#a-b-c) [2](#no) [3](no.md) [4](../outside.md)"
+    page.write_text(f"# A `b` [c]\n{links}\n```\n[5](in-code.md)\n```\n")
+    assert broken_links(page, root) == ["#no", "no.md", "../outside.md"]
+
+
+def test_architecture_names_files_that_exist() -> None:
+    text = read(DOCS / "explanation" / "architecture.md")
+    paths = re.findall(r"`([\w/]+\.(?:py|json|toml))`", text)
+    assert len(paths) > 15
+    files = [*(REPOSITORY / "k2cli").rglob("*.*"), *(REPOSITORY / "tests").rglob("*.py")]
+    known = [each.as_posix() for each in (*files, REPOSITORY / "pyproject.toml")]
+    assert [path for path in paths if not any(each.endswith(f"/{path}") for each in known)] == []
+
+
+def test_architecture_names_every_module_at_the_top() -> None:
+    layout = read(DOCS / "explanation" / "architecture.md").partition("## Layers")[0]
+    for path in (REPOSITORY / "k2cli").iterdir():
+        if path.suffix == ".py" and not path.stem.startswith("__"):
+            assert f" {path.name}" in layout
+        elif (path / "__init__.py").is_file():
+            assert f" {path.name}/" in layout
 
 
 def test_version_is_the_same_everywhere(run: Run) -> None:
