@@ -1,5 +1,7 @@
 """Sessions: `nox` runs lint and tests; the others are asked for by name."""
 
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -9,6 +11,9 @@ nox.options.sessions = ["lint", "tests"]
 WORKERS = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
+# The references that are generated from the code, by the functions in tests/reference.py.
+REFERENCES = ("-I", "tests", *sorted(str(page) for page in Path("docs/reference").glob("*.md")))
+
 
 def _install(session: nox.Session, group: str | None = None) -> None:
     """Install k2 as users do, and the tools of one dependency group."""
@@ -17,13 +22,13 @@ def _install(session: nox.Session, group: str | None = None) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, types, the layers of the house, and the README's command reference."""
+    """Check style, types, layers, and that docs/reference/ is up to date."""
     _install(session, "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("lint-imports")
-    session.run("cog", "--check", "--diff", "README.md")
+    session.run("cog", "--check", "--diff", "--check-fail-msg=run: nox -s docs", *REFERENCES)
 
 
 @nox.session
@@ -51,9 +56,9 @@ def crashes(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Write the README's command reference, and the grammar of completion, from the commands."""
+    """Write docs/reference/ and the grammar of completion from the code."""
     _install(session, "lint")
-    session.run("cog", "-r", "README.md")
+    session.run("cog", "-r", *REFERENCES)
     session.run("python", "tests/grammar.py")
 
 

@@ -1,4 +1,4 @@
-"""What README and help print is true: commands parse, and run where they need no server."""
+"""What the documents and help print is true: commands parse, and run where they need no server."""
 
 import os
 import re
@@ -23,16 +23,19 @@ from k2cli.pipelines.load.job import LoadTotals
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import Lake
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+# The reference of commands has the examples of the help.
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if page.name != "commands.md"]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 _BLOCK = re.compile(r"^```(console|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # They need a registry, or a home in another place.
 _ELSEWHERE = ("-value", "--home", "--cluster", "--docker", "export quotes")
 
 
 def printed() -> list[str]:
-    """Collect the commands of k2 from the README's blocks of a shell and the help's examples."""
+    """Collect the commands of k2 from the documents' blocks of a shell and the help's examples."""
     lines: list[str] = []
-    for kind, block in _BLOCK.findall(README):
+    for kind, block in _BLOCK.findall(TEXT):
         joined = block.replace("\\\n", " ").splitlines()
         typed = [line for line in joined if kind == "sh" or line.startswith("$ ")]
         lines += [line.removeprefix("$ ") for line in typed]
@@ -77,7 +80,7 @@ def test_printed_command_parses(command: str) -> None:
     assert not context.args
 
 
-def test_readme_has_commands_of_every_group() -> None:
+def test_documents_have_commands_of_every_group() -> None:
     groups = {path[0] for path in reference.commands()}
     assert {shlex.split(command)[0] for command in printed()} >= groups
 
@@ -119,7 +122,7 @@ def test_sums_are_printed_with_the_names_that_they_have() -> None:
         {*asdict(ConsumeTotals()), "duration_s"},
         {"table", "load", "path", "exchange", "symbol", "rows", "files"},
     ]
-    lines = re.findall(r"^summary (.*[^.])$", README, re.MULTILINE)
+    lines = re.findall(r"^summary (.*[^.])$", TEXT, re.MULTILINE)
     assert len(lines) > 5
     for line in lines:
         assert {word.partition("=")[0] for word in line.split()} in known, line
