@@ -21,7 +21,7 @@ from k2cli.query.statements import MAX_BYTES
 from k2cli.records import KINDS, TableFiles
 
 NOTHING = [TableFiles(kind=kind, paths=(), columns={}, rows=0) for kind in KINDS.values()]
-LIMITS = QuerySettings(memory_limit="100MB", threads=1, timeout=Duration(60))
+LIMITS = QuerySettings(memory_limit="100MB", threads=1, timeout=Duration(PATIENCE_S))
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from k2cli.records import MAX_NUMBER, QUOTES, TRADES, message_ids
 V1 = UPGRADES["trade_v1"].avro
 QUOTE_V1 = UPGRADES["quote_v1"].avro
 MOMENT = START + timedelta(milliseconds=55)
+HEADER = wire_header(1)
 UNFIT = "is negative or does not fit decimal128({}, 8)"
 UNFIT_PRICE, UNFIT_QUANTITY = UNFIT.format(18), UNFIT.format(20)
 
@@ -35,10 +36,14 @@ def origin_of(count: int, *, first: int = 500) -> Origin:
     )
 
 
+def messages(schema: Any, *records: dict[str, Any]) -> list[bytes]:
+    return [HEADER + body for body in written(schema, *records)]
+
+
 def upgraded(*records: dict[str, Any], schema: Any = V1, facts: Facts = USUAL) -> Decoded:
     kind = QUOTES if schema is QUOTE_V1 else TRADES
-    bodies = written(schema, *records)
-    return KindDecoder(schema, kind, facts).decode(bodies, origin_of(len(bodies)))
+    values = messages(schema, *records)
+    return KindDecoder(schema, kind, facts).decode(values, origin_of(len(values)))
 
 
 def row_of(decoded: Decoded) -> dict[str, Any]:
@@ -139,9 +144,9 @@ def test_without_a_sequence_number_the_offset_tells_records_apart():
 
 def test_ids_do_not_depend_on_what_was_decoded_along():
     records = [trade_v1(i, sequence_number=None if i % 3 else i) for i in range(20)]
-    bodies, decoder = written(V1, *records), KindDecoder(V1, TRADES, USUAL)
-    together = decoder.decode(bodies, origin_of(20)).rows
-    alone = [decoder.decode([b], origin_of(1, first=500 + i)).rows for i, b in enumerate(bodies)]
+    values, decoder = messages(V1, *records), KindDecoder(V1, TRADES, USUAL)
+    together = decoder.decode(values, origin_of(20)).rows
+    alone = [decoder.decode([v], origin_of(1, first=500 + i)).rows for i, v in enumerate(values)]
     assert together.equals(pa.concat_batches(alone))
     assert len(set(together["message_id"].to_pylist())) == 20
 
@@ -197,10 +202,10 @@ def test_the_largest_and_smallest_values_are_exact():
 
 
 def test_bodies_that_do_not_decode_leave_the_others_alone():
-    bodies = written(V1, *(trade_v1(i, sequence_number=None) for i in range(4)))
+    values = messages(V1, *(trade_v1(i, sequence_number=None) for i in range(4)))
     decoder = KindDecoder(V1, TRADES, USUAL)
-    expected = decoder.decode(bodies, origin_of(4)).rows
-    decoded = decoder.decode([bodies[0], b"", bodies[2] + b"x", bodies[3]], origin_of(4))
+    expected = decoder.decode(values, origin_of(4)).rows
+    decoded = decoder.decode([values[0], HEADER, values[2] + b"x", values[3]], origin_of(4))
     assert [place for place, _ in decoded.rejects] == [1, 2]
     assert decoded.places.tolist() == [0, 3]
     assert decoded.rows.equals(expected.take(pa.array([0, 3])))
@@ -253,7 +258,7 @@ class Schemas:
 
 def test_messages_of_both_versions_keep_their_order():
     v2 = encode_messages(trades_batch(3), TRADES.avro, header=wire_header(2)).to_pylist()
-    v1 = [wire_header(1) + b for b in written(V1, *(trade_v1(i) for i in range(2)))]
+    v1 = messages(V1, *(trade_v1(i) for i in range(2)))
     (bad,) = written(V1, trade_v1(volume=-5))
     values = [v2[0], v1[0], wire_header(1) + bad, v2[1], v1[1], v2[2]]
     reader = MessageReader(registry=Schemas(), kind=lambda: TRADES, observe=unexpected, topic="t")
