@@ -128,4 +128,6 @@ class Totals:
     missing: int = 0
     commits: int = 0
     reconnects: int = 0
+    recovered: int = 0  # rows that earlier runs had kept, and that were committed now
+    uncommitted: int = 0  # rows that were read and are not committed at the end
     duration_s: float = 0.0

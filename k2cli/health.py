@@ -427,6 +427,8 @@ def _check_disk(home: Path) -> Check:
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise ConfigError(f"{folder} is no folder that you may write")
         usage = shutil.disk_usage(folder)
+        if not usage.total:
+            raise ConfigError(f"{folder} is not on a disk that stores files")
     except OSError as exc:
         return _red("disk", ConfigError(f"{home}: {exc}"), _ANOTHER)
     except ConfigError as exc:

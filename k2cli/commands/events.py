@@ -87,7 +87,7 @@ class RunLog:
     """Events of a run as lines on stderr, and in a log file. Safe from any thread.
 
     `run` is in every line, as in the headers of messages and in snapshots. What stderr or the file
-    did not take is reported as `log_lines_lost` once lines can be written again.
+    did not take is reported as `log_lines_lost` once lines can be written again, or at the end.
     """
 
     def __init__(
@@ -114,9 +114,8 @@ class RunLog:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
         self.record(event, **fields)
-        if self._losses() == before > self._reported:
-            count, self._reported = before - self._reported, before
-            self.on_event("log_lines_lost", count=count)
+        if self._losses() == before:
+            self._report_losses()
 
     def record(self, event: str, **fields: object) -> None:
         """Write an event only into the log file, if there is one."""
@@ -136,6 +135,9 @@ class RunLog:
             self.view = None
             self.on_event(_ERROR, **fields)
             raise typer.Exit(exc.exit_code) from exc
+        finally:
+            self.view = None
+            self._report_losses()
 
     def _line(self, event: str, fields: dict[str, object]) -> str | None:
         level = level_of(event)
@@ -147,6 +149,11 @@ class RunLog:
             head = {"time": time, "level": level, "event": event, "run": self._run}
             return json.dumps({**head, **fields}, default=str)
         return f"{time} {level:7} {event_text(event, {**fields, 'run': self._run})}"
+
+    def _report_losses(self) -> None:
+        before, self._reported = self._reported, self._losses()
+        if self._reported > before:
+            self.on_event("log_lines_lost", count=self._reported - before)
 
     def _losses(self) -> int:
         return lost_writes() + (self._file.lost if self._file else 0)

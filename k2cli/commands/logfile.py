@@ -56,8 +56,9 @@ class LogFile:
                 file.write(text)
                 file.flush()
             except OSError:
-                self.lost += 1
-                self._close()
+                before = self.lost
+                self._close()  # which fails for the same line
+                self.lost = before + 1
 
     def _ready(self, size_bytes: int) -> TextIO:
         """Return the open file, with enough space left in it."""

@@ -44,6 +44,8 @@ _SUMS: Final = {
     "commits": "Snapshots that were written.",
     "lost_commits": "Commits lost to another consumer.",
     "reconnects": "Times that the exchange's connection was opened again.",
+    "recovered": "Rows kept by earlier runs that this run committed.",
+    "uncommitted": "Rows that the run read and could not commit by its end.",
 }
 _LAG: Final = ("k2_consumer_lag_messages", "Messages that are not committed yet.")
 _DELAY: Final = ("k2_commit_delay_seconds", "Age of the newest row or message that is committed.")

@@ -151,7 +151,7 @@ def sql(
 ) -> None:
     """Run a SELECT over the tables. It cannot change anything or read other files.
 
-    It runs in a process of its own, within the limits of section [query] of the settings.
+    It runs in a process of its own, within the limits of the settings under query.
 
     Example: k2 query sql "select symbol, max(price) from trades group by all"
     """

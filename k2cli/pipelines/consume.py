@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from k2cli.columns import joined
-from k2cli.errors import BadData, NotFound, Unavailable
+from k2cli.errors import BadData, ConfigError, NotFound, Unavailable
 from k2cli.flow import Observer
 from k2cli.ingestion.kafka.consumer import (
     EARLIEST,
@@ -820,8 +820,9 @@ class Consumption:
         while True:
             try:
                 return call()
-            except Unavailable as exc:
-                if self._is_stopping:
+            except (Unavailable, ConfigError) as exc:
+                has_worked = isinstance(exc, Unavailable) or self.totals.commits > 0
+                if self._is_stopping or not has_worked:
                     raise
                 wait_s = next(waits)
                 self._observe(event, reason=str(exc), retry_in_s=wait_s)

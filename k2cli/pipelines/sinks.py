@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 import pyarrow as pa
 
-from k2cli.errors import BadData, Conflict, Unavailable
+from k2cli.errors import BadData, ConfigError, Conflict, Unavailable
 from k2cli.flow import Committed, Kept, Observer, Recovered, Reject
 from k2cli.iso import iso_utc
 from k2cli.query.render import NdjsonRenderer
@@ -45,6 +45,7 @@ class TableSink:
         self._pending: dict[str, list[pa.RecordBatch]] = {name: [] for name in KINDS}
         self._seen: dict[str, dict[Series, Stored]] = {name: {} for name in KINDS}
         self._watches = _watches(exchange)
+        self._has_committed = False
         self._conflicts = ConflictReport(observe)
 
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
@@ -101,12 +102,18 @@ class TableSink:
         except (Unavailable, Conflict) as exc:
             total.failure = exc
             return
+        except ConfigError as exc:
+            if not self._has_committed:
+                raise
+            total.failure = exc  # it could be written before: somebody will fix it
+            return
         except BadData:
             unfit = self._take_unfit(kind, rows)
             if not unfit:
                 raise
             total.unfit = [*total.unfit, *unfit]
             return
+        self._has_committed = True
         batches.clear()
         self._seen[kind.name].clear()
         self._remove_recovered(kind.name)

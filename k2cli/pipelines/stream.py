@@ -190,6 +190,7 @@ class Pump:
         failure = self._try_commit()
         self._is_sink_broken = False
         if failure is None:
+            self.totals.recovered += self._recovered_rows
             self._pending_rows = self._recovered_rows = self._held_bytes = self._failures = 0
             self._retry_at = -math.inf
         elif not self._is_stopping:
@@ -247,10 +248,12 @@ class Pump:
 
     def _keep(self, failure: K2Error | None) -> None:
         """Save what was not committed, and report it; raise after an outage."""
-        what = f"{self._pending_rows - self._recovered_rows} rows were not committed"
+        self.totals.uncommitted = self._pending_rows - self._recovered_rows
+        what = f"{self.totals.uncommitted} rows were not committed"
         hint = None
         try:
             kept = self._sink.keep()
+            self.totals.uncommitted = kept.rows
             if kept.files:
                 files = " ".join(map(str, kept.files))
                 self._observe("uncommitted_kept", rows=kept.rows, files=files)

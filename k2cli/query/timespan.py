@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
+from decimal import Decimal
 from typing import Final
 
 from k2cli.errors import UsageError
@@ -13,7 +14,7 @@ _HINT: Final = (
 )
 _MONTH: Final = re.compile(r"(\d{4})-(\d{2})")
 # Seconds since 1970 have 9 to 11 digits from 1973 to 5138; each finer unit has 3 more.
-_EPOCH: Final = re.compile(r"\d{9,19}")
+_EPOCH: Final = re.compile(r"(\d{9,19})(\.\d{1,9})?")
 _EPOCH_UNITS: Final = ((11, 1_000_000, 1), (14, 1_000, 1), (17, 1, 1), (19, 1, 1_000))
 _START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _AGO: Final = re.compile(r"-(\d+)([smhdw])")
@@ -33,7 +34,8 @@ def parse_time(text: str, *, now: datetime) -> datetime:
     """Turn `2024-08-08T10:30+02:00`, `2024-08`, `-15m`, `now` or an epoch into a UTC time.
 
     Without an offset a time is UTC; a date is its midnight, a month the midnight of its first day.
-    The unit of an epoch (s, ms, us, ns) follows from its number of digits. Units of
+    The unit of an epoch (s, ms, us, ns) follows from its number of digits; it may have a
+    fraction, which is cut off after microseconds. Units of
     `-15m` ignore case, except for `-1M`, which could be minutes or months and is refused.
 
     Raises:
@@ -49,8 +51,8 @@ def parse_time(text: str, *, now: datetime) -> datetime:
     try:
         if ago := _AGO.fullmatch(word):
             return now - timedelta(**{_UNIT[ago[2]]: int(ago[1])})
-        if _EPOCH.fullmatch(word):
-            return _epoch(word)
+        if epoch := _EPOCH.fullmatch(word):
+            return _epoch(epoch[1], epoch[2] or "")
         if month := _MONTH.fullmatch(word):
             return datetime(int(month[1]), int(month[2]), 1, tzinfo=UTC)
         moment = datetime.fromisoformat(text.strip().upper())
@@ -59,9 +61,9 @@ def parse_time(text: str, *, now: datetime) -> datetime:
         raise ValueError(f"{text!r} is out of range") from exc
 
 
-def _epoch(digits: str) -> datetime:
+def _epoch(digits: str, fraction: str) -> datetime:
     factor, divisor = next(rest for most, *rest in _EPOCH_UNITS if len(digits) <= most)
-    return _START + timedelta(microseconds=int(digits) * factor // divisor)
+    return _START + timedelta(microseconds=int(Decimal(digits + fraction) * factor / divisor))
 
 
 def parse_timespan(start: str | None, end: str | None, *, now: datetime) -> Timespan:

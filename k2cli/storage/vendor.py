@@ -94,7 +94,8 @@ def translated(what: str) -> Iterator[None]:
     except NoSuchNamespaceError as exc:
         raise NotFound(f"{what}: {exc}", hint=_CATALOG_PLACE) from exc
     except (ValidationError, *_DAMAGED) as exc:
-        reason = " ".join(hide_secrets(str(exc)).split())[:300]
+        said, _, _ = str(exc).partition("For further information")  # as pydantic ends
+        reason = " ".join(hide_secrets(said).split())[:300]
         raise BadData(f"{what}: a metadata file is damaged: {reason}", hint=_REPAIR) from exc
     except (DatabaseError, OSError, RESTError) as exc:
         raise _translate(what, exc) from exc
@@ -176,6 +177,8 @@ def _translate_database(what: str, exc: DatabaseError) -> K2Error:
             f"{what}: {reason}",
             hint="the catalog file is damaged; restore it from a backup, or move it away",
         )
+    if getattr(exc.orig, "sqlite_errorname", "") == "SQLITE_READONLY_DBMOVED":
+        return Unavailable(f"{what}: the catalog file was moved or deleted while it was open")
     if "unable to open" in reason or "readonly" in reason:
         hint = "choose a folder you may write with --home, or mend catalog.uri if it is set"
         return ConfigError(f"{what}: {reason}", hint=hint)

@@ -275,17 +275,44 @@ def test_run_that_is_stopped_in_an_outage_keeps_its_rows_for_the_next_one(
                 code, _ = streamer.end(signal.SIGTERM)
         (kept,) = streamer.named("uncommitted_kept")
         (error,) = streamer.named("error")
+        (ended,) = streamer.named("summary")
         assert code == error["exit_code"] == 5
+        assert ended["messages"] == ended["rows"] + ended["uncommitted"]
+        assert ended["uncommitted"] == kept["rows"]
         assert error["message"].startswith(f"{kept['rows']} rows were not committed")
         before = numbers(settings)
         with streaming(k2_env, simulator.url, "--max-messages", "10") as streamer:
             code, _ = streamer.end()
     assert code == 0
+    (ended,) = streamer.named("summary")
+    assert ended["recovered"] == kept["rows"]
+    assert ended["messages"] + ended["recovered"] == ended["rows"]
     assert sum(event["rows"] for event in streamer.named("recovered")) == kept["rows"] > 0
     after = numbers(settings)
     assert len(after) >= len(before) + kept["rows"]
     assert_is_one_run(after[: len(before) + kept["rows"]], 100)
     assert not list((settings.home / "uncommitted").rglob("*.arrow"))
+
+
+def test_a_catalog_that_cannot_be_written_for_a_while_is_waited_out(
+    k2_env: dict[str, str], settings: Settings
+) -> None:
+    file, away = settings.home / "catalog.db", settings.home / "catalog.db.away"
+    with (
+        running_simulator(SimulatorOptions(first_id=100, rate=500)) as simulator,
+        streaming(k2_env, simulator.url, "--flush-interval", "200ms") as streamer,
+    ):
+        streamer.wait_for("commit")
+        file.rename(away)
+        file.mkdir()
+        streamer.wait_for("catalog_unavailable")
+        file.rmdir()
+        away.rename(file)
+        commits = len(streamer.named("commit"))
+        streamer.wait_for("commit", commits + 2)
+        code, _ = streamer.end(signal.SIGTERM)
+    assert (code, streamer.talk) == (0, [])
+    assert_is_one_run(numbers(settings), 100)
 
 
 # --- kills

@@ -110,6 +110,37 @@ def test_what_a_header_seems_to_lack_is_noted(tmp_path: Path) -> None:
     assert notices == []
 
 
+def test_of_two_columns_for_a_field_the_one_that_is_read_is_named(tmp_path: Path) -> None:
+    header = "id,timestamp,price,amount,volume,side"
+    ((row,), _, notices) = generic(tmp_path, f"{header}\n5,2024-01-01,10,3,30,BUY\n")
+    assert (row["quantity"], dict(row["vendor_data"])["amount"]) == (30, "3")
+    assert notices == [
+        "quantity is read from column volume, not from amount (--map quantity=amount changes that)"
+    ]
+
+
+def test_quotes_need_no_sizes_where_the_layout_lets_them_be_empty(tmp_path: Path) -> None:
+    (row,), rejects, notices = load(
+        tmp_path, "timestamp,bid,ask\n2024-01-01,1,2\n", "generic-quotes", **OF_FILE
+    )
+    assert (row["bid_price"], row["bid_quantity"], row["ask_quantity"]) == (1, None, None)
+    assert (rejects, notices) == ([], [])
+    (row,), _, notices = load(
+        tmp_path, "timestamp,bid,ask,bidqty,x\n2024-01-01,1,2,3,4\n", "generic-quotes", **OF_FILE
+    )
+    assert (row["bid_quantity"], row["ask_quantity"]) == (3, None)
+    assert "no column for ask_quantity, so it is null" in notices[0]
+
+
+@pytest.mark.parametrize("number", ["61.500", "1.234,5", "1234.5"])
+def test_a_point_beside_a_decimal_comma_is_rejected(tmp_path: Path, number: str) -> None:
+    layout = load_layout("generic-trades").formatted(decimal=",", delimiter=";")
+    lines = f"timestamp;price;size\n2024-01-01;999,5;1\n2024-01-01;{number};1\n"
+    rows, (reject,), _ = load(tmp_path, lines, layout, **OF_FILE)
+    assert [row["price"] for row in rows] == [Decimal("999.5")]
+    assert "decimal mark is a comma" in reject.reason
+
+
 def test_a_header_in_two_scripts(tmp_path: Path) -> None:
     names = "trade_id/撮合id,side/方向,size/数量,price/价格,time/时间"
     data = f"{names}\n7,buy,0.01,43000.1,1704067200053\n"

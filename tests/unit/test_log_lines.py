@@ -166,6 +166,19 @@ def test_losses_of_a_file_are_reported_in_it(
     ]
 
 
+def test_losses_are_reported_at_the_end_at_the_latest(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    with LogFile(Path("/dev/full"), KEEP_TWO) as file:
+        log = run_log(monkeypatch, pipe[1], file)
+        with log.ending():
+            for _ in range(3):
+                log.on_event("commit", rows=1)
+    events = [json.loads(line) for line in os.read(pipe[0], 1 << 20).splitlines()]
+    assert events[-1]["event"] == "log_lines_lost"
+    assert events[-1]["count"] == 3
+
+
 def test_file_has_what_a_live_view_hides_and_the_error_that_ends_the_run(tmp_path: Path) -> None:
     shown: list[str] = []
     path = tmp_path / "k2.log"

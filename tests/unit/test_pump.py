@@ -45,6 +45,8 @@ def test_totals_are_the_sums_of_batches_and_commits(rejects: RejectLog) -> None:
         "missing": 3,
         "commits": 1,
         "reconnects": 0,
+        "recovered": 0,
+        "uncommitted": 0,
         "duration_s": 0,
     }
     assert sink.log == ["trades 5", "trades 2", "quotes 3", "commit"]

@@ -24,6 +24,8 @@ NOW = datetime(2024, 8, 9, 10, 30, 15, tzinfo=UTC)
         ("-1w", NOW - timedelta(weeks=1)),
         ("2024-08", datetime(2024, 8, 1, tzinfo=UTC)),
         ("1723113000", datetime(2024, 8, 8, 10, 30, tzinfo=UTC)),
+        ("1723113000.5", datetime(2024, 8, 8, 10, 30, 0, 500_000, tzinfo=UTC)),
+        ("1723113000055.0019", datetime(2024, 8, 8, 10, 30, 0, 55_001, tzinfo=UTC)),
         ("1723113000055", datetime(2024, 8, 8, 10, 30, 0, 55_000, tzinfo=UTC)),
         ("1723113000000055", datetime(2024, 8, 8, 10, 30, 0, 55, tzinfo=UTC)),
         ("1723113000000055999", datetime(2024, 8, 8, 10, 30, 0, 55, tzinfo=UTC)),

@@ -72,14 +72,33 @@ def find_columns(layout: Layout, names: Sequence[str]) -> Columns:
 
 
 def notices(layout: Layout, columns: Columns) -> Iterator[str]:
-    """Yield what a header seems to lack; only where it has columns that nothing uses."""
+    """Yield what a header seems to lack or to have twice; only where it has unused columns."""
     if not columns.unused:
         return
     of = f"unused columns: {', '.join(columns.unused)[:_SHOWN]}"
+    for field, index in columns.fields.items():
+        if others := _further_columns(layout, columns, field):
+            yield (
+                f"{field} is read from column {columns.names[index]}, not from {others[0]}"
+                f" (--map {field}={others[0]} changes that)"
+            )
+    for field in layout.decimals:
+        if field in layout.fields and field not in columns.fields:
+            yield f"no column for {field}, so it is null ({of}; --map {field}=COLUMN)"
     if "id" in layout.fields and "id" not in columns.fields:
         yield f"no id column, so rows are identified by their line ({of}; --map id=COLUMN)"
     if "side" in layout.fields and "side" not in columns.fields:
         yield f"no side column, so sides are UNKNOWN ({of}; --map side=COLUMN)"
+
+
+def _further_columns(layout: Layout, columns: Columns, field: str) -> list[str]:
+    """Return columns that nothing uses and that a field could be read from, too."""
+    known = {
+        plain_name(spelling)
+        for candidate in layout.candidates(field)
+        for spelling in layout.spellings(candidate)
+    } - {""}
+    return [name for name in columns.unused if known & _plain_names(name)]
 
 
 def time_fields(fields: Collection[str]) -> Sequence[str]:

@@ -126,9 +126,13 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The prices and quantities that a file must have."""
-        sizes = ("bid_quantity", "ask_quantity")
-        return tuple(name for name in self.decimals if name in self.fields or name not in sizes)
+        """The prices and quantities that a file must have a column for."""
+        return tuple(name for name in self.decimals if not self.may_lack(name))
+
+    def may_lack(self, field: str) -> bool:
+        """Return whether files need no column for a field: quotes may have no sizes."""
+        is_size = field in ("bid_quantity", "ask_quantity")
+        return is_size and (field not in self.fields or field in self.may_be_empty)
 
     def candidates(self, field: str) -> tuple[str, ...]:
         """The names that the column of a field may have; the first one there is taken."""

@@ -235,6 +235,8 @@ class RowBuilder:
     def _all_decimals(self, name: str, texts: pa.StringArray, cells: Cells) -> pa.Array:
         of = self.kind.type_of(name)
         if self._facts.decimal != ".":
+            if pc.any(pc.match_substring(texts, ".")).as_py():
+                raise self._unfit(name, cells, "has a point, but the decimal mark is a comma")
             texts = pc.replace_substring(texts, self._facts.decimal, ".")
         if name == "quantity" and self._layout.signed_quantity:
             texts = pc.replace_substring_regex(texts, "^-", "")
