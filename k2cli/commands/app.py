@@ -20,7 +20,7 @@ from k2cli.commands.options import chosen_profile
 from k2cli.commands.produce import produce
 from k2cli.commands.query import query_app
 from k2cli.commands.schema import schema_app
-from k2cli.commands.signals import interrupted_by_signals
+from k2cli.commands.signals import forget_interrupts, interrupted_by_signals
 from k2cli.commands.simulate import simulate_app
 from k2cli.commands.status import status
 from k2cli.commands.stream import stream_app
@@ -64,6 +64,7 @@ def run() -> int:
     before the end (`| head`) is no failure.
     """
     code = _run()
+    forget_interrupts()
     if failure := stdout_failure():
         give_up_stdout()
         return 0 if isinstance(failure, BrokenPipeError) and code == _OF_RICH else code

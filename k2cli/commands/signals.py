@@ -49,14 +49,26 @@ def interrupted_by_signals() -> Iterator[None]:
         signal.signal(each, handle)
     try:
         yield
-    except KeyboardInterrupt as exc:
-        if not received:
+    except (KeyboardInterrupt, RuntimeError) as exc:
+        # Within a class statement, as while modules are imported, it may come as a RuntimeError.
+        is_interrupt = isinstance(exc, KeyboardInterrupt)
+        if not received or not (is_interrupt or isinstance(exc.__cause__, KeyboardInterrupt)):
             raise
         raise typer.Exit(_BASE + received[0]) from exc
     finally:
         for each in handled:
             if signal.getsignal(each) is handle:
                 signal.signal(each, signal.SIG_DFL)
+
+
+def forget_interrupts() -> None:
+    """Let the process end with an exit code, not by SIGINT, after an interrupt that was handled.
+
+    CPython notes a KeyboardInterrupt that leaves code which `exec` runs, as dataclasses do while
+    modules are imported, and in the end kills itself by SIGINT, whoever caught it. To run other
+    code clears the note (`run_eval_code_obj` in Python/pythonrun.c).
+    """
+    exec("")
 
 
 @contextmanager

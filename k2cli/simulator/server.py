@@ -20,6 +20,7 @@ from k2cli.simulator.wire import Route, exchange_info
 from k2cli.symbols import fold_symbol, is_asset
 
 _WRITE_BUFFER_BYTES: Final = 1 << 18
+_ACCEPTING_TURNS: Final = 5  # of the event loop, until a connection that arrives is served
 _MOST_HEAD_BYTES: Final = 1 << 20  # a URL may name 1024 streams
 
 
@@ -82,6 +83,7 @@ class Simulator:
             connection.go_away()
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # then their sockets are closed
 
     def open_source(self, path: str, route: Route) -> FrameSource:
         """Open what a new connection plays."""
@@ -173,6 +175,8 @@ async def open_simulator(
         yield simulator
     finally:
         server.close()
+        for _ in range(_ACCEPTING_TURNS):  # who has just connected is among them then
+            await asyncio.sleep(0)
         await simulator.end_connections()
 
 
