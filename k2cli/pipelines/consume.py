@@ -36,7 +36,7 @@ from k2cli.ingestion.kafka.consumer import (
 from k2cli.ingestion.kafka.deadletters import DeadLetter, DeadLetters, dead_letter
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.topics import IdentityRequest, Place, TopicIdentity
-from k2cli.pipelines.sinks import ConflictReport, report_commit
+from k2cli.pipelines.sinks import ConflictReport, is_outage, report_commit
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 from k2cli.storage.append import Commit, SourcePosition
@@ -821,8 +821,8 @@ class Consumption:
             try:
                 return call()
             except (Unavailable, ConfigError) as exc:
-                has_worked = isinstance(exc, Unavailable) or self.totals.commits > 0
-                if self._is_stopping or not has_worked:
+                has_committed = self.totals.commits > 0
+                if self._is_stopping or not is_outage(exc, has_committed=has_committed):
                     raise
                 wait_s = next(waits)
                 self._observe(event, reason=str(exc), retry_in_s=wait_s)

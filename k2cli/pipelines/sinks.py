@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 import pyarrow as pa
 
-from k2cli.errors import BadData, ConfigError, Conflict, Unavailable
+from k2cli.errors import BadData, ConfigError, Conflict, K2Error, Unavailable
 from k2cli.flow import Committed, Kept, Observer, Recovered, Reject
 from k2cli.iso import iso_utc
 from k2cli.query.render import NdjsonRenderer
@@ -99,13 +99,10 @@ class TableSink:
         rows = pa.concat_tables([*(spilled.rows for spilled in recovered), pending])
         try:
             commit = self._lake.append(kind, rows, seen=seen, watch=self._watches.get(kind.name))
-        except (Unavailable, Conflict) as exc:
-            total.failure = exc
-            return
-        except ConfigError as exc:
-            if not self._has_committed:
+        except (Unavailable, Conflict, ConfigError) as exc:
+            if not is_outage(exc, has_committed=self._has_committed):
                 raise
-            total.failure = exc  # it could be written before: somebody will fix it
+            total.failure = exc
             return
         except BadData:
             unfit = self._take_unfit(kind, rows)
@@ -342,6 +339,11 @@ class ConflictReport:
         shown = examples[: self._left]
         self._left -= len(shown)
         return conflict_rejects(shown)
+
+
+def is_outage(exc: K2Error, *, has_committed: bool) -> bool:
+    """Return whether to wait and to commit again: a wrong setting too, once it has been right."""
+    return not isinstance(exc, ConfigError) or has_committed
 
 
 def report_commit(observe: Observer, kind: RecordKind, commit: Commit) -> None:

@@ -126,13 +126,10 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The prices and quantities that a file must have a column for."""
-        return tuple(name for name in self.decimals if not self.may_lack(name))
-
-    def may_lack(self, field: str) -> bool:
-        """Return whether files need no column for a field: quotes may have no sizes."""
-        is_size = field in ("bid_quantity", "ask_quantity")
-        return is_size and (field not in self.fields or field in self.may_be_empty)
+        """The prices and quantities that a file must have a column for; quotes may lack sizes."""
+        sizes = ("bid_quantity", "ask_quantity")
+        lacking = {each for each in sizes if each not in self.fields or each in self.may_be_empty}
+        return tuple(name for name in self.decimals if name not in lacking)
 
     def candidates(self, field: str) -> tuple[str, ...]:
         """The names that the column of a field may have; the first one there is taken."""
