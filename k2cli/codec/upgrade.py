@@ -151,7 +151,7 @@ def _fact(name: str) -> Rule:
     return Rule(
         target=name,
         sources=(),
-        how=f"what is told of all records; {getattr(USUAL, name)} if nothing is",
+        how=f"the option for all records; {getattr(USUAL, name)} by default",
         make=lambda earlier: _repeated(earlier, name, getattr(earlier.facts, name)),
     )
 

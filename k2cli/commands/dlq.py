@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from k2cli.ingestion.kafka.values import ValueInfo
 
 dlq_app = typer.Typer(
-    help="Look at dead letters, the messages that became no row, and send them back.",
+    help="Inspect dead letters (messages that were rejected), and replay them.",
     no_args_is_help=True,
 )
 
@@ -84,7 +84,7 @@ def list_letters(
 ) -> None:
     """List dead letters, the newest last: why, where from, and whether they were replayed.
 
-    With --limit the newest; a table shows 1000 unless told otherwise.
+    With --limit the newest; a table shows 1000 by default.
 
     Example: k2 dlq list --topic market.crypto.trades --limit 20
     """

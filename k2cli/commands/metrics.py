@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 _SUMS: Final = {
     "messages": "Messages that were read.",
     "rows": "Rows that were committed.",
-    "rejects": "Messages that became no row, and were set aside.",
+    "rejects": "Messages that were rejected.",
     "duplicates": "Rows that were left out because they are stored already.",
     "conflicts": "Rows that were left out because their id is stored with other values.",
-    "missing": "Numbers or offsets that never came, as far as it can be told.",
+    "missing": "Trade ids or offsets that never arrived, as far as is known.",
     "commits": "Snapshots that were written.",
     "lost_commits": "Commits lost to another consumer.",
     "reconnects": "Times that the exchange's connection was opened again.",

@@ -147,7 +147,7 @@ LogFormatOpt = Annotated[
     typer.Option(
         "--log-format",
         help="Log lines instead of the live view.",
-        show_default="text, where stderr is no terminal",
+        show_default="text, unless stderr is a terminal",
     ),
 ]
 

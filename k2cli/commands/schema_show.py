@@ -51,7 +51,7 @@ def show(
         bool,
         typer.Option(
             "--mapping",
-            help="How an earlier schema of ours, such as trade_v1, is brought up to v2.",
+            help="How records of an earlier built-in schema, such as trade_v1, become v2.",
         ),
     ] = False,
     version: Annotated[

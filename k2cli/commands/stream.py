@@ -164,7 +164,7 @@ def binance(
         Path | None,
         typer.Option(
             "--rejects",
-            help="File for frames that became no row.",
+            help="File for rejected frames.",
             show_default="rejects/stream-binance.ndjson in the home folder",
             callback=checked_file,
         ),
