@@ -11,7 +11,7 @@ def main() -> None:
 
         if complete(instruction):
             return
-    from k2cli.commands.streams import use_standard_streams  # noqa: PLC0415
+    from k2cli.commands.terminal.streams import use_standard_streams  # noqa: PLC0415
 
     use_standard_streams()
     # Importing the commands takes ten times as long as completing one, and may already write.

@@ -21,8 +21,8 @@ from k2cli.avro.ours import our_schema, ours_of
 from k2cli.codec.upgrade import UPGRADES
 from k2cli.commands.app import app
 from k2cli.commands.config_files import _CLUSTER
-from k2cli.commands.events import DETAILS, WARNINGS, level_of
 from k2cli.commands.metrics import RunMetrics
+from k2cli.commands.terminal.events import DETAILS, WARNINGS, level_of
 from k2cli.config import documented_sections, load_settings, settings_document
 from k2cli.errors import K2Error
 from k2cli.flow import Totals

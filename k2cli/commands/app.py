@@ -8,7 +8,6 @@ import typer
 from typer.core import TyperGroup
 
 from k2cli import __version__
-from k2cli.commands import output
 from k2cli.commands.config import config_app
 from k2cli.commands.consume import consume
 from k2cli.commands.demo import demo
@@ -19,13 +18,14 @@ from k2cli.commands.load import load_app
 from k2cli.commands.options import chosen_profile
 from k2cli.commands.produce import produce
 from k2cli.commands.query import query_app
-from k2cli.commands.schema import schema_app
-from k2cli.commands.signals import forget_interrupts, interrupted_by_signals
+from k2cli.commands.schema.registry import schema_app
 from k2cli.commands.simulate import simulate_app
 from k2cli.commands.status import status
 from k2cli.commands.stream import stream_app
-from k2cli.commands.streams import give_up_stdout, stdout_failure
 from k2cli.commands.table import table_app
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.signals import forget_interrupts, interrupted_by_signals
+from k2cli.commands.terminal.streams import give_up_stdout, stdout_failure
 from k2cli.commands.topic import topic_app
 from k2cli.config import is_utf8
 from k2cli.errors import K2Error, UsageError

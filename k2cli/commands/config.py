@@ -6,9 +6,9 @@ from typing import Annotated, Final
 
 import typer
 
-from k2cli.commands import output
 from k2cli.commands.config_files import docker_file, settings_file, toml_line
 from k2cli.commands.options import HomeOpt, TextOrJson, TextOrJsonOpt, config_file, settings
+from k2cli.commands.terminal import output
 from k2cli.config import DEFAULT, Settings, settings_document
 from k2cli.errors import ConfigError, UsageError
 

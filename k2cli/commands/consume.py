@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from k2cli.commands import output
-from k2cli.commands.events import LogFormat, LogLevel, Observer
 from k2cli.commands.kafka import registry_settings
 from k2cli.commands.known import remember_tables
 from k2cli.commands.options import (
@@ -39,16 +37,18 @@ from k2cli.commands.options import (
     settings,
     split_commas,
 )
-from k2cli.commands.signals import stopped_by_signals
 from k2cli.commands.stream import open_metrics
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.events import LogFormat, LogLevel, Observer
+from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.errors import NotFound, UsageError
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from k2cli.commands.lag import LagView
     from k2cli.commands.metrics import RunMetrics
+    from k2cli.commands.terminal.lag import LagView
     from k2cli.config import Settings
     from k2cli.ingestion.kafka.consumer import TopicReader
     from k2cli.ingestion.kafka.deadletters import DeadLetters
@@ -378,7 +378,7 @@ def _open_view(
 ) -> "LagView | None":
     if is_printed or log_format is not None or not sys.stderr.isatty():
         return None
-    from k2cli.commands.lag import LagView
+    from k2cli.commands.terminal.lag import LagView
 
     return stack.enter_context(LagView())
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from k2cli.commands import output
-from k2cli.commands.events import RunLog
 from k2cli.commands.options import settings
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.events import RunLog
 from k2cli.config import Settings
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
 
@@ -108,7 +108,7 @@ def _stream(config: Settings, seconds: float) -> "Totals":
 
 
 def _ask(config: Settings) -> None:
-    from k2cli.commands.chart import candles
+    from k2cli.commands.terminal.chart import candles
     from k2cli.query.bars import one_minute_bars
     from k2cli.query.engine import open_engine
     from k2cli.query.questions import Selection, list_symbols, select_rows

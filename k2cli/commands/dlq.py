@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from k2cli.commands import output
-from k2cli.commands.events import RunLog
 from k2cli.commands.kafka import kafka_settings, registry_settings
 from k2cli.commands.options import (
     TIMEOUT_S,
@@ -29,9 +27,11 @@ from k2cli.commands.options import (
     TimeoutOpt,
     settings,
 )
-from k2cli.commands.output import Format, Summary
-from k2cli.commands.plain import printable
-from k2cli.commands.signals import stopped_by_signals
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.events import RunLog
+from k2cli.commands.terminal.output import Format, Summary
+from k2cli.commands.terminal.plain import printable
+from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.errors import ConfigError, NotFound, UsageError
 from k2cli.iso import iso_utc, iso_utc_ms
 

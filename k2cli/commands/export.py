@@ -21,8 +21,8 @@ from k2cli.commands.options import (
     split_names,
     symbol_names,
 )
-from k2cli.commands.output import Format, choose_output
 from k2cli.commands.query import note_nothing
+from k2cli.commands.terminal.output import Format, choose_output
 from k2cli.errors import UsageError
 
 if TYPE_CHECKING:

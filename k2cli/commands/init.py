@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from k2cli.commands import output
 from k2cli.commands.kafka import kafka_settings, registry_settings
 from k2cli.commands.known import remember_topics
 from k2cli.commands.options import (
@@ -17,6 +16,7 @@ from k2cli.commands.options import (
     settings,
     split_commas,
 )
+from k2cli.commands.terminal import output
 
 
 def init(

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from k2cli.commands import output
-from k2cli.commands.events import LogLevel
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.load_options import (
     AllowDuplicatesOpt,
@@ -50,6 +48,8 @@ from k2cli.commands.options import (
     open_log,
     settings,
 )
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.events import LogLevel
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
 _HISTORY = [

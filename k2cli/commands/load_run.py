@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import typer
 
-from k2cli.commands import output
-from k2cli.commands.events import RunLog
 from k2cli.commands.known import remember_series, remember_tables
 from k2cli.commands.load_options import LoadTo
-from k2cli.commands.plain import printable
-from k2cli.commands.signals import Interrupts, Terminated
-from k2cli.commands.streams import view_console
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.events import RunLog
+from k2cli.commands.terminal.plain import printable
+from k2cli.commands.terminal.signals import Interrupts, Terminated
+from k2cli.commands.terminal.streams import view_console
 from k2cli.config import Settings
 from k2cli.errors import BadData
 from k2cli.flow import Batch

@@ -24,8 +24,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from k2cli import __version__
-from k2cli.commands.events import WARNINGS, Observer, level_of
 from k2cli.commands.options import Address
+from k2cli.commands.terminal.events import WARNINGS, Observer, level_of
 from k2cli.errors import Unavailable
 from k2cli.flow import Batch, Totals
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
-from k2cli.commands.events import LogFormat, LogLevel, RunLog
-from k2cli.commands.logfile import LogFile, Rotation
-from k2cli.commands.output import Format, Summary
+from k2cli.commands.terminal.events import LogFormat, LogLevel, RunLog
+from k2cli.commands.terminal.logfile import LogFile, Rotation
+from k2cli.commands.terminal.output import Format, Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import ConfigError, UsageError
 from k2cli.files import protect_home, refuse_dangling_link

@@ -8,9 +8,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from k2cli.commands import output
 from k2cli.commands.consume import KindName, kind_of
-from k2cli.commands.events import LogLevel
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.options import (
     LOG_FILE_KEEP,
@@ -30,6 +28,8 @@ from k2cli.commands.options import (
     open_log,
     settings,
 )
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.events import LogLevel
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
 
 

@@ -31,7 +31,7 @@ from k2cli.commands.options import (
     split_names,
     symbol_names,
 )
-from k2cli.commands.output import Output, choose_output, note
+from k2cli.commands.terminal.output import Output, choose_output, note
 from k2cli.config import Duration, Settings
 from k2cli.errors import NotFound, UsageError
 

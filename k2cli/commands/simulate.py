@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from k2cli.commands import output
 from k2cli.commands.options import DURATION, split_commas
+from k2cli.commands.terminal import output
 from k2cli.ingestion.binance.symbols import Market
 from k2cli.symbols import fold_symbol
 

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from k2cli.commands import output
 from k2cli.commands.config import json_settings, own_settings
-from k2cli.commands.fitting import fit_rows
 from k2cli.commands.options import (
     DURATION,
     GROUP,
@@ -25,8 +23,10 @@ from k2cli.commands.options import (
     TextOrJsonOpt,
     settings,
 )
-from k2cli.commands.plain import printable
-from k2cli.commands.signals import stopped_by_signals
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.fitting import fit_rows
+from k2cli.commands.terminal.plain import printable
+from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.config import DEFAULT, Settings
 from k2cli.errors import K2Error, UsageError
 from k2cli.iso import iso_utc

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from k2cli.commands import output
-from k2cli.commands.events import LogLevel, Observer
 from k2cli.commands.kafka import kafka_settings, produce_options
 from k2cli.commands.known import remember_series
 from k2cli.commands.options import (
@@ -37,7 +35,9 @@ from k2cli.commands.options import (
     settings,
     split_commas,
 )
-from k2cli.commands.signals import stopped_by_signals
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.events import LogLevel, Observer
+from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.config import BOOTSTRAP, Settings
 from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, Venue, parse_symbol
@@ -47,8 +47,8 @@ from k2cli.redaction import remember_secrets
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from k2cli.commands.live import LiveView
     from k2cli.commands.metrics import RunMetrics
+    from k2cli.commands.terminal.live import LiveView
     from k2cli.flow import Batch, Sink, Totals
     from k2cli.ingestion.binance.client import BinanceStream
     from k2cli.pipelines.produce import ProduceOptions
@@ -333,7 +333,7 @@ def open_view(stack: ExitStack, title: str) -> "LiveView | None":
     """Open the live view where people look: stderr is a terminal."""
     if not sys.stderr.isatty():
         return None
-    from k2cli.commands.live import LiveView
+    from k2cli.commands.terminal.live import LiveView
 
     return stack.enter_context(LiveView(title=title))
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from k2cli.commands import output
-from k2cli.commands.fitting import fit_rows
 from k2cli.commands.options import (
     ForceOpt,
     FormatOpt,
@@ -25,7 +23,9 @@ from k2cli.commands.options import (
     checked_file,
     settings,
 )
-from k2cli.commands.schema_names import Finder
+from k2cli.commands.schema.names import Finder
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.fitting import fit_rows
 from k2cli.errors import BadData, NotFound, UsageError
 from k2cli.iso import iso_utc
 

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from k2cli.commands import output
-from k2cli.commands.fitting import fit_rows
 from k2cli.commands.known import remember_topics
 from k2cli.commands.options import (
     DURATION,
@@ -23,6 +21,8 @@ from k2cli.commands.options import (
     key_values,
     settings,
 )
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.fitting import fit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

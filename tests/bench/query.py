@@ -12,8 +12,8 @@ from data import trades
 from processes import K2, SYMBOLS, check_equal, helper, output_of, watched
 from report import Aim, Line, Setup
 
-from k2cli.commands.output import choose_output
 from k2cli.commands.query import _print_rows
+from k2cli.commands.terminal.output import choose_output
 from k2cli.config import Settings, load_settings
 from k2cli.query.questions import Selection
 from k2cli.records import TRADES

@@ -10,7 +10,7 @@ import reference
 from conftest import REPOSITORY, Run
 
 from k2cli import __version__
-from k2cli.commands.events import DETAILS, WARNINGS
+from k2cli.commands.terminal.events import DETAILS, WARNINGS
 from k2cli.errors import K2Error
 
 README = REPOSITORY / "README.md"

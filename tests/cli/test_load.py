@@ -17,7 +17,7 @@ from conftest import Result, Run
 from terminal import Terminal
 from waiting import PATIENCE_S, wait_for
 
-from k2cli.commands.signals import Interrupts, Terminated
+from k2cli.commands.terminal.signals import Interrupts, Terminated
 from k2cli.config import Settings
 from k2cli.errors import BadData, Unavailable
 from k2cli.records import QUOTES, TRADES, RecordKind

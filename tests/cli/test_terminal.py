@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from within import k2_at
 
 from k2cli.commands.app import app
-from k2cli.commands.plain import for_people_in_colour
+from k2cli.commands.terminal.plain import for_people_in_colour
 from k2cli.simulator import Simulator, SimulatorOptions, running_simulator
 
 K2 = f"{shlex.quote(sys.executable)} -m k2cli"

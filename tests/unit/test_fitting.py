@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2cli.commands.fitting import (
+from k2cli.commands.terminal.fitting import (
     GAP,
     Column,
     cell_width,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from k2cli.commands.events import LogFormat, RunLog
-from k2cli.commands.logfile import LogFile, Rotation
-from k2cli.commands.lossy import LossyWriter
+from k2cli.commands.terminal.events import LogFormat, RunLog
+from k2cli.commands.terminal.logfile import LogFile, Rotation
+from k2cli.commands.terminal.lossy import LossyWriter
 from k2cli.errors import ConfigError, Unavailable
 
 KEEP_TWO = Rotation(max_bytes=30, keep=2)

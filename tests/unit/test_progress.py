@@ -9,11 +9,11 @@ import pytest
 from conftest import REPOSITORY
 from terminal import Terminal
 
-from k2cli.commands.progress import _Counted, progress_text, shown_progress
+from k2cli.commands.terminal.progress import _Counted, progress_text, shown_progress
 
 SLOW = """
 import io, time
-from k2cli.commands.progress import shown_progress
+from k2cli.commands.terminal.progress import shown_progress
 with shown_progress(io.BytesIO(), has_lines=True, total=200) as sink:
     time.sleep({before})
     sink.write(memoryview(b"row\\n" * 50))

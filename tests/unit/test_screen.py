@@ -6,8 +6,8 @@ import pytest
 from builders import trades_batch
 from rich.console import Console
 
-from k2cli.commands.live import LiveView
-from k2cli.commands.screen import Rate, RunState, pack
+from k2cli.commands.terminal.live import LiveView
+from k2cli.commands.terminal.screen import Rate, RunState, pack
 from k2cli.flow import Batch, Totals
 from k2cli.records import TRADES
 

@@ -9,7 +9,7 @@ import pytest
 RUN = """
 import os, signal, sys
 import typer
-from k2cli.commands.signals import forget_interrupts, interrupted_by_signals
+from k2cli.commands.terminal.signals import forget_interrupts, interrupted_by_signals
 
 WAIT = "import os, signal; os.kill(os.getpid(), signal.{0}); [0 for _ in iter(int, 1)]"
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from k2cli.commands import output
 from k2cli.commands.options import (
     HomeOpt,
     RegistryOpt,
@@ -13,8 +12,9 @@ from k2cli.commands.options import (
     TextOrJsonOpt,
     TimeoutOpt,
 )
-from k2cli.commands.plain import printable
-from k2cli.commands.schema_names import Finder, Found, read_schema
+from k2cli.commands.schema.names import Finder, Found, read_schema
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.plain import printable
 from k2cli.errors import BadData, K2Error
 
 if TYPE_CHECKING:

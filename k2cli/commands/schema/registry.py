@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from k2cli.commands import output
 from k2cli.commands.consume import KindName
 from k2cli.commands.known import remember_subjects
 from k2cli.commands.options import (
@@ -16,11 +15,12 @@ from k2cli.commands.options import (
     TimeoutOpt,
     settings,
 )
-from k2cli.commands.schema_check import check
-from k2cli.commands.schema_diff import diff
-from k2cli.commands.schema_names import Finder
-from k2cli.commands.schema_show import show
-from k2cli.commands.schema_validate import validate
+from k2cli.commands.schema.check import check
+from k2cli.commands.schema.diff import diff
+from k2cli.commands.schema.names import Finder
+from k2cli.commands.schema.show import show
+from k2cli.commands.schema.validate import validate
+from k2cli.commands.terminal import output
 from k2cli.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from k2cli.commands import output
 from k2cli.commands.options import (
     HomeOpt,
     RegistryOpt,
@@ -15,7 +14,8 @@ from k2cli.commands.options import (
     TextOrJsonOpt,
     TimeoutOpt,
 )
-from k2cli.commands.schema_names import Finder
+from k2cli.commands.schema.names import Finder
+from k2cli.commands.terminal import output
 
 if TYPE_CHECKING:
     from k2cli.avro.differences import Difference

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from rich.console import RenderableType
 
-from k2cli.commands.plain import printable
-from k2cli.commands.screen import Frame, Rate, RunState, Screen
+from k2cli.commands.terminal.plain import printable
+from k2cli.commands.terminal.screen import Frame, Rate, RunState, Screen
 from k2cli.flow import Batch, Totals
 
 

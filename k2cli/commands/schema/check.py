@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.avro.level import Level
-from k2cli.commands import output
 from k2cli.commands.consume import KindName
 from k2cli.commands.options import (
     HomeOpt,
@@ -18,7 +17,8 @@ from k2cli.commands.options import (
     TimeoutOpt,
     settings,
 )
-from k2cli.commands.schema_names import Finder, Found, of_version
+from k2cli.commands.schema.names import Finder, Found, of_version
+from k2cli.commands.terminal import output
 from k2cli.errors import BadData, NotFound, UsageError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Final
 
 import typer
 
-from k2cli.commands.logfile import LogFile
-from k2cli.commands.lossy import lost_writes
-from k2cli.commands.plain import printable
+from k2cli.commands.terminal.logfile import LogFile
+from k2cli.commands.terminal.lossy import lost_writes
+from k2cli.commands.terminal.plain import printable
 from k2cli.errors import K2Error
 from k2cli.iso import iso_utc
 from k2cli.redaction import hide_in_value

@@ -15,10 +15,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
-from k2cli.commands.events import RunLog, event_text
-from k2cli.commands.fitting import GAP, Column, Fit, cell_width, fit_columns, pad
-from k2cli.commands.plain import for_people, printable, printable_lines
-from k2cli.commands.progress import shown_progress
+from k2cli.commands.terminal.events import RunLog, event_text
+from k2cli.commands.terminal.fitting import GAP, Column, Fit, cell_width, fit_columns, pad
+from k2cli.commands.terminal.plain import for_people, printable, printable_lines
+from k2cli.commands.terminal.progress import shown_progress
 from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
 from k2cli.files import (
     existing_opener,

@@ -5,8 +5,8 @@ from typing import Final
 
 from rich.console import RenderableType
 
-from k2cli.commands.plain import printable
-from k2cli.commands.screen import Frame, Rate, RunState, Screen
+from k2cli.commands.terminal.plain import printable
+from k2cli.commands.terminal.screen import Frame, Rate, RunState, Screen
 from k2cli.ingestion.kafka.consumer import TopicReader
 from k2cli.ingestion.kafka.topics import Place
 from k2cli.pipelines.consume import Consumption

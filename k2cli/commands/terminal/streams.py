@@ -13,8 +13,8 @@ import select
 import sys
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
-from k2cli.commands.lossy import LossyWriter
-from k2cli.commands.plain import for_people_in_colour
+from k2cli.commands.terminal.lossy import LossyWriter
+from k2cli.commands.terminal.plain import for_people_in_colour
 from k2cli.errors import Unavailable
 
 if TYPE_CHECKING:

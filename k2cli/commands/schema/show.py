@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from k2cli.commands import output
 from k2cli.commands.options import HomeOpt, RegistryOpt, TimeoutOpt
-from k2cli.commands.output import Format, Output
-from k2cli.commands.schema_names import (
+from k2cli.commands.schema.names import (
     Finder,
     Found,
     is_file,
@@ -17,6 +15,8 @@ from k2cli.commands.schema_names import (
     parse_registered,
     version_number,
 )
+from k2cli.commands.terminal import output
+from k2cli.commands.terminal.output import Format, Output
 from k2cli.errors import BadData, UsageError
 
 if TYPE_CHECKING:

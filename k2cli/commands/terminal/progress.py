@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final, cast
 
-from k2cli.commands.fitting import GAP
-from k2cli.commands.streams import view_stream
+from k2cli.commands.terminal.fitting import GAP
+from k2cli.commands.terminal.streams import view_stream
 
 _QUIET_S: Final = 1.0  # nothing is shown of what takes no longer
 _EVERY_S: Final = 0.25

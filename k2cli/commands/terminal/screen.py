@@ -13,10 +13,10 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from k2cli.commands.events import event_text, level_of
-from k2cli.commands.fitting import GAP, cell_width, fit_rows, shorten
-from k2cli.commands.plain import for_people
-from k2cli.commands.streams import view_console
+from k2cli.commands.terminal.events import event_text, level_of
+from k2cli.commands.terminal.fitting import GAP, cell_width, fit_rows, shorten
+from k2cli.commands.terminal.plain import for_people
+from k2cli.commands.terminal.streams import view_console
 
 _WINDOW_S: Final = 5.0
 _LEAST_S: Final = 1.0  # that a rate is measured over

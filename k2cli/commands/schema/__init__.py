@@ -1,0 +1,1 @@
+"""`k2 schema`: one module for each group of its commands."""
