@@ -12,13 +12,20 @@ it could have been planted to make k2 write somewhere else.
 import errno
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import BinaryIO, Final
 
-from k2cli.errors import UsageError
+from k2cli.errors import K2Error, Unavailable, UsageError
 
+Opener = Callable[[str, int], int]
+# What does not go away by itself: the name of the file is wrong.
+_LASTING: Final = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR}
+)
 _PRIVATE_UMASK = 0o077
 _DANGLING = "it is a link to a file that does not exist"
 
@@ -98,15 +105,86 @@ def replace_file(path: Path, text: str) -> None:
         OSError: it cannot be written; what was there stays.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    with replaced(path, is_forced=True) as sink:
+        sink.write(text.encode())
+
+
+@contextmanager
+def opened_for_writing(path: Path, *, is_forced: bool) -> Iterator[BinaryIO]:
+    """Open the file of an answer: a new one, one to replace, or a device or a pipe.
+
+    Raises:
+        UsageError: it exists and is not to be replaced, or may not be written.
+        Unavailable: the disk failed or is full.
+    """
     try:
-        with open(temporary, "w", encoding="utf-8", opener=opener) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        if path.exists() and not path.is_file():
+            with open(path, "wb", opener=existing_opener) as sink:
+                yield sink
+        else:
+            with replaced(path, is_forced=is_forced) as sink:
+                yield sink
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise writing_error(path, exc) from exc
+
+
+def write_private(path: Path, text: str, *, is_forced: bool) -> None:
+    """Write a file that may hold secrets: for its owner only, all or nothing.
+
+    Raises:
+        UsageError: it exists, or may not be written.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint="-o takes the name of a file")
+    refuse_dangling_link(path)
+    try:
+        make_folder(path.parent)
+        with replaced(path, is_forced=is_forced, opener=private_opener) as sink:
+            sink.write(text.encode())
+    except OSError as exc:
+        raise writing_error(path, exc) from exc
+
+
+@contextmanager
+def replaced(path: Path, *, is_forced: bool, opener: Opener = opener) -> Iterator[BinaryIO]:
+    """Open a new file that replaces `path` when all is written, or never.
+
+    If that is a link, the file that it leads to is replaced.
+
+    Raises:
+        UsageError: the file exists, and `is_forced` is off.
+        OSError: it cannot be written.
+    """
+    target = path.resolve()
+    temporary = target.with_name(f".k2-{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb", opener=opener) as sink:
+            yield sink
+            sink.flush()
+            os.fsync(sink.fileno())
+        if is_forced:
+            temporary.replace(target)
+        else:
+            os.link(temporary, target)  # unlike a rename, refuses when the file exists
+    except FileExistsError as exc:
+        raise already_exists(path) from exc
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def already_exists(path: Path) -> UsageError:
+    """Make the error of a file that is not to be replaced."""
+    return UsageError(f"{path} exists", hint="--force replaces it")
+
+
+def writing_error(path: Path | None, exc: OSError) -> K2Error:
+    """Translate what the system says of a file that the user named; None is stdout."""
+    message = f"cannot write {path or 'to stdout'}: {exc.strerror or exc}"
+    if exc.errno in _LASTING:
+        return UsageError(message, hint="choose another file with -o")
+    return Unavailable(message)
 
 
 def refuse_dangling_link(path: Path) -> None:

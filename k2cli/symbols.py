@@ -7,6 +7,7 @@ hand out the same name in another normal form of Unicode.
 
 import string
 import unicodedata
+from collections.abc import Iterable
 from typing import Final
 
 _UPPER: Final = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
@@ -40,3 +41,19 @@ def is_asset(text: str) -> bool:
     return bool(text) and all(
         char in _ASCII if char.isascii() else char.isprintable() for char in text
     )
+
+
+def split_commas(values: Iterable[str]) -> list[str]:
+    """Flatten comma lists of names; order kept, repeats dropped."""
+    words = [word.strip() for value in values for word in value.split(",")]
+    return list(dict.fromkeys(word for word in words if word))
+
+
+def stored_spellings(symbols: Iterable[str]) -> list[str]:
+    """Return symbols as they are stored: BTC/USDT, btc-usdt and BTCUSDT are one.
+
+    Both spellings are looked for where a separator may belong to the symbol (BRK-B, BTC-240927).
+    """
+    folded = [fold_symbol(word) for word in symbols]
+    joined = (join_symbol(word) for word in folded)
+    return list(dict.fromkeys([*folded, *joined]))

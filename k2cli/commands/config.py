@@ -9,8 +9,10 @@ import typer
 from k2cli.commands.config_files import docker_file, settings_file, toml_line
 from k2cli.commands.options import HomeOpt, TextOrJson, TextOrJsonOpt, config_file, settings
 from k2cli.commands.terminal import output
+from k2cli.commands.terminal.streams import note
 from k2cli.config import DEFAULT, Settings, settings_document
 from k2cli.errors import ConfigError, UsageError
+from k2cli.files import write_private
 
 config_app = typer.Typer(help="Look at the settings, or begin with some.", no_args_is_help=True)
 _COMPOSE: Final = Path("docker") / "compose.yml"
@@ -53,7 +55,7 @@ def path(home: HomeOpt = None) -> None:
     file = config_file(home)
     output.data(str(file))
     if not file.exists():
-        output.note("it does not exist; k2 config init writes it")
+        note("it does not exist; k2 config init writes it")
 
 
 @config_app.command()
@@ -98,8 +100,8 @@ def init(
         text = settings_file(is_cluster=cluster)
     if out is None:
         _create_folder(file.parent)
-    output.write_private(file, text, is_forced=force)
-    output.note(f"wrote {file}")
+    write_private(file, text, is_forced=force)
+    note(f"wrote {file}")
 
 
 def _create_folder(folder: Path) -> None:

@@ -35,7 +35,6 @@ from k2cli.commands.options import (
     key_values,
     open_log,
     settings,
-    split_commas,
 )
 from k2cli.commands.stream import open_metrics
 from k2cli.commands.terminal import output
@@ -43,6 +42,7 @@ from k2cli.commands.terminal.events import LogFormat, LogLevel, Observer
 from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.errors import NotFound, UsageError
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
+from k2cli.symbols import split_commas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -234,7 +234,7 @@ def consume(
                 patience_s=_PATIENCE_S,
             )
         )
-        sources = _sources(options, split_commas(topic), kind, timeout_s=timeout_s)
+        sources = _sources(options, split_commas(topic or []), kind, timeout_s=timeout_s)
         registry.check()
         view = _open_view(stack, log_format, is_printed=is_printed)
         log.view = view.on_event if view else None

@@ -10,8 +10,10 @@ import typer
 from k2cli.commands.options import settings
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
+from k2cli.commands.terminal.streams import note
 from k2cli.config import Settings
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
+from k2cli.query.formats import Format
 
 if TYPE_CHECKING:
     from k2cli.flow import Totals
@@ -45,7 +47,7 @@ def demo(
     config = settings(home or settings().home / "demo")
     _say(1, f"streaming {', '.join(_SYMBOLS)} from a simulated exchange into {config.home}")
     totals = _stream(config, seconds)
-    output.note(
+    note(
         f"{totals.messages:,} messages became {totals.rows:,} rows in {totals.commits} commits, "
         f"{totals.rejects} rejects, {totals.missing} missing, {totals.duplicates} twice"
     )
@@ -60,11 +62,11 @@ def demo(
         "k2 stream binance --symbols BTCUSDT,ETHUSDT --url ws://127.0.0.1:9443",
         "k2 stream binance --symbols BTCUSDT,ETHUSDT    # the real exchange",
     ):
-        output.note(f"   {command}")
+        note(f"   {command}")
 
 
 def _say(step: int, text: str) -> None:
-    output.note(f"\n{step}. {text}")
+    note(f"\n{step}. {text}")
 
 
 def _stream(config: Settings, seconds: float) -> "Totals":
@@ -108,25 +110,18 @@ def _stream(config: Settings, seconds: float) -> "Totals":
 
 
 def _ask(config: Settings) -> None:
+    from k2cli.answers import LakeReader
     from k2cli.commands.terminal.chart import candles
-    from k2cli.query.bars import one_minute_bars
-    from k2cli.query.engine import open_engine
-    from k2cli.query.questions import Selection, list_symbols, select_rows
-    from k2cli.records import KINDS, TRADES
-    from k2cli.storage.lake import open_lake
+    from k2cli.query.selection import Selection
 
-    out = output.Output(format=output.Format.TABLE, path=None)
-    with (
-        open_lake(config) as lake,
-        open_engine(config.query, [lake.plan(kind) for kind in KINDS.values()]) as engine,
-    ):
+    out = output.Output(format=Format.TABLE)
+    with LakeReader(config) as reader:
         _say(2, "k2 query trades --order desc --limit 5")
         columns = ("timestamp", "symbol", "side", "price", "quantity", "trade_id")
-        newest = Selection(columns=columns, is_descending=True, limit=5)
-        out.write(select_rows(engine, TRADES, newest), is_limited=True)
+        out.write(reader.trades(columns=columns, order="desc", limit=5), is_limited=True)
         _say(3, "one-minute bars of BTCUSDT")
-        bars = one_minute_bars(engine, Selection(symbols=["BTCUSDT"]))
+        bars = reader.bars(Selection(symbols=["BTCUSDT"])).arrow()
         width = min(shutil.get_terminal_size().columns, 100)
         output.chart(candles(bars.slice(max(bars.num_rows - 60, 0)), title="BTCUSDT", width=width))
         _say(4, "k2 query symbols")
-        out.write(list_symbols(engine, KINDS.values()), is_limited=True)
+        out.write(reader.symbols(), is_limited=True)

@@ -29,11 +29,13 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
-from k2cli.commands.terminal.output import Format, Summary
+from k2cli.commands.terminal.output import Summary
 from k2cli.commands.terminal.plain import printable
 from k2cli.commands.terminal.signals import stopped_by_signals
+from k2cli.commands.terminal.streams import note
 from k2cli.errors import ConfigError, NotFound, UsageError
 from k2cli.iso import iso_utc, iso_utc_ms
+from k2cli.query.formats import Format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -100,11 +102,11 @@ def list_letters(
     ):
         rows = list_rows(box, Path(folder) / "letters.arrow", newest=newest)
         if box.is_missing:
-            output.note(_none(box))
+            note(_none(box))
         elif limit is None and rows.num_rows == newest:
-            output.note(f"the newest {newest}; more with --limit, all with --format csv")
+            note(f"the newest {newest}; more with --limit, all with --format csv")
         details = ("size_bytes", "key", "offset", "partition", "topic", "time")
-        output.write_table(chosen, rows, details=details)
+        output.print_rows(chosen, rows, details=details)
 
 
 @dlq_app.command()
@@ -202,7 +204,7 @@ def replay(
     with ExitStack() as stack:
         box = stack.enter_context(open_letters(options, topic, timeout_s=timeout_s))
         if box.is_missing and every:
-            output.note(_none(box))
+            note(_none(box))
             output.summary(asdict(ReplayTotals()), summary, is_data_on_stdout=False)
             return
         run = stack.enter_context(
@@ -217,7 +219,7 @@ def replay(
         with stopped_by_signals(run.stop):
             _replay(run, box, places, repaired, is_again=again)
     if dry_run:
-        output.note("dry run: nothing was sent")
+        note("dry run: nothing was sent")
     output.summary(asdict(run.totals), summary, is_data_on_stdout=False)
 
 
@@ -239,7 +241,7 @@ def _replay(
         for place in places:
             letter = box.letter(place)
             if box.is_replayed(place) and not is_again:
-                output.note(f"{place} was replayed before; --again sends it again")
+                note(f"{place} was replayed before; --again sends it again")
             yield letter if repaired is None else replace(letter, value=repaired)
 
     run.run(named(), is_again=is_again, is_whole=True)
@@ -270,7 +272,7 @@ def _check_raw(places: "Sequence[LetterPlace]") -> None:
 
 def _write_raw(letter: "Letter") -> None:
     if letter.value is None:
-        output.note(f"{letter.place} has no value")
+        note(f"{letter.place} has no value")
         return
     sys.stdout.buffer.write(letter.value)
     sys.stdout.buffer.flush()

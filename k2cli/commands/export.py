@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import replace
-from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,12 +18,11 @@ from k2cli.commands.options import (
     StartOpt,
     SymbolOpt,
     settings,
-    split_names,
-    symbol_names,
 )
 from k2cli.commands.query import note_nothing
-from k2cli.commands.terminal.output import Format, choose_output
+from k2cli.commands.terminal.output import choose_output
 from k2cli.errors import UsageError
+from k2cli.query.formats import Format
 
 if TYPE_CHECKING:
     from k2cli.ingestion.csv.layout import Layout
@@ -73,12 +72,10 @@ def rows(
     home: HomeOpt = None,
 ) -> None:
     """Write the rows of the record kind that the command is named after."""
+    from k2cli.answers import LakeReader
     from k2cli.ingestion.csv.layout import load_layout
-    from k2cli.pipelines.export import check_zone, exported
-    from k2cli.query.engine import open_engine
-    from k2cli.query.questions import Selection
-    from k2cli.query.timespan import parse_timespan
-    from k2cli.storage.lake import open_lake
+    from k2cli.pipelines.export import check_zone, export_rows
+    from k2cli.query.selection import selection_of
     from k2cli.zones import resolve_zone
 
     chosen = load_layout(layout)
@@ -87,27 +84,16 @@ def rows(
     check_zone(chosen, zone)
     out = choose_output(Format.CSV, output, is_forced=force)
     out = replace(out, has_header=chosen.header == "required")
-    selection = Selection(
-        symbols=symbol_names(symbol),
-        exchanges=[word.upper() for word in split_names(exchange, "--exchange")],
-        span=parse_timespan(start, end, now=datetime.now(UTC)),
-        limit=limit,
+    selection = selection_of(
+        symbol=symbol, exchange=exchange, start=start, end=end, limit=limit, prefix="--"
     )
-    config = settings(home)
-    with open_lake(config) as lake:
-        plan = lake.plan(
-            chosen.record,
-            symbols=selection.symbols,
-            exchanges=selection.exchanges,
-            start=selection.span.start,
-            end=selection.span.end,
-        )
-        with open_engine(config.query, [plan], zone=zone) as engine:
-            answer = exported(engine, chosen, selection)
-            rows = out.write(answer, expected=selection.count_of(plan.rows))
+    with LakeReader(settings(home)) as reader:
+        plan = reader.plan(chosen.record, selection)
+        answer = reader.ask([plan], partial(export_rows, layout=chosen, selection=selection), zone)
+        rows = out.write(answer, expected=selection.count_of(plan.rows))
         if not rows:
-            note_nothing(config, lake, plan.kind, selection)
-        remember_tables(config, lake, [chosen.record])
+            note_nothing(reader, plan.kind, selection)
+        remember_tables(reader.settings, reader.lake, [chosen.record])
 
 
 def _check_kind(layout: "Layout", name: str) -> None:

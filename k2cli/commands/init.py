@@ -14,9 +14,9 @@ from k2cli.commands.options import (
     RegistryOpt,
     TimeoutOpt,
     settings,
-    split_commas,
 )
-from k2cli.commands.terminal import output
+from k2cli.commands.terminal.streams import note
+from k2cli.symbols import split_commas
 
 
 def init(
@@ -71,7 +71,7 @@ def init(
     from k2cli.records import KINDS, asset_classes, topic_of
     from k2cli.storage.lake import open_lake
 
-    wanted = split_commas(asset_class)
+    wanted = split_commas(asset_class or [])
     unknown = [name for name in wanted if name not in asset_classes()]
     if unknown or not wanted:
         raise typer.BadParameter(
@@ -100,8 +100,8 @@ def init(
         names = [topic_of(kind, name) for kind in KINDS.values() for name in wanted]
         remember_topics(config, names)
         for kind in KINDS.values():
-            output.note(f"table {lake.describe(kind).name} is there")
+            note(f"table {lake.describe(kind).name} is there")
 
 
 def _tell(what: str, *, is_new: bool) -> None:
-    output.note(f"{what} {'was made' if is_new else 'was there'}")
+    note(f"{what} {'was made' if is_new else 'was there'}")

@@ -50,6 +50,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import LogLevel
+from k2cli.commands.terminal.streams import note
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
 _HISTORY = [
@@ -373,7 +374,7 @@ def history(
             for kind, table in ((kind, lake.loads(kind).select(_HISTORY)) for kind in lake.kinds())
         ]
     newest_first = pa.concat_tables(loads).sort_by([("loaded_at", "descending")])
-    output.write_table(chosen, newest_first, details=_HISTORY_DETAILS)
+    output.print_rows(chosen, newest_first, details=_HISTORY_DETAILS)
 
 
 @load_app.command()
@@ -417,13 +418,11 @@ def undo(
     }
     output.summary(sums, summary, is_data_on_stdout=False)
     if dry_run:
-        output.note("dry run: nothing was changed")
+        note("dry run: nothing was changed")
     elif undone.rows and found.has_later_duplicates:
-        output.note(
-            "later loads left out rows as duplicates: if of these, load their files with --force"
-        )
+        note("later loads left out rows as duplicates: if of these, load their files with --force")
     if found.others:
-        output.note(
+        note(
             f"other loads of this path remain: {', '.join(found.others)};"
             " --force loads the lines of all of them that are not stored"
         )

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from k2cli.commands.options import split_commas
 from k2cli.ingestion.binance.symbols import Market
+from k2cli.symbols import split_commas
 
 
 class LoadTo(StrEnum):
@@ -111,7 +111,7 @@ def parse_mappings(words: list[str] | None) -> tuple[dict[str, str], dict[str, d
     """Return which columns fields come from, and what texts of fields mean."""
     columns: dict[str, str] = {}
     values: dict[str, dict[str, str]] = {}
-    for word in split_commas(words):
+    for word in split_commas(words or []):
         is_value = ":" in word.partition("=")[0]
         field, equals, given = word.rpartition("=") if is_value else word.partition("=")
         name, colon, text = field.partition(":")

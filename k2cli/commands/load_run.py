@@ -18,7 +18,7 @@ from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.plain import printable
 from k2cli.commands.terminal.signals import Interrupts, Terminated
-from k2cli.commands.terminal.streams import view_console
+from k2cli.commands.terminal.streams import note, view_console
 from k2cli.config import Settings
 from k2cli.errors import BadData
 from k2cli.flow import Batch
@@ -107,7 +107,7 @@ class LoadRun:
     def _outcomes(
         self, stack: ExitStack, policy: LoadPolicy, report: "_Report"
     ) -> Iterator[Outcome]:
-        files = self.files.open(on_skip=lambda path, why: output.note(f"{path} skipped: {why}"))
+        files = self.files.open(on_skip=lambda path, why: note(f"{path} skipped: {why}"))
         if self.to is LoadTo.TABLE:
             return self._into_tables(stack, files, policy, report)
         if self.to is LoadTo.KAFKA:
@@ -223,7 +223,7 @@ class _Report:
             return
         self.log.record(event, **fields)
         if words is not None:
-            output.note(words)
+            note(words)
 
     def _add(self, outcome: Outcome) -> None:
         self.totals.add(outcome)

@@ -12,12 +12,12 @@ import typer
 
 from k2cli.commands.terminal.events import LogFormat, LogLevel, RunLog
 from k2cli.commands.terminal.logfile import LogFile, Rotation
-from k2cli.commands.terminal.output import Format, Summary
+from k2cli.commands.terminal.output import Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import ConfigError, UsageError
 from k2cli.files import protect_home, refuse_dangling_link
+from k2cli.query.formats import Format
 from k2cli.redaction import remember_secrets
-from k2cli.symbols import fold_symbol, join_symbol
 
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
 _LAST_PORT: Final = 65535
@@ -317,38 +317,6 @@ def output_zone(chosen: str | None, config: Settings) -> str:
 def config_file(home: Path | None = None) -> Path:
     """Tell where the config file is, or would be, whatever is in it."""
     return config_path(os.environ, home=home)
-
-
-def split_commas(values: list[str] | None) -> list[str]:
-    """Flatten an option that is repeatable and takes comma lists; order kept, repeats dropped."""
-    words = [word.strip() for value in values or [] for word in value.split(",")]
-    return list(dict.fromkeys(word for word in words if word))
-
-
-def split_names(values: list[str] | None, option: str) -> list[str]:
-    """Flatten an option of names such as `split_commas` does; refuse one that names nothing.
-
-    An unset variable in a script (`--symbol "$SYMBOL"`) must not select everything.
-
-    Raises:
-        UsageError: the option was given, and one of its values is empty.
-    """
-    for value in values or []:
-        if not any(word.strip() for word in value.split(",")):
-            raise UsageError(
-                f"{option} {value!r} names nothing", hint=f"leave {option} out to select all"
-            )
-    return split_commas(values)
-
-
-def symbol_names(values: list[str] | None) -> list[str]:
-    """Read --symbol as symbols are stored: BTC/USDT, btc-usdt and BTCUSDT are one.
-
-    Both spellings are looked for where a separator may belong to the symbol (BRK-B, BTC-240927).
-    """
-    folded = [fold_symbol(word) for word in split_names(values, "--symbol")]
-    joined = (join_symbol(word) for word in folded)
-    return list(dict.fromkeys([*folded, *joined]))
 
 
 def key_values(values: list[str] | None, option: str) -> dict[str, str]:

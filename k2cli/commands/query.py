@@ -2,12 +2,9 @@
 
 import re
 import sys
-from contextlib import suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from msgspec.structs import replace
 from typer.core import TyperCommand
 
 from k2cli.commands.known import remember_series, remember_tables
@@ -28,17 +25,15 @@ from k2cli.commands.options import (
     TzOpt,
     output_zone,
     settings,
-    split_names,
-    symbol_names,
 )
-from k2cli.commands.terminal.output import Output, choose_output, note
-from k2cli.config import Duration, Settings
-from k2cli.errors import NotFound, UsageError
+from k2cli.commands.terminal.output import Output, choose_output
+from k2cli.commands.terminal.streams import note
+from k2cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from k2cli.query.questions import Selection
-    from k2cli.records import RecordKind, TableFiles
-    from k2cli.storage.lake import Lake
+    from k2cli.answers import LakeReader
+    from k2cli.query.selection import Selection
+    from k2cli.records import RecordKind
 
 # No option has a space before its value, or anything but a letter after the dashes.
 _COMMENT: Final = re.compile(r"\A--(?=[^\s=]*\s|[^A-Za-z]).*", re.DOTALL)
@@ -73,22 +68,26 @@ def rows(
     home: HomeOpt = None,
 ) -> None:
     """Print the rows of the record kind that the command is named after."""
-    from k2cli.query.questions import Selection
-    from k2cli.query.timespan import parse_timespan
+    from k2cli.answers import LakeReader
+    from k2cli.query.selection import selection_of
     from k2cli.records import KINDS
 
     kind = KINDS[str(context.info_name)]
     out = choose_output(fmt, output, is_forced=force)
-    selection = Selection(
-        symbols=symbol_names(symbol),
-        exchanges=[word.upper() for word in split_names(exchange, "--exchange")],
-        span=parse_timespan(start, end, now=datetime.now(UTC)),
-        columns=split_names(columns, "--columns"),
-        is_descending=order is Order.DESC,
+    selection = selection_of(
+        symbol=symbol,
+        exchange=exchange,
+        start=start,
+        end=end,
+        columns=columns,
+        order=order.value,
         limit=limit,
+        prefix="--",
     )
     config = settings(home)
-    _print_rows(config, kind, selection, out, zone=output_zone(tz, config))
+    zone = output_zone(tz, config)
+    with LakeReader(config) as reader:
+        print_rows(reader, kind, selection, out, zone=zone)
 
 
 @query_app.command()
@@ -103,22 +102,16 @@ def symbols(
 
     Example: k2 query symbols --format json
     """
-    from k2cli.query.engine import open_engine
-    from k2cli.query.questions import list_symbols
-    from k2cli.storage.lake import open_lake
+    from k2cli.answers import LakeReader, answer_of
 
     out = choose_output(fmt, output, is_forced=force)
     config = settings(home)
     zone = output_zone(tz, config)
-    with open_lake(config) as lake:
-        plans = [lake.plan(kind) for kind in lake.kinds()]
-        if not plans:
-            raise NotFound(f"there are no tables in {config.home} yet", hint="k2 demo")
-        with open_engine(config.query, plans, zone=zone) as engine:
-            rows = list_symbols(engine, [plan.kind for plan in plans]).table()
-            pairs = zip(rows["exchange"].to_pylist(), rows["symbol"].to_pylist(), strict=True)
-            remember_series(config, pairs, is_complete=True)
-            out.write(engine.ask_table(rows))
+    with LakeReader(config) as reader:
+        rows = reader.symbols().arrow()
+    pairs = zip(rows["exchange"].to_pylist(), rows["symbol"].to_pylist(), strict=True)
+    remember_series(config, pairs, is_complete=True)
+    out.write(answer_of(rows, zone=zone))
 
 
 class _SqlCommand(TyperCommand):
@@ -160,11 +153,12 @@ def sql(
     out = choose_output(fmt, output, is_forced=force)
     config = settings(home)
     zone = output_zone(tz, config)
-    limits = config.query if timeout is None else replace(config.query, timeout=Duration(timeout))
-    with open_sandbox() as sandbox:  # first: it starts while the tables are planned
+    with open_sandbox() as sandbox:  # first: it starts while the rest is imported
         text = _sql_from_stdin() if statement == "-" else statement
-        with sandbox.ask(limits, _plans(config), text, zone=zone) as answer:
-            out.write(answer)
+        from k2cli.answers import LakeReader
+
+        with LakeReader(config, sandbox=sandbox) as reader:
+            out.write(reader.sql(text, timeout_s=timeout, tz=zone))
 
 
 def _sql_from_stdin() -> str:
@@ -174,56 +168,23 @@ def _sql_from_stdin() -> str:
         raise UsageError(f"the SQL on stdin is not UTF-8: {exc}") from exc
 
 
-def _print_rows(
-    config: Settings, kind: "RecordKind", selection: "Selection", out: Output, *, zone: str
+def print_rows(
+    reader: "LakeReader", kind: "RecordKind", selection: "Selection", out: Output, *, zone: str
 ) -> None:
-    from k2cli.query.engine import open_engine
-    from k2cli.query.questions import select_rows
-    from k2cli.storage.lake import open_lake
-
-    with open_lake(config) as lake:
-        plan = lake.plan(
-            kind,
-            symbols=selection.symbols,
-            exchanges=selection.exchanges,
-            start=selection.span.start,
-            end=selection.span.end,
-        )
-        with open_engine(config.query, [plan], zone=zone) as engine:
-            answer = select_rows(engine, plan.kind, selection)
-            rows = out.write(
-                answer,
-                is_limited=selection.limit is not None,
-                expected=selection.count_of(plan.rows),
-                complete="choose with --columns",
-            )
-        if not rows:
-            note_nothing(config, lake, plan.kind, selection)
-        remember_tables(config, lake, [kind])
+    """Print the rows of a selection, or why there are none."""
+    plan = reader.plan(kind, selection)
+    rows = out.write(
+        reader.rows_of(plan, selection, zone=zone),
+        is_limited=selection.limit is not None,
+        expected=selection.count_of(plan.rows),
+        complete="choose with --columns",
+    )
+    if not rows:
+        note_nothing(reader, plan.kind, selection)
+    remember_tables(reader.settings, reader.lake, [kind])
 
 
-def note_nothing(
-    config: Settings, lake: "Lake", kind: "RecordKind", selection: "Selection"
-) -> None:
-    """Say why a selection of symbols has no rows: what is stored of them, or is like them."""
-    from k2cli.query.engine import open_engine
-    from k2cli.query.questions import explain_nothing
-
-    if selection.symbols:
-        with open_engine(config.query, [lake.plan(kind)]) as engine:
-            for line in explain_nothing(engine, kind, selection):
-                note(line)
-
-
-def _plans(config: Settings) -> "list[TableFiles]":
-    """Plan all files of every table; one that does not exist yet is empty."""
-    from k2cli.records import KINDS, TableFiles
-    from k2cli.storage.lake import open_lake
-
-    plans = {
-        kind.name: TableFiles(kind=kind, paths=(), columns={}, rows=0) for kind in KINDS.values()
-    }
-    with suppress(NotFound), open_lake(config) as lake:
-        for kind in lake.kinds():
-            plans[kind.name] = lake.plan(kind)
-    return list(plans.values())
+def note_nothing(reader: "LakeReader", kind: "RecordKind", selection: "Selection") -> None:
+    """Say why a selection of symbols has no rows."""
+    for line in reader.explain_nothing(kind, selection):
+        note(line)

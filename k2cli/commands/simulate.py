@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from k2cli.commands.options import DURATION, split_commas
-from k2cli.commands.terminal import output
+from k2cli.commands.options import DURATION
+from k2cli.commands.terminal.streams import note
 from k2cli.ingestion.binance.symbols import Market
-from k2cli.symbols import fold_symbol
+from k2cli.symbols import fold_symbol, split_commas
 
 if TYPE_CHECKING:
     from k2cli.simulator import SimulatorOptions
@@ -171,8 +171,8 @@ def binance(
     options = SimulatorOptions(
         host=host,
         port=port,
-        symbols=tuple(fold_symbol(symbol) for symbol in split_commas(symbols)),
-        channels=tuple(split_commas(channels)) or CHANNELS,
+        symbols=tuple(fold_symbol(symbol) for symbol in split_commas(symbols or [])),
+        channels=tuple(split_commas(channels or [])) or CHANNELS,
         market=market,
         seed=seed,
         first_id=first_id,
@@ -206,7 +206,7 @@ async def _serve(options: "SimulatorOptions") -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_simulator(options) as simulator:
-        output.note(f"listening on {simulator.url}")
+        note(f"listening on {simulator.url}")
         names = ",".join(options.symbols) or "BTCUSDT,ETHUSDT"
-        output.note(f"connect with: k2 stream binance --url {simulator.url} --symbols {names}")
+        note(f"connect with: k2 stream binance --url {simulator.url} --symbols {names}")
         await stop.wait()

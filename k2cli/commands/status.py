@@ -27,6 +27,7 @@ from k2cli.commands.terminal import output
 from k2cli.commands.terminal.fitting import fit_rows
 from k2cli.commands.terminal.plain import printable
 from k2cli.commands.terminal.signals import stopped_by_signals
+from k2cli.commands.terminal.streams import screen_width
 from k2cli.config import DEFAULT, Settings
 from k2cli.errors import K2Error, UsageError
 from k2cli.iso import iso_utc
@@ -159,7 +160,7 @@ def _report(config: Settings, found: "Survey") -> "Text":
         (_lag_rows(found.lag), _LAG_DETAILS),
     ):
         if rows:
-            screen = output.screen_width()
+            screen = screen_width()
             cells = [[printable(cell) for cell in row] for row in rows]
             lines, fit = fit_rows(names, cells, screen, texts=names[:1], details=details)
             report.append("\n".join(["", *lines, ""]))

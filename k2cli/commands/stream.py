@@ -33,7 +33,6 @@ from k2cli.commands.options import (
     checked_file,
     open_log,
     settings,
-    split_commas,
 )
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import LogLevel, Observer
@@ -43,6 +42,7 @@ from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, Venue, parse_symbol
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 from k2cli.redaction import remember_secrets
+from k2cli.symbols import split_commas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,7 +200,9 @@ def binance(
         remember_secrets({"url": each})
     is_clustered = bool(kafka_settings(config, kafka).get(BOOTSTRAP))
     target = to or (Destination.KAFKA if is_clustered else Destination.TABLE)
-    instruments = [parse_symbol(symbol, market, config.home) for symbol in split_commas(symbols)]
+    instruments = [
+        parse_symbol(symbol, market, config.home) for symbol in split_commas(symbols or [])
+    ]
     if not instruments:
         raise typer.BadParameter("no symbol given", param_hint="--symbols")
     chosen = _channels(channels)
@@ -314,7 +316,7 @@ def _check_reached(source: "BinanceStream", totals: "Totals", duration_s: float 
 
 
 def _channels(names: list[str]) -> list[Channel]:
-    channels = [_channel(name) for name in split_commas(names)]
+    channels = [_channel(name) for name in split_commas(names or [])]
     if not channels:
         raise typer.BadParameter("no channel given", param_hint="--channels")
     return channels

@@ -26,6 +26,7 @@ from k2cli.commands.options import (
 from k2cli.commands.schema.names import Finder
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.fitting import fit_rows
+from k2cli.commands.terminal.streams import note, screen_width
 from k2cli.errors import BadData, NotFound, UsageError
 from k2cli.iso import iso_utc
 
@@ -63,7 +64,7 @@ def list_tables(
     names = ("kind", "name", "rows", "files", "size_bytes", "snapshots", "last_commit", "location")
     rows = [{name: getattr(info, name) for name in names} for info in infos]
     details = ("location", "name", "size_bytes", "files", "snapshots")
-    output.write_table(chosen, pa.Table.from_pylist(rows), details=details)
+    output.print_rows(chosen, pa.Table.from_pylist(rows), details=details)
 
 
 @table_app.command()
@@ -124,7 +125,7 @@ def snapshots(
     none = {field.name: pa.array([], pa.string()) for field in fields(SnapshotInfo)}
     shown = pa.Table.from_pylist(rows) if rows else pa.table(none)
     details = ("run", "total_files", "operation", "refs", "total_rows")
-    output.write_table(chosen, shown, details=details)
+    output.print_rows(chosen, shown, details=details)
 
 
 @table_app.command()
@@ -162,9 +163,9 @@ def evolve(
     for change in changes:
         output.data(change)
     if not changes:
-        output.note(f"table {kind.table} has all of it already")
+        note(f"table {kind.table} has all of it already")
     elif dry_run:
-        output.note("dry run: nothing was changed")
+        note("dry run: nothing was changed")
 
 
 class KeepName(StrEnum):
@@ -231,10 +232,10 @@ def dedupe(
                 log.write(conflict_rejects(shown))
                 log.sync()
         see = f"see {path}" if path else "--rejects FILE lists them"
-        output.note(f"{shown[0]}; {see}{'' if keep else ', and --keep first or --keep newest'}")
+        note(f"{shown[0]}; {see}{'' if keep else ', and --keep first or --keep newest'}")
     output.summary(sums, summary, is_data_on_stdout=False)
     if dry_run:
-        output.note("dry run: nothing was changed")
+        note("dry run: nothing was changed")
 
 
 @table_app.command()
@@ -265,8 +266,8 @@ def check(
     rows = [asdict(each) for each in found.damage]
     none = {field.name: pa.array([], pa.string()) for field in fields(Damage)}
     shown = pa.Table.from_pylist(rows) if rows else pa.table(none)
-    output.write_table(chosen, shown, details=("kind", "is_current", "snapshots"))
-    output.note(f"intact: {found.files:,} data files, {found.rows:,} rows")
+    output.print_rows(chosen, shown, details=("kind", "is_current", "snapshots"))
+    note(f"intact: {found.files:,} data files, {found.rows:,} rows")
     if rows:
         raise BadData(
             f"damaged files in table {kind.table}: {len(rows):,}",
@@ -308,13 +309,13 @@ def repair(
             else "\n".join(_repair_lines(plan))
         )
         if not plan.damaged and not plan.expired:
-            output.note(f"table {kind.table} is intact: nothing to repair")
+            note(f"table {kind.table} is intact: nothing to repair")
         elif dry_run:
-            output.note("dry run: nothing was changed")
+            note("dry run: nothing was changed")
         else:
             _confirm(f"repair table {kind.table}?", is_confirmed=yes)
             lake.repair(kind, plan)
-            output.note(f"table {kind.table} has {plan.rows:,} rows")
+            note(f"table {kind.table} has {plan.rows:,} rows")
 
 
 @table_app.command()
@@ -338,9 +339,9 @@ def relocate(
     for each in moved:
         output.data(f"{each.name}: {each.old_home} -> {each.new_home}")
     if not moved:
-        output.note("the tables are where the catalog expects them: nothing to relocate")
+        note("the tables are where the catalog expects them: nothing to relocate")
     elif dry_run:
-        output.note("dry run: nothing was changed")
+        note("dry run: nothing was changed")
 
 
 def _repair_lines(plan: "Repair") -> list[str]:
@@ -399,14 +400,14 @@ def _print_description(info: "TableInfo") -> None:
         for number, name, of, is_required, doc in info.columns
     ]
     names = ["id", "name", "type", "need", "doc"]
-    screen = output.screen_width()
+    screen = screen_width()
     rows, fit = fit_rows(names, columns, screen and screen - 2, texts=names[1:], details=["need"])
     lines += ["", "columns", *(f"  {row}" for row in rows[1:])]
     lines += ["", "properties"]
     lines += [f"  {key} = {value}" for key, value in sorted(info.properties.items())]
     output.data("\n".join(lines))
     if missing := fit.note("--format json shows everything"):
-        output.note(missing)
+        note(missing)
 
 
 def _text(value: object) -> str:

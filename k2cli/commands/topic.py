@@ -23,6 +23,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.fitting import fit_rows
+from k2cli.commands.terminal.streams import note, screen_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,10 +89,10 @@ def create(
     existing = []
     for topic in topics:
         if client.create(topic, partitions=partitions, replication=replication, config=wanted):
-            output.note(f"created topic {topic}")
+            note(f"created topic {topic}")
         else:
             existing.append(topic)
-            output.note(f"topic {topic} already exists")
+            note(f"topic {topic} already exists")
     remember_topics(settings(home), topics)
     if existing and not if_not_exists:
         raise Exists(
@@ -125,7 +126,7 @@ def list_topics(
         "replicas": pa.array([_replicas(info) for info in infos], pa.int64()),
         "offsets": pa.array([_offsets(info) for info in infos], pa.int64()),
     }
-    output.write_table(chosen, pa.table(columns), details=("replicas", "partitions"))
+    output.print_rows(chosen, pa.table(columns), details=("replicas", "partitions"))
 
 
 @topic_app.command()
@@ -170,7 +171,7 @@ def _print_descriptions(infos: "Sequence[TopicInfo]") -> None:
         rows, fit = fit_rows(
             names,
             [_partition_row(each) for each in info.partitions],
-            output.screen_width(),
+            screen_width(),
             texts=("replicas", "in sync"),
             details=("leader", "replicas", "in sync"),
         )
@@ -184,7 +185,7 @@ def _print_descriptions(infos: "Sequence[TopicInfo]") -> None:
         notes[fit.note("--format json shows everything")] = None
     output.data("\n\n".join(parts))
     for missing in filter(None, notes):
-        output.note(missing)
+        note(missing)
 
 
 def _partition_row(partition: "PartitionInfo") -> list[str]:

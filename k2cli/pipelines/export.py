@@ -11,9 +11,11 @@ from typing import Final
 from k2cli.errors import UsageError
 from k2cli.ingestion.binance.symbols import VENUES, Market
 from k2cli.ingestion.csv.layout import Layout
-from k2cli.query.engine import Answer, Engine
-from k2cli.query.questions import Selection, filters, selected
+from k2cli.query.answer import Answer
+from k2cli.query.engine import Session
+from k2cli.query.questions import Question, filters, selected
 from k2cli.query.render import UTC, iso_instant, literal, quoted
+from k2cli.query.selection import Selection
 
 # Entries of vendor_data that follow from the record's fields.
 _DERIVED: Final[Mapping[str, str]] = {
@@ -37,7 +39,7 @@ def check_zone(layout: Layout, zone: str) -> None:
         )
 
 
-def exported(engine: Engine, layout: Layout, selection: Selection) -> Answer:
+def export_rows(session: Session, layout: Layout, selection: Selection) -> Answer:
     """Ask for the rows of a selection, in its order, with a layout's columns as text.
 
     A layout that names no columns gets those of its fields, then one for every entry that
@@ -45,34 +47,34 @@ def exported(engine: Engine, layout: Layout, selection: Selection) -> Answer:
     as in the files that a load reads.
 
     Raises:
-        UsageError: the layout has a delimiter or another form that is not written, or the engine
+        UsageError: the layout has a delimiter or another form that is not written, or the session
             has a zone that the layout's times cannot show.
     """
-    check_zone(layout, engine.zone)
+    check_zone(layout, session.zone)
     if not layout.is_plain:
         raise UsageError(
             "k2 exports UTF-8 with commas, and the layout has another form",
             hint="export in another layout, for instance generic-trades",
         )
     if layout.columns:
-        columns = _columns_of_files(engine, layout, selection)
+        columns = _columns_of_files(session, layout, selection)
     else:
-        columns = _columns_in_use(engine, layout, selection)
+        columns = _columns_in_use(session, layout, selection)
     projection = ", ".join(f"{made} AS {quoted(name)}" for name, made in columns.items())
     rows, values = selected(layout.record, selection)
-    return engine.ask(f"SELECT {projection} {rows}", values)
+    return session.ask(Question(f"SELECT {projection} {rows}", values))
 
 
-def _columns_of_files(engine: Engine, layout: Layout, selection: Selection) -> dict[str, str]:
+def _columns_of_files(session: Session, layout: Layout, selection: Selection) -> dict[str, str]:
     """Fill a layout's columns, each row's as in the files of its market."""
-    columns = {name: _expression(layout, name, engine.zone) for name in layout.columns}
+    columns = {name: _expression(layout, name, session.zone) for name in layout.columns}
     if not layout.optional and not layout.market_columns:
         return columns
     condition, values = filters(layout.record, selection)
     counts = [f"count({columns[name]}) AS {quoted(name)}" for name in layout.optional]
     asked = ", ".join(["list(DISTINCT exchange) AS exchanges", *counts])
     source = f"FROM {quoted(layout.record.name)} WHERE {condition}"
-    (used,) = engine.ask(f"SELECT {asked} {source}", values).table().to_pylist()
+    (used,) = session.ask(Question(f"SELECT {asked} {source}", values)).table().to_pylist()
     exchanges = used["exchanges"] or []
     for name in reversed(layout.optional):
         if not exchanges or used[name]:
@@ -82,7 +84,7 @@ def _columns_of_files(engine: Engine, layout: Layout, selection: Selection) -> d
         venue = VENUES[market].exchange
         if venue in exchanges:
             columns = _of_market(
-                columns, layout, market, is_alone=exchanges == [venue], zone=engine.zone
+                columns, layout, market, is_alone=exchanges == [venue], zone=session.zone
             )
     return columns
 
@@ -107,16 +109,19 @@ def _of_market(
     return result
 
 
-def _columns_in_use(engine: Engine, layout: Layout, selection: Selection) -> dict[str, str]:
+def _columns_in_use(session: Session, layout: Layout, selection: Selection) -> dict[str, str]:
     """Fill the columns of fields that any row has, and of all entries of vendor_data."""
     kind = layout.record
     condition, values = filters(kind, selection)
     source = f"FROM {quoted(kind.name)} WHERE {condition}"
     names = f"SELECT DISTINCT unnest(map_keys(vendor_data)) AS name {source} ORDER BY name"
-    entries = {name: _entry(name) for name in engine.ask(names, values).table()["name"].to_pylist()}
-    fields = {field: _field(layout, field, engine.zone) for field in layout.fields}
+    entries = {
+        name: _entry(name)
+        for name in session.ask(Question(names, values)).table()["name"].to_pylist()
+    }
+    fields = {field: _field(layout, field, session.zone) for field in layout.fields}
     counts = ", ".join(f"count({made}) AS {quoted(field)}" for field, made in fields.items())
-    (used,) = engine.ask(f"SELECT {counts} {source}", values).table().to_pylist()
+    (used,) = session.ask(Question(f"SELECT {counts} {source}", values)).table().to_pylist()
     in_use = [field for field in fields if used[field]] or list(fields)  # no rows: a header of all
     return entries | {layout.candidates(field)[0]: fields[field] for field in in_use}
 

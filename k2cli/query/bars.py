@@ -2,10 +2,8 @@
 
 from typing import Final
 
-import pyarrow as pa
-
-from k2cli.query.engine import Engine
-from k2cli.query.questions import Selection, filters
+from k2cli.query.questions import Question, filters
+from k2cli.query.selection import Selection
 from k2cli.records import TRADES
 
 # price * quantity, a DECIMAL(18,8) times a DECIMAL(20,8), is a DECIMAL(38,16), and so is its sum:
@@ -40,7 +38,7 @@ _BARS: Final = """
 """
 
 
-def one_minute_bars(engine: Engine, selection: Selection) -> pa.Table:
+def one_minute_bars(selection: Selection) -> Question:
     """Sum up trades by exchange, symbol and minute.
 
     Takes the symbols, exchanges and timespan of the selection. Columns: exchange, symbol, minute
@@ -50,4 +48,4 @@ def one_minute_bars(engine: Engine, selection: Selection) -> pa.Table:
     bar.
     """
     condition, values = filters(TRADES, selection)
-    return engine.ask(_BARS.format(condition=condition), values).table()
+    return Question(_BARS.format(condition=condition), values)

@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, Self
@@ -119,8 +119,15 @@ class Frames:
     Only the time in which nothing arrives counts, not what the caller does with the frames.
     """
 
-    def __init__(self, connection: socket.socket, *, allowance_s: float | None = None) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        *,
+        allowance_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._connection = connection
+        self._clock = clock
         self.allowance_s = allowance_s
         self._left_s = allowance_s
 
@@ -146,13 +153,13 @@ class Frames:
         if self._left_s is not None and self._left_s <= 0:
             raise TimeoutError
         self._connection.settimeout(self._left_s)
-        begin = time.monotonic()
+        begin = self._clock()
         try:
             taken = self._connection.recv_into(view)
         except ConnectionError as exc:
             raise Closed from exc
         if self._left_s is not None:
-            self._left_s -= time.monotonic() - begin
+            self._left_s -= self._clock() - begin
         if not taken:
             raise Closed
         return taken

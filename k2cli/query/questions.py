@@ -2,37 +2,28 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from k2cli.errors import UsageError
 from k2cli.iso import iso_utc
 from k2cli.nearest import nearest_name, suggestion
-from k2cli.query.engine import Answer, Engine
 from k2cli.query.render import quoted
-from k2cli.query.timespan import Timespan
+from k2cli.query.selection import Selection
 from k2cli.records import RecordKind
 from k2cli.symbols import join_symbol
 
-EVER = Timespan()
+if TYPE_CHECKING:
+    from k2cli.query.engine import Session
+
 _SHOWN_SYMBOLS: Final = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which rows and columns of one kind of record, in which order. Empty means all."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A SELECT over the views of the record kinds, and the values of its `?`."""
 
-    symbols: Sequence[str] = ()
-    exchanges: Sequence[str] = ()
-    span: Timespan = EVER
-    columns: Sequence[str] = ()
-    is_descending: bool = False
-    limit: int | None = None
-
-    def count_of(self, rows: int) -> int | None:
-        """Return how many of a table's rows are selected; None if it must be read for that."""
-        if self.symbols or self.exchanges or self.span != EVER:
-            return None
-        return rows if self.limit is None else min(rows, self.limit)
+    sql: str
+    values: Sequence[object] = ()
 
 
 def check_columns(kind: RecordKind, columns: Iterable[str]) -> None:
@@ -47,7 +38,7 @@ def check_columns(kind: RecordKind, columns: Iterable[str]) -> None:
             raise UsageError(f"{kind.name} have no column {name!r}", hint=hint)
 
 
-def select_rows(engine: Engine, kind: RecordKind, selection: Selection) -> Answer:
+def select_rows(kind: RecordKind, selection: Selection) -> Question:
     """Ask for rows by time, then the exchange's number, symbol and message id.
 
     That order is total, so the same rows always come in the same order; descending is its exact
@@ -56,7 +47,7 @@ def select_rows(engine: Engine, kind: RecordKind, selection: Selection) -> Answe
     check_columns(kind, selection.columns)
     columns = ", ".join(map(quoted, selection.columns)) or "*"
     rows, values = selected(kind, selection)
-    return engine.ask(f"SELECT {columns} {rows}", values)
+    return Question(f"SELECT {columns} {rows}", values)
 
 
 def selected(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]:
@@ -91,7 +82,7 @@ def filters(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]:
     return " AND ".join(conditions), values
 
 
-def list_symbols(engine: Engine, kinds: Iterable[RecordKind]) -> Answer:
+def list_symbols(kinds: Iterable[RecordKind]) -> Question:
     """Ask for every symbol of every exchange: how many rows of each kind, from when to when."""
     each = " UNION ALL ".join(
         f"SELECT exchange, symbol, '{kind.name}' AS kind, count(*) AS rows,"
@@ -99,13 +90,13 @@ def list_symbols(engine: Engine, kinds: Iterable[RecordKind]) -> Answer:
         f" FROM {quoted(kind.name)} GROUP BY exchange, symbol"
         for kind in kinds
     )
-    return engine.ask(f"FROM ({each}) ORDER BY exchange, symbol, kind")
+    return Question(f"FROM ({each}) ORDER BY exchange, symbol, kind")
 
 
-def explain_nothing(engine: Engine, kind: RecordKind, selection: Selection) -> list[str]:
+def explain_nothing(session: "Session", kind: RecordKind, selection: Selection) -> list[str]:
     """Say for each symbol of a selection without rows what is stored of it, or is like it."""
     stored: dict[str, list[dict[str, Any]]] = {}
-    for row in list_symbols(engine, [kind]).table().to_pylist():
+    for row in session.ask(list_symbols([kind])).table().to_pylist():
         stored.setdefault(row["symbol"], []).append(row)
     spelt = {join_symbol(symbol): symbol for symbol in selection.symbols}
     return [_explained(symbol, kind, stored) for symbol in ({*spelt} & {*stored}) or spelt.values()]

@@ -5,6 +5,7 @@ that there are secrets, but not what they hold; the engine's lock-down is what k
 object but those of the plan.
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from k2cli.records import S3Access, TableFiles
 _PACKAGE: Final = "duckdb_extension_httpfs"
 _HINT: Final = f"pip install duckdb-extension-httpfs=={duckdb.__version__}"
 KEYS_HINT: Final = "check s3.access-key-id and s3.secret-access-key under [catalog]: k2 config show"
+_numbers: Final = itertools.count()  # of secrets: several sessions may have some
 _SCHEMES: Final = ("s3://", "s3a://", "s3n://")
 
 
@@ -37,32 +39,37 @@ def check_paths(plans: Sequence[TableFiles]) -> None:
             )
 
 
-def open_s3(connection: duckdb.DuckDBPyConnection, plans: Sequence[TableFiles]) -> None:
+def open_s3(connection: duckdb.DuckDBPyConnection, plans: Sequence[TableFiles]) -> list[str]:
     """Let DuckDB read the objects of plans, each with the keys of its own table.
+
+    Returns the names of the secrets that hold the keys.
 
     Raises:
         ConfigError: the extension is not installed, or not of this DuckDB.
     """
     remote = [(plan, plan.s3) for plan in plans if plan.s3 is not None and plan.paths]
     if not remote:
-        return
+        return []
     try:
         connection.execute(f"LOAD {literal(str(_extension()))}")
     except duckdb.Error as exc:
         reason = str(exc).partition("\n")[0]
         raise ConfigError(f"DuckDB cannot load its httpfs extension: {reason}", hint=_HINT) from exc
     # Data files never change: what was learned of one need not be asked again.
-    connection.execute("SET enable_http_metadata_cache = true")
+    connection.execute("SET GLOBAL enable_http_metadata_cache = true")
     if authority := os.environ.get("SSL_CERT_FILE"):  # OpenSSL's, as for all else
-        connection.execute(f"SET ca_cert_file = {literal(authority)}")
-    for number, (plan, access) in enumerate(remote):
+        connection.execute(f"SET GLOBAL ca_cert_file = {literal(authority)}")
+    names = []
+    for plan, access in remote:
+        names.append(f"k2_{next(_numbers)}")
         try:
-            connection.execute(_secret(f"k2_{number}", access, _common_prefix(plan.paths)))
+            connection.execute(_secret(names[-1], access, _common_prefix(plan.paths)))
         except duckdb.Error:  # its text may show the statement
             raise ConfigError(
                 f"DuckDB does not take the S3 settings of table {plan.kind.table}",
                 hint="check what begins with s3. under [catalog]: k2 config show",
             ) from None
+    return names
 
 
 def _extension() -> Path:

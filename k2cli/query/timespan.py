@@ -66,27 +66,36 @@ def _epoch(digits: str, fraction: str) -> datetime:
     return _START + timedelta(microseconds=int(Decimal(digits + fraction) * factor / divisor))
 
 
-def parse_timespan(start: str | None, end: str | None, *, now: datetime) -> Timespan:
-    """Turn the options --start and --end into a timespan.
+def parse_timespan(
+    start: str | datetime | None, end: str | datetime | None, *, now: datetime, prefix: str = "--"
+) -> Timespan:
+    """Turn a start and an end, as text or aware datetimes, into a timespan.
+
+    `prefix` comes before `start` and `end` in messages.
 
     Raises:
         UsageError: a time that cannot be read, or a start that is not before the end.
     """
-    span = Timespan(_option("--start", start, now), _option("--end", end, now))
+    span = Timespan(_moment(f"{prefix}start", start, now), _moment(f"{prefix}end", end, now))
     if span.start and span.end and span.start >= span.end:
         raise UsageError(
-            f"--start {span.start.isoformat()} is not before --end {span.end.isoformat()}",
+            f"{prefix}start {span.start.isoformat()} is not before"
+            f" {prefix}end {span.end.isoformat()}",
             hint="the start is inclusive, the end exclusive; a date is its midnight in UTC",
         )
     return span
 
 
-def _option(name: str, text: str | None, now: datetime) -> datetime | None:
-    if text is None:
+def _moment(name: str, value: str | datetime | None, now: datetime) -> datetime | None:
+    if value is None:
         return None
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise UsageError(f"{name} {value} has no time zone", hint="datetime(..., tzinfo=UTC)")
+        return value.astimezone(UTC)
     try:
-        return parse_time(text, now=now)
+        return parse_time(value, now=now)
     except ValueError as exc:
-        is_month = _MONTHS_AGO.fullmatch(text.strip())
+        is_month = _MONTHS_AGO.fullmatch(value.strip())
         hint = "write minutes as -1m, and months as days (-30d) or a date" if is_month else _HINT
-        raise UsageError(f"{name} {text!r} is not a time", hint=hint) from exc
+        raise UsageError(f"{name} {value!r} is not a time", hint=hint) from exc

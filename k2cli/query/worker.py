@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from k2cli.config import QuerySettings
 from k2cli.errors import K2Error, Unavailable
-from k2cli.query.engine import Answer, open_sql
+from k2cli.query.answer import Answer
+from k2cli.query.engine import open_sql
 from k2cli.query.protocol import (
     MEMORY_HINT,
     Frames,

@@ -12,10 +12,11 @@ from data import trades
 from processes import K2, SYMBOLS, check_equal, helper, output_of, watched
 from report import Aim, Line, Setup
 
-from k2cli.commands.query import _print_rows
+from k2cli.answers import LakeReader
+from k2cli.commands.query import print_rows
 from k2cli.commands.terminal.output import choose_output
 from k2cli.config import Settings, load_settings
-from k2cli.query.questions import Selection
+from k2cli.query.selection import Selection
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
 
@@ -103,7 +104,8 @@ def _time_s(way: Callable[[Path], object], target: Path, rows: int) -> float:
 def _ask(settings: Settings, target: Path) -> None:
     """Do what the command does once its imports are done: open, plan, ask, write."""
     out = choose_output(None, target, is_forced=False)
-    _print_rows(settings, TRADES, Selection(symbols=[_SYMBOL]), out)
+    with LakeReader(settings) as reader:
+        print_rows(reader, TRADES, Selection(symbols=[_SYMBOL]), out, zone="UTC")
 
 
 def _run_command(table: _Table, target: Path) -> None:

@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 from waiting import PATIENCE_S, wait_for
 
 from k2cli.commands.app import app
-from k2cli.commands.terminal.output import Format
 from k2cli.config import load_settings
+from k2cli.query.formats import Format
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
 

@@ -29,8 +29,9 @@ from within import K2, k2_at
 
 from k2cli.config import load_settings
 from k2cli.errors import ConfigError
-from k2cli.query.engine import open_engine
-from k2cli.query.questions import Selection, select_rows
+from k2cli.query.engine import open_locked, open_session
+from k2cli.query.questions import select_rows
+from k2cli.query.selection import Selection
 from k2cli.records import QUOTES, TRADES
 from k2cli.simulator import SimulatorOptions, running_simulator
 from k2cli.storage.append import OutcomeUnknown
@@ -568,8 +569,8 @@ def test_sql_sees_no_secret(stored: dict[str, Properties], home: Path, sql: str)
         plan = lake.plan(TRADES)
     assert plan.s3 is not None
     plan = replace(plan, s3=replace(plan.s3, session_token="hush", secret="hush"))
-    with open_engine(settings.query, [plan]) as engine:
-        answer = engine.ask_sql(sql).table()
+    with open_locked(settings.query, [plan]) as session:
+        answer = session.ask_sql(sql).table()
     assert "hush" not in str(answer.to_pylist())
 
 
@@ -589,10 +590,10 @@ def test_any_secret_is_handed_over_and_none_shown(
     assert secret not in repr(replace(plan.s3, secret=secret))
     plan = replace(plan, s3=replace(plan.s3, secret=secret))
     with (
-        open_engine(settings.query, [plan]) as engine,
+        open_session(settings.query, [plan]) as session,
         pytest.raises(ConfigError, match=r"refuses us.*403") as refused,
     ):
-        select_rows(engine, TRADES, Selection()).table()
+        session.ask(select_rows(TRADES, Selection())).table()
     assert refused.value.hint is not None
     assert secret not in str(refused.value)
 

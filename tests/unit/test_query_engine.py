@@ -1,11 +1,14 @@
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,14 +17,26 @@ from builders import START, Row, batch_of, narrow, quotes_batch, table_of, trade
 
 from k2cli.config import QuerySettings
 from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
+from k2cli.query.answer import Answer
 from k2cli.query.bars import one_minute_bars
-from k2cli.query.engine import Engine, arrow_to_duckdb_type, open_engine
-from k2cli.query.questions import Selection, list_symbols, select_rows
+from k2cli.query.engine import (
+    Session,
+    StatementSession,
+    open_engine,
+    open_locked,
+    open_session,
+    open_sql,
+)
+from k2cli.query.protocol import Request
+from k2cli.query.questions import Question, list_symbols, select_rows
 from k2cli.query.render import NdjsonRenderer
+from k2cli.query.selection import Selection
 from k2cli.query.timespan import Timespan
+from k2cli.query.views import arrow_to_duckdb_type
 from k2cli.records import KINDS, QUOTES, TRADES, RecordKind, TableFiles
 
-Open = Callable[..., AbstractContextManager[Engine]]
+Open = Callable[..., AbstractContextManager[Session]]
+OpenLocked = Callable[..., AbstractContextManager[StatementSession]]
 
 
 def write_files(
@@ -47,32 +62,74 @@ def write_files(
     )
 
 
+def plan_of(folder: Path, trades: Sequence[pa.RecordBatch | pa.Table | list[Row]]) -> TableFiles:
+    """Write trades that are given as batches, tables or rows."""
+    tables = [
+        table_of(TRADES, each)
+        if isinstance(each, list)
+        else pa.table(each)
+        if isinstance(each, pa.RecordBatch)
+        else each
+        for each in trades
+    ]
+    return write_files(folder, TRADES, *tables)
+
+
 @pytest.fixture
 def over(tmp_path: Path) -> Open:
-    """Open an engine over trades that are given as batches, tables or rows."""
+    """Open a session over trades."""
 
     @contextmanager
-    def opened(*trades: pa.RecordBatch | pa.Table | list[Row]) -> Iterator[Engine]:
-        tables = [
-            table_of(TRADES, each)
-            if isinstance(each, list)
-            else pa.table(each)
-            if isinstance(each, pa.RecordBatch)
-            else each
-            for each in trades
-        ]
-        plans = [write_files(tmp_path, TRADES, *tables)]
-        with open_engine(QuerySettings(memory_limit="200MB", threads=2), plans) as engine:
-            yield engine
+    def opened(*trades: pa.RecordBatch | pa.Table | list[Row]) -> Iterator[Session]:
+        settings = QuerySettings(memory_limit="200MB", threads=2)
+        with open_session(settings, [plan_of(tmp_path, trades)]) as session:
+            yield session
 
     return opened
 
 
+@pytest.fixture
+def sql_over(tmp_path: Path) -> OpenLocked:
+    """Open a session for the SQL of users over trades."""
+
+    @contextmanager
+    def opened(*trades: pa.RecordBatch | pa.Table | list[Row]) -> Iterator[StatementSession]:
+        settings = QuerySettings(memory_limit="200MB", threads=2)
+        with open_locked(settings, [plan_of(tmp_path, trades)]) as session:
+            yield session
+
+    return opened
+
+
+NOTHING = [TableFiles(kind=kind, paths=(), columns={}, rows=0) for kind in KINDS.values()]
+
+
 @contextmanager
-def bare() -> Iterator[Engine]:
-    nothing = [TableFiles(kind=kind, paths=(), columns={}, rows=0) for kind in KINDS.values()]
-    with open_engine(QuerySettings(), nothing) as engine:
-        yield engine
+def bare() -> Iterator[Session]:
+    with open_session(QuerySettings(), NOTHING) as session:
+        yield session
+
+
+@contextmanager
+def locked() -> Iterator[StatementSession]:
+    with open_locked(QuerySettings(), NOTHING) as session:
+        yield session
+
+
+@contextmanager
+def answered(sql: str, **settings: Any) -> Iterator[Answer]:
+    """Ask as a worker does: one engine reads, another one writes."""
+    limits = QuerySettings(**settings)
+    request = Request(settings=limits, files=NOTHING, text=sql, form="csv", zone="UTC")
+    with open_sql(request) as answer:
+        yield answer
+
+
+def read(answer: Answer, *, is_streamed: bool) -> None:
+    if is_streamed:
+        answer.table()
+    else:
+        answer.copy("csv", io.BytesIO())
 
 
 def test_types_of_every_kind_have_a_duckdb_type() -> None:
@@ -88,8 +145,8 @@ def test_rows_come_back_as_they_were_stored(over: Open) -> None:
         trade_row(trade_conditions=["a", "b"], vendor_data=None, source_sequence=None),
         trade_row(message_id="1", timestamp=START + timedelta(days=1), platform_sequence=7),
     ]
-    with over(rows) as engine:
-        table = select_rows(engine, TRADES, Selection()).table()
+    with over(rows) as session:
+        table = session.ask(select_rows(TRADES, Selection())).table()
     assert table.to_pylist() == table_of(TRADES, rows).to_pylist()
     assert table.schema.field("price").type == pa.decimal128(18, 8)
     assert table.schema.field("timestamp").type == pa.timestamp("us", tz="UTC")
@@ -97,8 +154,8 @@ def test_rows_come_back_as_they_were_stored(over: Open) -> None:
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_no_files_are_an_empty_relation_of_the_right_types(kind: RecordKind) -> None:
-    with bare() as engine:
-        table = select_rows(engine, kind, Selection()).table()
+    with bare() as session:
+        table = session.ask(select_rows(kind, Selection())).table()
     assert table.num_rows == 0
     for field in kind.arrow:
         found = table.schema.field(field.name).type
@@ -108,8 +165,8 @@ def test_no_files_are_an_empty_relation_of_the_right_types(kind: RecordKind) -> 
 def test_columns_are_found_by_field_id_and_absent_ones_are_null(tmp_path: Path) -> None:
     stored = pa.table(trades_batch(2)).drop_columns(["platform_sequence", "vendor_data"])
     plan = write_files(tmp_path, TRADES, stored, old_names={"price": "px"})
-    with open_engine(QuerySettings(), [plan]) as engine:
-        table = select_rows(engine, TRADES, Selection()).table()
+    with open_session(QuerySettings(), [plan]) as session:
+        table = session.ask(select_rows(TRADES, Selection())).table()
     assert table.column_names == TRADES.arrow.names
     assert table["price"].to_pylist() == stored["price"].to_pylist()
     assert table["vendor_data"].null_count == 2
@@ -119,8 +176,8 @@ def test_paths_with_quotes_and_patterns_are_taken_literally(tmp_path: Path) -> N
     folder = tmp_path / "it's [a] *folder?" / "timestamp_day=2024-08-08"
     folder.mkdir(parents=True)
     plan = write_files(folder, TRADES, pa.table(trades_batch(3)))
-    with open_engine(QuerySettings(), [plan]) as engine:
-        table = select_rows(engine, TRADES, Selection()).table()
+    with open_session(QuerySettings(), [plan]) as session:
+        table = session.ask(select_rows(TRADES, Selection())).table()
     assert (table.num_rows, table.column_names) == (3, TRADES.arrow.names)
 
 
@@ -133,8 +190,8 @@ def test_selection_filters_orders_and_cuts(over: Open) -> None:
         is_descending=True,
         limit=2,
     )
-    with over(trades_batch(20)) as engine:
-        table = select_rows(engine, TRADES, selection).table()
+    with over(trades_batch(20)) as session:
+        table = session.ask(select_rows(TRADES, selection)).table()
     assert table.column_names == ["price", "trade_id"]
     assert table["trade_id"].to_pylist() == ["BINANCE-1006", "BINANCE-1004"]
 
@@ -147,25 +204,27 @@ def test_order_is_total_and_descending_its_reverse(over: Open) -> None:
     ]
     found = {}
     for is_descending in (False, True):
-        with over(rows[:2], rows[2:]) as engine:
+        with over(rows[:2], rows[2:]) as session:
             selection = Selection(columns=["message_id"], is_descending=is_descending)
-            found[is_descending] = select_rows(engine, TRADES, selection).table()[0].to_pylist()
+            found[is_descending] = (
+                session.ask(select_rows(TRADES, selection)).table()[0].to_pylist()
+            )
     assert found[False] == ["d", "c", "a", "b"]
     assert found[True] == found[False][::-1]
 
 
 def test_values_are_never_sql(over: Open) -> None:
-    with over(trades_batch(4)) as engine:
-        answer = select_rows(engine, TRADES, Selection(symbols=["X' OR 1=1 --"]))
+    with over(trades_batch(4)) as session:
+        answer = session.ask(select_rows(TRADES, Selection(symbols=["X' OR 1=1 --"])))
         assert answer.table().num_rows == 0
 
 
 def test_unknown_column_names_the_nearest() -> None:
-    with bare() as engine, pytest.raises(UsageError) as caught:
-        select_rows(engine, TRADES, Selection(columns=["prise"]))
+    with bare() as session, pytest.raises(UsageError) as caught:
+        session.ask(select_rows(TRADES, Selection(columns=["prise"])))
     assert caught.value.hint == "did you mean price?"
-    with bare() as engine, pytest.raises(UsageError) as caught:
-        select_rows(engine, TRADES, Selection(columns=["foo"]))
+    with bare() as session, pytest.raises(UsageError) as caught:
+        session.ask(select_rows(TRADES, Selection(columns=["foo"])))
     assert str(caught.value.hint).startswith("known: message_id, trade_id, symbol")
 
 
@@ -174,8 +233,8 @@ def test_symbols_are_counted_over_all_kinds(tmp_path: Path) -> None:
         write_files(tmp_path, TRADES, pa.table(trades_batch(3))),
         write_files(tmp_path, QUOTES, pa.table(quotes_batch(1))),
     ]
-    with open_engine(QuerySettings(), plans) as engine:
-        table = list_symbols(engine, [TRADES, QUOTES]).table()
+    with open_session(QuerySettings(), plans) as session:
+        table = session.ask(list_symbols([TRADES, QUOTES])).table()
     assert [tuple(row.values())[1:4] for row in table.to_pylist()] == [
         ("BTCUSDT", "quotes", 1),
         ("BTCUSDT", "trades", 2),
@@ -215,13 +274,13 @@ def test_symbols_are_counted_over_all_kinds(tmp_path: Path) -> None:
     ],
 )
 def test_sql_that_reads_is_answered(sql: str) -> None:
-    with bare() as engine:
-        assert engine.ask_sql(sql).table().num_columns > 0
+    with locked() as session:
+        assert session.ask_sql(sql).table().num_columns > 0
 
 
 def test_show_tables_shows_the_two_views_only() -> None:
-    with bare() as engine:
-        assert engine.ask_sql("show tables").table()["name"].to_pylist() == ["quotes", "trades"]
+    with locked() as session:
+        assert session.ask_sql("show tables").table()["name"].to_pylist() == ["quotes", "trades"]
 
 
 @pytest.mark.parametrize(
@@ -266,8 +325,8 @@ def test_sql_that_does_more_than_read_is_refused(sql: str, tmp_path: Path) -> No
     outside = pa.table({"a": [1]})
     assert outside.num_rows == 1  # a variable of Python is no table either
     (tmp_path / "secret.csv").write_text("a\n1\n")
-    with bare() as engine, pytest.raises(UsageError) as caught:
-        engine.ask_sql(sql.format(folder=tmp_path)).table()
+    with locked() as session, pytest.raises(UsageError) as caught:
+        session.ask_sql(sql.format(folder=tmp_path)).table()
     assert "\n" not in str(caught.value).partition("\nLINE ")[0]
     assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
 
@@ -282,28 +341,15 @@ def test_sql_that_does_more_than_read_is_refused(sql: str, tmp_path: Path) -> No
 )
 @pytest.mark.parametrize("is_streamed", [True, False])
 def test_sql_that_fails_while_it_runs_is_bad_data(sql: str, is_streamed: bool) -> None:
-    def ask(engine: Engine) -> None:
-        answer = engine.ask_sql(sql)
-        if is_streamed:
-            answer.table()
-        else:
-            answer.copy("csv", io.BytesIO())
-
-    with bare() as engine, pytest.raises(BadData):
-        ask(engine)
+    with pytest.raises(BadData), answered(sql) as answer:
+        read(answer, is_streamed=is_streamed)
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
 def test_arithmetic_that_overflows_is_a_mistake_in_the_sql(is_streamed: bool) -> None:
-    def ask(engine: Engine) -> None:
-        answer = engine.ask_sql("select i * 9223372036854775807 from range(3) t(i)")
-        if is_streamed:
-            answer.table()
-        else:
-            answer.copy("csv", io.BytesIO())
-
-    with bare() as engine, pytest.raises(UsageError, match="Overflow"):
-        ask(engine)
+    sql = "select i * 9223372036854775807 from range(3) t(i)"
+    with pytest.raises(UsageError, match="Overflow"), answered(sql) as answer:
+        read(answer, is_streamed=is_streamed)
 
 
 @pytest.mark.parametrize(
@@ -315,27 +361,24 @@ def test_arithmetic_that_overflows_is_a_mistake_in_the_sql(is_streamed: bool) ->
     ],
 )
 def test_mistakes_keep_caret_and_suggestion(sql: str, hint: str, caret: str) -> None:
-    with bare() as engine, pytest.raises(UsageError) as caught:
-        engine.ask_sql(sql)
+    with locked() as session, pytest.raises(UsageError) as caught:
+        session.ask_sql(sql)
     assert hint in str(caught.value.hint)
     assert caret in str(caught.value)
     assert str(caught.value).endswith("^")
 
 
 def test_memory_that_does_not_suffice_is_unavailable() -> None:
-    nothing = TableFiles(kind=TRADES, paths=(), columns={}, rows=0)
-    with (
-        open_engine(QuerySettings(memory_limit="20MB"), [nothing]) as engine,
-        pytest.raises(Unavailable) as caught,
-    ):
-        engine.ask_sql("select list(i) from range(50000000) t(i)").copy("csv", io.BytesIO())
+    sql = "select list(i) from range(50000000) t(i)"
+    with pytest.raises(Unavailable) as caught, answered(sql, memory_limit="20MB") as answer:
+        answer.copy("csv", io.BytesIO())
     assert "memory_limit" in str(caught.value.hint)
 
 
 def test_memory_limit_that_is_not_one_is_a_config_error() -> None:
     with (
         pytest.raises(ConfigError, match="memory_limit"),
-        open_engine(QuerySettings(memory_limit="lots"), []),
+        open_session(QuerySettings(memory_limit="lots"), []),
     ):
         pass
 
@@ -343,11 +386,11 @@ def test_memory_limit_that_is_not_one_is_a_config_error() -> None:
 def test_file_that_is_gone_or_damaged_is_an_expected_error(tmp_path: Path) -> None:
     plan = write_files(tmp_path, TRADES, pa.table(trades_batch(3)))
     Path(plan.paths[0]).write_bytes(b"PAR1 not really PAR1")
-    with pytest.raises(K2Error), open_engine(QuerySettings(), [plan]) as engine:
-        select_rows(engine, TRADES, Selection()).table()
+    with pytest.raises(K2Error), open_session(QuerySettings(), [plan]) as session:
+        session.ask(select_rows(TRADES, Selection())).table()
     Path(plan.paths[0]).unlink()
-    with pytest.raises(Unavailable), open_engine(QuerySettings(), [plan]) as engine:
-        select_rows(engine, TRADES, Selection()).table()
+    with pytest.raises(Unavailable), open_session(QuerySettings(), [plan]) as session:
+        session.ask(select_rows(TRADES, Selection())).table()
 
 
 def test_copy_ends_when_nobody_reads_any_more() -> None:
@@ -355,18 +398,18 @@ def test_copy_ends_when_nobody_reads_any_more() -> None:
     os.close(read_fd)
     with (
         open(write_fd, "wb", buffering=0) as sink,  # noqa: PTH123
-        bare() as engine,
+        bare() as session,
         pytest.raises(BrokenPipeError),
     ):
         # The whole answer would take months.
-        engine.ask("FROM range(100000000000000)").copy("csv", sink)
+        session.ask(Question("FROM range(100000000000000)")).copy("csv", sink)
 
 
 def test_nothing_is_left_of_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     descriptors = len(os.listdir("/dev/fd"))  # noqa: PTH208
-    with bare() as engine:
-        engine.ask("SELECT 1").copy("csv", io.BytesIO())
+    with bare() as session:
+        session.ask(Question("SELECT 1")).copy("csv", io.BytesIO())
     assert len(os.listdir("/dev/fd")) == descriptors  # noqa: PTH208
     assert list(tmp_path.iterdir()) == []
 
@@ -374,8 +417,8 @@ def test_nothing_is_left_of_an_engine(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_ndjson_of_a_batch_is_what_a_query_prints(over: Open) -> None:
     batch = trades_batch(50)
     sink = io.BytesIO()
-    with over(batch) as engine:
-        rows = select_rows(engine, TRADES, Selection()).copy("ndjson", sink)
+    with over(batch) as session:
+        rows = session.ask(select_rows(TRADES, Selection())).copy("ndjson", sink)
     with NdjsonRenderer() as renderer:
         text = renderer.render(batch)
         assert renderer.render(batch.slice(0, 0)) == b""
@@ -403,8 +446,8 @@ def bar_rows() -> list[Row]:
 
 
 def test_bars_are_exact(over: Open) -> None:
-    with over(bar_rows()) as engine:
-        bar, empty = one_minute_bars(engine, Selection()).to_pylist()
+    with over(bar_rows()) as session:
+        bar, empty = session.ask(one_minute_bars(Selection())).table().to_pylist()
     volume = Decimal("3.50000001")
     turnover = Decimal("22.0000001")
     assert bar["minute"] == START
@@ -416,46 +459,46 @@ def test_bars_are_exact(over: Open) -> None:
 
 def test_bars_of_the_largest_numbers_do_not_overflow(over: Open) -> None:
     price, quantity = Decimal("9999999999.99999999"), Decimal("999999999999.99999999")
-    with over([trade_row(price=price, quantity=quantity)]) as engine:
-        (bar,) = one_minute_bars(engine, Selection()).to_pylist()
+    with over([trade_row(price=price, quantity=quantity)]) as session:
+        (bar,) = session.ask(one_minute_bars(Selection())).table().to_pylist()
     assert (bar["turnover"], bar["vwap"]) == (
         Decimal("9999999999999999989900.0000000000000001"),
         price,
     )
 
 
-def test_turnover_in_sql_is_exact_without_a_cast(over: Open) -> None:
+def test_turnover_in_sql_is_exact_without_a_cast(sql_over: OpenLocked) -> None:
     large = Decimal("35962838485.00000001")
     rows = [trade_row(price=Decimal("42314.01"), quantity=each) for each in (large, Decimal(1))]
     turnover = sum(Decimal("42314.01") * each for each in (large, Decimal(1)))
-    with over(rows) as engine:
+    with sql_over(rows) as session:
         sql = "select sum(price * quantity) as turnover, max(quantity * price) as most from trades"
-        (found,) = engine.ask_sql(sql).table().to_pylist()
+        (found,) = session.ask_sql(sql).table().to_pylist()
     assert (found["turnover"], found["most"]) == (turnover, Decimal("42314.01") * large)
 
 
 def test_files_with_narrower_quantities_give_the_same_types(tmp_path: Path) -> None:
     older, newer = (pa.table(batch_of(kind, [trade_row()])) for kind in (narrow(TRADES), TRADES))
     plan = write_files(tmp_path, TRADES, older, newer)
-    with open_engine(QuerySettings(), [plan]) as engine:
-        table = select_rows(engine, TRADES, Selection()).table()
-    with open_engine(QuerySettings(), [plan]) as engine:
+    with open_session(QuerySettings(), [plan]) as session:
+        table = session.ask(select_rows(TRADES, Selection())).table()
+    with open_locked(QuerySettings(), [plan]) as session:
         sql = "select typeof(quantity) as q, sum(price * quantity) as t from trades group by all"
-        found = engine.ask_sql(sql).table().to_pylist()
+        found = session.ask_sql(sql).table().to_pylist()
     assert table["quantity"].type == pa.decimal128(20, 8)
     assert table["quantity"].to_pylist() == [trade_row()["quantity"]] * 2
     turnover = 2 * trade_row()["price"] * trade_row()["quantity"]
     assert found == [{"q": "DECIMAL(20,8)", "t": turnover}]
 
 
-def test_a_product_of_prices_that_overflows_says_how_to_widen_it(over: Open) -> None:
+def test_a_product_of_prices_that_overflows_says_how_to_widen_it(sql_over: OpenLocked) -> None:
     answers = ("price * price", "price * 1.00000001", "(price - 1) * price")
     for expression in answers:
         with (
-            over([trade_row()]) as engine,
+            sql_over([trade_row()]) as session,
             pytest.raises(UsageError, match="Overflow in multiplication") as caught,
         ):
-            engine.ask_sql(f"select {expression} as x from trades").table()
+            session.ask_sql(f"select {expression} as x from trades").table()
         assert "CAST(price AS DECIMAL(28, 8))" in (caught.value.hint or "")
 
 
@@ -463,8 +506,8 @@ def test_bars_take_symbols_and_times(over: Open) -> None:
     selection = Selection(
         symbols=["ETHUSDT"], span=Timespan(START + timedelta(minutes=1), START + timedelta(hours=1))
     )
-    with over(trades_batch(180)) as engine:
-        bars = one_minute_bars(engine, selection)
+    with over(trades_batch(180)) as session:
+        bars = session.ask(one_minute_bars(selection)).table()
     assert bars["symbol"].unique().to_pylist() == ["ETHUSDT"]
     assert bars["trades"].to_pylist() == [30, 30]
 
@@ -474,21 +517,59 @@ FAILS_LATE = (
 )
 
 
-def test_failure_that_only_says_it_was_interrupted_is_told_by_its_reason(over: Open) -> None:
-    with over() as engine:
-        batches = engine.ask_sql(FAILS_LATE).batches()
+def test_failure_that_only_says_it_was_interrupted_is_told_by_its_reason(
+    sql_over: OpenLocked,
+) -> None:
+    with sql_over() as session:
+        batches = session.ask_sql(FAILS_LATE).batches()
         next(batches)
         next(batches)
-        engine.connection.interrupt()  # as a thread of DuckDB does to the others when it fails
+        session.connection.interrupt()  # as a thread of DuckDB does to the others when it fails
         with pytest.raises(BadData, match="boom"):
             list(batches)
 
 
-def test_interrupt_without_a_failure_is_worth_a_retry(over: Open) -> None:
-    with over() as engine:
-        batches = engine.ask_sql("from range(3000000)").batches()
+def test_interrupt_without_a_failure_is_worth_a_retry(sql_over: OpenLocked) -> None:
+    with sql_over() as session:
+        batches = session.ask_sql("from range(3000000)").batches()
         next(batches)
         next(batches)
-        engine.connection.interrupt()
+        session.connection.interrupt()
         with pytest.raises(Unavailable, match="INTERRUPT"):
             list(batches)
+
+
+def test_sessions_of_an_engine_see_their_own_files_and_zone(tmp_path: Path) -> None:
+    """Several are open at a time, as in a server."""
+    plans = []
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        plans.append(plan_of(tmp_path / str(number), [trades_batch(10 * number)]))
+    count = Question("SELECT count(*) AS n, max(timestamp) AS t FROM trades")
+    with (
+        open_engine(QuerySettings()) as engine,
+        engine.session([plans[0]]) as utc,
+        engine.session([plans[1]], zone="Asia/Tokyo") as tokyo,
+    ):
+        answers = [utc.ask(count), tokyo.ask(count)]
+        found = [answer.table() for answer in answers]
+    assert [table["n"].to_pylist() for table in found] == [[10], [20]]
+    assert [table.schema.field("t").type.tz for table in found] == ["UTC", "Asia/Tokyo"]
+
+
+def test_a_session_is_cancelled_without_the_others() -> None:
+    forever = Question("SELECT max(sqrt(i)) AS x FROM range(100000000000000) t(i)")
+    with (
+        open_engine(QuerySettings(threads=2)) as engine,
+        engine.session([]) as cancelled,
+        engine.session([]) as other,
+        ThreadPoolExecutor(1) as worker,
+    ):
+        asked = worker.submit(cancelled.ask(forever).table)
+        assert other.ask(Question("SELECT 7 AS x")).table()["x"].to_pylist() == [7]
+        while not asked.done():  # again: the first time, it may not have begun
+            cancelled.cancel()
+            time.sleep(0.01)
+        with pytest.raises(Unavailable, match="cancelled"):
+            asked.result()
+        assert other.ask(Question("SELECT 8 AS x")).table()["x"].to_pylist() == [8]

@@ -9,7 +9,8 @@ import pytest
 
 from k2cli.config import QuerySettings
 from k2cli.errors import BadData
-from k2cli.query.engine import open_engine
+from k2cli.query.engine import open_locked, open_sql
+from k2cli.query.protocol import Request
 
 TIMES = "TIMESTAMPTZ '2024-08-08 23:55:48.055+00'"
 # A value in SQL, its text in csv, and what a JSON parser reads of it.
@@ -118,8 +119,9 @@ VALUES = [
 
 def written(form: str, sql: str) -> bytes:
     sink = io.BytesIO()
-    with open_engine(QuerySettings(), []) as engine:
-        engine.ask_sql(sql).copy(form, sink)
+    request = Request(settings=QuerySettings(), files=[], text=sql, form=form, zone="UTC")
+    with open_sql(request) as answer:
+        answer.copy(form, sink)
     return sink.getvalue()
 
 
@@ -136,8 +138,8 @@ def test_every_type_goes_into_parquet_and_arrow(sql: str, text: str, value: obje
     del text
     statement = f"SELECT {sql} AS b FROM range(2)"
     table = pq.read_table(pa.BufferReader(written("parquet", statement)))
-    with open_engine(QuerySettings(), []) as engine:
-        same = engine.ask_sql(statement).table()
+    with open_locked(QuerySettings(), []) as session:
+        same = session.ask_sql(statement).table()
     assert (table.num_rows, same.num_rows) == (2, 2)
     assert same["b"].null_count == (
         2 if value is None and "nan" not in sql and "/" not in sql else 0

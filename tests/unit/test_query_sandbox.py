@@ -4,18 +4,21 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from waiting import PATIENCE_S, wait_for
+from waiting import PATIENCE_S, ManualClock, wait_for
 
 from k2cli.config import Duration, QuerySettings, Size
 from k2cli.errors import BadData, K2Error, Unavailable, UsageError
+from k2cli.query.protocol import Frames, Kind, send_frame
 from k2cli.query.sandbox import Sandbox, open_sandbox
 from k2cli.query.statements import MAX_BYTES
 from k2cli.records import KINDS, TableFiles
@@ -123,16 +126,26 @@ def test_query_that_does_not_end_is_stopped(sandbox: Sandbox, spill: Path, sql: 
     assert list(spill.iterdir()) == []
 
 
-def test_time_of_the_reader_does_not_count(sandbox: Sandbox) -> None:
-    class Slow(io.BytesIO):
-        def write(self, chunk: object) -> int:
-            time.sleep(1.5 if not self.tell() else 0)
-            return super().write(chunk)  # type: ignore[arg-type]
+def test_only_the_time_of_waiting_counts() -> None:
+    clock = ManualClock()
 
-    sink = Slow()
-    limits = replace(LIMITS, timeout=Duration(1))
-    with sandbox.ask(limits, NOTHING, "from range(400000)") as answer:
-        assert answer.copy("csv", sink) == 400_000
+    class Slow(socket.socket):
+        """Every read takes 0.4 seconds."""
+
+        def recv_into(self, *args: Any, **options: Any) -> int:
+            clock.advance(0.4)
+            return super().recv_into(*args, **options)
+
+    ours, theirs = socket.socketpair()
+    with Slow(fileno=ours.detach()) as ours, theirs:
+        frames = Frames(ours, allowance_s=2, clock=clock)
+        for body in (b"a", b"b", b"c"):
+            send_frame(theirs, Kind.DATA, body)
+        assert frames.receive() == (Kind.DATA, b"a")
+        clock.advance(100)  # of the reader, with what it received
+        assert frames.receive() == (Kind.DATA, b"b")
+        with pytest.raises(TimeoutError):
+            frames.receive()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 from k2cli import zones
 from k2cli.config import QuerySettings
 from k2cli.errors import UsageError
-from k2cli.query.engine import open_engine
+from k2cli.query.engine import open_session
+from k2cli.query.questions import Question
 from k2cli.zones import resolve_zone
 
 # In New York the clock showed 01:30 twice on 3 November 2024, and no 02:30 on 10 March.
@@ -28,8 +29,10 @@ INSTANTS = [
 def test_instants_are_written_with_the_offset_they_had(form: str) -> None:
     values = ", ".join(f"({at}, TIMESTAMPTZ '{utc}')" for at, (utc, _) in enumerate(INSTANTS))
     sink = io.BytesIO()
-    with open_engine(QuerySettings(), [], zone="America/New_York") as engine:
-        engine.ask(f"SELECT x, [x] AS l FROM (VALUES {values}) v(i, x) ORDER BY i").copy(form, sink)
+    with open_session(QuerySettings(), [], zone="America/New_York") as session:
+        session.ask(Question(f"SELECT x, [x] AS l FROM (VALUES {values}) v(i, x) ORDER BY i")).copy(
+            form, sink
+        )
     lines = sink.getvalue().decode().splitlines()[-len(INSTANTS) :]
     for line, (_, local) in zip(lines, INSTANTS, strict=True):
         assert line.count(local) == 2, line
@@ -45,17 +48,17 @@ def test_instants_are_written_with_the_offset_they_had(form: str) -> None:
     ],
 )
 def test_offsets_have_hours_and_minutes(zone: str, text: str) -> None:
-    with open_engine(QuerySettings(), [], zone=zone) as engine:
-        answer = engine.ask("SELECT TIMESTAMPTZ '2024-01-01 00:00:00+00' AS x")
+    with open_session(QuerySettings(), [], zone=zone) as session:
+        answer = session.ask(Question("SELECT TIMESTAMPTZ '2024-01-01 00:00:00+00' AS x"))
         (row,) = pa.Table.from_batches(answer.batches("text")).to_pylist()
     assert row["x"].endswith(f"T{text}")
 
 
 def test_parquet_keeps_the_instants_and_names_the_zone() -> None:
     sink = io.BytesIO()
-    with open_engine(QuerySettings(), [], zone="Asia/Tokyo") as engine:
+    with open_session(QuerySettings(), [], zone="Asia/Tokyo") as session:
         sql = "SELECT TIMESTAMPTZ '2024-01-01 00:00:00+00' AS x, {'a': 1.5::DECIMAL(18, 8)} AS s"
-        engine.ask(sql).copy("parquet", sink)
+        session.ask(Question(sql)).copy("parquet", sink)
     table = pq.read_table(pa.BufferReader(sink.getvalue()))
     assert table.schema.field("x").type == pa.timestamp("us", tz="Asia/Tokyo")
     assert table["x"].cast(pa.int64()).to_pylist() == [1_704_067_200_000_000]

@@ -19,6 +19,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.schema.names import Finder, Found, of_version
 from k2cli.commands.terminal import output
+from k2cli.commands.terminal.streams import note
 from k2cli.errors import BadData, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -277,8 +278,8 @@ def _tell(verdict: _Verdict, fmt: TextOrJson) -> None:
     else:
         for reason in verdict.reasons:
             output.data(reason.text)
-    for note in verdict.notes:
-        output.note(note)
+    for remark in verdict.notes:
+        note(remark)
     if verdict.reasons:
         raise BadData(said.format("does not fit"), hint=verdict.hint)
-    output.note(said.format("fits"))
+    note(said.format("fits"))

@@ -16,6 +16,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.schema.names import Finder
 from k2cli.commands.terminal import output
+from k2cli.commands.terminal.streams import note
 
 if TYPE_CHECKING:
     from k2cli.avro.differences import Difference
@@ -53,7 +54,7 @@ def diff(
     elif found:
         output.data("\n".join(_lines(found)))
     if not found:
-        output.note("no difference")
+        note("no difference")
 
 
 def _lines(found: "Sequence[Difference]") -> list[str]:

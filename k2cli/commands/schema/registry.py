@@ -94,7 +94,7 @@ def list_subjects(
 
     chosen = output.choose_output(fmt, out, is_forced=force)
     if ours:
-        output.write_table(chosen, _ours(), details=("record", "fields"))
+        output.print_rows(chosen, _ours(), details=("record", "fields"))
         return
     try:
         with Finder(home=home, registry=registry, timeout_s=timeout).opened() as client:
@@ -111,7 +111,7 @@ def list_subjects(
         "type": pa.array([info.newest.type for info in infos], pa.string()),
         "compatibility": pa.array([info.compatibility for info in infos], pa.string()),
     }
-    output.write_table(chosen, pa.table(columns), details=("type", "id", "versions"))
+    output.print_rows(chosen, pa.table(columns), details=("type", "id", "versions"))
 
 
 @schema_app.command()
@@ -138,7 +138,7 @@ def versions(
         "id": pa.array([version.id for version in found], pa.int64()),
         "type": pa.array([version.type for version in found], pa.string()),
     }
-    output.write_table(chosen, pa.table(columns))
+    output.print_rows(chosen, pa.table(columns))
 
 
 def _schema(finder: Finder, subject: str, name: str | None, kind: KindName | None) -> Any:

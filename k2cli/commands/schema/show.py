@@ -16,8 +16,9 @@ from k2cli.commands.schema.names import (
     version_number,
 )
 from k2cli.commands.terminal import output
-from k2cli.commands.terminal.output import Format, Output
+from k2cli.commands.terminal.output import Output
 from k2cli.errors import BadData, UsageError
+from k2cli.query.formats import Format, markdown_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,8 +126,8 @@ def _as_columns(avro: "Mapping[str, Any]", form: Form) -> str:
 
 
 def _sql(name: str, columns: "pa.Schema") -> str:
-    from k2cli.query.engine import arrow_to_duckdb_type
     from k2cli.query.render import quoted
+    from k2cli.query.views import arrow_to_duckdb_type
 
     lines = []
     for place, column in enumerate(columns, start=1):
@@ -151,7 +152,7 @@ def _markdown(found: Found) -> str:
         is_optional = any(branch.kind == "null" for branch in branches)
         default = json.dumps(field.default) if field.has_default else ""
         cells = (field.name, types, "yes" if is_optional else "no", default, field.doc)
-        lines.append(output.markdown_line(cells).rstrip())
+        lines.append(markdown_line(cells).rstrip())
     return "\n".join(lines)
 
 
@@ -179,6 +180,6 @@ def _show_mapping(name: str | None, form: Form | None) -> None:
         }
         for rule in upgrade.rules
     ]
-    out = Output(format=Format.MARKDOWN if form else Format.TABLE, path=None)
+    out = Output(format=Format.MARKDOWN if form else Format.TABLE)
     complete = "--as markdown shows everything"
-    output.write_table(out, pa.Table.from_pylist(rows), details=("type",), complete=complete)
+    output.print_rows(out, pa.Table.from_pylist(rows), details=("type",), complete=complete)

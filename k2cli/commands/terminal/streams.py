@@ -10,11 +10,12 @@ import io
 import json
 import os
 import select
+import shutil
 import sys
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from k2cli.commands.terminal.lossy import LossyWriter
-from k2cli.commands.terminal.plain import for_people_in_colour
+from k2cli.commands.terminal.plain import for_people, for_people_in_colour
 from k2cli.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -130,3 +131,13 @@ def _escape(exc: UnicodeError) -> tuple[str, int]:
     if not isinstance(exc, UnicodeEncodeError):
         raise exc
     return json.dumps(exc.object[exc.start : exc.end])[1:-1], exc.end
+
+
+def note(message: str) -> None:
+    """Print a message for the user on stderr."""
+    sys.stderr.write(f"{for_people(message)}\n")
+
+
+def screen_width() -> int | None:
+    """Return how many cells a line on stdout has; None is any number: no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

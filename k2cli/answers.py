@@ -1,0 +1,297 @@
+"""Questions about the tables, and their answers: for commands, notebooks and servers.
+
+A `LakeReader` keeps what is costly to open, and is safe to use in several threads: the catalog, one
+DuckDB for k2's own questions, and the process that runs the SQL of users. An `Answer` is pinned to
+the files of the snapshot that was the newest when it was asked for; the query runs when it is read.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+
+import pyarrow as pa
+from msgspec.structs import replace
+
+from k2cli.config import Duration, QuerySettings, Settings, load_settings
+from k2cli.errors import NotFound, UsageError
+from k2cli.query.bars import one_minute_bars
+from k2cli.query.questions import explain_nothing, list_symbols, select_rows
+from k2cli.query.selection import Selected, Selection, selection_of
+from k2cli.records import KINDS, QUOTES, TRADES, RecordKind, TableFiles
+from k2cli.zones import resolve_zone
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+    from k2cli.query.engine import Engine, Session
+    from k2cli.query.protocol import AnyAnswer
+    from k2cli.query.sandbox import Sandbox
+    from k2cli.storage.lake import Lake
+
+T = TypeVar("T")
+Opening = Callable[[], AbstractContextManager["AnyAnswer"]]
+
+
+class Answer:
+    """What a question asks for. It runs, again each time, when it is read."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
+
+    def open(self) -> AbstractContextManager["AnyAnswer"]:
+        """Check the question, and open what answers it for one run."""
+        return self._opening()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Stream the rows with bounded memory; the first batch is empty and has the schema.
+
+        Raises:
+            K2Error: the query failed; not all rows were read.
+        """
+        with self.open() as opened:
+            yield from opened.batches()
+
+    def arrow(self) -> pa.Table:
+        """Read all rows into memory; prices are decimals, times UTC or those of the zone."""
+        return pa.Table.from_batches(self.batches())
+
+    def polars(self) -> "pl.DataFrame":
+        """Read all rows into a polars DataFrame."""
+        import polars as pl  # noqa: PLC0415
+
+        frame = pl.from_arrow(self.arrow())
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def pandas(self) -> "pd.DataFrame":
+        """Read all rows into a pandas DataFrame; decimals become `decimal.Decimal`.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        if find_spec("pandas") is None:
+            raise UsageError("pandas is not installed", hint="pip install pandas")
+        frame: pd.DataFrame = self.arrow().to_pandas()
+        return frame
+
+    def write(
+        self, path: str | os.PathLike[str], *, format: str | None = None, force: bool = False
+    ) -> int:
+        """Write all rows into a file, complete or not at all; return how many there are.
+
+        The format is that of the name (.parquet, .csv, .csv.gz, ...) unless one is given.
+
+        Raises:
+            UsageError: the file exists and `force` is off, or its format is unclear.
+        """
+        from k2cli.query.destination import choose_file  # noqa: PLC0415
+        from k2cli.query.formats import Format  # noqa: PLC0415
+
+        try:
+            chosen = None if format is None else Format(format)
+        except ValueError as exc:
+            known = ", ".join(each for each in Format if each is not Format.TABLE)
+            raise UsageError(f"format {format!r} is unknown", hint=f"choose {known}") from exc
+        file = choose_file(Path(path), chosen, is_forced=force)
+        with self.open() as opened:
+            return file.write(opened)
+
+
+class LakeReader:
+    """Answers questions about the tables of one lake. Made by `open_reader` and `k2cli.open_lake`.
+
+    Raises in all methods:
+        NotFound: there are no tables yet.
+        Unavailable: the catalog or the store does not answer.
+    """
+
+    def __init__(self, settings: Settings, *, sandbox: "Sandbox | None" = None) -> None:
+        self.settings = settings
+        self._stack = ExitStack()
+        self._lock = RLock()
+        self._open: dict[str, Any] = {} if sandbox is None else {"sandbox": sandbox}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what was opened."""
+        self._open.clear()
+        self._stack.close()
+
+    def trades(self, *, tz: str = "UTC", **selected: Unpack[Selected]) -> Answer:
+        """Ask for trades by time, as `k2 query trades` does; see `Selected` for what selects them.
+
+        Times of the answer are shown in `tz`, an IANA name.
+
+        Raises:
+            UsageError: a name, time or column that cannot be.
+        """
+        return self.rows(TRADES, selection_of(**selected), zone=_zone(tz))
+
+    def quotes(self, *, tz: str = "UTC", **selected: Unpack[Selected]) -> Answer:
+        """Ask for quotes by time; the parameters are those of `trades`."""
+        return self.rows(QUOTES, selection_of(**selected), zone=_zone(tz))
+
+    def symbols(self, *, tz: str = "UTC") -> Answer:
+        """Ask for every symbol: exchange, symbol, kind, rows, first_time, last_time."""
+        plans = [self.lake.plan(kind) for kind in self.lake.kinds()]
+        if not plans:
+            raise NotFound(f"there are no tables in {self.settings.home} yet", hint="k2 demo")
+        question = list_symbols([plan.kind for plan in plans])
+        return self.ask(plans, lambda session: session.ask(question), _zone(tz))
+
+    def bars(self, selection: Selection) -> Answer:
+        """Ask for the one-minute bars of a selection's trades. See `one_minute_bars`."""
+        question = one_minute_bars(selection)
+        plan = self.plan(TRADES, selection)
+        return self.ask([plan], lambda session: session.ask(question))
+
+    def sql(self, statement: str, *, timeout_s: float | None = None, tz: str = "UTC") -> Answer:
+        """Ask with a SELECT over `trades` and `quotes`, which can change or read nothing else.
+
+        It runs in a process of its own, within the limits of the settings under `query`, in UTC;
+        times of the answer are shown in `tz`. A table that does not exist yet is empty.
+
+        Raises:
+            UsageError: when it is read: the statement does not only read, or names what is not
+                there.
+            Unavailable: when it is read: it took longer or more memory than it may.
+        """
+        limits = self.settings.query
+        if timeout_s is not None:
+            limits = replace(limits, timeout=Duration(timeout_s))
+        zone = _zone(tz)
+
+        @contextmanager
+        def opening() -> Iterator["AnyAnswer"]:
+            sandbox = self._sandbox  # first: it starts while the tables are planned
+            with sandbox.ask(limits, self._all_files(), statement, zone=zone) as answer:
+                yield answer
+
+        return Answer(opening)
+
+    def rows(self, kind: RecordKind, selection: Selection, *, zone: str = "UTC") -> Answer:
+        """Ask for the rows of a selection, by time."""
+        return self.rows_of(self.plan(kind, selection), selection, zone=zone)
+
+    def rows_of(self, plan: TableFiles, selection: Selection, *, zone: str = "UTC") -> Answer:
+        """Ask for the rows of a selection that a plan was made for."""
+        question = select_rows(plan.kind, selection)
+        return self.ask([plan], lambda session: session.ask(question), zone)
+
+    def plan(self, kind: RecordKind, selection: Selection) -> TableFiles:
+        """Find the files that can hold rows of a selection."""
+        return self.lake.plan(
+            kind,
+            symbols=selection.symbols,
+            exchanges=selection.exchanges,
+            start=selection.span.start,
+            end=selection.span.end,
+        )
+
+    def explain_nothing(self, kind: RecordKind, selection: Selection) -> Sequence[str]:
+        """Say why a selection of symbols has no rows: what is stored of them, or is like them."""
+        if not selection.symbols:
+            return []
+        with self.engine.session([self.lake.plan(kind)]) as session:
+            return explain_nothing(session, kind, selection)
+
+    @property
+    def lake(self) -> "Lake":
+        """The open catalog."""
+        from k2cli.storage.lake import open_lake  # noqa: PLC0415  SQL may need no table
+
+        return self._opened("lake", lambda: open_lake(self.settings))
+
+    @property
+    def engine(self) -> "Engine":
+        """The DuckDB of k2's own questions."""
+        from k2cli.query.engine import open_engine  # noqa: PLC0415  27 MB
+
+        return self._opened("engine", lambda: open_engine(self.settings.query))
+
+    @property
+    def _sandbox(self) -> "Sandbox":
+        from k2cli.query.sandbox import open_sandbox  # noqa: PLC0415
+
+        return self._opened("sandbox", open_sandbox)
+
+    def _opened(self, name: str, opening: Callable[[], AbstractContextManager[T]]) -> T:
+        with self._lock:
+            if name not in self._open:
+                self._open[name] = self._stack.enter_context(opening())
+            opened: T = self._open[name]
+            return opened
+
+    def ask(
+        self,
+        plans: Sequence[TableFiles],
+        ask: Callable[["Session"], "AnyAnswer"],
+        zone: str = "UTC",
+    ) -> Answer:
+        """Make an answer of what `ask` asks in a session over the files of plans."""
+
+        @contextmanager
+        def opening() -> Iterator["AnyAnswer"]:
+            with self.engine.session(plans, zone=zone) as session:
+                yield ask(session)
+
+        return Answer(opening)
+
+    def _all_files(self) -> list[TableFiles]:
+        """Plan all files of every table; one that does not exist yet is empty."""
+        plans = {
+            kind.name: TableFiles(kind=kind, paths=(), columns={}, rows=0)
+            for kind in KINDS.values()
+        }
+        with suppress(NotFound):
+            for kind in self.lake.kinds():
+                plans[kind.name] = self.lake.plan(kind)
+        return list(plans.values())
+
+
+def open_reader(
+    home: str | os.PathLike[str] | None = None, *, profile: str | None = None
+) -> LakeReader:
+    """Open the lake that the settings name: those of the environment, k2.toml and a profile.
+
+    `home` is the folder of the embedded tables, instead of K2_HOME.
+
+    Raises:
+        NotFound: there are no tables yet.
+        ConfigError: a setting is wrong.
+    """
+    settings = load_settings(os.environ, home=None if home is None else Path(home), profile=profile)
+    reader = LakeReader(settings)
+    try:
+        reader.lake.kinds()
+    except BaseException:
+        reader.close()
+        raise
+    return reader
+
+
+def answer_of(rows: pa.Table, *, zone: str = "UTC") -> Answer:
+    """Make an answer of rows that are there already, to be written like any other."""
+
+    @contextmanager
+    def opening() -> Iterator["AnyAnswer"]:
+        from k2cli.query.engine import open_session  # noqa: PLC0415  27 MB
+
+        with open_session(QuerySettings(), [], zone=zone) as session:
+            yield session.ask_table(rows)
+
+    return Answer(opening)
+
+
+def _zone(name: str) -> str:
+    return resolve_zone(name, env=os.environ, what="tz")
