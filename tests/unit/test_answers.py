@@ -1,5 +1,6 @@
 """The Python API: `k2cli.open_lake()`, and what its answers can do."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -184,6 +185,21 @@ def test_wrong_parameters_are_usage_errors(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         lake.trades(**selected)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("settings_of")
+def test_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "python.md"
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", guide.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(guide), "exec"), names)
+    assert pq.read_metadata("btc.parquet").num_rows == 30
+    assert names["rows"] == 20
 
 
 def test_a_home_without_tables_says_so(tmp_path: Path) -> None:
