@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import Run
 from typer.testing import CliRunner
+from waiting import PATIENCE_S
 from within import k2_at
 
 from k2cli.commands.app import app
@@ -53,7 +54,7 @@ def shell(home: Path, command: str, **variables: str) -> Done:
         env={**env, "K2_HOME": str(home), **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     return Done(done.returncode, done.stdout, done.stderr.decode(errors="replace"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster
+from waiting import PATIENCE_S
 
 from k2cli.records import TRADES
 from k2cli.simulator import Simulator, SimulatorOptions, running_simulator
@@ -168,7 +169,7 @@ def test_all_routes_at_once_with_kills_store_each_trade_once(
             process.communicate()
     running = [cluster.start(*each) for each in words]
     for process in running:
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, stderr
     numbers = ids(cluster)
     assert numbers == list(range(numbers[0], numbers[0] + TRADES_COUNT))

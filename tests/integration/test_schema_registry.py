@@ -17,6 +17,7 @@ from cluster import Cluster
 from conftest import Run
 from services.fixtures import OwnRegistry
 from services.registry import RegistryAddress
+from waiting import PATIENCE_S
 
 from k2cli.errors import Unavailable
 from k2cli.ingestion.kafka.registry import open_registry
@@ -363,27 +364,28 @@ def hostile(send: Callable[[Callable[[bytes], object]], None]) -> Iterator[str]:
             thread.join()
 
 
+LONG = f"{PATIENCE_S}s"  # what is refused is refused before
 HOSTILE = pytest.mark.parametrize(
-    ("send", "reason"),
+    ("send", "reason", "timeout"),
     [
-        (dripping, "timed out"),
-        (dripping_headers, "timed out"),
-        (huge, "the answer exceeds 8 MiB"),
-        (bomb, "the answer is compressed (gzip)"),
+        (dripping, "timed out", "1s"),
+        (dripping_headers, "timed out", "1s"),
+        (huge, "the answer exceeds 8 MiB", LONG),
+        (bomb, "the answer is compressed (gzip)", LONG),
     ],
 )
 
 
 @HOSTILE
 def test_an_answer_is_bounded_in_size_and_time(
-    run: Run, send: Callable[[Callable[[bytes], object]], None], reason: str
+    run: Run, send: Callable[[Callable[[bytes], object]], None], reason: str, timeout: str
 ):
     began = time.monotonic()
     with hostile(send) as url:
-        result = run(["schema", "list", "--timeout", "1s", "--registry-option", f"url={url}"])
+        result = run(["schema", "list", "--timeout", timeout, "--registry-option", f"url={url}"])
     assert (result.exit_code, result.stdout) == (5, ""), result.stderr
     assert reason in result.stderr
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < PATIENCE_S
 
 
 def oauth_options(registry_url: str, token_url: str) -> list[str]:
@@ -418,17 +420,17 @@ def test_a_token_is_fetched_and_sent(run: Run):
 
 @HOSTILE
 def test_a_token_is_bounded_in_size_and_time(
-    run: Run, send: Callable[[Callable[[bytes], object]], None], reason: str
+    run: Run, send: Callable[[Callable[[bytes], object]], None], reason: str, timeout: str
 ):
     began = time.monotonic()
     with hostile(send) as url:
         options = oauth_options("http://127.0.0.1:1", url)
-        result = run(["schema", "list", "--timeout", "1s", *options])
+        result = run(["schema", "list", "--timeout", timeout, *options])
     assert (result.exit_code, result.stdout) == (5, ""), result.stderr
     assert reason in result.stderr
     assert "hint: see bearer.auth.*" in result.stderr
     assert "hush" not in result.stderr
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < PATIENCE_S
 
 
 @pytest.mark.parametrize(

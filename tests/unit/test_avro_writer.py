@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from avro_cases import LEG, TREE, array, decimal, enum, field, fixed, logical, mapped, record
+from waiting import PATIENCE_S
 
 from k2cli.avro.types import link
 from k2cli.avro.writer import writer_schema
@@ -127,4 +128,4 @@ def test_a_clique_of_records_is_refused_quickly():
     began = time.monotonic()
     with pytest.raises(BadData):
         writer_schema(json.loads(json.dumps(inner)))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < PATIENCE_S  # all paths would take years

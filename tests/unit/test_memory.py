@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import PATIENCE_S
 
 HOLES = """
 import os
@@ -38,7 +39,9 @@ print("duckdb" in sys.modules)
 
 def output_of(program: str) -> str:
     run = [sys.executable, "-c", program]
-    return subprocess.run(run, capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run(
+        run, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    ).stdout
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has to be asked for it")

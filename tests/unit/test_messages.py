@@ -1,7 +1,6 @@
 """Messages of all writers in one read: what cannot be decoded does not stop what can be."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from avro_cases import array, decimal, enum, field, record
 from builders import trades_batch
 from cluster import ids_of, unexpected, values_of
+from waiting import ManualClock
 
 from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import varint, wire_header
@@ -164,8 +164,9 @@ def test_a_value_that_is_not_a_record_is_described():
 class SlowRegistry:
     """Knows one schema, and takes a while to say that of the others."""
 
-    def __init__(self, takes_s: float) -> None:
+    def __init__(self, takes_s: float, clock: ManualClock) -> None:
         self._takes_s = takes_s
+        self._clock = clock
         self.asked: list[int] = []
 
     def schema(self, schema_id: int) -> Any:
@@ -173,22 +174,25 @@ class SlowRegistry:
             return TRADES.avro
         if schema_id not in self.asked:
             self.asked.append(schema_id)
-            time.sleep(self._takes_s)
+            self._clock.advance(self._takes_s)
         raise NotFound("unknown")
 
 
 def test_many_unknown_schemas_take_several_reads_and_lose_nothing():
-    registry = SlowRegistry(0.05)
-    reader = MessageReader(registry=registry, topic="t", kind=lambda: TRADES, observe=unexpected)
+    clock = ManualClock()
+    registry = SlowRegistry(0.05, clock)
+    reader = MessageReader(
+        registry=registry, topic="t", kind=lambda: TRADES, observe=unexpected, clock=clock
+    )
     values: list[bytes] = []
     for place, value in enumerate(values_of(trades_batch(40), wire_header(GOOD))):
         values += [value, wire_header(1000 + place) + value[5:]]
     numbers, offsets = np.zeros(80, np.int64), np.arange(80)
     begin, reads, taken, refused = 0, 0, [], []
     while begin < 80:
-        started = time.monotonic()
+        started_s = clock.now_s
         decoded = reader.read(values[begin:], numbers[begin:], offsets[begin:])
-        assert time.monotonic() - started < 1
+        assert clock.now_s - started_s < 1
         assert decoded.count > 0
         assert decoded.rows["platform_sequence"].to_pylist() == (decoded.places + begin).tolist()
         taken += (decoded.places + begin).tolist()

@@ -54,6 +54,7 @@ class MessageReader:
         kind: Callable[[], RecordKind],
         observe: Observer,
         facts: Facts = USUAL,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare for a topic.
 
@@ -61,6 +62,7 @@ class MessageReader:
         met. `facts` are for records of earlier schemas.
         """
         self._registry = registry
+        self._clock = clock
         self._topic = topic
         self._ask_kind = kind
         self._kind = kind()
@@ -88,7 +90,7 @@ class MessageReader:
         parts: list[tuple[pa.RecordBatch, npt.NDArray[np.int64]]] = []
         rejects: list[tuple[int, str]] = []
         count = len(values)
-        deadline = time.monotonic() + _ASK_S
+        deadline = self._clock() + _ASK_S
         for header, places in _by_header(values).items():
             try:
                 decoder = self._decoder(header, deadline)
@@ -123,7 +125,7 @@ class MessageReader:
         if len(header) < HEADER_BYTES or header[0] != MAGIC:
             return "not in the wire format of a schema registry"
         schema_id = int.from_bytes(header[1:])
-        if time.monotonic() > deadline:
+        if self._clock() > deadline:
             raise NotYet(f"schema {schema_id} was not asked for yet")
         try:
             schema = self._registry.schema(schema_id)
@@ -134,7 +136,7 @@ class MessageReader:
         except (BadData, ValueError, NotFound) as exc:
             return f"schema id {schema_id}: {exc}"  # asked again: it may be there next time
         self._decoders[header] = found
-        self._looked_at = time.monotonic()
+        self._looked_at = self._clock()
         if found.left_out:
             self._observe(
                 "fields_left_out",
@@ -169,9 +171,9 @@ class MessageReader:
 
     def _look_again(self) -> None:
         """Look now and then whether the table has by now what is left out."""
-        is_due = time.monotonic() - self._looked_at > _LOOK_AGAIN_S
+        is_due = self._clock() - self._looked_at > _LOOK_AGAIN_S
         if is_due and any(decoder.left_out for decoder in self._decoders.values()):
-            self._looked_at = time.monotonic()
+            self._looked_at = self._clock()
             self._refresh()
 
     def _refresh(self) -> None:
