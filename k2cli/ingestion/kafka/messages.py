@@ -46,7 +46,7 @@ class DecodedMessages(Decoded):
 class MessageReader:
     """Reads the values of a topic's messages that hold one kind of record, whoever wrote them."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the clock is another one in tests only
         self,
         *,
         registry: Registry,
