@@ -12,7 +12,9 @@ def main() -> None:
         if complete(instruction):
             return
     from k2cli.commands.terminal.streams import use_standard_streams  # noqa: PLC0415
+    from k2cli.startup import leave_out_pandas  # noqa: PLC0415
 
+    leave_out_pandas()
     use_standard_streams()
     # Importing the commands takes ten times as long as completing one, and may already write.
     from k2cli.commands.app import run  # noqa: PLC0415

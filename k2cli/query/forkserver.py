@@ -155,7 +155,3 @@ def main() -> None:
     """Serve on the socket whose descriptor is the argument."""
     _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
     os._exit(0)  # nothing is worth a finalizer
-
-
-if __name__ == "__main__":
-    main()

@@ -94,7 +94,7 @@ def open_sandbox() -> Iterator[Sandbox]:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            command = [sys.executable, "-P", "-m", "k2cli.query.forkserver", str(theirs.fileno())]
+            command = [sys.executable, "-P", "-m", "k2cli.query", str(theirs.fileno())]
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
