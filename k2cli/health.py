@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
-from multiprocessing import TimeoutError as LateError
-from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
+from msgspec import structs
+
+from k2cli.background import begin
 from k2cli.config import BOOTSTRAP, Settings
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 from k2cli.ingestion.kafka.consumer import count_messages
@@ -32,7 +33,6 @@ T = TypeVar("T")
 _SHOW: Final = "k2 config show --origin tells what is set, and where"
 _ANOTHER: Final = "choose another folder with --home"
 _PREFIX: Final = "market."  # of the topics that k2 makes, and so of their subjects
-_AT_ONCE: Final = 4
 _IDLE_S: Final = 60.0  # a consumer that is at work commits more often
 _COUNTED: Final = 10_000  # a lag up to this is counted: offsets are not all messages
 _LEAST_FREE_BYTES: Final = 1_000_000_000
@@ -91,7 +91,6 @@ class Survey:
     checks: Sequence[Check]
     tables: Sequence[TableStatus] = ()
     lag: Sequence[PartitionLag] = ()
-    is_under_way: bool = False  # somewhere a thread still waits for an answer
 
     @property
     def exit_code(self) -> int:
@@ -133,13 +132,11 @@ class _Registry:
 class _Question(Generic[T]):
     """A question under way, in a thread of its own; `whom` is asked."""
 
-    def __init__(
-        self, pool: ThreadPool, ask: Callable[[], T], *, whom: str, timeout_s: float
-    ) -> None:
+    def __init__(self, ask: Callable[[], T], *, whom: str, timeout_s: float) -> None:
         self._whom = whom
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
-        self._result: AsyncResult[T] = pool.apply_async(ask)
+        self._result = begin(ask)
 
     def answer(self) -> T:
         """Wait for the answer.
@@ -148,13 +145,9 @@ class _Question(Generic[T]):
             Unavailable: it is late.
         """
         try:
-            return self._result.get(max(0.0, self._deadline - time.monotonic()))
-        except LateError as exc:
+            return self._result.result(max(0.0, self._deadline - time.monotonic()))
+        except TimeoutError as exc:
             raise Unavailable(f"no answer from {self._whom} within {self._timeout_s:g} s") from exc
-
-    def is_under_way(self) -> bool:
-        """Tell whether the thread still waits."""
-        return not self._result.ready()
 
     def answer_or_none(self) -> T | None:
         """Wait for the answer; None where another check tells what is wrong."""
@@ -178,42 +171,44 @@ def survey(settings: Settings, *, group: str, timeout_s: float) -> Survey:
 
     What is not well is told by the checks, and not raised.
     """
-    with ThreadPool(_AT_ONCE) as pool:
 
-        def begin(ask: Callable[[], T], whom: str) -> _Question[T]:
-            return _Question(pool, ask, whom=whom, timeout_s=timeout_s)
+    def asked_of(ask: Callable[[], T], whom: str) -> _Question[T]:
+        return _Question(ask, whom=whom, timeout_s=timeout_s)
 
-        where = _catalog_name(settings)
-        catalog = begin(partial(_look_at_catalog, settings), where)
-        tables = begin(partial(_look_at_tables, settings, catalog), f"the store of {where}")
-        brokers = settings.kafka.get(BOOTSTRAP, "")
-        kafka = begin(partial(_look_at_kafka, settings, timeout_s), brokers) if brokers else None
-        url = redact_url(settings.schema_registry.get("url", ""))
-        registry = begin(partial(_look_at_registry, settings, timeout_s), url) if url else None
+    settings = _impatient(settings, timeout_s)
+    where = _catalog_name(settings)
+    catalog = asked_of(partial(_look_at_catalog, settings), where)
+    tables = asked_of(partial(_look_at_tables, settings, catalog), f"the store of {where}")
+    brokers = settings.kafka.get(BOOTSTRAP, "")
+    kafka = asked_of(partial(_look_at_kafka, settings, timeout_s), brokers) if brokers else None
+    url = redact_url(settings.schema_registry.get("url", ""))
+    registry = asked_of(partial(_look_at_registry, settings, timeout_s), url) if url else None
 
-        checks = [catalog.check("catalog", partial(_judge_catalog, settings))]
-        found = tables.answer_or_none()
-        statuses = [table.status for table in found or ()]
-        if catalog.answer_or_none() and found != []:
-            checks.append(tables.check("store", _judge_store))
-        checks += _judge_schemas(found or ())
-        if kafka:
-            checks.append(kafka.check("kafka", partial(_judge_kafka, brokers)))
-        if registry:
-            checks.append(registry.check("registry", partial(_judge_registry, url)))
-        asked: list[_Question[Any] | None] = [catalog, tables, kafka, registry]
-        lag: Sequence[PartitionLag] = ()
-        if kafka and (topics := kafka.answer_or_none()) and found is not None:
-            behind = begin(
-                partial(_look_at_lag, settings, topics, found, group, timeout_s), brokers
-            )
-            checks.append(behind.check("consumers", partial(judge_lag, statuses)))
-            lag = behind.answer_or_none() or ()
-            asked.append(behind)
-        is_under_way = any(question and question.is_under_way() for question in asked)
+    checks = [catalog.check("catalog", partial(_judge_catalog, settings))]
+    found = tables.answer_or_none()
+    statuses = [table.status for table in found or ()]
+    if catalog.answer_or_none() and found != []:
+        checks.append(tables.check("store", _judge_store))
+    checks += _judge_schemas(found or ())
+    if kafka:
+        checks.append(kafka.check("kafka", partial(_judge_kafka, brokers)))
+    if registry:
+        checks.append(registry.check("registry", partial(_judge_registry, url)))
+    lag: Sequence[PartitionLag] = ()
+    if kafka and (topics := kafka.answer_or_none()) and found is not None:
+        behind = asked_of(partial(_look_at_lag, settings, topics, found, group, timeout_s), brokers)
+        checks.append(behind.check("consumers", partial(judge_lag, statuses)))
+        lag = behind.answer_or_none() or ()
     if is_embedded(settings):
         checks.append(_check_disk(settings.home))
-    return Survey(checks=checks, tables=statuses, lag=lag, is_under_way=is_under_way)
+    return Survey(checks=checks, tables=statuses, lag=lag)
+
+
+def _impatient(settings: Settings, timeout_s: float) -> Settings:
+    """Bound the waits for an object store: the process cannot end while Arrow's threads wait."""
+    waits = ("s3.connect-timeout", "s3.request-timeout")
+    catalog = {**settings.catalog, **dict.fromkeys(waits, f"{timeout_s:g}")}
+    return structs.replace(settings, catalog=catalog)
 
 
 def _look_at_catalog(settings: Settings) -> _Catalog:

@@ -1,14 +1,13 @@
 """`k2 status`: whether everything is well, and what to do where it is not."""
 
 import json
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -29,7 +28,7 @@ from k2cli.commands.terminal.plain import printable
 from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.commands.terminal.streams import screen_width
 from k2cli.config import DEFAULT, Settings
-from k2cli.errors import K2Error, UsageError
+from k2cli.errors import UsageError
 from k2cli.iso import iso_utc
 
 if TYPE_CHECKING:
@@ -80,27 +79,12 @@ def status(
     if not watch:
         found = survey(config, group=GROUP, timeout_s=timeout_s)
         _shower(config, fmt)(found)
-        _end(found.exit_code, at_once=found.is_under_way)
-    is_under_way = False
+        raise typer.Exit(found.exit_code)
     with stopped_by_signals(stop.set), _redrawn(config, fmt) as show:
         while not stop.is_set():
             found = survey(config, group=GROUP, timeout_s=timeout_s)
-            is_under_way |= found.is_under_way
             show(found)
             stop.wait(every or _EVERY_S)
-    _end(0, at_once=is_under_way)
-
-
-def _end(code: int, *, at_once: bool) -> NoReturn:
-    """End with this code; at once where a thread still waits, which some libraries would join."""
-    if at_once:
-        try:
-            sys.stdout.flush()
-        except K2Error as exc:
-            output.error(exc)
-            code = exc.exit_code
-        os._exit(code)
-    raise typer.Exit(code)
 
 
 def _shower(config: Settings, fmt: TextOrJson) -> Show:

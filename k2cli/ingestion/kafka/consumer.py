@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing import TimeoutError as LateError
-from multiprocessing.pool import ThreadPool
 from typing import Final, cast
 
 import confluent_kafka
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from k2cli.background import begin
 from k2cli.flow import Observer
 from k2cli.ingestion.kafka.topics import IdentityRequest, Place, Topics
 from k2cli.ingestion.kafka.vendor import (
@@ -194,11 +193,11 @@ class TopicReader:
         left alone, with an event: the group takes its partitions back when its session has ended.
         """
         self._is_closing = True
-        with ThreadPool(1) as pool, translated(_CLOSED, self._kafka):
-            leaving = pool.apply_async(self._consumer.close)
+        leaving = begin(self._consumer.close)
+        with translated(_CLOSED, self._kafka):
             try:
-                leaving.get(patience_s)
-            except LateError:
+                leaving.result(patience_s)
+            except TimeoutError:
                 self._observe("group_not_left", waited_s=patience_s)
 
     def _is_event(self, message: Message) -> bool:
