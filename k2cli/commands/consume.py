@@ -14,6 +14,7 @@ import typer
 
 from k2cli.commands import output
 from k2cli.commands.events import LogFormat, LogLevel, Observer
+from k2cli.commands.followers import open_metrics
 from k2cli.commands.kafka import registry_settings
 from k2cli.commands.known import remember_tables
 from k2cli.commands.options import (
@@ -40,7 +41,6 @@ from k2cli.commands.options import (
     split_commas,
 )
 from k2cli.commands.signals import stopped_by_signals
-from k2cli.commands.stream import open_metrics
 from k2cli.errors import NotFound, UsageError
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from k2cli.commands.options import split_commas
-from k2cli.ingestion.binance.symbols import Market
+from k2cli.ingestion.symbols import Market
 
 
 class LoadTo(StrEnum):

@@ -7,7 +7,7 @@ import typer
 
 from k2cli.commands import output
 from k2cli.commands.options import DURATION, split_commas
-from k2cli.ingestion.binance.symbols import Market
+from k2cli.ingestion.symbols import Market
 from k2cli.symbols import fold_symbol
 
 if TYPE_CHECKING:
