@@ -139,7 +139,7 @@ def find_market(
 
 def _given(market: Market | None, exchange: str | None) -> Iterator[_Evidence]:
     if market is not None:
-        yield _Evidence(f"--market {market}", frozenset({market}))
+        yield _Evidence(f"--market {market}", frozenset({Market(market)}))
     for each in Market:
         if exchange is not None and exchange.strip() == each.exchange:
             yield _Evidence(f"--exchange {each.exchange}", frozenset({each}))
