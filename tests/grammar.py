@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from k2cli.commands.app import app
+from k2cli.ingestion.exchanges import EXCHANGES
 
 PATH = Path(__file__).parent.parent / "k2cli" / "completion" / "grammar.json"
 
@@ -18,7 +19,6 @@ _OPTIONS = {
     "--symbols": "symbols",
     "--exchange": "exchanges",
     "--columns": "columns",
-    "--channels": "channels",
     "--layout": "layouts",
     "--profile": "profiles",
     "--schema": "schemas",
@@ -84,6 +84,8 @@ def _values(param: Any, path: str, name: str, sources: dict[str, str]) -> Any:
     for each in (of, *get_args(of)):
         if isinstance(each, type) and issubclass(each, Enum):
             return [str(choice.value) for choice in each]
+    if name == "--channels":  # of the exchange that the command is named after
+        return {"several": list(EXCHANGES[path.rpartition(" ")[2]].channels)}
     return _SPECIAL.get((path, name), sources.get(name, True))
 
 

@@ -14,8 +14,9 @@ from waiting import PATIENCE_S
 from websockets.asyncio.server import ServerConnection, serve
 
 from k2cli.flow import Batch
-from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
-from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
+from k2cli.ingestion.binance.venues import VENUES, Channel
+from k2cli.ingestion.stream import ExchangeStream, StreamOptions
+from k2cli.ingestion.symbols import Market, parse_symbol
 
 BTC = parse_symbol("BTCUSDT", Market.SPOT)
 
@@ -58,7 +59,7 @@ def stream_of(
     market: Market = Market.SPOT,
     clock: Callable[[], float] = time.monotonic,
     **over: Any,
-) -> BinanceStream:
+) -> ExchangeStream:
     read = Read() if read is None else read
     options = {
         "instruments": [BTC],
@@ -67,7 +68,7 @@ def stream_of(
         "stale_after_s": PATIENCE_S,
         **over,
     }
-    return BinanceStream(
+    return ExchangeStream(
         options=StreamOptions(venue=VENUES[market], urls=urls, **options),
         observe=lambda event, **fields: read.events.append((event, fields)),
         clock=clock,

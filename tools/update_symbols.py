@@ -14,16 +14,11 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final
 
-from k2cli.ingestion.binance.listings import (
-    Pair,
-    format_listing,
-    merge_pairs,
-    parse_exchange_info,
-    parse_listing,
-)
-from k2cli.ingestion.binance.symbols import Market
+from k2cli.ingestion.binance.exchangeinfo import parse_exchange_info
+from k2cli.ingestion.listings import Pair, format_listing, merge_pairs, parse_listing
+from k2cli.ingestion.symbols import Market
 
-LIST: Final = Path(__file__).parent.parent / "k2cli" / "ingestion" / "binance" / "symbols.tsv"
+LIST: Final = Path(__file__).parent.parent / "k2cli" / "ingestion" / "symbols.tsv"
 _TIMEOUT_S: Final = 60
 
 

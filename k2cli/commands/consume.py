@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from k2cli.commands.followers import open_metrics
 from k2cli.commands.kafka import registry_settings
 from k2cli.commands.known import remember_tables
 from k2cli.commands.options import (
@@ -36,7 +37,6 @@ from k2cli.commands.options import (
     open_log,
     settings,
 )
-from k2cli.commands.stream import open_metrics
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import LogFormat, LogLevel, Observer
 from k2cli.commands.terminal.signals import stopped_by_signals

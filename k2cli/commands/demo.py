@@ -12,7 +12,8 @@ from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.streams import note
 from k2cli.config import Settings
-from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
+from k2cli.ingestion.binance.venues import VENUES, Channel
+from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.query.formats import Format
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def _say(step: int, text: str) -> None:
 
 
 def _stream(config: Settings, seconds: float) -> "Totals":
-    from k2cli.commands.stream import open_view
-    from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
+    from k2cli.commands.followers import follow, open_view
+    from k2cli.ingestion.stream import ExchangeStream, StreamOptions
     from k2cli.pipelines.sinks import TableSink
     from k2cli.pipelines.stream import Pump, PumpPolicy
     from k2cli.rejects import RejectLog
@@ -97,16 +98,13 @@ def _stream(config: Settings, seconds: float) -> "Totals":
             urls=[simulator.url],
         )
         pump = Pump(
-            source=BinanceStream(options=options, observe=observe),
+            source=ExchangeStream(options=options, observe=observe),
             sink=TableSink(lake=lake, exchange=venue.exchange, observe=observe),
             rejects=rejects,
             policy=PumpPolicy(flush_rows=100_000, flush_interval_s=2, duration_s=seconds),
             observe=observe,
         )
-        if view:
-            view.watch(pump.totals)
-            view.watch_end(lambda: pump.is_stopping)
-        return pump.run(view.on_batch if view else lambda _: None)
+        return pump.run(follow(pump, view))
 
 
 def _ask(config: Settings) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from k2cli.ingestion.binance.symbols import Market
+from k2cli.ingestion.symbols import Market
 from k2cli.symbols import split_commas
 
 

@@ -7,7 +7,7 @@ import typer
 
 from k2cli.commands.options import DURATION
 from k2cli.commands.terminal.streams import note
-from k2cli.ingestion.binance.symbols import Market
+from k2cli.ingestion.symbols import Market
 from k2cli.symbols import fold_symbol, split_commas
 
 if TYPE_CHECKING:

@@ -1,15 +1,20 @@
-"""`k2 stream`: a live exchange feed into the tables, or onto stdout."""
+"""`k2 stream`: a live exchange feed into the tables, onto Kafka, or onto stdout.
 
+Every exchange of the registry has a command, with the markets and channels that it has.
+"""
+
+import inspect
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from k2cli.commands.followers import follow, open_metrics, open_view
 from k2cli.commands.kafka import kafka_settings, produce_options
 from k2cli.commands.known import remember_series
 from k2cli.commands.options import (
@@ -35,24 +40,19 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.terminal import output
-from k2cli.commands.terminal.events import LogLevel, Observer
+from k2cli.commands.terminal.events import LogLevel, RunLog
 from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.config import BOOTSTRAP, Settings
-from k2cli.errors import Unavailable
-from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, Venue, parse_symbol
+from k2cli.ingestion.exchange import Exchange, Venue
+from k2cli.ingestion.exchanges import EXCHANGES
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 from k2cli.redaction import remember_secrets
 from k2cli.symbols import split_commas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from k2cli.commands.metrics import RunMetrics
-    from k2cli.commands.terminal.live import LiveView
-    from k2cli.flow import Batch, Sink, Totals
-    from k2cli.ingestion.binance.client import BinanceStream
-    from k2cli.pipelines.produce import ProduceOptions
-    from k2cli.pipelines.stream import Pump
+    from k2cli.ingestion.symbols import Instrument
+    from k2cli.pipelines.feed import FeedOptions
+    from k2cli.pipelines.stream import PumpPolicy
 
 stream_app = typer.Typer(help="Stream an exchange's live feed.", no_args_is_help=True)
 
@@ -65,13 +65,16 @@ class Destination(StrEnum):
     STDOUT = "stdout"
 
 
+_KAFKA, _STDOUT = Destination.KAFKA, Destination.STDOUT
+
+
 @stream_app.callback()
 def stream() -> None:
     """Stream an exchange's live feed into the tables."""
 
 
-@stream_app.command()
-def binance(
+def stream_exchange(
+    exchange: Exchange,
     symbols: Annotated[
         list[str],
         typer.Option(
@@ -81,15 +84,8 @@ def binance(
             show_default=False,
         ),
     ],
-    channels: Annotated[
-        list[str],
-        typer.Option(
-            "--channels", help="trade becomes trades, bookTicker quotes; a comma list of both."
-        ),
-    ] = ["trade"],  # noqa: B006
-    market: Annotated[
-        Market, typer.Option("--market", help="Spot, Binance.US, USD-M or COIN-M futures.")
-    ] = Market.SPOT,
+    channels: list[str],
+    market: str,
     url: Annotated[
         list[str] | None,
         typer.Option(
@@ -160,15 +156,7 @@ def binance(
             **DURATION,
         ),
     ] = None,
-    rejects: Annotated[
-        Path | None,
-        typer.Option(
-            "--rejects",
-            help="File for rejected frames.",
-            show_default="rejects/stream-binance.ndjson in the home folder",
-            callback=checked_file,
-        ),
-    ] = None,
+    rejects: Path | None = None,
     max_rejects: Annotated[
         int | None,
         typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
@@ -186,215 +174,176 @@ def binance(
     registry: RegistryOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """Stream trades and quotes from Binance, exactly once, until stopped.
+    """Stream trades and quotes from {title}, exactly once, until stopped.
 
     SIGINT, SIGTERM and SIGHUP end it cleanly after a last commit; a second signal ends it at once.
     A connection that drops is reopened; what the table holds already is not written twice.
     With --to kafka a trade is sent once in a run, and counts when the brokers hold it; outages of
     theirs are waited out.
 
-    Example: k2 stream binance --symbols BTCUSDT,ETHUSDT --channels trade,bookTicker
+    Example: k2 stream {name} {example}
     """
-    config = settings(home)
+    config, venue = settings(home), exchange.venues[market]
     for each in (*(url or ()), rest_url or ""):
         remember_secrets({"url": each})
-    is_clustered = bool(kafka_settings(config, kafka).get(BOOTSTRAP))
-    target = to or (Destination.KAFKA if is_clustered else Destination.TABLE)
-    instruments = [
-        parse_symbol(symbol, market, config.home) for symbol in split_commas(symbols or [])
-    ]
-    if not instruments:
-        raise typer.BadParameter("no symbol given", param_hint="--symbols")
-    chosen = _channels(channels)
-    if topic is not None and len(chosen) > 1:
-        raise typer.BadParameter("one topic holds one channel's rows", param_hint="--topic")
-
+    target = to or _usual_destination(config, kafka)
+    instruments = _instruments(venue, symbols, config)
+    chosen = _channels(venue, channels, topic)
     return_freed_memory()
-    from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
-    from k2cli.pipelines.stream import Pump, PumpPolicy
-    from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
+    from k2cli.ingestion.stream import StreamOptions
+    from k2cli.pipelines.feed import FeedOptions
 
-    defaults, venue = config.stream, VENUES[market]
-    options = StreamOptions(
+    source = StreamOptions(
         venue=venue,
         instruments=instruments,
         channels=chosen,
         urls=url or venue.urls,
         home=config.home,
-        connect_timeout_s=connect_timeout or defaults.connect_timeout,
-        stale_after_s=stale_after or defaults.stale_after,
+        connect_timeout_s=connect_timeout or config.stream.connect_timeout,
+        stale_after_s=stale_after or config.stream.stale_after,
         silent_after_s=silent_after,
         max_messages=max_messages,
     )
-    produce = partial(
-        produce_options,
-        config,
-        kafka=kafka,
-        registry=registry,
-        timeout=timeout,
-        topic=topic,
-        auto_register=auto_register,
+    produce = partial(produce_options, config, kafka=kafka, registry=registry, timeout=timeout)
+    options = FeedOptions(
+        stream=source,
+        policy=_policy(config, flush_rows, flush_interval, duration, max_rejects, max_reject_bytes),
+        rejects=rejects or config.home / "rejects" / f"stream-{exchange.name}.ndjson",
+        rest_url=rest_url or (None if url else venue.rest_url),
+        produce=produce(topic=topic, auto_register=auto_register) if target is _KAFKA else None,
+        out=sys.stdout.buffer if target is _STDOUT else None,
     )
-    policy = PumpPolicy(
-        flush_rows=flush_rows or defaults.flush_rows,
-        flush_interval_s=flush_interval or defaults.flush_interval,
+    log = partial(open_log, run=config.run, fmt=log_format, least=log_level, path=log_file)
+    log = partial(log, size_bytes=log_file_size, keep=log_file_keep)
+    title = None if log_format or target is _STDOUT else f"{venue.exchange} {','.join(chosen)}"
+    _run(options, config, log, title, metrics_address, summary)
+
+
+def _run(
+    options: "FeedOptions",
+    config: Settings,
+    open_run_log: Callable[[ExitStack], RunLog],
+    title: str | None,
+    metrics_address: Address | None,
+    summary: output.Summary,
+) -> None:
+    """Run a feed to its end, and print its sums; `title` is that of the live view, if any."""
+    from k2cli.pipelines.feed import open_feed
+
+    venue, is_printed = options.stream.venue, options.out is not None
+    with ExitStack() as files, open_run_log(files).ending() as log, ExitStack() as stack:
+        view = open_view(stack, title) if title is not None else None
+        log.view = view.on_event if view else None
+        metrics = open_metrics(stack, metrics_address, log.on_event)
+        observe = metrics.on_event if metrics else log.on_event
+        remember_series(config, ((venue.exchange, i.symbol) for i in options.stream.instruments))
+        feed = stack.enter_context(open_feed(options, config, observe))
+        stack.enter_context(stopped_by_signals(feed.pump.stop))
+        try:
+            freeze_loaded_objects()
+            feed.pump.run(follow(feed.pump, view, metrics))
+        finally:
+            feed.stream.report_silent_streams()
+            stack.close()
+            output.summary(feed.summarize(), summary, is_data_on_stdout=is_printed, log=log)
+        feed.check_connected(options.policy.duration_s)
+
+
+def _usual_destination(config: Settings, kafka: list[str] | None) -> Destination:
+    is_clustered = bool(kafka_settings(config, kafka).get(BOOTSTRAP))
+    return _KAFKA if is_clustered else Destination.TABLE
+
+
+def _instruments(venue: Venue, symbols: list[str], config: Settings) -> "list[Instrument]":
+    instruments = [venue.parse_symbol(symbol, config.home) for symbol in split_commas(symbols)]
+    if not instruments:
+        raise typer.BadParameter("no symbol given", param_hint="--symbols")
+    return instruments
+
+
+def _channels(venue: Venue, names: list[str], topic: str | None) -> list[str]:
+    channels = split_commas(names)
+    for name in channels:
+        if name not in venue.channels:
+            raise typer.BadParameter(
+                f"{name!r} is not one of {', '.join(venue.channels)}", param_hint="--channels"
+            )
+    if not channels:
+        raise typer.BadParameter("no channel given", param_hint="--channels")
+    if topic is not None and len(channels) > 1:
+        raise typer.BadParameter("one topic holds one channel's rows", param_hint="--topic")
+    return channels
+
+
+def _policy(
+    config: Settings,
+    flush_rows: int | None,
+    flush_interval: float | None,
+    duration: float | None,
+    max_rejects: int | None,
+    max_reject_bytes: int | None,
+) -> "PumpPolicy":
+    from k2cli.pipelines.stream import PumpPolicy
+    from k2cli.rejects import MAX_REJECT_BYTES
+
+    return PumpPolicy(
+        flush_rows=flush_rows or config.stream.flush_rows,
+        flush_interval_s=flush_interval or config.stream.flush_interval,
         duration_s=duration,
         max_rejects=max_rejects,
         max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
     )
-    with (
-        ExitStack() as files,
-        open_log(
-            files, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
-        ).ending() as log,
-        ExitStack() as stack,
-    ):
-        is_watched = log_format is None and target is not Destination.STDOUT
-        view = open_view(stack, _title(venue, chosen)) if is_watched else None
-        log.view = view.on_event if view else None
-        observe = log.on_event
-        metrics = open_metrics(stack, metrics_address, observe)
-        observe = _refreshing(
-            metrics.on_event if metrics else observe,
-            venue,
-            rest_url or (None if url else venue.rest_url),
-            config,
-        )
-        source = BinanceStream(options=options, observe=observe)
-        remember_series(config, ((venue.exchange, each.symbol) for each in instruments))
-        pump = Pump(
-            source=source,
-            sink=_open_sink(stack, target, config, produce, venue, chosen, observe),
-            rejects=stack.enter_context(
-                RejectLog(
-                    rejects or config.home / "rejects" / "stream-binance.ndjson", run=config.run
-                )
-            ),
-            policy=policy,
-            observe=observe,
-        )
-        stack.enter_context(stopped_by_signals(pump.stop))
-        try:
-            freeze_loaded_objects()
-            pump.run(_followed(pump, view, metrics))
-        finally:
-            source.report_silent_streams()
-            stack.close()
-            sums = _sums(source, pump.totals)
-            output.summary(sums, summary, is_data_on_stdout=target is Destination.STDOUT, log=log)
-        _check_reached(source, pump.totals, duration)
 
 
-def _refreshing(
-    observe: Observer, venue: Venue, rest_url: str | None, config: Settings
-) -> Observer:
-    """Refresh the list of symbols when the stream is connected, if there is a REST API to ask."""
-    if rest_url is None:
-        return observe
-    from k2cli.ingestion.binance.exchangeinfo import SymbolRefresh
+def add_exchange(app: typer.Typer, exchange: Exchange) -> None:
+    """Add the command that streams from an exchange, with the choices that this exchange has."""
+    market, *other_markets = exchange.markets
 
-    return SymbolRefresh(venue=venue, rest_url=rest_url, home=config.home, observe=observe).on_event
+    def command(**given: Any) -> None:
+        stream_exchange(exchange, **{"market": market, "rest_url": None, **given})
 
-
-def _title(venue: Venue, channels: list[Channel]) -> str:
-    return f"{venue.exchange} {','.join(channel.value for channel in channels)}"
-
-
-def _sums(source: "BinanceStream", totals: "Totals") -> dict[str, object]:
-    silent = len(source.silent_streams)
-    duration_s = round(totals.duration_s, 3)
-    return {**asdict(totals), "silent_streams": silent, "duration_s": duration_s}
-
-
-def _check_reached(source: "BinanceStream", totals: "Totals", duration_s: float | None) -> None:
-    """Tell a stream that came to its end from one that never began."""
-    if duration_s is not None and totals.duration_s >= duration_s and not source.was_connected:
-        raise Unavailable(
-            f"no connection was made within {duration_s:g} s",
-            hint="check the network, or name another server with --url",
-        )
+    parameters = dict(inspect.signature(stream_exchange).parameters)
+    del parameters["exchange"]
+    for name, (option, default) in _own_options(exchange).items():
+        parameters[name] = parameters[name].replace(annotation=option, default=default)
+    if not other_markets:
+        del parameters["market"]
+    if not any(venue.rest_url for venue in exchange.venues.values()):
+        del parameters["rest_url"]
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters.values()]
+    )
+    command.__annotations__ = {name: each.annotation for name, each in parameters.items()}
+    command.__doc__ = inspect.cleandoc(stream_exchange.__doc__ or "").format(
+        title=exchange.title, name=exchange.name, example=exchange.example
+    )
+    app.command(exchange.name)(command)
 
 
-def _channels(names: list[str]) -> list[Channel]:
-    channels = [_channel(name) for name in split_commas(names or [])]
-    if not channels:
-        raise typer.BadParameter("no channel given", param_hint="--channels")
-    return channels
+def _own_options(exchange: Exchange) -> dict[str, tuple[Any, Any]]:
+    """Return the options that differ between exchanges: their declarations and defaults."""
+    channels = [f"{name} ({kind})" for name, kind in exchange.channels.items()]
+    names = {name.upper(): name for name in exchange.markets}
+    markets = StrEnum("Market", names)  # type: ignore[misc]
+    rejects = typer.Option(
+        "--rejects",
+        help="File for rejected frames.",
+        show_default=f"rejects/stream-{exchange.name}.ndjson in the home folder",
+        callback=checked_file,
+    )
+    listed = f"Channels, comma-separated: {', '.join(channels)}."
+    return {
+        "channels": (
+            Annotated[list[str], typer.Option("--channels", help=listed)],
+            [next(iter(exchange.channels))],
+        ),
+        "market": (
+            Annotated[markets, typer.Option("--market", help=exchange.about_markets)],
+            markets(exchange.markets[0]),
+        ),
+        "rejects": (Annotated[Path | None, rejects], None),
+    }
 
 
-def _channel(name: str) -> Channel:
-    try:
-        return Channel(name)
-    except ValueError as exc:
-        raise typer.BadParameter(
-            f"{name!r} is not one of {', '.join(Channel)}", param_hint="--channels"
-        ) from exc
-
-
-def open_view(stack: ExitStack, title: str) -> "LiveView | None":
-    """Open the live view where people look: stderr is a terminal."""
-    if not sys.stderr.isatty():
-        return None
-    from k2cli.commands.terminal.live import LiveView
-
-    return stack.enter_context(LiveView(title=title))
-
-
-def open_metrics(
-    stack: ExitStack, address: Address | None, observe: Observer
-) -> "RunMetrics | None":
-    """Serve the run's metrics, if an address is given."""
-    if address is None:
-        return None
-    from k2cli.commands.metrics import serving_metrics
-
-    return stack.enter_context(serving_metrics(address, observe))
-
-
-def _followed(
-    pump: "Pump", view: "LiveView | None", metrics: "RunMetrics | None"
-) -> "Callable[[Batch], None]":
-    """Let the view and the metrics follow a run; return what is to see every batch."""
-    present = [follower for follower in (view, metrics) if follower]
-    for follower in present:
-        follower.watch(pump.totals)
-    if view:
-        view.watch_end(lambda: pump.is_stopping)
-
-    def on_batch(batch: "Batch") -> None:
-        for follower in present:
-            follower.on_batch(batch)
-
-    return on_batch
-
-
-def _open_sink(
-    stack: ExitStack,
-    to: Destination,
-    config: Settings,
-    produce: "Callable[[], ProduceOptions]",
-    venue: Venue,
-    channels: list[Channel],
-    observe: Observer,
-) -> "Sink":
-    from k2cli.pipelines.sinks import NdjsonSink, TableSink, TopicSink
-
-    match to:
-        case Destination.STDOUT:
-            return NdjsonSink(out=sys.stdout.buffer, exchange=venue.exchange, observe=observe)
-        case Destination.KAFKA:
-            from k2cli.pipelines.produce import open_topics
-            from k2cli.records import QUOTES, TRADES
-
-            topics = stack.enter_context(open_topics(produce(), observe=observe))
-            for channel in channels:
-                kind = TRADES if channel is Channel.TRADE else QUOTES
-                topics.prepare(kind, venue.asset_class)
-            return TopicSink(topics=topics, exchange=venue.exchange, observe=observe)
-        case Destination.TABLE:
-            from k2cli.pipelines.spill import SpillFolder
-            from k2cli.storage.lake import open_lake
-
-            lake = stack.enter_context(open_lake(config, create=True, observe=observe))
-            spill = SpillFolder(config, observe)
-            return TableSink(lake=lake, exchange=venue.exchange, observe=observe, spill=spill)
+for _exchange in EXCHANGES.values():
+    add_exchange(stream_app, _exchange)

@@ -15,7 +15,7 @@ from k2cli.completion.words import is_safe, read_words
 
 _PACKAGE: Final = Path(__file__).parent.parent
 _GRAMMAR: Final = Path(__file__).with_name("grammar.json")
-_LISTS: Final = frozenset({"symbols", "exchanges", "columns", "topics", "channels"})  # by commas
+_LISTS: Final = frozenset({"symbols", "exchanges", "columns", "topics"})  # by commas
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +110,23 @@ def _option(node: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 
 
 def _values(
-    values: bool | str | list[str], incomplete: str, line: _Line, environment: Mapping[str, str]
+    values: bool | str | list[str] | dict[str, list[str]],
+    incomplete: str,
+    line: _Line,
+    environment: Mapping[str, str],
 ) -> list[Candidate]:
-    """Return the values of an option or argument: a list of them, or the name of a source."""
-    if isinstance(values, bool):
-        return []
-    names = values if isinstance(values, list) else _SOURCES[values](line, environment)
+    """Return the values of an option or argument: one of a list, several of one, a source's."""
+    match values:
+        case bool():
+            return []
+        case str():
+            names, is_list = _SOURCES[values](line, environment), values in _LISTS
+        case dict():
+            names, is_list = values["several"], True
+        case _:
+            names, is_list = values, False
     before, text = "", incomplete
-    if isinstance(values, str) and values in _LISTS:  # what was typed of a comma list stays
+    if is_list:  # what was typed of a comma list stays
         head, comma, text = incomplete.rpartition(",")
         before = head + comma
         names = [name for name in names if name not in head.split(",")]
@@ -185,7 +194,6 @@ _SOURCES: Final[Mapping[str, Callable[[_Line, Mapping[str, str]], list[str]]]] =
     "profiles": _profiles,
     "schemas": _schema_names,
     "tables": lambda _line, _environment: ["trades", "quotes"],
-    "channels": lambda _line, _environment: ["trade", "bookTicker"],
 }
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from k2cli.errors import UsageError
-from k2cli.ingestion.binance.symbols import VENUES, Market
 from k2cli.ingestion.csv.layout import Layout
+from k2cli.ingestion.symbols import Market
 from k2cli.query.answer import Answer
 from k2cli.query.engine import Session
 from k2cli.query.questions import Question, filters, selected
@@ -81,7 +81,7 @@ def _columns_of_files(session: Session, layout: Layout, selection: Selection) ->
             break
         del columns[name]
     for market in map(Market, layout.market_columns):
-        venue = VENUES[market].exchange
+        venue = market.exchange
         if venue in exchanges:
             columns = _of_market(
                 columns, layout, market, is_alone=exchanges == [venue], zone=session.zone
@@ -95,7 +95,7 @@ def _of_market(
     """Fill the columns that are others in a market; name them so where all rows are of it."""
     own = layout.for_market(market)
     names = layout.market_columns[market]
-    is_of_it = f"exchange = {literal(VENUES[market].exchange)}"
+    is_of_it = f"exchange = {literal(market.exchange)}"
     result = {}
     for name, made in columns.items():
         if name not in names:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from k2cli.ingestion.binance.symbols import FUTURES, Market
+from k2cli.ingestion.symbols import FUTURES, Market
 from k2cli.symbols import fold_symbol, lower_symbol
 
 Ints = npt.NDArray[np.int64]

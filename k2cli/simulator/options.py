@@ -6,7 +6,7 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Final, Protocol
 
-from k2cli.ingestion.binance.symbols import Market
+from k2cli.ingestion.symbols import Market
 from k2cli.simulator.market import CHANNELS
 
 # What --garbage-every puts between the frames, in turn.

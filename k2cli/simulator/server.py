@@ -11,7 +11,8 @@ from concurrent.futures import wait as wait_for_futures
 from typing import Any, Final
 
 from k2cli.errors import BadData, NotFound, Unavailable, UsageError
-from k2cli.ingestion.binance.symbols import VENUES, Instrument, parse_symbol
+from k2cli.ingestion.binance.venues import VENUES
+from k2cli.ingestion.symbols import Instrument, parse_symbol
 from k2cli.simulator.connection import Connection
 from k2cli.simulator.market import CHANNELS, PAIRS, SyntheticMarket, first_id_at
 from k2cli.simulator.options import FrameSource, SimulatorOptions

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
-from k2cli.ingestion.binance.symbols import Instrument
+from k2cli.ingestion.symbols import Instrument
 
 # Names that are not ASCII are percent-encoded in paths, and plain in control messages.
 _STREAM: Final = re.compile(r"((?:[a-z0-9_]|[^\x00-\x7f])+@|!)[a-zA-Z0-9_]+(@[a-zA-Z0-9_]+)?")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from processes import SYMBOLS
 
-from k2cli.ingestion.binance.symbols import Market, parse_symbol
+from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.records import TRADES, message_ids
 
 START_US: Final = 1_723_075_200_000_000  # 2024-08-08, midnight

@@ -9,8 +9,9 @@ from processes import SYMBOLS, check_equal
 from report import Aim, Line, Setup
 
 from k2cli.ingestion.binance import protocol
-from k2cli.ingestion.binance.protocol import FrameParser, stream_names
-from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
+from k2cli.ingestion.binance.protocol import FrameParser
+from k2cli.ingestion.binance.venues import VENUES, Channel, stream_names
+from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.simulator.market import SyntheticMarket
 
 _CHUNK: Final = 4096  # frames, as the client parses them

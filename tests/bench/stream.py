@@ -15,8 +15,8 @@ from processes import (
 from report import Aim, Line, Setup
 
 from k2cli.config import load_settings
-from k2cli.ingestion.binance.protocol import stream_names, stream_url
-from k2cli.ingestion.binance.symbols import Channel, Market, parse_symbol
+from k2cli.ingestion.binance.venues import Channel, stream_names, stream_url
+from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import Run
 
 from k2cli.config import load_settings
-from k2cli.ingestion.binance.symbols import Market
+from k2cli.ingestion.symbols import Market
 from k2cli.records import KINDS
 from k2cli.simulator import SimulatorOptions, running_simulator
 from k2cli.storage.lake import open_lake

@@ -23,12 +23,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from k2cli.errors import Unavailable
-from k2cli.ingestion.binance.client import (
-    _QUEUE_HIGH_BYTES,
-    STREAMS_PER_CONNECTION,
-)
-from k2cli.ingestion.binance.reconnect import MIN_DELAY_S, AttemptBudget
-from k2cli.ingestion.binance.symbols import Channel, Instrument, Market, parse_symbol
+from k2cli.ingestion.binance.venues import STREAMS_PER_CONNECTION, Channel
+from k2cli.ingestion.reconnect import MIN_DELAY_S, AttemptBudget
+from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
+from k2cli.ingestion.websocket import _QUEUE_HIGH_BYTES
 from k2cli.simulator import SimulatorOptions, running_simulator
 
 DEAD = "ws://127.0.0.1:1"  # nothing listens there
@@ -190,7 +188,7 @@ def test_attempts_beyond_the_budget_wait_and_are_reported() -> None:
     read = Read()
     with running_simulator(SimulatorOptions(first_id=100, drop_after=5)) as simulator:
         stream = stream_of(simulator.url, read=read)
-        stream._budget = AttemptBudget(attempts=2, window_s=3600)
+        stream.connections._budget = AttemptBudget(attempts=2, window_s=3600)
         for batch in stream.batches():
             read.batches.append(batch)
             if read.values("attempts_limited", "retry_in_s"):
@@ -258,7 +256,7 @@ def test_slow_reader_does_not_make_a_connection_stale() -> None:
         stream = stream_of(simulator.url, read=read, stale_after_s=0.2, clock=clock)
         batches = stream.batches()
         read.batches.append(next(batches))
-        wait_for(lambda: stream._is_full(_QUEUE_HIGH_BYTES))  # so the connection is paused
+        wait_for(lambda: stream.queue.is_over(_QUEUE_HIGH_BYTES))  # so the connection is paused
         clock.advance(60)
         clock.readings = 0
         wait_for(lambda: clock.readings >= 3)  # the watchdog looks
@@ -460,10 +458,10 @@ def test_slow_reader_holds_the_exchange_back() -> None:
             read.batches.append(next(batches))
         sent = [0, -1]  # in the meantime nobody reads
         deadline = time.monotonic() + PATIENCE_S
-        while sent[-1] != sent[-2] or not stream._is_full(_QUEUE_HIGH_BYTES):
+        while sent[-1] != sent[-2] or not stream.queue.is_over(_QUEUE_HIGH_BYTES):
             time.sleep(0.4)
             sent.append(simulator.frames_sent)
-            queued = list(stream._queue)
+            queued = list(stream.queue._bursts)
             assert sum(burst.size_bytes for burst in queued) < 10_000_000
             assert time.monotonic() < deadline
         while read.messages < 2 * sent[-1]:

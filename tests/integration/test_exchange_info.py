@@ -27,8 +27,9 @@ from k2cli.ingestion.binance.exchangeinfo import (
     is_stale,
     refresh_symbols,
 )
-from k2cli.ingestion.binance.listings import home_list, known_listing
-from k2cli.ingestion.binance.symbols import VENUES, Market, parse_symbol
+from k2cli.ingestion.binance.venues import VENUES
+from k2cli.ingestion.listings import home_list, known_listing
+from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.simulator import SimulatorOptions, running_simulator
 
 SPOT = VENUES[Market.SPOT]

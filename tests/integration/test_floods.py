@@ -15,8 +15,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from k2cli.errors import Unavailable
-from k2cli.ingestion.binance.client import _FRAME_MIN_BYTES, _QUEUE_HIGH_BYTES, _READ_BYTES
-from k2cli.ingestion.binance.symbols import Channel, Market, parse_symbol
+from k2cli.ingestion.binance.venues import Channel
+from k2cli.ingestion.bursts import FRAME_MIN_BYTES
+from k2cli.ingestion.symbols import Market, parse_symbol
+from k2cli.ingestion.websocket import _QUEUE_HIGH_BYTES, _READ_BYTES
 from k2cli.simulator import SimulatorOptions, running_simulator
 
 PING = b"\x89\x7d" + b"x" * 125
@@ -48,14 +50,14 @@ def test_pings_whose_replies_are_never_read_end_the_connection() -> None:
 
 
 def test_queue_of_tiny_frames_is_bounded() -> None:
-    most = _QUEUE_HIGH_BYTES // _FRAME_MIN_BYTES + _READ_BYTES
+    most = _QUEUE_HIGH_BYTES // FRAME_MIN_BYTES + _READ_BYTES
     with serving(flooding(TINY * 5_000)) as url:
         stream = stream_of(url)
         batches = stream.batches()
         next(batches)  # now it connects
-        wait_for(lambda: stream._is_full(_QUEUE_HIGH_BYTES))
+        wait_for(lambda: stream.queue.is_over(_QUEUE_HIGH_BYTES))
         for _ in range(20):
-            queued = sum(len(burst.frames) for burst in list(stream._queue))
+            queued = sum(len(burst.frames) for burst in list(stream.queue._bursts))
             assert queued <= most
             assert next(batches).messages < 2 * 4096
         stream.stop()

@@ -18,8 +18,9 @@ from waiting import PATIENCE_S
 
 from k2cli.config import Settings, load_settings
 from k2cli.flow import Totals
-from k2cli.ingestion.binance.client import BinanceStream, StreamOptions
-from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
+from k2cli.ingestion.binance.venues import VENUES, Channel
+from k2cli.ingestion.stream import ExchangeStream, StreamOptions
+from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.pipelines.sinks import TableSink
 from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import QUOTES, TRADES, RecordKind
@@ -137,7 +138,7 @@ def stream(
         RejectLog(settings.home / "rejects", run="") as rejects,
     ):
         pump = Pump(
-            source=BinanceStream(options=options, observe=observe),
+            source=ExchangeStream(options=options, observe=observe),
             sink=TableSink(lake=lake, exchange=VENUES[market].exchange, observe=observe),
             rejects=rejects,
             policy=PumpPolicy(

@@ -7,8 +7,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k2cli.ingestion.binance.protocol import SEEN, FrameParser, Parsed
-from k2cli.ingestion.binance.symbols import VENUES, Market, parse_symbol
+from k2cli.ingestion.binance.protocol import SEEN, FrameParser
+from k2cli.ingestion.binance.venues import VENUES
+from k2cli.ingestion.exchange import Parsed
+from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.records import TRADES
 
 RECEIVED_US = 1_723_161_350_000_000

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from k2cli.errors import BadData, ConfigError, K2Error
-from k2cli.ingestion.binance.symbols import Market
 from k2cli.ingestion.csv.layout import load_layout, parse_layout
 from k2cli.ingestion.csv.market import markets_of_symbol
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
+from k2cli.ingestion.symbols import Market
 
 SPOT_LINE = "7001,61800.1,0.5,30900.05,1723161348055,True,True"
 FUTURES_LINE = "7001,61800.1,0.5,30900.05,1723161348055,true"

@@ -12,9 +12,10 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from k2cli.ingestion.binance.protocol import FrameParser
-from k2cli.ingestion.binance.symbols import VENUES, Market
+from k2cli.ingestion.binance.venues import VENUES
 from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
+from k2cli.ingestion.symbols import Market
 from k2cli.records import TRADES
 
 SYDNEY = ZoneInfo("Australia/Sydney")

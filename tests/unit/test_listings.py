@@ -8,17 +8,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from k2cli.ingestion.binance.listings import (
+from k2cli.ingestion.binance.exchangeinfo import parse_exchange_info
+from k2cli.ingestion.listings import (
     Pair,
     format_listing,
     home_list,
     known_listing,
     merge_pairs,
-    parse_exchange_info,
     parse_listing,
     shipped_text,
 )
-from k2cli.ingestion.binance.symbols import Market, parse_symbol
+from k2cli.ingestion.symbols import Market, parse_symbol
 
 TOOL = Path(__file__).parents[2] / "tools" / "update_symbols.py"
 
@@ -124,7 +124,7 @@ def test_damaged_home_list_is_ignored(tmp_path: Path, text: str) -> None:
 
 def test_tool_merges_answers_into_a_list(tmp_path: Path) -> None:
     """The tool is run as a person does, on a copy of it beside a list of its own."""
-    folder = tmp_path / "k2cli" / "ingestion" / "binance"
+    folder = tmp_path / "k2cli" / "ingestion"
     folder.mkdir(parents=True)
     tool = tmp_path / "tools" / TOOL.name
     tool.parent.mkdir()

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from k2cli.ingestion.binance.symbols import Market
+from k2cli.ingestion.symbols import Market
 from k2cli.simulator.market import SyntheticMarket, first_id_at, instrument
 from k2cli.simulator.recording import (
     Recording,

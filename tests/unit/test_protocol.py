@@ -12,15 +12,11 @@ import pyarrow as pa
 import pytest
 
 from k2cli.errors import UsageError
-from k2cli.ingestion.binance.listings import home_list
-from k2cli.ingestion.binance.protocol import (
-    SEEN,
-    FrameParser,
-    Parsed,
-    stream_names,
-    stream_url,
-)
-from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, parse_symbol
+from k2cli.ingestion.binance.protocol import SEEN, FrameParser
+from k2cli.ingestion.binance.venues import VENUES, Channel, stream_names, stream_url
+from k2cli.ingestion.exchange import Parsed
+from k2cli.ingestion.listings import home_list
+from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.records import QUOTES, TRADES, RecordKind
 
 RECEIVED_US = 1_723_161_350_000_000

@@ -3,8 +3,8 @@
 import pytest
 
 from k2cli.errors import ConfigError
-from k2cli.ingestion.binance import proxy as proxy_module
-from k2cli.ingestion.binance.proxy import proxy_for
+from k2cli.ingestion import websocket as proxy_module
+from k2cli.ingestion.websocket import proxy_for
 
 URL = "wss://exchange.example:9443/stream"
 

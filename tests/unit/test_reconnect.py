@@ -6,16 +6,9 @@ from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
-from k2cli.ingestion.binance.reconnect import (
-    MAX_ATTEMPTS,
-    MAX_DELAY_S,
-    MIN_DELAY_S,
-    STABLE_S,
-    WINDOW_S,
-    AttemptBudget,
-    Backoff,
-    retry_after_s,
-)
+from k2cli.ingestion.binance.venues import MAX_ATTEMPTS, WINDOW_S
+from k2cli.ingestion.reconnect import MAX_DELAY_S, MIN_DELAY_S, STABLE_S, AttemptBudget, Backoff
+from k2cli.ingestion.websocket import retry_after_s
 
 
 def test_connections_that_drop_at_once_stay_far_below_the_limit_of_the_exchange() -> None:
@@ -59,7 +52,7 @@ def test_every_server_is_tried_before_the_delay_grows() -> None:
 @pytest.mark.parametrize("step_s", [0.0, 0.01, 1.0, 7.0])
 def test_no_window_has_more_attempts_than_the_budget(step_s: float) -> None:
     clock = ManualClock()
-    budget = AttemptBudget(clock=clock)
+    budget = AttemptBudget(attempts=MAX_ATTEMPTS, window_s=WINDOW_S, clock=clock)
     taken: list[float] = []
     while len(taken) < 3 * MAX_ATTEMPTS:
         wait_s = budget.take()

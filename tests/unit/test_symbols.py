@@ -4,7 +4,8 @@ import pytest
 
 from k2cli.commands.options import symbol_names
 from k2cli.errors import UsageError
-from k2cli.ingestion.binance.symbols import VENUES, Instrument, Market, parse_symbol
+from k2cli.ingestion.binance.venues import VENUES
+from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Binance: protocol (pure parsing), client (connections), simulator (the exchange, locally)."""
+"""Binance: venues (servers and streams), protocol (pure parsing), exchangeinfo (its symbols)."""

@@ -7,24 +7,26 @@ gets nonsense from it, goes on with the list that it has.
 import ssl
 import threading
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
+
+import msgspec
 
 from k2cli.errors import UsageError
 from k2cli.files import replace_file
 from k2cli.flow import Observer
-from k2cli.ingestion.binance.listings import (
+from k2cli.ingestion.listings import (
     Pair,
     format_listing,
     home_list,
     merge_pairs,
-    parse_exchange_info,
+    pair_of,
     parse_listing,
 )
-from k2cli.ingestion.binance.symbols import Venue
+from k2cli.ingestion.symbols import Market
+from k2cli.symbols import fold_symbol, is_asset
 from k2cli.urls import check_url
 
 _MOST_BYTES: Final = 128 << 20  # of the unpacked answer; the spot market's is near 20 MB
@@ -32,7 +34,46 @@ _MAX_AGE_S: Final = 24 * 3600.0
 _STEP_TIMEOUT_S: Final = 10.0  # to connect, and between two reads
 _TIMEOUT_S: Final = 60.0  # for all of it
 
-Refresh = Callable[[], None]
+
+class ListedVenue(Protocol):
+    """A market whose REST API lists its symbols."""
+
+    @property
+    def market(self) -> Market:
+        """The market, which names the list."""
+
+    @property
+    def info_path(self) -> str:
+        """The path of `exchangeInfo` in the REST API."""
+
+
+class _Symbol(msgspec.Struct):
+    symbol: str
+    base: str = msgspec.field(name="baseAsset")
+    quote: str = msgspec.field(name="quoteAsset")
+
+
+class _ExchangeInfo(msgspec.Struct):
+    symbols: list[_Symbol]
+
+
+def parse_exchange_info(answer: bytes, date: str) -> dict[str, Pair]:
+    """Read the pairs of an answer to `exchangeInfo`, of any market.
+
+    {"symbols":[{"symbol":"BTCUSDT","status":"TRADING","baseAsset":"BTC","quoteAsset":"USDT"}]}
+
+    Raises:
+        ValueError: the answer is not one, or lists nothing.
+    """
+    info = msgspec.json.decode(answer, type=_ExchangeInfo)
+    pairs: dict[str, Pair] = {}
+    for each in info.symbols:
+        name, base, quote = map(fold_symbol, (pair_of(each.symbol), each.base, each.quote))
+        if is_asset(name) and is_asset(base) and is_asset(quote):
+            pairs[name] = Pair(base, quote, date)
+    if not pairs:
+        raise ValueError("lists no symbols")
+    return pairs
 
 
 def check_rest_url(base: str) -> None:
@@ -51,7 +92,7 @@ def check_rest_url(base: str) -> None:
 class SymbolRefresh:
     """Refresh the list of a market once, in the background, when the stream is connected."""
 
-    def __init__(self, *, venue: Venue, rest_url: str, home: Path, observe: Observer) -> None:
+    def __init__(self, *, venue: ListedVenue, rest_url: str, home: Path, observe: Observer) -> None:
         check_rest_url(rest_url)
         self._venue = venue
         self._rest_url = rest_url
@@ -86,7 +127,7 @@ class SymbolRefresh:
             self._observe("symbols_refreshed", url=self._rest_url, symbols=count)
 
 
-def is_stale(venue: Venue, home: Path) -> bool:
+def is_stale(venue: ListedVenue, home: Path) -> bool:
     """Return whether a market's list in the home folder is missing, damaged or a day old."""
     path = home_list(home, venue.market)
     try:
@@ -96,7 +137,7 @@ def is_stale(venue: Venue, home: Path) -> bool:
         return True
 
 
-def refresh_symbols(venue: Venue, *, rest_url: str, home: Path) -> int:
+def refresh_symbols(venue: ListedVenue, *, rest_url: str, home: Path) -> int:
     """Fetch `exchangeInfo`, and merge it into the home folder's list; return its pairs.
 
     Raises:
@@ -117,7 +158,7 @@ def refresh_symbols(venue: Venue, *, rest_url: str, home: Path) -> int:
     return len(listed)
 
 
-def _read(path: Path, venue: Venue) -> dict[str, Pair]:
+def _read(path: Path, venue: ListedVenue) -> dict[str, Pair]:
     return parse_listing(path.read_text(encoding="utf-8"), venue.market)
 
 

@@ -1,4 +1,4 @@
-"""The exchange's protocol, pure: stream names and URLs out, frames into RecordBatches.
+"""The exchange's protocol, pure: frames into RecordBatches.
 
 A trade and a quote as combined streams send them:
 
@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, cast
-from urllib.parse import quote, urlsplit
 
 import msgspec
 import numpy as np
@@ -37,34 +36,12 @@ from k2cli.columns import (
 )
 from k2cli.errors import UsageError
 from k2cli.flow import Reject
-from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue, parse_symbol
+from k2cli.ingestion.exchange import Parsed, Venue
+from k2cli.ingestion.symbols import Instrument
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids
-from k2cli.symbols import lower_symbol, normalize_symbol
-from k2cli.urls import check_url
+from k2cli.symbols import normalize_symbol
 
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-def stream_names(instruments: Sequence[Instrument], channels: Sequence[Channel]) -> list[str]:
-    """Name the streams of all instruments and channels: `btcusdt@trade`, `币安人生usdt@trade`."""
-    return [f"{lower_symbol(i.symbol)}@{c.value}" for i in instruments for c in channels]
-
-
-def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> str:
-    """Build the URL of a combined stream from a base such as `wss://stream.binance.com:9443`.
-
-    Names that are not ASCII are percent-encoded.
-
-    Raises:
-        UsageError: the base is not a ws:// or wss:// URL, or has a host or port that cannot exist.
-    """
-    check_url(base, "--url", UsageError)
-    parts = urlsplit(base)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.query:
-        raise UsageError(f"{base!r} is not a WebSocket base", hint="like ws://127.0.0.1:9443")
-    unit = "&timeUnit=MICROSECOND" if has_microseconds else ""
-    return f"{base.rstrip('/')}/stream?streams={quote('/'.join(names), safe='/@!')}{unit}"
-
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 _Time = Annotated[int, msgspec.Meta(ge=1, le=YEAR_9999_US)]
@@ -103,18 +80,6 @@ class _ErrorFrame(msgspec.Struct):
     code: int | UnsetType = UNSET
     msg: str | UnsetType = UNSET
     error: _ErrorBody | UnsetType = UNSET
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parsed:
-    """What a chunk of frames holds: every frame is a row, a reject, or a number only seen.
-
-    The batches of `seen` have the columns exchange, symbol and source_sequence.
-    """
-
-    rows: Sequence[tuple[RecordKind, pa.RecordBatch]]
-    rejects: Sequence[Reject]
-    seen: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()
 
 
 class FrameParser:
@@ -329,7 +294,7 @@ class FrameParser:
         instrument = self._instruments.get(symbol)
         if instrument is None or instrument.is_guess:
             try:
-                instrument = parse_symbol(symbol, self._venue.market, self._home)
+                instrument = self._venue.parse_symbol(symbol, self._home)
             except UsageError as exc:
                 raise Unfit(str(exc)) from exc
             if instrument.symbol != normalize_symbol(symbol):

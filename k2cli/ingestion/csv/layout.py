@@ -46,7 +46,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from k2cli.errors import ConfigError, NotFound, UsageError
-from k2cli.ingestion.binance.symbols import Market
+from k2cli.ingestion.symbols import Market
 from k2cli.nearest import suggestion
 from k2cli.paths import expanded
 from k2cli.records import KINDS, RecordKind

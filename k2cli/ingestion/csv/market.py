@@ -14,8 +14,8 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Final
 
 from k2cli.errors import BadData, UsageError
-from k2cli.ingestion.binance.listings import known_listing, pair_of
-from k2cli.ingestion.binance.symbols import FUTURES, VENUES, Market, parse_symbol
+from k2cli.ingestion.listings import known_listing, pair_of
+from k2cli.ingestion.symbols import FUTURES, Market, parse_symbol
 from k2cli.symbols import fold_symbol, normalize_symbol
 
 _SUFFIXES: Final = (".gz", ".zst", ".zip", ".csv", ".txt")
@@ -139,10 +139,10 @@ def find_market(
 
 def _given(market: Market | None, exchange: str | None) -> Iterator[_Evidence]:
     if market is not None:
-        yield _Evidence(f"--market {market}", frozenset({market}))
-    for venue in VENUES.values():
-        if exchange is not None and exchange.strip() == venue.exchange:
-            yield _Evidence(f"--exchange {venue.exchange}", frozenset({venue.market}))
+        yield _Evidence(f"--market {market}", frozenset({Market(market)}))
+    for each in Market:
+        if exchange is not None and exchange.strip() == each.exchange:
+            yield _Evidence(f"--exchange {each.exchange}", frozenset({each}))
 
 
 def _evidence(dump: Dump) -> Iterator[_Evidence]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
-from k2cli.ingestion.binance.symbols import VENUES, Market, parse_symbol
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
 from k2cli.ingestion.csv.market import Named, parse_name, plain_name
+from k2cli.ingestion.symbols import Market, parse_symbol
 
 _OPTIONS: Final = {
     "symbol": "give it with --symbol, or --reference company_info.csv with a line for the file",
@@ -59,8 +59,7 @@ def file_values(
         values["symbol"] = _symbol(options, stem, named)
     defaults = dict(layout.constants)
     if market is not None:
-        venue = VENUES[market]
-        defaults |= {"exchange": venue.exchange, "asset_class": venue.asset_class}
+        defaults |= {"exchange": market.exchange, "asset_class": market.asset_class}
         if "symbol" in values:
             # Unknown ones fail here, not row by row.
             parse_symbol(values["symbol"], market, options.home)

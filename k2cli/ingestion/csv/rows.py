@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from k2cli.columns import Ints, Unfit, VendorData, decimals_of, timestamps, to_batch
 from k2cli.errors import UsageError
-from k2cli.ingestion.binance.symbols import Instrument, Market, parse_symbol
 from k2cli.ingestion.csv.headers import Columns, time_fields
 from k2cli.ingestion.csv.ids import Labels, any_ids, check_ids, number_ids, other_ids, place_ids
 from k2cli.ingestion.csv.ids import Rows as IdRows
@@ -25,6 +24,7 @@ from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
 from k2cli.ingestion.csv.market import markets_of_symbol
 from k2cli.ingestion.csv.numbers import plain_numbers
 from k2cli.ingestion.csv.times import TimeReader, whole_numbers
+from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
 from k2cli.symbols import normalize_symbol
 
 _HALVE_ABOVE: Final = 32  # rows; fewer are tried one by one

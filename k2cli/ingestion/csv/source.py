@@ -14,7 +14,6 @@ import msgspec
 
 from k2cli.errors import BadData, UsageError
 from k2cli.flow import Batch
-from k2cli.ingestion.binance.symbols import Market, parse_symbol
 from k2cli.ingestion.csv.blocks import (
     BOM,
     LONGEST_LINE,
@@ -38,6 +37,7 @@ from k2cli.ingestion.csv.market import Dump, check_dump, find_market, plain_name
 from k2cli.ingestion.csv.names import CsvOptions, file_values
 from k2cli.ingestion.csv.rows import Facts, RowBuilder
 from k2cli.ingestion.csv.times import check_zone
+from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.records import nth_copy
 from k2cli.symbols import normalize_symbol
 

@@ -1,12 +1,12 @@
-"""The exchange's markets and channels, and how a symbol splits into base and quote asset.
+"""How a symbol splits into base and quote asset, and the markets whose symbols k2 has lists of.
 
-The split is the exchange's own, from its lists of each market (see listings.py). A symbol that
-no list has is split by the quote asset at its end; where that is not enough (a new quote asset),
-the user writes the split: `FOO/BAR`.
+The split is the exchange's own, from the list of a market (see listings.py). A symbol that no
+list has is split by the quote asset at its end; where that is not enough (a new quote asset), the
+user writes the split: `FOO/BAR`.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -14,84 +14,36 @@ from pathlib import Path
 from typing import Final
 
 from k2cli.errors import UsageError
-from k2cli.ingestion.binance.listings import known_listing
+from k2cli.ingestion.listings import Listing, known_listing
 from k2cli.symbols import fold_symbol, is_asset
 
 
 class Market(StrEnum):
-    """Where on the exchange: each market has its own id series, and so its own exchange name."""
+    """A market of Binance: each has its own ids, and so its own exchange name."""
 
     SPOT = "spot"
     US = "us"
     USDM = "usdm"
     COINM = "coinm"
 
+    @property
+    def exchange(self) -> str:
+        """The name in the column `exchange`."""
+        return _EXCHANGES[self]
 
-FUTURES: Final = frozenset({Market.USDM, Market.COINM})
-
-
-class Channel(StrEnum):
-    """The kinds of stream that k2 subscribes to."""
-
-    TRADE = "trade"
-    BOOK_TICKER = "bookTicker"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Venue:
-    """What k2 must know of one market."""
-
-    market: Market
-    exchange: str
-    asset_class: str
-    urls: tuple[str, ...]  # bases, in failover order
-    has_microseconds: bool  # understands timeUnit=MICROSECOND
-    rest_url: str  # base of the REST API
-    info_path: str  # of `exchangeInfo` in it
+    @property
+    def asset_class(self) -> str:
+        """What the market trades, as the column `asset_class` names it."""
+        return "futures" if self in FUTURES else "crypto"
 
 
-VENUES: Final = {
-    Market.SPOT: Venue(
-        market=Market.SPOT,
-        exchange="BINANCE",
-        asset_class="crypto",
-        urls=(
-            "wss://stream.binance.com:9443",
-            "wss://stream.binance.com:443",
-            "wss://data-stream.binance.vision",
-        ),
-        has_microseconds=True,
-        rest_url="https://api.binance.com",
-        info_path="/api/v3/exchangeInfo",
-    ),
-    Market.US: Venue(
-        market=Market.US,
-        exchange="BINANCE_US",
-        asset_class="crypto",
-        urls=("wss://stream.binance.us:9443",),
-        has_microseconds=True,
-        rest_url="https://api.binance.us",
-        info_path="/api/v3/exchangeInfo",
-    ),
-    Market.USDM: Venue(
-        market=Market.USDM,
-        exchange="BINANCE_USDM",
-        asset_class="futures",
-        urls=("wss://fstream.binance.com/public",),
-        has_microseconds=False,
-        rest_url="https://fapi.binance.com",
-        info_path="/fapi/v1/exchangeInfo",
-    ),
-    Market.COINM: Venue(
-        market=Market.COINM,
-        exchange="BINANCE_COINM",
-        asset_class="futures",
-        urls=("wss://dstream.binance.com",),
-        has_microseconds=False,
-        rest_url="https://dapi.binance.com",
-        info_path="/dapi/v1/exchangeInfo",
-    ),
+_EXCHANGES: Final[Mapping[Market, str]] = {
+    Market.SPOT: "BINANCE",
+    Market.US: "BINANCE_US",
+    Market.USDM: "BINANCE_USDM",
+    Market.COINM: "BINANCE_COINM",
 }
+FUTURES: Final = frozenset({Market.USDM, Market.COINM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +67,19 @@ _SETTLED: Final = re.compile(r"(?:SETTLED)+$")  # what the archive calls a contr
 
 
 def parse_symbol(text: str, market: Market, home: Path | None = None) -> Instrument:
-    """Read a symbol of a market as users and the exchange write it: `BTCUSDT`, `btcusdt`,
-    `BTC/USDT`, `BTC-USDT`, `ETHUSD_PERP`, `BTCUSDT_250926`, `币安人生USDT`.
+    """Read a symbol of a market by its list; see `split_symbol`.
 
-    `home` is the folder with what the exchange said last; without it the shipped list decides.
+    `home` is the folder with the list that was refreshed last; without it the shipped one decides.
+
+    Raises:
+        UsageError: not a symbol, or one whose quote asset is not known.
+    """
+    return split_symbol(text, known_listing(market, home))
+
+
+def split_symbol(text: str, listing: Listing) -> Instrument:
+    """Read a symbol as users and exchanges write it: `BTCUSDT`, `btcusdt`, `BTC/USDT`,
+    `BTC-USDT`, `ETHUSD_PERP`, `BTCUSDT_250926`, `币安人生USDT`.
 
     Raises:
         UsageError: not a symbol, or one whose quote asset is not known.
@@ -132,10 +93,10 @@ def parse_symbol(text: str, market: Market, home: Path | None = None) -> Instrum
     pair = match[1] if match else ""
     if not is_asset(pair) or not _SHORTEST <= len(pair) <= _LONGEST:
         raise UsageError(f"{text[:80]!r} is not a symbol", hint="write it like BTCUSDT or BTC/USDT")
-    listed = known_listing(market, home).pairs.get(pair)
+    listed = listing.pairs.get(pair)
     if listed:
         return Instrument(word, listed.base, listed.quote)
-    base, quote = _guess(_SETTLED.sub("", pair) or pair, market, home)
+    base, quote = _guess(_SETTLED.sub("", pair) or pair, listing)
     if not base:
         raise UsageError(
             f"cannot tell the quote asset of {word}",
@@ -144,13 +105,12 @@ def parse_symbol(text: str, market: Market, home: Path | None = None) -> Instrum
     return Instrument(word, base, quote, is_guess=True)
 
 
-def _guess(pair: str, market: Market, home: Path | None) -> tuple[str, str]:
+def _guess(pair: str, listing: Listing) -> tuple[str, str]:
     """Split a pair that no list has by its end; two empty texts if no end is a quote asset.
 
     A base asset that is known counts more than a quote asset of this market; among equals the
     quote asset with the most pairs is the likeliest: ADAEUR is ADA/EUR, not AD/AEUR.
     """
-    listing = known_listing(market, home)
     elsewhere = _assets_of_all_markets()
     best: tuple[tuple[int, int, int, int], str, str] | None = None
     for base, quote in _splits(pair):

@@ -1,8 +1,8 @@
-"""Which base and quote asset a symbol of the exchange has, per market.
+"""Which base and quote asset a symbol has: dated lists of pairs, one per market.
 
-k2 ships a dated list of the exchange's pairs (symbols.tsv), delisted ones too, and keeps what
-`exchangeInfo` said last in the home folder, in the same format. A line is market, date, quote
-asset, and the base assets that were listed against it by that date:
+k2 ships a list (symbols.tsv), delisted pairs included, and keeps what the exchange listed last in
+the home folder, in the same format. A line is market, date, quote asset, and the base assets that
+were listed against it by that date:
 
     spot	2025-05	AEUR	BTC ETH EUR
 
@@ -17,10 +17,6 @@ from functools import cache, cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Final, NamedTuple
-
-import msgspec
-
-from k2cli.symbols import fold_symbol, is_asset
 
 _FILE: Final = "symbols.tsv"
 _FIELDS: Final = 4
@@ -92,37 +88,8 @@ def merge_pairs(pairs: dict[str, Pair], others: Pairs) -> None:
             pairs[name] = pair
 
 
-class _Symbol(msgspec.Struct):
-    symbol: str
-    base: str = msgspec.field(name="baseAsset")
-    quote: str = msgspec.field(name="quoteAsset")
-
-
-class _ExchangeInfo(msgspec.Struct):
-    symbols: list[_Symbol]
-
-
-def parse_exchange_info(answer: bytes, date: str) -> dict[str, Pair]:
-    """Read the pairs of an answer to `exchangeInfo`, of any market.
-
-    {"symbols":[{"symbol":"BTCUSDT","status":"TRADING","baseAsset":"BTC","quoteAsset":"USDT"}]}
-
-    Raises:
-        ValueError: the answer is not one, or lists nothing.
-    """
-    info = msgspec.json.decode(answer, type=_ExchangeInfo)
-    pairs: dict[str, Pair] = {}
-    for each in info.symbols:
-        name, base, quote = map(fold_symbol, (pair_of(each.symbol), each.base, each.quote))
-        if is_asset(name) and is_asset(base) and is_asset(quote):
-            pairs[name] = Pair(base, quote, date)
-    if not pairs:
-        raise ValueError("lists no symbols")
-    return pairs
-
-
 def home_list(home: Path, market: str) -> Path:
-    """Return where the home folder keeps what the exchange said last of a market."""
+    """Return the path of the list that was refreshed from the exchange last."""
     return home / "symbols" / f"binance-{market}.tsv"
 
 
@@ -161,7 +128,7 @@ def known_listing(market: str, home: Path | None = None) -> Listing:
 @cache
 def shipped_text() -> str:
     """Return the list that k2 ships."""
-    folder = resources.files("k2cli.ingestion.binance")
+    folder = resources.files("k2cli.ingestion")
     return (folder / _FILE).read_text(encoding="utf-8")
 
 

@@ -1,28 +1,20 @@
 """When to reconnect: the delay after a lost connection, and a budget of attempts per window.
 
-The exchange bans an address after 300 connection attempts in 5 minutes, so a connection that is
-accepted and dropped again and again must not be reopened at full speed.
+Exchanges ban an address after too many connection attempts, so a connection that is accepted and
+dropped again and again must not be reopened at full speed.
 """
 
 import random
 import time
 from collections import deque
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Final
-
-from websockets.exceptions import InvalidStatus
 
 STABLE_S: Final = 60.0  # a connection that lasted this long resets the backoff
 MIN_DELAY_S: Final = 0.25
 MAX_DELAY_S: Final = 30.0
 _FIRST_CEILING_S: Final = 0.5
 _MAX_DOUBLINGS: Final = 10
-# Half of what the exchange allows, for all connections of a process.
-MAX_ATTEMPTS: Final = 150
-WINDOW_S: Final = 300.0
-_THROTTLED: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.IM_A_TEAPOT)
-_MAX_RETRY_AFTER_S: Final = 3600.0
 
 
 class Backoff:
@@ -56,8 +48,8 @@ class AttemptBudget:
     def __init__(
         self,
         *,
-        attempts: int = MAX_ATTEMPTS,
-        window_s: float = WINDOW_S,
+        attempts: int,
+        window_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._attempts = attempts
@@ -74,11 +66,3 @@ class AttemptBudget:
             return self._times[0] + self._window_s - now
         self._times.append(now)
         return 0.0
-
-
-def retry_after_s(exc: Exception) -> float:
-    """Return the seconds for which a throttling server asked for no attempt; 0 if it did not."""
-    if not isinstance(exc, InvalidStatus) or exc.response.status_code not in _THROTTLED:
-        return 0.0
-    text = exc.response.headers.get("Retry-After", "")
-    return min(float(text), _MAX_RETRY_AFTER_S) if text.isascii() and text.isdecimal() else 0.0

@@ -1,255 +1,165 @@
-"""Connections to the exchange, as a source of batches.
+"""WebSocket connections that are kept open: failover, sessions, back-pressure, watchdog.
 
-One thread runs the connections and puts every frame, with the time it came, into a queue; the
-thread that iterates over `batches` takes what has come since, parses it and yields it. When the
-queue is long the connections stop reading, so that back-pressure reaches the exchange and memory
-stays bounded.
+`Connections` holds one connection per subscription, in an event loop of its own. What it receives
+goes into a `BurstQueue`, as the payloads of messages with one receive time per read from the
+network. When the queue is long the connections stop reading, so that back-pressure reaches the
+exchange and memory stays bounded. Nothing here depends on which exchange it is.
+
+This is the only module of ingestion that imports the WebSocket library: what it takes to
+replace it is here, proxies and redirects included, which is why the module is long.
 """
 
 import asyncio
 import ssl
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from importlib.util import find_spec
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
+from websockets.exceptions import InvalidProxy, InvalidStatus, InvalidURI, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event
+from websockets.proxy import get_proxy, parse_proxy
 from websockets.uri import parse_uri
 
-from k2cli.errors import K2Error, Unavailable
-from k2cli.flow import Batch, Observer
-from k2cli.ingestion.binance.protocol import FrameParser, stream_names, stream_url
-from k2cli.ingestion.binance.proxy import proxy_for
-from k2cli.ingestion.binance.reconnect import AttemptBudget, Backoff, retry_after_s
-from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue
-from k2cli.records import QUOTES, TRADES
+from k2cli.errors import ConfigError, K2Error, Unavailable
+from k2cli.flow import Observer
+from k2cli.ingestion.bursts import BurstQueue
+from k2cli.ingestion.reconnect import AttemptBudget, Backoff
+from k2cli.urls import check_password
 
-# 200 names keep the URL far below the 8 KiB that servers take; the exchange allows 1024.
-STREAMS_PER_CONNECTION: Final = 200
-_CHUNK_FRAMES: Final = 4096  # parsed at once, about
-_TICK_S: Final = 0.05  # how long frames gather before they are parsed
 _QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # of frames; reading pauses above, until half of it
-_FRAME_MIN_BYTES: Final = 512  # a smaller frame counts as this much: it costs as much to handle
 _READ_BYTES: Final = 32 * 1024  # at most at once: a thread that parses tiny frames takes no stop
 _UNSENT_MAX_BYTES: Final = 1024 * 1024  # of pongs that the exchange does not read
-_SILENT_FACTOR: Final = 3  # times `stale_after_s`
-_SILENT_REPORT_S: Final = 3600.0
-_LISTED_STREAMS: Final = 20  # in one report
+_DRAIN_CHECK_S: Final = 0.01  # between two looks at a queue that is too long
 _CLOSE_S: Final = 0.3  # for the closing handshake
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
-_SHUTDOWN: Final = b"serverShutdown"
-_SHUTDOWN_MAX_BYTES: Final = 256
-_RETRIED_STATUS: Final = (
-    HTTPStatus.REQUEST_TIMEOUT,
+_NOTICE_MAX_BYTES: Final = 256  # a longer frame is not a notice, whatever it contains
+_THROTTLED: Final = (
     HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.IM_A_TEAPOT,  # the exchange's "banned for a while"
+    HTTPStatus.IM_A_TEAPOT,  # "banned for a while", at some exchanges
+)
+_RETRIED_STATUS: Final = (HTTPStatus.REQUEST_TIMEOUT, *_THROTTLED)
+_MAX_RETRY_AFTER_S: Final = 3600.0
+_SOCKS_PORT: Final = 1080
+_PROXY: Final = "the proxy from the environment"
+_PROXY_HINT: Final = (
+    "like http://HOST:PORT or socks5h://HOST:PORT in HTTPS_PROXY; NO_PROXY names exceptions"
 )
 
-_KINDS: Final = {Channel.TRADE: TRADES, Channel.BOOK_TICKER: QUOTES}
 _DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 
-class _Burst(NamedTuple):
-    """Frames that came with one read from the network."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscription:
+    """What one connection asks for, of whichever server it is connected to."""
 
-    session: int
-    received_us: int
-    frames: list[bytes]
-    size_bytes: int
+    streams: int
+    urls: Sequence[str]  # one per base
+    messages: Sequence[str] = ()  # to send once connected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StreamOptions:
-    """What to subscribe to, where, and when to give up on a connection or to end."""
+class ConnectionOptions:
+    """Which servers there are, and when to give up on a connection or to end."""
 
-    venue: Venue
-    instruments: Sequence[Instrument]
-    channels: Sequence[Channel]
-    urls: Sequence[str]  # bases, in failover order
-    home: Path | None = None  # the folder with what the exchange said last of its symbols
-    connect_timeout_s: float = 10.0  # for the first connection; later outages are waited out
-    stale_after_s: float = 60.0
-    silent_after_s: float | None = None  # without market data, after some; 3 * stale_after_s
-    max_messages: int | None = None
+    bases: Sequence[str]  # in failover order, as events name them
+    attempts: int  # to connect, within each window, for all connections
+    window_s: float
+    shutdown_notice: bytes  # in the short frame that announces the end; empty: there is none
+    connect_timeout_s: float  # for the first connection; later outages are waited out
+    stale_after_s: float  # without anything
+    silent_after_s: float  # without data, after some
+    max_messages: int | None
 
 
-class BinanceStream:
-    """The exchange's live stream as a `Source`.
+class Connections:
+    """Keeps a connection open for every subscription.
+
+    It reports the events `connected`, `disconnected` (with the reason), `attempts_limited`,
+    `stale` and `silent`. After a reconnect a new session begins in the queue.
 
     Raises:
-        UsageError: one of the bases is no ws:// or wss:// URL.
         ConfigError: the proxy that the environment names cannot be used.
     """
 
     def __init__(
         self,
         *,
-        options: StreamOptions,
+        subscriptions: Sequence[Subscription],
+        options: ConnectionOptions,
+        queue: BurstQueue,
         observe: Observer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._proxies = {
-            base: proxy_for(stream_url(base, [], has_microseconds=options.venue.has_microseconds))
-            for base in options.urls
-        }
+        self._proxies = {base: proxy_for(base) for base in options.bases}
+        self._subscriptions = subscriptions
         self._options = options
+        self._queue = queue
         self._observe = observe
         self._clock = clock
-        self._parser = FrameParser(
-            venue=options.venue, instruments=options.instruments, home=options.home
-        )
-        self._queue: deque[_Burst] = deque()
         self._received = 0
-        self._queued_bytes = 0  # written by the connections' thread ...
-        self._taken_bytes = 0  # ... and by the one that takes the batches: both only grow
-        self._session = 0
-        self._silent = {
-            (_KINDS[channel].name, instrument.symbol): name
-            for instrument in options.instruments
-            for channel in options.channels
-            for name in stream_names([instrument], [channel])
-        }
-        self._silent_reported = self._clock()
-        self._silent_interval_s = options.stale_after_s  # until the next report
-        self._budget = AttemptBudget(clock=clock)
+        self._budget = AttemptBudget(
+            attempts=options.attempts, window_s=options.window_s, clock=clock
+        )
         self._stopped = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: asyncio.Task[None] | None = None
         self.was_connected = False  # ever, to any server
 
-    @property
-    def silent_streams(self) -> list[str]:
-        """Names of the streams that have delivered no trade or quote so far."""
-        return list(self._silent.values())
-
-    def report_silent_streams(self) -> None:
-        """Report the streams that have delivered nothing, if a server was reached."""
-        if self._silent and self.was_connected:
-            names = self.silent_streams
-            listed = ",".join(names[:_LISTED_STREAMS])
-            self._observe("silent_streams", count=len(names), streams=listed)
-
-    def _note_streams(self, batch: Batch) -> None:
-        """Take note of the streams that deliver; report the others now and then."""
-        if not self._silent:
-            return
-        for kind, rows in (*batch.rows, *batch.seen):
-            for symbol in rows["symbol"].unique().to_pylist():
-                self._silent.pop((kind.name, symbol), None)
-        now = self._clock()
-        if now - self._silent_reported >= self._silent_interval_s:
-            self._silent_reported, self._silent_interval_s = now, _SILENT_REPORT_S
-            self.report_silent_streams()
-
     def stop(self) -> None:
-        """Stop reading; frames read before still come out of `batches`. Any thread, any time."""
+        """Stop reading, and let `run` return. Any thread, any time."""
         self._stopped.set()
         if self._loop is not None and self._connections is not None:
             with suppress(RuntimeError):  # the loop is closed: the connections are gone
                 self._loop.call_soon_threadsafe(self._connections.cancel)
 
-    def batches(self) -> Iterator[Batch]:
-        """Yield what has come since the last batch, or a tick, until the end.
+    def run(self) -> None:
+        """Receive until stopped, or until as many messages came as were asked for.
 
         Raises:
-            Unavailable: no connection was made in time, or the exchange refuses for good.
+            Unavailable: no connection was made in time, or a server refuses for good.
         """
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="binance") as executor:
-            connections = executor.submit(self._run)
-            try:
-                yield from self._batches(connections)
-            finally:
-                self.stop()
-        connections.result()
-
-    def _batches(self, connections: Future[None]) -> Iterator[Batch]:
-        position, session = 1, 0
-        while self._queue or not connections.done():
-            frames, times, session = self._next_chunk(session)
-            if frames:
-                parsed = self._parser.parse(frames, times, first=position)
-                batch = Batch(
-                    rows=parsed.rows,
-                    rejects=parsed.rejects,
-                    messages=len(frames),
-                    session=session,
-                    seen=parsed.seen,
-                )
-                self._note_streams(batch)
-                yield batch
-                position += len(frames)
-            else:
-                batch = Batch(session=session)
-                self._note_streams(batch)
-                yield batch
-            if len(frames) < _CHUNK_FRAMES:
-                wait([connections], timeout=_TICK_S)
-
-    def _next_chunk(self, session: int) -> tuple[list[bytes], list[int], int]:
-        """Take frames off the queue, with the times they came, of one session only."""
-        frames: list[bytes] = []
-        times: list[int] = []
-        while self._queue and len(frames) < _CHUNK_FRAMES:
-            if frames and self._queue[0].session != session:
-                break
-            burst = self._queue.popleft()
-            session = burst.session
-            frames += burst.frames
-            times += [burst.received_us] * len(burst.frames)
-            self._taken_bytes += burst.size_bytes
-        return frames, times, session
-
-    # Below: in the thread of the connections.
-
-    def _run(self) -> None:
         with suppress(asyncio.CancelledError):
             asyncio.run(self._connect_all())
 
     async def _connect_all(self) -> None:
-        options = self._options
-        names = stream_names(options.instruments, options.channels)
         self._loop = asyncio.get_running_loop()
         self._connections = asyncio.current_task()
         if self._stopped.is_set():
             return
         try:
             async with asyncio.TaskGroup() as group:
-                for start in range(0, len(names), STREAMS_PER_CONNECTION):
-                    some = names[start : start + STREAMS_PER_CONNECTION]
-                    group.create_task(self._keep_connected(some))
+                for subscription in self._subscriptions:
+                    group.create_task(self._keep_connected(subscription))
         except* K2Error as failures:
             raise failures.exceptions[0] from None
 
-    async def _keep_connected(self, names: Sequence[str]) -> None:
-        """Hold one connection open for these streams, until cancelled."""
-        options = self._options
-        urls = [
-            stream_url(base, names, has_microseconds=options.venue.has_microseconds)
-            for base in options.urls
-        ]
+    async def _keep_connected(self, subscription: Subscription) -> None:
+        """Hold one connection open for a subscription, until cancelled."""
+        options, urls = self._options, subscription.urls
         backoff, is_first, deadline = Backoff(len(urls)), True, 0.0
         while True:
             await self._wait_for_budget()
             started = self._clock()
             deadline = deadline or started + options.connect_timeout_s
-            base, url = options.urls[backoff.server], urls[backoff.server]
+            base, url = options.bases[backoff.server], urls[backoff.server]
             connection, reason, lasted_s, min_delay_s = None, "", 0.0, 0.0
             try:
                 async with self._open(base, url, is_first=is_first) as connection:
                     started = self._clock()
                     is_first, self.was_connected = False, True
                     self._begin_session(connection)
-                    self._observe("connected", url=base, streams=len(names))
+                    for message in subscription.messages:
+                        await connection.send(message)
+                    self._observe("connected", url=base, streams=subscription.streams)
                     await self._read(connection)
             except (OSError, TimeoutError, WebSocketException) as exc:
                 reason, min_delay_s = _reason(exc), retry_after_s(exc)
@@ -300,8 +210,7 @@ class BinanceStream:
         """Let what comes from now on belong to another session than what came before."""
         if connection.is_reconnected:
             connection.is_reconnected = False
-            self._session += 1
-            self._queue.append(_Burst(self._session, 0, [], 0))
+            self._queue.begin_session()
 
     async def _read(self, connection: "_Connection") -> None:
         """Wait for the end of the connection, while `_take` takes what comes.
@@ -320,49 +229,44 @@ class BinanceStream:
         if self._stopped.is_set():
             return
         self._begin_session(connection)
-        if _SHUTDOWN in b"".join(frames):
-            frames = self._without_goodbye(connection, frames)
+        notice = self._options.shutdown_notice
+        if notice and notice in b"".join(frames):
+            frames = self._without_notice(connection, frames, notice)
         limit = self._options.max_messages
         if limit is not None:
             frames = frames[: limit - self._received]
         if not frames:
             return
-        for start in range(0, len(frames), _CHUNK_FRAMES):
-            some = frames[start : start + _CHUNK_FRAMES]
-            size_bytes = max(sum(map(len, some)), _FRAME_MIN_BYTES * len(some))
-            self._queued_bytes += size_bytes
-            self._queue.append(_Burst(self._session, connection.received_us, some, size_bytes))
+        self._queue.put(frames, connection.received_us)
         self._received += len(frames)
         if self._received == limit:
             self.stop()
-        elif self._is_full(_QUEUE_HIGH_BYTES) and not connection.is_paused:
+        elif self._queue.is_over(_QUEUE_HIGH_BYTES) and not connection.is_paused:
             connection.pause()
             self._resume_when_drained(connection)
 
-    def _without_goodbye(self, connection: "_Connection", frames: list[bytes]) -> list[bytes]:
+    def _without_notice(
+        self, connection: "_Connection", frames: list[bytes], notice: bytes
+    ) -> list[bytes]:
         """Leave the notice of a shutdown out, and reconnect at once if it is one."""
-        kept = [f for f in frames if _SHUTDOWN not in f or len(f) >= _SHUTDOWN_MAX_BYTES]
+        kept = [f for f in frames if notice not in f or len(f) >= _NOTICE_MAX_BYTES]
         if len(kept) < len(frames):
             connection.farewell = "the exchange shuts the server down"
             connection.transport.abort()
         return kept
 
-    def _is_full(self, limit_bytes: int) -> bool:
-        return self._queued_bytes - self._taken_bytes > limit_bytes
-
     def _resume_when_drained(self, connection: "_Connection") -> None:
-        if self._is_full(_QUEUE_HIGH_BYTES // 2):
+        if self._queue.is_over(_QUEUE_HIGH_BYTES // 2):
             loop = asyncio.get_running_loop()
-            loop.call_later(_TICK_S / 5, self._resume_when_drained, connection)
+            loop.call_later(_DRAIN_CHECK_S, self._resume_when_drained, connection)
         else:
             connection.resume()
 
     async def _watch(self, connection: "_Connection") -> None:
         """Cut a connection on which nothing comes, or only pings after there was market data."""
         options = self._options
-        silent_after_s = options.silent_after_s or _SILENT_FACTOR * options.stale_after_s
         while True:
-            await asyncio.sleep(min(options.stale_after_s, silent_after_s) / 10)
+            await asyncio.sleep(min(options.stale_after_s, options.silent_after_s) / 10)
             now = self._clock()
             if connection.is_paused:
                 continue
@@ -370,7 +274,7 @@ class BinanceStream:
             silent_s = now - (now if connection.last_frame_s is None else connection.last_frame_s)
             if idle_s > options.stale_after_s:
                 self._observe("stale", silent_s=round(idle_s, 1))
-            elif silent_s > silent_after_s:
+            elif silent_s > options.silent_after_s:
                 connection.farewell = "pings but no market data"
                 self._observe("silent", silent_s=round(silent_s, 1))
             else:
@@ -395,7 +299,7 @@ class BinanceStream:
             ) from exc
         if is_late:
             raise Unavailable(
-                f"no connection to {', '.join(self._options.urls)}: {_reason(exc)}",
+                f"no connection to {', '.join(self._options.bases)}: {_reason(exc)}",
                 hint="check the network, or name another server with --url",
             ) from exc
 
@@ -488,6 +392,42 @@ class _Connection(ClientConnection):
         self.last_data_s = self.last_frame_s = self._clock()
         if not self.transport.is_closing():
             self.transport.resume_reading()
+
+
+def proxy_for(url: str) -> str | None:
+    """Return the URL of the proxy that the environment names for a WebSocket URL, if any.
+
+    Without a scheme it is an HTTP proxy, as for curl.
+
+    Raises:
+        ConfigError: what is set is not the URL of a proxy, or its kind needs a missing package.
+    """
+    proxy = get_proxy(parse_uri(url))
+    if not proxy:
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    check_password(proxy, _PROXY, ConfigError)
+    try:
+        kind = parse_proxy(proxy).scheme
+        is_socks = kind.startswith("socks")
+        if is_socks and urlsplit(proxy).port is None:
+            proxy = f"{proxy.rstrip('/')}:{_SOCKS_PORT}"
+    except (InvalidProxy, ValueError) as exc:
+        raise ConfigError(f"{_PROXY}: {exc}", hint=_PROXY_HINT) from exc
+    if is_socks and find_spec("python_socks") is None:
+        raise ConfigError(
+            f"{_PROXY} is a {kind} proxy, which needs python-socks",
+            hint="pip install 'k2cli[socks]'",
+        )
+    return proxy
+
+
+def retry_after_s(exc: Exception) -> float:
+    """Return the seconds for which a throttling server asked for no attempt; 0 if it did not."""
+    if not isinstance(exc, InvalidStatus) or exc.response.status_code not in _THROTTLED:
+        return 0.0
+    text = exc.response.headers.get("Retry-After", "")
+    return min(float(text), _MAX_RETRY_AFTER_S) if text.isascii() and text.isdecimal() else 0.0
 
 
 def _is_final(status: int) -> bool:

@@ -1,0 +1,146 @@
+"""What an exchange is: the part that differs between exchanges, as values and pure functions.
+
+An `Exchange` has one or more venues, its markets. A `Venue` says which servers to connect to, how
+to subscribe to symbols and channels, and how frames become RecordBatches. Connections, failover,
+sessions, back-pressure and watchdogs are the same for all of them (websocket.py, stream.py).
+
+This module imports nothing heavy: the command line lists the exchanges before it does any work.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+from k2cli.errors import UsageError
+from k2cli.ingestion.symbols import Instrument
+from k2cli.urls import check_url
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from k2cli.flow import Observer, Reject
+    from k2cli.records import RecordKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """What a chunk of frames holds.
+
+    A frame is a row, a reject, a number that needs no row (`seen`, with the columns exchange,
+    symbol and source_sequence), or a control message without data, such as an acknowledgement.
+    """
+
+    rows: "Sequence[tuple[RecordKind, pa.RecordBatch]]"
+    rejects: "Sequence[Reject]"
+    seen: "Sequence[tuple[RecordKind, pa.RecordBatch]]" = ()
+
+
+class Parser(Protocol):
+    """Turns frames of one venue into rows."""
+
+    def parse(self, frames: Sequence[bytes], received_us: Sequence[int], *, first: int) -> Parsed:
+        """Parse a chunk of frames, received at these UTC microseconds; `first` numbers them.
+
+        An error that the exchange answers is a reject with the exchange's own words.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much an exchange allows a client, with a margin."""
+
+    streams: int  # of a connection
+    attempts: int  # to connect, within each window, for all connections of a process
+    window_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Venue(ABC):
+    """One market of an exchange, with servers and ids of its own."""
+
+    exchange: str  # the name in the column `exchange`
+    asset_class: str
+    urls: Sequence[str]  # ws:// or wss:// bases, in failover order
+    channels: Mapping[str, str]  # the kinds of stream, and the record kind that each delivers
+    limits: Limits
+    shutdown_notice: bytes = b""  # in the frame that announces the end of a connection
+    rest_url: str | None = None  # base of the REST API that lists the symbols
+
+    @abstractmethod
+    def parse_symbol(self, text: str, home: Path | None = None) -> Instrument:
+        """Read a symbol as users write it; `home` is the folder with refreshed lists.
+
+        Raises:
+            UsageError: it is not a symbol of this market.
+        """
+
+    @abstractmethod
+    def stream_name(self, instrument: Instrument, channel: str) -> str:
+        """Return the exchange's name for one stream: `btcusdt@trade`."""
+
+    @abstractmethod
+    def stream_url(self, base: str, names: Sequence[str]) -> str:
+        """Return the URL of a connection for these streams.
+
+        Raises:
+            UsageError: the base is not one; see `check_base`.
+        """
+
+    def subscribe(self, names: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
+        """Return the messages to send once connected; none where the URL names the streams."""
+        return ()
+
+    @abstractmethod
+    def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
+        """Return a parser of frames for these instruments, for one stream."""
+
+    def refresh_symbols(self, rest_url: str, home: Path, observe: "Observer") -> "Observer":  # noqa: ARG002
+        """Return an observer that refreshes the list of symbols once connected.
+
+        It passes all events on to `observe`. Without a REST API it is `observe` itself.
+
+        Raises:
+            UsageError: `rest_url` is not the base of a REST API.
+        """
+        return observe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """An exchange, as `k2 stream` offers it."""
+
+    name: str  # of the command: k2 stream NAME
+    title: str  # as people write it
+    venues: Mapping[str, Venue]  # by market; the first is the default
+    about_markets: str = ""  # for --help, with several markets
+    example: str  # options of an example, for --help
+
+    @property
+    def markets(self) -> Sequence[str]:
+        """The names of the markets, the default first."""
+        return tuple(self.venues)
+
+    @property
+    def channels(self) -> Mapping[str, str]:
+        """The channels of all markets, and the record kind of each."""
+        return {
+            name: kind for venue in self.venues.values() for name, kind in venue.channels.items()
+        }
+
+
+def check_base(base: str) -> str:
+    """Check the base of a venue's URLs, such as `wss://stream.example.com:9443`.
+
+    Returns it without a slash at its end.
+
+    Raises:
+        UsageError: it is not a ws:// or wss:// URL, or has a host or port that cannot exist.
+    """
+    check_url(base, "--url", UsageError)
+    parts = urlsplit(base)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.query:
+        raise UsageError(f"{base!r} is not a WebSocket base", hint="like ws://127.0.0.1:9443")
+    return base.rstrip("/")

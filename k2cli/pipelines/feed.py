@@ -1,0 +1,100 @@
+"""An exchange's live feed into a sink: what `k2 stream` runs, put together."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from k2cli.config import Settings
+from k2cli.errors import Unavailable
+from k2cli.flow import Observer, Sink, Totals
+from k2cli.ingestion.stream import ExchangeStream, StreamOptions
+from k2cli.pipelines.produce import ProduceOptions, open_topics
+from k2cli.pipelines.sinks import NdjsonSink, TableSink, TopicSink
+from k2cli.pipelines.spill import SpillFolder
+from k2cli.pipelines.stream import Pump, PumpPolicy
+from k2cli.records import KINDS
+from k2cli.rejects import RejectLog
+from k2cli.storage.lake import open_lake
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedOptions:
+    """What to stream, and where its rows go: to `out`, else to Kafka, else into the tables."""
+
+    stream: StreamOptions
+    policy: PumpPolicy
+    rejects: Path
+    rest_url: str | None  # to refresh the list of symbols from
+    produce: ProduceOptions | None = None
+    out: BinaryIO | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """An open feed: run its pump, once."""
+
+    stream: ExchangeStream
+    pump: Pump
+
+    @property
+    def totals(self) -> Totals:
+        """The sums so far."""
+        return self.pump.totals
+
+    def summarize(self) -> dict[str, object]:
+        """Return the sums of the run, by name."""
+        silent = len(self.stream.silent_streams)
+        duration_s = round(self.totals.duration_s, 3)
+        return {**asdict(self.totals), "silent_streams": silent, "duration_s": duration_s}
+
+    def check_connected(self, duration_s: float | None) -> None:
+        """Check that a run which lasted its whole duration reached a server at all.
+
+        Raises:
+            Unavailable: no connection was made.
+        """
+        if duration_s is None or self.totals.duration_s < duration_s or self.stream.was_connected:
+            return
+        raise Unavailable(
+            f"no connection was made within {duration_s:g} s",
+            hint="check the network, or name another server with --url",
+        )
+
+
+@contextmanager
+def open_feed(options: FeedOptions, config: Settings, observe: Observer) -> Iterator[Feed]:
+    """Open the sink, and prepare the stream; it connects when the pump runs.
+
+    Raises:
+        UsageError: a URL cannot be one.
+        ConfigError, Unavailable, NotFound: the sink cannot be opened.
+    """
+    venue = options.stream.venue
+    if options.rest_url is not None:
+        observe = venue.refresh_symbols(options.rest_url, config.home, observe)
+    stream = ExchangeStream(options=options.stream, observe=observe)
+    with ExitStack() as stack:
+        pump = Pump(
+            source=stream,
+            sink=_open_sink(stack, options, config, observe),
+            rejects=stack.enter_context(RejectLog(options.rejects, run=config.run)),
+            policy=options.policy,
+            observe=observe,
+        )
+        yield Feed(stream, pump)
+
+
+def _open_sink(stack: ExitStack, options: FeedOptions, config: Settings, observe: Observer) -> Sink:
+    venue = options.stream.venue
+    if options.out is not None:
+        return NdjsonSink(out=options.out, exchange=venue.exchange, observe=observe)
+    if options.produce is not None:
+        topics = stack.enter_context(open_topics(options.produce, observe=observe))
+        for channel in options.stream.channels:
+            topics.prepare(KINDS[venue.channels[channel]], venue.asset_class)
+        return TopicSink(topics=topics, exchange=venue.exchange, observe=observe)
+    lake = stack.enter_context(open_lake(config, create=True, observe=observe))
+    spill = SpillFolder(config, observe)
+    return TableSink(lake=lake, exchange=venue.exchange, observe=observe, spill=spill)

@@ -1,0 +1,73 @@
+"""A tiny exchange, unlike Binance: one market, subscriptions by message, symbols with a slash.
+
+-> {"subscribe":["trades:BTC/USD"]}
+<- {"subscribed":1}
+<- {"symbol":"BTC/USD","id":7}
+<- {"error":"unknown symbol"}
+<- {"goodbye":true}
+"""
+
+# ruff: noqa: ARG002
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from builders import batch_of, trade_row
+
+from k2cli.flow import Reject
+from k2cli.ingestion.exchange import Exchange, Limits, Parsed, Parser, Venue, check_base
+from k2cli.ingestion.symbols import Instrument
+from k2cli.records import TRADES
+
+
+class TinyVenue(Venue):
+    def parse_symbol(self, text: str, home: Path | None = None) -> Instrument:
+        base, _, quote = text.partition("/")
+        return Instrument(text, base, quote)
+
+    def stream_name(self, instrument: Instrument, channel: str) -> str:
+        return f"{channel}:{instrument.symbol}"
+
+    def stream_url(self, base: str, names: Sequence[str]) -> str:
+        return f"{check_base(base)}/v2"
+
+    def subscribe(self, names: Sequence[str]) -> Sequence[str]:
+        return [json.dumps({"subscribe": names})]
+
+    def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
+        return TinyParser()
+
+
+class TinyParser:
+    def parse(self, frames: Sequence[bytes], received_us: Sequence[int], *, first: int) -> Parsed:
+        rows, rejects = [], []
+        for number, frame in enumerate(frames):
+            found = json.loads(frame)
+            if "id" in found:
+                symbol, trade_id = found["symbol"], found["id"]
+                known = {"symbol": symbol, "exchange": "TINY", "source_sequence": trade_id}
+                rows.append(trade_row(**known, trade_id=f"TINY-{trade_id}"))
+            elif "error" in found:
+                rejects.append(
+                    Reject(
+                        raw=frame,
+                        position=first + number,
+                        received_us=received_us[number],
+                        reason=found["error"],
+                    )
+                )
+        return Parsed(rows=[(TRADES, batch_of(TRADES, rows))] if rows else [], rejects=rejects)
+
+
+TINY_VENUE = TinyVenue(
+    exchange="TINY",
+    asset_class="crypto",
+    urls=["wss://stream.tiny.example"],
+    channels={"trades": "trades"},
+    limits=Limits(streams=2, attempts=100, window_s=60),
+    shutdown_notice=b'"goodbye"',
+)
+TINY = Exchange(
+    name="tiny", title="Tiny", venues={"all": TINY_VENUE}, example="--symbols BTC/USD,ETH/USD"
+)
