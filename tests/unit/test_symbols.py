@@ -2,10 +2,10 @@
 
 import pytest
 
-from k2cli.commands.options import symbol_names
 from k2cli.errors import UsageError
 from k2cli.ingestion.binance.venues import VENUES
 from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
+from k2cli.symbols import stored_spellings
 
 
 @pytest.mark.parametrize(
@@ -191,4 +191,4 @@ def test_venue_of_a_market(
     ],
 )
 def test_option_symbol_finds_both_spellings(text: str, names: list[str]) -> None:
-    assert symbol_names([text]) == names
+    assert stored_spellings([text]) == names
