@@ -4,19 +4,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from k2cli.config import Settings
 from k2cli.errors import Unavailable
 from k2cli.flow import Observer, Sink, Totals
 from k2cli.ingestion.stream import ExchangeStream, StreamOptions
-from k2cli.pipelines.produce import ProduceOptions, open_topics
 from k2cli.pipelines.sinks import NdjsonSink, TableSink, TopicSink
 from k2cli.pipelines.spill import SpillFolder
 from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import KINDS
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import open_lake
+
+if TYPE_CHECKING:
+    from k2cli.pipelines.produce import ProduceOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,7 @@ class FeedOptions:
     policy: PumpPolicy
     rejects: Path
     rest_url: str | None  # to refresh the list of symbols from
-    produce: ProduceOptions | None = None
+    produce: "ProduceOptions | None" = None
     out: BinaryIO | None = None
 
 
@@ -91,6 +93,8 @@ def _open_sink(stack: ExitStack, options: FeedOptions, config: Settings, observe
     if options.out is not None:
         return NdjsonSink(out=options.out, exchange=venue.exchange, observe=observe)
     if options.produce is not None:
+        from k2cli.pipelines.produce import open_topics  # noqa: PLC0415  tables need no Kafka
+
         topics = stack.enter_context(open_topics(options.produce, observe=observe))
         for channel in options.stream.channels:
             topics.prepare(KINDS[venue.channels[channel]], venue.asset_class)
