@@ -28,6 +28,7 @@ from k2cli.errors import K2Error
 from k2cli.flow import Totals
 from k2cli.ingestion.csv import layout as layouts_module
 from k2cli.records import KINDS, RecordKind
+from k2cli.rejects import Cause
 
 _EXAMPLE = "Example: "
 _NAMES = {str: "text", int: "number", float: "number", Path: "path"}
@@ -249,6 +250,16 @@ def errors_reference() -> str:
         for each in errors
     ]
     return table(["Exit code", "Class", "Raised for"], rows)
+
+
+def causes_reference() -> str:
+    """List what can be wrong with rejects."""
+    ordered = sorted(Cause, key=lambda cause: cause.is_whole)
+    rows = [
+        [code(cause), "the input as a whole" if cause.is_whole else "a field", plain(cause.meaning)]
+        for cause in ordered
+    ]
+    return table(["Cause", "Of", "Meaning"], rows)
 
 
 def levels_reference() -> str:
