@@ -42,6 +42,7 @@ from k2cli.commands.options import (
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.commands.stream import open_metrics
 from k2cli.errors import NotFound, UsageError
+from k2cli.kinds import KindName
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 
 if TYPE_CHECKING:
@@ -83,13 +84,6 @@ class OnBad(StrEnum):
 
     DLQ = "dlq"
     STOP = "stop"
-
-
-class KindName(StrEnum):
-    """What the messages of a topic are."""
-
-    TRADES = "trades"
-    QUOTES = "quotes"
 
 
 def consume(

@@ -2,11 +2,12 @@
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import typer
 
@@ -16,11 +17,26 @@ from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import ConfigError, UsageError
 from k2cli.files import protect_home, refuse_dangling_link
+from k2cli.kinds import KindName
 from k2cli.redaction import remember_secrets
 from k2cli.symbols import fold_symbol, join_symbol
 
+Command = TypeVar("Command", bound=Callable[..., object])
+
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
 _LAST_PORT: Final = 65535
+
+
+def each_kind(app: typer.Typer, text: str) -> Callable[[Command], Command]:
+    """Make a function the command of every kind of record; `{kind}` in its help is the name."""
+
+    def register(command: Command) -> Command:
+        for kind in KindName:
+            app.command(kind.value, help=text.format(kind=kind.value))(command)
+        return command
+
+    return register
+
 
 HomeOpt = Annotated[
     Path | None,
@@ -132,7 +148,7 @@ TopicOpt = Annotated[
         "--topic",
         "-t",
         help="Topic for all rows, with --to kafka.",
-        show_default="market.{asset class}.{trades or quotes}",
+        show_default=f"market.{{asset class}}.{{{' or '.join(KindName)}}}",
     ),
 ]
 AutoRegisterOpt = Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.consume import KindName, kind_of
+from k2cli.commands.consume import kind_of
 from k2cli.commands.events import LogLevel
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.options import (
@@ -31,6 +31,7 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
+from k2cli.kinds import KindName
 
 
 def produce(

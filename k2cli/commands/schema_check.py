@@ -9,7 +9,6 @@ import typer
 
 from k2cli.avro.level import Level
 from k2cli.commands import output
-from k2cli.commands.consume import KindName
 from k2cli.commands.options import (
     HomeOpt,
     RegistryOpt,
@@ -20,6 +19,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.schema_names import Finder, Found, of_version
 from k2cli.errors import BadData, NotFound, UsageError
+from k2cli.kinds import KindName
 
 if TYPE_CHECKING:
     from k2cli.ingestion.kafka.registry import Registry

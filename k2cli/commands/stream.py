@@ -382,12 +382,11 @@ def _open_sink(
             return NdjsonSink(out=sys.stdout.buffer, exchange=venue.exchange, observe=observe)
         case Destination.KAFKA:
             from k2cli.pipelines.produce import open_topics
-            from k2cli.records import QUOTES, TRADES
+            from k2cli.records import KINDS
 
             topics = stack.enter_context(open_topics(produce(), observe=observe))
             for channel in channels:
-                kind = TRADES if channel is Channel.TRADE else QUOTES
-                topics.prepare(kind, venue.asset_class)
+                topics.prepare(KINDS[channel.kind], venue.asset_class)
             return TopicSink(topics=topics, exchange=venue.exchange, observe=observe)
         case Destination.TABLE:
             from k2cli.pipelines.spill import SpillFolder

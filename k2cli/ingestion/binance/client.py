@@ -32,7 +32,6 @@ from k2cli.ingestion.binance.protocol import FrameParser, stream_names, stream_u
 from k2cli.ingestion.binance.proxy import proxy_for
 from k2cli.ingestion.binance.reconnect import AttemptBudget, Backoff, retry_after_s
 from k2cli.ingestion.binance.symbols import Channel, Instrument, Venue
-from k2cli.records import QUOTES, TRADES
 
 # 200 names keep the URL far below the 8 KiB that servers take; the exchange allows 1024.
 STREAMS_PER_CONNECTION: Final = 200
@@ -55,7 +54,6 @@ _RETRIED_STATUS: Final = (
     HTTPStatus.IM_A_TEAPOT,  # the exchange's "banned for a while"
 )
 
-_KINDS: Final = {Channel.TRADE: TRADES, Channel.BOOK_TICKER: QUOTES}
 _DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 
@@ -114,7 +112,7 @@ class BinanceStream:
         self._taken_bytes = 0  # ... and by the one that takes the batches: both only grow
         self._session = 0
         self._silent = {
-            (_KINDS[channel].name, instrument.symbol): name
+            (channel.kind.value, instrument.symbol): name
             for instrument in options.instruments
             for channel in options.channels
             for name in stream_names([instrument], [channel])

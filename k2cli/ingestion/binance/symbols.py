@@ -15,6 +15,7 @@ from typing import Final
 
 from k2cli.errors import UsageError
 from k2cli.ingestion.binance.listings import known_listing
+from k2cli.kinds import KindName
 from k2cli.symbols import fold_symbol, is_asset
 
 
@@ -35,6 +36,14 @@ class Channel(StrEnum):
 
     TRADE = "trade"
     BOOK_TICKER = "bookTicker"
+
+    @property
+    def kind(self) -> KindName:
+        """The kind of record that its frames become."""
+        return _KINDS[self]
+
+
+_KINDS: Final = {Channel.TRADE: KindName.TRADES, Channel.BOOK_TICKER: KindName.QUOTES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -193,7 +193,7 @@ class RowBuilder:
             self._sides_check(cells, count)
         for name in layout.decimals:
             columns[name] = self._decimals(name, cells, count)
-        if layout.kind == "trades":
+        if "side" in self.kind.arrow.names:
             columns["side"] = self._sides(cells, count)
             self._note_sides(cells, columns["side"])
             columns["trade_conditions"] = pa.ListArray.from_arrays(
