@@ -1,6 +1,6 @@
 """What flows from a source to a sink, and the contracts of both."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,8 +10,6 @@ import pyarrow as pa
 from k2cli.errors import K2Error
 from k2cli.records import RecordKind
 from k2cli.rejects import Reject
-
-Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

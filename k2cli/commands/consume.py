@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogFormat, LogLevel, Observer
+from k2cli.commands.events import LogFormat
 from k2cli.commands.kafka import registry_settings
 from k2cli.commands.known import remember_tables
 from k2cli.commands.options import (
@@ -23,11 +23,11 @@ from k2cli.commands.options import (
     TIMEOUT_S,
     HomeOpt,
     KafkaOpt,
+    LevelOpt,
     LogFileKeepOpt,
     LogFileOpt,
     LogFileSizeOpt,
     LogFormatOpt,
-    LogLevelOpt,
     MaxRejectBytesOpt,
     MetricsOpt,
     RegistryOpt,
@@ -42,6 +42,7 @@ from k2cli.commands.options import (
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.commands.stream import open_metrics
 from k2cli.errors import NotFound, UsageError
+from k2cli.events import Level, Observer
 from k2cli.kinds import KindName
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 
@@ -171,7 +172,7 @@ def consume(
     ] = _CURRENCY,
     timeout: TimeoutOpt = None,
     log_format: LogFormatOpt = None,
-    log_level: LogLevelOpt = LogLevel.INFO,
+    log_level: LevelOpt = Level.INFO,
     log_file: LogFileOpt = None,
     log_file_size: LogFileSizeOpt = None,
     log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
@@ -232,7 +233,7 @@ def consume(
         registry.check()
         view = _open_view(stack, log_format, is_printed=is_printed)
         log.view = view.on_event if view else None
-        observe = log.on_event
+        observe: Observer = log.on_event
         metrics = open_metrics(stack, metrics_address, observe)
         observe = metrics.on_event if metrics else observe
         kinds = [held for _, held in sources]

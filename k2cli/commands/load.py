@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogLevel
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.load_options import (
     AllowDuplicatesOpt,
@@ -35,11 +34,11 @@ from k2cli.commands.options import (
     FormatOpt,
     HomeOpt,
     KafkaOpt,
+    LevelOpt,
     LinesOpt,
     LogFileKeepOpt,
     LogFileOpt,
     LogFileSizeOpt,
-    LogLevelOpt,
     MaxRejectBytesOpt,
     OutputOpt,
     RegistryOpt,
@@ -50,6 +49,7 @@ from k2cli.commands.options import (
     open_log,
     settings,
 )
+from k2cli.events import Level
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
 _HISTORY = [
@@ -146,7 +146,7 @@ def load_csv(
     max_rejects: MaxRejectsOpt = "0",
     max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
-    log_level: LogLevelOpt = LogLevel.INFO,
+    log_level: LevelOpt = Level.INFO,
     log_file: LogFileOpt = None,
     log_file_size: LogFileSizeOpt = None,
     log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
@@ -267,7 +267,7 @@ def load_parquet(
     max_rejects: MaxRejectsOpt = "0",
     max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
-    log_level: LogLevelOpt = LogLevel.INFO,
+    log_level: LevelOpt = Level.INFO,
     log_file: LogFileOpt = None,
     log_file_size: LogFileSizeOpt = None,
     log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import typer
 
-from k2cli.commands.events import LogFormat, LogLevel, RunLog
+from k2cli.commands.events import LogFormat, RunLog
 from k2cli.commands.logfile import LogFile, Rotation
 from k2cli.commands.output import Format, Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import ConfigError, UsageError
+from k2cli.events import Level
 from k2cli.files import protect_home, refuse_dangling_link
 from k2cli.kinds import KindName
 from k2cli.redaction import remember_secrets
@@ -204,9 +205,7 @@ LinesOpt = Annotated[
         "--log-format", help="What happens as log lines.", show_default="in words, for people"
     ),
 ]
-LogLevelOpt = Annotated[
-    LogLevel, typer.Option("--log-level", help="Log lines of this level and above.")
-]
+LevelOpt = Annotated[Level, typer.Option("--log-level", help="Log lines of this level and above.")]
 
 
 class Order(StrEnum):
@@ -263,7 +262,7 @@ def open_log(
     stack: ExitStack,
     run: str,
     fmt: LogFormat | None,
-    least: LogLevel,
+    least: Level,
     path: Path | None,
     size_bytes: int | None,
     keep: int,

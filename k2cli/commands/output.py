@@ -20,6 +20,7 @@ from k2cli.commands.fitting import GAP, Column, Fit, cell_width, fit_columns, pa
 from k2cli.commands.plain import for_people, printable, printable_lines
 from k2cli.commands.progress import shown_progress
 from k2cli.errors import K2Error, NotFound, Unavailable, UsageError
+from k2cli.events import Observer
 from k2cli.files import (
     existing_opener,
     make_folder,
@@ -95,10 +96,12 @@ def summary(
 ) -> None:
     """Report the sums of a run at its end; as a line of its log, where those are JSON."""
     if form is Summary.TEXT and log and log.is_json:
-        log.on_event("summary", **sums)
+        observe: Observer = log.on_event
+        observe("summary", **sums)
         return
     if log:
-        log.record("summary", **sums)
+        record: Observer = log.record
+        record("summary", **sums)
     if form is Summary.TEXT:
         note(event_text("summary", dict(sums)))
     elif is_data_on_stdout:

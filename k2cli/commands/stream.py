@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogLevel, Observer
 from k2cli.commands.kafka import kafka_settings, produce_options
 from k2cli.commands.known import remember_series
 from k2cli.commands.options import (
@@ -21,11 +20,11 @@ from k2cli.commands.options import (
     AutoRegisterOpt,
     HomeOpt,
     KafkaOpt,
+    LevelOpt,
     LogFileKeepOpt,
     LogFileOpt,
     LogFileSizeOpt,
     LogFormatOpt,
-    LogLevelOpt,
     MaxRejectBytesOpt,
     MetricsOpt,
     RegistryOpt,
@@ -40,6 +39,7 @@ from k2cli.commands.options import (
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.config import BOOTSTRAP, Settings
 from k2cli.errors import Unavailable
+from k2cli.events import Level, Observer
 from k2cli.ingestion.binance.symbols import VENUES, Channel, Market, Venue, parse_symbol
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 from k2cli.redaction import remember_secrets
@@ -175,7 +175,7 @@ def binance(
     ] = None,
     max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LogFormatOpt = None,
-    log_level: LogLevelOpt = LogLevel.INFO,
+    log_level: LevelOpt = Level.INFO,
     log_file: LogFileOpt = None,
     log_file_size: LogFileSizeOpt = None,
     log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
@@ -250,7 +250,7 @@ def binance(
         is_watched = log_format is None and target is not Destination.STDOUT
         view = open_view(stack, _title(venue, chosen)) if is_watched else None
         log.view = view.on_event if view else None
-        observe = log.on_event
+        observe: Observer = log.on_event
         metrics = open_metrics(stack, metrics_address, observe)
         observe = _refreshing(
             metrics.on_event if metrics else observe,

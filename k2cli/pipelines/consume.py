@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from k2cli.columns import joined
 from k2cli.errors import BadData, ConfigError, NotFound, Unavailable
-from k2cli.flow import Observer
+from k2cli.events import Observer, Outage
 from k2cli.ingestion.kafka.consumer import (
     EARLIEST,
     Message,
@@ -814,7 +814,7 @@ class Consumption:
         if places:
             self._reader.seek(self._assigned(places))
 
-    def _patiently(self, event: str, call: Callable[[], T]) -> T:
+    def _patiently(self, event: Outage, call: Callable[[], T]) -> T:
         """Call until the server behind it answers, or the run is to end."""
         waits = itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1]))
         while True:

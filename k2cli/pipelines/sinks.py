@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from k2cli.errors import BadData, ConfigError, Conflict, K2Error, Unavailable
-from k2cli.flow import Committed, Kept, Observer, Recovered
+from k2cli.events import Observer
+from k2cli.flow import Committed, Kept, Recovered
 from k2cli.iso import iso_utc
 from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind

@@ -33,8 +33,8 @@ from sqlalchemy.engine import URL
 from k2cli import rejects
 from k2cli.config import Settings
 from k2cli.errors import BadData, ConfigError, NotFound
+from k2cli.events import Observer
 from k2cli.files import make_folder, opener
-from k2cli.flow import Observer
 from k2cli.records import KINDS, RecordKind, TableFiles, evolved
 from k2cli.redaction import redact_url
 from k2cli.storage.append import (

@@ -27,7 +27,8 @@ from websockets.protocol import Event
 from websockets.uri import parse_uri
 
 from k2cli.errors import K2Error, Unavailable
-from k2cli.flow import Batch, Observer
+from k2cli.events import Observer
+from k2cli.flow import Batch
 from k2cli.ingestion.binance.protocol import FrameParser, stream_names, stream_url
 from k2cli.ingestion.binance.proxy import proxy_for
 from k2cli.ingestion.binance.reconnect import AttemptBudget, Backoff, retry_after_s

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final, Protocol, cast
 
 from k2cli.errors import BadData, ConfigError, NotFound
-from k2cli.flow import Observer
+from k2cli.events import Observer
 from k2cli.ingestion.kafka.consumer import Message
 from k2cli.ingestion.kafka.producer import RUN_HEADER, Header, TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics

@@ -16,7 +16,7 @@ from k2cli.codec.kinds import KindDecoder
 from k2cli.codec.upgrade import USUAL, Facts, Origin
 from k2cli.columns import joined
 from k2cli.errors import BadData, NotFound
-from k2cli.flow import Observer
+from k2cli.events import Observer
 from k2cli.ingestion.kafka.registry import NotYet, Registry, subject_of
 from k2cli.records import RecordKind
 from k2cli.rejects import Cause, Fault
