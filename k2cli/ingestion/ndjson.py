@@ -102,9 +102,10 @@ def _batches(
         return
     try:
         yield first, _batch(rows, kind)
-    except UnfitField as exc:
+    except _MISFITS as exc:
         if len(rows) == 1:
-            yield first, exc.fault
+            bad_row = Fault(reason=str(exc), cause=Cause.BAD_ROW)
+            yield first, exc.fault if isinstance(exc, UnfitField) else bad_row
             return
         middle = len(rows) // 2
         yield from _batches(rows[:middle], kind, first)

@@ -48,6 +48,27 @@ def test_a_time_outside_the_calendar_is_written_as_a_number(
     assert line["run"] == "r1"
 
 
+def test_headers_and_lines_say_what_is_wrong_as_words(tmp_path: Path):
+    fault = Fault(
+        reason="price -1 is negative", cause=Cause.NEGATIVE, field="price", value="-1 \ud800"
+    )
+    headers = dict(dead_letter(message(), fault).headers())
+    expected = {"reason": fault.reason, "code": "bad_price", "cause": "negative", "field": "price"}
+    for name, text in {**expected, "topic": "t", "partition": "1", "offset": "2"}.items():
+        assert headers[f"k2.{name}"] == text.encode()
+    assert headers["k2.value"] == b"-1 \\ud800"
+    path = tmp_path / "rejects"
+    with RejectLog(path, run="r1") as log:
+        DeadLetterFile(log).write([dead_letter(message(), fault)])
+    assert json.loads(path.read_bytes()).items() >= {**expected, "source": "t/1"}.items()
+
+
+def test_headers_without_a_field_lack_its_name():
+    names = {name for name, _ in dead_letter(message(), WHY).headers()}
+    assert {"k2.code", "k2.cause"} <= names
+    assert {"k2.field", "k2.value"}.isdisjoint(names)
+
+
 class Brokers:
     """The brokers' part: topics and a producer that refuse as they are told to."""
 
