@@ -4,6 +4,7 @@ A column either fits as a whole or raises `Unfit` (or an Arrow error); finding t
 in it is up to the caller.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 from msgspec import UNSET
 
 from k2cli.records import RecordKind
+from k2cli.rejects import Cause, Fault
 
 MICROSECONDS_FROM: Final = 10**15  # a time at or above it is in microseconds, below in milliseconds
 YEAR_1_US: Final = -62_135_596_800_000_000
@@ -23,8 +25,24 @@ MOST_DIGITS: Final = 38  # what a decimal128 holds
 Ints = npt.NDArray[np.int64]
 
 
+_DECIMAL_TEXT: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?")
+_NEGATIVE_TEXT: Final = re.compile(r"-(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
+
+
 class Unfit(Exception):
-    """A column holds a value that its kind cannot."""
+    """A column holds a value that its kind cannot: the reason, and what kind of fault it is."""
+
+    def __init__(self, reason: str, cause: Cause) -> None:
+        super().__init__(reason)
+        self.cause: Final = cause
+
+
+class UnfitField(Unfit):
+    """A fault of one field, described to the end."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.reason, fault.cause)
+        self.fault: Final = fault
 
 
 class VendorData:
@@ -107,8 +125,37 @@ def decimals_of(texts: pa.StringArray, of: pa.DataType) -> pa.Array:
     strange = characters(texts).translate(None, b"0123456789.")
     # Arrow's parser must not see an exponent or a long fraction: it reads past its own tables.
     if strange or (pc.max(pc.binary_length(texts)).as_py() or 0) > MOST_DIGITS:
-        raise Unfit("negative" if strange == b"-" else "not a plain number")
-    return texts.cast(of)
+        cause = _cause_of(texts, of)
+        is_negative = cause is Cause.NEGATIVE or (len(texts) > 1 and strange == b"-")
+        raise Unfit("negative" if is_negative else "not a plain number", cause)
+    try:
+        return texts.cast(of)
+    except pa.ArrowException as exc:
+        raise Unfit(str(exc), _cause_of(texts, of)) from exc
+
+
+def _cause_of(texts: pa.StringArray, of: pa.DataType) -> Cause:
+    """Return why a column of texts does not fit; of several texts only that it does not."""
+    if len(texts) != 1:
+        return Cause.NOT_A_NUMBER
+    return why_no_decimal(texts[0].as_py(), of).cause
+
+
+def why_no_decimal(text: str, of: pa.DataType) -> Unfit:
+    """Return why a text is not a decimal of this type: from 0 on, without an exponent."""
+    if not text:
+        return Unfit("is empty", Cause.MISSING)
+    if _NEGATIVE_TEXT.fullmatch(text):
+        return Unfit("is negative", Cause.NEGATIVE)
+    match = _DECIMAL_TEXT.fullmatch(text)
+    if match is None or text == ".":
+        return Unfit("is not a plain number", Cause.NOT_A_NUMBER)
+    if len((match[2] or "").rstrip("0")) > of.scale:
+        return Unfit(f"has more than {of.scale} decimals", Cause.TOO_MANY_DECIMALS)
+    whole = of.precision - of.scale
+    if len(match[1].lstrip("0")) > whole:
+        return Unfit(f"has more than {whole} digits before the point", Cause.DECIMAL_OVERFLOW)
+    return Unfit("has too many digits", Cause.DECIMAL_OVERFLOW)
 
 
 def characters(texts: pa.StringArray) -> bytes:
@@ -124,7 +171,7 @@ def microseconds(times: Ints) -> Ints:
     """Bring times to microseconds, each by its magnitude."""
     times_us = np.where(times >= MICROSECONDS_FROM, times, times * 1000)
     if len(times_us) and times_us.max() > YEAR_9999_US:
-        raise Unfit("later than the year 9999")
+        raise Unfit("later than the year 9999", Cause.TIME_OUT_OF_RANGE)
     return times_us
 
 

@@ -1,6 +1,6 @@
 """What flows from a source to a sink, and the contracts of both."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,27 +9,7 @@ import pyarrow as pa
 
 from k2cli.errors import K2Error
 from k2cli.records import RecordKind
-
-Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reject:
-    """Input that became no row: as it came, where it stood, and why."""
-
-    raw: bytes
-    # Number of the message in this run, from 1 on; of one out of Kafka, its offset; of a row that
-    # a table cannot hold, the exchange's number.
-    position: int
-    received_us: int  # UTC microseconds
-    reason: str
-    source: str = ""  # topic/partition, for a message out of Kafka; the table, for a row
-    file: str = ""  # the path, for a line of a file
-    column: str = ""  # which one of the file does not fit
-    code: str = ""  # what is wrong, as a word that stays the same: bad_price, bad_column_count
-    is_null: bool = False  # a Kafka message without a value; `raw` is empty
-    key: bytes | None = None  # of a Kafka message
-    headers: Sequence[tuple[str, bytes | None]] = ()  # of a Kafka message, in their order
+from k2cli.rejects import Reject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

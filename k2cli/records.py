@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from k2cli.kinds import KindName
+
 _PRIMITIVES: Final[Mapping[str, pa.DataType]] = {
     "string": pa.string(),
     "long": pa.int64(),
@@ -32,7 +34,7 @@ _LOGICAL: Final[Mapping[str, pa.DataType]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordKind:
-    """What k2 knows of one kind of record; a further kind is a value, not a copy of code."""
+    """What k2 knows of one kind of record; `kinds.py` lists them, and describes the fields."""
 
     name: str  # what users call it, and the last part of a topic's name
     table: str  # Iceberg table name
@@ -161,39 +163,38 @@ def evolved(kind: RecordKind, columns: pa.Schema) -> RecordKind:
     return replace(kind, avro=avro, arrow=avro_to_arrow_schema(avro))
 
 
-_TRADE: Final = json.loads(schema_text("trade_v2"))
-_QUOTE: Final = json.loads(schema_text("quote_v2"))
-TRADES: Final = RecordKind(
-    name="trades",
-    table="trades_v2",
-    arrow=avro_to_arrow_schema(_TRADE),
-    avro=_TRADE,
-    id_column="trade_id",
-    sort_by=("symbol", "timestamp", "source_sequence"),
-    partition_by="timestamp",
-    is_dense=True,
-    compared=("timestamp", "price", "quantity", "side"),
-)
-QUOTES: Final = RecordKind(
-    name="quotes",
-    table="quotes_v2",
-    arrow=avro_to_arrow_schema(_QUOTE),
-    avro=_QUOTE,
-    id_column="quote_id",
-    sort_by=("symbol", "timestamp", "source_sequence"),
-    partition_by="timestamp",
-    is_dense=False,
-    compared=("timestamp", "bid_price", "bid_quantity", "ask_price", "ask_quantity"),
-)
-KINDS: Final[Mapping[str, RecordKind]] = {kind.name: kind for kind in (TRADES, QUOTES)}
-
-
-def asset_classes() -> Sequence[str]:
-    """Return the asset classes that a record can have."""
-    (symbols,) = (
-        field["type"]["symbols"] for field in _TRADE["fields"] if field["name"] == "asset_class"
+def _kind(name: KindName) -> RecordKind:
+    traits = name.traits
+    avro = json.loads(schema_text(traits.schema))
+    return RecordKind(
+        name=name.value,
+        table=traits.table,
+        arrow=avro_to_arrow_schema(avro),
+        id_column=traits.id_column,
+        sort_by=traits.sort_by,
+        partition_by=traits.partition_by,
+        is_dense=traits.is_dense,
+        compared=traits.compared,
+        avro=avro,
     )
-    return tuple(symbols)
+
+
+KINDS: Final[Mapping[str, RecordKind]] = {name.value: _kind(name) for name in KindName}
+TRADES: Final = KINDS[KindName.TRADES]
+QUOTES: Final = KINDS[KindName.QUOTES]
+
+
+def enum_values(kind: RecordKind, column: str) -> tuple[str, ...]:
+    """Return the values that a column may have by the .avsc; none where it may have any."""
+    for each in kind.avro["fields"]:
+        if each["name"] == column and isinstance(each["type"], Mapping):
+            return tuple(each["type"].get("symbols", ()))
+    return ()
+
+
+def asset_classes() -> tuple[str, ...]:
+    """Return the asset classes that a record can have."""
+    return enum_values(TRADES, "asset_class")
 
 
 def topic_of(kind: RecordKind, asset_class: str) -> str:

@@ -1,13 +1,18 @@
-"""Rejects as ndjson: what became no row, as it came, where it stood and why.
+"""Rejects: input that could not become a row, what is wrong with it, and the file that keeps it.
 
-A line has `reason`, `position` (number of the message in the run; out of Kafka its offset, and
-`source` is topic/partition; of a row that a table cannot hold the exchange's number, and `source`
-is the table), `received` (ISO UTC; the microseconds since 1970 outside the years 1 to 9999), `run`,
-and the input as `raw` text, or as `raw_base64` where it is not UTF-8; a Kafka message without a
-value has `raw` null. A Kafka message also has its `key` and its `headers`, a list of objects with
-`name` and `value`, where it has them; bytes that are not UTF-8 are `key_base64` and `value_base64`.
-A line of a file also has `file`, `code` (bad_price, bad_column_count, ...) and, where one does not
-fit, `column`. The `raw` text of a row is what `k2 query --format ndjson` prints of it.
+Whoever finds a fault describes it as a `Fault`; together with the input and its position it is a
+`Reject`. Nothing reads a fault out of a sentence again.
+
+A file of rejects is ndjson. A line has `reason` (a sentence), `code` and `cause` (words that stay
+the same, see `Cause`), where one is to blame `field` (of the record), `column` (of the file, or the
+key of a frame) and `value` (the first characters of it), and `position`: the line of `file`, the
+offset of a message of `source` (topic/partition), the number of a frame in the run, or the
+exchange's number of a row that the table `source` cannot hold. `received` is ISO UTC (the
+microseconds since 1970 outside the years 1 to 9999), `run` the id of the run, and the input is
+`raw` text, or `raw_base64` where it is not UTF-8; a Kafka message without a value has `raw` null. A
+Kafka message also has its `key` and its `headers`, a list of objects with `name` and `value`, where
+it has them; bytes that are not UTF-8 are `key_base64` and `value_base64`. The `raw` text of a row
+is what `k2 query --format ndjson` prints of it.
 """
 
 import base64
@@ -16,17 +21,135 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, Final
 
 from k2cli.errors import BadData, ConfigError, Unavailable
 from k2cli.files import make_folder, opener, refuse_dangling_link
-from k2cli.flow import Reject
 from k2cli.iso import iso_utc_us
 
 MAX_REJECT_BYTES: Final = 10**9  # of a file of rejects, unless an option sets another limit
+MOST_SHOWN: Final = 80  # characters of a value
 _BUFFER_BYTES: Final = 64 * 1024
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Cause(StrEnum):
+    """What is wrong with input, as a word that stays the same; docs/reference lists them.
+
+    A cause with `is_whole` is about the input as a whole, the others are about one field.
+    """
+
+    meaning: str
+    is_whole: bool
+
+    def __new__(cls, word: str, meaning: str, is_whole: bool = False) -> "Cause":
+        """Make a member; its value is the word."""
+        cause = str.__new__(cls, word)
+        cause._value_ = word
+        cause.meaning = meaning
+        cause.is_whole = is_whole
+        return cause
+
+    # of a field
+    MISSING = "missing", "A value that is required is null, empty or absent."
+    NEGATIVE = "negative", "A price or quantity is below zero."
+    NOT_A_NUMBER = "not_a_number", "A price or quantity is not a plain decimal number."
+    TOO_MANY_DECIMALS = "too_many_decimals", "A number has more decimals than its column stores."
+    DECIMAL_OVERFLOW = "decimal_overflow", "A number has more digits than its column stores."
+    NOT_AN_INTEGER = "not_an_integer", "An id or a sequence number is not a whole number."
+    OUT_OF_RANGE = "out_of_range", "A whole number is too small or too large."
+    INEXACT = "inexact", "A floating-point number cannot represent the id or the time exactly."
+    BAD_TIME = "bad_time", "A time is not in the format that is expected."
+    TIME_OUT_OF_RANGE = "time_out_of_range", "A time is outside the years that are accepted."
+    NONEXISTENT_TIME = "nonexistent_time", "A local time that the clocks skipped."
+    UNKNOWN_ENUM = "unknown_enum", "A side or an asset class is not one of the values allowed."
+    UNKNOWN_SYMBOL = "unknown_symbol", "A symbol is not one of the exchange or of its market."
+    UNKNOWN_CURRENCY = "unknown_currency", "The currency cannot be inferred from the symbol."
+    BAD_TEXT = "bad_text", "A name or an id has spaces around it or cannot be printed."
+    TOO_LONG = "too_long", "A name or an id is too long."
+    WRONG_TYPE = "wrong_type", "A value is of another type, such as a list for a number."
+    # of the input as a whole
+    BAD_ENCODING = "bad_encoding", "Text that is not UTF-8.", True
+    BAD_CSV = "bad_csv", "A line with an open quote, a NUL byte or a carriage return in it.", True
+    BAD_COLUMN_COUNT = "bad_column_count", "A line with fewer or more columns than the file.", True
+    BAD_ROW = "bad_row", "A row whose values do not fit together.", True
+    BAD_JSON = "bad_json", "A line that is not a JSON object.", True
+    UNKNOWN_FIELD = "unknown_field", "An object with a field that the record does not have.", True
+    BAD_FRAME = "bad_frame", "A frame that does not follow the exchange's protocol.", True
+    UNKNOWN_EVENT = "unknown_event", "A frame that is neither a trade nor a quote.", True
+    EXCHANGE_ERROR = "exchange_error", "A frame with an error that the exchange reports.", True
+    NULL_MESSAGE = "null_message", "A Kafka message without a value (a tombstone).", True
+    BAD_WIRE_FORMAT = "bad_wire_format", "A message without the header of a schema registry.", True
+    UNKNOWN_SCHEMA = "unknown_schema", "A schema id that the registry does not have.", True
+    INCOMPATIBLE_SCHEMA = (
+        "incompatible_schema",
+        "A schema whose records cannot be read as the record that is expected.",
+        True,
+    )
+    BAD_BODY = "bad_body", "An Avro body that its schema does not decode.", True
+    TRAILING_BYTES = "trailing_bytes", "An Avro body with bytes left over behind the record.", True
+    CONFLICT = "conflict", "A row whose id is already stored with other values.", True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What is wrong with some input."""
+
+    reason: str  # a sentence that names the field and the value
+    cause: Cause
+    field: str = ""  # of the record; `id` is that of the trade or quote
+    value: str | None = None  # of the field, cut where it is long
+    column: str = ""  # of the file, or key of a frame, that the field is read from
+    brief: str = ""  # the reason beside a field and a value that are shown already
+
+    @property
+    def code(self) -> str:
+        """The field and that it is bad, as a word that stays the same; else the cause."""
+        return self.cause if self.cause.is_whole or not self.field else f"bad_{self.field}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """Input that could not become a row: as it came, its position, and what is wrong with it."""
+
+    fault: Fault
+    raw: bytes
+    # Number of the message in this run, from 1 on; of one out of Kafka, its offset; of a line of a
+    # file, its number; of a row that a table cannot hold, the exchange's number.
+    position: int
+    received_us: int  # UTC microseconds
+    source: str = ""  # topic/partition, for a message out of Kafka; the table, for a row
+    file: str = ""  # the path, for a line of a file
+    is_null: bool = False  # a Kafka message without a value; `raw` is empty
+    key: bytes | None = None  # of a Kafka message
+    headers: Sequence[tuple[str, bytes | None]] = ()  # of a Kafka message, in their order
+
+    @property
+    def reason(self) -> str:
+        """The sentence that says what is wrong."""
+        return self.fault.reason
+
+    @property
+    def code(self) -> str:
+        """What is wrong, as a word that stays the same."""
+        return self.fault.code
+
+    @property
+    def column(self) -> str:
+        """The column of the file that does not fit, if it is one."""
+        return self.fault.column
+
+
+def shown(value: object) -> str | None:
+    """Write a value as people read it, cut where it is long; None stays None."""
+    if value is None:
+        return None
+    is_json = isinstance(value, (bool, dict, list))
+    text = json.dumps(value, default=str, ensure_ascii=False) if is_json else str(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 class RejectLog:
@@ -147,8 +270,9 @@ def _text(name: str, value: bytes | None) -> dict[str, str | None]:
 
 
 def _reject_line(reject: Reject, run: str) -> bytes:
+    fault = reject.fault
     line: dict[str, object] = {
-        "reason": reject.reason,
+        "reason": fault.reason,
         "position": reject.position,
         "received": iso_utc_us(reject.received_us),
     }
@@ -156,10 +280,14 @@ def _reject_line(reject: Reject, run: str) -> bytes:
         "run": run,
         "source": reject.source,
         "file": reject.file,
-        "code": reject.code,
-        "column": reject.column,
+        "code": fault.code,
+        "cause": fault.cause,
+        "field": fault.field,
+        "column": fault.column,
     }
     line |= {key: value for key, value in named.items() if value}
+    if fault.value is not None:
+        line["value"] = fault.value
     if reject.key is not None:
         line |= _text("key", reject.key)
     if reject.headers:

@@ -10,10 +10,10 @@ from builders import trades_batch
 from waiting import ManualClock
 
 from k2cli.errors import Unavailable
-from k2cli.flow import Batch, Committed, Kept, Recovered, Reject
+from k2cli.flow import Batch, Committed, Kept, Recovered
 from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import TRADES, RecordKind
-from k2cli.rejects import RejectLog
+from k2cli.rejects import Cause, Fault, Reject, RejectLog
 
 HOUR_S = 3600.0
 
@@ -99,7 +99,12 @@ def ids(*numbers: int, symbol: str = "BTCUSDT") -> pa.RecordBatch:
 
 def rejected(*raws: bytes, first: int = 1) -> Batch:
     rejects = [
-        Reject(raw=raw, position=place, received_us=0, reason=f"bad {raw!r}")
+        Reject(
+            fault=Fault(reason=f"bad {raw!r}", cause=Cause.BAD_FRAME),
+            raw=raw,
+            position=place,
+            received_us=0,
+        )
         for place, raw in enumerate(raws, first)
     ]
     return Batch(rejects=rejects, messages=len(raws))

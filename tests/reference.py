@@ -22,12 +22,13 @@ from k2cli.codec.upgrade import UPGRADES
 from k2cli.commands.app import app
 from k2cli.commands.config_files import _CLUSTER
 from k2cli.commands.metrics import RunMetrics
-from k2cli.commands.terminal.events import DETAILS, WARNINGS, level_of
 from k2cli.config import documented_sections, load_settings, settings_document
 from k2cli.errors import K2Error
+from k2cli.events import EVENTS, Event
 from k2cli.flow import Totals
 from k2cli.ingestion.csv import layout as layouts_module
 from k2cli.records import KINDS, RecordKind
+from k2cli.rejects import Cause
 
 _EXAMPLE = "Example: "
 _NAMES = {str: "text", int: "number", float: "number", Path: "path"}
@@ -251,13 +252,30 @@ def errors_reference() -> str:
     return table(["Exit code", "Class", "Raised for"], rows)
 
 
-def levels_reference() -> str:
-    """List the events that are not of level info."""
-    levels: dict[str, list[str]] = {}
-    for event in sorted({*WARNINGS, *DETAILS, "error"}):
-        levels.setdefault(level_of(event).value, []).append(code(event))
-    rows = [[code(level), ", ".join(levels[level])] for level in ("error", "warning", "debug")]
-    return table(["Level", "Events"], [*rows, [code("info"), "all others"]])
+def causes_reference() -> str:
+    """List what can be wrong with rejects."""
+    ordered = sorted(Cause, key=lambda cause: cause.is_whole)
+    rows = [
+        [code(cause), "the input as a whole" if cause.is_whole else "a field", plain(cause.meaning)]
+        for cause in ordered
+    ]
+    return table(["Cause", "Of", "Meaning"], rows)
+
+
+def events_reference() -> str:
+    """List the events with their levels and fields."""
+    rows = [
+        [code(event.name), event.level.value, _fields(event), plain(" ".join(event.meanings))]
+        for event in EVENTS.values()
+    ]
+    return table(["Event", "Level", "Fields", "Meaning"], rows)
+
+
+def _fields(event: Event) -> str:
+    """Name the fields of an event, or those of each of its forms."""
+    if event.name == "summary":
+        return "the totals of the run"
+    return "; or ".join(", ".join(map(code, fields)) for fields in event.forms)
 
 
 def metrics_reference() -> str:

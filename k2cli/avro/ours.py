@@ -5,9 +5,14 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
+from k2cli.kinds import KindName
 from k2cli.records import schema_text
 
-OURS: Final = ("trade_v2", "quote_v2", "trade_v1", "quote_v1")  # schemas/*.avsc
+# schemas/*.avsc, the newest ones first
+OURS: Final = (
+    *(kind.traits.schema for kind in KindName),
+    *(stem for kind in KindName for stem in kind.traits.earlier),
+)
 
 
 @cache

@@ -33,6 +33,7 @@ from k2cli.codec.decode import (
 )
 from k2cli.codec.encode import varint
 from k2cli.errors import BadData
+from k2cli.rejects import Cause, Fault
 
 _MAGIC: Final = b"Obj\x01"
 _META: Final = {"type": "map", "values": "bytes"}
@@ -214,7 +215,7 @@ class ContainerDecoder:
         """Decode what stands before the first bad record of a block."""
         rest = io.BytesIO(block.data)
         bodies: list[bytes] = []
-        reason = ""
+        fault: Fault | None = None
         for _ in range(block.count):
             start = rest.tell()
             try:
@@ -222,15 +223,18 @@ class ContainerDecoder:
             except UNDECODED as exc:
                 lost = block.count - len(bodies) - 1
                 reason = f"does not decode: {_said(exc)}; {lost} more records of its block are lost"
+                fault = Fault(reason=reason, cause=Cause.BAD_BODY)
                 break
             bodies.append(block.data[start : rest.tell()])
         decoded = self._decoder.decode(bodies)
         rejects = [(first + place, why) for place, why in decoded.rejects]
         left = len(block.data) - rest.tell()
-        if reason:
-            rejects.append((first + len(bodies), reason))
+        if fault is not None:
+            rejects.append((first + len(bodies), fault))
         elif left:
-            rejects.append((first + len(bodies) - 1, f"{left} bytes are left over behind it"))
+            reason = f"{left} bytes are left over behind it"
+            fault = Fault(reason=reason, cause=Cause.TRAILING_BYTES)
+            rejects.append((first + len(bodies) - 1, fault))
         return replace(decoded, places=decoded.places + first, rejects=rejects)
 
 

@@ -11,6 +11,7 @@ import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 import fastavro
@@ -25,6 +26,7 @@ from polars_avro._source import seekable_factory
 from k2cli.avro.writer import writer_schema
 from k2cli.codec.encode import varint
 from k2cli.records import avro_to_arrow_schema
+from k2cli.rejects import Cause, Fault
 
 MARK: Final = "k2_mark"
 _MARK_BYTES: Final = 16
@@ -45,19 +47,19 @@ class Decoded:
 
     rows: pa.RecordBatch
     places: npt.NDArray[np.int64]  # which body each row came from
-    rejects: Sequence[tuple[int, str]]  # which body, and why; ascending
+    rejects: Sequence[tuple[int, Fault]]  # which body, and what is wrong with it; ascending
 
-    def without(self, faults: Mapping[int, str]) -> "Decoded":
+    def without(self, faults: Mapping[int, Fault]) -> "Decoded":
         """Make rejects of rows: `faults` tells which ones, by their place in `rows`, and why."""
         if not faults:
             return self
         keep = np.ones(self.rows.num_rows, dtype=np.bool_)
         keep[list(faults)] = False
-        rejects = [(int(self.places[row]), reason) for row, reason in faults.items()]
+        rejects = [(int(self.places[row]), fault) for row, fault in faults.items()]
         return Decoded(
             rows=self.rows.filter(pa.array(keep)),
             places=self.places[keep],
-            rejects=sorted([*self.rejects, *rejects]),
+            rejects=sorted([*self.rejects, *rejects], key=itemgetter(0)),
         )
 
 
@@ -163,7 +165,7 @@ class Decoder:
             # A single one is copied, too: polars leaves room to grow in its buffers.
             rows=pa.concat_batches(batches) if batches else empty_batch(self.arrow),
             places=np.flatnonzero(good),
-            rejects=[(place, self._reason(bodies[place])) for place in bad],
+            rejects=[(place, self._fault(bodies[place])) for place in bad],
         )
 
     def _block(self, bodies: Sequence[bytes]) -> pa.RecordBatch | None:
@@ -174,16 +176,19 @@ class Decoder:
             return None
         return batch.select(self.arrow.names).cast(self.arrow)
 
-    def _reason(self, body: bytes) -> str:
+    def _fault(self, body: bytes) -> Fault:
         """Say why a body that did not decode is bad."""
         body = body[self._prefix_bytes :]
         rest = io.BytesIO(body)
         try:
             fastavro.schemaless_reader(rest, self._parsed, None)
         except UNDECODED as exc:
-            return f"the body does not decode: {str(exc) or type(exc).__name__}"
-        left = len(body) - rest.tell()
-        return f"{left} bytes are left over behind the record" if left else "does not decode"
+            reason = f"the body does not decode: {str(exc) or type(exc).__name__}"
+            return Fault(reason=reason, cause=Cause.BAD_BODY)
+        if left := len(body) - rest.tell():
+            reason = f"{left} bytes are left over behind the record"
+            return Fault(reason=reason, cause=Cause.TRAILING_BYTES)
+        return Fault(reason="does not decode", cause=Cause.BAD_BODY)
 
 
 def _prefix_fields(size: int) -> list[Mapping[str, Any]]:

@@ -20,8 +20,9 @@ from k2cli.avro.writer import writer_schema
 from k2cli.codec.decode import Decoded, Decoder
 from k2cli.columns import YEAR_1_US, YEAR_9999_US
 from k2cli.records import KINDS, arrow_field, avro_to_arrow_schema, is_wider
+from k2cli.rejects import Cause, Fault, shown
 
-Faults = Mapping[int, str]  # row -> why it does not fit
+Faults = Mapping[int, Fault]  # row -> why it does not fit
 _AMOUNTS: Final = frozenset(
     column.name
     for kind in KINDS.values()
@@ -33,6 +34,12 @@ _US_A_UNIT: Final = {"ms": 1_000, "us": 1}
 
 class Incompatible(ValueError):
     """Records of the writer's schema cannot be read as ours; the message names the field."""
+
+    def __init__(self, brief: str, field: str = "", *, sep: str = " ") -> None:
+        """Say why, of a field or of all; `sep` stands between the field and that."""
+        super().__init__(f"field {field}{sep}{brief}" if field else brief)
+        self.field: Final = field
+        self.brief: Final = brief  # without the field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +78,7 @@ class RecordDecoder:
     def decode(self, bodies: Sequence[bytes]) -> Decoded:
         """Decode bodies; what does not decode, or does not fit our schema, is a reject."""
         decoded = self._decoder.decode(bodies)
-        faults: dict[int, str] = {}
+        faults: dict[int, Fault] = {}
         for _, found in self.faults(decoded.rows):
             faults = {**found, **faults}
         columns = [self._values(column, decoded.rows) for column in self._columns]
@@ -108,15 +115,15 @@ def _column(field: Mapping[str, Any], theirs: Mapping[str, Mapping[str, Any]]) -
     source = next((each for each in (name, *field.get("aliases", ())) if each in theirs), None)
     if source is None:
         if "default" not in field:
-            raise Incompatible(f"field {name} is missing, and has no default")
+            raise Incompatible("is missing, and has no default", name)
         return _Column(ours=ours, source=None, default=field["default"], symbols=None)
     avro = theirs[source]["type"]
     try:
         written = arrow_field(source, avro)
     except ValueError as exc:
-        raise Incompatible(f"field {source}: {exc}") from exc
+        raise Incompatible(str(exc), source, sep=": ") from exc
     if not _is_readable(written.type, ours.type):
-        raise Incompatible(f"field {source} is {written.type}, not {ours.type}")
+        raise Incompatible(f"is {written.type}, not {ours.type}", source)
     return _Column(ours=ours, source=source, default=None, symbols=_symbols(field["type"], avro))
 
 
@@ -147,28 +154,72 @@ def _symbols(ours: Any, written: Any) -> Sequence[str] | None:
 
 
 def _checks(column: _Column) -> list[Callable[[pa.Array], Faults]]:
-    """List what the values of a column have to be looked at for."""
+    """List what the values of a column have to be checked for."""
     ours = column.ours
     checks: list[Callable[[pa.Array], Faults]] = []
     if not ours.nullable:
-        checks.append(lambda values: _found(_nulls(values), f"{ours.name} is null"))
+        checks.append(partial(_null_faults, ours.name))
     if column.symbols is not None:
-        known = pa.array(column.symbols, pa.string())
-        checks.append(lambda values: _unknown_symbols(values, known, ours.name))
+        checks.append(partial(_symbol_faults, ours.name, pa.array(column.symbols, pa.string())))
     if pa.types.is_decimal(ours.type):
         # Prices and quantities are never negative; a fee in a column of the user's own may be.
         is_signed = ours.nullable and ours.name not in _AMOUNTS
-        reason = f"{ours.name} {'' if is_signed else 'is negative or '}does not fit {ours.type}"
-        find = partial(unfit_decimals, precision=ours.type.precision, is_signed=is_signed)
-        checks.append(lambda values: _found(find(values), reason))
+        checks.append(partial(_decimal_faults, ours, is_signed))
     if pa.types.is_timestamp(ours.type):
-        reason = f"{ours.name} is outside the years 1 to 9999"
-        checks.append(lambda values: _found(_unfit_times(values), reason))
+        checks.append(partial(_time_faults, ours.name))
     return checks
 
 
-def _found(is_bad: npt.NDArray[np.bool_], reason: str) -> Faults:
-    return dict.fromkeys(np.flatnonzero(is_bad).tolist(), reason)
+def _found(
+    name: str, values: pa.Array, is_bad: npt.NDArray[np.bool_], brief: str, cause: Cause
+) -> Faults:
+    """Describe the values that are bad, of which there are few."""
+    return {row: _fault(name, values[row], brief, cause) for row in np.flatnonzero(is_bad).tolist()}
+
+
+def _fault(name: str, value: pa.Scalar, brief: str, cause: Cause) -> Fault:
+    reason = f"{name} {brief}"
+    return Fault(reason=reason, cause=cause, field=name, value=shown_scalar(value), brief=brief)
+
+
+def shown_scalar(value: pa.Scalar) -> str | None:
+    """Write a value of a column as people read it, cut where it is long; null is None."""
+    try:
+        return shown(value.as_py())
+    except OverflowError:  # a time that Python does not have
+        return shown(value.cast(pa.int64()).as_py())
+
+
+def _null_faults(name: str, values: pa.Array) -> Faults:
+    return _found(name, values, _nulls(values), "is null", Cause.MISSING)
+
+
+def _decimal_faults(ours: pa.Field, is_signed: bool, values: pa.Array) -> Faults:
+    is_unfit = unfit_decimals(values, ours.type.precision, is_signed=is_signed)
+    brief = f"{'' if is_signed else 'is negative or '}does not fit {ours.type}"
+    return {
+        row: _fault(ours.name, values[row], brief, amount_cause(values[row], is_signed=is_signed))
+        for row in np.flatnonzero(is_unfit).tolist()
+    }
+
+
+def amount_cause(value: pa.Scalar, *, is_signed: bool = False) -> Cause:
+    """Return why a number is not fit for a column of decimals."""
+    is_negative = not is_signed and value.as_py() < 0
+    return Cause.NEGATIVE if is_negative else Cause.DECIMAL_OVERFLOW
+
+
+def _time_faults(name: str, values: pa.Array) -> Faults:
+    brief = "is outside the years 1 to 9999"
+    return _found(name, values, _unfit_times(values), brief, Cause.TIME_OUT_OF_RANGE)
+
+
+def _symbol_faults(name: str, known: pa.StringArray, values: pa.Array) -> Faults:
+    is_unknown = pc.invert(pc.is_in(values, known)).to_numpy(zero_copy_only=False)
+    return {
+        row: _fault(name, values[row], f"is {values[row]}, none of its symbols", Cause.UNKNOWN_ENUM)
+        for row in np.flatnonzero(is_unknown).tolist()
+    }
 
 
 def _nulls(values: pa.Array) -> npt.NDArray[np.bool_]:
@@ -176,12 +227,6 @@ def _nulls(values: pa.Array) -> npt.NDArray[np.bool_]:
         return np.zeros(len(values), dtype=np.bool_)
     is_null: npt.NDArray[np.bool_] = values.is_null().to_numpy(zero_copy_only=False)
     return is_null
-
-
-def _unknown_symbols(values: pa.Array, known: pa.StringArray, name: str) -> Faults:
-    is_unknown = pc.invert(pc.is_in(values, known)).to_numpy(zero_copy_only=False)
-    reason = f"{name} is {{}}, none of its symbols"
-    return {row: reason.format(values[row]) for row in np.flatnonzero(is_unknown).tolist()}
 
 
 def unfit_decimals(

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2cli.codec.decode import Decoded, empty_batch
-from k2cli.codec.resolve import Faults, unfit_decimals
+from k2cli.codec.resolve import Faults, amount_cause, unfit_decimals
 from k2cli.columns import MOST_DIGITS, Ints, VendorData, to_batch
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids, schema_text
+from k2cli.rejects import Cause, Fault, shown
 
 _TIME: Final = pa.timestamp("us", tz="UTC")
 _SEQUENCE: Final = "sequence_number"
@@ -86,7 +87,7 @@ class Upgrade:
         `origin` is that of `decoded.rows`.
         """
         earlier = Earlier(rows=decoded.rows, origin=origin, facts=facts, kind=self.kind)
-        faults: dict[int, str] = {}
+        faults: dict[int, Fault] = {}
         for rule in self.rules:
             faults = {**rule.check(earlier), **faults}
         if faults:
@@ -97,6 +98,12 @@ class Upgrade:
             return replace(decoded, rows=empty_batch(self.kind.arrow))
         columns = {rule.target: rule.make(earlier) for rule in self.rules}
         return replace(decoded, rows=to_batch(self.kind, columns))
+
+
+def _fault(field: str, value: pa.Scalar, brief: str, cause: Cause) -> Fault:
+    text = shown(value.as_py())
+    reason = f"{field} {text} {brief}"
+    return Fault(reason=reason, cause=cause, field=field, value=text, brief=brief)
 
 
 def _copied(name: str, source: str = "") -> Rule:
@@ -114,8 +121,9 @@ def _decimal(kind: RecordKind, name: str, source: str) -> Rule:
     def check(earlier: Earlier) -> Faults:
         values = earlier.rows[source]
         is_unfit = unfit_decimals(values.cast(wide), of.precision)
+        brief = f"is negative or does not fit {of}"
         return {
-            row: f"{source} {values[row].as_py()} is negative or does not fit {of}"
+            row: _fault(source, values[row], brief, amount_cause(values[row]))
             for row in np.flatnonzero(is_unfit).tolist()
         }
 
@@ -181,8 +189,9 @@ def _message_id() -> Rule:
     def check(earlier: Earlier) -> Faults:
         numbers = earlier.rows[_SEQUENCE].fill_null(0).to_numpy()
         is_unfit = (numbers < 0) | (numbers > MAX_NUMBER)
+        brief = f"is not within 0 to {MAX_NUMBER}"
         return {
-            row: f"{_SEQUENCE} {numbers[row]} is not within 0 to {MAX_NUMBER}"
+            row: _fault(_SEQUENCE, earlier.rows[_SEQUENCE][row], brief, Cause.OUT_OF_RANGE)
             for row in np.flatnonzero(is_unfit).tolist()
         }
 

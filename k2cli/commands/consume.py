@@ -22,11 +22,11 @@ from k2cli.commands.options import (
     TIMEOUT_S,
     HomeOpt,
     KafkaOpt,
+    LevelOpt,
     LogFileKeepOpt,
     LogFileOpt,
     LogFileSizeOpt,
     LogFormatOpt,
-    LogLevelOpt,
     MaxRejectBytesOpt,
     MetricsOpt,
     RegistryOpt,
@@ -38,9 +38,11 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.terminal import output
-from k2cli.commands.terminal.events import LogFormat, LogLevel, Observer
+from k2cli.commands.terminal.events import LogFormat
 from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.errors import NotFound, UsageError
+from k2cli.events import Level, Observer
+from k2cli.kinds import KindName
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 from k2cli.symbols import split_commas
 
@@ -83,13 +85,6 @@ class OnBad(StrEnum):
 
     DLQ = "dlq"
     STOP = "stop"
-
-
-class KindName(StrEnum):
-    """What the messages of a topic are."""
-
-    TRADES = "trades"
-    QUOTES = "quotes"
 
 
 def consume(
@@ -177,7 +172,7 @@ def consume(
     ] = _CURRENCY,
     timeout: TimeoutOpt = None,
     log_format: LogFormatOpt = None,
-    log_level: LogLevelOpt = LogLevel.INFO,
+    log_level: LevelOpt = Level.INFO,
     log_file: LogFileOpt = None,
     log_file_size: LogFileSizeOpt = None,
     log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
@@ -238,7 +233,7 @@ def consume(
         registry.check()
         view = _open_view(stack, log_format, is_printed=is_printed)
         log.view = view.on_event if view else None
-        observe = log.on_event
+        observe: Observer = log.on_event
         metrics = open_metrics(stack, metrics_address, observe)
         observe = metrics.on_event if metrics else observe
         kinds = [held for _, held in sources]

@@ -17,6 +17,7 @@ from k2cli.commands.options import (
     OutputOpt,
     StartOpt,
     SymbolOpt,
+    each_kind,
     settings,
 )
 from k2cli.commands.query import note_nothing
@@ -30,15 +31,10 @@ if TYPE_CHECKING:
 export_app = typer.Typer(help="Write rows as files in a layout.", no_args_is_help=True)
 
 
-@export_app.command(
-    "quotes",
-    help="Write quotes as CSV in a layout: the way back of `k2 load csv`.\n\n"
-    "Example: k2 export quotes --symbol BHP --layout asx-quotes -o quotes.csv",
-)
-@export_app.command(
-    "trades",
-    help="Write trades as CSV in a layout: the way back of `k2 load csv`.\n\n"
-    "Example: k2 export trades --symbol BTCUSDT --layout binance-trades -o trades.csv",
+@each_kind(
+    export_app,
+    "Write {kind} as CSV in a layout: the way back of `k2 load csv`.\n\n"
+    "Example: k2 export {kind} --symbol BHP --layout asx-{kind} -o {kind}.csv",
 )
 def rows(
     context: typer.Context,

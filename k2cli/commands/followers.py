@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from k2cli.commands.options import Address
-from k2cli.commands.terminal.events import Observer
+from k2cli.events import Observer
 
 if TYPE_CHECKING:
     from k2cli.commands.metrics import RunMetrics

@@ -33,11 +33,11 @@ from k2cli.commands.options import (
     FormatOpt,
     HomeOpt,
     KafkaOpt,
+    LevelOpt,
     LinesOpt,
     LogFileKeepOpt,
     LogFileOpt,
     LogFileSizeOpt,
-    LogLevelOpt,
     MaxRejectBytesOpt,
     OutputOpt,
     RegistryOpt,
@@ -49,8 +49,8 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.terminal import output
-from k2cli.commands.terminal.events import LogLevel
 from k2cli.commands.terminal.streams import note
+from k2cli.events import Level
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
 _HISTORY = [
@@ -147,7 +147,7 @@ def load_csv(
     max_rejects: MaxRejectsOpt = "0",
     max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
-    log_level: LogLevelOpt = LogLevel.INFO,
+    log_level: LevelOpt = Level.INFO,
     log_file: LogFileOpt = None,
     log_file_size: LogFileSizeOpt = None,
     log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
@@ -268,7 +268,7 @@ def load_parquet(
     max_rejects: MaxRejectsOpt = "0",
     max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
-    log_level: LogLevelOpt = LogLevel.INFO,
+    log_level: LevelOpt = Level.INFO,
     log_file: LogFileOpt = None,
     log_file_size: LogFileSizeOpt = None,
     log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,6 +21,7 @@ from k2cli.commands.terminal.signals import Interrupts, Terminated
 from k2cli.commands.terminal.streams import note, view_console
 from k2cli.config import Settings
 from k2cli.errors import BadData
+from k2cli.events import Observer
 from k2cli.flow import Batch
 from k2cli.pipelines.load.files import InputFiles
 from k2cli.pipelines.load.job import Allowance, FileToLoad, LoadPolicy, LoadTotals, Outcome
@@ -203,26 +204,31 @@ class _Report:
             return
         what = f"{sums.rows:,} rows" if outcome.is_new else "loaded before, skipped"
         is_worth_words = sys.stderr.isatty() or not outcome.is_new
-        self._event(
+        self._observe(
             "loaded" if outcome.is_new else "skipped",
-            {"path": file.path, "rows": sums.rows, "rejects": sums.rejects},
-            f"{file.path}: {what}" if is_worth_words else None,
+            path=file.path,
+            rows=sums.rows,
+            rejects=sums.rejects,
         )
+        if is_worth_words:
+            self._say(f"{file.path}: {what}")
 
     def _fault(self, file: FileToLoad, fault: BadData) -> None:
-        self._event("failed", {"path": file.path, "message": str(fault), "hint": fault.hint}, None)
+        self._observe("failed", path=file.path, message=str(fault), hint=fault.hint)
         if not self.is_logging:
             output.error(fault)
 
     def _notice(self, file: FileToLoad, text: str) -> None:
-        self._event("notice", {"path": file.path, "message": text}, f"{file.path}: {text}")
+        self._observe("notice", path=file.path, message=text)
+        self._say(f"{file.path}: {text}")
 
-    def _event(self, event: str, fields: Mapping[str, object], words: str | None) -> None:
-        if self.is_logging:
-            self.log.on_event(event, **fields)
-            return
-        self.log.record(event, **fields)
-        if words is not None:
+    @property
+    def _observe(self) -> Observer:
+        """Beside words for people, events go into the log file alone."""
+        return self.log.on_event if self.is_logging else self.log.record
+
+    def _say(self, words: str) -> None:
+        if not self.is_logging:
             note(words)
 
     def _add(self, outcome: Outcome) -> None:
@@ -241,11 +247,8 @@ class _Report:
         parts = [f"loaded {len(self.loaded):,}" + (f" ({files})" if named else "")]
         if in_work:
             parts += [f"not loaded {in_work}, which was in work", f"{remaining:,} more remain"]
-        self._event(
-            "interrupted",
-            {"loaded": len(self.loaded), "in_work": in_work, "remaining": remaining},
-            f"interrupted: {'; '.join(parts)}" + (f"; {hint}" if hint and left else ""),
-        )
+        self._observe("interrupted", loaded=len(self.loaded), in_work=in_work, remaining=remaining)
+        self._say(f"interrupted: {'; '.join(parts)}" + (f"; {hint}" if hint and left else ""))
 
 
 @contextmanager

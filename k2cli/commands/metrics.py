@@ -25,8 +25,8 @@ from prometheus_client.registry import Collector
 
 from k2cli import __version__
 from k2cli.commands.options import Address
-from k2cli.commands.terminal.events import WARNINGS, Observer, level_of
 from k2cli.errors import Unavailable
+from k2cli.events import EVENTS, Level, Listener, Observer, level_of
 from k2cli.flow import Batch, Totals
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class RunMetrics(Collector):
 
     def __init__(self, observe: Observer) -> None:
         self.registry: Final = CollectorRegistry()
-        self._observe = observe
+        self._pass_on: Listener = observe
         self._totals: Totals | ConsumeTotals | None = None
         self._consumption: Consumption | None = None
         self._newest_us: int | None = None  # time of the newest row that was read
@@ -71,8 +71,9 @@ class RunMetrics(Collector):
         self._events = Counter(
             "k2_events", "Lines of the log.", ["event", "level"], registry=self.registry
         )
-        for event in WARNINGS:  # there from the start, so that the first one is a rise
-            self._events.labels(event, level_of(event))
+        for event in EVENTS.values():
+            if event.level is Level.WARNING:  # from the start, so that the first one is a rise
+                self._events.labels(event.name, event.level)
         self._commit_duration = Histogram(
             "k2_commit_duration_seconds",
             "How long the commits of a table took.",
@@ -93,13 +94,13 @@ class RunMetrics(Collector):
         self._totals = consumption.totals
         self._consumption = consumption
 
-    def on_event(self, event: str, **fields: object) -> None:
+    def on_event(self, event: str, /, **fields: object) -> None:
         """Count an event, and pass it on."""
         self._events.labels(event, level_of(event)).inc()
         took_ms = fields.get("took_ms")
         if event == "commit" and isinstance(took_ms, float):
             self._commit_duration.observe(took_ms / 1000)
-        self._observe(event, **fields)
+        self._pass_on(event, **fields)
 
     def on_batch(self, batch: Batch) -> None:
         """Look whether what came before this batch was committed, and how new its rows are."""

@@ -2,25 +2,42 @@
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import typer
 
-from k2cli.commands.terminal.events import LogFormat, LogLevel, RunLog
+from k2cli.commands.terminal.events import LogFormat, RunLog
 from k2cli.commands.terminal.logfile import LogFile, Rotation
 from k2cli.commands.terminal.output import Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import ConfigError, UsageError
+from k2cli.events import Level
 from k2cli.files import protect_home, refuse_dangling_link
+from k2cli.kinds import KindName
 from k2cli.query.formats import Format
 from k2cli.redaction import remember_secrets
 
+Command = TypeVar("Command", bound=Callable[..., object])
+
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
 _LAST_PORT: Final = 65535
+
+
+def each_kind(app: typer.Typer, text: str) -> Callable[[Command], Command]:
+    """Make a function the command of every kind of record; `{kind}` in its help is the name."""
+
+    def register(command: Command) -> Command:
+        for kind in KindName:
+            app.command(kind.value, help=text.format(kind=kind.value))(command)
+        return command
+
+    return register
+
 
 HomeOpt = Annotated[
     Path | None,
@@ -132,7 +149,7 @@ TopicOpt = Annotated[
         "--topic",
         "-t",
         help="Topic for all rows, with --to kafka.",
-        show_default="market.{asset class}.{trades or quotes}",
+        show_default=f"market.{{asset class}}.{{{' or '.join(KindName)}}}",
     ),
 ]
 AutoRegisterOpt = Annotated[
@@ -188,9 +205,7 @@ LinesOpt = Annotated[
         "--log-format", help="What happens as log lines.", show_default="in words, for people"
     ),
 ]
-LogLevelOpt = Annotated[
-    LogLevel, typer.Option("--log-level", help="Log lines of this level and above.")
-]
+LevelOpt = Annotated[Level, typer.Option("--log-level", help="Log lines of this level and above.")]
 
 
 class Order(StrEnum):
@@ -247,7 +262,7 @@ def open_log(
     stack: ExitStack,
     run: str,
     fmt: LogFormat | None,
-    least: LogLevel,
+    least: Level,
     path: Path | None,
     size_bytes: int | None,
     keep: int,

@@ -8,18 +8,18 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from k2cli.commands.consume import KindName, kind_of
+from k2cli.commands.consume import kind_of
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.options import (
     LOG_FILE_KEEP,
     AutoRegisterOpt,
     HomeOpt,
     KafkaOpt,
+    LevelOpt,
     LinesOpt,
     LogFileKeepOpt,
     LogFileOpt,
     LogFileSizeOpt,
-    LogLevelOpt,
     MaxRejectBytesOpt,
     RegistryOpt,
     SummaryOpt,
@@ -29,8 +29,9 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.terminal import output
-from k2cli.commands.terminal.events import LogLevel
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
+from k2cli.events import Level
+from k2cli.kinds import KindName
 
 
 def produce(
@@ -58,7 +59,7 @@ def produce(
     ] = 0,
     max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
-    log_level: LogLevelOpt = LogLevel.INFO,
+    log_level: LevelOpt = Level.INFO,
     log_file: LogFileOpt = None,
     log_file_size: LogFileSizeOpt = None,
     log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,

@@ -23,6 +23,7 @@ from k2cli.commands.options import (
     StartOpt,
     SymbolOpt,
     TzOpt,
+    each_kind,
     output_zone,
     settings,
 )
@@ -41,15 +42,10 @@ _COMMENT: Final = re.compile(r"\A--(?=[^\s=]*\s|[^A-Za-z]).*", re.DOTALL)
 query_app = typer.Typer(name="query", help="Answers out of the tables.", no_args_is_help=True)
 
 
-@query_app.command(
-    "quotes",
-    help="Print quotes by time.\n\n"
-    "Example: k2 query quotes --symbol BTCUSDT,ETHUSDT --start today -o quotes.parquet",
-)
-@query_app.command(
-    "trades",
-    help="Print trades by time.\n\n"
-    "Example: k2 query trades --symbol BTCUSDT --start -2h --order desc --limit 20",
+@each_kind(
+    query_app,
+    "Print {kind} by time.\n\n"
+    "Example: k2 query {kind} --symbol BTCUSDT --start -2h --order desc --limit 20",
 )
 def rows(
     context: typer.Context,

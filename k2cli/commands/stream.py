@@ -24,11 +24,11 @@ from k2cli.commands.options import (
     AutoRegisterOpt,
     HomeOpt,
     KafkaOpt,
+    LevelOpt,
     LogFileKeepOpt,
     LogFileOpt,
     LogFileSizeOpt,
     LogFormatOpt,
-    LogLevelOpt,
     MaxRejectBytesOpt,
     MetricsOpt,
     RegistryOpt,
@@ -40,9 +40,10 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.terminal import output
-from k2cli.commands.terminal.events import LogLevel, RunLog
+from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.config import BOOTSTRAP, Settings
+from k2cli.events import Level
 from k2cli.ingestion.exchange import Exchange, Venue
 from k2cli.ingestion.exchanges import EXCHANGES
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
@@ -163,7 +164,7 @@ def stream_exchange(
     ] = None,
     max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LogFormatOpt = None,
-    log_level: LogLevelOpt = LogLevel.INFO,
+    log_level: LevelOpt = Level.INFO,
     log_file: LogFileOpt = None,
     log_file_size: LogFileSizeOpt = None,
     log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,

@@ -29,6 +29,7 @@ from k2cli.commands.terminal.fitting import fit_rows
 from k2cli.commands.terminal.streams import note, screen_width
 from k2cli.errors import BadData, NotFound, UsageError
 from k2cli.iso import iso_utc
+from k2cli.kinds import KindName
 
 if TYPE_CHECKING:
     from k2cli.records import RecordKind
@@ -42,7 +43,8 @@ table_app = typer.Typer(
 
 _MOST_SHOWN: Final = 100  # conflicts
 TableArg = Annotated[
-    str, typer.Argument(help="trades or quotes, or a table's full name.", show_default=False)
+    str,
+    typer.Argument(help=f"{' or '.join(KindName)}, or a table's full name.", show_default=False),
 ]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from k2cli.completion.words import is_safe, read_words
+from k2cli.kinds import KindName
 
 _PACKAGE: Final = Path(__file__).parent.parent
 _GRAMMAR: Final = Path(__file__).with_name("grammar.json")
@@ -193,7 +194,7 @@ _SOURCES: Final[Mapping[str, Callable[[_Line, Mapping[str, str]], list[str]]]] =
     "layouts": _layouts,
     "profiles": _profiles,
     "schemas": _schema_names,
-    "tables": lambda _line, _environment: ["trades", "quotes"],
+    "tables": lambda _line, _environment: [kind.value for kind in KindName],
 }
 
 

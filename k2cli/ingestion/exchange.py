@@ -21,8 +21,9 @@ from k2cli.urls import check_url
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from k2cli.flow import Observer, Reject
+    from k2cli.events import Observer
     from k2cli.records import RecordKind
+    from k2cli.rejects import Reject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2cli.columns import Unfit, decimals, timestamps, to_batch
-from k2cli.flow import Batch, Reject
+from k2cli.columns import Unfit, UnfitField, decimals, timestamps, to_batch
+from k2cli.flow import Batch
 from k2cli.records import RecordKind
+from k2cli.rejects import Cause, Fault, Reject, shown
 
 _READ_BYTES: Final = 1 << 20
 _LINE_BYTES: Final = 16 << 20
@@ -38,7 +39,7 @@ def read_ndjson(stream: BinaryIO, kind: RecordKind) -> Iterator[Batch]:
         places = [place for place, line in enumerate(lines) if line.strip()]
         rows = [_row(lines[place], kind) for place in places]
         for first, made in _batches(rows, kind, 0):
-            if isinstance(made, str):
+            if isinstance(made, Fault):
                 place = places[first]
                 reject = _reject(lines[place], number + place + 1, made)
                 yield Batch(rejects=[reject], messages=1)
@@ -47,12 +48,14 @@ def read_ndjson(stream: BinaryIO, kind: RecordKind) -> Iterator[Batch]:
         number += len(lines)
 
 
-def _row(line: bytes, kind: RecordKind) -> Row | str:
-    """Read a line; a text says why it is no row."""
+def _row(line: bytes, kind: RecordKind) -> Row | Fault:
+    """Read a line, or return why it is rejected."""
     try:
         return _checked(_DECODER.decode(line), kind)
-    except (msgspec.DecodeError, Unfit) as exc:
-        return str(exc)
+    except msgspec.DecodeError as exc:
+        return Fault(reason=str(exc), cause=Cause.BAD_JSON)
+    except UnfitField as exc:
+        return exc.fault
 
 
 def _lines(stream: BinaryIO) -> Iterator[list[bytes]]:
@@ -74,47 +77,83 @@ def _checked(row: Row, kind: RecordKind) -> Row:
     fields = {field["name"]: field for field in kind.avro["fields"]}
     for name in row:
         if name not in fields:
-            raise Unfit(f"there is no field {name}")
+            raise UnfitField(
+                Fault(
+                    reason=f"there is no field {name}",
+                    cause=Cause.UNKNOWN_FIELD,
+                    field=name,
+                    value=shown(row[name]),
+                )
+            )
     filled = {}
     for name, field in fields.items():
         if name not in row and "default" not in field:
-            raise Unfit(f"field {name} is missing")
+            reason = f"field {name} is missing"
+            raise UnfitField(Fault(reason=reason, cause=Cause.MISSING, field=name))
         filled[name] = row.get(name, field.get("default"))
     return filled
 
 
 def _batches(
-    rows: Sequence[Row | str], kind: RecordKind, first: int
-) -> Iterator[tuple[int, pa.RecordBatch | str]]:
-    """Yield where some rows begin, and their batch or, for a bad one alone, why it is none."""
+    rows: Sequence[Row | Fault], kind: RecordKind, first: int
+) -> Iterator[tuple[int, pa.RecordBatch | Fault]]:
+    """Yield where some rows begin, and their batch or, for a bad one alone, why it is rejected."""
     if not rows:
         return
     try:
         yield first, _batch(rows, kind)
     except _MISFITS as exc:
         if len(rows) == 1:
-            yield first, str(exc)
+            bad_row = Fault(reason=str(exc), cause=Cause.BAD_ROW)
+            yield first, exc.fault if isinstance(exc, UnfitField) else bad_row
             return
         middle = len(rows) // 2
         yield from _batches(rows[:middle], kind, first)
         yield from _batches(rows[middle:], kind, first + middle)
 
 
-def _batch(rows: Sequence[Row | str], kind: RecordKind) -> pa.RecordBatch:
-    good = [row for row in rows if not isinstance(row, str)]
+def _batch(rows: Sequence[Row | Fault], kind: RecordKind) -> pa.RecordBatch:
+    """Make a batch.
+
+    Raises:
+        UnfitField: a row does not fit; of a row alone it says which value of it, and why.
+    """
+    good = [row for row in rows if not isinstance(row, Fault)]
     if len(good) < len(rows):
-        raise Unfit(next(row for row in rows if isinstance(row, str)))
+        raise UnfitField(next(row for row in rows if isinstance(row, Fault)))
     columns = {}
     for field in kind.arrow:
         values = [row[field.name] for row in good]
         try:
             columns[field.name] = _column(values, field.type)
         except _MISFITS as exc:
-            raise Unfit(f"{field.name}: {exc}") from exc
+            cause = _cause_of(exc, values[0], field.type)
+            raise _unfit(field.name, values[0], str(exc), cause) from exc
         if columns[field.name].null_count and not field.nullable:
-            raise Unfit(f"{field.name} is null")
+            reason = f"{field.name} is null"
+            raise UnfitField(Fault(reason=reason, cause=Cause.MISSING, field=field.name))
     _check_symbols(columns, kind)
     return to_batch(kind, columns)
+
+
+def _unfit(name: str, value: object, brief: str, cause: Cause) -> UnfitField:
+    return UnfitField(
+        Fault(reason=f"{name}: {brief}", cause=cause, field=name, value=shown(value), brief=brief)
+    )
+
+
+def _cause_of(exc: Exception, value: object, of: pa.DataType) -> Cause:
+    """Return what kind of fault a value is of which no column of this type can be made."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    match exc:
+        case Unfit():
+            return exc.cause
+        case _ if pa.types.is_timestamp(of) and (is_number or isinstance(value, str)):
+            return Cause.TIME_OUT_OF_RANGE if is_number else Cause.BAD_TIME
+        case _ if pa.types.is_integer(of) and (is_number or isinstance(value, Decimal)):
+            return Cause.OUT_OF_RANGE if is_number else Cause.NOT_AN_INTEGER
+        case _:
+            return Cause.WRONG_TYPE
 
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -125,7 +164,16 @@ def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         return _times(values, kind)
     if pa.types.is_map(kind):
         values = [_entries(value) for value in values]
+    # Arrow would cut a fraction off, and take a text for the list of its characters.
+    if pa.types.is_integer(kind) and any(map(_has_fraction, values)):
+        raise Unfit("not a whole number", Cause.NOT_AN_INTEGER)
+    if pa.types.is_list(kind) and any(isinstance(value, str) for value in values):
+        raise Unfit("not a list", Cause.WRONG_TYPE)
     return pa.array(values, kind)
+
+
+def _has_fraction(value: object) -> bool:
+    return isinstance(value, Decimal) and value != value.to_integral_value()
 
 
 def _digits(value: object) -> str:
@@ -133,7 +181,7 @@ def _digits(value: object) -> str:
         return f"{value:f}"
     if isinstance(value, (str, int)) and not isinstance(value, bool):
         return str(value)
-    raise Unfit(f"{value!r} is not a number")
+    raise Unfit(f"{value!r} is not a number", Cause.WRONG_TYPE)
 
 
 def _times(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -156,8 +204,9 @@ def _check_symbols(columns: Mapping[str, pa.Array], kind: RecordKind) -> None:
         symbols = field["type"].get("symbols", ()) if isinstance(field["type"], dict) else ()
         for value in pc.unique(columns[field["name"]]).to_pylist() if symbols else ():
             if value not in symbols:
-                raise Unfit(f"{field['name']}: {value!r} is none of {', '.join(symbols)}")
+                brief = f"{value!r} is none of {', '.join(symbols)}"
+                raise _unfit(field["name"], value, brief, Cause.UNKNOWN_ENUM)
 
 
-def _reject(line: bytes, position: int, reason: str) -> Reject:
-    return Reject(raw=line, position=position, received_us=time.time_ns() // 1000, reason=reason)
+def _reject(line: bytes, position: int, fault: Fault) -> Reject:
+    return Reject(fault=fault, raw=line, position=position, received_us=time.time_ns() // 1000)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from k2cli.flow import Batch, Observer
+from k2cli.events import Observer
+from k2cli.flow import Batch
 from k2cli.ingestion.bursts import CHUNK_FRAMES, BurstQueue
 from k2cli.ingestion.exchange import Venue
 from k2cli.ingestion.symbols import Instrument

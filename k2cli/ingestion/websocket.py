@@ -30,7 +30,7 @@ from websockets.proxy import get_proxy, parse_proxy
 from websockets.uri import parse_uri
 
 from k2cli.errors import ConfigError, K2Error, Unavailable
-from k2cli.flow import Observer
+from k2cli.events import Observer
 from k2cli.ingestion.bursts import BurstQueue
 from k2cli.ingestion.reconnect import AttemptBudget, Backoff
 from k2cli.urls import check_password

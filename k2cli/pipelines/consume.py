@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from k2cli.columns import joined
 from k2cli.errors import BadData, ConfigError, NotFound, Unavailable
-from k2cli.flow import Observer
+from k2cli.events import Observer, Outage
 from k2cli.ingestion.kafka.consumer import (
     EARLIEST,
     Message,
@@ -38,7 +38,7 @@ from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.topics import IdentityRequest, Place, TopicIdentity
 from k2cli.pipelines.sinks import ConflictReport, is_outage, report_commit
 from k2cli.records import KINDS, RecordKind
-from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
+from k2cli.rejects import MAX_REJECT_BYTES, Fault, RejectLog
 from k2cli.storage.append import Commit, SourcePosition
 from k2cli.storage.offsets import (
     KEY,
@@ -331,14 +331,14 @@ class Consumption:
         )
         unread = messages[decoded.count :]
         if decoded.rejects and self._policy.is_bad_fatal:
-            place, reason = decoded.rejects[0]
+            place, fault = decoded.rejects[0]
             is_before = _before_rejects(numbers[: decoded.count], decoded.rejects)
             kept = np.flatnonzero(is_before)
             rows = decoded.rows.filter(pa.array(is_before[decoded.places]))
             self._keep(feed, [messages[each] for each in kept.tolist()], numbers[kept], rows)
-            raise _bad(dead_letter(messages[place], reason))
+            raise _bad(dead_letter(messages[place], fault))
         self._pending.letters += [
-            dead_letter(messages[place], reason) for place, reason in decoded.rejects
+            dead_letter(messages[place], fault) for place, fault in decoded.rejects
         ]
         self._keep(feed, messages[: decoded.count], numbers[: decoded.count], decoded.rows)
         return unread
@@ -814,7 +814,7 @@ class Consumption:
         if places:
             self._reader.seek(self._assigned(places))
 
-    def _patiently(self, event: str, call: Callable[[], T]) -> T:
+    def _patiently(self, event: Outage, call: Callable[[], T]) -> T:
         """Call until the server behind it answers, or the run is to end."""
         waits = itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1]))
         while True:
@@ -849,7 +849,7 @@ def _named(places: Sequence[Place]) -> str:
 
 
 def _before_rejects(
-    numbers: npt.NDArray[np.int64], rejects: Sequence[tuple[int, str]]
+    numbers: npt.NDArray[np.int64], rejects: Sequence[tuple[int, Fault]]
 ) -> npt.NDArray[np.bool_]:
     """Return which messages come before the first reject of their partition."""
     is_before = np.ones(len(numbers), dtype=np.bool_)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from k2cli.config import Settings
 from k2cli.errors import Unavailable
-from k2cli.flow import Observer, Sink, Totals
+from k2cli.events import Observer
+from k2cli.flow import Sink, Totals
 from k2cli.ingestion.stream import ExchangeStream, StreamOptions
 from k2cli.pipelines.sinks import NdjsonSink, TableSink, TopicSink
 from k2cli.pipelines.spill import SpillFolder

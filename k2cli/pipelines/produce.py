@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from k2cli.codec.encode import wire_header
 from k2cli.errors import NotFound
-from k2cli.flow import Observer
+from k2cli.events import Observer
 from k2cli.ingestion.kafka.producer import TopicWriter, open_writer
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Topics

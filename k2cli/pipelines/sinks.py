@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from k2cli.errors import BadData, ConfigError, Conflict, K2Error, Unavailable
-from k2cli.flow import Committed, Kept, Observer, Recovered, Reject
+from k2cli.events import Observer
+from k2cli.flow import Committed, Kept, Recovered
 from k2cli.iso import iso_utc
 from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind
+from k2cli.rejects import Cause, Fault, Reject, shown
 from k2cli.storage.admission import MAX_CONFLICTS, ValueConflict, admit
 from k2cli.storage.append import Commit, SourcePosition
 from k2cli.storage.gaps import Gap, GapWatch
@@ -145,8 +147,8 @@ class TableSink:
             spilled.rows = kind.arrow.empty_table()
         with NdjsonRenderer() as renderer:
             return [
-                _unfit_reject(kind, rows.slice(row, 1), reason, renderer)
-                for row, reason in faults.items()
+                _unfit_reject(kind, rows.slice(row, 1), fault, renderer)
+                for row, fault in faults.items()
             ]
 
 
@@ -365,11 +367,18 @@ def conflict_rejects(conflicts: Sequence[ValueConflict]) -> list[Reject]:
 
 def _conflict_reject(conflict: ValueConflict) -> Reject:
     values = {"received": conflict.received, "stored": conflict.stored}
+    differing = conflict.differing
+    field = differing[0] if len(differing) == 1 else ""
     return Reject(
+        fault=Fault(
+            reason=str(conflict),
+            cause=Cause.CONFLICT,
+            field=field,
+            value=shown(conflict.received[field]) if field else None,
+        ),
         raw=json.dumps(values, default=_json_value).encode(),
         position=conflict.number or 0,
         received_us=time.time_ns() // 1000,
-        reason=str(conflict),
         source=f"{conflict.series.exchange}/{conflict.series.symbol}",
     )
 
@@ -385,13 +394,15 @@ def _add_seen(seen: dict[Series, Stored], ids: pa.RecordBatch) -> None:
         seen[series] = seen.get(series, Stored()).merged(one)
 
 
-def _unfit_reject(kind: RecordKind, row: pa.Table, reason: str, renderer: NdjsonRenderer) -> Reject:
+def _unfit_reject(
+    kind: RecordKind, row: pa.Table, fault: Fault, renderer: NdjsonRenderer
+) -> Reject:
     (batch,) = row.combine_chunks().to_batches()
     return Reject(
+        fault=replace(fault, reason=f"{fault.reason}: k2 table evolve {kind.name}"),
         raw=renderer.render(batch).rstrip(b"\n"),
         position=batch["source_sequence"][0].as_py(),
         received_us=batch["ingestion_timestamp"].cast(pa.int64())[0].as_py(),
-        reason=f"{reason}: k2 table evolve {kind.name}",
         source=kind.table,
     )
 

@@ -22,8 +22,8 @@ import pyarrow as pa
 
 from k2cli.config import Settings
 from k2cli.errors import Unavailable
+from k2cli.events import Observer
 from k2cli.files import make_folder, opener
-from k2cli.flow import Observer
 from k2cli.records import KINDS, RecordKind
 from k2cli.redaction import redact_url
 from k2cli.storage.position import Series, Stored

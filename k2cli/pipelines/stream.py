@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from k2cli.errors import BadData, K2Error, Unavailable
-from k2cli.flow import Batch, Committed, Observer, Reject, Sink, Source, Totals
-from k2cli.rejects import RejectLog
+from k2cli.events import Observer
+from k2cli.flow import Batch, Committed, Sink, Source, Totals
+from k2cli.rejects import Reject, RejectLog
 
 _RETRY_S: Final = (0.5, 1.0, 2.0, 5.0)  # between commits during an outage
 _WAIT_S: Final = 0.05

@@ -36,12 +36,15 @@ class ValueConflict:
     stored: Mapping[str, object]
     received: Mapping[str, object]
 
+    @property
+    def differing(self) -> Sequence[str]:
+        """The columns whose values differ."""
+        return [name for name, value in self.received.items() if value != self.stored[name]]
+
     def __str__(self) -> str:
         """Name the values that differ."""
         both = ", ".join(
-            f"{name} {value} (stored {self.stored[name]})"
-            for name, value in self.received.items()
-            if value != self.stored[name]
+            f"{name} {self.received[name]} (stored {self.stored[name]})" for name in self.differing
         )
         name = self.text if self.number is None else self.number
         return f"{self.series.exchange} {self.series.symbol} {name} is stored already: {both}"

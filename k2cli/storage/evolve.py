@@ -20,6 +20,7 @@ from pyiceberg.table import Table
 from k2cli.codec.resolve import record_name, unfit_decimals
 from k2cli.errors import BadData, Conflict
 from k2cli.records import RecordKind, arrow_field, is_wider
+from k2cli.rejects import Cause, Fault, shown
 from k2cli.storage.tables import RETRIES, RETRIES_KEY
 
 _ATTEMPTS: Final = 20
@@ -77,8 +78,8 @@ def fitted(table: Table, kind: RecordKind, rows: pa.Table) -> pa.Table:
         if field.name not in columns.names:
             reason = f"table {kind.table} has no column {field.name} of type {field.type} yet"
             raise BadData(reason, hint=hint)
-    for reason in unfit_rows(table, kind, rows).values():
-        raise BadData(reason, hint=hint)
+    for fault in unfit_rows(table, kind, rows).values():
+        raise BadData(fault.reason, hint=hint)
     for place, field in enumerate(rows.schema):
         there = columns.field(field.name).type
         if is_wider(there, field.type) or is_wider(field.type, there):
@@ -86,25 +87,34 @@ def fitted(table: Table, kind: RecordKind, rows: pa.Table) -> pa.Table:
     return rows
 
 
-def unfit_rows(table: Table, kind: RecordKind, rows: pa.Table) -> dict[int, str]:
+def unfit_rows(table: Table, kind: RecordKind, rows: pa.Table) -> dict[int, Fault]:
     """Find the rows with a value that a column of the table cannot hold: too many digits, or null.
 
-    Returns the reason for each, by row index.
+    Returns what is wrong with each, by row index.
     """
     columns = arrow_columns(table.schema())
-    faults: dict[int, str] = {}
+    faults: dict[int, Fault] = {}
     for field in rows.schema:
         column = columns.field(field.name) if field.name in columns.names else field
         there, values = column.type, rows[field.name]
         if not column.nullable and values.null_count:
             reason = f"{field.name} is null, and every row of {kind.table} needs one"
+            fault = Fault(reason=reason, cause=Cause.MISSING, field=field.name)
             for row in np.flatnonzero(values.is_null().to_numpy()).tolist():
-                faults.setdefault(row, reason)
+                faults.setdefault(row, fault)
         if is_wider(field.type, there):
             for row in np.flatnonzero(_is_unfit(values.combine_chunks(), there)).tolist():
                 value = values[row].as_py()
-                reason = f"{field.name} {value} does not fit {there}, its type in {kind.table}"
-                faults.setdefault(row, reason)
+                brief = f"does not fit {there}, its type in {kind.table}"
+                is_decimal = pa.types.is_decimal(there)
+                fault = Fault(
+                    reason=f"{field.name} {value} {brief}",
+                    cause=Cause.DECIMAL_OVERFLOW if is_decimal else Cause.OUT_OF_RANGE,
+                    field=field.name,
+                    value=shown(value),
+                    brief=brief,
+                )
+                faults.setdefault(row, fault)
     return faults
 
 

@@ -30,10 +30,11 @@ from pyiceberg.expressions import (
 from pyiceberg.table import FileScanTask, Table
 from sqlalchemy.engine import URL
 
+from k2cli import rejects
 from k2cli.config import Settings
 from k2cli.errors import BadData, ConfigError, NotFound
+from k2cli.events import Observer
 from k2cli.files import make_folder, opener
-from k2cli.flow import Observer
 from k2cli.records import KINDS, RecordKind, TableFiles, evolved
 from k2cli.redaction import redact_url
 from k2cli.storage.append import (
@@ -238,8 +239,8 @@ class Lake:
                 ensure_position(target)
         return target
 
-    def unfit_rows(self, kind: RecordKind, rows: pa.Table) -> Mapping[int, str]:
-        """Find the rows that a table cannot hold before it has evolved: index -> reason."""
+    def unfit_rows(self, kind: RecordKind, rows: pa.Table) -> Mapping[int, rejects.Fault]:
+        """Find the rows that a table cannot hold before it has evolved: index -> fault."""
         return unfit_rows(self.table(kind), kind, rows)
 
     def held(self, kind: RecordKind, key: str) -> str | None:

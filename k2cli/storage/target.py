@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pyiceberg.table import Table
 
 from k2cli.config import Settings
-from k2cli.flow import Observer
+from k2cli.events import Observer
 from k2cli.records import RecordKind
 from k2cli.storage.lookup import StoredIds
 from k2cli.storage.stored import FileIndex

@@ -1,7 +1,6 @@
 """Files of columns and of Avro against a schema: faults are found a column at a time."""
 
 import operator
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -12,11 +11,12 @@ import pyarrow.parquet as pq
 
 from k2cli.avro.ours import our_schema, ours_of
 from k2cli.codec.container import Container, ContainerDecoder
-from k2cli.codec.resolve import RecordDecoder, record_name
+from k2cli.codec.resolve import Incompatible, RecordDecoder, record_name
 from k2cli.columns import Ints
 from k2cli.errors import BadData
 from k2cli.records import arrow_field, arrow_to_avro_type, avro_to_arrow_schema
-from k2cli.validation.report import Expected, Fault, Part, Parts, shown
+from k2cli.rejects import Cause, Fault, shown
+from k2cli.validation.report import Expected, Part, Parts, Problem, problem_of
 
 _BATCH_ROWS: Final = 65_536
 _UTC: Final = ("UTC", "Etc/UTC", "GMT", "Z", "+00:00")
@@ -48,15 +48,15 @@ def _told_by(schema: Any) -> Expected:
 def _container_parts(container: Container, against: Expected) -> Parts:
     schema = container.schema if isinstance(container.schema, dict) else {}
     if unfit := list(_unfit_fields(schema, against.avro)):
-        yield Part(rows=0, faults=unfit)
+        yield Part(rows=0, problems=unfit)
         return
     decoder = RecordDecoder(schema, against.avro)
     for decoded in ContainerDecoder(schema, decoder.sources).decode(container.blocks()):
-        faults = [
-            *(Fault(row=place + 1, reason=reason) for place, reason in decoded.rejects),
-            *_faults(decoder, decoded.rows, partial(_number, decoded.places)),
+        problems = [
+            *(problem_of(fault, row=place + 1) for place, fault in decoded.rejects),
+            *_problems(decoder, decoded.rows, partial(_number, decoded.places)),
         ]
-        yield Part(rows=decoded.rows.num_rows + len(decoded.rejects), faults=_in_order(faults))
+        yield Part(rows=decoded.rows.num_rows + len(decoded.rejects), problems=_in_order(problems))
 
 
 def _number(places: Ints, row: int) -> int:
@@ -74,11 +74,9 @@ def parquet_parts(raw: BinaryIO, expected: Expected) -> Parts:
         file = pq.ParquetFile(raw)
         columns = _columns(file.schema_arrow, expected.avro)
         schema, strange = _as_avro(columns, expected.avro)
-        unfit = [
-            fault for fault in _unfit_fields(schema, expected.avro) if fault.field not in strange
-        ]
+        unfit = [each for each in _unfit_fields(schema, expected.avro) if each.field not in strange]
         if unfit := [*strange.values(), *unfit]:
-            yield Part(rows=0, faults=unfit)
+            yield Part(rows=0, problems=unfit)
             return
         decoder = RecordDecoder(schema, expected.avro)
         first = 1
@@ -87,11 +85,11 @@ def parquet_parts(raw: BinaryIO, expected: Expected) -> Parts:
             there = [batch[column.name].cast(column.type) for column in columns.values()]
             rows = pa.RecordBatch.from_arrays(there, names)
             rows.validate(full=True)  # texts are UTF-8, for instance
-            faults = [
-                *_faults(decoder, rows, partial(operator.add, first)),
+            problems = [
+                *_problems(decoder, rows, partial(operator.add, first)),
                 *_nulls_within(rows, first),
             ]
-            yield Part(rows=rows.num_rows, faults=_in_order(faults))
+            yield Part(rows=rows.num_rows, problems=_in_order(problems))
             first += rows.num_rows
 
 
@@ -137,8 +135,8 @@ def _plain(of: pa.DataType) -> pa.DataType:
 
 def _as_avro(
     columns: Mapping[str, pa.Field], ours: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Fault]]:
-    """Write columns as the schema of a record; those of a type that no field has are faults."""
+) -> tuple[dict[str, Any], dict[str, Problem]]:
+    """Write columns as the schema of a record; those of a type that no field has are problems."""
     wanted = avro_to_arrow_schema(ours)
     fields, strange = [], {}
     for name, column in columns.items():
@@ -146,11 +144,15 @@ def _as_avro(
             fields.append({"name": column.name, "type": arrow_to_avro_type(column.type)})
         except ValueError:
             reason = f"is {column.type}, not {wanted.field(name).type}"
-            strange[name] = Fault(field=name, reason=reason)
+            strange[name] = _unfit(name, reason)
     return {"type": "record", "name": ours["name"], "fields": fields}, strange
 
 
-def _nulls_within(rows: pa.RecordBatch, first: int) -> Iterator[Fault]:
+def _unfit(field: str, reason: str) -> Problem:
+    return problem_of(Fault(reason=reason, cause=Cause.INCOMPATIBLE_SCHEMA, field=field))
+
+
+def _nulls_within(rows: pa.RecordBatch, first: int) -> Iterator[Problem]:
     """Find lists and maps that hold a null where ours may not."""
     for name in rows.schema.names:
         values = rows[name]
@@ -164,40 +166,34 @@ def _nulls_within(rows: pa.RecordBatch, first: int) -> Iterator[Fault]:
         if inner.null_count and not of.nullable:
             for row, held in enumerate(values.to_pylist()):
                 if held and None in ([value for _, value in held] if is_map else held):
-                    value = shown(held)
-                    yield Fault(row=first + row, field=name, value=value, reason="holds a null")
+                    fault = Fault(
+                        reason="holds a null", cause=Cause.MISSING, field=name, value=shown(held)
+                    )
+                    yield problem_of(fault, row=first + row)
 
 
-def _unfit_fields(schema: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Fault]:
+def _unfit_fields(schema: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Problem]:
     """Say which of our fields cannot be read from what a writer's schema has."""
     name = record_name(schema)
     if name != ours["name"]:
-        yield Fault(reason=f"the records are of {name}, not of {ours['name']}")
+        yield _unfit("", f"the records are of {name}, not of {ours['name']}")
         return
     for field in ours["fields"]:
         try:
             RecordDecoder(schema, {**ours, "fields": [field]})
+        except Incompatible as exc:
+            yield _unfit(field["name"], exc.brief)
         except ValueError as exc:
-            reason = re.sub(r"^field \w+:? ", "", str(exc))
-            yield Fault(field=field["name"], reason=reason)
+            yield _unfit(field["name"], str(exc))
 
 
-def _faults(
+def _problems(
     decoder: RecordDecoder, rows: pa.RecordBatch, number: Callable[[int], int]
-) -> Iterator[Fault]:
-    for field, found in decoder.faults(rows):
-        for row, reason in found.items():
-            value = _text(rows[field][row]) if field in rows.schema.names else None
-            why = reason.removeprefix(f"{field} ")
-            yield Fault(row=number(row), field=field, value=value, reason=why)
+) -> Iterator[Problem]:
+    for _, found in decoder.faults(rows):
+        for row, fault in found.items():
+            yield problem_of(fault, row=number(row))
 
 
-def _text(value: pa.Scalar) -> str | None:
-    try:
-        return shown(value.as_py())
-    except OverflowError:  # a time that Python does not have
-        return shown(value.cast(pa.int64()).as_py())
-
-
-def _in_order(faults: list[Fault]) -> list[Fault]:
-    return sorted(faults, key=lambda fault: fault.row or 0)
+def _in_order(problems: list[Problem]) -> list[Problem]:
+    return sorted(problems, key=lambda problem: problem.row or 0)

@@ -9,9 +9,8 @@ from typing import Any, Final
 from k2cli.avro.validation import findings
 from k2cli.errors import BadData, K2Error, UsageError
 from k2cli.records import TRADES, RecordKind, avro_to_arrow_schema
+from k2cli.rejects import Cause, Fault, shown
 from k2cli.storage.tables import iceberg_schema
-
-_SHOWN: Final = 80  # characters of a value
 
 
 class FileKind(StrEnum):
@@ -38,13 +37,28 @@ _SUFFIXES: Final[Mapping[str, FileKind]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
+class Problem:
     """What does not fit; without a row it is the file as a whole, or the schema itself."""
 
     row: int | None = None  # from 1 on; of CSV and ndjson the line
-    field: str | None = None
+    field: str | None = None  # of the record; of CSV the column
     value: str | None = None
+    code: str | None = None  # of a row that would be rejected, or of a schema that does not fit
+    cause: Cause | None = None
     reason: str
+
+
+def problem_of(fault: Fault, *, row: int | None = None, raw: str | None = None) -> Problem:
+    """Describe a fault; `raw` is shown where no field is to blame."""
+    field = fault.column or fault.field or None
+    return Problem(
+        row=row,
+        field=field,
+        value=shown(raw) if field is None else fault.value,
+        code=fault.code,
+        cause=fault.cause,
+        reason=fault.brief or fault.reason,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +66,7 @@ class Part:
     """Some rows, of which some do not fit."""
 
     rows: int
-    faults: Iterable[Fault] = ()
+    problems: Iterable[Problem] = ()
 
 
 Parts = Generator[Part]
@@ -87,8 +101,8 @@ class Report:
     kind: FileKind | None
     schema: str | None = None  # what the rows were held against
     rows: int | None = None  # that were looked at
-    errors: list[Fault] = field(default_factory=list)
-    warnings: list[Fault] = field(default_factory=list)
+    errors: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
     stopped: bool = False  # there are more errors, and rows that were not looked at
 
     @property
@@ -117,17 +131,9 @@ def kind_of(file: Path) -> FileKind:
     )
 
 
-def shown(value: object) -> str | None:
-    """Write a value for people, cut where it is long."""
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else str(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
 def failed(file: str, kind: FileKind | None, error: K2Error) -> Report:
     """Report a file that could not be looked at."""
-    return Report(file=file, kind=kind, errors=[Fault(reason=str(error))])
+    return Report(file=file, kind=kind, errors=[Problem(reason=str(error))])
 
 
 def validate_schema(avro: Any, file: str, *, is_strict: bool) -> Report:
@@ -137,14 +143,14 @@ def validate_schema(avro: Any, file: str, *, is_strict: bool) -> Report:
     """
     report = Report(file=file, kind=FileKind.AVSC)
     for each in findings(avro):
-        fault = Fault(field=each.path or None, reason=each.reason)
+        problem = Problem(field=each.path or None, reason=each.reason)
         is_error = is_strict or not each.is_warning
-        (report.errors if is_error else report.warnings).append(fault)
+        (report.errors if is_error else report.warnings).append(problem)
     if report.valid:
         try:
             iceberg_schema(avro_to_arrow_schema(avro))
         except ValueError as exc:
-            report.errors.append(Fault(reason=f"no Iceberg schema: {exc}"))
+            report.errors.append(Problem(reason=f"no Iceberg schema: {exc}"))
     return report
 
 
@@ -154,11 +160,11 @@ def gather(report: Report, parts: Iterable[Part], *, max_errors: int) -> None:
     try:
         for part in parts:
             report.rows += part.rows
-            for fault in part.faults:
+            for problem in part.problems:
                 if max_errors and len(report.errors) == max_errors:
                     report.stopped = True
                     return
-                report.errors.append(fault)
+                report.errors.append(problem)
     except BadData as exc:
         where = f"behind row {report.rows}: " if report.rows else ""
-        report.errors.append(Fault(reason=f"{where}{exc}"))
+        report.errors.append(Problem(reason=f"{where}{exc}"))

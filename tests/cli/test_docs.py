@@ -10,8 +10,8 @@ import reference
 from conftest import REPOSITORY, Run
 
 from k2cli import __version__
-from k2cli.commands.terminal.events import DETAILS, WARNINGS
 from k2cli.errors import K2Error
+from k2cli.events import EVENTS
 
 README = REPOSITORY / "README.md"
 DOCS = REPOSITORY / "docs"
@@ -82,9 +82,9 @@ def test_every_exit_code_is_listed() -> None:
         assert f"| `{error.__name__}` |" in text
 
 
-@pytest.mark.parametrize("event", sorted({*WARNINGS, *DETAILS, "commit", "error", "summary"}))
+@pytest.mark.parametrize("event", EVENTS)
 def test_event_is_listed(event: str) -> None:
-    table = read(DOCS / "reference" / "events.md").partition("### Levels")[0]
+    table = read(DOCS / "reference" / "events.md").partition("## Metrics")[0]
     assert re.search(rf"^\| [^|]*`{event}`", table, re.MULTILINE)
 
 

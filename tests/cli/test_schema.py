@@ -103,7 +103,9 @@ def test_a_missing_doc_fails_only_with_strict(k2: K2, schema_file: Callable[...,
     path = schema_file("x.avsc", {**VENUE, "doc": ""})
     assert "warning: venue: has no doc" in k2("schema", "validate", path).stdout
     result = k2("schema", "validate", path, "--strict", "--format", "json", code=6)
-    assert found(result) == [{"row": None, "field": "venue", "value": None, "reason": "has no doc"}]
+    (problem,) = found(result)
+    assert problem.items() >= {"row": None, "field": "venue", "value": None}.items()
+    assert (problem["reason"], problem["code"], problem["cause"]) == ("has no doc", None, None)
 
 
 def test_a_schema_comes_from_stdin_too(k2: K2):
@@ -168,9 +170,12 @@ def test_faults_of_columns_name_row_field_and_value(k2: K2, tmp_path: Path, end:
         pq.write_table(pa.Table.from_pylist(BAD_ROWS, schema=TRADES.arrow), path)
     result = k2("schema", "validate", path, "--schema", "trade_v2", "--format", "json", code=6)
     assert found(result) == [
-        {"row": 2, "field": "price", "value": "-1.50000000", "reason": UNFIT.format(18)},
-        {"row": 5, "field": "price", "value": "-2.50000000", "reason": UNFIT.format(18)},
-        {"row": 5, "field": "quantity", "value": "-0.10000000", "reason": UNFIT.format(20)},
+        {"row": 2, "field": "price", "value": "-1.50000000", "reason": UNFIT.format(18)}
+        | {"code": "bad_price", "cause": "negative"},
+        {"row": 5, "field": "price", "value": "-2.50000000", "reason": UNFIT.format(18)}
+        | {"code": "bad_price", "cause": "negative"},
+        {"row": 5, "field": "quantity", "value": "-0.10000000", "reason": UNFIT.format(20)}
+        | {"code": "bad_quantity", "cause": "negative"},
     ]
     assert json.loads(result.stdout)["files"][0]["rows"] == 5
 
@@ -192,6 +197,15 @@ def test_faults_of_ndjson_name_line_field_and_value(k2: K2, tmp_path: Path):
         (6, "currency", None),
         (8, "timestamp", "soon"),
         (10, None, "{oops"),
+    ]
+    assert [each["cause"] for each in errors] == [
+        "negative",
+        "missing",
+        "unknown_enum",
+        "unknown_field",
+        "missing",
+        "bad_time",
+        "bad_json",
     ]
     assert [each["reason"] for each in errors[:5]] == [
         "negative",
@@ -224,6 +238,13 @@ def test_faults_of_csv_name_line_column_and_value(k2: K2, tmp_path: Path):
     ]
     assert [each["reason"] for each in errors[:2]] == ["is not a plain number", "is negative"]
     assert errors[3]["reason"] == "has 3 columns, not 7"
+    assert [(each["code"], each["cause"]) for each in errors] == [
+        ("bad_price", "not_a_number"),
+        ("bad_quantity", "negative"),
+        ("bad_timestamp", "bad_time"),
+        ("bad_column_count", "bad_column_count"),
+        ("bad_price", "not_a_number"),
+    ]
     assert json.loads(result.stdout)["files"][0]["schema"] == "trade_v2"
 
 

@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, Message
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
+from faults import reasons_of
 from services.kafka import KafkaAddress
 from services.registry import RegistryAddress
 from waiting import PATIENCE_S
@@ -230,7 +231,7 @@ def test_what_is_no_trade_is_a_reject_with_its_reason(schemas: Registry, topic_n
     )
     assert decoded.places.tolist() == [0, 8]
     assert decoded.rows["platform_sequence"].to_pylist() == [100, 108]
-    reasons = dict(decoded.rejects)
+    reasons = dict(reasons_of(decoded.rejects))
     assert reasons.pop(5).startswith(f"schema id {unknown}: cannot read schema {unknown}: ")
     assert reasons == {
         1: "a null value (tombstone)",

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from builders import batch_of, narrow, quote_row, table_of, trade_row
 from cluster import READ_TIMEOUT_S, Cluster, numbered_trades
+from faults import by_row
 from older import make_narrow
 from pyiceberg.conversions import from_bytes
 from pyiceberg.types import DecimalType
@@ -78,7 +79,7 @@ def test_a_table_that_has_not_evolved_takes_what_fits(older: Lake):
         older.append(TRADES, rows)
     reason = f"quantity {LARGE} does not fit decimal128(18, 8), its type in trades_v2"
     assert (str(caught.value), caught.value.hint) == (reason, HINT)
-    assert older.unfit_rows(TRADES, rows) == {1: reason}
+    assert by_row(older.unfit_rows(TRADES, rows)) == {1: reason}
     assert quantities(older) == [most]
 
 
@@ -124,7 +125,7 @@ def test_quotes_with_one_side_need_a_table_that_has_evolved(older: Lake, home: P
     one_sided = {"message_id": "2", "source_sequence": 2, "ask_price": None, "ask_quantity": None}
     rows = table_of(QUOTES, [quote_row(), quote_row(**one_sided)])
     reason = "ask_price is null, and every row of quotes_v2 needs one"
-    assert older.unfit_rows(QUOTES, rows) == {1: reason}
+    assert by_row(older.unfit_rows(QUOTES, rows)) == {1: reason}
     with pytest.raises(BadData, match=reason):
         older.append(QUOTES, rows)
     older.append(QUOTES, rows.slice(0, 1))

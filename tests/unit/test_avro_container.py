@@ -12,6 +12,7 @@ import fastavro
 import pyarrow as pa
 import pytest
 from builders import trades_batch
+from faults import reasons_of
 
 from k2cli.codec import container as container_module
 from k2cli.codec.container import Container, ContainerDecoder
@@ -147,7 +148,7 @@ def test_of_a_broken_block_the_records_before_are_rows():
     parts = decoded(bytes(data))
     rejects = [reject for part in parts for reject in part.rejects]
     assert [place for place, _ in rejects] == [21]
-    assert "more records of its block are lost" in rejects[0][1]
+    assert "more records of its block are lost" in rejects[0][1].reason
     numbers = rows_of(parts)["source_sequence"].to_pylist()
     assert numbers[:21] == list(range(1000, 1021))
     assert numbers[-1] == 1049
@@ -216,7 +217,7 @@ def test_bytes_that_are_left_over_in_a_block_are_told(more: bytes):
     body = block.data + more
     changed = data[:start] + varint(3) + varint(len(body)) + body + data[-16:]
     (part,) = decoded(changed)
-    assert part.rejects == [(2, f"{len(more)} bytes are left over behind it")]
+    assert reasons_of(part.rejects) == [(2, f"{len(more)} bytes are left over behind it")]
 
 
 def test_a_count_that_is_too_high_is_told():
@@ -227,4 +228,4 @@ def test_a_count_that_is_too_high_is_told():
     (part,) = decoded(changed)
     assert part.rows.num_rows == 3
     assert [place for place, _ in part.rejects] == [3]
-    assert part.rejects[0][1].endswith("1 more records of its block are lost")
+    assert part.rejects[0][1].reason.endswith("1 more records of its block are lost")

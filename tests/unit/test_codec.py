@@ -16,10 +16,12 @@ from builders import (
     trades_batch,
     written,
 )
+from faults import causes_of, reasons_of
 
 from k2cli.codec.encode import encode_messages, varint, wire_header
 from k2cli.codec.resolve import Incompatible, RecordDecoder
 from k2cli.records import KINDS, QUOTES, TRADES, RecordKind
+from k2cli.rejects import Cause
 
 BATCHES = {"trades": trades_batch, "quotes": quotes_batch}
 
@@ -118,13 +120,13 @@ def test_bad_bodies_are_told_from_good_ones():
     bodies[30] = bodies[30][:-1]
     bodies[40] = b"\xff" * 60
     decoded = RecordDecoder(TRADES.avro, TRADES.avro).decode(bodies)
-    assert dict(decoded.rejects) == {
+    assert dict(reasons_of(decoded.rejects)) == {
         10: "the body does not decode: EOFError",
         20: "1 bytes are left over behind the record",
         30: "the body does not decode: EOFError",
-        40: decoded.rejects[3][1],
+        40: decoded.rejects[3][1].reason,
     }
-    assert decoded.rejects[3][1].startswith("the body does not decode: ")
+    assert decoded.rejects[3][1].reason.startswith("the body does not decode: ")
     kept = [place for place in range(400) if place not in {10, 20, 30, 40}]
     assert decoded.places.tolist() == kept
     assert decoded.rows.equals(trades_batch(400).take(pa.array(kept)))
@@ -172,7 +174,7 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
     time = {"type": {"type": "long", "logicalType": "timestamp-micros"}}
     read = evolved(price={"type": wide}, quantity={"type": wide}, timestamp=time)
     decoded = RecordDecoder(read, TRADES.avro).decode(written(schema, *rows))
-    assert decoded.rejects == [(1, reason)]
+    assert reasons_of(decoded.rejects) == [(1, reason)]
     assert decoded.places.tolist() == [0, 2]
     assert decoded.rows.num_rows == 2
 
@@ -199,7 +201,7 @@ def test_quotes_with_one_side_are_read_and_written():
     assert bodies == written(dict(QUOTES.avro), *as_records(rows))
     assert RecordDecoder(QUOTES.avro, QUOTES.avro).decode(bodies).rows.equals(rows)
     older = RecordDecoder(QUOTES.avro, narrow(QUOTES).avro).decode(bodies)
-    assert [reason for _, reason in older.rejects] == [
+    assert [fault.reason for _, fault in older.rejects] == [
         "bid_price is null",
         "ask_price is null",
         "bid_quantity is null",
@@ -209,7 +211,7 @@ def test_quotes_with_one_side_are_read_and_written():
 def test_a_negative_price_is_a_reject_where_it_may_be_null():
     rows = batch_of(QUOTES, [quote_row(bid_price=Decimal(-1))])
     decoded = RecordDecoder(QUOTES.avro, QUOTES.avro).decode(bodies_of(rows, QUOTES))
-    assert "bid_price is negative" in decoded.rejects[0][1]
+    assert "bid_price is negative" in decoded.rejects[0][1].reason
 
 
 def test_only_values_that_do_not_fit_a_narrow_reader_are_rejects():
@@ -217,7 +219,9 @@ def test_only_values_that_do_not_fit_a_narrow_reader_are_rejects():
     rows = batch_of(TRADES, [trade_row(), trade_row(quantity=large), trade_row()])
     bodies = encode_messages(rows, TRADES.avro).to_pylist()
     read = RecordDecoder(TRADES.avro, narrow(TRADES).avro).decode(bodies)
-    assert read.rejects == [(1, "quantity is negative or does not fit decimal128(18, 8)")]
+    reason = "quantity is negative or does not fit decimal128(18, 8)"
+    assert reasons_of(read.rejects) == [(1, reason)]
+    assert causes_of(read.rejects) == [(Cause.DECIMAL_OVERFLOW, "quantity", str(large))]
     assert read.places.tolist() == [0, 2]
     # A registry may give both schemas one id; no value changes for it.
     read = RecordDecoder(narrow(TRADES).avro, TRADES.avro).decode(bodies)
@@ -272,7 +276,7 @@ def test_a_further_decimal_may_be_negative_but_must_fit():
     fit = RecordDecoder(written_as, ours).decode(bodies)
     assert fit.rows["fee"].to_pylist() == fees[:2]
     assert [place for place, _ in fit.rejects] == [2, 3]
-    assert fit.rejects[0][1] == "fee does not fit decimal128(4, 8)"
+    assert fit.rejects[0][1].reason == "fee does not fit decimal128(4, 8)"
 
 
 def test_a_symbol_that_only_the_writer_knows_is_a_reject():
@@ -282,7 +286,7 @@ def test_a_symbol_that_only_the_writer_knows_is_a_reject():
     rows = as_records(trades_batch(3))
     rows[1]["side"] = "CROSS"
     decoded = RecordDecoder(schema, TRADES.avro).decode(written(schema, *rows))
-    assert decoded.rejects == [(1, "side is CROSS, none of its symbols")]
+    assert reasons_of(decoded.rejects) == [(1, "side is CROSS, none of its symbols")]
     assert decoded.rows["side"].to_pylist() == ["BUY", "BUY"]
 
 
@@ -290,9 +294,8 @@ def test_a_null_where_we_need_a_value_is_a_reject():
     schema = evolved(currency={"type": ["null", "string"]})
     rows = as_records(trades_batch(2))
     rows[0]["currency"] = None
-    assert RecordDecoder(schema, TRADES.avro).decode(written(schema, *rows)).rejects == [
-        (0, "currency is null")
-    ]
+    decoded = RecordDecoder(schema, TRADES.avro).decode(written(schema, *rows))
+    assert reasons_of(decoded.rejects) == [(0, "currency is null")]
 
 
 @pytest.mark.parametrize(

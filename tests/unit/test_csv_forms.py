@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from k2cli.errors import BadData, ConfigError, UsageError
-from k2cli.flow import Reject
 from k2cli.ingestion.csv import blocks as blocks_module
 from k2cli.ingestion.csv.layout import Layout, load_layout, parse_layout
 from k2cli.ingestion.csv.parquet import read_parquet
 from k2cli.ingestion.csv.source import CsvOptions, CsvSource, read_csv
+from k2cli.rejects import Reject
 
 OF_FILE = {"symbol": "ABC", "exchange": "X", "asset_class": "equities", "currency": "EUR"}
 Row = dict[str, Any]

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pytest
 
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, UsageError
-from k2cli.flow import Reject
 from k2cli.ingestion.csv import blocks as blocks_module
 from k2cli.ingestion.csv import source as source_module
 from k2cli.ingestion.csv.layout import Layout, load_layout, parse_layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
 from k2cli.ingestion.symbols import Market
+from k2cli.rejects import Reject
 
 LINE = "3735685016,61800.12000000,0.00010000,6.18001200,1723161348055,True,True"
 TIME = 1723161348055

@@ -10,8 +10,9 @@ from confluent_kafka import Message
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 from k2cli.ingestion.kafka.deadletters import DeadLetterFile, DeadLetterTopics, dead_letter
 from k2cli.iso import iso_utc_ms
-from k2cli.rejects import RejectLog
+from k2cli.rejects import Cause, Fault, RejectLog
 
+WHY = Fault(reason="why", cause=Cause.BAD_BODY)
 YEAR_1_MS, YEAR_9999_MS = -62_135_596_800_000, 253_402_300_799_999
 
 
@@ -36,7 +37,7 @@ def test_a_time_outside_the_calendar_is_written_as_a_number(
     time_ms: int, text: str, tmp_path: Path
 ):
     assert iso_utc_ms(time_ms) == text
-    letter = dead_letter(message(time_ms), "why")
+    letter = dead_letter(message(time_ms), WHY)
     assert ("k2.time", text.encode()) in letter.headers()
     path = tmp_path / "rejects"
     with RejectLog(path, run="r1") as log:
@@ -45,6 +46,27 @@ def test_a_time_outside_the_calendar_is_written_as_a_number(
     is_number = text.lstrip("-").isdigit()
     assert line["received"] == (text + "000" if is_number else text.replace("Z", "000Z"))
     assert line["run"] == "r1"
+
+
+def test_headers_and_lines_say_what_is_wrong_as_words(tmp_path: Path):
+    fault = Fault(
+        reason="price -1 is negative", cause=Cause.NEGATIVE, field="price", value="-1 \ud800"
+    )
+    headers = dict(dead_letter(message(), fault).headers())
+    expected = {"reason": fault.reason, "code": "bad_price", "cause": "negative", "field": "price"}
+    for name, text in {**expected, "topic": "t", "partition": "1", "offset": "2"}.items():
+        assert headers[f"k2.{name}"] == text.encode()
+    assert headers["k2.value"] == b"-1 \\ud800"
+    path = tmp_path / "rejects"
+    with RejectLog(path, run="r1") as log:
+        DeadLetterFile(log).write([dead_letter(message(), fault)])
+    assert json.loads(path.read_bytes()).items() >= {**expected, "source": "t/1"}.items()
+
+
+def test_headers_without_a_field_lack_its_name():
+    names = {name for name, _ in dead_letter(message(), WHY).headers()}
+    assert {"k2.code", "k2.cause"} <= names
+    assert {"k2.field", "k2.value"}.isdisjoint(names)
 
 
 class Brokers:
@@ -100,7 +122,7 @@ def written(brokers: Brokers, path: Path) -> tuple[list[str], list[Mapping[str, 
             refuge=DeadLetterFile(log),
             observe=lambda event, **fields: events.append({"event": event, **fields}),
         )
-        letters.write([dead_letter(message(topic=name), "why") for name in ("t", "good", "t")])
+        letters.write([dead_letter(message(topic=name), WHY) for name in ("t", "good", "t")])
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line)["source"] for line in lines], events
 

@@ -13,6 +13,7 @@ from compose import DOCKER, command_of, own_services, services, yaml_of
 from scraping import consumption_of_nothing
 
 from k2cli.commands.metrics import RunMetrics
+from k2cli.events import EVENTS
 from k2cli.flow import Totals
 from k2cli.pipelines.consume import ConsumeTotals
 
@@ -77,8 +78,15 @@ def test_labels_and_jobs_are_there(query: str) -> None:
     for selector in selectors(query):
         for matcher in selector.matchers.matchers:
             assert matcher.name in LABELS
+            if matcher.name == "event":
+                assert events_of(matcher) <= set(EVENTS), query
             if matcher.name == "job" and matcher.op == promql.MatchOp.Equal:
                 assert matcher.value in JOBS
+
+
+def events_of(matcher: Any) -> set[str]:
+    """The events that a matcher names; a pattern may have several, and must be of plain names."""
+    return set(matcher.value.split("|"))
 
 
 def test_a_wrong_name_would_be_found(exported: set[str]) -> None:

@@ -19,7 +19,7 @@ from k2cli.flow import Batch
 from k2cli.pipelines.sinks import TableSink
 from k2cli.pipelines.spill import SpillFolder
 from k2cli.records import KINDS, QUOTES, TRADES
-from k2cli.rejects import RejectLog
+from k2cli.rejects import Fault, RejectLog
 from k2cli.storage.lake import Lake
 from k2cli.storage.position import Series, Stored
 
@@ -282,7 +282,7 @@ def test_rows_that_the_table_refuses_for_good_are_kept_too(
     lake: Lake, settings: Settings, rejects: RejectLog
 ) -> None:
     class Refusing(BrokenLake):
-        def unfit_rows(self, *_: Any) -> dict[int, str]:
+        def unfit_rows(self, *_: Any) -> dict[int, Fault]:
             return {}
 
     events: Events = []

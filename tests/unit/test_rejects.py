@@ -16,14 +16,12 @@ import pytest
 from waiting import PATIENCE_S
 
 from k2cli.errors import ConfigError, Unavailable
-from k2cli.flow import Reject
-from k2cli.rejects import RejectLog
+from k2cli.rejects import Cause, Fault, Reject, RejectLog
 
 
 def reject(raw: bytes, position: int = 1) -> Reject:
-    return Reject(
-        raw=raw, position=position, received_us=1_723_161_348_000_007, reason="not a frame"
-    )
+    fault = Fault(reason="not a frame", cause=Cause.BAD_FRAME)
+    return Reject(fault=fault, raw=raw, position=position, received_us=1_723_161_348_000_007)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -37,6 +35,8 @@ def test_reject_is_a_line_with_reason_position_time_and_raw(tmp_path: Path) -> N
     assert lines(path) == [
         {
             "reason": "not a frame",
+            "code": "bad_frame",
+            "cause": "bad_frame",
             "position": 17,
             "received": "2024-08-08T23:55:48.000007Z",
             "raw": '{"p": 1}',
@@ -94,7 +94,8 @@ def test_reason_with_any_text_is_written(tmp_path: Path) -> None:
     path = tmp_path / "rejects.ndjson"
     reason = "error: \ud800 \n \x00"
     with RejectLog(path, run="") as log:
-        log.write([Reject(raw=b"", position=1, received_us=0, reason=reason)])
+        fault = Fault(reason=reason, cause=Cause.BAD_FRAME)
+        log.write([Reject(fault=fault, raw=b"", position=1, received_us=0)])
     (line,) = lines(path)
     assert "error: " in line["reason"]
 
@@ -172,9 +173,10 @@ def test_file_size_limit_is_unavailable(tmp_path: Path) -> None:
     """In a process of its own, because the limit is the process's."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from k2cli.errors import Unavailable; from k2cli.flow import Reject\n"
-        "from k2cli.rejects import RejectLog\n"
-        "reject = Reject(raw=b'x' * 5000, position=1, received_us=0, reason='r')\n"
+        "from k2cli.errors import Unavailable\n"
+        "from k2cli.rejects import Cause, Fault, Reject, RejectLog\n"
+        "fault = Fault(reason='r', cause=Cause.BAD_FRAME)\n"
+        "reject = Reject(fault=fault, raw=b'x' * 5000, position=1, received_us=0)\n"
         "with RejectLog(Path(sys.argv[1]), run='') as log:\n"
         "    try:\n"
         "        log.write([reject]); log.sync()\n"

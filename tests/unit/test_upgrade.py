@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from builders import START, quote_v1, trade_v1, trades_batch, written
 from cluster import unexpected
+from faults import reasons_of
 
 from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import encode_messages, wire_header
@@ -185,7 +186,7 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
     expected = upgraded(*records).rows
     records[1] |= over
     decoded = upgraded(*records)
-    assert decoded.rejects == [(1, reason)]
+    assert reasons_of(decoded.rejects) == [(1, reason)]
     assert decoded.places.tolist() == [0, 2]
     assert decoded.rows.equals(expected.take(pa.array([0, 2])))
 
@@ -266,7 +267,7 @@ def test_messages_of_both_versions_keep_their_order():
     assert decoded.rows["symbol"].to_pylist() == ["BTCUSDT", "BHP", "ETHUSDT", "CBA", "BTCUSDT"]
     assert decoded.rows["platform_sequence"].to_pylist() == [10, 11, 13, 14, 15]
     assert decoded.places.tolist() == [0, 1, 3, 4, 5]
-    assert decoded.rejects == [(2, f"volume -5 {UNFIT_QUANTITY}")]
+    assert reasons_of(decoded.rejects) == [(2, f"volume -5 {UNFIT_QUANTITY}")]
 
 
 def test_a_message_without_a_number_is_known_by_topic_partition_and_offset():

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.avro.level import Level
-from k2cli.commands.consume import KindName
 from k2cli.commands.options import (
     HomeOpt,
     RegistryOpt,
@@ -21,6 +20,7 @@ from k2cli.commands.schema.names import Finder, Found, of_version
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.streams import note
 from k2cli.errors import BadData, NotFound, UsageError
+from k2cli.kinds import KindName
 
 if TYPE_CHECKING:
     from k2cli.ingestion.kafka.registry import Registry

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from k2cli.commands.consume import KindName
 from k2cli.commands.known import remember_subjects
 from k2cli.commands.options import (
     ForceOpt,
@@ -22,6 +21,7 @@ from k2cli.commands.schema.show import show
 from k2cli.commands.schema.validate import validate
 from k2cli.commands.terminal import output
 from k2cli.errors import ConfigError, UsageError
+from k2cli.kinds import KindName
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -19,7 +19,7 @@ from k2cli.errors import BadData, K2Error
 
 if TYPE_CHECKING:
     from k2cli.validation.files import Validation
-    from k2cli.validation.report import Expected, Fault, Report
+    from k2cli.validation.report import Expected, Problem, Report
 
 
 def validate(
@@ -146,12 +146,12 @@ def _lines(report: "Report") -> list[str]:
     stopped = "; stopped, there are more" if report.stopped else ""
     count = f"{len(report.errors)} error{'s' if len(report.errors) > 1 else ''}"
     lines = [f"{report.file}: {'valid' if report.valid else count}{looked_at}{stopped}"]
-    lines += [f"  {_line(fault)}" for fault in report.errors]
-    return lines + [f"  warning: {_line(fault)}" for fault in report.warnings]
+    lines += [f"  {_line(each)}" for each in report.errors]
+    return lines + [f"  warning: {_line(each)}" for each in report.warnings]
 
 
-def _line(fault: "Fault") -> str:
-    where = [f"row {fault.row:,}" if fault.row is not None else "", fault.field or ""]
+def _line(problem: "Problem") -> str:
+    where = [f"row {problem.row:,}" if problem.row is not None else "", problem.field or ""]
     place = ", ".join(part for part in where if part)
-    value = f" ({fault.value})" if fault.value is not None else ""
-    return f"{place}: {fault.reason}{value}" if place else f"{fault.reason}{value}"
+    value = f" ({problem.value})" if problem.value is not None else ""
+    return f"{place}: {problem.reason}{value}" if place else f"{problem.reason}{value}"

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -14,44 +14,9 @@ from k2cli.commands.terminal.logfile import LogFile
 from k2cli.commands.terminal.lossy import lost_writes
 from k2cli.commands.terminal.plain import printable
 from k2cli.errors import K2Error
+from k2cli.events import Level, Listener, Observer, level_of
 from k2cli.iso import iso_utc
 from k2cli.redaction import hide_in_value
-
-Observer = Callable[..., None]  # observe("commit", rows=...): an event and its fields
-
-WARNINGS: Final = frozenset(
-    {
-        "disconnected",
-        "attempts_limited",
-        "log_lines_lost",
-        "uncommitted_kept",
-        "uncommitted_lost",
-        "uncommitted_unreadable",
-        "rejects_lost",
-        "stale",
-        "silent",
-        "silent_streams",
-        "gap",
-        "reject",
-        "commit_lost",
-        "dead_letter_refused",
-        "group_offsets",
-        "group_not_left",
-        "setting_ignored",
-        "topic_missing",
-        "topic_recreated",
-        "failed",
-    }
-    | {
-        "kafka_unavailable",
-        "registry_unavailable",
-        "catalog_unavailable",
-        "dead_letters_unavailable",
-        "fields_left_out",
-    }
-)
-
-DETAILS: Final = frozenset({"symbols_refreshed", "symbols_not_refreshed"})
 
 
 class LogFormat(StrEnum):
@@ -61,26 +26,7 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-class LogLevel(StrEnum):
-    """How much an event matters: warnings are what an operator should look at."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-_ERROR: Final = "error"  # the event that ends a run
-_ORDER: Final = list(LogLevel)
-
-
-def level_of(event: str) -> LogLevel:
-    """Tell how much an event matters."""
-    if event == _ERROR:
-        return LogLevel.ERROR
-    if event in DETAILS:
-        return LogLevel.DEBUG
-    return LogLevel.WARNING if event in WARNINGS else LogLevel.INFO
+_ORDER: Final = list(Level)
 
 
 class RunLog:
@@ -93,19 +39,19 @@ class RunLog:
     def __init__(
         self,
         fmt: LogFormat | None = None,
-        least: LogLevel = LogLevel.INFO,
+        least: Level = Level.INFO,
         *,
         run: str,
         file: LogFile | None = None,
     ) -> None:
         self.is_json: Final = fmt is LogFormat.JSON
-        self.view: Observer | None = None  # shows events instead of stderr
+        self.view: Listener | None = None  # shows events instead of stderr
         self._least = _ORDER.index(least)
         self._run = run
         self._file = file
         self._reported = 0  # lost lines
 
-    def on_event(self, event: str, **fields: object) -> None:
+    def on_event(self, event: str, /, **fields: object) -> None:
         """Write an event, if it matters enough."""
         before = self._losses()
         if self.view is not None:
@@ -117,7 +63,7 @@ class RunLog:
         if self._losses() == before:
             self._report_losses()
 
-    def record(self, event: str, **fields: object) -> None:
+    def record(self, event: str, /, **fields: object) -> None:
         """Write an event only into the log file, if there is one."""
         if self._file is not None and (line := self._line(event, fields)) is not None:
             self._file.write(line)
@@ -128,12 +74,12 @@ class RunLog:
         try:
             yield self
         except K2Error as exc:
-            fields = {"message": str(exc), "hint": exc.hint, "exit_code": exc.exit_code}
+            observe: Observer = self.on_event if self.is_json else self.record
+            if self.is_json:
+                self.view = None
+            observe("error", message=str(exc), hint=exc.hint, exit_code=exc.exit_code)
             if not self.is_json:
-                self.record(_ERROR, **fields)
                 raise
-            self.view = None
-            self.on_event(_ERROR, **fields)
             raise typer.Exit(exc.exit_code) from exc
         finally:
             self.view = None
@@ -153,7 +99,8 @@ class RunLog:
     def _report_losses(self) -> None:
         before, self._reported = self._reported, self._losses()
         if self._reported > before:
-            self.on_event("log_lines_lost", count=self._reported - before)
+            observe: Observer = self.on_event
+            observe("log_lines_lost", count=self._reported - before)
 
     def _losses(self) -> int:
         return lost_writes() + (self._file.lost if self._file else 0)

@@ -15,6 +15,7 @@ from k2cli.commands.terminal.progress import shown_progress
 from k2cli.commands.terminal.streams import note, screen_width
 from k2cli.commands.terminal.tables import COMPLETE, DETAILS, write_table
 from k2cli.errors import K2Error, UsageError
+from k2cli.events import Observer
 from k2cli.files import writing_error
 from k2cli.query.destination import FileDestination, Write, choose_file
 from k2cli.query.formats import BINARY, Format, write_answer
@@ -65,10 +66,12 @@ def summary(
 ) -> None:
     """Report the sums of a run at its end; as a line of its log, where those are JSON."""
     if form is Summary.TEXT and log and log.is_json:
-        log.on_event("summary", **sums)
+        observe: Observer = log.on_event
+        observe("summary", **sums)
         return
     if log:
-        log.record("summary", **sums)
+        record: Observer = log.record
+        record("summary", **sums)
     if form is Summary.TEXT:
         note(event_text("summary", dict(sums)))
     elif is_data_on_stdout:

@@ -13,10 +13,11 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from k2cli.commands.terminal.events import event_text, level_of
+from k2cli.commands.terminal.events import event_text
 from k2cli.commands.terminal.fitting import GAP, cell_width, fit_rows, shorten
 from k2cli.commands.terminal.plain import for_people
 from k2cli.commands.terminal.streams import view_console
+from k2cli.events import Level, level_of
 
 _WINDOW_S: Final = 5.0
 _LEAST_S: Final = 1.0  # that a rate is measured over
@@ -155,11 +156,11 @@ class Screen:
         self.state.has_ended = True
         self._stack.close()
 
-    def on_event(self, event: str, **fields: object) -> None:
+    def on_event(self, event: str, /, **fields: object) -> None:
         """Take an event for the state; print warnings above the view."""
         with self.lock:
             self.state.on_event(event, fields, time.monotonic())
-        if level_of(event) == "warning":
+        if level_of(event) is Level.WARNING:
             self._console.print(Text(for_people(event_text(event, fields)), style="yellow"))
 
     def _render(self) -> RenderableType:

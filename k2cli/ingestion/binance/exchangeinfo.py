@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from k2cli.errors import UsageError
+from k2cli.events import Listener, Observer
 from k2cli.files import replace_file
-from k2cli.flow import Observer
 from k2cli.ingestion.listings import (
     Pair,
     format_listing,
@@ -98,11 +98,12 @@ class SymbolRefresh:
         self._rest_url = rest_url
         self._home = home
         self._observe = observe
+        self._pass_on: Listener = observe
         self._is_started = False
 
-    def on_event(self, event: str, **fields: object) -> None:
+    def on_event(self, event: str, /, **fields: object) -> None:
         """Pass an event on; the first `connected` starts the refresh."""
-        self._observe(event, **fields)
+        self._pass_on(event, **fields)
         if event == "connected" and not self._is_started:
             self._is_started = True
             if is_stale(self._venue, self._home):

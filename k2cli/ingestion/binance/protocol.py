@@ -13,7 +13,7 @@ does not fit is found only when a column as a whole does not.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final, cast
 
@@ -35,10 +35,10 @@ from k2cli.columns import (
     to_batch,
 )
 from k2cli.errors import UsageError
-from k2cli.flow import Reject
 from k2cli.ingestion.exchange import Parsed, Venue
 from k2cli.ingestion.symbols import Instrument
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids
+from k2cli.rejects import MOST_SHOWN, Cause, Fault, Reject, shown
 from k2cli.symbols import normalize_symbol
 
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -100,37 +100,37 @@ class FrameParser:
 
     def parse(self, frames: Sequence[bytes], received_us: Sequence[int], *, first: int) -> Parsed:
         """Parse a chunk of frames, received at these UTC microseconds; `first` numbers them."""
-        reasons: dict[int, str] = {}
-        trades, quotes = self._grouped(frames) or self._sorted_out(frames, reasons)
+        faults: dict[int, Fault] = {}
+        trades, quotes = self._grouped(frames) or self._sorted_out(frames, faults)
         trades, events = _without_events(trades)
         received = np.array(received_us, dtype=np.int64)
         rows = []
         for kind, group in ((TRADES, trades), (QUOTES, quotes)):
-            batch = self._build(kind, group, received, reasons) if group[0] else None
+            batch = self._build(kind, group, received, faults) if group[0] else None
             if batch is not None and batch.num_rows:
                 rows.append((kind, batch))
-        seen = self._seen(events, reasons)
+        seen = self._seen(events, faults)
         rejects = [
             Reject(
+                fault=faults[place],
                 raw=frames[place],
                 position=first + place,
                 received_us=received_us[place],
-                reason=reasons[place],
             )
-            for place in sorted(reasons)
+            for place in sorted(faults)
         ]
         return Parsed(rows=rows, rejects=rejects, seen=seen)
 
     def _seen(
-        self, events: "_Group", reasons: dict[int, str]
+        self, events: "_Group", faults: dict[int, Fault]
     ) -> Sequence[tuple[RecordKind, pa.RecordBatch]]:
-        """List the numbers of events without a trade; broken ones enter `reasons`."""
+        """List the numbers of events without a trade; broken ones enter `faults`."""
         symbols: list[str] = []
         numbers: list[int] = []
         for payload, place in zip(*events, strict=True):
             fault = self._fault(TRADES, payload)
             if fault is not None:
-                reasons[place] = fault
+                faults[place] = fault
             elif isinstance(payload.s, str) and isinstance(payload.t, int):
                 symbols.append(self._instrument(payload.s).symbol)
                 numbers.append(payload.t)
@@ -158,9 +158,9 @@ class FrameParser:
         return ([payloads[place] for place in trades], trades), (others, quotes)
 
     def _sorted_out(
-        self, frames: Sequence[bytes], reasons: dict[int, str]
+        self, frames: Sequence[bytes], faults: dict[int, Fault]
     ) -> "tuple[_Group, _Group]":
-        """Decode frames one by one; those that are neither trade nor quote enter `reasons`."""
+        """Decode frames one by one; those that are neither trade nor quote enter `faults`."""
         trades: tuple[list[_Payload], list[int]] = ([], [])
         quotes: tuple[list[_Payload], list[int]] = ([], [])
         for place, frame in enumerate(frames):
@@ -169,35 +169,36 @@ class FrameParser:
                 if payload is UNSET:
                     payload = self._decode_raw(frame)
             except _UNDECODABLE as exc:
-                reasons[place] = f"not a frame of the exchange: {exc}"
+                reason = f"not a frame of the exchange: {exc}"
+                faults[place] = Fault(reason=reason, cause=Cause.BAD_FRAME)
                 continue
             if payload.e == "trade":
                 payloads, places = trades
             elif _are_quotes([payload]):
                 payloads, places = quotes
             else:
-                reasons[place] = _why_unknown(frame, payload)
+                faults[place] = _why_unknown(frame, payload)
                 continue
             payloads.append(payload)
             places.append(place)
         return trades, quotes
 
     def _build(
-        self, kind: RecordKind, group: "_Group", received: Ints, reasons: dict[int, str]
+        self, kind: RecordKind, group: "_Group", received: Ints, faults: dict[int, Fault]
     ) -> pa.RecordBatch:
-        """Build a batch of one kind; payloads that do not fit leave it and enter `reasons`."""
+        """Build a batch of one kind; payloads that do not fit leave it and enter `faults`."""
         payloads, places = group
         columns = self._trades if kind is TRADES else self._quotes
         times = received if len(places) == len(received) else received[places]
         try:
             return to_batch(kind, columns(payloads, times))
         except (pa.ArrowException, TypeError, Unfit):
-            faults = [self._fault(kind, payload) for payload in payloads]
-        fit = [number for number, fault in enumerate(faults) if fault is None]
-        if len(fit) == len(faults):
+            found = [self._fault(kind, payload) for payload in payloads]
+        fit = [number for number, fault in enumerate(found) if fault is None]
+        if len(fit) == len(found):
             raise AssertionError(f"{kind.name} of which each fits do not fit together")
-        reasons.update(
-            {place: fault for place, fault in zip(places, faults, strict=True) if fault is not None}
+        faults.update(
+            {place: fault for place, fault in zip(places, found, strict=True) if fault is not None}
         )
         kept = [payloads[number] for number in fit]
         return to_batch(kind, columns(kept, received[[places[number] for number in fit]]))
@@ -296,29 +297,37 @@ class FrameParser:
             try:
                 instrument = self._venue.parse_symbol(symbol, self._home)
             except UsageError as exc:
-                raise Unfit(str(exc)) from exc
+                raise Unfit(str(exc), Cause.UNKNOWN_SYMBOL) from exc
             if instrument.symbol != normalize_symbol(symbol):
-                raise Unfit(f"{symbol[:80]!r} is not a symbol of the exchange")
+                reason = f"{symbol[:MOST_SHOWN]!r} is not a symbol of the exchange"
+                raise Unfit(reason, Cause.UNKNOWN_SYMBOL)
             self._instruments[symbol] = instrument
         return instrument
 
-    def _fault(self, kind: RecordKind, payload: _Payload) -> str | None:
-        """Say why a payload is no row of its kind, or None: the slow, explaining path."""
+    def _fault(self, kind: RecordKind, payload: _Payload) -> Fault | None:
+        """Say why a payload is not a row of its kind, or None: the slow, explaining path."""
         required, numeric = _REQUIRED[kind.name]
         missing = [name for name in required if getattr(payload, name) is UNSET]
         if missing:
-            return f"{kind.name}: lacks {', '.join(missing)}"
+            brief = f"lacks {', '.join(missing)}"
+            return _field_fault(kind, missing[0], None, brief, Cause.MISSING)
         for name, column in numeric.items():
             value, of = getattr(payload, name), kind.type_of(column)
             try:
                 decimals([value], of)
             except (pa.ArrowException, Unfit) as exc:
-                return f"{kind.name}: {name} {str(value)[:80]!r} does not fit {of}: {exc}"
+                cause = exc.cause if isinstance(exc, Unfit) else Cause.WRONG_TYPE
+                brief = f"{name} {str(value)[:MOST_SHOWN]!r} does not fit {of}: {exc}"
+                return _field_fault(kind, name, value, brief, cause)
+        symbol = payload.s if isinstance(payload.s, str) else ""
         try:
-            self._instrument(payload.s if isinstance(payload.s, str) else "")
+            self._instrument(symbol)
+        except Unfit as exc:
+            return _field_fault(kind, "s", symbol, str(exc), exc.cause)
+        try:
             microseconds(integers([] if payload.T is UNSET else [payload.T]))
         except Unfit as exc:
-            return f"{kind.name}: {exc}"
+            return _field_fault(kind, "T", payload.T, str(exc), exc.cause)
         return None
 
 
@@ -339,6 +348,8 @@ _REQUIRED: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]]] = {
         {"b": "bid_price", "B": "bid_quantity", "a": "ask_price", "A": "ask_quantity"},
     ),
 }
+# What the keys of both kinds of payload stand for; those of numbers are in `_REQUIRED`.
+_FIELDS: Final = {"s": "symbol", "t": "id", "u": "id", "T": "timestamp", "m": "side"}
 _TRADE: Final = pa.array(["trade"])
 _BOOLEANS: Final = pa.array(["false", "true"])
 _BOOLEAN_TEXT: Final[Mapping[object, str]] = {False: "false", True: "true"}
@@ -397,15 +408,31 @@ def _are_quotes(payloads: Sequence[_Payload]) -> bool:
     return has_ids and named + unnamed == len(payloads)
 
 
-def _why_unknown(frame: bytes, payload: _Payload) -> str:
+def _field_fault(kind: RecordKind, key: str, value: object, brief: str, cause: Cause) -> Fault:
+    """Describe what is wrong with the value of one key of a payload."""
+    _, amounts = _REQUIRED[kind.name]
+    return Fault(
+        reason=f"{kind.name}: {brief}",
+        cause=cause,
+        field=amounts.get(key) or _FIELDS.get(key, ""),
+        value=shown(value),
+        column=key,
+        brief=brief,
+    )
+
+
+def _why_unknown(frame: bytes, payload: _Payload) -> Fault:
+    unknown = Fault(reason="neither a trade nor a quote", cause=Cause.UNKNOWN_EVENT)
     if payload.e is not UNSET:
-        return f"unknown event {payload.e[:80]!r}"
+        return replace(unknown, reason=f"unknown event {payload.e[:MOST_SHOWN]!r}")
     try:
         body = msgspec.json.decode(frame, type=_ErrorFrame)
     except _UNREADABLE:
-        return "neither a trade nor a quote"
+        return unknown
     if body.error is not UNSET:
-        return f"the exchange reports error {body.error.code}: {body.error.msg}"
-    if body.code is not UNSET:
-        return f"the exchange reports error {body.code}: {body.msg or ''}"
-    return "neither a trade nor a quote"
+        reason = f"the exchange reports error {body.error.code}: {body.error.msg}"
+    elif body.code is not UNSET:
+        reason = f"the exchange reports error {body.code}: {body.msg or ''}"
+    else:
+        return unknown
+    return Fault(reason=reason, cause=Cause.EXCHANGE_ERROR)

@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 from k2cli.ingestion.exchange import Exchange, Limits, Parser, Venue, check_base
 from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
+from k2cli.kinds import KindName
 from k2cli.symbols import lower_symbol
 
 if TYPE_CHECKING:
-    from k2cli.flow import Observer
+    from k2cli.events import Observer
 
 
 class Channel(StrEnum):
@@ -92,7 +93,10 @@ def _venue(
         exchange=market.exchange,
         asset_class=market.asset_class,
         urls=urls,
-        channels={Channel.TRADE.value: "trades", Channel.BOOK_TICKER.value: "quotes"},
+        channels={
+            Channel.TRADE.value: KindName.TRADES,
+            Channel.BOOK_TICKER.value: KindName.QUOTES,
+        },
         limits=Limits(streams=STREAMS_PER_CONNECTION, attempts=MAX_ATTEMPTS, window_s=WINDOW_S),
         shutdown_notice=b"serverShutdown",
         has_microseconds=has_microseconds,

@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from k2cli.columns import Ints, Unfit
-from k2cli.flow import Batch, Reject
+from k2cli.flow import Batch
 from k2cli.ingestion.csv.headers import MOST_COLUMNS
-from k2cli.ingestion.csv.rows import Cells, Fault, RowBuilder
+from k2cli.ingestion.csv.rows import Cells, RowBuilder
+from k2cli.rejects import Cause, Fault, Reject
 
 BOM: Final = b"\xef\xbb\xbf"
 LONGEST_LINE: Final = 1 << 20  # bytes
@@ -31,11 +32,11 @@ _BLANK_LINES: Final = re.compile(rb"(?:\r?\n)+")
 
 
 class BadLine(Exception):
-    """A line that is not CSV, with the code of its reject."""
+    """A line that is not CSV, with the cause of its reject."""
 
-    def __init__(self, reason: str, code: str = "bad_csv") -> None:
+    def __init__(self, reason: str, cause: Cause = Cause.BAD_CSV) -> None:
         super().__init__(reason)
-        self.code = code
+        self.cause: Final = cause
 
 
 class BlockParser:
@@ -99,12 +100,10 @@ class BlockParser:
         lines = piece.split(b"\n") if faults else []
         rejects = [
             Reject(
+                fault=faults[place],
                 raw=lines[place].removesuffix(b"\r"),
                 position=first + place,
                 received_us=now_us,
-                reason=faults[place].reason,
-                column=faults[place].column,
-                code=faults[place].code,
             )
             for place in sorted(faults)
         ]
@@ -169,12 +168,12 @@ class BlockParser:
             try:
                 cells = parse_line(line, self._delimiter)
             except BadLine as exc:
-                faults[place] = Fault(str(exc), code=exc.code)
+                faults[place] = Fault(reason=str(exc), cause=exc.cause)
                 continue
             if len(cells) != len(self._names):
                 of = f" (delimiter {self._delimiter!r})" if len(cells) == 1 else ""
                 reason = f"has {len(cells)} columns, not {len(self._names)}{of}"
-                faults[place] = Fault(reason, code="bad_column_count")
+                faults[place] = Fault(reason=reason, cause=Cause.BAD_COLUMN_COUNT)
                 continue
             rows.append(cells)
             places.append(place)
@@ -195,7 +194,7 @@ def parse_line(line: bytes, delimiter: str) -> list[str]:
     try:
         text = line.decode()
     except UnicodeDecodeError as exc:
-        raise BadLine(f"is not UTF-8 at byte {exc.start + 1}", "bad_encoding") from exc
+        raise BadLine(f"is not UTF-8 at byte {exc.start + 1}", Cause.BAD_ENCODING) from exc
     if b'"' in line:
         return _parse_quoted(line, delimiter)
     if b"\r" in line:
@@ -208,7 +207,8 @@ def _parse_quoted(line: bytes, delimiter: str) -> list[str]:
     if count > MOST_COLUMNS:  # of which Arrow makes a column each, unless they are in quotes
         count = _count_cells(line, delimiter)
     if count > MOST_COLUMNS:
-        raise BadLine(f"has too many columns: more than {MOST_COLUMNS:,}", "bad_column_count")
+        reason = f"has too many columns: more than {MOST_COLUMNS:,}"
+        raise BadLine(reason, Cause.BAD_COLUMN_COUNT)
     names = [f"f{number}" for number in range(count)]  # Arrow's, at most these
     try:
         table = pa.csv.read_csv(

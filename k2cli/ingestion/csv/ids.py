@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from k2cli.columns import Ints, Unfit
 from k2cli.ingestion.csv.times import whole_numbers
 from k2cli.records import line_series, message_ids
+from k2cli.rejects import Cause
 
 _LONGEST: Final = 128  # characters of an id
 _NUMBER: Final = "^[0-9]{1,18}$"
@@ -142,9 +143,9 @@ def check_ids(texts: pa.StringArray) -> None:
     """
     is_padded = pc.not_equal(texts, pc.utf8_trim_whitespace(texts))
     if pc.any(is_padded).as_py() or not pc.all(pc.utf8_is_printable(texts)).as_py():
-        raise Unfit("is not an id")
+        raise Unfit("is not an id", Cause.BAD_TEXT)
     if (pc.max(pc.utf8_length(texts)).as_py() or 0) > _LONGEST:
-        raise Unfit(f"is longer than {_LONGEST} characters")
+        raise Unfit(f"is longer than {_LONGEST} characters", Cause.TOO_LONG)
 
 
 def _without_exchange(texts: pa.StringArray, exchanges: Labels) -> pa.StringArray:

@@ -44,19 +44,21 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
+import pyarrow as pa
 
 from k2cli.errors import ConfigError, NotFound, UsageError
 from k2cli.ingestion.symbols import Market
+from k2cli.kinds import KindName
 from k2cli.nearest import suggestion
 from k2cli.paths import expanded
-from k2cli.records import KINDS, RecordKind
+from k2cli.records import KINDS, RecordKind, asset_classes, enum_values
 
-ASSET_CLASSES: Final = ("equities", "crypto", "futures", "options")
-_SIDES: Final = ("BUY", "SELL", "SELL_SHORT", "UNKNOWN")
+ASSET_CLASSES: Final = asset_classes()
 _DECIMALS: Final[Mapping[str, tuple[str, ...]]] = {
-    "trades": ("price", "quantity"),
-    "quotes": ("bid_price", "bid_quantity", "ask_price", "ask_quantity"),
+    name: tuple(column.name for column in kind.arrow if pa.types.is_decimal(column.type))
+    for name, kind in KINDS.items()
 }
+_SIDE: Final = "side"
 _LABELS: Final = ("symbol", "exchange", "asset_class", "currency")
 _SHARED: Final = (*_LABELS, "id", "source_sequence")
 _TIMES: Final = ("timestamp", "date", "time")
@@ -89,7 +91,7 @@ class TimeRule(msgspec.Struct, frozen=True, kw_only=True):
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """What the columns of a CSV file are, and what becomes of them."""
 
-    kind: Literal["trades", "quotes"]
+    kind: KindName
     header: Literal["none", "sniff", "required"]
     fields: Mapping[str, str | tuple[str, ...]]
     time: TimeRule
@@ -291,13 +293,12 @@ def _check(layout: Layout, origin: str) -> None:
     _check_values(layout, origin)
     if layout.dump and not layout.market:
         raise ConfigError(f"{origin}: dump needs market = true")
-    if layout.signed_quantity and layout.kind != "trades":
+    if layout.signed_quantity and not _sides(layout.kind):
         raise ConfigError(f"{origin}: signed_quantity is for trades only")
     if layout.id_series and not (layout.id_series.isalnum() and layout.market):
         raise ConfigError(f"{origin}: id_series is a word, for layouts with market = true")
-    quotes = layout.decimals if layout.kind == "quotes" else ()
     for field in layout.may_be_empty:
-        if field not in quotes:
+        if field not in layout.decimals or not layout.record.arrow.field(field).nullable:
             raise ConfigError(f"{origin}: may_be_empty cannot have {field!r}")
     _check_names(layout, origin)
 
@@ -377,12 +378,12 @@ def _check_texts(field: str, texts: Mapping[str, str], kind: str) -> None:
     Raises:
         UsageError: the field has no such values.
     """
-    known = (*(("side",) if kind == "trades" else ()), *_LABELS)
+    known = (*_sides(kind), *_LABELS)
     if field not in known:
         raise UsageError(
             f"values of {field} cannot be mapped", hint=f"those of {', '.join(known)} can"
         )
-    allowed = {"side": _SIDES, "asset_class": ASSET_CLASSES}.get(field)
+    allowed = enum_values(KINDS[kind], field)
     for text, value in texts.items():
         if (allowed and value not in allowed) or not value:
             raise UsageError(
@@ -422,8 +423,12 @@ def _time_fields(layout: Layout) -> Sequence[str]:
 
 
 def _known_fields(kind: str) -> tuple[str, ...]:
-    side = ("side",) if kind == "trades" else ()
-    return (*_DECIMALS[kind], *side, *_TIMES, *_SHARED)
+    return (*_DECIMALS[kind], *_sides(kind), *_TIMES, *_SHARED)
+
+
+def _sides(kind: str) -> tuple[str, ...]:
+    """Return the field of the side, if records of a kind have one."""
+    return (_SIDE,) if _SIDE in KINDS[kind].arrow.names else ()
 
 
 def _check_keys(found: Iterable[str], known: Sequence[str], section: str, origin: str) -> None:

@@ -25,14 +25,15 @@ import pyarrow.parquet as pq
 
 from k2cli.columns import Ints, Unfit
 from k2cli.errors import BadData, UsageError
-from k2cli.flow import Batch, Reject
+from k2cli.flow import Batch
 from k2cli.ingestion.csv.blocks import LONGEST_LINE
 from k2cli.ingestion.csv.headers import Columns, find_columns, time_fields
 from k2cli.ingestion.csv.layout import Layout, TimeRule
 from k2cli.ingestion.csv.names import CsvOptions
 from k2cli.ingestion.csv.numbers import plain_numbers
-from k2cli.ingestion.csv.rows import Cells, Fault, RowBuilder
+from k2cli.ingestion.csv.rows import Cells, RowBuilder
 from k2cli.ingestion.csv.source import CsvSource, Start
+from k2cli.rejects import MOST_SHOWN, Cause, Fault, Reject
 
 _ROWS: Final = 65_536  # of a batch,
 _CELLS: Final = 1 << 20  # and so many values,
@@ -41,7 +42,6 @@ _BUFFER: Final = 1 << 20  # bytes of a column that are read at once
 _PIECE_ROWS: Final = 4096  # of a batch that has rejects
 _BROKEN: Final = (pa.ArrowException, OSError, ValueError, OverflowError)
 _EXACT: Final = {16: 1 << 11, 32: 1 << 24, 64: 1 << 53}  # floats below it, by bits, are exact
-_SHOWN: Final = 80  # characters of a value in a reason
 _ID_FIELDS: Final = ("id", "source_sequence")
 
 
@@ -132,7 +132,7 @@ class ParquetSource(CsvSource):
         cells, unfit = self._texts(columns, values)
         try:
             if unfit:
-                raise Unfit("values of some rows cannot be texts")
+                raise Unfit("values of some rows cannot be texts", Cause.BAD_ROW)
             rows = builder.build_all(cells, first + np.arange(values.num_rows), now_us)
         except Unfit:
             pass
@@ -149,12 +149,10 @@ class ParquetSource(CsvSource):
             faults |= {int(kept[at]): fault for at, fault in built.faults.items()}
             rejects = [
                 Reject(
+                    fault=fault,
                     raw=_row_text(columns.names, part, index),
                     position=first + offset + index,
                     received_us=now_us,
-                    reason=fault.reason,
-                    column=fault.column,
-                    code=fault.code,
                 )
                 for index, fault in sorted(faults.items())
             ]
@@ -175,8 +173,9 @@ class ParquetSource(CsvSource):
                 texts, bad = _readable(_as_text(column))
                 for index in bad:
                     name = columns.names[place]
-                    reason = f"{name} {texts[index].as_py()[:_SHOWN]!r} is not UTF-8"
-                    faults.setdefault(index, Fault(reason, name, "bad_encoding"))
+                    value = texts[index].as_py()[:MOST_SHOWN]
+                    fault = _fault(name, value, "is not UTF-8", Cause.BAD_ENCODING)
+                    faults.setdefault(index, fault)
                 cells.append(texts)
         except _BROKEN as exc:
             raise BadData(f"{self.name} has a column that cannot be read: {exc}") from exc
@@ -262,8 +261,19 @@ def _inexact(columns: Columns, place: int, column: pa.Array) -> Iterator[tuple[i
         is_exact = pc.and_(is_exact, pc.equal(numbers, pc.floor(numbers)))
     name = columns.names[place]
     for index in pc.indices_nonzero(pc.invert(is_exact.fill_null(True))).to_pylist():
-        reason = f"{name} {numbers[index].as_py()!r} is a float that is not exact"
-        yield index, Fault(f"{reason}: store integers", name, f"bad_{fields[0]}")
+        brief = "is a float that is not exact: store integers"
+        yield index, _fault(name, numbers[index].as_py(), brief, Cause.INEXACT, field=fields[0])
+
+
+def _fault(column: str, value: object, brief: str, cause: Cause, *, field: str = "") -> Fault:
+    return Fault(
+        reason=f"{column} {value!r} {brief}",
+        cause=cause,
+        field=field,
+        value=str(value),
+        column=column,
+        brief=brief,
+    )
 
 
 def _readable(texts: pa.StringArray) -> tuple[pa.StringArray, Sequence[int]]:

@@ -4,7 +4,6 @@ Where a column does not fit it is halved until the rows that do not fit stand al
 back with the reason, all others become rows.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2cli.columns import Ints, Unfit, VendorData, decimals_of, timestamps, to_batch
+from k2cli.columns import (
+    Ints,
+    Unfit,
+    UnfitField,
+    VendorData,
+    decimals_of,
+    timestamps,
+    to_batch,
+    why_no_decimal,
+)
 from k2cli.errors import UsageError
 from k2cli.ingestion.csv.headers import Columns, time_fields
 from k2cli.ingestion.csv.ids import Labels, any_ids, check_ids, number_ids, other_ids, place_ids
@@ -25,15 +33,13 @@ from k2cli.ingestion.csv.market import markets_of_symbol
 from k2cli.ingestion.csv.numbers import plain_numbers
 from k2cli.ingestion.csv.times import TimeReader, whole_numbers
 from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
+from k2cli.rejects import MOST_SHOWN, Cause, Fault
 from k2cli.symbols import normalize_symbol
 
 _HALVE_ABOVE: Final = 32  # rows; fewer are tried one by one
 _LONGEST_NAME: Final = 64  # characters of a symbol, exchange or currency
-_SHOWN: Final = 80  # characters of a value in a reason
 _FEW: Final = 5  # values that a notice shows
 _MOST_KEPT: Final = 1000  # distinct values
-_DECIMAL_TEXT: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?")
-_NEGATIVE_TEXT: Final = re.compile(r"-[0-9]*\.?[0-9]*")
 _NO_CONDITIONS: Final = pa.array([], pa.string())
 
 Cells = Sequence[pa.StringArray]
@@ -52,23 +58,6 @@ class Facts:
     home: Path | None = None  # the folder with what the exchange said last of its symbols
     is_any_time: bool = False  # times before 1990 and in the far future are good, too
     decimal: str = "."
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why a row was rejected, and which column of the file is to blame."""
-
-    reason: str
-    column: str = ""
-    code: str = "bad_row"
-
-
-class _UnfitField(Unfit):
-    """A field that does not fit, with the column that it is read from."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.reason)
-        self.fault = fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +193,7 @@ class RowBuilder:
             self._sides_check(cells, count)
         for name in layout.decimals:
             columns[name] = self._decimals(name, cells, count)
-        if layout.kind == "trades":
+        if "side" in self.kind.arrow.names:
             columns["side"] = self._sides(cells, count)
             self._note_sides(cells, columns["side"])
             columns["trade_conditions"] = pa.ListArray.from_arrays(
@@ -212,14 +201,23 @@ class RowBuilder:
             )
         return to_batch(self.kind, columns)
 
-    def _unfit(self, name: str, cells: Cells, reason: object) -> _UnfitField:
+    def _unfit(self, name: str, cells: Cells, brief: object, cause: Cause) -> UnfitField:
         """Describe which column does not fit, and what it holds where the row stands alone."""
         place = self._columns.fields[name]
-        shown = ""
-        if len(cells[place]) == 1:
-            shown = f" {cells[place][0].as_py()[:_SHOWN]!r}"
         column = self._columns.names[place]
-        return _UnfitField(Fault(f"{column}{shown} {reason}", column, f"bad_{name}"))
+        is_alone = len(cells[place]) == 1
+        value = cells[place][0].as_py()[:MOST_SHOWN] if is_alone else None
+        what = column if value is None else f"{column} {value!r}"
+        return UnfitField(
+            Fault(
+                reason=f"{what} {brief}",
+                cause=cause,
+                field=name,
+                value=value,
+                column=column,
+                brief=str(brief),
+            )
+        )
 
     def _decimals(self, name: str, cells: Cells, count: int) -> pa.Array:
         place, of = self._columns.fields.get(name), self.kind.type_of(name)
@@ -236,7 +234,8 @@ class RowBuilder:
         of = self.kind.type_of(name)
         if self._facts.decimal != ".":
             if pc.any(pc.match_substring(texts, ".")).as_py():
-                raise self._unfit(name, cells, "has a point, but the decimal mark is a comma")
+                reason = "has a point, but the decimal mark is a comma"
+                raise self._unfit(name, cells, reason, Cause.NOT_A_NUMBER)
             texts = pc.replace_substring(texts, self._facts.decimal, ".")
         if name == "quantity" and self._layout.signed_quantity:
             texts = pc.replace_substring_regex(texts, "^-", "")
@@ -247,8 +246,10 @@ class RowBuilder:
         try:
             return decimals_of(texts, of)
         except (Unfit, pa.ArrowException) as exc:
-            reason = _why_no_decimal(texts[0].as_py(), of) if len(texts) == 1 else "does not fit"
-            raise self._unfit(name, cells, reason) from exc
+            if len(texts) > 1:
+                raise self._unfit(name, cells, "does not fit", Cause.NOT_A_NUMBER) from exc
+            why = why_no_decimal(texts[0].as_py(), of)
+            raise self._unfit(name, cells, why, why.cause) from exc
 
     def _decimals_check(self, name: str) -> _Check:
         return lambda cells, count: self._decimals(name, cells, count)
@@ -262,18 +263,27 @@ class RowBuilder:
         try:
             return self._time.read(parts)
         except Unfit as exc:
-            if len(parts) == 1 or len(parts[0]) > 1:
-                raise self._unfit(names[0], cells, exc) from exc
-            both = " ".join(part[0].as_py()[:_SHOWN] for part in parts)
-            columns = ",".join(self._columns.names[fields[name]] for name in names)
-            fault = Fault(f"date and time {both!r}: {exc}", columns, "bad_timestamp")
-            raise _UnfitField(fault) from exc
+            if len(parts[0]) > 1:
+                raise self._unfit(names[0], cells, exc, exc.cause) from exc
+            both = " ".join(part[0].as_py()[:MOST_SHOWN] for part in parts)
+            cause = exc.cause if both.strip() else Cause.MISSING
+            if len(parts) == 1:
+                raise self._unfit(names[0], cells, exc, cause) from exc
+            fault = Fault(
+                reason=f"date and time {both!r}: {exc}",
+                cause=cause,
+                field="timestamp",
+                value=both,
+                column=",".join(self._columns.names[fields[name]] for name in names),
+                brief=str(exc),
+            )
+            raise UnfitField(fault) from exc
 
     def _numbers(self, name: str, cells: Cells, texts: pa.StringArray) -> Ints:
         try:
             return whole_numbers(texts)
         except Unfit as exc:
-            raise self._unfit(name, cells, exc) from exc
+            raise self._unfit(name, cells, exc, exc.cause) from exc
 
     def _ids(self, cells: Cells, rows: IdRows) -> dict[str, pa.Array]:
         place = self._columns.fields.get("id")
@@ -300,7 +310,7 @@ class RowBuilder:
         try:
             check_ids(texts)
         except Unfit as exc:
-            raise self._unfit("id", cells, exc) from exc
+            raise self._unfit("id", cells, exc, exc.cause) from exc
 
     def _sequence(self, cells: Cells, otherwise: pa.Array) -> pa.Array:
         place = self._columns.fields.get("source_sequence")
@@ -322,10 +332,13 @@ class RowBuilder:
         meanings = self._layout.values.get(name, {})
         names = [meanings.get(text, text) for text in encoded.dictionary.to_pylist()]
         for text in names:
-            if not text or text != text.strip() or not text.isprintable():
-                raise self._unfit(name, cells, "is not a name" if text else "is empty")
+            if not text:
+                raise self._unfit(name, cells, "is empty", Cause.MISSING)
+            if text != text.strip() or not text.isprintable():
+                raise self._unfit(name, cells, "is not a name", Cause.BAD_TEXT)
             if len(text) > _LONGEST_NAME:
-                raise self._unfit(name, cells, f"is longer than {_LONGEST_NAME} characters")
+                reason = f"is longer than {_LONGEST_NAME} characters"
+                raise self._unfit(name, cells, reason, Cause.TOO_LONG)
         return Labels(names, encoded.indices.to_numpy().astype(np.int64))
 
     def _symbols(self, cells: Cells, count: int) -> Labels:
@@ -335,7 +348,8 @@ class RowBuilder:
         try:
             names = [self._instrument(name).symbol for name in labels.names]
         except UsageError as exc:
-            raise self._unfit("symbol", cells, f"is unknown: {exc}") from exc
+            reason = f"is unknown: {exc}"
+            raise self._unfit("symbol", cells, reason, Cause.UNKNOWN_SYMBOL) from exc
         return Labels(names, labels.codes)
 
     def _instrument(self, text: str) -> Instrument:
@@ -344,7 +358,7 @@ class RowBuilder:
             market = self._facts.market
             assert market is not None  # only such layouts split symbols
             if market not in markets_of_symbol(text):
-                raise UsageError(f"{text[:_SHOWN]} is not of the market {market}")
+                raise UsageError(f"{text[:MOST_SHOWN]} is not of the market {market}")
             instrument = parse_symbol(text, market, self._facts.home)
             self._instruments |= {text: instrument, instrument.symbol: instrument}
         return instrument
@@ -352,7 +366,8 @@ class RowBuilder:
     def _asset_classes(self, cells: Cells, count: int) -> Labels:
         labels = self._labels("asset_class", cells, count)
         if not set(labels.names) <= set(ASSET_CLASSES):
-            raise self._unfit("asset_class", cells, f"is none of {', '.join(ASSET_CLASSES)}")
+            reason = f"is none of {', '.join(ASSET_CLASSES)}"
+            raise self._unfit("asset_class", cells, reason, Cause.UNKNOWN_ENUM)
         return labels
 
     def _currencies_check(self, cells: Cells, count: int) -> None:
@@ -368,7 +383,7 @@ class RowBuilder:
             quotes = [parse_symbol(name, Market.SPOT).quote for name in symbols.names]
         except UsageError as exc:
             reason = f"has no known currency: {exc}; --currency sets it"
-            raise self._unfit("symbol", cells, reason) from exc
+            raise self._unfit("symbol", cells, reason, Cause.UNKNOWN_CURRENCY) from exc
         return Labels(quotes, symbols.codes)
 
     def _sides(self, cells: Cells, count: int) -> pa.StringArray:
@@ -388,7 +403,7 @@ class RowBuilder:
             if other is None:
                 expected = ", ".join(text or "nothing" for text in values)
                 reason = f"is none of {expected}; --map side:TEXT=BUY gives it a meaning"
-                raise self._unfit("side", cells, reason)
+                raise self._unfit("side", cells, reason, Cause.UNKNOWN_ENUM)
             codes = pc.fill_null(codes, len(values))
         return sides.take(codes)
 
@@ -421,7 +436,8 @@ class RowBuilder:
         for place in places:
             is_empty &= _is_empty(cells[place]).to_numpy(zero_copy_only=False)
         if is_empty.any():
-            raise self._unfit("bid_price", cells, "is empty, and so is the ask: not a quote")
+            reason = "is empty, and so is the ask: not a quote"
+            raise self._unfit("bid_price", cells, reason, Cause.MISSING)
 
     def _vendor_data(self, cells: Cells, symbols: Labels, count: int) -> pa.Array:
         vendor = VendorData(count)
@@ -457,9 +473,15 @@ def _each_that_fails(
             attempt(start, size)
         except Unfit as exc:
             if size == 1:
-                yield start, exc.fault if isinstance(exc, _UnfitField) else Fault(str(exc))
+                yield start, _fault_of(exc)
             else:
                 parts += reversed(_split(start, size))
+
+
+def _fault_of(exc: Unfit) -> Fault:
+    if isinstance(exc, UnfitField):
+        return exc.fault
+    return Fault(reason=str(exc), cause=Cause.BAD_ROW)
 
 
 def _split(start: int, count: int) -> list[tuple[int, int]]:
@@ -467,18 +489,3 @@ def _split(start: int, count: int) -> list[tuple[int, int]]:
         return [(place, 1) for place in range(start, start + count)]
     half = count // 2
     return [(start, half), (start + half, count - half)]
-
-
-def _why_no_decimal(text: str, of: pa.DataType) -> str:
-    if not text:
-        return "is empty"
-    if _NEGATIVE_TEXT.fullmatch(text) and len(text) > 1:
-        return "is negative"
-    match = _DECIMAL_TEXT.fullmatch(text)
-    if match is None or text == ".":
-        return "is not a plain number"
-    if len((match[2] or "").rstrip("0")) > of.scale:
-        return f"has more than {of.scale} decimals"
-    if len(match[1].lstrip("0")) > of.precision - of.scale:
-        return f"has more than {of.precision - of.scale} digits before the point"
-    return "has too many digits"

@@ -39,6 +39,7 @@ from k2cli.ingestion.csv.rows import Facts, RowBuilder
 from k2cli.ingestion.csv.times import check_zone
 from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.records import nth_copy
+from k2cli.rejects import Cause
 from k2cli.symbols import normalize_symbol
 
 __all__ = ["BLOCK_BYTES", "CsvOptions", "CsvSource", "read_csv"]
@@ -482,7 +483,7 @@ def _header(layout: Layout, line: bytes, name: str) -> list[str] | None:
     except BadLine as exc:
         if layout.header == "sniff":
             return None
-        hint = "--encoding utf-16, gbk or latin-1" if exc.code == "bad_encoding" else None
+        hint = "--encoding utf-16, gbk or latin-1" if exc.cause is Cause.BAD_ENCODING else None
         raise BadData(f"{name}: the header {exc}", hint=hint) from exc
     if layout.header == "sniff" and not _is_header(layout, cells):
         return None

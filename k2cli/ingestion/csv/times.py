@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from k2cli.columns import YEAR_9999_US, Ints, Unfit, characters
 from k2cli.errors import UsageError
 from k2cli.ingestion.csv.layout import TimeRule
+from k2cli.rejects import Cause
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_BELOW: Final = 10**11  # plain numbers below it are seconds,
@@ -27,6 +28,10 @@ _MICROSECONDS_BELOW: Final = 10**17  # below this microseconds, and nanoseconds 
 _MOST_DIGITS: Final = 18  # of an integer that surely fits 64 bits
 _EPOCH_DIGITS: Final = 19  # of nanoseconds
 _FRACTION: Final = 9  # digits of a fraction that are read
+_OF_TIMES: Final = {  # what faults of whole numbers are for times
+    Cause.NOT_AN_INTEGER: Cause.BAD_TIME,
+    Cause.OUT_OF_RANGE: Cause.TIME_OUT_OF_RANGE,
+}
 _US: Final = pa.timestamp("us")
 _NS: Final = pa.timestamp("ns")
 _CLOCK: Final = ("%H:%M:%S.%f", "%H:%M:%S")
@@ -71,14 +76,16 @@ def check_zone(zone: str) -> None:
 def whole_numbers(texts: pa.StringArray, *, digits: int = _MOST_DIGITS) -> Ints:
     """Make a column of whole numbers from 0 on from texts of digits alone."""
     if characters(texts).translate(None, b"0123456789"):
-        raise Unfit("is not a whole number")
+        raise Unfit("is not a whole number", Cause.NOT_AN_INTEGER)
     longest = pc.max(pc.binary_length(texts)).as_py() or 0
     if longest > digits:
-        raise Unfit(f"has more than {digits} digits")
+        raise Unfit(f"has more than {digits} digits", Cause.OUT_OF_RANGE)
     try:
         return _ints(texts.cast(pa.int64()))
     except pa.ArrowException as exc:
-        raise Unfit("is not a number of 64 bits" if longest > _MOST_DIGITS else "is empty") from exc
+        if longest > _MOST_DIGITS:
+            raise Unfit("is not a number of 64 bits", Cause.OUT_OF_RANGE) from exc
+        raise Unfit("is empty", Cause.MISSING) from exc
 
 
 class TimeReader:
@@ -98,7 +105,8 @@ class TimeReader:
         """
         times = self._raw(parts)
         if len(times) and (times.min() < self._first or times.max() > self._last):
-            raise Unfit(f"is out of the years {_year(self._first)} to {_year(self._last)}")
+            years = f"{_year(self._first)} to {_year(self._last)}"
+            raise Unfit(f"is out of the years {years}", Cause.TIME_OUT_OF_RANGE)
         return times
 
     def _raw(self, parts: Sequence[pa.StringArray]) -> Ints:
@@ -122,16 +130,17 @@ class TimeReader:
     def _epoch(self, texts: pa.StringArray) -> Ints:
         try:
             numbers = whole_numbers(texts, digits=_EPOCH_DIGITS)
-        except Unfit:
+        except Unfit as exc:
             if b"." in characters(texts):
                 return self._fractions(texts)
-            raise
+            raise Unfit(str(exc), _OF_TIMES.get(exc.cause, exc.cause)) from exc
         return self._scaled(numbers, np.zeros(1, dtype=np.int64))
 
     def _fractions(self, texts: pa.StringArray) -> Ints:
         """Read numbers that may have a fraction, exactly."""
         if not pc.all(pc.match_substring_regex(texts, _NUMBER)).as_py():
-            raise Unfit("is not a number of seconds, milliseconds or microseconds")
+            reason = "is not a number of seconds, milliseconds or microseconds"
+            raise Unfit(reason, Cause.BAD_TIME)
         whole = pc.replace_substring_regex(texts, r"\..*$", "")
         fraction = pc.replace_substring_regex(texts, r"^[0-9]+\.?", "")
         if (pc.max(pc.binary_length(fraction)).as_py() or 0) > _FRACTION:
@@ -199,7 +208,7 @@ class TimeReader:
         try:
             exact = texts.cast(pa.timestamp("ns", tz=zone))
         except pa.ArrowException as exc:
-            raise Unfit("is not a time like 2024-08-08T23:55:48.056") from exc
+            raise Unfit("is not a time like 2024-08-08T23:55:48.056", Cause.BAD_TIME) from exc
         nanoseconds = _ints(exact.cast(pa.int64()))
         self.is_truncated |= bool((nanoseconds % 1000).any())
         return pa.array(nanoseconds // 1000).cast(pa.timestamp("us", tz=zone))
@@ -209,7 +218,7 @@ class TimeReader:
         if len(parts) > 1:
             times = times + self._clock(parts[1], self._rule.time_format)
         if len(times) and (times.min() < 0 or times.max() > YEAR_9999_US):
-            raise Unfit("is out of the years 1970 to 9999")
+            raise Unfit("is out of the years 1970 to 9999", Cause.TIME_OUT_OF_RANGE)
         return _to_utc(pa.array(times).cast(_US), self._zone)
 
     def _clock(self, texts: pa.StringArray, pattern: str) -> Ints:
@@ -254,7 +263,7 @@ class TimeReader:
                 self.is_truncated |= short != text
                 delta = moment - _EPOCH
                 return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
-        raise Unfit(f"is not a date or time like {' or '.join(patterns)}")
+        raise Unfit(f"is not a date or time like {' or '.join(patterns)}", Cause.BAD_TIME)
 
 
 def _plausible() -> tuple[int, int]:
@@ -320,7 +329,8 @@ def _to_utc(local: pa.TimestampArray, zone: str) -> Ints:
     try:
         moments = pc.assume_timezone(local, zone, ambiguous="earliest", nonexistent="raise")
     except pa.ArrowException as exc:
-        raise Unfit(f"does not exist in {zone}: clocks went forward") from exc
+        reason = f"does not exist in {zone}: clocks went forward"
+        raise Unfit(reason, Cause.NONEXISTENT_TIME) from exc
     return _ints(moments.cast(pa.int64()))
 
 

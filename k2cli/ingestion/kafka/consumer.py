@@ -14,7 +14,7 @@ import confluent_kafka
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from k2cli.background import begin
-from k2cli.flow import Observer
+from k2cli.events import Observer
 from k2cli.ingestion.kafka.topics import IdentityRequest, Place, Topics
 from k2cli.ingestion.kafka.vendor import (
     AT_END,

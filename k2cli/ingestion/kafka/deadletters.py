@@ -1,23 +1,24 @@
 """Messages that became no row: onto the topic of dead letters, with where and why.
 
 A dead letter has the key, the value and the headers of the message that it was, and further
-headers of text: k2.reason, k2.topic, k2.partition, k2.offset and k2.time (UTC, ISO 8601;
-milliseconds since 1970 outside the years 1 to 9999). Its k2.run stays that of the message.
+headers of text: k2.reason, k2.code and k2.cause (see k2cli/rejects.py), k2.field and k2.value where
+a field is to blame, k2.topic, k2.partition, k2.offset and k2.time (UTC, ISO 8601; milliseconds
+since 1970 outside the years 1 to 9999). Its k2.run stays that of the message.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, cast
 
 from k2cli.errors import BadData, ConfigError, NotFound
-from k2cli.flow import Observer, Reject
+from k2cli.events import Observer
 from k2cli.ingestion.kafka.consumer import Message
 from k2cli.ingestion.kafka.producer import RUN_HEADER, Header, TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.iso import iso_utc_ms
-from k2cli.rejects import RejectLog
+from k2cli.rejects import Fault, Reject, RejectLog
 
 SUFFIX: Final = ".dlq"
 _LARGEST: Final = "1000000000"  # bytes: the most that librdkafka allows
@@ -30,35 +31,46 @@ class DeadLetter:
     """A message that cannot be decoded, and why. Made by `dead_letter`."""
 
     message: Message
-    reason: str
+    fault: Fault
     given: Sequence[Header]  # the headers that the message had
 
     def as_reject(self) -> Reject:
         """Return it as a line for a file of rejects."""
         message = self.message
         return Reject(
+            fault=self.fault,
             raw=message.value() or b"",
             is_null=message.value() is None,
             key=message.key(),
             headers=self.given,
             position=message.offset() or 0,
             received_us=message.timestamp()[1] * 1000,
-            reason=self.reason,
             source=f"{message.topic()}/{message.partition()}",
         )
 
     def headers(self) -> list[Header]:
         """Return the headers of the dead letter: those the message had, then ours."""
         message = self.message
+        fault = self.fault
         ours = {
-            "reason": self.reason,
+            "reason": fault.reason,
+            "code": fault.code,
+            "cause": fault.cause,
+            "field": fault.field or None,
+            "value": fault.value,
             "topic": message.topic(),
             "partition": message.partition(),
             "offset": message.offset(),
             "time": iso_utc_ms(message.timestamp()[1]),
         }
         theirs = [(key, value) for key, value in self.given if not is_added(key)]
-        return [*theirs, *((PREFIX + key, str(value).encode()) for key, value in ours.items())]
+        added = [(PREFIX + key, str(value)) for key, value in ours.items() if value is not None]
+        return [*theirs, *((key, text.encode(errors="backslashreplace")) for key, text in added)]
+
+    @property
+    def reason(self) -> str:
+        """The sentence that says what is wrong."""
+        return self.fault.reason
 
 
 class DeadLetters(Protocol):
@@ -84,12 +96,13 @@ class DeadLetterFile:
         self._log.sync()
 
 
-def dead_letter(message: Message, reason: str) -> DeadLetter:
-    """Make a dead letter of a message; what is wrong with its headers is told by the reason."""
+def dead_letter(message: Message, fault: Fault) -> DeadLetter:
+    """Make a dead letter of a message; the reason also says what is wrong with its headers."""
     given = take_headers(message)
     if given is None:
-        reason, given = f"{reason}; its headers are lost: a name is not UTF-8", []
-    return DeadLetter(message=message, reason=reason, given=given)
+        reason = f"{fault.reason}; its headers are lost: a name is not UTF-8"
+        fault, given = replace(fault, reason=reason), []
+    return DeadLetter(message=message, fault=fault, given=given)
 
 
 def take_headers(message: Message) -> list[Header] | None:

@@ -151,6 +151,9 @@ class Letter:
     place: LetterPlace
     time_ms: int  # UTC, when it was set aside
     reason: str
+    code: str  # words that stay the same, empty where k2 did not write them; see rejects.py
+    cause: str
+    field: str  # the field that does not fit, if it is one
     topic: str  # where the message came from
     partition: int | None
     offset: int | None
@@ -301,6 +304,9 @@ class LetterBox:
             place=place,
             time_ms=message.timestamp()[1],
             reason=ours.get("reason", ""),
+            code=ours.get("code", ""),
+            cause=ours.get("cause", ""),
+            field=ours.get("field", ""),
             topic=ours.get("topic") or self._source,
             partition=_number(ours.get("partition")),
             offset=_number(ours.get("offset")),

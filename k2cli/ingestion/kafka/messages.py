@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final, cast
 
 import numpy as np
@@ -15,9 +16,10 @@ from k2cli.codec.kinds import KindDecoder
 from k2cli.codec.upgrade import USUAL, Facts, Origin
 from k2cli.columns import joined
 from k2cli.errors import BadData, NotFound
-from k2cli.flow import Observer
+from k2cli.events import Observer
 from k2cli.ingestion.kafka.registry import NotYet, Registry, subject_of
 from k2cli.records import RecordKind
+from k2cli.rejects import Cause, Fault
 
 _LOOK_AGAIN_S: Final = 5.0
 _ASK_S: Final = 0.5  # for the schemas of one read: the group and signals must not wait for longer
@@ -79,7 +81,7 @@ class MessageReader:
     ) -> DecodedMessages:
         """Decode values, in their order; `platform_sequence` becomes the offset of each.
 
-        What is no record of the kind is a reject with its place in `values` and the reason. The
+        What is not a record of the kind is a reject, with its place in `values`. The
         registry is asked for half a second, then `count` tells where to begin the next time.
 
         Raises:
@@ -88,7 +90,7 @@ class MessageReader:
         self._look_again()
         origin = self._origin(partitions, offsets)
         parts: list[tuple[pa.RecordBatch, npt.NDArray[np.int64]]] = []
-        rejects: list[tuple[int, str]] = []
+        rejects: list[tuple[int, Fault]] = []
         count = len(values)
         deadline = self._clock() + _ASK_S
         for header, places in _by_header(values).items():
@@ -98,23 +100,23 @@ class MessageReader:
                 count = int(places[0])
                 parts = [_first(part, count) for part in parts]
                 break
-            if isinstance(decoder, str):
+            if isinstance(decoder, Fault):
                 rejects += [
-                    (place, _value_reason(values[place]) or decoder) for place in places.tolist()
+                    (place, _value_fault(values[place]) or decoder) for place in places.tolist()
                 ]
                 continue
             part = self._decode(decoder, _taken(values, places), origin.take(places))
             parts.append((part.rows, places[part.places]))
-            rejects += [(int(places[place]), reason) for place, reason in part.rejects]
+            rejects += [(int(places[place]), fault) for place, fault in part.rejects]
         rows, places_taken = self._in_order(parts)
         return DecodedMessages(
             rows=self._numbered(rows, offsets[places_taken]),
             places=places_taken,
-            rejects=sorted(each for each in rejects if each[0] < count),
+            rejects=sorted((each for each in rejects if each[0] < count), key=itemgetter(0)),
             count=count,
         )
 
-    def _decoder(self, header: bytes, deadline: float) -> KindDecoder | str:
+    def _decoder(self, header: bytes, deadline: float) -> KindDecoder | Fault:
         """Return what decodes messages with this header, or why nothing does.
 
         Raises:
@@ -123,7 +125,8 @@ class MessageReader:
         if header in self._decoders:
             return self._decoders[header]
         if len(header) < HEADER_BYTES or header[0] != MAGIC:
-            return "not in the wire format of a schema registry"
+            reason = "not in the wire format of a schema registry"
+            return Fault(reason=reason, cause=Cause.BAD_WIRE_FORMAT)
         schema_id = int.from_bytes(header[1:])
         if self._clock() > deadline:
             raise NotYet(f"schema {schema_id} was not asked for yet")
@@ -133,8 +136,10 @@ class MessageReader:
             found = KindDecoder(schema, self._kind, self._facts)
         except NotYet:
             raise
-        except (BadData, ValueError, NotFound) as exc:
-            return f"schema id {schema_id}: {exc}"  # asked again: it may be there next time
+        except (BadData, ValueError, NotFound) as exc:  # asked again: it may be there next time
+            is_unknown = isinstance(exc, NotFound)
+            cause = Cause.UNKNOWN_SCHEMA if is_unknown else Cause.INCOMPATIBLE_SCHEMA
+            return Fault(reason=f"schema id {schema_id}: {exc}", cause=cause)
         self._decoders[header] = found
         self._looked_at = self._clock()
         if found.left_out:
@@ -153,16 +158,17 @@ class MessageReader:
             return decoder.decode(values, origin)
         except _FAILURES as exc:
             if len(values) == 1:
+                reason = f"cannot be decoded: {type(exc).__name__}: {exc}"
                 return Decoded(
                     rows=empty_batch(self._kind.arrow),
                     places=np.zeros(0, np.int64),
-                    rejects=[(0, f"cannot be decoded: {type(exc).__name__}: {exc}")],
+                    rejects=[(0, Fault(reason=reason, cause=Cause.BAD_BODY))],
                 )
         half = len(values) // 2
         places = np.arange(len(values))
         first = self._decode(decoder, values[:half], origin.take(places[:half]))
         second = self._decode(decoder, values[half:], origin.take(places[half:]))
-        rejects = [(half + place, reason) for place, reason in second.rejects]
+        rejects = [(half + place, fault) for place, fault in second.rejects]
         return Decoded(
             rows=pa.concat_batches([first.rows, second.rows]),
             places=np.concatenate([first.places, half + second.places]),
@@ -231,12 +237,14 @@ def _taken(values: Sequence[bytes | None], places: npt.NDArray[np.int64]) -> lis
     return cast("list[bytes]", taken)
 
 
-def _value_reason(value: bytes | None) -> str | None:
+def _value_fault(value: bytes | None) -> Fault | None:
     """Say what is wrong with a value before any schema is asked for."""
     if value is None:
-        return "a null value (tombstone)"
+        return Fault(reason="a null value (tombstone)", cause=Cause.NULL_MESSAGE)
     if len(value) < HEADER_BYTES:
-        return f"{len(value)} bytes are too short for a message"
-    if value[0] != MAGIC:
-        return f"it begins with byte {value[0]}, not with 0: not in a registry's wire format"
-    return None
+        reason = f"{len(value)} bytes are too short for a message"
+    elif value[0] != MAGIC:
+        reason = f"it begins with byte {value[0]}, not with 0: not in a registry's wire format"
+    else:
+        return None
+    return Fault(reason=reason, cause=Cause.BAD_WIRE_FORMAT)

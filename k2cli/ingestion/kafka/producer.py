@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from k2cli.codec.encode import encode_messages
 from k2cli.errors import BadData, ConfigError, K2Error
-from k2cli.flow import Observer
+from k2cli.events import Observer
 from k2cli.ingestion.kafka.vendor import (
     FATAL,
     PURGED,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from k2cli.errors import Conflict, K2Error
-from k2cli.flow import Observer
+from k2cli.events import Observer
 from k2cli.ingestion.kafka.letters import RECEIPT, Letter, LetterBox, OffsetSet
 from k2cli.ingestion.kafka.producer import TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics

@@ -1,0 +1,434 @@
+"""The events of a run: the one definition of each, with its level and its fields.
+
+Whoever emits an event calls an `Observer`: `observe("stale", silent_s=61.5)`. Every overload of it
+is an event, so that mypy finds a name or a field that is misspelt, and `EVENTS` is read from the
+overloads. Log lines, live views, metrics and the reference follow from them. The module is long
+because it is a list.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Literal, Protocol, TypeVar, get_args, get_overloads, overload
+
+
+class Level(StrEnum):
+    """How much an event matters: warnings are what an operator should look at."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+_Overload = TypeVar("_Overload", bound=Callable[..., None])
+_LEVELS: Final[dict[Callable[..., object], Level]] = {}
+
+# What takes any event and passes it on; whoever emits one takes an `Observer`.
+Listener = Callable[..., None]
+# The events of a server that does not answer, and is asked again.
+Outage = Literal[
+    "catalog_unavailable",
+    "dead_letters_unavailable",
+    "kafka_unavailable",
+    "registry_unavailable",
+]
+
+
+def _level(level: Level) -> Callable[[_Overload], _Overload]:
+    def note(event: _Overload) -> _Overload:
+        _LEVELS[event] = level
+        return event
+
+    return note
+
+
+class Observer(Protocol):
+    """Takes events. From any thread. A docstring here is the meaning of an event."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["connected"], /, *, url: str, streams: int) -> None:
+        """A connection to the exchange is open."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["disconnected"], /, *, url: str, reason: str, retry_in_s: float
+    ) -> None:
+        """A connection was lost; it is opened again after this time."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["attempts_limited"], /, *, retry_in_s: float) -> None:
+        """The exchange limits how often a client may connect: k2 waits."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["stale"], /, *, silent_s: float) -> None:
+        """Nothing, not even a ping, arrived for `stream.stale_after`: it is reopened."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["silent"], /, *, silent_s: float) -> None:
+        """Only pings arrived where market data came before: it is reopened."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["silent_streams"], /, *, count: int, streams: str) -> None:
+        """These streams have delivered nothing so far."""
+
+    @overload
+    @_level(Level.DEBUG)
+    def __call__(self, event: Literal["symbols_refreshed"], /, *, url: str, symbols: int) -> None:
+        """The list of symbols in the home folder is up to date."""
+
+    @overload
+    @_level(Level.DEBUG)
+    def __call__(
+        self, event: Literal["symbols_not_refreshed"], /, *, url: str, reason: str
+    ) -> None:
+        """It could not be refreshed; the previous list is used."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(
+        self,
+        event: Literal["commit"],
+        /,
+        *,
+        table: str,
+        rows: int,
+        duplicates: int,
+        snapshot_id: int | None,
+        took_ms: float,
+    ) -> None:
+        """A snapshot was committed."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["commit_lost"], /, *, reason: str) -> None:
+        """Another consumer committed these partitions; k2 continues from the table's position."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["conflict"], /, *, table: str, count: int, reason: str
+    ) -> None:
+        """Rows were left out whose id is stored with other values."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self,
+        event: Literal["gap"],
+        /,
+        *,
+        table: str,
+        symbol: str,
+        first: int,
+        last: int,
+        missing: int,
+    ) -> None:
+        """Trade ids that never arrived."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self,
+        event: Literal["gap"],
+        /,
+        *,
+        topic: str,
+        partition: int,
+        first: int,
+        last: int,
+        missing: int,
+    ) -> None:
+        """Offsets that never arrived."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(
+        self,
+        event: Literal["restart_gap"],
+        /,
+        *,
+        table: str,
+        symbol: str,
+        first: int,
+        last: int,
+        missing: int,
+    ) -> None:
+        """Trade ids that were published while no stream was running."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["reject"], /, *, count: int, position: int, reason: str, file: str
+    ) -> None:
+        """Frames that could not be decoded; the fields are those of the first one."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self,
+        event: Literal["reject"],
+        /,
+        *,
+        count: int,
+        topic: str | None,
+        partition: int | None,
+        offset: int | None,
+        reason: str,
+    ) -> None:
+        """Messages that could not be decoded; the fields are those of the first one."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["rejects_lost"], /, *, count: int, file: str) -> None:
+        """Rejects that the file could not take, at the end of a run."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(
+        self, event: Literal["rebuild_position"], /, *, table: str, files: int, of: int
+    ) -> None:
+        """k2 reads the ids in the table once; progress in files."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self,
+        event: Literal["catalog_unavailable"],
+        /,
+        *,
+        reason: str,
+        retry_in_s: float,
+        rows: int = ...,
+    ) -> None:
+        """The catalog, or the disk, does not answer; k2 tries again."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["kafka_unavailable"], /, *, reason: str, retry_in_s: float = ...
+    ) -> None:
+        """The brokers do not answer; k2 tries again."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["kafka_unavailable"], /, *, waiting: int, seconds: float
+    ) -> None:
+        """The brokers do not acknowledge `waiting` messages."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["registry_unavailable"], /, *, reason: str, retry_in_s: float
+    ) -> None:
+        """The schema registry does not answer; k2 tries again."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["dead_letters_unavailable"], /, *, reason: str, retry_in_s: float
+    ) -> None:
+        """Dead letters cannot be written; k2 tries again."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self,
+        event: Literal["dead_letter_refused"],
+        /,
+        *,
+        topic: str,
+        source: str,
+        offset: int | None,
+        size_bytes: int,
+        reason: str,
+        kept_in: str,
+    ) -> None:
+        """The topic refused a dead letter, which was written to a file."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["uncommitted_kept"], /, *, rows: int, files: str) -> None:
+        """Rows that a stopped stream could not commit were saved for the next run."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["uncommitted_lost"], /, *, rows: int, reason: str) -> None:
+        """They could not be saved."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["uncommitted_unreadable"], /, *, file: str, reason: str
+    ) -> None:
+        """A file of such rows cannot be read."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["recovered"], /, *, rows: int, file: str) -> None:
+        """Rows that an earlier run saved are committed with the next commit."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["assigned"], /, *, partitions: str) -> None:
+        """The group assigned these partitions to this consumer."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["revoked"], /, *, partitions: str) -> None:
+        """Another consumer owns them from now on."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["topic_missing"], /, *, topic: str, topic_id: str, reason: str
+    ) -> None:
+        """A topic was deleted; the consumer waits for it."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self,
+        event: Literal["topic_recreated"],
+        /,
+        *,
+        topic: str,
+        old_id: str,
+        new_id: str,
+        missing: int = ...,
+    ) -> None:
+        """A topic was deleted and recreated; it is read from its start."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self,
+        event: Literal["fields_left_out"],
+        /,
+        *,
+        topic: str,
+        schema_id: int,
+        fields: str,
+        hint: str,
+    ) -> None:
+        """Fields of a newer schema that the table has no columns for."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self,
+        event: Literal["setting_ignored"],
+        /,
+        *,
+        setting: str,
+        value: str,
+        used: object,
+        reason: str,
+    ) -> None:
+        """A Kafka setting that `k2 consume` sets itself."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["group_offsets"], /, *, reason: str) -> None:
+        """The group's offsets, for lag tools, could not be written."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["group_not_left"], /, *, waited_s: float) -> None:
+        """The group did not let the consumer leave in time."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["loaded"], /, *, path: str, rows: int, rejects: int) -> None:
+        """A file was loaded."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["skipped"], /, *, path: str, rows: int, rejects: int) -> None:
+        """A file was loaded before."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["failed"], /, *, path: str, message: str, hint: str | None
+    ) -> None:
+        """A file was not loaded."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["notice"], /, *, path: str, message: str) -> None:
+        """Something about a file that is worth knowing."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(
+        self, event: Literal["interrupted"], /, *, loaded: int, in_work: str, remaining: int
+    ) -> None:
+        """A load was stopped: files that were loaded, the one that was not, and how many remain."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["metrics"], /, *, url: str) -> None:
+        """Where metrics are served."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["log_lines_lost"], /, *, count: int) -> None:
+        """Log lines that stderr or the log file could not take."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["summary"], /, **totals: object) -> None:
+        """The end of a run, with its totals."""
+
+    @overload
+    @_level(Level.ERROR)
+    def __call__(
+        self, event: Literal["error"], /, *, message: str, hint: str | None, exit_code: int
+    ) -> None:
+        """The error that ends a run."""
+
+    def __call__(self, event: str, /, **fields: object) -> None:
+        """Take an event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What is known of an event."""
+
+    name: str
+    level: Level
+    forms: tuple[tuple[str, ...], ...]  # its fields; some events have either these or those
+    meanings: tuple[str, ...]  # of each form
+
+
+def _read_events() -> Mapping[str, Event]:
+    events: dict[str, Event] = {}
+    for each in get_overloads(Observer.__call__):
+        parameters = inspect.signature(each).parameters
+        (name,) = get_args(parameters["event"].annotation)
+        before = events.get(name)
+        fields = tuple(field for field in parameters if field not in ("self", "event"))
+        events[name] = Event(
+            name=name,
+            level=_LEVELS[each],
+            forms=(*(before.forms if before else ()), fields),
+            meanings=(*(before.meanings if before else ()), inspect.getdoc(each) or ""),
+        )
+    return events
+
+
+EVENTS: Final = _read_events()
+
+
+def level_of(event: str) -> Level:
+    """Return how much an event matters."""
+    return EVENTS[event].level
