@@ -50,11 +50,12 @@ if TYPE_CHECKING:
     from k2cli.commands.lag import LagView
     from k2cli.commands.metrics import RunMetrics
     from k2cli.config import Settings
-    from k2cli.ingestion.kafka.consumer import TopicReader
     from k2cli.ingestion.kafka.deadletters import DeadLetters
     from k2cli.ingestion.kafka.registry import Registry
     from k2cli.ingestion.kafka.topics import TopicInfo
-    from k2cli.pipelines.consume import Consumption, Feed, Outlets, Tables
+    from k2cli.pipelines.consume.loop import Consumption
+    from k2cli.pipelines.consume.policy import Feed, Outlets, Tables
+    from k2cli.pipelines.consume.reader import Reader
     from k2cli.records import RecordKind
 
 _BATCH_ROWS: Final = 100_000
@@ -205,7 +206,8 @@ def consume(
     return_freed_memory()
     from k2cli.ingestion.kafka.consumer import open_reader
     from k2cli.ingestion.kafka.registry import open_registry
-    from k2cli.pipelines.consume import ConsumePolicy, Consumption
+    from k2cli.pipelines.consume.loop import Consumption
+    from k2cli.pipelines.consume.policy import ConsumePolicy
     from k2cli.storage.lake import Lake, open_lake
 
     is_printed = to is Destination.STDOUT
@@ -218,7 +220,7 @@ def consume(
         max_messages=max_messages,
         duration_s=duration,
         is_bad_fatal=on_bad is OnBad.STOP,
-        is_group_told=not is_printed,
+        has_group_offsets=not is_printed,
     )
     with (
         ExitStack() as files,
@@ -347,7 +349,7 @@ def _feeds(
 ) -> "list[Feed]":
     from k2cli.codec.upgrade import Facts
     from k2cli.ingestion.kafka.messages import MessageReader
-    from k2cli.pipelines.consume import Feed
+    from k2cli.pipelines.consume.policy import Feed
 
     return [
         Feed(
@@ -385,7 +387,7 @@ def _open_view(
 
 def _followed(
     consumption: "Consumption", view: "LagView | None", metrics: "RunMetrics | None"
-) -> "Callable[[TopicReader], None]":
+) -> "Callable[[Reader], None]":
     """Let the view and the metrics follow a run; return what is to be called as it reads."""
     looks = []
     if view:
@@ -395,7 +397,7 @@ def _followed(
         metrics.watch_consumption(consumption)
         looks.append(metrics.on_read)
 
-    def on_read(reader: "TopicReader") -> None:
+    def on_read(reader: "Reader") -> None:
         for look in looks:
             look(reader)
 
@@ -437,7 +439,7 @@ def _open_outlets(
     Without `kafka` that is all of them.
     """
     from k2cli.ingestion.kafka.deadletters import DeadLetterFile, open_dead_letter_topics
-    from k2cli.pipelines.consume import Outlets
+    from k2cli.pipelines.consume.policy import Outlets
     from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
     log = stack.enter_context(RejectLog(rejects, run=run))
