@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import ids_of, numbered_trades
+from cluster import numbered_trades
 from support.consuming import Brokers, Consumer, trades_values
 from support.memory_tables import MemoryTables
 
@@ -27,13 +27,15 @@ class World:
         self.topic = topic
         self.tables = MemoryTables()
         self.topic_id = brokers.create(topic)
+        self.sent: dict[bytes, str] = {}  # message ids of the trades, by their values
         self._folder = folder
-        self._sent = 0
 
     def send(self, count: int, *numbers: int) -> None:
         """Send new trades to partitions in turn, to both if none is named."""
-        values = trades_values(count, begin=self._sent)
-        self._sent += count
+        begin = len(self.sent)
+        values = trades_values(count, begin=begin)
+        ids = numbered_trades(count, begin=begin)["message_id"].to_pylist()
+        self.sent.update(zip(values, ids, strict=True))
         chosen = numbers or (0, 1)
         for index, number in enumerate(chosen):
             self.brokers.send(self.topic, number, values[index :: len(chosen)])
@@ -72,7 +74,7 @@ class World:
 
     def has_all_once(self) -> bool:
         """Return whether the table has all trades that were ever sent, each once."""
-        return self.tables.ids(TRADES) == ids_of(numbered_trades(self._sent))
+        return self.tables.ids(TRADES) == sorted(self.sent.values())
 
 
 class ConsumeContract:

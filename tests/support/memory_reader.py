@@ -187,6 +187,10 @@ class MemoryReader:
             for place in self._group.owned(self):
                 del self._group.owners[place]
 
+    def report_topic_gone(self) -> None:
+        """Let it seem, until the next `take_topic_gone`, that a topic was deleted."""
+        self._is_topic_gone = True
+
     def close(self) -> None:
         """Leave the group."""
         with self._broker.lock:

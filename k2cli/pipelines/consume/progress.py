@@ -189,10 +189,8 @@ class Progress:
             self._pending.began_s = now_s
 
     def _reach(self, place: Place, reached: Reached) -> None:
-        partition = self.identify(place)
-        before = self._pending.spans.get(partition)
-        expected = before.expected if before else self._base[place]
-        self._pending.spans[partition] = Span(expected=expected, reached=reached.offset)
+        span = Span(expected=self._base[place], reached=reached.offset)
+        self._pending.spans[self.identify(place)] = span
         if reached.time_ms is not None:
             self._pending.newest_ms[place] = reached.time_ms
         self._next[place] = reached.offset
