@@ -2,18 +2,17 @@
 
 import sys
 import uuid
-from contextlib import ExitStack, closing
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from k2cli.commands import output
-from k2cli.commands.events import LogFormat, LogLevel, Observer
+from k2cli.commands.events import LogLevel, RunLog
 from k2cli.commands.kafka import registry_settings
 from k2cli.commands.known import remember_tables
 from k2cli.commands.options import (
@@ -21,6 +20,7 @@ from k2cli.commands.options import (
     GROUP,
     LOG_FILE_KEEP,
     TIMEOUT_S,
+    Address,
     HomeOpt,
     KafkaOpt,
     LogFileKeepOpt,
@@ -41,27 +41,22 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.signals import stopped_by_signals
 from k2cli.commands.stream import open_metrics
-from k2cli.errors import NotFound, UsageError
+from k2cli.errors import UsageError
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from k2cli.commands.lag import LagView
     from k2cli.commands.metrics import RunMetrics
     from k2cli.config import Settings
-    from k2cli.ingestion.kafka.deadletters import DeadLetters
-    from k2cli.ingestion.kafka.registry import Registry
-    from k2cli.ingestion.kafka.topics import TopicInfo
+    from k2cli.pipelines.consume.job import ConsumeJob
     from k2cli.pipelines.consume.loop import Consumption
-    from k2cli.pipelines.consume.policy import Feed, Outlets, Tables
     from k2cli.pipelines.consume.reader import Reader
-    from k2cli.records import RecordKind
 
 _BATCH_ROWS: Final = 100_000
 _INTERVAL_S: Final = 10.0
 _CURRENCY: Final = "AUD"
-_PATIENCE_S: Final = 5.0  # with a registry that has only just come up
 _PRINT_INTERVAL_S: Final = 0.2  # rows on stdout should come at once
 
 
@@ -197,83 +192,84 @@ def consume(
     Example: k2 consume --topic market.crypto.trades --until-end
     """
     config = settings(home)
-    options = {**config.kafka, **key_values(kafka, "--kafka-option")}
-    timeout_s = timeout or TIMEOUT_S
-    begin = _start(start)
+    start_at = _start(start)
     _check_currency(currency)
     _check_together(fmt, to, rejects, on_bad)
 
     return_freed_memory()
-    from k2cli.ingestion.kafka.consumer import open_reader
-    from k2cli.ingestion.kafka.registry import open_registry
-    from k2cli.pipelines.consume.loop import Consumption
+    from k2cli.pipelines.consume.job import ConsumeJob
     from k2cli.pipelines.consume.policy import ConsumePolicy
-    from k2cli.storage.lake import Lake, open_lake
+    from k2cli.records import KINDS
 
     is_printed = to is Destination.STDOUT
     policy = ConsumePolicy(
         batch_rows=batch_rows,
         commit_interval_s=commit_interval or (_PRINT_INTERVAL_S if is_printed else _INTERVAL_S),
-        timeout_s=timeout_s,
-        start=begin,
+        timeout_s=timeout or TIMEOUT_S,
+        start=start_at,
         is_until_end=until_end,
         max_messages=max_messages,
         duration_s=duration,
         is_bad_fatal=on_bad is OnBad.STOP,
         has_group_offsets=not is_printed,
     )
+    job = ConsumeJob(
+        kafka={**config.kafka, **key_values(kafka, "--kafka-option")},
+        registry=registry_settings(config, registry_option),
+        topics=split_commas(topic),
+        kind=KINDS[kind] if kind else None,
+        currency=currency,
+        is_printed=is_printed,
+        is_arrow=fmt is StreamFormat.ARROW,
+        rejects=rejects,
+        max_reject_bytes=max_reject_bytes,
+        policy=policy,
+    )
     with (
         ExitStack() as files,
         open_log(
             files, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
         ).ending() as log,
-        ExitStack() as stack,
     ):
-        registry = stack.enter_context(
-            open_registry(
-                registry_settings(config, registry_option),
-                timeout_s=timeout_s,
-                patience_s=_PATIENCE_S,
-            )
-        )
-        sources = _sources(options, split_commas(topic), kind, timeout_s=timeout_s)
-        registry.check()
-        view = _open_view(stack, log_format, is_printed=is_printed)
-        log.view = view.on_event if view else None
-        observe = log.on_event
-        metrics = open_metrics(stack, metrics_address, observe)
-        observe = metrics.on_event if metrics else observe
-        kinds = [held for _, held in sources]
-        tables = (
-            _open_printed(stack, kinds, fmt)
-            if is_printed
-            else stack.enter_context(open_lake(config, create=True, observe=observe))
-        )
-        if isinstance(tables, Lake):
-            stack.callback(remember_tables, config, tables, kinds)
-        consumption = Consumption(
-            feeds=_feeds(sources, registry, tables, currency, observe),
-            outlets=_open_outlets(
-                stack,
-                tables,
-                rejects or _rejects_file(config),
-                None if rejects else options,
-                run=config.run,
-                timeout_s=timeout_s,
-                max_reject_bytes=max_reject_bytes,
-                observe=observe,
-            ),
-            policy=policy,
-            observe=observe,
-        )
+        is_viewed = not is_printed and log_format is None and sys.stderr.isatty()
         own_group = f"k2-stdout-{uuid.uuid4()}" if is_printed else GROUP
+        shown = _Shown(log, metrics_address, summary, is_viewed=is_viewed)
+        _run(config, job, group or own_group, shown)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """How a run is shown while it goes on, and at its end."""
+
+    log: RunLog
+    metrics: Address | None
+    summary: output.Summary
+    is_viewed: bool  # on the terminal
+
+
+def _run(config: "Settings", job: "ConsumeJob", group: str, shown: _Shown) -> None:
+    """Consume as a member of a group, until the job is done or a signal ends it."""
+    from k2cli.ingestion.kafka.consumer import open_reader
+    from k2cli.pipelines.consume.job import open_consumption, open_sources, open_tables
+    from k2cli.storage.lake import Lake
+
+    with ExitStack() as stack:
+        sources = stack.enter_context(open_sources(job))
+        view = _open_view(stack) if shown.is_viewed else None
+        shown.log.view = view.on_event if view else None
+        metrics = open_metrics(stack, shown.metrics, shown.log.on_event)
+        observe = metrics.on_event if metrics else shown.log.on_event
+        out = sys.stdout.buffer
+        tables = stack.enter_context(open_tables(config, job, sources, out=out, observe=observe))
+        if isinstance(tables, Lake):
+            stack.callback(remember_tables, config, tables, sources.kinds())
+        consumption = stack.enter_context(
+            open_consumption(config, job, sources, tables, observe=observe)
+        )
         stack.enter_context(stopped_by_signals(consumption.stop))
         try:
             with open_reader(
-                kafka=options,
-                group=group or own_group,
-                rebalance=consumption.rebalance,
-                observe=observe,
+                kafka=job.kafka, group=group, rebalance=consumption.rebalance, observe=observe
             ) as reader:
                 freeze_loaded_objects()
                 consumption.run(reader, _followed(consumption, view, metrics))
@@ -281,7 +277,7 @@ def consume(
             stack.close()
             sums = asdict(consumption.totals)
             sums["duration_s"] = round(consumption.totals.duration_s, 3)
-            output.summary(sums, summary, is_data_on_stdout=is_printed, log=log)
+            output.summary(sums, shown.summary, is_data_on_stdout=job.is_printed, log=shown.log)
 
 
 def _check_together(
@@ -313,73 +309,7 @@ def _start(text: str) -> str | int:
         ) from exc
 
 
-def _sources(
-    kafka: "Mapping[str, str]", topics: "Sequence[str]", kind: KindName | None, *, timeout_s: float
-) -> "list[tuple[TopicInfo, RecordKind]]":
-    """Find the topics to read, and what each holds."""
-    from k2cli.ingestion.kafka.topics import Topics
-
-    client = Topics(kafka, timeout_s=timeout_s)
-    names = topics or [
-        name for name in client.names() if name.startswith("market.") and kind_of(name, kind)
-    ]
-    if not names:
-        raise NotFound(
-            "there is no topic market.*.trades or market.*.quotes",
-            hint="k2 topic create market.crypto.trades, or name one with --topic",
-        )
-    sources = []
-    for info in client.describe(names):
-        held = kind_of(info.name, kind)
-        if held is None:
-            raise UsageError(
-                f"the name of topic {info.name} does not tell what it holds",
-                hint="--kind trades, or --kind quotes",
-            )
-        sources.append((info, held))
-    return sources
-
-
-def _feeds(
-    sources: "list[tuple[TopicInfo, RecordKind]]",
-    registry: "Registry",
-    tables: "Tables",
-    currency: str,
-    observe: Observer,
-) -> "list[Feed]":
-    from k2cli.codec.upgrade import Facts
-    from k2cli.ingestion.kafka.messages import MessageReader
-    from k2cli.pipelines.consume.policy import Feed
-
-    return [
-        Feed(
-            topic=info.name,
-            topic_id=info.id,
-            kind=held,
-            messages=MessageReader(
-                registry=registry,
-                topic=info.name,
-                kind=partial(tables.kind, held),
-                facts=Facts(currency=currency),
-                observe=observe,
-            ),
-        )
-        for info, held in sources
-    ]
-
-
-def kind_of(topic: str, kind: KindName | None) -> "RecordKind | None":
-    """Tell what a topic holds: as said, else by the end of its name."""
-    from k2cli.records import KINDS, kind_of_topic
-
-    return KINDS[kind] if kind else kind_of_topic(topic)
-
-
-def _open_view(
-    stack: ExitStack, log_format: LogFormat | None, *, is_printed: bool
-) -> "LagView | None":
-    if is_printed or log_format is not None or not sys.stderr.isatty():
-        return None
+def _open_view(stack: ExitStack) -> "LagView":
     from k2cli.commands.lag import LagView
 
     return stack.enter_context(LagView())
@@ -402,55 +332,3 @@ def _followed(
             look(reader)
 
     return on_read
-
-
-def _open_printed(
-    stack: ExitStack, kinds: "Sequence[RecordKind]", fmt: StreamFormat | None
-) -> "Tables":
-    from k2cli.pipelines.sinks import ArrowPrinter, NdjsonPrinter, PrintedTables
-
-    out = sys.stdout.buffer
-    if fmt is not StreamFormat.ARROW:
-        return PrintedTables(NdjsonPrinter(out))
-    distinct = {kind.name: kind for kind in kinds}
-    if len(distinct) > 1:
-        raise UsageError("an Arrow stream has one kind of row", hint="name topics of one with -t")
-    (kind,) = distinct.values()
-    return PrintedTables(stack.enter_context(closing(ArrowPrinter(out, kind))))
-
-
-def _rejects_file(config: "Settings") -> Path:
-    return config.home / "rejects" / "consume.ndjson"
-
-
-def _open_outlets(
-    stack: ExitStack,
-    tables: "Tables",
-    rejects: Path,
-    kafka: "Mapping[str, str] | None",
-    *,
-    run: str,
-    timeout_s: float,
-    max_reject_bytes: int | None,
-    observe: Observer,
-) -> "Outlets":
-    """Open the file for rejects, which takes the dead letters too that no topic takes.
-
-    Without `kafka` that is all of them.
-    """
-    from k2cli.ingestion.kafka.deadletters import DeadLetterFile, open_dead_letter_topics
-    from k2cli.pipelines.consume.policy import Outlets
-    from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
-
-    log = stack.enter_context(RejectLog(rejects, run=run))
-    letters: DeadLetters = DeadLetterFile(log)
-    if kafka is not None:
-        letters = stack.enter_context(
-            open_dead_letter_topics(kafka, refuge=letters, timeout_s=timeout_s, observe=observe)
-        )
-    return Outlets(
-        tables=tables,
-        letters=letters,
-        rejects=log,
-        max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
-    )
