@@ -88,6 +88,12 @@ class KindName(StrEnum):
     QUOTES = "quotes"
 
 
+def _checked_currency(currency: str) -> str:
+    if not currency.isalnum():
+        raise typer.BadParameter(f"{currency!r} is not a currency code", param_hint="--currency")
+    return currency
+
+
 def consume(
     topic: Annotated[
         list[str] | None,
@@ -169,7 +175,12 @@ def consume(
     ] = None,
     max_reject_bytes: MaxRejectBytesOpt = None,
     currency: Annotated[
-        str, typer.Option("--currency", help="For records of the v1 schemas, which have none.")
+        str,
+        typer.Option(
+            "--currency",
+            help="For records of the v1 schemas, which have none.",
+            callback=_checked_currency,
+        ),
     ] = _CURRENCY,
     timeout: TimeoutOpt = None,
     log_format: LogFormatOpt = None,
@@ -193,7 +204,6 @@ def consume(
     """
     config = settings(home)
     start_at = _start(start)
-    _check_currency(currency)
     _check_together(fmt, to, rejects, on_bad)
 
     return_freed_memory()
@@ -219,22 +229,17 @@ def consume(
         topics=split_commas(topic),
         kind=KINDS[kind] if kind else None,
         currency=currency,
+        group=group or (f"k2-stdout-{uuid.uuid4()}" if is_printed else GROUP),
         is_printed=is_printed,
         is_arrow=fmt is StreamFormat.ARROW,
         rejects=rejects,
         max_reject_bytes=max_reject_bytes,
         policy=policy,
     )
-    with (
-        ExitStack() as files,
-        open_log(
-            files, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
-        ).ending() as log,
-    ):
-        is_viewed = not is_printed and log_format is None and sys.stderr.isatty()
-        own_group = f"k2-stdout-{uuid.uuid4()}" if is_printed else GROUP
-        shown = _Shown(log, metrics_address, summary, is_viewed=is_viewed)
-        _run(config, job, group or own_group, shown)
+    is_viewed = not is_printed and log_format is None and sys.stderr.isatty()
+    log_options = (log_format, log_level, log_file, log_file_size, log_file_keep)
+    with ExitStack() as files, open_log(files, config.run, *log_options).ending() as log:
+        _run(config, job, _Shown(log, metrics_address, summary, is_viewed=is_viewed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +252,8 @@ class _Shown:
     is_viewed: bool  # on the terminal
 
 
-def _run(config: "Settings", job: "ConsumeJob", group: str, shown: _Shown) -> None:
-    """Consume as a member of a group, until the job is done or a signal ends it."""
+def _run(config: "Settings", job: "ConsumeJob", shown: _Shown) -> None:
+    """Consume until the job is done or a signal ends it."""
     from k2cli.ingestion.kafka.consumer import open_reader
     from k2cli.pipelines.consume.job import open_consumption, open_sources, open_tables
     from k2cli.storage.lake import Lake
@@ -269,7 +274,7 @@ def _run(config: "Settings", job: "ConsumeJob", group: str, shown: _Shown) -> No
         stack.enter_context(stopped_by_signals(consumption.stop))
         try:
             with open_reader(
-                kafka=job.kafka, group=group, rebalance=consumption.rebalance, observe=observe
+                kafka=job.kafka, group=job.group, rebalance=consumption.rebalance, observe=observe
             ) as reader:
                 freeze_loaded_objects()
                 consumption.run(reader, _followed(consumption, view, metrics))
@@ -287,11 +292,6 @@ def _check_together(
         raise typer.BadParameter("only with --to stdout", param_hint="--format")
     if rejects is not None and on_bad is OnBad.STOP:
         raise UsageError("--rejects and --on-bad stop exclude each other")
-
-
-def _check_currency(currency: str) -> None:
-    if not currency.isalnum():
-        raise typer.BadParameter(f"{currency!r} is no currency", param_hint="--currency")
 
 
 def _start(text: str) -> str | int:

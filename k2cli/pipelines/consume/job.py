@@ -38,6 +38,7 @@ class ConsumeJob:
     topics: Sequence[str]  # empty: every market.*.trades and market.*.quotes
     kind: RecordKind | None  # of all topics; None: by their names
     currency: str  # of records of the v1 schemas
+    group: str  # its members share the partitions
     is_printed: bool = False  # onto stdout, not into the tables
     is_arrow: bool = False  # what is printed; else ndjson
     rejects: Path | None = None  # a file for dead letters, instead of their topics
