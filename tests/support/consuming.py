@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from cluster import numbered_trades, values_of
 
@@ -13,7 +13,7 @@ from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.consumer import Rebalance
 from k2cli.ingestion.kafka.deadletters import DeadLetterFile
 from k2cli.ingestion.kafka.messages import MessageReader
-from k2cli.ingestion.kafka.registry import NotYet
+from k2cli.ingestion.kafka.registry import NotYet, Registry
 from k2cli.pipelines.consume.loop import Consumption
 from k2cli.pipelines.consume.policy import ConsumePolicy, ConsumeTotals, Feed, Outlets, Tables
 from k2cli.pipelines.consume.reader import Reader
@@ -73,7 +73,7 @@ class Consumer:
         topic: str,
         topic_id: str,
         tables: Tables,
-        schemas: Any = None,
+        schemas: Schemas | None = None,
         **policy: Any,
     ) -> None:
         limits = {"batch_rows": 1_000, "commit_interval_s": 60.0, "timeout_s": 1.0}
@@ -84,7 +84,7 @@ class Consumer:
             topic_id=topic_id,
             kind=TRADES,
             messages=MessageReader(
-                registry=schemas or Schemas(),
+                registry=cast("Registry", schemas or Schemas()),
                 topic=topic,
                 kind=lambda: TRADES,
                 observe=self._observe,

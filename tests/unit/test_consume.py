@@ -56,7 +56,7 @@ class Run:
         return self.printed.getvalue().count(b"\n")
 
 
-def test_what_came_before_a_bad_message_is_committed(tmp_path: Path):
+def test_what_came_before_a_bad_message_is_committed(tmp_path: Path) -> None:
     sent = [
         (0, ROWS[0]),
         (1, ROWS[1]),
@@ -74,7 +74,7 @@ def test_what_came_before_a_bad_message_is_committed(tmp_path: Path):
     assert run.consumption.totals.messages == 3
 
 
-def test_a_bad_message_at_first_stops_with_nothing_of_its_partition(tmp_path: Path):
+def test_a_bad_message_at_first_stops_with_nothing_of_its_partition(tmp_path: Path) -> None:
     run = Run(tmp_path, [(0, b"bad"), (0, ROWS[0])], is_bad_fatal=True)
     with pytest.raises(BadData, match="t/0 at offset 0: "):
         run.run()
@@ -82,7 +82,7 @@ def test_a_bad_message_at_first_stops_with_nothing_of_its_partition(tmp_path: Pa
     assert run.committed.get(("t", 0), 0) == 0
 
 
-def test_messages_wait_for_their_schema_and_none_is_lost(tmp_path: Path):
+def test_messages_wait_for_their_schema_and_none_is_lost(tmp_path: Path) -> None:
     unknown = wire_header(7) + ROWS[1][5:]
     sent = [(0, ROWS[0]), (1, unknown), (0, ROWS[2]), (1, ROWS[3])]
     schemas = Schemas(not_yet=3)
@@ -94,7 +94,7 @@ def test_messages_wait_for_their_schema_and_none_is_lost(tmp_path: Path):
     assert run.committed == {("t", 0): 2, ("t", 1): 2}
 
 
-def test_max_messages_is_exact_while_messages_wait(tmp_path: Path):
+def test_max_messages_is_exact_while_messages_wait(tmp_path: Path) -> None:
     sent = [(0, wire_header(7 + i) + row[5:]) for i, row in enumerate(ROWS)]
     run = Run(tmp_path, sent, Schemas(takes_s=0.3), max_messages=5)
     run.run()
@@ -102,7 +102,7 @@ def test_max_messages_is_exact_while_messages_wait(tmp_path: Path):
     assert run.committed[("t", 0)] == 5
 
 
-def test_a_thousand_unknown_schemas_hold_up_neither_the_group_nor_the_end(tmp_path: Path):
+def test_a_thousand_unknown_schemas_hold_up_neither_the_group_nor_the_end(tmp_path: Path) -> None:
     sent = [(0, wire_header(7 + i) + ROWS[0][5:]) for i in range(1000)]
     run = Run(tmp_path, sent, Schemas(takes_s=0.01), duration_s=2.0)
     started = time.monotonic()
@@ -116,7 +116,9 @@ def test_a_thousand_unknown_schemas_hold_up_neither_the_group_nor_the_end(tmp_pa
     assert run.committed[("t", 0)] == totals.messages
 
 
-def test_what_waits_of_a_partition_that_was_taken_away_is_left_to_its_new_owner(tmp_path: Path):
+def test_what_waits_of_a_partition_that_was_taken_away_is_left_to_its_new_owner(
+    tmp_path: Path,
+) -> None:
     unknown = wire_header(7) + ROWS[1][5:]
     schemas = Schemas(not_yet=1 << 30)
     run = Run(tmp_path, [(0, unknown), (1, ROWS[0]), (0, ROWS[2])], schemas, duration_s=0.7)
