@@ -4,13 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cluster import numbered_trades
 from support.consume_contract import COUNT, World
-from support.consuming import Consumer
+from support.consuming import GOOD, Consumer, Schemas, trades_values
 from support.memory_reader import MemoryBroker, MemoryReader
 from waiting import wait_for
 
+from k2cli.codec.encode import wire_header
 from k2cli.errors import NotFound
 from k2cli.records import TRADES
+from k2cli.storage.offsets import Partition
 
 
 @pytest.fixture
@@ -113,3 +116,27 @@ def test_a_topic_that_is_recreated_in_time_is_read_to_its_end(
     assert world.stored() == 10
     (event,) = consumer.named("topic_recreated")
     assert event["missing"] == consumer.totals.missing == COUNT - world.stored(old_id)
+
+
+def test_messages_that_wait_for_their_schema_do_not_outlive_a_rewind(
+    broker: MemoryBroker, tmp_path: Path
+) -> None:
+    world = World(broker, "t", tmp_path)
+    values = trades_values(6)
+    values[3] = wire_header(GOOD + 1) + values[3][5:]
+    broker.send("t", 0, values)
+    schemas = Schemas(not_yet=1 << 30)
+    consumer = world.consumer(schemas=schemas, commit_interval_s=0.5)
+
+    def move(_: MemoryReader, number: int) -> None:
+        if number == 2:  # 0 to 2 are read, the others wait
+            world.tables.move(TRADES, Partition("t", world.topic_id, 0), 1)
+        if consumer.totals.lost_commits:
+            schemas.left = 0
+
+    with broker.open_reader(group="g", rebalance=consumer.consumption.rebalance) as reader:
+        reader.before_read = lambda: move(reader, len(reader.reads_s))
+        consumer.run(reader)
+    ids = numbered_trades(6)["message_id"].to_pylist()
+    assert world.tables.ids(TRADES) == sorted(ids[1:3] + ids[4:])
+    assert (consumer.totals.lost_commits, consumer.totals.rejects) == (1, 1)
