@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from waiting import PATIENCE_S
 
 from k2cli.ingestion.kafka.deadletters import DeadLetterFile
-from k2cli.pipelines.consume import ConsumePolicy, Consumption, Outlets
+from k2cli.pipelines.consume.loop import Consumption
+from k2cli.pipelines.consume.policy import ConsumePolicy, Outlets
 from k2cli.pipelines.sinks import NdjsonPrinter, PrintedTables
 from k2cli.rejects import RejectLog
 

@@ -2,11 +2,10 @@
 
 import sys
 import uuid
-from contextlib import ExitStack, closing
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -20,6 +19,7 @@ from k2cli.commands.options import (
     GROUP,
     LOG_FILE_KEEP,
     TIMEOUT_S,
+    Address,
     HomeOpt,
     KafkaOpt,
     LevelOpt,
@@ -38,31 +38,27 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.terminal import output
-from k2cli.commands.terminal.events import LogFormat
+from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.signals import stopped_by_signals
-from k2cli.errors import NotFound, UsageError
-from k2cli.events import Level, Observer
+from k2cli.errors import UsageError
+from k2cli.events import Level
 from k2cli.kinds import KindName
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 from k2cli.symbols import split_commas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from k2cli.commands.metrics import RunMetrics
     from k2cli.commands.terminal.lag import LagView
     from k2cli.config import Settings
-    from k2cli.ingestion.kafka.consumer import TopicReader
-    from k2cli.ingestion.kafka.deadletters import DeadLetters
-    from k2cli.ingestion.kafka.registry import Registry
-    from k2cli.ingestion.kafka.topics import TopicInfo
-    from k2cli.pipelines.consume import Consumption, Feed, Outlets, Tables
-    from k2cli.records import RecordKind
+    from k2cli.pipelines.consume.job import ConsumeJob
+    from k2cli.pipelines.consume.loop import Consumption
+    from k2cli.pipelines.consume.reader import Reader
 
 _BATCH_ROWS: Final = 100_000
 _INTERVAL_S: Final = 10.0
 _CURRENCY: Final = "AUD"
-_PATIENCE_S: Final = 5.0  # with a registry that has only just come up
 _PRINT_INTERVAL_S: Final = 0.2  # rows on stdout should come at once
 
 
@@ -85,6 +81,12 @@ class OnBad(StrEnum):
 
     DLQ = "dlq"
     STOP = "stop"
+
+
+def _checked_currency(currency: str) -> str:
+    if not currency.isalnum():
+        raise typer.BadParameter(f"{currency!r} is not a currency code", param_hint="--currency")
+    return currency
 
 
 def consume(
@@ -168,7 +170,12 @@ def consume(
     ] = None,
     max_reject_bytes: MaxRejectBytesOpt = None,
     currency: Annotated[
-        str, typer.Option("--currency", help="For records of the v1 schemas, which have none.")
+        str,
+        typer.Option(
+            "--currency",
+            help="For records of the v1 schemas, which have none.",
+            callback=_checked_currency,
+        ),
     ] = _CURRENCY,
     timeout: TimeoutOpt = None,
     log_format: LogFormatOpt = None,
@@ -191,82 +198,78 @@ def consume(
     Example: k2 consume --topic market.crypto.trades --until-end
     """
     config = settings(home)
-    options = {**config.kafka, **key_values(kafka, "--kafka-option")}
-    timeout_s = timeout or TIMEOUT_S
-    begin = _start(start)
-    _check_currency(currency)
+    start_at = _start(start)
     _check_together(fmt, to, rejects, on_bad)
 
     return_freed_memory()
-    from k2cli.ingestion.kafka.consumer import open_reader
-    from k2cli.ingestion.kafka.registry import open_registry
-    from k2cli.pipelines.consume import ConsumePolicy, Consumption
-    from k2cli.storage.lake import Lake, open_lake
+    from k2cli.pipelines.consume.job import ConsumeJob
+    from k2cli.pipelines.consume.policy import ConsumePolicy
+    from k2cli.records import KINDS
 
     is_printed = to is Destination.STDOUT
     policy = ConsumePolicy(
         batch_rows=batch_rows,
         commit_interval_s=commit_interval or (_PRINT_INTERVAL_S if is_printed else _INTERVAL_S),
-        timeout_s=timeout_s,
-        start=begin,
+        timeout_s=timeout or TIMEOUT_S,
+        start=start_at,
         is_until_end=until_end,
         max_messages=max_messages,
         duration_s=duration,
         is_bad_fatal=on_bad is OnBad.STOP,
-        is_group_told=not is_printed,
+        has_group_offsets=not is_printed,
     )
-    with (
-        ExitStack() as files,
-        open_log(
-            files, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
-        ).ending() as log,
-        ExitStack() as stack,
-    ):
-        registry = stack.enter_context(
-            open_registry(
-                registry_settings(config, registry_option),
-                timeout_s=timeout_s,
-                patience_s=_PATIENCE_S,
-            )
-        )
-        sources = _sources(options, split_commas(topic or []), kind, timeout_s=timeout_s)
-        registry.check()
-        view = _open_view(stack, log_format, is_printed=is_printed)
-        log.view = view.on_event if view else None
-        observe: Observer = log.on_event
-        metrics = open_metrics(stack, metrics_address, observe)
-        observe = metrics.on_event if metrics else observe
-        kinds = [held for _, held in sources]
-        tables = (
-            _open_printed(stack, kinds, fmt)
-            if is_printed
-            else stack.enter_context(open_lake(config, create=True, observe=observe))
-        )
+    job = ConsumeJob(
+        kafka={**config.kafka, **key_values(kafka, "--kafka-option")},
+        registry=registry_settings(config, registry_option),
+        topics=split_commas(topic or []),
+        kind=KINDS[kind] if kind else None,
+        currency=currency,
+        group=group or (f"k2-stdout-{uuid.uuid4()}" if is_printed else GROUP),
+        is_printed=is_printed,
+        is_arrow=fmt is StreamFormat.ARROW,
+        rejects=rejects,
+        max_reject_bytes=max_reject_bytes,
+        policy=policy,
+    )
+    is_viewed = not is_printed and log_format is None and sys.stderr.isatty()
+    log_options = (log_format, log_level, log_file, log_file_size, log_file_keep)
+    with ExitStack() as files, open_log(files, config.run, *log_options).ending() as log:
+        _run(config, job, _Shown(log, metrics_address, summary, is_viewed=is_viewed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """How a run is shown while it goes on, and at its end."""
+
+    log: RunLog
+    metrics: Address | None
+    summary: output.Summary
+    is_viewed: bool  # on the terminal
+
+
+def _run(config: "Settings", job: "ConsumeJob", shown: _Shown) -> None:
+    """Consume until the job is done or a signal ends it."""
+    from k2cli.ingestion.kafka.consumer import open_reader
+    from k2cli.pipelines.consume.job import open_consumption, open_sources, open_tables
+    from k2cli.storage.lake import Lake
+
+    with ExitStack() as stack:
+        sources = stack.enter_context(open_sources(job))
+        view = _open_view(stack) if shown.is_viewed else None
+        shown.log.view = view.on_event if view else None
+        metrics = open_metrics(stack, shown.metrics, shown.log.on_event)
+        observe = metrics.on_event if metrics else shown.log.on_event
+        out = sys.stdout.buffer
+        tables = stack.enter_context(open_tables(config, job, sources, out=out, observe=observe))
         if isinstance(tables, Lake):
-            stack.callback(remember_tables, config, tables, kinds)
-        consumption = Consumption(
-            feeds=_feeds(sources, registry, tables, currency, observe),
-            outlets=_open_outlets(
-                stack,
-                tables,
-                rejects or _rejects_file(config),
-                None if rejects else options,
-                run=config.run,
-                timeout_s=timeout_s,
-                max_reject_bytes=max_reject_bytes,
-                observe=observe,
-            ),
-            policy=policy,
-            observe=observe,
+            stack.callback(remember_tables, config, tables, sources.kinds())
+        consumption = stack.enter_context(
+            open_consumption(config, job, sources, tables, observe=observe)
         )
-        own_group = f"k2-stdout-{uuid.uuid4()}" if is_printed else GROUP
         stack.enter_context(stopped_by_signals(consumption.stop))
         try:
             with open_reader(
-                kafka=options,
-                group=group or own_group,
-                rebalance=consumption.rebalance,
-                observe=observe,
+                kafka=job.kafka, group=job.group, rebalance=consumption.rebalance, observe=observe
             ) as reader:
                 freeze_loaded_objects()
                 consumption.run(reader, _followed(consumption, view, metrics))
@@ -274,7 +277,7 @@ def consume(
             stack.close()
             sums = asdict(consumption.totals)
             sums["duration_s"] = round(consumption.totals.duration_s, 3)
-            output.summary(sums, summary, is_data_on_stdout=is_printed, log=log)
+            output.summary(sums, shown.summary, is_data_on_stdout=job.is_printed, log=shown.log)
 
 
 def _check_together(
@@ -284,11 +287,6 @@ def _check_together(
         raise typer.BadParameter("only with --to stdout", param_hint="--format")
     if rejects is not None and on_bad is OnBad.STOP:
         raise UsageError("--rejects and --on-bad stop exclude each other")
-
-
-def _check_currency(currency: str) -> None:
-    if not currency.isalnum():
-        raise typer.BadParameter(f"{currency!r} is no currency", param_hint="--currency")
 
 
 def _start(text: str) -> str | int:
@@ -306,73 +304,7 @@ def _start(text: str) -> str | int:
         ) from exc
 
 
-def _sources(
-    kafka: "Mapping[str, str]", topics: "Sequence[str]", kind: KindName | None, *, timeout_s: float
-) -> "list[tuple[TopicInfo, RecordKind]]":
-    """Find the topics to read, and what each holds."""
-    from k2cli.ingestion.kafka.topics import Topics
-
-    client = Topics(kafka, timeout_s=timeout_s)
-    names = topics or [
-        name for name in client.names() if name.startswith("market.") and kind_of(name, kind)
-    ]
-    if not names:
-        raise NotFound(
-            "there is no topic market.*.trades or market.*.quotes",
-            hint="k2 topic create market.crypto.trades, or name one with --topic",
-        )
-    sources = []
-    for info in client.describe(names):
-        held = kind_of(info.name, kind)
-        if held is None:
-            raise UsageError(
-                f"the name of topic {info.name} does not tell what it holds",
-                hint="--kind trades, or --kind quotes",
-            )
-        sources.append((info, held))
-    return sources
-
-
-def _feeds(
-    sources: "list[tuple[TopicInfo, RecordKind]]",
-    registry: "Registry",
-    tables: "Tables",
-    currency: str,
-    observe: Observer,
-) -> "list[Feed]":
-    from k2cli.codec.upgrade import Facts
-    from k2cli.ingestion.kafka.messages import MessageReader
-    from k2cli.pipelines.consume import Feed
-
-    return [
-        Feed(
-            topic=info.name,
-            topic_id=info.id,
-            kind=held,
-            messages=MessageReader(
-                registry=registry,
-                topic=info.name,
-                kind=partial(tables.kind, held),
-                facts=Facts(currency=currency),
-                observe=observe,
-            ),
-        )
-        for info, held in sources
-    ]
-
-
-def kind_of(topic: str, kind: KindName | None) -> "RecordKind | None":
-    """Tell what a topic holds: as said, else by the end of its name."""
-    from k2cli.records import KINDS, kind_of_topic
-
-    return KINDS[kind] if kind else kind_of_topic(topic)
-
-
-def _open_view(
-    stack: ExitStack, log_format: LogFormat | None, *, is_printed: bool
-) -> "LagView | None":
-    if is_printed or log_format is not None or not sys.stderr.isatty():
-        return None
+def _open_view(stack: ExitStack) -> "LagView":
     from k2cli.commands.terminal.lag import LagView
 
     return stack.enter_context(LagView())
@@ -380,7 +312,7 @@ def _open_view(
 
 def _followed(
     consumption: "Consumption", view: "LagView | None", metrics: "RunMetrics | None"
-) -> "Callable[[TopicReader], None]":
+) -> "Callable[[Reader], None]":
     """Let the view and the metrics follow a run; return what is to be called as it reads."""
     looks = []
     if view:
@@ -390,60 +322,8 @@ def _followed(
         metrics.watch_consumption(consumption)
         looks.append(metrics.on_read)
 
-    def on_read(reader: "TopicReader") -> None:
+    def on_read(reader: "Reader") -> None:
         for look in looks:
             look(reader)
 
     return on_read
-
-
-def _open_printed(
-    stack: ExitStack, kinds: "Sequence[RecordKind]", fmt: StreamFormat | None
-) -> "Tables":
-    from k2cli.pipelines.sinks import ArrowPrinter, NdjsonPrinter, PrintedTables
-
-    out = sys.stdout.buffer
-    if fmt is not StreamFormat.ARROW:
-        return PrintedTables(NdjsonPrinter(out))
-    distinct = {kind.name: kind for kind in kinds}
-    if len(distinct) > 1:
-        raise UsageError("an Arrow stream has one kind of row", hint="name topics of one with -t")
-    (kind,) = distinct.values()
-    return PrintedTables(stack.enter_context(closing(ArrowPrinter(out, kind))))
-
-
-def _rejects_file(config: "Settings") -> Path:
-    return config.home / "rejects" / "consume.ndjson"
-
-
-def _open_outlets(
-    stack: ExitStack,
-    tables: "Tables",
-    rejects: Path,
-    kafka: "Mapping[str, str] | None",
-    *,
-    run: str,
-    timeout_s: float,
-    max_reject_bytes: int | None,
-    observe: Observer,
-) -> "Outlets":
-    """Open the file for rejects, which takes the dead letters too that no topic takes.
-
-    Without `kafka` that is all of them.
-    """
-    from k2cli.ingestion.kafka.deadletters import DeadLetterFile, open_dead_letter_topics
-    from k2cli.pipelines.consume import Outlets
-    from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
-
-    log = stack.enter_context(RejectLog(rejects, run=run))
-    letters: DeadLetters = DeadLetterFile(log)
-    if kafka is not None:
-        letters = stack.enter_context(
-            open_dead_letter_topics(kafka, refuge=letters, timeout_s=timeout_s, observe=observe)
-        )
-    return Outlets(
-        tables=tables,
-        letters=letters,
-        rejects=log,
-        max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
-    )

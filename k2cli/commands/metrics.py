@@ -30,9 +30,11 @@ from k2cli.events import EVENTS, Level, Listener, Observer, level_of
 from k2cli.flow import Batch, Totals
 
 if TYPE_CHECKING:
-    from k2cli.ingestion.kafka.consumer import TopicReader
     from k2cli.ingestion.kafka.topics import Place
-    from k2cli.pipelines.consume import ConsumeTotals, Consumption
+    from k2cli.pipelines.consume.loop import Consumption
+    from k2cli.pipelines.consume.policy import ConsumeTotals
+    from k2cli.pipelines.consume.progress import Progress
+    from k2cli.pipelines.consume.reader import Reader
 
 _SUMS: Final = {
     "messages": "Messages that were read.",
@@ -113,7 +115,7 @@ class RunMetrics(Collector):
         for _, rows in batch.rows:
             self._newest_us = rows["timestamp"][-1].value
 
-    def on_read(self, reader: "TopicReader") -> None:
+    def on_read(self, reader: "Reader") -> None:
         """Look where the partitions end, now and then. In the thread that reads."""
         now = time.monotonic()
         if now - self._looked_at >= _LOOK_S:
@@ -127,18 +129,18 @@ class RunMetrics(Collector):
                 if name in _SUMS:
                     yield CounterMetricFamily(f"k2_{name}", _SUMS[name], value=value)
         if self._consumption is not None:
-            yield from self._partitions(self._consumption)
+            yield from self._partitions(self._consumption.progress)
         elif self._committed_us is not None:
             yield GaugeMetricFamily(*_DELAY, value=_age_s(self._committed_us / 1e6))
 
-    def _partitions(self, consumption: "Consumption") -> Iterator[Metric]:
+    def _partitions(self, progress: "Progress") -> Iterator[Metric]:
         lag = GaugeMetricFamily(*_LAG, labels=_PLACE)
-        for (topic, number), offset in consumption.committed.copy().items():
+        for (topic, number), offset in progress.committed().items():
             end = self._ends.get((topic, number), offset)
             lag.add_metric((topic, str(number)), max(0, end - offset))
         yield lag
         delay = GaugeMetricFamily(*_DELAY, labels=_PLACE)
-        for (topic, number), time_ms in consumption.committed_ms.copy().items():
+        for (topic, number), time_ms in progress.committed_ms().items():
             delay.add_metric((topic, str(number)), _age_s(time_ms / 1e3))
         yield delay
 

@@ -8,7 +8,6 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from k2cli.commands.consume import kind_of
 from k2cli.commands.kafka import produce_options
 from k2cli.commands.options import (
     LOG_FILE_KEEP,
@@ -88,9 +87,10 @@ def produce(
 
     from k2cli.ingestion.ndjson import read_ndjson
     from k2cli.pipelines.produce import open_topics
+    from k2cli.records import KINDS, kind_of_topic
     from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
-    held = kind_of(topic, kind)
+    held = KINDS[kind] if kind else kind_of_topic(topic)
     if held is None:
         raise UsageError(
             f"the name of topic {topic} does not tell what it holds",

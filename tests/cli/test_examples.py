@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from k2cli.commands.app import app
 from k2cli.flow import Totals
-from k2cli.pipelines.consume import ConsumeTotals
+from k2cli.pipelines.consume.policy import ConsumeTotals
 from k2cli.pipelines.load.job import LoadTotals
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import Lake

@@ -20,6 +20,7 @@ from waiting import PATIENCE_S
 from k2cli import __version__
 from k2cli.commands.metrics import RunMetrics
 from k2cli.ingestion.kafka.consumer import Rebalance, open_reader
+from k2cli.pipelines.consume.progress import Start
 from k2cli.simulator import SimulatorOptions, running_simulator
 
 FREE_PORT = ("--metrics", "127.0.0.1:0")
@@ -170,8 +171,7 @@ def test_lag_is_what_is_between_the_committed_offset_and_the_end(
         while not reader.read(100, 1.0):
             pass
         metrics.on_read(reader)
-    consumption.next_offsets[(topic_name, 0)] = 300
-    consumption.committed[(topic_name, 0)] = 100
+    consumption.progress.assign({(topic_name, 0): Start(stored=100, first=0, end=300)})
     (lag,) = (each for each in metrics.collect() if each.name == "k2_consumer_lag_messages")
     assert [(sample.labels, sample.value) for sample in lag.samples] == [
         ({"topic": topic_name, "partition": "0"}, 200)

@@ -32,7 +32,7 @@ POINTS: Final = {
     "data-files-written": Point(k2cli.storage.append, "write_data_files", is_before=False),
     "metadata-written": Point(Transaction, "commit_transaction", is_before=True),
     "committed": Point(Transaction, "commit_transaction", is_before=False),
-    "group-not-told": Point(TopicReader, "tell", is_before=True),
+    "group-offsets-not-committed": Point(TopicReader, "commit_group_offsets", is_before=True),
 }
 
 

@@ -99,7 +99,7 @@ def test_a_group_that_cannot_be_left_does_not_hold_up_the_end(
         observe=lambda event, **_: told.append(event),
     )
     reader.subscribe([topic])
-    wait_for(lambda: not reader.read(1, 0.2) and reader.has_joined)
+    wait_for(lambda: not reader.read(1, 0.2) and reader.assigned())
     reader.close(patience_s=0.5)
     is_over.set()
     assert told == ["group_not_left"]

@@ -32,7 +32,8 @@ print(pa.default_memory_pool().backend_name, resident_mb() - before)
 """
 LOADED = """
 import sys
-import k2cli.pipelines.consume, k2cli.pipelines.stream, k2cli.pipelines.sinks, k2cli.storage.lake
+import k2cli.pipelines.consume.loop, k2cli.pipelines.stream
+import k2cli.pipelines.sinks, k2cli.storage.lake
 print("duckdb" in sys.modules)
 """
 

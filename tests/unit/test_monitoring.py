@@ -15,7 +15,7 @@ from scraping import consumption_of_nothing
 from k2cli.commands.metrics import RunMetrics
 from k2cli.events import EVENTS
 from k2cli.flow import Totals
-from k2cli.pipelines.consume import ConsumeTotals
+from k2cli.pipelines.consume.policy import ConsumeTotals
 
 SUFFIXES: Final = {
     "counter": ("_total",),

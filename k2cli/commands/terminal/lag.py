@@ -7,9 +7,9 @@ from rich.console import RenderableType
 
 from k2cli.commands.terminal.plain import printable
 from k2cli.commands.terminal.screen import Frame, Rate, RunState, Screen
-from k2cli.ingestion.kafka.consumer import TopicReader
 from k2cli.ingestion.kafka.topics import Place
-from k2cli.pipelines.consume import Consumption
+from k2cli.pipelines.consume.loop import Consumption
+from k2cli.pipelines.consume.reader import Reader
 
 _LOOK_S: Final = 0.5
 
@@ -39,13 +39,13 @@ class LagView(Screen):
         totals = self._consumption.totals
         return totals.messages if event == "kafka_unavailable" else (totals.rows, totals.commits)
 
-    def on_read(self, reader: TopicReader) -> None:
+    def on_read(self, reader: Reader) -> None:
         """Look where the partitions end, now and then. In the thread that reads."""
         now = time.monotonic()
         if self._consumption is None:
             return
         with self.lock:
-            self.state.is_running = bool(self._consumption.next_offsets)
+            self.state.is_running = bool(self._consumption.progress.next_offsets())
             count = self._consumption.totals.messages - self._messages.total
             if count:
                 self._messages.add(count, now)
@@ -57,10 +57,11 @@ class LagView(Screen):
 
     def draw(self, width: int, height: int, now: float) -> RenderableType:
         """Draw the view as it is now."""
-        consumption = self._consumption
-        committed = consumption.committed.copy() if consumption else {}
+        progress = self._consumption.progress if self._consumption else None
+        committed = progress.committed() if progress else {}
+        committed_ms = progress.committed_ms() if progress else {}
         places = []
-        for place, offset in (consumption.next_offsets.copy() if consumption else {}).items():
+        for place, offset in (progress.next_offsets() if progress else {}).items():
             end = max(self._ends.get(place, offset), offset)
             places.append((end - min(committed.get(place, offset), offset), place, offset, end))
         places.sort(key=lambda each: (-each[0], each[1]))
@@ -70,7 +71,7 @@ class LagView(Screen):
                 f"{offset:,}",
                 f"{end:,}",
                 f"{behind:,}",
-                _age(consumption.committed_ms.get(place) if consumption else None),
+                _age(committed_ms.get(place)),
             ]
             for behind, place, offset, end in places
         ]

@@ -5,7 +5,7 @@ that show lag, and never read.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Final, cast
@@ -69,14 +69,13 @@ class TopicReader:
     def __init__(
         self, *, kafka: Mapping[str, str], group: str, rebalance: Rebalance, observe: Observer
     ) -> None:
-        self.assigned: Final[set[Place]] = set()  # by the group
-        self.reading: Final[set[Place]] = set()  # those of them that are read
-        self.at_end: Final[set[Place]] = set()  # those that were read to their end, once
-        self.passed: Final[dict[Place, int]] = {}  # ends that were reached; the caller takes them
-        self.out_of_range: Final[set[Place]] = set()  # whose next offset is not there any more
-        self.is_topic_gone = False  # as it seems; the caller finds out, and resets it
-        self.joined_at = 0.0  # monotonic; when the group last handed out partitions
-        self.has_joined = False
+        self._assigned: set[Place] = set()  # by the group
+        self._reading: set[Place] = set()  # those of them that are read
+        self._at_end: set[Place] = set()  # those that were read to their end, once
+        self._ends_reached: dict[Place, int] = {}  # since the last `take_ends`
+        self._out_of_range: set[Place] = set()  # whose next offset does not exist any more
+        self._is_topic_gone = False  # as it seems, since the last `take_topic_gone`
+        self._joined_s: float | None = None  # monotonic; when the group last assigned partitions
         self._is_closing = False
         self._kafka = kafka
         self._rebalance = rebalance
@@ -137,12 +136,46 @@ class TopicReader:
         All are taken up anew: librdkafka cannot seek in a partition that ran out of its range.
         """
         with translated("cannot seek", self._kafka):
-            self._consumer.incremental_unassign([TopicPartition(*each) for each in self.reading])
-            self.reading.clear()
+            self._consumer.incremental_unassign([TopicPartition(*each) for each in self._reading])
+            self._reading.clear()
             self._read_from(offsets)
-        self.at_end.difference_update(offsets)
-        self.passed.clear()
-        self.out_of_range.clear()
+        self._at_end.difference_update(offsets)
+        self._ends_reached.clear()
+        self._out_of_range.clear()
+
+    def assigned(self) -> list[Place]:
+        """Return the partitions that the group assigned, sorted; some may not be read yet."""
+        return sorted(self._assigned)
+
+    def is_at_end(self, *, patience_s: float) -> bool:
+        """Return whether all partitions that are read were read to their ends, once.
+
+        A member without partitions says so only this long after the group last assigned any:
+        other members may be about to give some up.
+        """
+        if self._joined_s is None:
+            return False
+        if not self._reading:
+            return time.monotonic() - self._joined_s > patience_s
+        return self._reading <= self._at_end
+
+    def take_ends(self, waiting: Collection[Place]) -> dict[Place, int]:
+        """Return the ends reached since the last call, except those of `waiting` partitions.
+
+        An end may lie beyond the offset after the last message. Those of partitions whose messages
+        still wait for something are returned by a later call.
+        """
+        places = [place for place in self._ends_reached if place not in waiting]
+        return {place: self._ends_reached.pop(place) for place in places}
+
+    def has_lost_records(self) -> bool:
+        """Return whether the brokers deleted the next record of a partition; `seek` resets it."""
+        return bool(self._out_of_range)
+
+    def take_topic_gone(self) -> bool:
+        """Return whether a topic seems to have been deleted since the last call."""
+        is_gone, self._is_topic_gone = self._is_topic_gone, False
+        return is_gone
 
     def bounds(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
         """Return the oldest offset of each partition, and the next one.
@@ -167,7 +200,7 @@ class TopicReader:
     def ends(self) -> dict[Place, int]:
         """Return the next offset of every partition that is read, as of the last fetch."""
         ends = {}
-        for place in self.reading:
+        for place in self._reading:
             known = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
             if known is not None and known[1] >= 0:
                 ends[place] = known[1]
@@ -178,8 +211,8 @@ class TopicReader:
         with translated("cannot list the topics", self._kafka):
             self._consumer.list_topics(timeout=timeout_s)
 
-    def tell(self, offsets: Mapping[Place, int]) -> None:
-        """Write the group's offsets, for the tools that show lag. A failure is an event."""
+    def commit_group_offsets(self, offsets: Mapping[Place, int]) -> None:
+        """Write the group's offsets, for tools that show lag. A failure is an event."""
         held = [TopicPartition(*place, offset) for place, offset in offsets.items()]
         try:
             self._consumer.commit(offsets=held, asynchronous=True)
@@ -207,12 +240,12 @@ class TopicReader:
             return False
         topic, number = message.topic(), message.partition()
         if error.code() == AT_END and topic is not None and number is not None:
-            self.at_end.add((topic, number))
-            self.passed[(topic, number)] = cast("int", message.offset())
+            self._at_end.add((topic, number))
+            self._ends_reached[(topic, number)] = cast("int", message.offset())
         elif error.code() in OUT_OF_RANGE and topic is not None and number is not None:
-            self.out_of_range.add((topic, number))
+            self._out_of_range.add((topic, number))
         elif error.code() in NO_TOPIC:
-            self.is_topic_gone = True
+            self._is_topic_gone = True
         elif error.code() in RETRIED or error.retriable():
             self._observe("kafka_unavailable", reason=error.str())
         else:
@@ -224,16 +257,16 @@ class TopicReader:
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         if self._is_closing:
             return  # too late to read anything; they are revoked next
-        self.has_joined, self.joined_at = True, time.monotonic()
+        self._joined_s = time.monotonic()
         places = _places(partitions)
         offsets = self._rebalance.assigned(places) if places else {}
-        self.assigned.update(places)
+        self._assigned.update(places)
         self._read_from(offsets)
 
     def _read_from(self, offsets: Mapping[Place, int]) -> None:
         starts = [TopicPartition(*place, offset) for place, offset in offsets.items()]
         self._consumer.incremental_assign(starts)
-        self.reading.update(offsets)
+        self._reading.update(offsets)
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         places = _places(partitions)
@@ -241,16 +274,16 @@ class TopicReader:
         self._forget(places)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        self.has_joined = False
+        self._joined_s = None
         places = _places(partitions)
         self._rebalance.lost(places)
         self._forget(places)
 
     def _forget(self, places: Sequence[Place]) -> None:
-        stopped = self.reading.intersection(places)
+        stopped = self._reading.intersection(places)
         for place in places:
-            self.passed.pop(place, None)
-        for known in (self.assigned, self.reading, self.at_end, self.out_of_range):
+            self._ends_reached.pop(place, None)
+        for known in (self._assigned, self._reading, self._at_end, self._out_of_range):
             known.difference_update(places)
         self._consumer.incremental_unassign([TopicPartition(*place) for place in stopped])
 

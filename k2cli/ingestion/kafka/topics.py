@@ -22,7 +22,13 @@ from confluent_kafka.admin import (
 )
 
 from k2cli.errors import NotFound
-from k2cli.ingestion.kafka.vendor import client_config, translate, translated, until_settled
+from k2cli.ingestion.kafka.vendor import (
+    NO_LEADERS,
+    client_config,
+    translate,
+    translated,
+    until_settled,
+)
 
 Place = tuple[str, int]  # topic and number of a partition
 
@@ -254,7 +260,15 @@ class Topics:
                 for each, future in futures.items()
             }
 
-        return until_settled(ask, timeout_s=self._timeout_s) if asked else {}
+        if not asked:
+            return {}
+        try:
+            return until_settled(ask, timeout_s=self._timeout_s)
+        except KafkaException as exc:
+            if exc.args[0].code() == NO_LEADERS:
+                for topic in {topic for topic, _ in partitions}:
+                    self._description(topic)  # raises, if it does not exist
+            raise
 
 
 def _places(topic: TopicDescription) -> list[Place]:

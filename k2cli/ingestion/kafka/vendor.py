@@ -17,6 +17,7 @@ _LOG.addHandler(logging.NullHandler())  # else Python writes it to stderr
 PURGED: Final = KafkaError._PURGE_QUEUE
 AT_END: Final = KafkaError._PARTITION_EOF
 FATAL: Final = KafkaError._FATAL
+NO_LEADERS: Final = KafkaError._NOENT  # none of the partitions asked about has one
 OUT_OF_RANGE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 RETRIED: Final = frozenset(  # librdkafka goes on trying, or joins its group again
     {

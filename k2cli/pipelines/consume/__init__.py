@@ -1,0 +1,1 @@
+"""Topics into their tables, by any number of processes, exactly once."""

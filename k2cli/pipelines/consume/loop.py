@@ -1,0 +1,212 @@
+"""Topics -> tables, by any number of processes, exactly once.
+
+Rows and the offsets they reach are committed together, and a commit is refused where the table
+does not stand at the offset at which its rows begin (`storage/offsets.py`). So if two consumers
+read a partition, for whatever reason, it is written once; the one whose commit is refused reads on
+from the table's offset.
+
+One thread reads and decodes, another one commits. `progress.py` has the rules, without any I/O.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from k2cli.errors import BadData, NotFound
+from k2cli.events import Observer
+from k2cli.ingestion.kafka.consumer import Rebalance
+from k2cli.ingestion.kafka.topics import Place
+from k2cli.pipelines.consume.committer import Committer
+from k2cli.pipelines.consume.identities import Identities
+from k2cli.pipelines.consume.intake import Intake
+from k2cli.pipelines.consume.patience import Patience
+from k2cli.pipelines.consume.policy import ConsumePolicy, ConsumeTotals, Feed, Outlets
+from k2cli.pipelines.consume.progress import Progress
+from k2cli.pipelines.consume.reader import Reader
+from k2cli.pipelines.consume.run import Run
+from k2cli.pipelines.consume.starts import Starts, partition_names
+from k2cli.pipelines.consume.topics import TopicWatch
+from k2cli.pipelines.consume.writer import BatchWriter
+
+
+class Consumption:
+    """Moves topics into their tables until stopped. `totals` and `progress` are live."""
+
+    def __init__(
+        self,
+        *,
+        feeds: Sequence[Feed],
+        outlets: Outlets,
+        policy: ConsumePolicy,
+        observe: Observer,
+    ) -> None:
+        self.totals: Final = ConsumeTotals()
+        self.progress: Final = Progress({feed.topic: feed.topic_id for feed in feeds})
+        self._feeds = {feed.topic: feed for feed in feeds}
+        self._outlets = outlets
+        self._policy = policy
+        self._observe = observe
+        self._is_stopping = False
+
+    @property
+    def rebalance(self) -> Rebalance:
+        """What the reader that is passed to `run` has to call, once it has subscribed."""
+        return Rebalance(assigned=self._assign, revoked=self._revoke, lost=self._lose)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the run was asked to end."""
+        return self._is_stopping
+
+    def stop(self) -> None:
+        """Ask for the end: what was read already is committed. Any thread."""
+        self._is_stopping = True
+
+    def run(
+        self, reader: Reader, on_read: Callable[[Reader], None] = lambda _: None
+    ) -> ConsumeTotals:
+        """Read, decode and commit to the end, and commit the rest.
+
+        Raises:
+            BadData: a message cannot be decoded, and that is to end the run; everything before it
+                is committed.
+            NotFound: a topic that was to be read to its end was deleted.
+            K2Error: an error that does not go away by itself.
+        """
+        run = Run(
+            reader=reader,
+            policy=self._policy,
+            progress=self.progress,
+            totals=self.totals,
+            patience=Patience(
+                is_stopping=lambda: self._is_stopping,
+                has_committed=lambda: self.totals.commits > 0,
+                observe=self._observe,
+            ),
+            is_stopping=lambda: self._is_stopping,
+            observe=self._observe,
+        )
+        self._loop = _Loop(run, self._feeds, self._outlets)
+        reader.subscribe(list(self._feeds))
+        self._loop.run(on_read)
+        return self.totals
+
+    def _assign(self, places: Sequence[Place]) -> Mapping[Place, int]:
+        return self._loop.assign(places)
+
+    def _revoke(self, places: Sequence[Place]) -> None:
+        self._loop.revoke(places)
+
+    def _lose(self, places: Sequence[Place]) -> None:
+        self._loop.lose(places)
+
+
+class _Loop:
+    """One run of a consumption, with its reader. All methods run in the thread that reads."""
+
+    def __init__(self, run: Run, feeds: Mapping[str, Feed], outlets: Outlets) -> None:
+        self._run = run
+        identities = Identities(run)
+        writer = BatchWriter(
+            run,
+            outlets=outlets,
+            kinds={topic: feed.kind for topic, feed in feeds.items()},
+            find_ids=identities.ids,
+        )
+        self._committer = Committer(run, writer)
+        self._topics = TopicWatch(run, self._committer, list(feeds))
+        self._starts = Starts(
+            run, committer=self._committer, topics=self._topics, identities=identities
+        )
+        self._intake = Intake(run, feeds)
+
+    def run(self, on_read: Callable[[Reader], None]) -> None:
+        """Read until the run is over, and commit the rest."""
+        started_s = time.monotonic()
+        try:
+            while not self._is_over(started_s):
+                self._step()
+                self._run.totals.duration_s = time.monotonic() - started_s
+                on_read(self._run.reader)
+            self._committer.flush()
+        except (BadData, NotFound):
+            self._committer.flush()
+            raise
+        finally:
+            self._committer.close()
+            self._run.totals.duration_s = time.monotonic() - started_s
+
+    # --- within a read: what the group hands out and takes back
+
+    def assign(self, places: Sequence[Place]) -> Mapping[Place, int]:
+        """Take over partitions; return where to read on."""
+        return self._starts.assign(places)
+
+    def revoke(self, places: Sequence[Place]) -> None:
+        """Commit what was read of partitions, and give them up."""
+        self._committer.flush()
+        self._release(places)
+
+    def lose(self, places: Sequence[Place]) -> None:
+        """Give up partitions that another member has already."""
+        self._committer.collect(is_waiting=True)
+        self._run.progress.require_rewind()
+        self._release(places)
+
+    def _release(self, places: Sequence[Place]) -> None:
+        self._run.progress.release(places)
+        self._intake.release(places)
+        self._run.observe("revoked", partitions=partition_names(places))
+
+    # --- one read after another
+
+    def _is_over(self, started_s: float) -> bool:
+        policy = self._run.policy
+        if policy.duration_s is not None and time.monotonic() - started_s >= policy.duration_s:
+            return True
+        if policy.max_messages is not None and self._run.totals.messages >= policy.max_messages:
+            return True
+        return self._run.is_stopping() or (policy.is_until_end and self._is_at_end())
+
+    def _is_at_end(self) -> bool:
+        """Return whether everything was read to its end, and committed.
+
+        Raises:
+            NotFound: a topic was deleted, and not recreated in time.
+        """
+        if self._topics.has_missing() or self._intake.waiting():
+            return False
+        # Other members may be about to give some partitions up to one that has none.
+        if not self._run.reader.is_at_end(patience_s=self._run.policy.timeout_s):
+            return False
+        self._committer.flush()
+        return not self._run.progress.must_rewind
+
+    def _step(self) -> None:
+        messages = self._intake.read()
+        self._committer.collect(is_waiting=False)
+        if self._run.reader.has_lost_records():
+            self._committer.flush()
+            self._run.progress.require_rewind()
+        self._topics.check()
+        if self._run.progress.must_rewind:
+            self._rewind()
+            return
+        self._intake.take(messages)
+        self._keep_ends()
+        self._committer.commit_if_due(time.monotonic())
+
+    def _keep_ends(self) -> None:
+        """Reach the ends of the partitions that were read to them."""
+        ends = self._run.reader.take_ends(self._intake.waiting())
+        ends = {place: end for place, end in ends.items() if not self._topics.is_missing(place[0])}
+        self._run.progress.keep_ends(ends, now_s=time.monotonic())
+
+    def _rewind(self) -> None:
+        """Read on from where the tables stand."""
+        self._committer.collect(is_waiting=True)
+        self._run.progress.rewind()
+        self._intake.drop()
+        places = self._run.reader.assigned()
+        if places:
+            self._run.reader.seek(self._starts.assign(places))

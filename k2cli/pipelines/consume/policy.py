@@ -1,0 +1,76 @@
+"""What a run is given (its feeds, its outlets, its policy), and the totals that it counts."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from k2cli.ingestion.kafka.consumer import EARLIEST
+from k2cli.ingestion.kafka.deadletters import DeadLetters
+from k2cli.ingestion.kafka.messages import MessageReader
+from k2cli.records import RecordKind
+from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
+from k2cli.storage.append import Commit, SourcePosition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumePolicy:
+    """When to commit, where to begin, and when to stop."""
+
+    batch_rows: int
+    commit_interval_s: float
+    timeout_s: float  # for one answer of the brokers
+    start: str | int = EARLIEST  # or latest, or UTC milliseconds: where a table has no position
+    is_until_end: bool = False
+    max_messages: int | None = None
+    duration_s: float | None = None
+    is_bad_fatal: bool = False
+    has_group_offsets: bool = True  # committed for lag tools, after the tables
+
+
+@dataclass(slots=True, kw_only=True)
+class ConsumeTotals:
+    """The sums of one run."""
+
+    messages: int = 0
+    rows: int = 0
+    rejects: int = 0
+    duplicates: int = 0
+    conflicts: int = 0  # rows left out whose id is stored with other values
+    missing: int = 0  # offsets that the brokers deleted before they were read
+    commits: int = 0
+    lost_commits: int = 0  # to another consumer
+    duration_s: float = 0.0
+
+
+class Tables(Protocol):
+    """Where rows and offsets are stored, in one commit."""
+
+    def kind(self, kind: RecordKind) -> RecordKind:
+        """Return a kind with the columns that its table has now."""
+
+    def held(self, kind: RecordKind, key: str) -> str | None:
+        """Return the position that the kind's table stores."""
+
+    def append(self, kind: RecordKind, rows: pa.Table, *, source: SourcePosition) -> Commit:
+        """Store rows and the position they reach, or neither."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlets:
+    """Where everything that was read is stored."""
+
+    tables: Tables
+    letters: DeadLetters  # messages that cannot be decoded
+    rejects: RejectLog  # rows whose id is stored with other values
+    max_reject_bytes: int = MAX_REJECT_BYTES  # of the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """A topic, and the records in it."""
+
+    topic: str
+    topic_id: str  # when the run began; a topic that is recreated gets another one
+    kind: RecordKind
+    messages: MessageReader

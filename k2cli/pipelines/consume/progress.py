@@ -1,0 +1,248 @@
+"""How far a run is in every partition, and when it has to rewind: no I/O, no clock, no threads.
+
+A partition's offsets pass four points, in this order: the brokers' first one, what the table has
+committed, what was handed over to be committed, and what was read. A span of a batch begins where
+the one before it ended, so a table that stands elsewhere refuses it. After a refusal, or whenever
+a partition may no longer be ours, everything that is not committed is dropped, and reading goes on
+from where the tables stand: that is a rewind.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from k2cli.errors import BadData
+from k2cli.ingestion.kafka.topics import Place
+from k2cli.pipelines.consume.batch import Batch, Decoded, Reached
+from k2cli.storage.offsets import Partition, Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a partition is read from."""
+
+    stored: int | None  # where the table stands; None: it has no position
+    first: int  # the oldest offset that the brokers have
+    end: int  # the offset that the next record gets
+
+    @property
+    def offset(self) -> int:
+        """The offset to read from."""
+        return self.first if self.stored is None else max(self.stored, self.first)
+
+    @property
+    def missing(self) -> int:
+        """How many offsets the brokers deleted before they were read."""
+        return 0 if self.stored is None else self.offset - self.stored
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What had been read at one moment. Made by `Progress.mark`."""
+
+    pending: Batch
+    so_far: Batch  # a copy of `pending`
+    ends: Mapping[Place, int]
+
+
+class Progress:
+    """Offsets and spans of the partitions that a run reads.
+
+    After `assign`, `keep` and `keep_ends` extend the pending batch; `hand_over` takes it, and
+    `commit` notes that it was committed. `require_rewind` drops what is pending; nothing may be
+    kept until `rewind`. `next_offsets`, `committed` and `committed_ms` may be read by any thread.
+    """
+
+    def __init__(self, topic_ids: Mapping[str, str]) -> None:
+        """Prepare for topics with these ids, by name."""
+        self._topic_ids = dict(topic_ids)
+        self._pending = Batch()
+        self._must_rewind = False
+        self._next: dict[Place, int] = {}
+        self._committed: dict[Place, int] = {}
+        self._committed_ms: dict[Place, int] = {}
+        # Where the table stands once all that was handed over is committed; None: nowhere yet.
+        self._base: dict[Place, int | None] = {}
+        # Where reading began, and the partitions' ends when their topic was last identified.
+        self._begun: dict[Place, int] = {}
+        self._ends: dict[Place, int] = {}
+
+    def next_offsets(self) -> dict[Place, int]:
+        """Return where reading goes on, by partition."""
+        return self._next.copy()
+
+    def committed(self) -> dict[Place, int]:
+        """Return the offsets that the tables have reached."""
+        return self._committed.copy()
+
+    def committed_ms(self) -> dict[Place, int]:
+        """Return the times of the newest committed messages, in UTC milliseconds."""
+        return self._committed_ms.copy()
+
+    @property
+    def pending(self) -> Batch:
+        """What was read and not handed over yet."""
+        return self._pending
+
+    @property
+    def must_rewind(self) -> bool:
+        """Whether reading has to go on from where the tables stand."""
+        return self._must_rewind
+
+    def topic_id(self, topic: str) -> str:
+        """Return the id of the topic that is read under this name."""
+        return self._topic_ids[topic]
+
+    def identify(self, place: Place) -> Partition:
+        """Return a partition with the id of its topic."""
+        return Partition(place[0], self._topic_ids[place[0]], place[1])
+
+    # --- which partitions
+
+    def assign(self, starts: Mapping[Place, Start]) -> dict[Place, int]:
+        """Take over partitions; return the offsets to read them from.
+
+        Raises:
+            BadData: the brokers lost what was read before.
+        """
+        for place, start in starts.items():
+            if start.stored is not None and start.stored > start.end:
+                raise BadData(
+                    f"the table stands at offset {start.stored} of {place[0]}/{place[1]}, which"
+                    f" ends at {start.end}: the brokers lost records that were read before",
+                    hint="roll the table back, or recreate the topic",
+                )
+        self._base |= {place: start.stored for place, start in starts.items()}
+        self._ends |= {place: start.end for place, start in starts.items()}
+        offsets = {place: start.offset for place, start in starts.items()}
+        for known in (self._next, self._committed, self._begun):
+            known.update(offsets)
+        return offsets
+
+    def suspend(self, places: Iterable[Place]) -> None:
+        """Read nothing of these partitions until they are assigned again."""
+        for place in places:
+            self._next.pop(place, None)
+
+    def release(self, places: Iterable[Place]) -> None:
+        """Forget partitions that are another member's now."""
+        for place in places:
+            for known in (self._base, self._next, self._committed, self._committed_ms):
+                known.pop(place, None)
+
+    def recreate(self, topic: str, topic_id: str, stored: Mapping[Partition, int]) -> int:
+        """Go over to a topic that was recreated with this id, and require a rewind.
+
+        `stored` is where the tables stand. Returns how many records of the old topic are gone that
+        were never stored.
+        """
+        missing = 0
+        for place in [place for place in self._ends if place[0] == topic]:
+            reached = max(stored.get(self.identify(place), 0), self._begun.get(place, 0))
+            missing += max(0, self._ends.pop(place) - reached)
+        self._topic_ids[topic] = topic_id
+        self.require_rewind()
+        return missing
+
+    # --- what was read
+
+    def owned(
+        self, topic: str, numbers: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Return which messages are to be kept: those of our partitions that were not read yet.
+
+        `numbers` are those of the partitions. The others were fetched before a rebalance or a seek.
+        """
+        is_owned = np.zeros(len(numbers), dtype=np.bool_)
+        for number in np.unique(numbers).tolist():
+            begin = self._next.get((topic, number))
+            if begin is not None:
+                is_owned |= (numbers == number) & (offsets >= begin)
+        return is_owned
+
+    def keep(self, decoded: Decoded, *, now_s: float) -> None:
+        """Add decoded messages to the pending batch."""
+        self._begin_batch(now_s)
+        pending = self._pending
+        pending.messages += decoded.messages
+        pending.size_bytes += decoded.rows.nbytes
+        pending.rows.setdefault(decoded.kind, []).append(decoded.rows)
+        pending.letters += decoded.letters
+        for place, reached in decoded.reached.items():
+            self._reach(place, reached)
+
+    def keep_ends(self, ends: Mapping[Place, int], *, now_s: float) -> None:
+        """Go on to the ends of partitions: after the last message there may be further offsets.
+
+        Markers of transactions, and what was aborted or compacted, take offsets and never arrive.
+        """
+        for place, end in ends.items():
+            begin = self._next.get(place)
+            if begin is not None and begin < end:
+                self._begin_batch(now_s)
+                self._reach(place, Reached(end, None))
+
+    def _begin_batch(self, now_s: float) -> None:
+        if not self._pending.spans:
+            self._pending.began_s = now_s
+
+    def _reach(self, place: Place, reached: Reached) -> None:
+        span = Span(expected=self._base[place], reached=reached.offset)
+        self._pending.spans[self.identify(place)] = span
+        if reached.time_ms is not None:
+            self._pending.newest_ms[place] = reached.time_ms
+        self._next[place] = reached.offset
+
+    # --- what is committed
+
+    def hand_over(self) -> Batch:
+        """Take the pending batch; the next one begins where it ends."""
+        batch, self._pending = self._pending, Batch()
+        self._base |= batch.reached()
+        return batch
+
+    def commit(self, batch: Batch) -> dict[Place, int]:
+        """Note that a batch was committed; return the offsets that this reached.
+
+        After one that was cut, none are certain: that requires a rewind.
+        """
+        self._committed_ms.update(batch.newest_ms)
+        if batch.is_cut:
+            self.require_rewind()
+            return {}
+        reached = batch.reached()
+        self._committed.update(reached)
+        return reached
+
+    def drop(self) -> None:
+        """Drop what is pending: it continues a batch that cannot be committed."""
+        self._pending = Batch()
+
+    def require_rewind(self) -> None:
+        """Drop what is pending; reading has to go on from where the tables stand."""
+        self.drop()
+        self._must_rewind = True
+
+    def rewind(self) -> None:
+        """Begin again; `assign` tells where."""
+        self.drop()
+        self._must_rewind = False
+
+    # --- which topics it was read from
+
+    def mark(self, ends: Mapping[Place, int]) -> Mark:
+        """Return what was read so far; `ends` are the partitions' ends."""
+        return Mark(self._pending, self._pending.copy(), ends)
+
+    def confirm(self, mark: Mark, topics: Collection[str]) -> None:
+        """Note that at the time of a mark, or later, these topics had the ids that are known."""
+        if {topic for topic, _ in mark.so_far.topic_ids()} <= set(topics):
+            mark.pending.confirmed = mark.so_far
+        kept = {
+            place: end
+            for place, end in self._ends.items()
+            if place[0] not in topics or place in self._next
+        }
+        self._ends = kept | {place: end for place, end in mark.ends.items() if place[0] in topics}

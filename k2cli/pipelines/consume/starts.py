@@ -1,0 +1,170 @@
+"""Where partitions are read from: where their tables stand, or where the user wants to begin."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from k2cli.errors import NotFound
+from k2cli.ingestion.kafka.consumer import EARLIEST
+from k2cli.ingestion.kafka.topics import Place, TopicIdentity
+from k2cli.pipelines.consume.committer import Committer
+from k2cli.pipelines.consume.identities import Identities
+from k2cli.pipelines.consume.progress import Start
+from k2cli.pipelines.consume.run import Run
+from k2cli.pipelines.consume.topics import TopicWatch
+from k2cli.storage.offsets import Partition, Span
+
+
+class Starts:
+    """Finds the starts of partitions when they are assigned, and when they are rewound."""
+
+    def __init__(
+        self, run: Run, *, committer: Committer, topics: TopicWatch, identities: Identities
+    ) -> None:
+        self._run = run
+        self._committer = committer
+        self._topics = topics
+        self._identities = identities
+
+    def assign(self, places: Sequence[Place]) -> Mapping[Place, int]:
+        """Take over partitions; return the offsets to read them from.
+
+        Partitions that do not exist now are left out, until `TopicWatch` finds them.
+
+        Raises:
+            BadData: the brokers lost what was read before.
+        """
+        found = self._identities.find({topic for topic, _ in places})
+        self._topics.identify(found)
+        stored = self._commit_begins(places, found)
+        self._run.progress.suspend(places)
+        starts: dict[Place, Start] = {}
+        for topic in found:
+            numbers = _numbers(places, topic, _size(found[topic]))
+            starts |= self._topic_starts(topic, numbers, stored)
+        offsets = self._run.progress.assign(starts)
+        for place, start in starts.items():
+            if start.missing:
+                self._report_gap(place, start)
+        self._run.observe("assigned", partitions=partition_names(list(offsets)))
+        return offsets
+
+    def _topic_starts(
+        self, topic: str, numbers: Sequence[int], stored: Mapping[Partition, int]
+    ) -> dict[Place, Start]:
+        if self._topics.is_missing(topic):
+            return {}
+        try:
+            bounds = self._bounds(topic, numbers)
+        except NotFound as exc:
+            self._topics.note_missing(topic, str(exc))
+            return {}
+        return {
+            place: Start(
+                stored=stored.get(self._run.progress.identify(place)), first=first, end=end
+            )
+            for place, (first, end) in bounds.items()
+        }
+
+    def _report_gap(self, place: Place, start: Start) -> None:
+        self._run.totals.missing += start.missing
+        self._run.observe(
+            "gap",
+            topic=place[0],
+            partition=place[1],
+            first=start.offset - start.missing,
+            last=start.offset - 1,
+            missing=start.missing,
+        )
+
+    def _commit_begins(
+        self, places: Sequence[Place], found: Mapping[str, TopicIdentity | None]
+    ) -> dict[Partition, int]:
+        """Commit where partitions begin that have no position; return the positions of all.
+
+        Otherwise a run that ends before its first commit would let the next one begin elsewhere.
+        """
+        while True:
+            stored = self._committer.positions(found)
+            begins: dict[Partition, int] = {}
+            for topic, identity in found.items():
+                if not self._topics.is_missing(topic):
+                    size = _size(identity)
+                    begins |= self._begins(topic, _numbers(places, topic, size), size, stored)
+            spans = {each: Span(expected=None, reached=begin) for each, begin in begins.items()}
+            if self._committer.begin(spans):
+                return stored | begins
+            # Another consumer was first: begin where it did.
+
+    def _begins(
+        self, topic: str, numbers: Sequence[int], size: int, stored: Mapping[Partition, int]
+    ) -> dict[Partition, int]:
+        """Return where partitions without a position begin, as far as that is to be committed.
+
+        Where to begin is the user's choice for a topic that the table has never read, and then
+        for all of its partitions at one moment: one that is added later, or a topic that is
+        recreated, begins at its first record. That record being number 0, no position is needed.
+        """
+        ids = {partition.topic_id for partition in stored if partition.topic == topic}
+        self._topics.note_other_ids(topic, ids)
+        is_chosen = not ids and self._run.policy.start != EARLIEST
+        lacking = [
+            number
+            for number in (range(size) if is_chosen else numbers)
+            if self._run.progress.identify((topic, number)) not in stored
+        ]
+        try:
+            begins = self._chosen(topic, lacking) if is_chosen else self._oldest(topic, lacking)
+        except NotFound as exc:
+            self._topics.note_missing(topic, str(exc))
+            return {}
+        return {
+            self._run.progress.identify(place): offset
+            for place, offset in begins.items()
+            if offset or is_chosen
+        }
+
+    def _chosen(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, int]:
+        """Return the offsets where the user wants to begin.
+
+        Raises:
+            NotFound: the topic was deleted.
+        """
+        time_ms = self._run.policy.start if isinstance(self._run.policy.start, int) else None
+        places = [(topic, number) for number in numbers]
+        return self._run.patience.call(
+            "kafka_unavailable", lambda: self._run.reader.offsets_at(places, time_ms)
+        )
+
+    def _oldest(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, int]:
+        return {place: first for place, (first, _) in self._bounds(topic, numbers).items()}
+
+    def _bounds(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, tuple[int, int]]:
+        """Return the oldest offset of partitions, and the next one.
+
+        Raises:
+            NotFound: the topic was deleted, and perhaps recreated.
+        """
+        places = [(topic, number) for number in numbers]
+        bounds = self._run.patience.call(
+            "kafka_unavailable", lambda: self._run.reader.bounds(places)
+        )
+        if (topic, self._run.progress.topic_id(topic)) not in self._identities.ids([topic]):
+            raise NotFound(f"topic {topic} was deleted or recreated")
+        return bounds
+
+
+def partition_names(places: Sequence[Place]) -> str:
+    """Name partitions: `market.crypto.trades/0,1,2,3`."""
+    by_topic = itertools.groupby(sorted(places), key=lambda place: place[0])
+    return " ".join(
+        f"{topic}/{','.join(str(number) for _, number in group)}" for topic, group in by_topic
+    )
+
+
+def _numbers(places: Sequence[Place], topic: str, size: int) -> list[int]:
+    """Return the numbers of those of a topic's partitions that exist."""
+    return [number for name, number in places if name == topic and number < size]
+
+
+def _size(identity: TopicIdentity | None) -> int:
+    return identity.partitions if identity else 0
