@@ -140,3 +140,25 @@ def test_messages_that_wait_for_their_schema_do_not_outlive_a_rewind(
     ids = numbered_trades(6)["message_id"].to_pylist()
     assert world.tables.ids(TRADES) == sorted(ids[1:3] + ids[4:])
     assert (consumer.totals.lost_commits, consumer.totals.rejects) == (1, 1)
+
+
+def test_what_certainly_was_read_of_a_recreated_topic_is_committed(
+    broker: MemoryBroker, world: World
+) -> None:
+    consumer = world.consumer(is_until_end=False)
+    old_id = world.topic_id
+
+    def recreate(reader: MemoryReader, number: int) -> None:
+        if number == 10:  # everything was read; the brokers are asked which topic this is
+            reader.report_topic_gone()
+        if number == 12:  # reading goes on at the old offsets in the new topic
+            world.recreate(100)
+        if number == 14:
+            reader.report_topic_gone()
+        if number == 50:
+            consumer.consumption.stop()
+
+    run(broker, consumer, recreate)
+    assert (world.stored(old_id), world.stored()) == (COUNT, 100)
+    assert world.has_all_once()
+    assert consumer.totals.missing == consumer.totals.lost_commits == 0
