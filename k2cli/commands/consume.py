@@ -12,36 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from k2cli.commands.followers import open_metrics
-from k2cli.commands.kafka import registry_settings
+from k2cli.commands.groups import takes_groups
 from k2cli.commands.known import remember_tables
 from k2cli.commands.options import (
     DURATION,
     GROUP,
-    LOG_FILE_KEEP,
-    TIMEOUT_S,
     Address,
     HomeOpt,
-    KafkaOpt,
-    LevelOpt,
-    LogFileKeepOpt,
-    LogFileOpt,
-    LogFileSizeOpt,
-    LogFormatOpt,
     MaxRejectBytesOpt,
     MetricsOpt,
-    RegistryOpt,
+    ServerOptions,
     SummaryOpt,
-    TimeoutOpt,
+    ViewLogOptions,
     checked_file,
-    key_values,
-    open_log,
     settings,
 )
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.errors import UsageError
-from k2cli.events import Level
 from k2cli.kinds import KindName
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 from k2cli.symbols import split_commas
@@ -89,7 +78,9 @@ def _checked_currency(currency: str) -> str:
     return currency
 
 
+@takes_groups
 def consume(
+    *,
     topic: Annotated[
         list[str] | None,
         typer.Option(
@@ -177,16 +168,10 @@ def consume(
             callback=_checked_currency,
         ),
     ] = _CURRENCY,
-    timeout: TimeoutOpt = None,
-    log_format: LogFormatOpt = None,
-    log_level: LevelOpt = Level.INFO,
-    log_file: LogFileOpt = None,
-    log_file_size: LogFileSizeOpt = None,
-    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
+    log: ViewLogOptions,
     metrics_address: MetricsOpt = None,
     summary: SummaryOpt = output.Summary.TEXT,
-    kafka: KafkaOpt = None,
-    registry_option: RegistryOpt = None,
+    servers: ServerOptions,
     home: HomeOpt = None,
 ) -> None:
     """Consume Kafka topics into the tables, exactly once, by any number of processes.
@@ -210,7 +195,7 @@ def consume(
     policy = ConsumePolicy(
         batch_rows=batch_rows,
         commit_interval_s=commit_interval or (_PRINT_INTERVAL_S if is_printed else _INTERVAL_S),
-        timeout_s=timeout or TIMEOUT_S,
+        timeout_s=servers.timeout_s,
         start=start_at,
         is_until_end=until_end,
         max_messages=max_messages,
@@ -219,8 +204,8 @@ def consume(
         has_group_offsets=not is_printed,
     )
     job = ConsumeJob(
-        kafka={**config.kafka, **key_values(kafka, "--kafka-option")},
-        registry=registry_settings(config, registry_option),
+        kafka=servers.kafka_settings(config),
+        registry=servers.registry_settings(config),
         topics=split_commas(topic or []),
         kind=KINDS[kind] if kind else None,
         currency=currency,
@@ -231,10 +216,9 @@ def consume(
         max_reject_bytes=max_reject_bytes,
         policy=policy,
     )
-    is_viewed = not is_printed and log_format is None and sys.stderr.isatty()
-    log_options = (log_format, log_level, log_file, log_file_size, log_file_keep)
-    with ExitStack() as files, open_log(files, config.run, *log_options).ending() as log:
-        _run(config, job, _Shown(log, metrics_address, summary, is_viewed=is_viewed))
+    is_viewed = not is_printed and log.log_format is None and sys.stderr.isatty()
+    with ExitStack() as files, log.open(files, config.run).ending() as run_log:
+        _run(config, job, _Shown(run_log, metrics_address, summary, is_viewed=is_viewed))
 
 
 @dataclass(frozen=True, slots=True)

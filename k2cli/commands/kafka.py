@@ -1,12 +1,7 @@
-"""What the commands that produce to Kafka have in common."""
+"""Settings of Kafka and of the registry, with those of the command line."""
 
-from typing import TYPE_CHECKING
-
-from k2cli.commands.options import TIMEOUT_S, key_values
+from k2cli.commands.options import key_values
 from k2cli.config import Settings
-
-if TYPE_CHECKING:
-    from k2cli.pipelines.produce import ProduceOptions
 
 
 def kafka_settings(config: Settings, options: list[str] | None) -> dict[str, str]:
@@ -17,25 +12,3 @@ def kafka_settings(config: Settings, options: list[str] | None) -> dict[str, str
 def registry_settings(config: Settings, options: list[str] | None) -> dict[str, str]:
     """Put --registry-option over [schema_registry]."""
     return {**config.schema_registry, **key_values(options, "--registry-option")}
-
-
-def produce_options(
-    config: Settings,
-    *,
-    kafka: list[str] | None,
-    registry: list[str] | None,
-    timeout: float | None,
-    topic: str | None,
-    auto_register: bool,
-) -> "ProduceOptions":
-    """Gather from settings and options where to produce, and how."""
-    from k2cli.pipelines.produce import ProduceOptions
-
-    return ProduceOptions(
-        kafka=kafka_settings(config, kafka),
-        registry=registry_settings(config, registry),
-        timeout_s=timeout or TIMEOUT_S,
-        run=config.run,
-        topic=topic,
-        is_registering=auto_register,
-    )

@@ -5,52 +5,27 @@ from typing import Annotated
 
 import typer
 
-from k2cli.commands.kafka import produce_options
+from k2cli.commands.groups import takes_groups
 from k2cli.commands.load_options import (
-    AllowDuplicatesOpt,
-    AnyTimeOpt,
-    AssetClassOpt,
-    CurrencyOpt,
-    DryRunOpt,
-    ExchangeOpt,
-    FollowSymlinksOpt,
-    ForceLoadOpt,
-    LayoutOpt,
     LoadTo,
-    MapOpt,
-    MarketOpt,
-    MaxRejectsOpt,
-    ReferenceOpt,
-    SymbolOpt,
-    TimezoneOpt,
-    ToOpt,
-    parse_mappings,
+    ReadingOptions,
+    ShapeOptions,
+    TargetOptions,
 )
 from k2cli.commands.options import (
-    LOG_FILE_KEEP,
-    AutoRegisterOpt,
     ForceOpt,
     FormatOpt,
     HomeOpt,
-    KafkaOpt,
-    LevelOpt,
-    LinesOpt,
-    LogFileKeepOpt,
-    LogFileOpt,
-    LogFileSizeOpt,
-    MaxRejectBytesOpt,
+    LogOptions,
     OutputOpt,
-    RegistryOpt,
+    ServerOptions,
     SummaryOpt,
-    TimeoutOpt,
-    TopicOpt,
-    checked_file,
-    open_log,
+    rejects_option,
     settings,
 )
 from k2cli.commands.terminal import output
+from k2cli.commands.terminal.output import Summary
 from k2cli.commands.terminal.streams import note
-from k2cli.events import Level
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
 _HISTORY = [
@@ -65,7 +40,9 @@ _HISTORY_DETAILS = [
 
 
 @load_app.command("csv")
+@takes_groups
 def load_csv(
+    *,
     paths: Annotated[
         list[str],
         typer.Argument(
@@ -73,55 +50,8 @@ def load_csv(
             show_default=False,
         ),
     ],
-    layout: LayoutOpt,
-    symbol: SymbolOpt = None,
-    exchange: ExchangeOpt = None,
-    asset_class: AssetClassOpt = None,
-    currency: CurrencyOpt = None,
-    market: MarketOpt = None,
-    timezone: TimezoneOpt = None,
-    reference: ReferenceOpt = None,
-    mappings: MapOpt = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--columns",
-            help="Names of the columns, for files without a header.",
-            show_default=False,
-        ),
-    ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(
-            "--delimiter",
-            help="Between columns: one character, or tab.",
-            show_default="the layout's",
-        ),
-    ] = None,
-    decimal: Annotated[
-        str | None,
-        typer.Option("--decimal", help="Decimal mark: . or a comma.", show_default="the layout's"),
-    ] = None,
-    encoding: Annotated[
-        str | None,
-        typer.Option(
-            "--encoding", help="Like utf-16, gbk, latin-1.", show_default="the layout's, or UTF-8"
-        ),
-    ] = None,
-    skip_lines: Annotated[
-        int | None,
-        typer.Option(
-            "--skip-lines",
-            min=0,
-            help="Lines before the header or first row.",
-            show_default="the layout's",
-        ),
-    ] = None,
-    any_time: AnyTimeOpt = False,
-    follow_symlinks: FollowSymlinksOpt = False,
-    to: ToOpt = LoadTo.TABLE,
-    topic: TopicOpt = None,
-    auto_register: AutoRegisterOpt = True,
+    reading: ReadingOptions,
+    shape: ShapeOptions,
     checksum: Annotated[
         bool, typer.Option("--checksum", help="Verify the .CHECKSUM file beside each file.")
     ] = False,
@@ -132,29 +62,11 @@ def load_csv(
             help="Load what was appended to a file since it was loaded: its new complete lines.",
         ),
     ] = False,
-    force: ForceLoadOpt = False,
-    allow_duplicates: AllowDuplicatesOpt = False,
-    dry_run: DryRunOpt = False,
-    rejects: Annotated[
-        Path | None,
-        typer.Option(
-            "--rejects",
-            help="File for rejected lines.",
-            show_default="rejects/load-csv.ndjson in the home folder",
-            callback=checked_file,
-        ),
-    ] = None,
-    max_rejects: MaxRejectsOpt = "0",
-    max_reject_bytes: MaxRejectBytesOpt = None,
-    log_format: LinesOpt = None,
-    log_level: LevelOpt = Level.INFO,
-    log_file: LogFileOpt = None,
-    log_file_size: LogFileSizeOpt = None,
-    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
-    summary: SummaryOpt = output.Summary.TEXT,
-    timeout: TimeoutOpt = None,
-    kafka: KafkaOpt = None,
-    registry: RegistryOpt = None,
+    target: TargetOptions,
+    rejects: Annotated[Path | None, rejects_option("rejected lines", "load-csv")] = None,
+    log: LogOptions,
+    summary: SummaryOpt = Summary.TEXT,
+    servers: ServerOptions,
     home: HomeOpt = None,
 ) -> None:
     """Load CSV files, each all or nothing, and each only once.
@@ -167,115 +79,46 @@ def load_csv(
     Example: k2 load csv BTCUSDT-trades-2026-01-12.zip --layout binance-trades
     """
     from k2cli.commands.load_run import LoadRun
-    from k2cli.ingestion.csv.layout import load_layout
-    from k2cli.ingestion.csv.source import CsvOptions, read_csv
-    from k2cli.pipelines.load.files import SUFFIXES, InputFiles
+    from k2cli.ingestion.csv.source import read_csv
+    from k2cli.pipelines.load.files import SUFFIXES
 
-    if follow_appends and (to is not LoadTo.TABLE or dry_run):
+    is_whole = not follow_appends and target.destination is LoadTo.TABLE
+    if follow_appends and target.destination is not LoadTo.TABLE:
         raise typer.BadParameter("only into the table", param_hint="--follow-appends")
-    if allow_duplicates and (follow_appends or to is not LoadTo.TABLE or dry_run):
+    if target.allow_duplicates and not is_whole:
         raise typer.BadParameter(
             "only for whole files, into the table", param_hint="--allow-duplicates"
         )
     if (checksum or follow_appends) and "-" in paths:
         raise typer.BadParameter("stdin is no file", param_hint="--checksum or --follow-appends")
     config = settings(home)
-    form = load_layout(layout).formatted(
-        columns=[name.strip() for word in columns or () for name in word.split(",")],
-        delimiter=delimiter,
-        decimal=decimal,
-        encoding=encoding,
-        skip_lines=skip_lines,
-    )
-    files = InputFiles(
-        words=paths,
-        layout_name=layout,
-        layout=form.mapped(*parse_mappings(mappings)),
-        options=CsvOptions(
-            symbol=symbol,
-            exchange=exchange,
-            asset_class=asset_class,
-            currency=currency,
-            market=market,
-            timezone=timezone,
-            reference=reference,
-            is_any_time=any_time,
-            home=config.home,
-        ),
-        read=read_csv,
-        suffixes=SUFFIXES,
-        is_following=follow_symlinks,
-    )
     LoadRun(
         config=config,
-        files=files,
-        to=None if dry_run else to,
-        open_log=lambda stack: open_log(
-            stack, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
-        ),
-        is_logging=log_format is not None,
-        produce=lambda: produce_options(
-            config,
-            kafka=kafka,
-            registry=registry,
-            timeout=timeout,
-            topic=topic,
-            auto_register=auto_register,
-        ),
+        files=reading.files(paths, read_csv, SUFFIXES, shape, config.home),
+        target=target,
+        servers=servers,
+        log=log,
         rejects=rejects or config.home / "rejects" / "load-csv.ndjson",
-        max_rejects=max_rejects,
-        max_reject_bytes=max_reject_bytes,
         summary=summary,
         is_checking=checksum,
         is_following=follow_appends,
-        is_forced=force,
-        is_repeating=allow_duplicates,
     ).load()
 
 
 @load_app.command("parquet")
+@takes_groups
 def load_parquet(
+    *,
     paths: Annotated[
         list[str],
         typer.Argument(help="Files, globs or folders: .parquet; - is stdin.", show_default=False),
     ],
-    layout: LayoutOpt,
-    symbol: SymbolOpt = None,
-    exchange: ExchangeOpt = None,
-    asset_class: AssetClassOpt = None,
-    currency: CurrencyOpt = None,
-    market: MarketOpt = None,
-    timezone: TimezoneOpt = None,
-    reference: ReferenceOpt = None,
-    mappings: MapOpt = None,
-    any_time: AnyTimeOpt = False,
-    follow_symlinks: FollowSymlinksOpt = False,
-    to: ToOpt = LoadTo.TABLE,
-    topic: TopicOpt = None,
-    auto_register: AutoRegisterOpt = True,
-    force: ForceLoadOpt = False,
-    allow_duplicates: AllowDuplicatesOpt = False,
-    dry_run: DryRunOpt = False,
-    rejects: Annotated[
-        Path | None,
-        typer.Option(
-            "--rejects",
-            help="File for rejected rows.",
-            show_default="rejects/load-parquet.ndjson in the home folder",
-            callback=checked_file,
-        ),
-    ] = None,
-    max_rejects: MaxRejectsOpt = "0",
-    max_reject_bytes: MaxRejectBytesOpt = None,
-    log_format: LinesOpt = None,
-    log_level: LevelOpt = Level.INFO,
-    log_file: LogFileOpt = None,
-    log_file_size: LogFileSizeOpt = None,
-    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
-    summary: SummaryOpt = output.Summary.TEXT,
-    timeout: TimeoutOpt = None,
-    kafka: KafkaOpt = None,
-    registry: RegistryOpt = None,
+    reading: ReadingOptions,
+    target: TargetOptions,
+    rejects: Annotated[Path | None, rejects_option("rejected rows", "load-parquet")] = None,
+    log: LogOptions,
+    summary: SummaryOpt = Summary.TEXT,
+    servers: ServerOptions,
     home: HomeOpt = None,
 ) -> None:
     """Load Parquet files by the layouts of CSV files, whose columns are found by name.
@@ -285,55 +128,20 @@ def load_parquet(
     Example: k2 load parquet mine.parquet -l generic-trades --exchange X --asset-class crypto
     """
     from k2cli.commands.load_run import LoadRun
-    from k2cli.ingestion.csv.layout import load_layout
     from k2cli.ingestion.csv.parquet import read_parquet
-    from k2cli.ingestion.csv.source import CsvOptions
-    from k2cli.pipelines.load.files import PARQUET_SUFFIXES, InputFiles
+    from k2cli.pipelines.load.files import PARQUET_SUFFIXES
 
-    if allow_duplicates and (to is not LoadTo.TABLE or dry_run):
+    if target.allow_duplicates and target.destination is not LoadTo.TABLE:
         raise typer.BadParameter("only into the table", param_hint="--allow-duplicates")
     config = settings(home)
-    files = InputFiles(
-        words=paths,
-        layout_name=layout,
-        layout=load_layout(layout).mapped(*parse_mappings(mappings)),
-        options=CsvOptions(
-            symbol=symbol,
-            exchange=exchange,
-            asset_class=asset_class,
-            currency=currency,
-            market=market,
-            timezone=timezone,
-            reference=reference,
-            is_any_time=any_time,
-            home=config.home,
-        ),
-        read=read_parquet,
-        suffixes=PARQUET_SUFFIXES,
-        is_following=follow_symlinks,
-    )
     LoadRun(
         config=config,
-        files=files,
-        to=None if dry_run else to,
-        open_log=lambda stack: open_log(
-            stack, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
-        ),
-        is_logging=log_format is not None,
-        produce=lambda: produce_options(
-            config,
-            kafka=kafka,
-            registry=registry,
-            timeout=timeout,
-            topic=topic,
-            auto_register=auto_register,
-        ),
+        files=reading.files(paths, read_parquet, PARQUET_SUFFIXES, ShapeOptions(), config.home),
+        target=target,
+        servers=servers,
+        log=log,
         rejects=rejects or config.home / "rejects" / "load-parquet.ndjson",
-        max_rejects=max_rejects,
-        max_reject_bytes=max_reject_bytes,
         summary=summary,
-        is_forced=force,
-        is_repeating=allow_duplicates,
     ).load()
 
 

@@ -1,13 +1,20 @@
-"""The options that the commands of `k2 load` share."""
+"""The options that the commands of `k2 load` share, in groups."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from k2cli.commands.groups import OptionGroup
+from k2cli.commands.options import AutoRegisterOpt, MaxRejectBytesOpt, TopicOpt
 from k2cli.ingestion.symbols import Market
 from k2cli.symbols import split_commas
+
+if TYPE_CHECKING:
+    from k2cli.ingestion.csv.layout import Layout
+    from k2cli.pipelines.load.files import InputFiles, Read
 
 
 class LoadTo(StrEnum):
@@ -18,93 +25,196 @@ class LoadTo(StrEnum):
     STDOUT = "stdout"
 
 
-LayoutOpt = Annotated[
-    str,
-    typer.Option(
-        "--layout",
-        "-l",
-        help="A name that `k2 load layouts` lists, or a TOML file.",
-        show_default=False,
-    ),
-]
-SymbolOpt = Annotated[
-    str | None, typer.Option("--symbol", "-s", help="The symbol, where no column has it.")
-]
-ExchangeOpt = Annotated[
-    str | None, typer.Option("--exchange", help="The exchange, where the layout has none.")
-]
-AssetClassOpt = Annotated[
-    str | None, typer.Option("--asset-class", help="equities, crypto, futures or options.")
-]
-CurrencyOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--currency",
-        help="The currency, where no column has it.",
-        show_default="for crypto: the symbol's",
-    ),
-]
-MarketOpt = Annotated[
-    Market | None,
-    typer.Option(
-        "--market",
-        help="Market of the exchange's own files.",
-        show_default="from path, name, symbol and columns, else spot",
-    ),
-]
-TimezoneOpt = Annotated[
-    str | None, typer.Option("--timezone", help="Of local times.", show_default="the layout's")
-]
-ReferenceOpt = Annotated[
-    Path | None,
-    typer.Option(
-        "--reference", help="company_info.csv: the symbol of the number a file is named after."
-    ),
-]
-MapOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map",
-        help="Take fields from other columns: price=Px,quantity=Qty; "
-        "map their values: side:bid=SELL.",
-        show_default=False,
-    ),
-]
-AnyTimeOpt = Annotated[
-    bool,
-    typer.Option("--any-time", help="Accept times before 1990 and after the end of next year."),
-]
-FollowSymlinksOpt = Annotated[
-    bool, typer.Option("--follow-symlinks", help="Follow symbolic links in folders.")
-]
-ToOpt = Annotated[
-    LoadTo,
-    typer.Option("--to", help="Into the table, onto a Kafka topic, or as ndjson onto stdout."),
-]
-ForceLoadOpt = Annotated[
-    bool,
-    typer.Option(
-        "--force",
-        help="Load a file again that was loaded before; rows that are stored stay single.",
-    ),
-]
-AllowDuplicatesOpt = Annotated[
-    bool,
-    typer.Option(
-        "--allow-duplicates",
-        help="Store the rows of a file without ids once more, also if it was loaded before.",
-    ),
-]
-DryRunOpt = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Parse the files and show counts, sample rows and rejects; write nothing.",
-    ),
-]
-MaxRejectsOpt = Annotated[
-    str, typer.Option("--max-rejects", help="Rejects that a file may have: N, or P% of its lines.")
-]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingOptions(OptionGroup):
+    """What files are read as."""
+
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            "-l",
+            help="A name that `k2 load layouts` lists, or a TOML file.",
+            show_default=False,
+        ),
+    ]
+    symbol: Annotated[
+        str | None, typer.Option("--symbol", "-s", help="The symbol, where no column has it.")
+    ] = None
+    exchange: Annotated[
+        str | None, typer.Option("--exchange", help="The exchange, where the layout has none.")
+    ] = None
+    asset_class: Annotated[
+        str | None, typer.Option("--asset-class", help="equities, crypto, futures or options.")
+    ] = None
+    currency: Annotated[
+        str | None,
+        typer.Option(
+            "--currency",
+            help="The currency, where no column has it.",
+            show_default="for crypto: the symbol's",
+        ),
+    ] = None
+    market: Annotated[
+        Market | None,
+        typer.Option(
+            "--market",
+            help="Market of the exchange's own files.",
+            show_default="from path, name, symbol and columns, else spot",
+        ),
+    ] = None
+    timezone: Annotated[
+        str | None, typer.Option("--timezone", help="Of local times.", show_default="the layout's")
+    ] = None
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", help="company_info.csv: the symbol of the number a file is named after."
+        ),
+    ] = None
+    mappings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="Take fields from other columns: price=Px,quantity=Qty; "
+            "map their values: side:bid=SELL.",
+            show_default=False,
+        ),
+    ] = None
+    any_time: Annotated[
+        bool,
+        typer.Option("--any-time", help="Accept times before 1990 and after the end of next year."),
+    ] = False
+    follow_symlinks: Annotated[
+        bool, typer.Option("--follow-symlinks", help="Follow symbolic links in folders.")
+    ] = False
+
+    def files(
+        self,
+        paths: list[str],
+        read: "Read",
+        suffixes: tuple[str, ...],
+        shape: "ShapeOptions",
+        home: Path,
+    ) -> "InputFiles":
+        """Gather the files to load, and what they are read as."""
+        from k2cli.ingestion.csv.layout import load_layout
+        from k2cli.ingestion.csv.source import CsvOptions
+        from k2cli.pipelines.load.files import InputFiles
+
+        return InputFiles(
+            words=paths,
+            layout_name=self.layout,
+            layout=shape.applied(load_layout(self.layout)).mapped(*parse_mappings(self.mappings)),
+            options=CsvOptions(
+                symbol=self.symbol,
+                exchange=self.exchange,
+                asset_class=self.asset_class,
+                currency=self.currency,
+                market=self.market,
+                timezone=self.timezone,
+                reference=self.reference,
+                is_any_time=self.any_time,
+                home=home,
+            ),
+            read=read,
+            suffixes=suffixes,
+            is_following=self.follow_symlinks,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeOptions(OptionGroup):
+    """The form of CSV files, where it is not the layout's."""
+
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns",
+            help="Names of the columns, for files without a header.",
+            show_default=False,
+        ),
+    ] = None
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            "--delimiter",
+            help="Between columns: one character, or tab.",
+            show_default="the layout's",
+        ),
+    ] = None
+    decimal: Annotated[
+        str | None,
+        typer.Option("--decimal", help="Decimal mark: . or a comma.", show_default="the layout's"),
+    ] = None
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            "--encoding", help="Like utf-16, gbk, latin-1.", show_default="the layout's, or UTF-8"
+        ),
+    ] = None
+    skip_lines: Annotated[
+        int | None,
+        typer.Option(
+            "--skip-lines",
+            min=0,
+            help="Lines before the header or first row.",
+            show_default="the layout's",
+        ),
+    ] = None
+
+    def applied(self, layout: "Layout") -> "Layout":
+        """Change a layout to this form."""
+        return layout.formatted(
+            columns=[name.strip() for word in self.columns or () for name in word.split(",")],
+            delimiter=self.delimiter,
+            decimal=self.decimal,
+            encoding=self.encoding,
+            skip_lines=self.skip_lines,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOptions(OptionGroup):
+    """Where the rows of files go, and what may go wrong on the way."""
+
+    to: Annotated[
+        LoadTo,
+        typer.Option("--to", help="Into the table, onto a Kafka topic, or as ndjson onto stdout."),
+    ] = LoadTo.TABLE
+    topic: TopicOpt = None
+    auto_register: AutoRegisterOpt = True
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Load a file again that was loaded before; rows that are stored stay single.",
+        ),
+    ] = False
+    allow_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--allow-duplicates",
+            help="Store the rows of a file without ids once more, also if it was loaded before.",
+        ),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Parse the files and show counts, sample rows and rejects; write nothing.",
+        ),
+    ] = False
+    max_rejects: Annotated[
+        str,
+        typer.Option("--max-rejects", help="Rejects that a file may have: N, or P% of its lines."),
+    ] = "0"
+    max_reject_bytes: MaxRejectBytesOpt = None
+
+    @property
+    def destination(self) -> LoadTo | None:
+        """Where rows go; None in a dry run."""
+        return None if self.dry_run else self.to
 
 
 def parse_mappings(words: list[str] | None) -> tuple[dict[str, str], dict[str, dict[str, str]]]:

@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import typer
 
 from k2cli.commands.known import remember_series, remember_tables
-from k2cli.commands.load_options import LoadTo
+from k2cli.commands.load_options import LoadTo, TargetOptions
+from k2cli.commands.options import LogOptions, ServerOptions
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.plain import printable
@@ -27,9 +27,6 @@ from k2cli.pipelines.load.files import InputFiles
 from k2cli.pipelines.load.job import Allowance, FileToLoad, LoadPolicy, LoadTotals, Outcome
 from k2cli.pipelines.sinks import ConflictReport
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
-
-if TYPE_CHECKING:
-    from k2cli.pipelines.produce import ProduceOptions
 
 _PREVIEW_ROWS = 5
 _MOST_NAMED = 20  # files in a line
@@ -47,18 +44,13 @@ class LoadRun:
 
     config: Settings
     files: InputFiles
-    to: LoadTo | None  # None: a dry run
-    open_log: Callable[[ExitStack], RunLog]
-    is_logging: bool  # events on stderr as log lines, not in words
-    produce: "Callable[[], ProduceOptions]"
+    target: TargetOptions
+    servers: ServerOptions
+    log: LogOptions
     rejects: Path
-    max_rejects: str
-    max_reject_bytes: int | None
     summary: output.Summary
     is_checking: bool = False
     is_following: bool = False
-    is_forced: bool = False
-    is_repeating: bool = False
 
     def load(self) -> None:
         """Load the files, and print the sums.
@@ -70,17 +62,17 @@ class LoadRun:
         interrupts = Interrupts()
         with (
             ExitStack() as logs,
-            self.open_log(logs).ending() as log,
+            self.log.open(logs, self.config.run).ending() as log,
             interrupts.raised(),
             ExitStack() as stack,
         ):
-            report = _Report(log=log, is_logging=self.is_logging)
+            report = _Report(log=log, is_logging=self.log.log_format is not None)
             policy = self._policy(stack, log, interrupts)
             try:
                 report.take(self._outcomes(stack, policy, report))
             except KeyboardInterrupt as exc:
                 self._sum_up(report, started)
-                report.interrupted(self.files.names(), hint=_GO_ON.get(self.to))
+                report.interrupted(self.files.names(), hint=_GO_ON.get(self.target.destination))
                 if isinstance(exc, Terminated):
                     raise typer.Exit(exc.exit_code) from exc
                 raise
@@ -96,10 +88,10 @@ class LoadRun:
         return LoadPolicy(
             rejects=stack.enter_context(RejectLog(self.rejects, run=self.config.run)),
             conflicts=ConflictReport(log.on_event),
-            allowance=_allowance(self.max_rejects),
-            max_reject_bytes=self.max_reject_bytes or MAX_REJECT_BYTES,
-            is_forced=self.is_forced,
-            is_repeating=self.is_repeating,
+            allowance=_allowance(self.target.max_rejects),
+            max_reject_bytes=self.target.max_reject_bytes or MAX_REJECT_BYTES,
+            is_forced=self.target.force,
+            is_repeating=self.target.allow_duplicates,
             is_following=self.is_following,
             is_checked=self.is_checking,
             held=interrupts.held,
@@ -109,15 +101,15 @@ class LoadRun:
         self, stack: ExitStack, policy: LoadPolicy, report: "_Report"
     ) -> Iterator[Outcome]:
         files = self.files.open(on_skip=lambda path, why: note(f"{path} skipped: {why}"))
-        if self.to is LoadTo.TABLE:
+        if self.target.destination is LoadTo.TABLE:
             return self._into_tables(stack, files, policy, report)
-        if self.to is LoadTo.KAFKA:
+        if self.target.destination is LoadTo.KAFKA:
             return self._into_topics(stack, files, policy, report)
         from k2cli.pipelines.load.stdout import print_files
         from k2cli.query.render import NdjsonRenderer
 
         renderer = stack.enter_context(NdjsonRenderer())
-        limit = _PREVIEW_ROWS if self.to is None else None
+        limit = _PREVIEW_ROWS if self.target.destination is None else None
         return print_files(files, sys.stdout.buffer, renderer, policy, limit=limit)
 
     def _into_tables(
@@ -139,7 +131,10 @@ class LoadRun:
         from k2cli.pipelines.load.topics import load_into_topics, transaction_of
         from k2cli.pipelines.produce import open_topics
 
-        options = self.produce()
+        target = self.target
+        options = self.servers.produce_options(
+            self.config, target.topic, is_registering=target.auto_register
+        )
         transaction = transaction_of(options.topic, self.files.words)
         options = replace(options, transaction=transaction, patience_s=options.timeout_s)
         topics = stack.enter_context(open_topics(options, observe=report.log.on_event))
@@ -150,7 +145,7 @@ class LoadRun:
         output.summary(
             asdict(report.totals),
             self.summary,
-            is_data_on_stdout=self.to in (None, LoadTo.STDOUT),
+            is_data_on_stdout=self.target.destination in (None, LoadTo.STDOUT),
             log=report.log,
         )
 

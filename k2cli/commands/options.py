@@ -5,12 +5,14 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
 
 import typer
 
+from k2cli.commands.groups import OptionGroup
 from k2cli.commands.terminal.events import LogFormat, RunLog
 from k2cli.commands.terminal.logfile import LogFile, Rotation
 from k2cli.commands.terminal.output import Summary
@@ -23,6 +25,9 @@ from k2cli.query.formats import Format
 from k2cli.redaction import remember_secrets
 
 Command = TypeVar("Command", bound=Callable[..., object])
+
+if TYPE_CHECKING:
+    from k2cli.pipelines.produce import ProduceOptions
 
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
 _LAST_PORT: Final = 65535
@@ -159,14 +164,6 @@ AutoRegisterOpt = Annotated[
         help="Register our schema where the registry does not have it yet, with --to kafka.",
     ),
 ]
-LogFormatOpt = Annotated[
-    LogFormat | None,
-    typer.Option(
-        "--log-format",
-        help="Log lines instead of the live view.",
-        show_default="text, unless stderr is a terminal",
-    ),
-]
 
 
 class Address(NamedTuple):
@@ -199,15 +196,6 @@ MetricsOpt = Annotated[
 ]
 
 
-LinesOpt = Annotated[
-    LogFormat | None,
-    typer.Option(
-        "--log-format", help="What happens as log lines.", show_default="in words, for people"
-    ),
-]
-LevelOpt = Annotated[Level, typer.Option("--log-level", help="Log lines of this level and above.")]
-
-
 class Order(StrEnum):
     """Which way the time runs."""
 
@@ -233,50 +221,82 @@ MaxRejectBytesOpt = Annotated[
         **SIZE,
     ),
 ]
-_LOG_FILE_BYTES: Final = 10_000_000
-LogFileOpt = Annotated[
-    Path | None,
-    typer.Option(
-        "--log-file",
-        help="Also append log lines to this file, whatever is shown on stderr.",
-        show_default=False,
+
+
+def rejects_option(what: str, name: str) -> Any:
+    """Declare --rejects: the file for `what`, by default of this name in the home folder."""
+    return typer.Option(
+        "--rejects",
+        help=f"File for {what}.",
+        show_default=f"rejects/{name}.ndjson in the home folder",
         callback=checked_file,
-    ),
-]
-LogFileSizeOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--log-file-size",
-        help="Rotate the log file at this size: FILE becomes FILE.1, and so on.",
-        show_default="10MB",
-        **SIZE,
-    ),
-]
-LogFileKeepOpt = Annotated[
-    int, typer.Option("--log-file-keep", min=1, help="Keep this many rotated log files.")
-]
-LOG_FILE_KEEP: Final = 5
+    )
 
 
-def open_log(
-    stack: ExitStack,
-    run: str,
-    fmt: LogFormat | None,
-    least: Level,
-    path: Path | None,
-    size_bytes: int | None,
-    keep: int,
-) -> RunLog:
-    """Open the log of a run: on stderr, and in a file if one is named.
+_LOG_FILE_BYTES: Final = 10_000_000
 
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-    file = None
-    if path is not None:
-        rotation = Rotation(max_bytes=size_bytes or _LOG_FILE_BYTES, keep=keep)
-        file = stack.enter_context(LogFile(path, rotation))
-    return RunLog(fmt, least, run=run, file=file)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOptions(OptionGroup):
+    """What a run logs, and where."""
+
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format", help="What happens as log lines.", show_default="in words, for people"
+        ),
+    ] = None
+    log_level: Annotated[
+        Level, typer.Option("--log-level", help="Log lines of this level and above.")
+    ] = Level.INFO
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--log-file",
+            help="Also append log lines to this file, whatever is shown on stderr.",
+            show_default=False,
+            callback=checked_file,
+        ),
+    ] = None
+    log_file_size: Annotated[
+        int | None,
+        typer.Option(
+            "--log-file-size",
+            help="Rotate the log file at this size: FILE becomes FILE.1, and so on.",
+            show_default="10MB",
+            **SIZE,
+        ),
+    ] = None
+    log_file_keep: Annotated[
+        int, typer.Option("--log-file-keep", min=1, help="Keep this many rotated log files.")
+    ] = 5
+
+    def open(self, stack: ExitStack, run: str) -> RunLog:
+        """Open the log of a run: on stderr, and in a file if one is named.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        file = None
+        if self.log_file is not None:
+            size_bytes = self.log_file_size or _LOG_FILE_BYTES
+            rotation = Rotation(max_bytes=size_bytes, keep=self.log_file_keep)
+            file = stack.enter_context(LogFile(self.log_file, rotation))
+        return RunLog(self.log_format, self.log_level, run=run, file=file)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewLogOptions(LogOptions):
+    """What a run logs that has a live view."""
+
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format",
+            help="Log lines instead of the live view.",
+            show_default="text, unless stderr is a terminal",
+        ),
+    ] = None
 
 
 def _timeout_option(default: str) -> Any:
@@ -292,6 +312,43 @@ TIMEOUT_S: Final = 10.0
 TimeoutOpt = Annotated[float | None, _timeout_option("10s")]
 SHORT_TIMEOUT_S: Final = 5.0
 ShortTimeoutOpt = Annotated[float | None, _timeout_option("5s")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions(OptionGroup):
+    """How Kafka and the registry are reached."""
+
+    timeout: TimeoutOpt = None
+    kafka: KafkaOpt = None
+    registry: RegistryOpt = None
+
+    @property
+    def timeout_s(self) -> float:
+        """How long to wait for an answer."""
+        return self.timeout or TIMEOUT_S
+
+    def kafka_settings(self, config: Settings) -> dict[str, str]:
+        """Put --kafka-option over [kafka]."""
+        return {**config.kafka, **key_values(self.kafka, "--kafka-option")}
+
+    def registry_settings(self, config: Settings) -> dict[str, str]:
+        """Put --registry-option over [schema_registry]."""
+        return {**config.schema_registry, **key_values(self.registry, "--registry-option")}
+
+    def produce_options(
+        self, config: Settings, topic: str | None, *, is_registering: bool
+    ) -> "ProduceOptions":
+        """Gather where to produce, and how."""
+        from k2cli.pipelines.produce import ProduceOptions
+
+        return ProduceOptions(
+            kafka=self.kafka_settings(config),
+            registry=self.registry_settings(config),
+            timeout_s=self.timeout_s,
+            run=config.run,
+            topic=topic,
+            is_registering=is_registering,
+        )
 
 
 # Stands before the command, and holds for whatever the command reads.

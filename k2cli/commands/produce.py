@@ -8,32 +8,25 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from k2cli.commands.kafka import produce_options
+from k2cli.commands.groups import takes_groups
 from k2cli.commands.options import (
-    LOG_FILE_KEEP,
     AutoRegisterOpt,
     HomeOpt,
-    KafkaOpt,
-    LevelOpt,
-    LinesOpt,
-    LogFileKeepOpt,
-    LogFileOpt,
-    LogFileSizeOpt,
+    LogOptions,
     MaxRejectBytesOpt,
-    RegistryOpt,
+    ServerOptions,
     SummaryOpt,
-    TimeoutOpt,
-    checked_file,
-    open_log,
+    rejects_option,
     settings,
 )
 from k2cli.commands.terminal import output
 from k2cli.errors import BadData, ConfigError, NotFound, UsageError
-from k2cli.events import Level
 from k2cli.kinds import KindName
 
 
+@takes_groups
 def produce(
+    *,
     topic: Annotated[
         str, typer.Argument(help="Topic, such as market.crypto.trades.", show_default=False)
     ],
@@ -43,29 +36,15 @@ def produce(
         typer.Option("--kind", help="What the rows are.", show_default="by the topic's name"),
     ] = None,
     auto_register: AutoRegisterOpt = True,
-    rejects: Annotated[
-        Path | None,
-        typer.Option(
-            "--rejects",
-            help="File for lines that are no row.",
-            show_default="rejects/produce.ndjson in the home folder",
-            callback=checked_file,
-        ),
-    ] = None,
+    rejects: Annotated[Path | None, rejects_option("lines that are not rows", "produce")] = None,
     max_rejects: Annotated[
         int,
         typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
     ] = 0,
     max_reject_bytes: MaxRejectBytesOpt = None,
-    log_format: LinesOpt = None,
-    log_level: LevelOpt = Level.INFO,
-    log_file: LogFileOpt = None,
-    log_file_size: LogFileSizeOpt = None,
-    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
+    log: LogOptions,
     summary: SummaryOpt = output.Summary.TEXT,
-    timeout: TimeoutOpt = None,
-    kafka: KafkaOpt = None,
-    registry: RegistryOpt = None,
+    servers: ServerOptions,
     home: HomeOpt = None,
 ) -> None:
     """Produce rows onto a topic: ndjson in, Avro with the schema registry out.
@@ -76,14 +55,7 @@ def produce(
     Example: k2 query trades --format ndjson | k2 produce market.crypto.trades
     """
     config = settings(home)
-    options = produce_options(
-        config,
-        kafka=kafka,
-        registry=registry,
-        timeout=timeout,
-        topic=topic,
-        auto_register=auto_register,
-    )
+    options = servers.produce_options(config, topic, is_registering=auto_register)
 
     from k2cli.ingestion.ndjson import read_ndjson
     from k2cli.pipelines.produce import open_topics
@@ -101,16 +73,14 @@ def produce(
     sums: dict[str, int] = {"messages": 0, "rows": 0, "rejects": 0}
     with (
         ExitStack() as files,
-        open_log(
-            files, config.run, log_format, log_level, log_file, log_file_size, log_file_keep
-        ).ending() as log,
+        log.open(files, config.run).ending() as run_log,
         ExitStack() as stack,
     ):
         stream = stack.enter_context(_open(file))
         path = rejects or config.home / "rejects" / "produce.ndjson"
         rejected = RejectLog(path, run=config.run)
         stack.enter_context(rejected)
-        topics = stack.enter_context(open_topics(options, observe=log.on_event))
+        topics = stack.enter_context(open_topics(options, observe=run_log.on_event))
         topics.prepare(held, "")
         try:
             for batch in read_ndjson(stream, held):
@@ -126,7 +96,7 @@ def produce(
             topics.flush()
             rejected.sync()
         took = {"duration_s": round(time.monotonic() - started, 3)}
-        output.summary({**sums, **took}, summary, is_data_on_stdout=False, log=log)
+        output.summary({**sums, **took}, summary, is_data_on_stdout=False, log=run_log)
         if sums["rejects"] > max_rejects:
             raise BadData(
                 f"{sums['rejects']} lines are no row; allowed are {max_rejects}",

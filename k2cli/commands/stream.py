@@ -5,7 +5,6 @@ Every exchange of the registry has a command, with the markets and channels that
 
 import inspect
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from enum import StrEnum
 from functools import partial
@@ -15,35 +14,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from k2cli.commands.followers import follow, open_metrics, open_view
-from k2cli.commands.kafka import kafka_settings, produce_options
+from k2cli.commands.groups import takes_groups
 from k2cli.commands.known import remember_series
 from k2cli.commands.options import (
     DURATION,
-    LOG_FILE_KEEP,
     Address,
     AutoRegisterOpt,
     HomeOpt,
-    KafkaOpt,
-    LevelOpt,
-    LogFileKeepOpt,
-    LogFileOpt,
-    LogFileSizeOpt,
-    LogFormatOpt,
     MaxRejectBytesOpt,
     MetricsOpt,
-    RegistryOpt,
+    ServerOptions,
     SummaryOpt,
-    TimeoutOpt,
     TopicOpt,
-    checked_file,
-    open_log,
+    ViewLogOptions,
+    rejects_option,
     settings,
 )
 from k2cli.commands.terminal import output
-from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.config import BOOTSTRAP, Settings
-from k2cli.events import Level
 from k2cli.ingestion.exchange import Exchange, Venue
 from k2cli.ingestion.exchanges import EXCHANGES
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
@@ -76,6 +65,7 @@ def stream() -> None:
 
 def stream_exchange(
     exchange: Exchange,
+    *,
     symbols: Annotated[
         list[str],
         typer.Option(
@@ -163,16 +153,10 @@ def stream_exchange(
         typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
     ] = None,
     max_reject_bytes: MaxRejectBytesOpt = None,
-    log_format: LogFormatOpt = None,
-    log_level: LevelOpt = Level.INFO,
-    log_file: LogFileOpt = None,
-    log_file_size: LogFileSizeOpt = None,
-    log_file_keep: LogFileKeepOpt = LOG_FILE_KEEP,
+    log: ViewLogOptions,
     metrics_address: MetricsOpt = None,
     summary: SummaryOpt = output.Summary.TEXT,
-    timeout: TimeoutOpt = None,
-    kafka: KafkaOpt = None,
-    registry: RegistryOpt = None,
+    servers: ServerOptions,
     home: HomeOpt = None,
 ) -> None:
     """Stream trades and quotes from {title}, exactly once, until stopped.
@@ -187,7 +171,7 @@ def stream_exchange(
     config, venue = settings(home), exchange.venues[market]
     for each in (*(url or ()), rest_url or ""):
         remember_secrets({"url": each})
-    target = to or _usual_destination(config, kafka)
+    target = to or _usual_destination(config, servers)
     instruments = _instruments(venue, symbols, config)
     chosen = _channels(venue, channels, topic)
     return_freed_memory()
@@ -205,25 +189,23 @@ def stream_exchange(
         silent_after_s=silent_after,
         max_messages=max_messages,
     )
-    produce = partial(produce_options, config, kafka=kafka, registry=registry, timeout=timeout)
+    produce = partial(servers.produce_options, config, topic, is_registering=auto_register)
     options = FeedOptions(
         stream=source,
         policy=_policy(config, flush_rows, flush_interval, duration, max_rejects, max_reject_bytes),
         rejects=rejects or config.home / "rejects" / f"stream-{exchange.name}.ndjson",
         rest_url=rest_url or (None if url else venue.rest_url),
-        produce=produce(topic=topic, auto_register=auto_register) if target is _KAFKA else None,
+        produce=produce() if target is _KAFKA else None,
         out=sys.stdout.buffer if target is _STDOUT else None,
     )
-    log = partial(open_log, run=config.run, fmt=log_format, least=log_level, path=log_file)
-    log = partial(log, size_bytes=log_file_size, keep=log_file_keep)
-    title = None if log_format or target is _STDOUT else f"{venue.exchange} {','.join(chosen)}"
+    title = None if log.log_format or target is _STDOUT else f"{venue.exchange} {','.join(chosen)}"
     _run(options, config, log, title, metrics_address, summary)
 
 
 def _run(
     options: "FeedOptions",
     config: Settings,
-    open_run_log: Callable[[ExitStack], RunLog],
+    logging: ViewLogOptions,
     title: str | None,
     metrics_address: Address | None,
     summary: output.Summary,
@@ -232,7 +214,11 @@ def _run(
     from k2cli.pipelines.feed import open_feed
 
     venue, is_printed = options.stream.venue, options.out is not None
-    with ExitStack() as files, open_run_log(files).ending() as log, ExitStack() as stack:
+    with (
+        ExitStack() as files,
+        logging.open(files, config.run).ending() as log,
+        ExitStack() as stack,
+    ):
         view = open_view(stack, title) if title is not None else None
         log.view = view.on_event if view else None
         metrics = open_metrics(stack, metrics_address, log.on_event)
@@ -250,8 +236,8 @@ def _run(
         feed.check_connected(options.policy.duration_s)
 
 
-def _usual_destination(config: Settings, kafka: list[str] | None) -> Destination:
-    is_clustered = bool(kafka_settings(config, kafka).get(BOOTSTRAP))
+def _usual_destination(config: Settings, servers: ServerOptions) -> Destination:
+    is_clustered = bool(servers.kafka_settings(config).get(BOOTSTRAP))
     return _KAFKA if is_clustered else Destination.TABLE
 
 
@@ -300,10 +286,12 @@ def add_exchange(app: typer.Typer, exchange: Exchange) -> None:
     """Add the command that streams from an exchange, with the choices that this exchange has."""
     market, *other_markets = exchange.markets
 
-    def command(**given: Any) -> None:
-        stream_exchange(exchange, **{"market": market, "rest_url": None, **given})
+    run = takes_groups(stream_exchange)
 
-    parameters = dict(inspect.signature(stream_exchange).parameters)
+    def command(**given: Any) -> None:
+        run(exchange=exchange, **{"market": market, "rest_url": None, **given})
+
+    parameters = dict(inspect.signature(run).parameters)
     del parameters["exchange"]
     for name, (option, default) in _own_options(exchange).items():
         parameters[name] = parameters[name].replace(annotation=option, default=default)
@@ -326,12 +314,7 @@ def _own_options(exchange: Exchange) -> dict[str, tuple[Any, Any]]:
     channels = [f"{name} ({kind})" for name, kind in exchange.channels.items()]
     names = {name.upper(): name for name in exchange.markets}
     markets = StrEnum("Market", names)  # type: ignore[misc]
-    rejects = typer.Option(
-        "--rejects",
-        help="File for rejected frames.",
-        show_default=f"rejects/stream-{exchange.name}.ndjson in the home folder",
-        callback=checked_file,
-    )
+    rejects = rejects_option("rejected frames", f"stream-{exchange.name}")
     listed = f"Channels, comma-separated: {', '.join(channels)}."
     return {
         "channels": (

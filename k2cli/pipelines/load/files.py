@@ -22,6 +22,9 @@ PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 OnSkip = Callable[[Path, str], None]
 
 
+Read = Callable[[Path | IO[bytes], Layout, CsvOptions], CsvSource]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFiles:
     """The files that paths, globs and folders name, and how they are read; `-` is stdin."""
@@ -30,7 +33,7 @@ class InputFiles:
     layout_name: str
     layout: Layout
     options: CsvOptions
-    read: Callable[[Path | IO[bytes], Layout, CsvOptions], CsvSource]
+    read: Read
     suffixes: tuple[str, ...]
     is_following: bool = False  # symbolic links in folders
 
