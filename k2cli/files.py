@@ -12,15 +12,17 @@ it could have been planted to make k2 write somewhere else.
 import errno
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from k2cli.errors import K2Error, Unavailable, UsageError
+from k2cli.errors import ConfigError, K2Error, NotFound, Unavailable, UsageError
 
+STDIN: Final = "-"  # where a file is named
 Opener = Callable[[str, int], int]
 # What does not go away by itself: the name of the file is wrong.
 _LASTING: Final = frozenset(
@@ -107,6 +109,40 @@ def replace_file(path: Path, text: str) -> None:
     make_folder(path.parent)
     with replaced(path, is_forced=True) as sink:
         sink.write(text.encode())
+
+
+def open_input(path: str | Path) -> AbstractContextManager[BinaryIO]:
+    """Open a file that the user named for reading; `-` is stdin, which stays open.
+
+    Raises:
+        NotFound: it does not exist.
+        UsageError: it is a folder.
+        ConfigError: it cannot be read.
+    """
+    if str(path) == STDIN:
+        return nullcontext(sys.stdin.buffer)
+    with reading(path):
+        return Path(path).open("rb")
+
+
+@contextmanager
+def reading(path: str | Path, *, what: str = "") -> Iterator[None]:
+    """Translate what the system raises for a file that is read; `what` names its role.
+
+    Raises:
+        NotFound: it does not exist.
+        UsageError: it is a folder.
+        ConfigError: it cannot be read.
+    """
+    name = f"{what} {path}".strip()
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise NotFound(f"{name} does not exist") from exc
+    except IsADirectoryError as exc:
+        raise UsageError(f"{name} is a folder", hint="name the files in it") from exc
+    except OSError as exc:
+        raise ConfigError(f"{name} cannot be read: {exc.strerror or exc}") from exc
 
 
 @contextmanager

@@ -33,7 +33,8 @@ from k2cli.commands.terminal.output import Summary
 from k2cli.commands.terminal.plain import printable
 from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.commands.terminal.streams import note
-from k2cli.errors import ConfigError, NotFound, UsageError
+from k2cli.errors import ConfigError, UsageError
+from k2cli.files import open_input
 from k2cli.iso import iso_utc, iso_utc_ms
 from k2cli.query.formats import Format
 
@@ -374,9 +375,5 @@ def _plain(value: object) -> str:
 
 
 def _read(file: Path) -> bytes:
-    try:
-        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise NotFound(f"{file} does not exist") from exc
-    except OSError as exc:
-        raise UsageError(f"cannot read {file}: {exc.strerror}") from exc
+    with open_input(file) as stream:
+        return stream.read()

@@ -24,7 +24,8 @@ from k2cli.errors import BadData
 from k2cli.events import Observer
 from k2cli.flow import Batch
 from k2cli.pipelines.load.files import InputFiles
-from k2cli.pipelines.load.job import Allowance, FileToLoad, LoadPolicy, LoadTotals, Outcome
+from k2cli.pipelines.load.job import FileToLoad, LoadPolicy, LoadTotals, Outcome
+from k2cli.pipelines.pump import Allowance
 from k2cli.pipelines.sinks import ConflictReport
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 

@@ -1,10 +1,9 @@
 """`k2 produce`: rows as ndjson onto a Kafka topic, as Avro with the registry."""
 
-import sys
 import time
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 
@@ -20,7 +19,8 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.terminal import output
-from k2cli.errors import BadData, ConfigError, NotFound, UsageError
+from k2cli.errors import UsageError
+from k2cli.files import open_input
 from k2cli.kinds import KindName
 
 
@@ -58,59 +58,36 @@ def produce(
     options = servers.produce_options(config, topic, is_registering=auto_register)
 
     from k2cli.ingestion.ndjson import read_ndjson
-    from k2cli.pipelines.produce import open_topics
+    from k2cli.pipelines.produce import open_topics, produce_rows
+    from k2cli.pipelines.pump import Allowance, LineSums, RejectPolicy
     from k2cli.records import KINDS, kind_of_topic
     from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
-    held = KINDS[kind] if kind else kind_of_topic(topic)
-    if held is None:
+    record_kind = KINDS[kind] if kind else kind_of_topic(topic)
+    if record_kind is None:
         raise UsageError(
-            f"the name of topic {topic} does not tell what it holds",
+            f"the name of topic {topic} does not end in a record kind",
             hint="--kind trades, or --kind quotes",
         )
-    most_bytes = max_reject_bytes or MAX_REJECT_BYTES
-    started = time.monotonic()
-    sums: dict[str, int] = {"messages": 0, "rows": 0, "rejects": 0}
+    started, sums = time.monotonic(), LineSums()
     with (
         ExitStack() as files,
         log.open(files, config.run).ending() as run_log,
         ExitStack() as stack,
     ):
-        stream = stack.enter_context(_open(file))
+        stream = stack.enter_context(open_input(file))
         path = rejects or config.home / "rejects" / "produce.ndjson"
-        rejected = RejectLog(path, run=config.run)
-        stack.enter_context(rejected)
+        policy = RejectPolicy(
+            rejects=stack.enter_context(RejectLog(path, run=config.run)),
+            allowance=Allowance(max_rejects),
+            max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
+        )
         topics = stack.enter_context(open_topics(options, observe=run_log.on_event))
-        topics.prepare(held, "")
+        topics.prepare(record_kind, "")
         try:
-            for batch in read_ndjson(stream, held):
-                for _, rows in batch.rows:
-                    topics.write(held, rows)
-                    sums["rows"] += rows.num_rows
-                sums["messages"] += batch.messages
-                sums["rejects"] += len(batch.rejects)
-                rejected.write(batch.rejects)
-                if sums["rejects"] > max_rejects or rejected.size_bytes > most_bytes:
-                    break
-        finally:  # also what was read before an interrupt
-            topics.flush()
-            rejected.sync()
-        took = {"duration_s": round(time.monotonic() - started, 3)}
-        output.summary({**sums, **took}, summary, is_data_on_stdout=False, log=run_log)
-        if sums["rejects"] > max_rejects:
-            raise BadData(
-                f"{sums['rejects']} lines are no row; allowed are {max_rejects}",
-                hint=f"see {rejected.path}",
-            )
-        rejected.check_size(most_bytes)
-
-
-def _open(file: str) -> AbstractContextManager[BinaryIO]:
-    if file == "-":
-        return nullcontext(sys.stdin.buffer)
-    try:
-        return Path(file).open("rb")
-    except FileNotFoundError as exc:
-        raise NotFound(f"no file {file}") from exc
-    except OSError as exc:
-        raise ConfigError(f"{file} cannot be read: {exc.strerror}") from exc
+            batches = read_ndjson(stream, record_kind)
+            produce_rows(batches, topics, path=file, policy=policy, sums=sums)
+        finally:
+            counts = {"messages": sums.lines, "rows": sums.rows, "rejects": sums.rejects}
+            took = {"duration_s": round(time.monotonic() - started, 3)}
+            output.summary({**counts, **took}, summary, is_data_on_stdout=False, log=run_log)

@@ -1,6 +1,6 @@
 """Rows onto topics: which topic takes them, and with which schema."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -10,9 +10,11 @@ import pyarrow.compute as pc
 from k2cli.codec.encode import wire_header
 from k2cli.errors import NotFound
 from k2cli.events import Observer
+from k2cli.flow import Batch
 from k2cli.ingestion.kafka.producer import TopicWriter, open_writer
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Topics
+from k2cli.pipelines.pump import LineSums, RejectPolicy, pump
 from k2cli.records import RecordKind, topic_of
 
 
@@ -117,3 +119,23 @@ def open_topics(options: ProduceOptions, *, observe: Observer) -> Iterator[Topic
             topics=Topics(options.kafka, timeout_s=options.timeout_s),
             options=options,
         )
+
+
+def produce_rows(
+    batches: Iterable[Batch],
+    topics: TopicRows,
+    *,
+    path: str,
+    policy: RejectPolicy,
+    sums: LineSums,
+) -> None:
+    """Produce the rows of an input as they come, and wait until the brokers hold them.
+
+    Raises:
+        BadData: more rejects than allowed; the rows before are produced.
+    """
+    try:
+        pump(batches, topics.write, path=path, policy=policy, sums=sums)
+    finally:  # also what was read before an interruption
+        topics.flush()
+        policy.rejects.sync()

@@ -10,7 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from typing import Any, Final
 
-from k2cli.errors import BadData, NotFound, Unavailable, UsageError
+from k2cli.errors import Unavailable, UsageError
+from k2cli.files import reading
 from k2cli.ingestion.binance.venues import VENUES
 from k2cli.ingestion.symbols import Instrument, parse_symbol
 from k2cli.simulator.connection import Connection
@@ -132,12 +133,8 @@ def _check(options: SimulatorOptions) -> None:
             )
     if options.frames is None:
         return
-    if not options.frames.is_file():
-        raise NotFound(f"no file {options.frames}", hint="--frames takes one JSON frame a line")
-    try:
+    with reading(options.frames):
         next(recorded_lines(options.frames), None)
-    except OSError as exc:
-        raise BadData(f"{options.frames} cannot be read: {exc}") from exc
 
 
 @contextlib.asynccontextmanager

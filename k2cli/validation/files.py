@@ -1,20 +1,18 @@
 """A file of data, whatever it holds, against a schema."""
 
 import sys
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
 
 from k2cli.avro.ours import ours_of
-from k2cli.errors import ConfigError, NotFound, UsageError
+from k2cli.errors import UsageError
+from k2cli.files import STDIN, open_input
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.source import CsvOptions
 from k2cli.validation.columns import avro_parts, parquet_parts
 from k2cli.validation.lines import csv_parts, ndjson_parts
 from k2cli.validation.report import Expected, FileKind, Parts, Report, gather, kind_of
-
-STDIN: Final = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +54,13 @@ class Validation:
         if kind is FileKind.CSV:
             return self._csv_parts(file)
         if kind is FileKind.AVRO:
-            return avro_parts(stack.enter_context(_opened(file)), self.expected)
+            return avro_parts(stack.enter_context(open_input(file)), self.expected)
         if self.expected is None:
             raise UsageError(
                 f"nothing tells what the rows of {file} must be", hint="--schema trade_v2"
             )
         parts = parquet_parts if kind is FileKind.PARQUET else ndjson_parts
-        stream = stack.enter_context(_opened(file))
+        stream = stack.enter_context(open_input(file))
         return self.expected.name, parts(stream, self.expected)
 
     def _csv_parts(self, file: str) -> tuple[str | None, Parts]:
@@ -74,21 +72,3 @@ class Validation:
         source = sys.stdin.buffer if file == STDIN else Path(file)
         told = ours_of(self.layout.record.avro["name"])
         return told, csv_parts(source, self.layout, self.options, self.expected)
-
-
-def _opened(file: str) -> AbstractContextManager[BinaryIO]:
-    """Open a file for reading.
-
-    Raises:
-        NotFound, ConfigError (no permission), UsageError (a folder).
-    """
-    if file == STDIN:
-        return nullcontext(sys.stdin.buffer)
-    try:
-        return Path(file).open("rb")
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise NotFound(f"{file} does not exist") from exc
-    except IsADirectoryError as exc:
-        raise UsageError(f"{file} is a folder", hint="name the files in it") from exc
-    except OSError as exc:
-        raise ConfigError(f"{file} cannot be read: {exc.strerror}") from exc

@@ -388,7 +388,7 @@ def test_a_replay_that_is_ended_anywhere_goes_on_where_it_was(
         (["replay", "--topic", "x", "0/1", "--all"], 2, "all of them with --all"),
         (["replay", "--topic", "x", "--all", "--value", "-"], 2, "name that one"),
         (["replay", "--topic", "x", "0/1", "--value", "no.bin"], 4, "no.bin does not exist"),
-        (["replay", "--topic", "x", "0/1", "--value", "/"], 2, "cannot read /"),
+        (["replay", "--topic", "x", "0/1", "--value", "/"], 2, "/ is a folder"),
         (["list", "--topic", "x", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),
         (["show", "--topic", "x", "0/1", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),
         (["replay", "--topic", "x", "--all", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),

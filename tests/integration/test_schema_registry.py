@@ -260,7 +260,7 @@ def test_an_unknown_subject_or_version_is_told_with_what_is_near(run: Run, subje
         (["show", "--id", "1", "--version", "1"], 2, "exclude each other"),
         (["show", "x", "--version", "0"], 2, "'0' is not a number or latest"),
         (["register", "x", "no.avsc"], 4, "no.avsc does not exist"),
-        (["register", "x", "/"], 2, "cannot read /"),
+        (["register", "x", "/"], 2, "/ is a folder"),
         (["register", "x", "a.avsc", "--kind", "trades"], 2, "exclude each other"),
         (["register", "x", "-"], 6, "stdin is not JSON"),
         (["list", *AWAY], 5, "hint: is the schema registry up at http://127.0.0.1:1?"),

@@ -9,13 +9,13 @@ from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
 from k2cli.pipelines.load.files import find_files
 from k2cli.pipelines.load.job import (
-    Allowance,
     FileSums,
     FileToLoad,
     LoadPolicy,
     check_digest,
     pump_file,
 )
+from k2cli.pipelines.pump import Allowance
 from k2cli.pipelines.sinks import ConflictReport
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
@@ -23,9 +23,8 @@ from k2cli.rejects import RejectLog
 OF_FILE = CsvOptions(symbol="ABC", exchange="X", asset_class="equities", currency="EUR")
 
 
-class Nowhere:
-    def write(self, rows: object) -> None:
-        """Drop the rows."""
+def nowhere(kind: object, rows: object) -> None:
+    """Drop the rows."""
 
 
 def file_of(path: Path) -> FileToLoad:
@@ -80,9 +79,9 @@ def test_a_full_file_of_rejects_ends_each_file_early(tmp_path: Path) -> None:
         )
         for _ in range(2):
             with pytest.raises(BadData, match="allowed are 100,000") as caught:
-                pump_file(file_of(path), Nowhere(), policy, FileSums())
+                pump_file(file_of(path), nowhere, policy, FileSums())
             assert "--max-reject-bytes" in (caught.value.hint or "")
         sums = FileSums()
-        pump_file(file_of(clean), Nowhere(), policy, sums)
+        pump_file(file_of(clean), nowhere, policy, sums)
         assert sums.rows == 1
     assert (tmp_path / "rejects.ndjson").stat().st_size < 5_000_000

@@ -1,6 +1,5 @@
 """Schemas by name, the same way in all commands: one of ours, a file, or a subject."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ import typer
 
 from k2cli.commands.kafka import registry_settings
 from k2cli.commands.options import TIMEOUT_S, settings
-from k2cli.errors import BadData, ConfigError, NotFound, UsageError
+from k2cli.errors import BadData, ConfigError, NotFound
+from k2cli.files import STDIN, open_input
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from k2cli.avro.compatibility import Schema
     from k2cli.ingestion.kafka.registry import Registry, SchemaVersion
-
-STDIN = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,10 +149,7 @@ def version_number(version: str | None) -> int | None:
 
 def _read(file: Path) -> str:
     try:
-        return sys.stdin.read() if str(file) == STDIN else file.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise NotFound(f"{file} does not exist") from exc
+        with open_input(file) as stream:
+            return stream.read().decode()
     except UnicodeDecodeError as exc:
         raise BadData(f"{file} is not JSON: it is not UTF-8") from exc
-    except OSError as exc:
-        raise UsageError(f"cannot read {file}: {exc.strerror}") from exc

@@ -16,7 +16,8 @@ from typing import IO, Any, BinaryIO, Final, cast
 
 import pyarrow as pa
 
-from k2cli.errors import BadData, ConfigError, NotFound, Unavailable, UsageError
+from k2cli.errors import BadData, Unavailable
+from k2cli.files import reading
 
 _CHUNK: Final = 1 << 20
 _MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
@@ -176,14 +177,8 @@ def open_raw(source: Path | IO[bytes]) -> RawFile:
     """
     if not isinstance(source, Path):
         return RawFile(_spooled(source), "stdin")
-    try:
-        if source.is_dir():
-            raise UsageError(f"{source} is a folder", hint="name the files in it")
+    with reading(source):
         file = source.open("rb")
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise NotFound(f"{source} does not exist") from exc
-    except OSError as exc:
-        raise ConfigError(f"{source} cannot be read: {exc.strerror}") from exc
     if source.is_file():
         return RawFile(file, str(source))
     with file:

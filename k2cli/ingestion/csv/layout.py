@@ -47,6 +47,7 @@ import msgspec
 import pyarrow as pa
 
 from k2cli.errors import ConfigError, NotFound, UsageError
+from k2cli.files import reading
 from k2cli.ingestion.symbols import Market
 from k2cli.kinds import KindName
 from k2cli.nearest import suggestion
@@ -253,13 +254,15 @@ def load_layout(name_or_path: str | Path) -> Layout:
     text = str(name_or_path)
     if not text.endswith(_SUFFIX) and "/" not in text:
         return parse_layout(layout_text(text), origin=f"layout {text}")
-    try:
-        return parse_layout(expanded(text).read_text(encoding="utf-8"), origin=text)
-    except (FileNotFoundError, NotADirectoryError) as exc:
+    path = expanded(text)
+    if not path.exists():
         raise NotFound(
             f"layout file {text} does not exist", hint=f"built in: {', '.join(layout_names())}"
-        ) from exc
-    except (OSError, UnicodeDecodeError) as exc:
+        )
+    try:
+        with reading(text, what="layout file"):
+            return parse_layout(path.read_text(encoding="utf-8"), origin=text)
+    except UnicodeDecodeError as exc:
         raise ConfigError(f"layout file {text} cannot be read: {exc}") from exc
 
 

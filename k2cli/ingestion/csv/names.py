@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from k2cli.errors import BadData, ConfigError, NotFound, UsageError
+from k2cli.errors import BadData, UsageError
+from k2cli.files import reading
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
 from k2cli.ingestion.csv.market import Named, parse_name, plain_name
 from k2cli.ingestion.symbols import Market, parse_symbol
@@ -105,12 +106,11 @@ def _company(text: str) -> str:
 def _read_reference(path: Path) -> dict[str, set[str]]:
     """Read company ids and their symbols; a company that was renamed has several."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with (
+            reading(path, what="reference"),
+            path.open(encoding="utf-8-sig", newline="") as file,
+        ):
             rows = list(csv.DictReader(file))
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise NotFound(f"reference {path} does not exist") from exc
-    except OSError as exc:
-        raise ConfigError(f"reference {path} cannot be read: {exc.strerror}") from exc
     except (UnicodeDecodeError, csv.Error) as exc:
         raise BadData(f"reference {path} is not CSV: {exc}") from exc
     symbols: dict[str, set[str]] = {}

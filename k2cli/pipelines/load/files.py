@@ -109,7 +109,7 @@ def find_files(
                 f"{word} matches no file", hint=f"a folder's files end in {' '.join(suffixes)}"
             )
         if not is_there:
-            raise NotFound(f"no file {word}")
+            raise NotFound(f"{word} does not exist")
         found |= dict.fromkeys(matches)
     for path in found:
         if not is_utf8(str(path.absolute())):

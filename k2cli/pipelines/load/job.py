@@ -2,47 +2,24 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-import pyarrow as pa
-
 from k2cli.errors import BadData, ConfigError
 from k2cli.flow import Batch
+from k2cli.pipelines.pump import LineSums, RejectPolicy, Write, pump
 from k2cli.pipelines.sinks import ConflictReport
 from k2cli.records import RecordKind
-from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
-_PERCENT: Final = 100
 _SUM_BYTES: Final = 4096  # of a .CHECKSUM file; the sum is its first word
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
-    """How many rejects a file may have: a number, or a share of its lines."""
-
-    count: int = 0
-    percent: float | None = None
-
-    def is_exceeded(self, rejects: int, lines: int) -> bool:
-        """Tell whether so many rejects among so many lines are too many."""
-        if self.percent is None:
-            return rejects > self.count
-        return rejects * _PERCENT > self.percent * lines
-
-    def __str__(self) -> str:
-        return str(self.count) if self.percent is None else f"{self.percent:g}%"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadPolicy:
-    """What becomes of rejects, and of files that were loaded before."""
+class LoadPolicy(RejectPolicy):
+    """How rejects, and files that were loaded before, are handled."""
 
-    rejects: RejectLog
     conflicts: ConflictReport
-    allowance: Allowance
-    max_reject_bytes: int = MAX_REJECT_BYTES  # of the file of rejects
     is_forced: bool = False  # load again what was loaded before; store no row twice
     is_repeating: bool = False  # store rows without ids once more
     is_following: bool = False  # load only complete lines, and those that were not loaded before
@@ -114,20 +91,10 @@ class FileToLoad:
     reader: Reader
 
 
-class Target(Protocol):
-    """Takes the rows of one file."""
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        """Take rows over."""
-
-
 @dataclass(slots=True)
-class FileSums:
-    """What came of one file so far."""
+class FileSums(LineSums):
+    """What was read and stored of one file so far."""
 
-    lines: int = 0
-    rows: int = 0
-    rejects: int = 0
     duplicates: int = 0  # rows that the table stores already
     conflicts: int = 0  # rows whose id is stored with other values
 
@@ -156,43 +123,19 @@ def check_digest(file: FileToLoad) -> None:
 
 def pump_file(
     file: FileToLoad,
-    target: Target,
+    write: Write,
     policy: LoadPolicy,
     sums: FileSums,
     on_batch: Callable[[Batch], None] = lambda _: None,
 ) -> None:
-    """Move a file's rows into a target, and its rejects into their file; commit nothing.
+    """Write a file's rows; `on_batch` is called with each batch that was written. See `pump`."""
 
-    `sums` counts what was read, even of a file that fails.
+    def watched() -> Iterator[Batch]:
+        for batch in file.reader:
+            yield batch
+            on_batch(batch)
 
-    Raises:
-        BadData: more rejects than allowed, the file of rejects is full, or the file cannot be read
-            to its end.
-    """
-    rejects, allowance = policy.rejects, policy.allowance
-    first = ""
-    for batch in file.reader:
-        sums.lines += batch.messages
-        sums.rejects += len(batch.rejects)
-        if batch.rejects:
-            first = first or f"line {batch.rejects[0].position}: {batch.rejects[0].reason}"
-            rejects.check_size(policy.max_reject_bytes)  # other files may have filled it
-            rejects.write([replace(reject, file=file.path) for reject in batch.rejects])
-        for _, rows in batch.rows:
-            sums.rows += rows.num_rows
-            target.write(rows)
-        on_batch(batch)
-        if allowance.percent is None and allowance.is_exceeded(sums.rejects, sums.lines):
-            break
-        if batch.rejects:
-            rejects.check_size(policy.max_reject_bytes)
-    rejects.sync()
-    if allowance.is_exceeded(sums.rejects, sums.lines):
-        what = "line" if sums.rejects == 1 else "lines"
-        raise BadData(
-            f"{file.path}: {sums.rejects:,} {what} rejected (limit {allowance}); first: {first}",
-            hint=f"see {rejects.path}; --max-rejects allows more",
-        )
+    pump(watched(), write, path=file.path, policy=policy, sums=sums)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

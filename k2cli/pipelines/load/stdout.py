@@ -15,6 +15,7 @@ from k2cli.pipelines.load.job import (
     pump_file,
 )
 from k2cli.query.render import NdjsonRenderer
+from k2cli.records import RecordKind
 
 
 def print_files(
@@ -28,7 +29,7 @@ def print_files(
     """Write the rows of files as ndjson, of each at most `limit`, and close the files."""
 
     def load(file: FileToLoad, sums: FileSums, _: ExitStack) -> None:
-        pump_file(file, _Lines(out, renderer, limit), policy, sums)
+        pump_file(file, _Lines(out, renderer, limit).write, policy, sums)
 
     return load_each(files, policy, load)
 
@@ -41,7 +42,7 @@ class _Lines:
         self._renderer = renderer
         self._left = limit
 
-    def write(self, rows: pa.RecordBatch) -> None:
+    def write(self, _: RecordKind, rows: pa.RecordBatch) -> None:
         shown = rows if self._left is None else rows.slice(0, self._left)
         if self._left is not None:
             self._left -= shown.num_rows

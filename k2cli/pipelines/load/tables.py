@@ -227,7 +227,13 @@ class _TableLoader:
                 file.kind, file.path, file=name, known=known, is_again=self._is_again
             ) as target,
         ):
-            pump_file(file, target, self._policy, loading.sums, on_batch)
+            pump_file(
+                file,
+                lambda _, rows: target.write(rows),
+                self._policy,
+                loading.sums,
+                on_batch,
+            )
             entry = _entry(loading, key, copy)
             rows = None if self._is_again else target.take_rows()
             if rows is None:

@@ -4,8 +4,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
-import pyarrow as pa
-
 from k2cli.pipelines.load.job import (
     FileSums,
     FileToLoad,
@@ -16,7 +14,6 @@ from k2cli.pipelines.load.job import (
     pump_file,
 )
 from k2cli.pipelines.produce import TopicRows
-from k2cli.records import RecordKind
 
 
 def transaction_of(topic: str | None, words: Sequence[str]) -> str:
@@ -38,21 +35,10 @@ def load_into_topics(
         topics.begin()
         try:
             with progress(file) as on_batch:
-                pump_file(file, _Topics(topics, file.kind), policy, sums, on_batch)
+                pump_file(file, topics.write, policy, sums, on_batch)
             stack.enter_context(policy.held())
             topics.commit()
         finally:
             topics.abort()  # does nothing after a commit
 
     return load_each(files, policy, load)
-
-
-class _Topics:
-    """Topics as the target of one file."""
-
-    def __init__(self, topics: TopicRows, kind: RecordKind) -> None:
-        self._topics = topics
-        self._kind = kind
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        self._topics.write(self._kind, rows)
