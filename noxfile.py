@@ -56,10 +56,12 @@ def crashes(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Write docs/reference/ and the grammar of completion from the code."""
+    """Write docs/reference/ and the grammar of completion from the code; build the site."""
     _install(session, "lint")
     session.run("cog", "-r", *REFERENCES)
     session.run("python", "tests/grammar.py")
+    session.install(*nox.project.dependency_groups(PYPROJECT, "docs"))
+    session.run("zensical", "build", "--strict")
 
 
 @nox.session(default=False)

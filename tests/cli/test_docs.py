@@ -152,3 +152,10 @@ def test_help_loads_no_heavy_package(run: Run) -> None:
 def test_shell_completes_commands(run: Run) -> None:
     env = {"_K2_COMPLETE": "complete_bash", "COMP_WORDS": "k2 que", "COMP_CWORD": "1"}
     assert run([], env=env).stdout.split() == ["query"]
+
+
+def test_the_site_has_every_page() -> None:
+    nav = read(REPOSITORY / "mkdocs.yml").partition("\nnav:\n")[2]
+    pages = re.findall(r"([\w/-]+\.md)$", nav, re.MULTILINE)
+    written = [str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")]
+    assert sorted(pages) == sorted(written)
