@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from k2cli.commands.followers import open_metrics
 from k2cli.commands.groups import takes_groups
 from k2cli.commands.known import remember_tables
+from k2cli.commands.monitor import open_monitor
 from k2cli.commands.options import (
     DURATION,
     GROUP,
@@ -36,14 +36,8 @@ from k2cli.memory import freeze_loaded_objects, return_freed_memory
 from k2cli.symbols import split_commas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from k2cli.commands.metrics import RunMetrics
-    from k2cli.commands.terminal.lag import LagView
     from k2cli.config import Settings
     from k2cli.pipelines.consume.job import ConsumeJob
-    from k2cli.pipelines.consume.loop import Consumption
-    from k2cli.pipelines.consume.reader import Reader
 
 _BATCH_ROWS: Final = 100_000
 _INTERVAL_S: Final = 10.0
@@ -216,7 +210,7 @@ def consume(
         max_reject_bytes=max_reject_bytes,
         policy=policy,
     )
-    is_viewed = not is_printed and log.log_format is None and sys.stderr.isatty()
+    is_viewed = not is_printed and log.log_format is None
     with ExitStack() as files, log.open(files, config.run).ending() as run_log:
         _run(config, job, _Shown(run_log, metrics_address, summary, is_viewed=is_viewed))
 
@@ -228,7 +222,7 @@ class _Shown:
     log: RunLog
     metrics: Address | None
     summary: output.Summary
-    is_viewed: bool  # on the terminal
+    is_viewed: bool  # on a terminal
 
 
 def _run(config: "Settings", job: "ConsumeJob", shown: _Shown) -> None:
@@ -239,10 +233,10 @@ def _run(config: "Settings", job: "ConsumeJob", shown: _Shown) -> None:
 
     with ExitStack() as stack:
         sources = stack.enter_context(open_sources(job))
-        view = _open_view(stack) if shown.is_viewed else None
-        shown.log.view = view.on_event if view else None
-        metrics = open_metrics(stack, shown.metrics, shown.log.on_event)
-        observe = metrics.on_event if metrics else shown.log.on_event
+        monitor = open_monitor(
+            stack, shown.log, has_lag_view=shown.is_viewed, metrics=shown.metrics
+        )
+        observe = monitor.observe
         out = sys.stdout.buffer
         tables = stack.enter_context(open_tables(config, job, sources, out=out, observe=observe))
         if isinstance(tables, Lake):
@@ -256,7 +250,7 @@ def _run(config: "Settings", job: "ConsumeJob", shown: _Shown) -> None:
                 kafka=job.kafka, group=job.group, rebalance=consumption.rebalance, observe=observe
             ) as reader:
                 freeze_loaded_objects()
-                consumption.run(reader, _followed(consumption, view, metrics))
+                consumption.run(reader, monitor.follow_consumption(consumption))
         finally:
             stack.close()
             sums = asdict(consumption.totals)
@@ -286,28 +280,3 @@ def _start(text: str) -> str | int:
         raise typer.BadParameter(
             f"{text!r} is not earliest, latest or a time", param_hint="--from"
         ) from exc
-
-
-def _open_view(stack: ExitStack) -> "LagView":
-    from k2cli.commands.terminal.lag import LagView
-
-    return stack.enter_context(LagView())
-
-
-def _followed(
-    consumption: "Consumption", view: "LagView | None", metrics: "RunMetrics | None"
-) -> "Callable[[Reader], None]":
-    """Let the view and the metrics follow a run; return what is to be called as it reads."""
-    looks = []
-    if view:
-        view.watch(consumption)
-        looks.append(view.on_read)
-    if metrics:
-        metrics.watch_consumption(consumption)
-        looks.append(metrics.on_read)
-
-    def on_read(reader: "Reader") -> None:
-        for look in looks:
-            look(reader)
-
-    return on_read

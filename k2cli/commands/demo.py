@@ -71,7 +71,7 @@ def _say(step: int, text: str) -> None:
 
 
 def _stream(config: Settings, seconds: float) -> "Totals":
-    from k2cli.commands.followers import follow, open_view
+    from k2cli.commands.monitor import open_monitor
     from k2cli.ingestion.stream import ExchangeStream, StreamOptions
     from k2cli.pipelines.sinks import TableSink
     from k2cli.pipelines.stream import Pump, PumpPolicy
@@ -89,8 +89,9 @@ def _stream(config: Settings, seconds: float) -> "Totals":
         rejects = stack.enter_context(
             RejectLog(config.home / "rejects" / "demo.ndjson", run=config.run)
         )
-        view = open_view(stack, f"{venue.exchange} at {simulator.url}")
-        observe = view.on_event if view else RunLog(run=config.run).on_event
+        title = f"{venue.exchange} at {simulator.url}"
+        monitor = open_monitor(stack, RunLog(run=config.run), stream_title=title)
+        observe = monitor.observe
         options = StreamOptions(
             venue=venue,
             instruments=[parse_symbol(symbol, Market.SPOT) for symbol in _SYMBOLS],
@@ -104,7 +105,7 @@ def _stream(config: Settings, seconds: float) -> "Totals":
             policy=PumpPolicy(flush_rows=100_000, flush_interval_s=2, duration_s=seconds),
             observe=observe,
         )
-        return pump.run(follow(pump, view))
+        return pump.run(monitor.follow_pump(pump))
 
 
 def _ask(config: Settings) -> None:

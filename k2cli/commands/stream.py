@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from k2cli.commands.followers import follow, open_metrics, open_view
 from k2cli.commands.groups import takes_groups
 from k2cli.commands.known import remember_series
+from k2cli.commands.monitor import open_monitor
 from k2cli.commands.options import (
     DURATION,
     Address,
@@ -219,16 +219,13 @@ def _run(
         logging.open(files, config.run).ending() as log,
         ExitStack() as stack,
     ):
-        view = open_view(stack, title) if title is not None else None
-        log.view = view.on_event if view else None
-        metrics = open_metrics(stack, metrics_address, log.on_event)
-        observe = metrics.on_event if metrics else log.on_event
+        monitor = open_monitor(stack, log, stream_title=title, metrics=metrics_address)
         remember_series(config, ((venue.exchange, i.symbol) for i in options.stream.instruments))
-        feed = stack.enter_context(open_feed(options, config, observe))
+        feed = stack.enter_context(open_feed(options, config, monitor.observe))
         stack.enter_context(stopped_by_signals(feed.pump.stop))
         try:
             freeze_loaded_objects()
-            feed.pump.run(follow(feed.pump, view, metrics))
+            feed.pump.run(monitor.follow_pump(feed.pump))
         finally:
             feed.stream.report_silent_streams()
             stack.close()
