@@ -13,7 +13,7 @@ from waiting import PATIENCE_S
 from k2cli.ingestion.kafka.deadletters import DeadLetterFile
 from k2cli.pipelines.consume.loop import Consumption
 from k2cli.pipelines.consume.policy import ConsumePolicy, Outlets
-from k2cli.pipelines.sinks import NdjsonPrinter, PrintedTables
+from k2cli.pipelines.printing import NdjsonPrinter, PrintedTables
 from k2cli.rejects import RejectLog
 
 Labels = tuple[tuple[str, str], ...]

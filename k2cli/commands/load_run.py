@@ -23,10 +23,10 @@ from k2cli.config import Settings
 from k2cli.errors import BadData
 from k2cli.events import Observer
 from k2cli.flow import Batch
+from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.load.files import InputFiles
 from k2cli.pipelines.load.job import FileToLoad, LoadPolicy, LoadTotals, Outcome
 from k2cli.pipelines.pump import Allowance
-from k2cli.pipelines.sinks import ConflictReport
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
 _PREVIEW_ROWS = 5
@@ -107,11 +107,10 @@ class LoadRun:
         if self.target.destination is LoadTo.KAFKA:
             return self._into_topics(stack, files, policy, report)
         from k2cli.pipelines.load.stdout import print_files
-        from k2cli.query.render import NdjsonRenderer
+        from k2cli.pipelines.printing import NdjsonPrinter
 
-        renderer = stack.enter_context(NdjsonRenderer())
         limit = _PREVIEW_ROWS if self.target.destination is None else None
-        return print_files(files, sys.stdout.buffer, renderer, policy, limit=limit)
+        return print_files(files, NdjsonPrinter(sys.stdout.buffer), policy, limit=limit)
 
     def _into_tables(
         self, stack: ExitStack, files: Iterable[FileToLoad], policy: LoadPolicy, report: "_Report"

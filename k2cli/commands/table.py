@@ -211,7 +211,7 @@ def dedupe(
 
     Example: k2 table dedupe trades --dry-run
     """
-    from k2cli.pipelines.sinks import conflict_rejects
+    from k2cli.pipelines.conflicts import conflict_rejects
     from k2cli.rejects import RejectLog
     from k2cli.storage.duplicates import Keep
     from k2cli.storage.lake import open_lake

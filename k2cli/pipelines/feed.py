@@ -11,7 +11,8 @@ from k2cli.errors import Unavailable
 from k2cli.events import Observer
 from k2cli.flow import Sink, Totals
 from k2cli.ingestion.stream import ExchangeStream, StreamOptions
-from k2cli.pipelines.sinks import NdjsonSink, TableSink, TopicSink
+from k2cli.pipelines.printing import NdjsonPrinter
+from k2cli.pipelines.sinks import ForwardingSink, TableSink
 from k2cli.pipelines.spill import SpillFolder
 from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import KINDS
@@ -92,14 +93,22 @@ def open_feed(options: FeedOptions, config: Settings, observe: Observer) -> Iter
 def _open_sink(stack: ExitStack, options: FeedOptions, config: Settings, observe: Observer) -> Sink:
     venue = options.stream.venue
     if options.out is not None:
-        return NdjsonSink(out=options.out, exchange=venue.exchange, observe=observe)
+        printer = NdjsonPrinter(options.out)
+        return ForwardingSink(
+            write=printer.write,
+            flush=options.out.flush,
+            exchange=venue.exchange,
+            observe=observe,
+        )
     if options.produce is not None:
         from k2cli.pipelines.produce import open_topics  # noqa: PLC0415  tables need no Kafka
 
         topics = stack.enter_context(open_topics(options.produce, observe=observe))
         for channel in options.stream.channels:
             topics.prepare(KINDS[venue.channels[channel]], venue.asset_class)
-        return TopicSink(topics=topics, exchange=venue.exchange, observe=observe)
+        return ForwardingSink(
+            write=topics.write, flush=topics.flush, exchange=venue.exchange, observe=observe
+        )
     lake = stack.enter_context(open_lake(config, create=True, observe=observe))
     spill = SpillFolder(config, observe)
     return TableSink(lake=lake, exchange=venue.exchange, observe=observe, spill=spill)

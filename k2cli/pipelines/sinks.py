@@ -1,11 +1,8 @@
 """Where rows go: tables, topics, or stdout."""
 
-import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +10,12 @@ import pyarrow as pa
 from k2cli.errors import BadData, ConfigError, Conflict, K2Error, Unavailable
 from k2cli.events import Observer
 from k2cli.flow import Committed, Kept, Recovered
-from k2cli.iso import iso_utc
+from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.query.render import NdjsonRenderer
 from k2cli.records import KINDS, RecordKind
-from k2cli.rejects import Cause, Fault, Reject, shown
-from k2cli.storage.admission import MAX_CONFLICTS, ValueConflict, admit
-from k2cli.storage.append import Commit, SourcePosition
+from k2cli.rejects import Fault, Reject
+from k2cli.storage.admission import admit
+from k2cli.storage.append import Commit
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.lake import Lake
 from k2cli.storage.position import Position, Series, Stored
@@ -26,7 +23,6 @@ from k2cli.storage.position import Position, Series, Stored
 _REMEMBERED = 1_024  # ranges of a series
 
 if TYPE_CHECKING:
-    from k2cli.pipelines.produce import TopicRows
     from k2cli.pipelines.spill import Spilled, SpillFolder
 
 
@@ -152,25 +148,34 @@ class TableSink:
             ]
 
 
-class TopicSink:
-    """Rows onto Kafka topics, each once in a run; a commit waits until the brokers hold them."""
+class ForwardingSink:
+    """Rows onto topics or a stream as they come, each once in a run; a commit flushes them."""
 
-    def __init__(self, *, topics: "TopicRows", exchange: str, observe: Observer) -> None:
-        self._topics = topics
+    def __init__(
+        self,
+        *,
+        write: Callable[[RecordKind, pa.RecordBatch], None],
+        flush: Callable[[], None],
+        exchange: str,
+        observe: Observer,
+    ) -> None:
+        """Prepare; `flush` returns when everything that was written has arrived."""
+        self._write = write
+        self._flush = flush
         self._deduplicator = Deduplicator(exchange=exchange, observe=observe)
 
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
-        """Queue the rows that were not written before; wait while the brokers are behind."""
+        """Write the rows that were not written before; wait while the receiver is behind."""
         for batch in self._deduplicator.new_rows(kind, rows):
-            self._topics.write(kind, batch)
+            self._write(kind, batch)
 
     def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
-        """Take note of ids that stand for no record."""
+        """Note ids that stand for no record."""
         self._deduplicator.see(kind, ids)
 
     def commit(self) -> Committed:
-        """Return when the brokers hold all rows, with what came since the last commit."""
-        self._topics.flush()
+        """Flush, and return the sums since the last commit."""
+        self._flush()
         return self._deduplicator.take_sums()
 
     def recover(self) -> Iterator[Recovered]:
@@ -178,99 +183,8 @@ class TopicSink:
         return iter(())
 
     def keep(self) -> Kept:
-        """Return nothing: rows are sent as they come."""
+        """Return nothing: rows are written as they come."""
         return Kept()
-
-
-class NdjsonSink:
-    """Rows as ndjson onto a stream at once; a commit only counts them."""
-
-    def __init__(self, *, out: BinaryIO, exchange: str, observe: Observer) -> None:
-        self._printer = NdjsonPrinter(out)
-        self._deduplicator = Deduplicator(exchange=exchange, observe=observe)
-
-    def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
-        """Print the rows that were not printed before."""
-        for batch in self._deduplicator.new_rows(kind, rows):
-            self._printer.write(batch)
-
-    def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
-        """Take note of ids that stand for no record."""
-        self._deduplicator.see(kind, ids)
-
-    def commit(self) -> Committed:
-        """Return what was printed since the last commit."""
-        return self._deduplicator.take_sums()
-
-    def recover(self) -> Iterator[Recovered]:
-        """Yield nothing: nothing is kept between runs."""
-        return iter(())
-
-    def keep(self) -> Kept:
-        """Return nothing: rows are printed as they come."""
-        return Kept()
-
-
-class Printer(Protocol):
-    """Writes rows onto a stream."""
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        """Write rows, at once."""
-
-
-class NdjsonPrinter:
-    """Rows as lines of JSON."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-        self._renderer = NdjsonRenderer()
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        """Write a line a row."""
-        self._out.write(self._renderer.render(rows))
-        self._out.flush()
-
-
-class ArrowPrinter:
-    """Rows of one kind as an Arrow IPC stream; `close` ends it."""
-
-    def __init__(self, out: BinaryIO, kind: RecordKind) -> None:
-        self._out = out
-        self._writer = pa.ipc.new_stream(out, kind.arrow)
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        """Write a batch."""
-        self._writer.write_batch(rows)
-        self._out.flush()
-
-    def close(self) -> None:
-        """Write the end of the stream."""
-        self._writer.close()
-        self._out.flush()
-
-
-class PrintedTables:
-    """Rows onto a stream, in the place of tables."""
-
-    def __init__(self, printer: Printer) -> None:
-        self._printer = printer
-        self._held: dict[str, str] = {}
-
-    def kind(self, kind: RecordKind) -> RecordKind:
-        """Return the kind: it is printed with its own columns."""
-        return kind
-
-    def held(self, kind: RecordKind, key: str) -> str | None:  # noqa: ARG002
-        """Return how far the rows of a kind were printed."""
-        return self._held.get(kind.name)
-
-    def append(self, kind: RecordKind, rows: pa.Table, *, source: SourcePosition) -> Commit:
-        """Print rows."""
-        reached = source.advance(self._held.get(kind.name))
-        for batch in rows.to_batches():
-            self._printer.write(batch)
-        self._held[kind.name] = reached
-        return Commit(snapshot_id=None, rows=rows.num_rows, duplicates=0, took_ms=0.0)
 
 
 class Deduplicator:
@@ -324,25 +238,6 @@ class Deduplicator:
         return sums
 
 
-class ConflictReport:
-    """Reports rows whose id is stored with other values: each as an event, the first as rejects."""
-
-    def __init__(self, observe: Observer) -> None:
-        self._observe = observe
-        self._left = MAX_CONFLICTS
-
-    def report(
-        self, kind: RecordKind, count: int, examples: Sequence[ValueConflict]
-    ) -> list[Reject]:
-        """Report the conflicts of one commit; return those that belong into the rejects file."""
-        if not count:
-            return []
-        self._observe("conflict", table=kind.table, count=count, reason=str(examples[0]))
-        shown = examples[: self._left]
-        self._left -= len(shown)
-        return conflict_rejects(shown)
-
-
 def is_outage(exc: K2Error, *, has_committed: bool) -> bool:
     """Return whether to wait and to commit again: a wrong setting too, once it has been right."""
     return not isinstance(exc, ConfigError) or has_committed
@@ -358,33 +253,6 @@ def report_commit(observe: Observer, kind: RecordKind, commit: Commit) -> None:
         snapshot_id=commit.snapshot_id,
         took_ms=commit.took_ms,
     )
-
-
-def conflict_rejects(conflicts: Sequence[ValueConflict]) -> list[Reject]:
-    """Write conflicts as rejects, with both values as JSON."""
-    return [_conflict_reject(each) for each in conflicts]
-
-
-def _conflict_reject(conflict: ValueConflict) -> Reject:
-    values = {"received": conflict.received, "stored": conflict.stored}
-    differing = conflict.differing
-    field = differing[0] if len(differing) == 1 else ""
-    return Reject(
-        fault=Fault(
-            reason=str(conflict),
-            cause=Cause.CONFLICT,
-            field=field,
-            value=shown(conflict.received[field]) if field else None,
-        ),
-        raw=json.dumps(values, default=_json_value).encode(),
-        position=conflict.number or 0,
-        received_us=time.time_ns() // 1000,
-        source=f"{conflict.series.exchange}/{conflict.series.symbol}",
-    )
-
-
-def _json_value(value: object) -> str:
-    return iso_utc(value, "microseconds") if isinstance(value, datetime) else str(value)
 
 
 def _add_seen(seen: dict[Series, Stored], ids: pa.RecordBatch) -> None:

@@ -19,10 +19,10 @@ from k2cli.errors import Conflict
 from k2cli.flow import Batch
 from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
+from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.load.job import FileToLoad, LoadPolicy, Progress
 from k2cli.pipelines.load.tables import load_into_tables
 from k2cli.pipelines.pump import Allowance
-from k2cli.pipelines.sinks import ConflictReport
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import open_lake

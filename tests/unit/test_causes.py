@@ -29,7 +29,7 @@ from k2cli.ingestion.csv.source import CsvOptions, read_csv
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.ndjson import read_ndjson
 from k2cli.ingestion.symbols import Market
-from k2cli.pipelines.sinks import conflict_rejects
+from k2cli.pipelines.conflicts import conflict_rejects
 from k2cli.records import QUOTES, TRADES
 from k2cli.rejects import MOST_SHOWN, Cause, Fault, Reject
 from k2cli.storage.admission import ValueConflict

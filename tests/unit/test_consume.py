@@ -16,7 +16,7 @@ from support.memory_reader import MemoryBroker, MemoryReader
 from k2cli.codec.encode import wire_header
 from k2cli.errors import BadData
 from k2cli.ingestion.kafka.topics import Place
-from k2cli.pipelines.sinks import NdjsonPrinter, PrintedTables
+from k2cli.pipelines.printing import NdjsonPrinter, PrintedTables
 
 ROWS = values_of(trades_batch(8), wire_header(GOOD))
 Sent = tuple[int, bytes]  # partition and value

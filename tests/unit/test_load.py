@@ -7,6 +7,7 @@ import pytest
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, UsageError
 from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
+from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.load.files import find_files
 from k2cli.pipelines.load.job import (
     FileSums,
@@ -16,7 +17,6 @@ from k2cli.pipelines.load.job import (
     pump_file,
 )
 from k2cli.pipelines.pump import Allowance
-from k2cli.pipelines.sinks import ConflictReport
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
 

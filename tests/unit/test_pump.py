@@ -14,7 +14,8 @@ from pumping import MemorySink, MemorySource, ids, pump_of, rejected, trades
 
 from k2cli.errors import BadData, Unavailable
 from k2cli.flow import Batch, Committed, Totals
-from k2cli.pipelines.sinks import NdjsonSink, TableSink
+from k2cli.pipelines.printing import NdjsonPrinter
+from k2cli.pipelines.sinks import ForwardingSink, TableSink
 from k2cli.records import QUOTES, TRADES
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import Lake
@@ -263,12 +264,13 @@ def test_no_more_than_100_conflicts_are_written(lake: Lake, rejects: RejectLog) 
     assert len(rejects.path.read_text().splitlines()) == 100
 
 
-def ndjson_sink(out: BytesIO, events: list[str] | None = None) -> NdjsonSink:
+def ndjson_sink(out: BytesIO, events: list[str] | None = None) -> ForwardingSink:
     def observe(event: str, **_: object) -> None:
         if events is not None:
             events.append(event)
 
-    return NdjsonSink(out=out, exchange="BINANCE", observe=observe)
+    printer = NdjsonPrinter(out)
+    return ForwardingSink(write=printer.write, flush=out.flush, exchange="BINANCE", observe=observe)
 
 
 def test_ndjson_sink_tells_gaps(rejects: RejectLog) -> None:

@@ -21,7 +21,7 @@ from k2cli.ingestion.kafka.registry import Registry, open_registry
 from k2cli.ingestion.kafka.topics import TopicInfo, Topics
 from k2cli.pipelines.consume.loop import Consumption
 from k2cli.pipelines.consume.policy import ConsumePolicy, Feed, Outlets, Tables
-from k2cli.pipelines.sinks import ArrowPrinter, NdjsonPrinter, PrintedTables
+from k2cli.pipelines.printing import ArrowPrinter, NdjsonPrinter, PrintedTables
 from k2cli.records import RecordKind, kind_of_topic
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 from k2cli.storage.lake import open_lake

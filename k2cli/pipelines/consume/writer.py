@@ -7,10 +7,11 @@ import pyarrow as pa
 
 from k2cli.columns import joined
 from k2cli.errors import Unavailable
+from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.consume.batch import Batch
 from k2cli.pipelines.consume.policy import Outlets
 from k2cli.pipelines.consume.run import Run
-from k2cli.pipelines.sinks import ConflictReport, report_commit
+from k2cli.pipelines.sinks import report_commit
 from k2cli.records import KINDS, RecordKind
 from k2cli.storage.offsets import KEY, OffsetPosition, Partition, Span, decode_offsets
 

@@ -8,8 +8,8 @@ from typing import Final, Protocol
 
 from k2cli.errors import BadData, ConfigError
 from k2cli.flow import Batch
+from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.pump import LineSums, RejectPolicy, Write, pump
-from k2cli.pipelines.sinks import ConflictReport
 from k2cli.records import RecordKind
 
 _SUM_BYTES: Final = 4096  # of a .CHECKSUM file; the sum is its first word

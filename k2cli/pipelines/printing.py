@@ -1,0 +1,86 @@
+"""Rows on stdout: printers, and what stands for tables when rows are printed."""
+
+from collections.abc import Callable
+from typing import BinaryIO, Protocol
+
+import pyarrow as pa
+
+from k2cli.query.render import NdjsonRenderer
+from k2cli.records import RecordKind
+from k2cli.storage.append import Commit, SourcePosition
+
+
+class Printer(Protocol):
+    """Writes rows onto a stream."""
+
+    def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
+        """Write rows, at once."""
+
+
+class NdjsonPrinter:
+    """Rows as lines of JSON."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._renderer = NdjsonRenderer()
+
+    def write(self, _: RecordKind, rows: pa.RecordBatch) -> None:
+        """Write one line for each row."""
+        self._out.write(self._renderer.render(rows))
+        self._out.flush()
+
+    def first(self, limit: int | None) -> Callable[[RecordKind, pa.RecordBatch], None]:
+        """Return what writes at most so many rows, and ignores the others."""
+        if limit is None:
+            return self.write
+        left = limit
+
+        def write(kind: RecordKind, rows: pa.RecordBatch) -> None:
+            nonlocal left
+            if left:
+                self.write(kind, rows.slice(0, left))
+            left -= min(left, rows.num_rows)
+
+        return write
+
+
+class ArrowPrinter:
+    """Rows of one kind as an Arrow IPC stream; `close` ends it."""
+
+    def __init__(self, out: BinaryIO, kind: RecordKind) -> None:
+        self._out = out
+        self._writer = pa.ipc.new_stream(out, kind.arrow)
+
+    def write(self, _: RecordKind, rows: pa.RecordBatch) -> None:
+        """Write a batch."""
+        self._writer.write_batch(rows)
+        self._out.flush()
+
+    def close(self) -> None:
+        """Write the end of the stream."""
+        self._writer.close()
+        self._out.flush()
+
+
+class PrintedTables:
+    """Rows onto a stream, in the place of tables."""
+
+    def __init__(self, printer: Printer) -> None:
+        self._printer = printer
+        self._held: dict[str, str] = {}
+
+    def kind(self, kind: RecordKind) -> RecordKind:
+        """Return the kind: it is printed with its own columns."""
+        return kind
+
+    def held(self, kind: RecordKind, key: str) -> str | None:  # noqa: ARG002
+        """Return how far the rows of a kind were printed."""
+        return self._held.get(kind.name)
+
+    def append(self, kind: RecordKind, rows: pa.Table, *, source: SourcePosition) -> Commit:
+        """Print rows."""
+        reached = source.advance(self._held.get(kind.name))
+        for batch in rows.to_batches():
+            self._printer.write(kind, batch)
+        self._held[kind.name] = reached
+        return Commit(snapshot_id=None, rows=rows.num_rows, duplicates=0, took_ms=0.0)
