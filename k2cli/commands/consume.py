@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from k2cli.commands.groups import takes_groups
+from k2cli.commands.groups import ServerOptions, ViewLogOptions, takes_groups
 from k2cli.commands.known import remember_tables
 from k2cli.commands.monitor import open_monitor
 from k2cli.commands.options import (
@@ -21,9 +21,7 @@ from k2cli.commands.options import (
     HomeOpt,
     MaxRejectBytesOpt,
     MetricsOpt,
-    ServerOptions,
     SummaryOpt,
-    ViewLogOptions,
     checked_file,
     settings,
 )

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from k2cli.commands.groups import AnswerOptions, takes_groups
 from k2cli.commands.kafka import kafka_settings, registry_settings
 from k2cli.commands.options import (
     TIMEOUT_S,
-    ForceOpt,
-    FormatOpt,
     HomeOpt,
     KafkaOpt,
     LimitOpt,
-    OutputOpt,
     RegistryOpt,
     TextOrJson,
     TextOrJsonOpt,
@@ -75,12 +73,12 @@ LettersArg = Annotated[
 
 
 @dlq_app.command("list")
+@takes_groups
 def list_letters(
+    *,
     topic: TopicOpt,
     limit: LimitOpt = None,
-    fmt: FormatOpt = None,
-    out: OutputOpt = None,
-    force: ForceOpt = False,
+    out: AnswerOptions,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
     home: HomeOpt = None,
@@ -94,7 +92,7 @@ def list_letters(
     from k2cli.ingestion.kafka.letters import list_letters as list_rows
     from k2cli.ingestion.kafka.letters import open_letters
 
-    chosen = output.choose_output(fmt, out, is_forced=force)
+    chosen = out.choose()
     newest = limit or (_TABLE_ROWS if chosen.format is Format.TABLE else None)
     options = kafka_settings(settings(home), kafka)
     with (

@@ -7,21 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from k2cli.commands.groups import FileOptions, SelectionOptions, takes_groups
 from k2cli.commands.known import remember_tables
-from k2cli.commands.options import (
-    EndOpt,
-    ExchangeOpt,
-    ForceOpt,
-    HomeOpt,
-    LimitOpt,
-    OutputOpt,
-    StartOpt,
-    SymbolOpt,
-    each_kind,
-    settings,
-)
+from k2cli.commands.options import HomeOpt, LayoutOpt, each_kind, settings
 from k2cli.commands.query import note_nothing
-from k2cli.commands.terminal.output import choose_output
 from k2cli.errors import UsageError
 from k2cli.query.formats import Format
 
@@ -36,23 +25,12 @@ export_app = typer.Typer(help="Write rows as files in a layout.", no_args_is_hel
     "Write {kind} as CSV in a layout: the way back of `k2 load csv`.\n\n"
     "Example: k2 export {kind} --symbol BHP --layout asx-{kind} -o {kind}.csv",
 )
+@takes_groups
 def rows(
     context: typer.Context,
     *,
-    layout: Annotated[
-        str,
-        typer.Option(
-            "--layout",
-            "-l",
-            help="A name that `k2 load layouts` lists, or a TOML file.",
-            show_default=False,
-        ),
-    ],
-    symbol: SymbolOpt = None,
-    exchange: ExchangeOpt = None,
-    start: StartOpt = None,
-    end: EndOpt = None,
-    limit: LimitOpt = None,
+    layout: LayoutOpt,
+    selecting: SelectionOptions,
     tz: Annotated[
         str | None,
         typer.Option(
@@ -63,26 +41,22 @@ def rows(
             show_default="UTC",
         ),
     ] = None,
-    output: OutputOpt = None,
-    force: ForceOpt = False,
+    output: FileOptions,
     home: HomeOpt = None,
 ) -> None:
     """Write the rows of the record kind that the command is named after."""
     from k2cli.answers import LakeReader
     from k2cli.ingestion.csv.layout import load_layout
     from k2cli.pipelines.export import check_zone, export_rows
-    from k2cli.query.selection import selection_of
     from k2cli.zones import resolve_zone
 
     chosen = load_layout(layout)
     _check_kind(chosen, str(context.info_name))
     zone = resolve_zone("UTC" if tz is None else tz, env=os.environ)
     check_zone(chosen, zone)
-    out = choose_output(Format.CSV, output, is_forced=force)
+    out = output.choose(Format.CSV)
     out = replace(out, has_header=chosen.header == "required")
-    selection = selection_of(
-        symbol=symbol, exchange=exchange, start=start, end=end, limit=limit, prefix="--"
-    )
+    selection = selecting.select()
     with LakeReader(settings(home)) as reader:
         plan = reader.plan(chosen.record, selection)
         answer = reader.ask([plan], partial(export_rows, layout=chosen, selection=selection), zone)

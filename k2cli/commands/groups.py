@@ -2,9 +2,34 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from contextlib import ExitStack
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
+
+import typer
+
+from k2cli.commands.options import (
+    SIZE,
+    TIMEOUT_S,
+    KafkaOpt,
+    LimitOpt,
+    RegistryOpt,
+    TimeoutOpt,
+    checked_file,
+    key_values,
+)
+from k2cli.commands.terminal.events import LogFormat, RunLog
+from k2cli.commands.terminal.logfile import LogFile, Rotation
+from k2cli.commands.terminal.output import Output, choose_output
+from k2cli.config import Settings
+from k2cli.events import Level
+from k2cli.query.formats import Format
+
+if TYPE_CHECKING:
+    from k2cli.pipelines.produce import ProduceOptions
+    from k2cli.query.selection import Selection
 
 
 class OptionGroup:
@@ -56,3 +81,188 @@ def _options_of(group: type[Any]) -> list[inspect.Parameter]:
         )
         for field in fields(group)
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionOptions(OptionGroup):
+    """Which rows a question is about."""
+
+    symbol: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--symbol", "-s", help="Only these symbols: repeat it, or separate by commas."
+        ),
+    ] = None
+    exchange: Annotated[
+        list[str] | None,
+        typer.Option("--exchange", help="Only these exchanges: repeat it, or separate by commas."),
+    ] = None
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start",
+            help="From this time on: 2024-08-08T10:30Z, 2024-08, an epoch, -15m, today.",
+        ),
+    ] = None
+    end: Annotated[
+        str | None, typer.Option("--end", help="Before this time; a date is its midnight in UTC.")
+    ] = None
+    limit: LimitOpt = None
+
+    def select(self, *, columns: list[str] | None = None, order: str = "asc") -> "Selection":
+        """Make the selection.
+
+        Raises:
+            UsageError: an option that names nothing, or a time that cannot be read.
+        """
+        from k2cli.query.selection import selection_of
+
+        return selection_of(
+            symbol=self.symbol,
+            exchange=self.exchange,
+            start=self.start,
+            end=self.end,
+            columns=columns,
+            order="desc" if order == "desc" else "asc",
+            limit=self.limit,
+            prefix="--",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOptions(OptionGroup):
+    """The file that an answer is written to."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write this file, all or nothing, instead of stdout."),
+    ] = None
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the output file if it exists.")
+    ] = False
+
+    def choose(self, fmt: Format | None = None) -> Output:
+        """Settle format and destination. See `choose_output`."""
+        return choose_output(fmt, self.output, is_forced=self.force)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOptions(FileOptions):
+    """How an answer is written, and where."""
+
+    fmt: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="How the answer is written.",
+            show_default="by the file's name, else table on a terminal, csv in a pipe",
+        ),
+    ] = None
+
+    def choose(self, fmt: Format | None = None) -> Output:
+        """Settle format and destination. See `choose_output`."""
+        return choose_output(fmt or self.fmt, self.output, is_forced=self.force)
+
+
+_LOG_FILE_BYTES: Final = 10_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOptions(OptionGroup):
+    """What a run logs, and where."""
+
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format", help="What happens as log lines.", show_default="in words, for people"
+        ),
+    ] = None
+    log_level: Annotated[
+        Level, typer.Option("--log-level", help="Log lines of this level and above.")
+    ] = Level.INFO
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--log-file",
+            help="Also append log lines to this file, whatever is shown on stderr.",
+            show_default=False,
+            callback=checked_file,
+        ),
+    ] = None
+    log_file_size: Annotated[
+        int | None,
+        typer.Option(
+            "--log-file-size",
+            help="Rotate the log file at this size: FILE becomes FILE.1, and so on.",
+            show_default="10MB",
+            **SIZE,
+        ),
+    ] = None
+    log_file_keep: Annotated[
+        int, typer.Option("--log-file-keep", min=1, help="Keep this many rotated log files.")
+    ] = 5
+
+    def open(self, stack: ExitStack, run: str) -> RunLog:
+        """Open the log of a run: on stderr, and in a file if one is named.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        file = None
+        if self.log_file is not None:
+            size_bytes = self.log_file_size or _LOG_FILE_BYTES
+            rotation = Rotation(max_bytes=size_bytes, keep=self.log_file_keep)
+            file = stack.enter_context(LogFile(self.log_file, rotation))
+        return RunLog(self.log_format, self.log_level, run=run, file=file)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewLogOptions(LogOptions):
+    """What a run logs that has a live view."""
+
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format",
+            help="Log lines instead of the live view.",
+            show_default="text, unless stderr is a terminal",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions(OptionGroup):
+    """How Kafka and the registry are reached."""
+
+    timeout: TimeoutOpt = None
+    kafka: KafkaOpt = None
+    registry: RegistryOpt = None
+
+    @property
+    def timeout_s(self) -> float:
+        """How long to wait for an answer."""
+        return self.timeout or TIMEOUT_S
+
+    def kafka_settings(self, config: Settings) -> dict[str, str]:
+        """Put --kafka-option over [kafka]."""
+        return {**config.kafka, **key_values(self.kafka, "--kafka-option")}
+
+    def registry_settings(self, config: Settings) -> dict[str, str]:
+        """Put --registry-option over [schema_registry]."""
+        return {**config.schema_registry, **key_values(self.registry, "--registry-option")}
+
+    def produce_options(
+        self, config: Settings, topic: str | None, *, is_registering: bool
+    ) -> "ProduceOptions":
+        """Gather where to produce, and how."""
+        from k2cli.pipelines.produce import ProduceOptions
+
+        return ProduceOptions(
+            kafka=self.kafka_settings(config),
+            registry=self.registry_settings(config),
+            timeout_s=self.timeout_s,
+            run=config.run,
+            topic=topic,
+            is_registering=is_registering,
+        )

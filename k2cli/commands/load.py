@@ -5,24 +5,14 @@ from typing import Annotated
 
 import typer
 
-from k2cli.commands.groups import takes_groups
+from k2cli.commands.groups import AnswerOptions, LogOptions, ServerOptions, takes_groups
 from k2cli.commands.load_options import (
     LoadTo,
     ReadingOptions,
     ShapeOptions,
     TargetOptions,
 )
-from k2cli.commands.options import (
-    ForceOpt,
-    FormatOpt,
-    HomeOpt,
-    LogOptions,
-    OutputOpt,
-    ServerOptions,
-    SummaryOpt,
-    rejects_option,
-    settings,
-)
+from k2cli.commands.options import HomeOpt, SummaryOpt, rejects_option, settings
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.output import Summary
 from k2cli.commands.terminal.streams import note
@@ -164,9 +154,8 @@ def layouts(
 
 
 @load_app.command()
-def history(
-    fmt: FormatOpt = None, out: OutputOpt = None, force: ForceOpt = False, home: HomeOpt = None
-) -> None:
+@takes_groups
+def history(*, out: AnswerOptions, home: HomeOpt = None) -> None:
     """List the loads, newest first: id, time, file, and how many rows were stored or left out.
 
     Example: k2 load history --format csv
@@ -175,7 +164,7 @@ def history(
 
     from k2cli.storage.lake import open_lake
 
-    chosen = output.choose_output(fmt, out, is_forced=force)
+    chosen = out.choose()
     with open_lake(settings(home)) as lake:
         loads = [
             table.add_column(0, "table", pa.array([kind.table] * table.num_rows, pa.string()))

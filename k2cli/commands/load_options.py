@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.commands.groups import OptionGroup
-from k2cli.commands.options import AutoRegisterOpt, MaxRejectBytesOpt, TopicOpt
+from k2cli.commands.options import AutoRegisterOpt, LayoutOpt, MaxRejectBytesOpt, TopicOpt
 from k2cli.ingestion.symbols import Market
 from k2cli.symbols import split_commas
 
@@ -29,15 +29,7 @@ class LoadTo(StrEnum):
 class ReadingOptions(OptionGroup):
     """What files are read as."""
 
-    layout: Annotated[
-        str,
-        typer.Option(
-            "--layout",
-            "-l",
-            help="A name that `k2 load layouts` lists, or a TOML file.",
-            show_default=False,
-        ),
-    ]
+    layout: LayoutOpt
     symbol: Annotated[
         str | None, typer.Option("--symbol", "-s", help="The symbol, where no column has it.")
     ] = None

@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import typer
 
+from k2cli.commands.groups import LogOptions, ServerOptions
 from k2cli.commands.known import remember_series, remember_tables
 from k2cli.commands.load_options import LoadTo, TargetOptions
-from k2cli.commands.options import LogOptions, ServerOptions
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.plain import printable

@@ -3,31 +3,24 @@
 import os
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
 from contextvars import ContextVar
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
 
 import typer
 
-from k2cli.commands.groups import OptionGroup
-from k2cli.commands.terminal.events import LogFormat, RunLog
-from k2cli.commands.terminal.logfile import LogFile, Rotation
 from k2cli.commands.terminal.output import Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import ConfigError, UsageError
-from k2cli.events import Level
 from k2cli.files import protect_home, refuse_dangling_link
 from k2cli.kinds import KindName
-from k2cli.query.formats import Format
 from k2cli.redaction import remember_secrets
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
 if TYPE_CHECKING:
-    from k2cli.pipelines.produce import ProduceOptions
+    pass
 
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
 _LAST_PORT: Final = 65535
@@ -53,24 +46,6 @@ HomeOpt = Annotated[
     ),
 ]
 
-SymbolOpt = Annotated[
-    list[str] | None,
-    typer.Option("--symbol", "-s", help="Only these symbols: repeat it, or separate by commas."),
-]
-ExchangeOpt = Annotated[
-    list[str] | None,
-    typer.Option("--exchange", help="Only these exchanges: repeat it, or separate by commas."),
-]
-StartOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--start",
-        help="From this time on: 2024-08-08T10:30Z, 2024-08, an epoch, -15m, today.",
-    ),
-]
-EndOpt = Annotated[
-    str | None, typer.Option("--end", help="Before this time; a date is its midnight in UTC.")
-]
 TzOpt = Annotated[
     str | None,
     typer.Option(
@@ -81,27 +56,22 @@ TzOpt = Annotated[
         show_default="UTC, or query.timezone",
     ),
 ]
-ColumnsOpt = Annotated[
-    list[str] | None,
-    typer.Option("--columns", "-c", help="Only these columns, in this order, by commas."),
+LayoutOpt = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        "-l",
+        help="A name that `k2 load layouts` lists, or a TOML file.",
+        show_default=False,
+    ),
 ]
 LimitOpt = Annotated[
     int | None, typer.Option("--limit", "-n", min=1, max=2**63 - 1, help="At most this many rows.")
 ]
-FormatOpt = Annotated[
-    Format | None,
-    typer.Option(
-        "--format",
-        "-f",
-        help="How the answer is written.",
-        show_default="by the file's name, else table on a terminal, csv in a pipe",
-    ),
+ColumnsOpt = Annotated[
+    list[str] | None,
+    typer.Option("--columns", "-c", help="Only these columns, in this order, by commas."),
 ]
-OutputOpt = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="Write this file, all or nothing, instead of stdout."),
-]
-ForceOpt = Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")]
 
 
 def checked_file(path: Path | None) -> Path | None:
@@ -233,72 +203,6 @@ def rejects_option(what: str, name: str) -> Any:
     )
 
 
-_LOG_FILE_BYTES: Final = 10_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogOptions(OptionGroup):
-    """What a run logs, and where."""
-
-    log_format: Annotated[
-        LogFormat | None,
-        typer.Option(
-            "--log-format", help="What happens as log lines.", show_default="in words, for people"
-        ),
-    ] = None
-    log_level: Annotated[
-        Level, typer.Option("--log-level", help="Log lines of this level and above.")
-    ] = Level.INFO
-    log_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--log-file",
-            help="Also append log lines to this file, whatever is shown on stderr.",
-            show_default=False,
-            callback=checked_file,
-        ),
-    ] = None
-    log_file_size: Annotated[
-        int | None,
-        typer.Option(
-            "--log-file-size",
-            help="Rotate the log file at this size: FILE becomes FILE.1, and so on.",
-            show_default="10MB",
-            **SIZE,
-        ),
-    ] = None
-    log_file_keep: Annotated[
-        int, typer.Option("--log-file-keep", min=1, help="Keep this many rotated log files.")
-    ] = 5
-
-    def open(self, stack: ExitStack, run: str) -> RunLog:
-        """Open the log of a run: on stderr, and in a file if one is named.
-
-        Raises:
-            ConfigError: the file cannot be written.
-        """
-        file = None
-        if self.log_file is not None:
-            size_bytes = self.log_file_size or _LOG_FILE_BYTES
-            rotation = Rotation(max_bytes=size_bytes, keep=self.log_file_keep)
-            file = stack.enter_context(LogFile(self.log_file, rotation))
-        return RunLog(self.log_format, self.log_level, run=run, file=file)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewLogOptions(LogOptions):
-    """What a run logs that has a live view."""
-
-    log_format: Annotated[
-        LogFormat | None,
-        typer.Option(
-            "--log-format",
-            help="Log lines instead of the live view.",
-            show_default="text, unless stderr is a terminal",
-        ),
-    ] = None
-
-
 def _timeout_option(default: str) -> Any:
     return typer.Option(
         "--timeout",
@@ -312,43 +216,6 @@ TIMEOUT_S: Final = 10.0
 TimeoutOpt = Annotated[float | None, _timeout_option("10s")]
 SHORT_TIMEOUT_S: Final = 5.0
 ShortTimeoutOpt = Annotated[float | None, _timeout_option("5s")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions(OptionGroup):
-    """How Kafka and the registry are reached."""
-
-    timeout: TimeoutOpt = None
-    kafka: KafkaOpt = None
-    registry: RegistryOpt = None
-
-    @property
-    def timeout_s(self) -> float:
-        """How long to wait for an answer."""
-        return self.timeout or TIMEOUT_S
-
-    def kafka_settings(self, config: Settings) -> dict[str, str]:
-        """Put --kafka-option over [kafka]."""
-        return {**config.kafka, **key_values(self.kafka, "--kafka-option")}
-
-    def registry_settings(self, config: Settings) -> dict[str, str]:
-        """Put --registry-option over [schema_registry]."""
-        return {**config.schema_registry, **key_values(self.registry, "--registry-option")}
-
-    def produce_options(
-        self, config: Settings, topic: str | None, *, is_registering: bool
-    ) -> "ProduceOptions":
-        """Gather where to produce, and how."""
-        from k2cli.pipelines.produce import ProduceOptions
-
-        return ProduceOptions(
-            kafka=self.kafka_settings(config),
-            registry=self.registry_settings(config),
-            timeout_s=self.timeout_s,
-            run=config.run,
-            topic=topic,
-            is_registering=is_registering,
-        )
 
 
 # Stands before the command, and holds for whatever the command reads.

@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from k2cli.commands.groups import takes_groups
+from k2cli.commands.groups import LogOptions, ServerOptions, takes_groups
 from k2cli.commands.options import (
     AutoRegisterOpt,
     HomeOpt,
-    LogOptions,
     MaxRejectBytesOpt,
-    ServerOptions,
     SummaryOpt,
     rejects_option,
     settings,

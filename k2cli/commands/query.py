@@ -7,27 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from typer.core import TyperCommand
 
+from k2cli.commands.groups import AnswerOptions, SelectionOptions, takes_groups
 from k2cli.commands.known import remember_series, remember_tables
 from k2cli.commands.options import (
     DURATION,
     ColumnsOpt,
-    EndOpt,
-    ExchangeOpt,
-    ForceOpt,
-    FormatOpt,
     HomeOpt,
-    LimitOpt,
     Order,
     OrderOpt,
-    OutputOpt,
-    StartOpt,
-    SymbolOpt,
     TzOpt,
     each_kind,
     output_zone,
     settings,
 )
-from k2cli.commands.terminal.output import Output, choose_output
+from k2cli.commands.terminal.output import Output
 from k2cli.commands.terminal.streams import note
 from k2cli.errors import UsageError
 
@@ -47,39 +40,24 @@ query_app = typer.Typer(name="query", help="Answers out of the tables.", no_args
     "Print {kind} by time.\n\n"
     "Example: k2 query {kind} --symbol BTCUSDT --start -2h --order desc --limit 20",
 )
+@takes_groups
 def rows(
     context: typer.Context,
     *,
-    symbol: SymbolOpt = None,
-    exchange: ExchangeOpt = None,
-    start: StartOpt = None,
-    end: EndOpt = None,
+    selecting: SelectionOptions,
     columns: ColumnsOpt = None,
     order: OrderOpt = Order.ASC,
-    limit: LimitOpt = None,
     tz: TzOpt = None,
-    fmt: FormatOpt = None,
-    output: OutputOpt = None,
-    force: ForceOpt = False,
+    output: AnswerOptions,
     home: HomeOpt = None,
 ) -> None:
     """Print the rows of the record kind that the command is named after."""
     from k2cli.answers import LakeReader
-    from k2cli.query.selection import selection_of
     from k2cli.records import KINDS
 
     kind = KINDS[str(context.info_name)]
-    out = choose_output(fmt, output, is_forced=force)
-    selection = selection_of(
-        symbol=symbol,
-        exchange=exchange,
-        start=start,
-        end=end,
-        columns=columns,
-        order=order.value,
-        limit=limit,
-        prefix="--",
-    )
+    out = output.choose()
+    selection = selecting.select(columns=columns, order=order.value)
     config = settings(home)
     zone = output_zone(tz, config)
     with LakeReader(config) as reader:
@@ -87,11 +65,11 @@ def rows(
 
 
 @query_app.command()
+@takes_groups
 def symbols(
+    *,
     tz: TzOpt = None,
-    fmt: FormatOpt = None,
-    output: OutputOpt = None,
-    force: ForceOpt = False,
+    output: AnswerOptions,
     home: HomeOpt = None,
 ) -> None:
     """Print every symbol, how many trades and quotes there are of it, and from when to when.
@@ -100,7 +78,7 @@ def symbols(
     """
     from k2cli.answers import LakeReader, answer_of
 
-    out = choose_output(fmt, output, is_forced=force)
+    out = output.choose()
     config = settings(home)
     zone = output_zone(tz, config)
     with LakeReader(config) as reader:
@@ -119,14 +97,14 @@ class _SqlCommand(TyperCommand):
 
 
 @query_app.command(cls=_SqlCommand)
+@takes_groups
 def sql(
+    *,
     statement: Annotated[
         str, typer.Argument(help="DuckDB SQL over `trades` and `quotes`; - reads it from stdin.")
     ],
     tz: TzOpt = None,
-    fmt: FormatOpt = None,
-    output: OutputOpt = None,
-    force: ForceOpt = False,
+    output: AnswerOptions,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -146,7 +124,7 @@ def sql(
     """
     from k2cli.query.sandbox import open_sandbox
 
-    out = choose_output(fmt, output, is_forced=force)
+    out = output.choose()
     config = settings(home)
     zone = output_zone(tz, config)
     with open_sandbox() as sandbox:  # first: it starts while the rest is imported

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from k2cli.commands.groups import takes_groups
+from k2cli.commands.groups import ServerOptions, ViewLogOptions, takes_groups
 from k2cli.commands.known import remember_series
 from k2cli.commands.monitor import open_monitor
 from k2cli.commands.options import (
@@ -23,10 +23,8 @@ from k2cli.commands.options import (
     HomeOpt,
     MaxRejectBytesOpt,
     MetricsOpt,
-    ServerOptions,
     SummaryOpt,
     TopicOpt,
-    ViewLogOptions,
     rejects_option,
     settings,
 )

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from k2cli.commands.groups import AnswerOptions, takes_groups
 from k2cli.commands.options import (
-    ForceOpt,
-    FormatOpt,
     HomeOpt,
-    OutputOpt,
     RegistryOpt,
     SummaryOpt,
     TextOrJson,
@@ -49,9 +47,8 @@ TableArg = Annotated[
 
 
 @table_app.command("list")
-def list_tables(
-    fmt: FormatOpt = None, out: OutputOpt = None, force: ForceOpt = False, home: HomeOpt = None
-) -> None:
+@takes_groups
+def list_tables(*, out: AnswerOptions, home: HomeOpt = None) -> None:
     """List the tables: rows, files, size, snapshots and the last commit.
 
     Example: k2 table list --format json
@@ -60,7 +57,7 @@ def list_tables(
 
     from k2cli.storage.lake import open_lake
 
-    chosen = output.choose_output(fmt, out, is_forced=force)
+    chosen = out.choose()
     with open_lake(settings(home)) as lake:
         infos = [lake.describe(kind) for kind in lake.kinds()]
     names = ("kind", "name", "rows", "files", "size_bytes", "snapshots", "last_commit", "location")
@@ -104,11 +101,11 @@ def describe(
 
 
 @table_app.command()
+@takes_groups
 def snapshots(
+    *,
     table: TableArg,
-    fmt: FormatOpt = None,
-    out: OutputOpt = None,
-    force: ForceOpt = False,
+    out: AnswerOptions,
     home: HomeOpt = None,
 ) -> None:
     """List the snapshots that a table keeps, newest first, with the branches and tags on them.
@@ -119,7 +116,7 @@ def snapshots(
 
     from k2cli.storage.lake import SnapshotInfo, open_lake
 
-    chosen = output.choose_output(fmt, out, is_forced=force)
+    chosen = out.choose()
     kind = _kind(table)
     with open_lake(settings(home)) as lake:
         infos = lake.snapshots(kind)
@@ -241,11 +238,11 @@ def dedupe(
 
 
 @table_app.command()
+@takes_groups
 def check(
+    *,
     table: TableArg,
-    fmt: FormatOpt = None,
-    out: OutputOpt = None,
-    force: ForceOpt = False,
+    out: AnswerOptions,
     home: HomeOpt = None,
 ) -> None:
     """Read all files of a table, and list those that are damaged or missing.
@@ -261,7 +258,7 @@ def check(
     from k2cli.storage.damage import Damage
     from k2cli.storage.lake import open_lake
 
-    chosen = output.choose_output(fmt, out, is_forced=force)
+    chosen = out.choose()
     kind = _kind(table)
     with open_lake(settings(home)) as lake:
         found = lake.check(kind)

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from k2cli.commands.groups import AnswerOptions, takes_groups
 from k2cli.commands.known import remember_topics
 from k2cli.commands.options import (
     DURATION,
     TIMEOUT_S,
-    ForceOpt,
-    FormatOpt,
     HomeOpt,
     KafkaOpt,
-    OutputOpt,
     TextOrJson,
     TextOrJsonOpt,
     TimeoutOpt,
@@ -102,10 +100,10 @@ def create(
 
 
 @topic_app.command("list")
+@takes_groups
 def list_topics(
-    fmt: FormatOpt = None,
-    out: OutputOpt = None,
-    force: ForceOpt = False,
+    *,
+    out: AnswerOptions,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
     home: HomeOpt = None,
@@ -116,7 +114,7 @@ def list_topics(
     """
     import pyarrow as pa
 
-    chosen = output.choose_output(fmt, out, is_forced=force)
+    chosen = out.choose()
     client = _open(home, kafka, timeout)
     infos = client.describe(client.names())
     remember_topics(settings(home), (info.name for info in infos), is_complete=True)

@@ -4,16 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from k2cli.commands.groups import AnswerOptions, takes_groups
 from k2cli.commands.known import remember_subjects
-from k2cli.commands.options import (
-    ForceOpt,
-    FormatOpt,
-    HomeOpt,
-    OutputOpt,
-    RegistryOpt,
-    TimeoutOpt,
-    settings,
-)
+from k2cli.commands.options import HomeOpt, RegistryOpt, TimeoutOpt, settings
 from k2cli.commands.schema.check import check
 from k2cli.commands.schema.diff import diff
 from k2cli.commands.schema.names import Finder
@@ -75,13 +68,13 @@ def register(
 
 
 @schema_app.command("list")
+@takes_groups
 def list_subjects(
+    *,
     ours: Annotated[
         bool, typer.Option("--ours", help="List the schemas that come with k2 instead; offline.")
     ] = False,
-    fmt: FormatOpt = None,
-    out: OutputOpt = None,
-    force: ForceOpt = False,
+    out: AnswerOptions,
     timeout: TimeoutOpt = None,
     registry: RegistryOpt = None,
     home: HomeOpt = None,
@@ -92,7 +85,7 @@ def list_subjects(
     """
     import pyarrow as pa
 
-    chosen = output.choose_output(fmt, out, is_forced=force)
+    chosen = out.choose()
     if ours:
         output.print_rows(chosen, _ours(), details=("record", "fields"))
         return
@@ -115,11 +108,11 @@ def list_subjects(
 
 
 @schema_app.command()
+@takes_groups
 def versions(
+    *,
     subject: SubjectArg,
-    fmt: FormatOpt = None,
-    out: OutputOpt = None,
-    force: ForceOpt = False,
+    out: AnswerOptions,
     timeout: TimeoutOpt = None,
     registry: RegistryOpt = None,
     home: HomeOpt = None,
@@ -130,7 +123,7 @@ def versions(
     """
     import pyarrow as pa
 
-    chosen = output.choose_output(fmt, out, is_forced=force)
+    chosen = out.choose()
     with Finder(home=home, registry=registry, timeout_s=timeout).opened() as client:
         found = client.versions(subject)
     columns = {
