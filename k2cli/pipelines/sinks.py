@@ -21,6 +21,7 @@ from k2cli.storage.admission import MAX_CONFLICTS, ValueConflict, admit
 from k2cli.storage.append import Commit, SourcePosition
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.lake import Lake
+from k2cli.storage.laketable import LakeTable
 from k2cli.storage.position import Position, Series, Stored
 
 _REMEMBERED = 1_024  # ranges of a series
@@ -40,6 +41,7 @@ class TableSink:
         self, *, lake: Lake, exchange: str, observe: Observer, spill: "SpillFolder | None" = None
     ) -> None:
         self._lake = lake
+        self._tables: dict[str, LakeTable] = {}  # those that rows were committed to
         self._exchange = exchange
         self._observe = observe
         self._spill = spill
@@ -100,7 +102,8 @@ class TableSink:
         pending = pa.Table.from_batches(batches, kind.arrow)
         rows = pa.concat_tables([*(spilled.rows for spilled in recovered), pending])
         try:
-            commit = self._lake.append(kind, rows, seen=seen, watch=self._watches.get(kind.name))
+            table = self._open_table(kind)
+            commit = table.append(rows, seen=seen, watch=self._watches.get(kind.name))
         except (Unavailable, Conflict, ConfigError) as exc:
             if not is_outage(exc, has_committed=self._has_committed):
                 raise
@@ -126,6 +129,12 @@ class TableSink:
             total.commits += 1
             report_commit(self._observe, kind, commit)
 
+    def _open_table(self, kind: RecordKind) -> LakeTable:
+        """Open a table at its first commit."""
+        if kind.name not in self._tables:
+            self._tables[kind.name] = self._lake.open(kind)
+        return self._tables[kind.name]
+
     def _remove_recovered(self, name: str) -> None:
         """Remove the files whose rows are committed."""
         if self._recovered[name]:
@@ -139,7 +148,7 @@ class TableSink:
 
     def _take_unfit(self, kind: RecordKind, rows: pa.Table) -> list[Reject]:
         """Remove the pending rows that the table cannot hold before it has evolved."""
-        faults = self._lake.unfit_rows(kind, rows)
+        faults = self._open_table(kind).unfit_rows(rows)
         is_fit = np.ones(rows.num_rows, dtype=np.bool_)
         is_fit[list(faults)] = False
         self._pending[kind.name][:] = rows.filter(pa.array(is_fit)).to_batches()
@@ -254,22 +263,38 @@ class PrintedTables:
 
     def __init__(self, printer: Printer) -> None:
         self._printer = printer
-        self._held: dict[str, str] = {}
+        self._tables: dict[str, PrintedTable] = {}
 
-    def kind(self, kind: RecordKind) -> RecordKind:
+    def open(self, kind: RecordKind) -> "PrintedTable":
+        """Return what prints the rows of a kind."""
+        return self._tables.setdefault(kind.name, PrintedTable(kind, self._printer))
+
+
+class PrintedTable:
+    """Rows of one kind onto a stream, in the place of a table."""
+
+    def __init__(self, kind: RecordKind, printer: Printer) -> None:
+        self._kind = kind
+        self._printer = printer
+        self._position: str | None = None
+
+    def refresh(self) -> None:
+        """Do nothing: nobody else prints."""
+
+    def evolved_kind(self) -> RecordKind:
         """Return the kind: it is printed with its own columns."""
-        return kind
+        return self._kind
 
-    def held(self, kind: RecordKind, key: str) -> str | None:  # noqa: ARG002
-        """Return how far the rows of a kind were printed."""
-        return self._held.get(kind.name)
+    def stored_position(self, key: str) -> str | None:  # noqa: ARG002
+        """Return how far the rows were printed."""
+        return self._position
 
-    def append(self, kind: RecordKind, rows: pa.Table, *, source: SourcePosition) -> Commit:
+    def append(self, rows: pa.Table, *, source: SourcePosition) -> Commit:
         """Print rows."""
-        reached = source.advance(self._held.get(kind.name))
+        reached = source.advance(self._position)
         for batch in rows.to_batches():
             self._printer.write(batch)
-        self._held[kind.name] = reached
+        self._position = reached
         return Commit(snapshot_id=None, rows=rows.num_rows, duplicates=0, took_ms=0.0)
 
 
