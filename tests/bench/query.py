@@ -49,8 +49,8 @@ def _filled(folder: Path, rows: int) -> _Table:
     with open_lake(settings, create=True) as lake:
         for first in range(0, rows, _PIECE_ROWS):
             piece = trades(first, _PIECE_ROWS, step_us=_DAYS * _DAY_US // rows)
-            lake.append(TRADES, piece)
-        plan = lake.plan(TRADES, symbols=[_SYMBOL])
+            lake.open(TRADES).append(piece)
+        plan = lake.open(TRADES).plan(symbols=[_SYMBOL])
     check_equal(plan.rows, rows)
     return _Table(settings=settings, folder=folder, rows=rows, paths=plan.paths)
 
