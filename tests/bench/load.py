@@ -144,8 +144,9 @@ class _Known:
         other = replace(known, identity="none", digests=("none",))
         with open_lake(self._settings) as lake:
             started = time.perf_counter()
-            found = [bool(lake.open(TRADES).loaded_before([each])) for each in (known, other)]
-            state = lake.open(TRADES).newest_loads([known]).get(known.path)
+            table = lake.open(TRADES)
+            found = [bool(table.loaded_before([each])) for each in (known, other)]
+            state = table.newest_loads([known]).get(known.path)
             took_ms = (time.perf_counter() - started) * 1000
         check_equal((found, state), ([True, False], FileState(first.size_bytes, first.digest)))
         return took_ms
