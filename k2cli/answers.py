@@ -143,7 +143,7 @@ class LakeReader:
 
     def symbols(self, *, tz: str = "UTC") -> Answer:
         """Ask for every symbol: exchange, symbol, kind, rows, first_time, last_time."""
-        plans = [self.lake.plan(kind) for kind in self.lake.kinds()]
+        plans = [self.lake.open(kind).plan() for kind in self.lake.kinds()]
         if not plans:
             raise NotFound(f"there are no tables in {self.settings.home} yet", hint="k2 demo")
         question = list_symbols([plan.kind for plan in plans])
@@ -190,8 +190,7 @@ class LakeReader:
 
     def plan(self, kind: RecordKind, selection: Selection) -> TableFiles:
         """Find the files that can hold rows of a selection."""
-        return self.lake.plan(
-            kind,
+        return self.lake.open(kind).plan(
             symbols=selection.symbols,
             exchanges=selection.exchanges,
             start=selection.span.start,
@@ -202,7 +201,7 @@ class LakeReader:
         """Say why a selection of symbols has no rows: what is stored of them, or is like them."""
         if not selection.symbols:
             return []
-        with self.engine.session([self.lake.plan(kind)]) as session:
+        with self.engine.session([self.lake.open(kind).plan()]) as session:
             return explain_nothing(session, kind, selection)
 
     @property
@@ -255,7 +254,7 @@ class LakeReader:
         }
         with suppress(NotFound):
             for kind in self.lake.kinds():
-                plans[kind.name] = self.lake.plan(kind)
+                plans[kind.name] = self.lake.open(kind).plan()
         return list(plans.values())
 
 

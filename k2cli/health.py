@@ -26,7 +26,9 @@ from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Place, TopicInfo, Topics
 from k2cli.records import KINDS, RecordKind, kind_of_topic
 from k2cli.redaction import redact_url
-from k2cli.storage.lake import Lake, is_embedded, open_lake
+from k2cli.storage.catalog import is_embedded
+from k2cli.storage.lake import Lake, open_lake
+from k2cli.storage.laketable import LakeTable
 from k2cli.storage.offsets import KEY, Offsets, Partition, decode_offsets
 
 T = TypeVar("T")
@@ -228,29 +230,35 @@ def _look_at_tables(settings: Settings, catalog: _Question[_Catalog]) -> list[_T
 
 
 def _look_at_table(lake: Lake, kind: RecordKind) -> _Table:
-    metadata, latency_ms = _timed(partial(lake.read_metadata, kind))
-    info = lake.describe(kind)
+    (table, metadata), latency_ms = _timed(partial(_open_table, lake, kind))
+    info = table.describe()
     age_s = (datetime.now(tz=UTC) - info.last_commit).total_seconds() if info.last_commit else None
     status = TableStatus(
         kind=kind.name,
         name=info.name,
         rows=info.rows,
-        newest_record=lake.newest(kind),
+        newest_record=table.newest(),
         last_commit=info.last_commit,
         age_s=age_s,
     )
     return _Table(
         status=status,
-        offsets=decode_offsets(lake.held(kind, KEY)),
+        offsets=decode_offsets(table.stored_position(KEY)),
         metadata=metadata,
         latency_ms=latency_ms,
-        changes=_pending_changes(lake, kind),
+        changes=_pending_changes(table),
     )
 
 
-def _pending_changes(lake: Lake, kind: RecordKind) -> Sequence[str]:
+def _open_table(lake: Lake, kind: RecordKind) -> tuple[LakeTable, str]:
+    """Open a table, and read its metadata file from where it is stored."""
+    table = lake.open(kind)
+    return table, table.read_metadata()
+
+
+def _pending_changes(table: LakeTable) -> Sequence[str]:
     try:
-        return lake.evolve(kind, kind.avro, is_dry_run=True)
+        return table.evolve(table.kind.avro, is_dry_run=True)
     except BadData as exc:
         return [str(exc)]
 

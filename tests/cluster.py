@@ -66,7 +66,7 @@ class Cluster:
     def positions(self, kind: RecordKind = TRADES) -> dict[Partition, int]:
         """Return how far the table has come."""
         with open_lake(load_settings(self.env)) as lake:
-            return dict(decode_offsets(lake.held(kind, KEY)))
+            return dict(decode_offsets(lake.open(kind).stored_position(KEY)))
 
     def header(self, topic: str, kind: RecordKind = TRADES) -> bytes:
         """Register the schema of a topic; return what its messages begin with."""
@@ -113,12 +113,12 @@ class Cluster:
     def rows(self, kind: RecordKind = TRADES) -> pa.Table:
         """Return what the table holds, in the order of its message ids."""
         with open_lake(load_settings(self.env)) as lake:
-            return lake.table(kind).scan().to_arrow().cast(kind.arrow).sort_by("message_id")
+            return lake.open(kind).iceberg.scan().to_arrow().cast(kind.arrow).sort_by("message_id")
 
     def ids(self, kind: RecordKind = TRADES) -> list[str]:
         """Return the ids that the table holds, sorted, doubles and all."""
         with open_lake(load_settings(self.env)) as lake:
-            found = lake.table(kind).scan(selected_fields=("message_id",)).to_arrow()
+            found = lake.open(kind).iceberg.scan(selected_fields=("message_id",)).to_arrow()
         return sorted(found["message_id"].to_pylist())
 
     def read(self, topic: str, count: int) -> list[Message]:

@@ -10,6 +10,6 @@ from k2cli.storage.tables import create_table
 def make_narrow(lake: Lake) -> None:
     """Replace all tables by ones whose quantities have 18 digits."""
     for kind in KINDS.values():
-        identifier, catalog = (NAMESPACE, kind.table), lake.table(kind).catalog
+        identifier, catalog = (NAMESPACE, kind.table), lake.open(kind).iceberg.catalog
         catalog.drop_table(identifier)
         create_table(catalog, identifier, narrow(kind))

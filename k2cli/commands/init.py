@@ -100,7 +100,7 @@ def init(
         names = [topic_of(kind, name) for kind in KINDS.values() for name in wanted]
         remember_topics(config, names)
         for kind in KINDS.values():
-            note(f"table {lake.describe(kind).name} is there")
+            note(f"table {lake.open(kind).describe().name} is there")
 
 
 def _tell(what: str, *, is_new: bool) -> None:

@@ -35,4 +35,4 @@ def remember_series(
 def remember_tables(config: Settings, lake: "Lake", kinds: "Iterable[RecordKind]") -> None:
     """Keep the series that tables are known to have, without reading their rows."""
     with suppress(K2Error):  # the command itself reports what is wrong with a table
-        remember_series(config, {pair for kind in kinds for pair in lake.series(kind)})
+        remember_series(config, {pair for kind in kinds for pair in lake.open(kind).series()})

@@ -166,10 +166,11 @@ def history(*, out: AnswerOptions, home: HomeOpt = None) -> None:
 
     chosen = out.choose()
     with open_lake(settings(home)) as lake:
-        loads = [
-            table.add_column(0, "table", pa.array([kind.table] * table.num_rows, pa.string()))
-            for kind, table in ((kind, lake.loads(kind).select(_HISTORY)) for kind in lake.kinds())
-        ]
+        logs = [(kind.table, lake.open(kind).loads().select(_HISTORY)) for kind in lake.kinds()]
+    loads = [
+        log.add_column(0, "table", pa.array([table] * log.num_rows, pa.string()))
+        for table, log in logs
+    ]
     newest_first = pa.concat_tables(loads).sort_by([("loaded_at", "descending")])
     output.print_rows(chosen, newest_first, details=_HISTORY_DETAILS)
 
@@ -203,7 +204,7 @@ def undo(
 
     with open_lake(settings(home)) as lake:
         found = find_load(lake, load)
-        undone = lake.undo_load(found.kind, found.load, is_dry_run=dry_run)
+        undone = lake.open(found.kind).undo_load(found.load, is_dry_run=dry_run)
     sums = {
         "table": found.kind.table,
         "load": undone.load,

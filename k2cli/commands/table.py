@@ -32,7 +32,7 @@ from k2cli.kinds import KindName
 if TYPE_CHECKING:
     from k2cli.records import RecordKind
     from k2cli.storage.admission import ValueConflict
-    from k2cli.storage.lake import TableInfo
+    from k2cli.storage.describe import TableInfo
     from k2cli.storage.repair import Repair
 
 table_app = typer.Typer(
@@ -59,7 +59,7 @@ def list_tables(*, out: AnswerOptions, home: HomeOpt = None) -> None:
 
     chosen = out.choose()
     with open_lake(settings(home)) as lake:
-        infos = [lake.describe(kind) for kind in lake.kinds()]
+        infos = [lake.open(kind).describe() for kind in lake.kinds()]
     names = ("kind", "name", "rows", "files", "size_bytes", "snapshots", "last_commit", "location")
     rows = [{name: getattr(info, name) for name in names} for info in infos]
     details = ("location", "name", "size_bytes", "files", "snapshots")
@@ -91,9 +91,9 @@ def describe(
         raise UsageError("--python prints code, not JSON", hint="leave --format out")
     with open_lake(settings(home)) as lake:
         if python:
-            output.data(lake.reading_code(kind))
+            output.data(lake.open(kind).reading_code())
             return
-        info = lake.describe(kind)
+        info = lake.open(kind).describe()
     if fmt is TextOrJson.JSON:
         output.data(json.dumps(asdict(info), default=str))
     else:
@@ -114,12 +114,13 @@ def snapshots(
     """
     import pyarrow as pa
 
-    from k2cli.storage.lake import SnapshotInfo, open_lake
+    from k2cli.storage.describe import SnapshotInfo
+    from k2cli.storage.lake import open_lake
 
     chosen = out.choose()
     kind = _kind(table)
     with open_lake(settings(home)) as lake:
-        infos = lake.snapshots(kind)
+        infos = lake.open(kind).snapshots()
     rows = [{**asdict(info), "refs": ",".join(info.refs)} for info in infos]
     none = {field.name: pa.array([], pa.string()) for field in fields(SnapshotInfo)}
     shown = pa.Table.from_pylist(rows) if rows else pa.table(none)
@@ -158,7 +159,7 @@ def evolve(
     finder = Finder(home=home, registry=registry, timeout_s=timeout)
     avro = kind.avro if schema is None else finder.find(schema).avro
     with open_lake(settings(home)) as lake:
-        changes = lake.evolve(kind, avro, is_dry_run=dry_run)
+        changes = lake.open(kind).evolve(avro, is_dry_run=dry_run)
     for change in changes:
         output.data(change)
     if not changes:
@@ -217,7 +218,7 @@ def dedupe(
     sums = {"days": 0, "removed": 0, "conflicts": 0}
     shown: list[ValueConflict] = []
     with open_lake(config) as lake:
-        for found in lake.dedupe(kind, Keep(keep) if keep else None, is_dry_run=dry_run):
+        for found in lake.open(kind).dedupe(Keep(keep) if keep else None, is_dry_run=dry_run):
             sums["days"] += bool(found.rows)
             sums["removed"] += found.rows
             sums["conflicts"] += found.conflicts

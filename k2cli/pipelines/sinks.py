@@ -18,6 +18,7 @@ from k2cli.storage.admission import admit
 from k2cli.storage.append import Commit
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.lake import Lake
+from k2cli.storage.laketable import LakeTable
 from k2cli.storage.position import Position, Series, Stored
 
 _REMEMBERED = 1_024  # ranges of a series
@@ -36,6 +37,7 @@ class TableSink:
         self, *, lake: Lake, exchange: str, observe: Observer, spill: "SpillFolder | None" = None
     ) -> None:
         self._lake = lake
+        self._tables: dict[str, LakeTable] = {}  # those that rows were committed to
         self._exchange = exchange
         self._observe = observe
         self._spill = spill
@@ -96,7 +98,8 @@ class TableSink:
         pending = pa.Table.from_batches(batches, kind.arrow)
         rows = pa.concat_tables([*(spilled.rows for spilled in recovered), pending])
         try:
-            commit = self._lake.append(kind, rows, seen=seen, watch=self._watches.get(kind.name))
+            table = self._open_table(kind)
+            commit = table.append(rows, seen=seen, watch=self._watches.get(kind.name))
         except (Unavailable, Conflict, ConfigError) as exc:
             if not is_outage(exc, has_committed=self._has_committed):
                 raise
@@ -122,6 +125,12 @@ class TableSink:
             total.commits += 1
             report_commit(self._observe, kind, commit)
 
+    def _open_table(self, kind: RecordKind) -> LakeTable:
+        """Open a table at its first commit."""
+        if kind.name not in self._tables:
+            self._tables[kind.name] = self._lake.open(kind)
+        return self._tables[kind.name]
+
     def _remove_recovered(self, name: str) -> None:
         """Remove the files whose rows are committed."""
         if self._recovered[name]:
@@ -135,7 +144,7 @@ class TableSink:
 
     def _take_unfit(self, kind: RecordKind, rows: pa.Table) -> list[Reject]:
         """Remove the pending rows that the table cannot hold before it has evolved."""
-        faults = self._lake.unfit_rows(kind, rows)
+        faults = self._open_table(kind).unfit_rows(rows)
         is_fit = np.ones(rows.num_rows, dtype=np.bool_)
         is_fit[list(faults)] = False
         self._pending[kind.name][:] = rows.filter(pa.array(is_fit)).to_batches()
@@ -187,6 +196,116 @@ class ForwardingSink:
         return Kept()
 
 
+<<<<<<< HEAD
+=======
+class NdjsonSink:
+    """Rows as ndjson onto a stream at once; a commit only counts them."""
+
+    def __init__(self, *, out: BinaryIO, exchange: str, observe: Observer) -> None:
+        self._printer = NdjsonPrinter(out)
+        self._deduplicator = Deduplicator(exchange=exchange, observe=observe)
+
+    def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
+        """Print the rows that were not printed before."""
+        for batch in self._deduplicator.new_rows(kind, rows):
+            self._printer.write(batch)
+
+    def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
+        """Take note of ids that stand for no record."""
+        self._deduplicator.see(kind, ids)
+
+    def commit(self) -> Committed:
+        """Return what was printed since the last commit."""
+        return self._deduplicator.take_sums()
+
+    def recover(self) -> Iterator[Recovered]:
+        """Yield nothing: nothing is kept between runs."""
+        return iter(())
+
+    def keep(self) -> Kept:
+        """Return nothing: rows are printed as they come."""
+        return Kept()
+
+
+class Printer(Protocol):
+    """Writes rows onto a stream."""
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Write rows, at once."""
+
+
+class NdjsonPrinter:
+    """Rows as lines of JSON."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._renderer = NdjsonRenderer()
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Write a line a row."""
+        self._out.write(self._renderer.render(rows))
+        self._out.flush()
+
+
+class ArrowPrinter:
+    """Rows of one kind as an Arrow IPC stream; `close` ends it."""
+
+    def __init__(self, out: BinaryIO, kind: RecordKind) -> None:
+        self._out = out
+        self._writer = pa.ipc.new_stream(out, kind.arrow)
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Write a batch."""
+        self._writer.write_batch(rows)
+        self._out.flush()
+
+    def close(self) -> None:
+        """Write the end of the stream."""
+        self._writer.close()
+        self._out.flush()
+
+
+class PrintedTables:
+    """Rows onto a stream, in the place of tables."""
+
+    def __init__(self, printer: Printer) -> None:
+        self._printer = printer
+        self._tables: dict[str, PrintedTable] = {}
+
+    def open(self, kind: RecordKind) -> "PrintedTable":
+        """Return what prints the rows of a kind."""
+        return self._tables.setdefault(kind.name, PrintedTable(kind, self._printer))
+
+
+class PrintedTable:
+    """Rows of one kind onto a stream, in the place of a table."""
+
+    def __init__(self, kind: RecordKind, printer: Printer) -> None:
+        self._kind = kind
+        self._printer = printer
+        self._position: str | None = None
+
+    def refresh(self) -> None:
+        """Do nothing: nobody else prints."""
+
+    def evolved_kind(self) -> RecordKind:
+        """Return the kind: it is printed with its own columns."""
+        return self._kind
+
+    def stored_position(self, key: str) -> str | None:  # noqa: ARG002
+        """Return how far the rows were printed."""
+        return self._position
+
+    def append(self, rows: pa.Table, *, source: SourcePosition) -> Commit:
+        """Print rows."""
+        reached = source.advance(self._position)
+        for batch in rows.to_batches():
+            self._printer.write(batch)
+        self._position = reached
+        return Commit(snapshot_id=None, rows=rows.num_rows, duplicates=0, took_ms=0.0)
+
+
+>>>>>>> part-laketable
 class Deduplicator:
     """Leaves out what came before in this run, and reports gaps: for sinks without a table.
 

@@ -25,7 +25,7 @@ from requests import RequestException
 from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from k2cli.config import Settings
-from k2cli.errors import Conflict, Unavailable
+from k2cli.errors import BadData, Conflict, Unavailable
 from k2cli.ranges import Ints
 from k2cli.storage.admission import (
     NO_ROWS,
@@ -220,11 +220,17 @@ class Attempt:
 
 
 def commit_attempts(
-    table: Table, attempt: Callable[[TableState], Attempt | None], settings: Settings
+    table: Table,
+    attempt: Callable[[TableState], Attempt | None],
+    settings: Settings,
+    *,
+    is_current: bool = True,
 ) -> int | None:
     """Commit what `attempt` makes of the newest snapshot's state, anew after a lost race.
 
-    Returns the snapshot's id, or None when `attempt` found that there is nothing to add.
+    Returns the snapshot's id, or None when `attempt` found that there is nothing to add. Where the
+    table was not loaded for this commit (`is_current` is off), a refusal or None counts only if
+    `attempt` comes to it again with the newest metadata.
 
     Raises:
         Conflict: other writers won too often; nothing was written.
@@ -235,11 +241,9 @@ def commit_attempts(
         landed = next((each for each in unknown if table.snapshot_by_id(each)), None)
         if landed is not None:
             return landed
-        try:
-            made = attempt(read_state(table))
-        except FileNotFoundError:  # compacted and expired since the table was loaded, perhaps
-            if not has_moved_on(table):
-                raise
+        is_valid, made = _judge(table, attempt, is_current=is_current)
+        if not is_valid:
+            is_current = True
             continue
         if made is None:
             return None
@@ -255,10 +259,26 @@ def commit_attempts(
             return snapshot_id
         time.sleep(random.uniform(0, min(_MAX_WAIT_S, 0.02 * 2**number)))
         table.refresh()
+        is_current = True
     raise Conflict(
         f"other writers of {'.'.join(table.name())} won {_ATTEMPTS} times in a row",
         hint="run the command again, or let fewer processes write",
     )
+
+
+def _judge(
+    table: Table, attempt: Callable[[TableState], Attempt | None], *, is_current: bool
+) -> tuple[bool, Attempt | None]:
+    """Make an attempt; return whether it is valid, or the table was outdated and is reloaded."""
+    try:
+        made = attempt(read_state(table))
+    except (BadData, Conflict, FileNotFoundError) as exc:
+        # Compacted and expired since the table was loaded, perhaps, or evolved, or a load undone.
+        is_final = is_current and not isinstance(exc, FileNotFoundError)
+        if is_final or not has_moved_on(table):
+            raise
+        return False, None
+    return made is not None or is_current or not has_moved_on(table), made
 
 
 def has_moved_on(table: Table) -> bool:

@@ -5,23 +5,51 @@ is filled in, and what would end in an error of some library's insides is refuse
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NotInstalledError
 from pyiceberg.io import SCHEMA_TO_FILE_IO
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 
+from k2cli.config import Settings
 from k2cli.errors import ConfigError
 from k2cli.redaction import hide_secrets
 from k2cli.storage.s3 import aws_session, is_on
 from k2cli.urls import check_database_url, check_url
 
 NAME: Final = "k2"  # SQL catalogs keep the tables of every name apart
+_FILE: Final = "catalog.db"  # of the embedded catalog
 _REST: Final = "k2cli.storage.rest.BoundedRestCatalog"
 # What a driver's module comes in, where the package has another name.
 _PACKAGES: Final = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}
+
+
+def is_embedded(settings: Settings) -> bool:
+    """Return whether the settings name no catalog, so that the embedded one is used."""
+    return "uri" not in settings.catalog and "type" not in settings.catalog
+
+
+def catalog_file(settings: Settings) -> Path:
+    """Return the path of the embedded catalog."""
+    return settings.home / _FILE
+
+
+def catalog_properties(settings: Settings) -> dict[str, str]:
+    """Return the properties of the catalog that the settings name, or of the embedded one."""
+    if not is_embedded(settings):
+        return dict(settings.catalog)
+    path = catalog_file(settings)
+    url = URL.create("sqlite", database=str(path), query={"timeout": "30"})
+    return {
+        "type": "sql",
+        "uri": url.render_as_string(),
+        "warehouse": str(path.parent / "warehouse"),
+        **settings.catalog,
+    }
 
 
 def open_catalog(properties: Mapping[str, str]) -> Catalog:

@@ -129,7 +129,7 @@ def _is_unfit(values: pa.Array, narrow: pa.DataType) -> npt.NDArray[np.bool_]:
 def evolve_table(
     table: Table, kind: RecordKind, avro: Mapping[str, Any], *, is_dry_run: bool
 ) -> list[str]:
-    """Bring a table along with an Avro schema of its kind. See `Lake.evolve`."""
+    """Bring a table along with an Avro schema of its kind. See `LakeTable.evolve`."""
     for _ in range(_ATTEMPTS):
         changes = list(_changes(kind, avro, arrow_columns(table.schema())))
         said = [str(change) for change in changes]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 
-from k2cli.errors import Conflict
+from k2cli.errors import BadData, Conflict
 from k2cli.ranges import Ints, ranges_of
 from k2cli.storage.admission import (
     Admission,
@@ -180,6 +180,7 @@ class FileLoad:
                     self._table,
                     lambda state: self._attempt(state, entry, key, after),
                     self._target.settings,
+                    is_current=False,
                 )
             ensure_position(self._target)
 
@@ -232,7 +233,15 @@ class FileLoad:
                 raise self._changed("other writers compacted") from None
             self.stowed.add(admission)
             if admission.rows.num_rows:
-                self._files += write_data_files(self._table, self._kind, admission.rows)
+                self._files += self._write_rows(admission.rows)
+
+    def _write_rows(self, rows: pa.Table) -> list["DataFile"]:
+        try:
+            return write_data_files(self._table, self._kind, rows)
+        except BadData:  # the table may have evolved since it was loaded
+            if not has_moved_on(self._table):
+                raise
+            return write_data_files(self._table, self._kind, rows)
 
     def _admit(self, rows: pa.Table) -> Admission:
         """Choose the rows that neither the table stores nor the file had before."""

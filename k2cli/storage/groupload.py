@@ -62,7 +62,7 @@ def load_group(target: Target, files: Sequence[CompleteFile]) -> list[Stowed | N
     group = _Group(target, files)
     while True:
         with suppress(PositionMissing):  # another engine wrote since the table was loaded
-            commit_attempts(target.table, group.attempt, target.settings)
+            commit_attempts(target.table, group.attempt, target.settings, is_current=False)
             return group.outcomes
         ensure_position(target)
 

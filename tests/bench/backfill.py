@@ -48,7 +48,7 @@ def run(setup: Setup) -> list[Line]:
     took_s = time.perf_counter() - started
     with open_lake(settings) as lake:
         _check(lake, symbols * days * _LINES)
-        size = len(lake.held(TRADES, KEY) or "")
+        size = len(lake.open(TRADES).stored_position(KEY) or "")
         old_ms = _commits(lake)
     with open_lake(load_settings({"K2_HOME": str(setup.folder / "young")}), create=True) as lake:
         young_ms = _commits(lake)
@@ -123,17 +123,17 @@ def _load(home: Path, paths: Sequence[Path], chance: random.Random) -> bool:
 
 
 def _check(lake: Lake, rows: int) -> None:
-    found = lake.table(TRADES).scan(selected_fields=("symbol", "source_sequence")).to_arrow()
+    found = lake.open(TRADES).iceberg.scan(selected_fields=("symbol", "source_sequence")).to_arrow()
     check_equal(found.num_rows, rows)
     check_equal(found.group_by(["symbol", "source_sequence"]).aggregate([]).num_rows, rows)
 
 
 def _commits(lake: Lake) -> list[float]:
-    took_ms = []
+    table, took_ms = lake.open(TRADES), []
     for number in range(_COMMITS):
         rows = trades(number * _LINES, _LINES, step_us=1_000_000)
         started = time.perf_counter()
-        commit = lake.append(TRADES, rows)
+        commit = table.append(rows)
         took_ms.append((time.perf_counter() - started) * 1000)
         check_equal(commit.rows, _LINES)
     return took_ms

@@ -89,10 +89,11 @@ class _Life:
         """Make so many commits; return the milliseconds that each took."""
         took_ms = []
         with open_lake(self._settings, create=self._commits == 0) as lake:
+            table = lake.open(TRADES)
             for _ in range(commits):
                 rows = trades(self._commits * _ROWS, _ROWS, step_us=_STEP_US)
                 started = time.perf_counter()
-                commit = lake.append(TRADES, rows, watch=GapWatch("BINANCE"))
+                commit = table.append(rows, watch=GapWatch("BINANCE"))
                 took_ms.append((time.perf_counter() - started) * 1000)
                 check_equal((commit.rows, commit.duplicates, list(commit.gaps)), (_ROWS, 0, []))
                 self._commits += 1
@@ -101,7 +102,7 @@ class _Life:
     def check(self, commits: int) -> None:
         """Fail unless the table holds the rows of so many commits."""
         with open_lake(self._settings) as lake:
-            check_equal(lake.plan(TRADES).rows, commits * _ROWS)
+            check_equal(lake.open(TRADES).plan().rows, commits * _ROWS)
 
     def metadata(self) -> tuple[int, int]:
         """Count files and bytes of the table's metadata folder."""

@@ -194,7 +194,7 @@ def _consume(cluster: _Cluster, topic: str, messages: int, name: str) -> _Run:
     sums = json.loads(seen.stdout)
     check_equal([sums[key] for key in ("messages", "rows", "rejects")], [messages, messages, 0])
     with open_lake(load_settings({"K2_HOME": str(home)})) as lake:
-        check_equal(lake.plan(TRADES).rows, messages)
+        check_equal(lake.open(TRADES).plan().rows, messages)
     return _Run(seen=seen, duration_s=sums["duration_s"])
 
 

@@ -110,7 +110,7 @@ class _Known:
         self._settings = load_settings({"K2_HOME": str(home)})
         self._made = 0
         with open_lake(self._settings, create=True) as lake:
-            table = lake.table(TRADES)
+            table = lake.open(TRADES).iceberg
             log: str | None = None
             for bit in reversed(range(loads.bit_length())):
                 if loads >> bit & 1:
@@ -118,7 +118,7 @@ class _Known:
             properties = {KEY: log or "", POSITION: encode_position(Position())}
             attempt = Attempt(files=[], properties=properties, scratch=[])
             commit_attempts(table, lambda _: attempt, self._settings)
-            check_equal(len(lake.loads(TRADES)), loads)
+            check_equal(len(lake.open(TRADES).loads()), loads)
 
     def _entry(self) -> LoadEntry:
         self._made += 1
@@ -144,8 +144,9 @@ class _Known:
         other = replace(known, identity="none", digests=("none",))
         with open_lake(self._settings) as lake:
             started = time.perf_counter()
-            found = [bool(lake.loaded_before(TRADES, [each])) for each in (known, other)]
-            state = lake.newest_loads(TRADES, [known]).get(known.path)
+            table = lake.open(TRADES)
+            found = [bool(table.loaded_before([each])) for each in (known, other)]
+            state = table.newest_loads([known]).get(known.path)
             took_ms = (time.perf_counter() - started) * 1000
         check_equal((found, state), ([True, False], FileState(first.size_bytes, first.digest)))
         return took_ms
@@ -155,7 +156,7 @@ class _Known:
         with open_lake(self._settings) as lake:
             started = time.perf_counter()
             entry = self._entry()
-            with lake.load_file(TRADES, "a.csv", file=entry.identity) as file:
+            with lake.open(TRADES).load_file("a.csv", file=entry.identity) as file:
                 file.write(trades(self._made, 1, step_us=1).to_batches()[0])
                 snapshot_id = file.commit(entry, key=_key(entry))
             took_ms = (time.perf_counter() - started) * 1000

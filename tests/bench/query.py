@@ -47,10 +47,11 @@ def run(setup: Setup) -> Iterator[Line]:
 def _filled(folder: Path, rows: int) -> _Table:
     settings = load_settings({"K2_HOME": str(folder / "home")})
     with open_lake(settings, create=True) as lake:
+        table = lake.open(TRADES)
         for first in range(0, rows, _PIECE_ROWS):
             piece = trades(first, _PIECE_ROWS, step_us=_DAYS * _DAY_US // rows)
-            lake.append(TRADES, piece)
-        plan = lake.plan(TRADES, symbols=[_SYMBOL])
+            table.append(piece)
+        plan = table.plan(symbols=[_SYMBOL])
     check_equal(plan.rows, rows)
     return _Table(settings=settings, folder=folder, rows=rows, paths=plan.paths)
 

@@ -51,7 +51,7 @@ def _stream(url: str, messages: int, home: Path) -> float:
     summary = json.loads(output_of(stream_command(url, messages), home=home))
     check_summary(summary, messages)
     with open_lake(load_settings({"K2_HOME": str(home)})) as lake:
-        check_equal(lake.plan(TRADES).rows, messages)
+        check_equal(lake.open(TRADES).plan().rows, messages)
     return summary["rows"] / summary["duration_s"]
 
 

@@ -99,8 +99,8 @@ def test_printed_commands_run_over_a_home_with_rows(
     home: Path, lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for symbol in ("BTCUSDT", "ETHUSDT"):
-        lake.append(TRADES, pa.Table.from_batches([trades_batch(30, symbol=symbol)]))
-        lake.append(QUOTES, pa.Table.from_batches([quotes_batch(3, symbol=symbol)]))
+        lake.open(TRADES).append(pa.Table.from_batches([trades_batch(30, symbol=symbol)]))
+        lake.open(QUOTES).append(pa.Table.from_batches([quotes_batch(3, symbol=symbol)]))
     for name in [name for name in os.environ if name.startswith("K2_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("K2_HOME", str(home))

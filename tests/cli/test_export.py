@@ -19,7 +19,7 @@ _OWN = ("message_id", "ingestion_timestamp", "trade_id", "quote_id")
 def rows_of(home: Path, kind: str, *, has_ids: bool) -> pa.Table:
     """All rows but what is a load's own, in an order of their own."""
     with open_lake(load_settings({"K2_HOME": str(home)})) as lake:
-        table = lake.table(KINDS[kind]).scan().to_arrow().cast(KINDS[kind].arrow)
+        table = lake.open(KINDS[kind]).iceberg.scan().to_arrow().cast(KINDS[kind].arrow)
     own = _OWN if not has_ids else ("ingestion_timestamp",)
     kept = table.drop_columns([name for name in own if name in table.column_names])
     plain = [f.name for f in kept.schema if not pa.types.is_nested(f.type)]

@@ -37,7 +37,7 @@ def binance_lines(first: int, count: int) -> str:
 
 def rows_of(settings: Settings, kind: RecordKind = TRADES) -> int:
     with open_lake(settings) as lake:
-        return lake.describe(kind).rows
+        return lake.open(kind).describe().rows
 
 
 def sums(result: Result) -> dict[str, int]:
@@ -205,7 +205,7 @@ def test_identical_lines_stay_distinct_trades(run: Run, tmp_path: Path, settings
     path.write_text(HEADER + "A,2024-08-08T10:00:00Z,1.5,2,buy,USD\n" * 3)
     run(["load", "csv", str(path), *GENERIC])
     with open_lake(settings) as lake:
-        rows = lake.table(TRADES).scan().to_arrow()
+        rows = lake.open(TRADES).iceberg.scan().to_arrow()
     assert len(set(rows["message_id"].to_pylist())) == 3
     assert set(rows["price"].to_pylist()) == {Decimal("1.50000000")}
 

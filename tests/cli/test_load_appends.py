@@ -76,7 +76,7 @@ def rows_in(result: Result) -> int:
 
 def stored(settings: Settings, column: str = "quantity") -> list[Any]:
     with open_lake(settings) as lake:
-        found = lake.table(TRADES).scan().to_arrow()
+        found = lake.open(TRADES).iceberg.scan().to_arrow()
     return [row[column] for row in sorted(found.to_pylist(), key=lambda row: row["quantity"])]
 
 
@@ -250,11 +250,11 @@ def test_rollback_makes_the_lines_count_as_not_loaded(
 ) -> None:
     follow()
     with open_lake(settings) as lake:
-        first = lake.table(TRADES).current_snapshot()
+        first = lake.open(TRADES).iceberg.current_snapshot()
         assert first is not None
         append(growing, lines(4, 2))
         follow()
-        with lake.table(TRADES).manage_snapshots() as manage:
+        with lake.open(TRADES).iceberg.manage_snapshots() as manage:
             manage.rollback_to_snapshot(first.snapshot_id)
     assert stored(settings) == [1, 2, 3]
     assert rows_in(follow()) == 2
@@ -356,7 +356,7 @@ def test_lines_that_a_table_may_have_are_refused_where_its_log_was_lost(
     append(growing, sequenced_lines(4, 3))
     k2(*load, "--follow-appends")
     with open_lake(settings) as lake:
-        forget_everything(lake.table(TRADES))
+        forget_everything(lake.open(TRADES).iceberg)
     append(growing, sequenced_lines(7, 2))
     if is_large:
         monkeypatch.setattr("k2cli.storage.fileload._FILE_ROWS", 1)
@@ -378,7 +378,7 @@ def test_another_file_is_loaded_where_the_log_of_loads_was_lost(
 ) -> None:
     follow()
     with open_lake(settings) as lake:
-        forget_everything(lake.table(TRADES))
+        forget_everything(lake.open(TRADES).iceberg)
     other = tmp_path / "other.csv"
     other.write_text(HEADER + lines(11, 3))
     assert rows_in(k2("load", "csv", other, *GENERIC, "--summary", "json")) == 3

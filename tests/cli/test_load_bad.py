@@ -48,7 +48,7 @@ def rejects_in(home: Path) -> Rejects:
 
 def rows_in(settings: Settings) -> int:
     with open_lake(settings) as lake:
-        return lake.describe(TRADES).rows
+        return lake.open(TRADES).describe().rows
 
 
 def binance(place: int, text: str) -> str:

@@ -40,17 +40,17 @@ def test_small_files_share_snapshots_and_each_is_all_or_nothing(
     assert (sums["rows"], sums["rejects"]) == (29, 1)
     assert paths[7].name in result.stderr
     with open_lake(settings) as lake:
-        snapshots = lake.snapshots(TRADES)
+        snapshots = lake.open(TRADES).snapshots()
         assert [each.added_rows for each in snapshots] == [29]
-        stored = lake.table(TRADES).scan().to_arrow()["source_sequence"].to_pylist()
+        stored = lake.open(TRADES).iceberg.scan().to_arrow()["source_sequence"].to_pylist()
         assert sorted(stored) == [n for n in range(30) if n != 7]
-        loads = lake.loads(TRADES)
+        loads = lake.open(TRADES).loads()
         assert loads["rows"].to_pylist() == [1] * 29
     again = k2("load", "csv", *paths[:3], *BINANCE, *JSON)
     assert json.loads(again.stdout)["skipped"] == 3
     k2("load", "undo", paths[2])
     with open_lake(settings) as lake:
-        stored = lake.table(TRADES).scan().to_arrow()["source_sequence"].to_pylist()
+        stored = lake.open(TRADES).iceberg.scan().to_arrow()["source_sequence"].to_pylist()
     assert sorted(stored) == [n for n in range(30) if n not in {2, 7}]
 
 
@@ -69,12 +69,14 @@ def test_duplicates_and_conflicts_within_a_group_count_with_their_file(
     assert (sums["rows"], sums["duplicates"], sums["conflicts"]) == (3, 1, 1)
     assert "price 7.00000000 (stored 1.50000000)" in rejects.read_text()
     with open_lake(settings) as lake:
-        found = lake.loads(TRADES).sort_by("path").select(["rows", "duplicates", "conflicts"])
+        found = (
+            lake.open(TRADES).loads().sort_by("path").select(["rows", "duplicates", "conflicts"])
+        )
         counts = [tuple(each.values()) for each in found.to_pylist()]
         assert counts == [(2, 0, 0), (1, 1, 0), (0, 0, 1)]
-        undone = lake.loads(TRADES).sort_by("path")["load"][0].as_py()
-        assert lake.undo_load(TRADES, undone).rows == 2
-        assert lake.table(TRADES).scan().to_arrow()["source_sequence"].to_pylist() == [3]
+        undone = lake.open(TRADES).loads().sort_by("path")["load"][0].as_py()
+        assert lake.open(TRADES).undo_load(undone).rows == 2
+        assert lake.open(TRADES).iceberg.scan().to_arrow()["source_sequence"].to_pylist() == [3]
 
 
 def test_files_before_one_that_cannot_be_opened_are_loaded(
@@ -84,7 +86,7 @@ def test_files_before_one_that_cannot_be_opened_are_loaded(
     result = k2("load", "csv", *paths, tmp_path / "none.csv", *BINANCE, code=4)
     assert "no file" in result.stderr
     with open_lake(settings) as lake:
-        assert lake.describe(TRADES).rows == 3
+        assert lake.open(TRADES).describe().rows == 3
 
 
 def test_a_file_that_needs_an_option_ends_the_load_after_those_before(
@@ -95,7 +97,7 @@ def test_a_file_that_needs_an_option_ends_the_load_after_those_before(
     nameless.write_text(paths[0].read_text())
     k2("load", "csv", *paths, nameless, *BINANCE, code=2)
     with open_lake(settings) as lake:
-        assert lake.describe(TRADES).rows == 2
+        assert lake.open(TRADES).describe().rows == 2
 
 
 def test_rows_that_the_table_cannot_hold_fail_their_file_alone(

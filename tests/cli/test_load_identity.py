@@ -36,7 +36,7 @@ def load(k2: K2, path: Path | str, *args: str, code: int = 0) -> tuple[int, int,
 
 def stored(settings: Settings) -> list[dict[str, Any]]:
     with open_lake(settings) as lake:
-        rows = lake.table(TRADES).scan().to_arrow().to_pylist()
+        rows = lake.open(TRADES).iceberg.scan().to_arrow().to_pylist()
     assert len({row["message_id"] for row in rows}) == len(rows)
     return sorted(rows, key=lambda row: (row["quantity"], row["symbol"]))
 

@@ -58,7 +58,7 @@ def history(k2: K2) -> list[dict[str, Any]]:
 def stored(settings: Settings, *columns: str, kind: RecordKind = TRADES) -> list[Any]:
     """Return columns of all rows, sorted; a column alone as plain values."""
     with open_lake(settings) as lake:
-        rows = lake.table(kind).scan().to_arrow().select(list(columns)).to_pylist()
+        rows = lake.open(kind).iceberg.scan().to_arrow().select(list(columns)).to_pylist()
     return sorted(row[columns[0]] if len(columns) == 1 else tuple(row.values()) for row in rows)
 
 
@@ -99,7 +99,7 @@ def test_what_other_loads_and_streams_stored_stays(
     month.write_text(binance(1, 1_500))
     streamed = [trade_row(source_sequence=n, trade_id=f"BINANCE-{n}") for n in (10, 2_000)]
     with open_lake(settings, create=True) as lake:
-        lake.append(TRADES, table_of(TRADES, streamed))
+        lake.open(TRADES).append(table_of(TRADES, streamed))
     assert sums(k2, "csv", dump, *BINANCE, "--max-rejects", "1")["rows"] == 999
     assert sums(k2, "csv", month, *BINANCE)["rows"] == 500
     result = k2("load", "undo", dump)
@@ -158,9 +158,9 @@ def test_part_of_a_file_that_grows_is_undone_and_followed_again(
 def test_dry_run_only_counts(k2: K2, dump: Path, settings: Settings) -> None:
     k2("load", "csv", dump, *BINANCE)
     with open_lake(settings) as lake:
-        before = lake.table(TRADES).metadata_location
+        before = lake.open(TRADES).iceberg.metadata_location
         result = k2("load", "undo", dump, "--dry-run")
-        assert lake.table(TRADES).metadata_location == before
+        assert lake.open(TRADES).iceberg.metadata_location == before
     assert "rows=1000" in result.stderr
     assert "dry run" in result.stderr
     assert len(history(k2)) == 1
@@ -219,7 +219,7 @@ def test_killed_undo_leaves_all_or_nothing(
         paths[-1].write_text(binance(1 + 150_000 * n, 150_000))
         k2("load", "csv", paths[-1], *BINANCE)
     with open_lake(settings) as lake:
-        rewrite_as_another_engine(lake.table(TRADES), is_expiring=False)
+        rewrite_as_another_engine(lake.open(TRADES).iceberg, is_expiring=False)
     args = [sys.executable, "-m", "k2cli", "load", "undo", str(paths[0])]
     delay_s, is_undone = 0.5, False
     while not is_undone:

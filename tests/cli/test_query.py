@@ -48,9 +48,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with 600 trades of two symbols and an odd one, and 3 quotes."""
     home = tmp_path_factory.mktemp("lake") / "home"
     with open_lake(load_settings({"K2_HOME": str(home)}), create=True) as lake:
-        lake.append(TRADES, pa.Table.from_batches([trades_batch(600)]))
-        lake.append(TRADES, table_of(TRADES, [ODD]))
-        lake.append(QUOTES, pa.Table.from_batches([quotes_batch(3)]))
+        lake.open(TRADES).append(pa.Table.from_batches([trades_batch(600)]))
+        lake.open(TRADES).append(table_of(TRADES, [ODD]))
+        lake.open(QUOTES).append(pa.Table.from_batches([quotes_batch(3)]))
     return home
 
 

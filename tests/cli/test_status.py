@@ -68,9 +68,9 @@ def test_a_newcomer_is_told_what_to_do_next(home: Path):
 
 
 def test_tables_are_told_with_their_rows_and_how_new_they_are(lake: Lake, home: Path):
-    lake.append(TRADES, _table(trades_batch(5, exchange="BINANCE_US")))
-    lake.append(TRADES, _table(trades_batch(400)))  # passes midnight
-    lake.append(TRADES, _table(trades_batch(3, exchange="ASX")))  # late ones
+    lake.open(TRADES).append(_table(trades_batch(5, exchange="BINANCE_US")))
+    lake.open(TRADES).append(_table(trades_batch(400)))  # passes midnight
+    lake.open(TRADES).append(_table(trades_batch(3, exchange="ASX")))  # late ones
     found = json.loads(k2_at(home)(*PATIENT, "-f", "json").stdout)
     assert {check["name"]: check["state"] for check in found["checks"]} == {
         "catalog": "green",
@@ -101,27 +101,27 @@ def test_tables_are_told_with_their_rows_and_how_new_they_are(lake: Lake, home: 
 
 
 def test_the_newest_row_is_found_whatever_another_engine_partitioned_by(lake: Lake):
-    lake.append(TRADES, _table(trades_batch(400)))  # passes midnight
+    lake.open(TRADES).append(_table(trades_batch(400)))  # passes midnight
     newest = START + timedelta(seconds=399, microseconds=55_000)
-    table = lake.table(TRADES)
+    table = lake.open(TRADES).iceberg
     with table.update_spec() as spec:
         spec.remove_field("timestamp_day")
         spec.add_field("timestamp", HourTransform(), "timestamp_hour")
     table.append(_table(trades_batch(3)))
-    assert lake.newest(TRADES) == newest
+    assert lake.open(TRADES).newest() == newest
     newer = newest + timedelta(hours=1)
     table.append(_table(trades_batch(1, timestamp=newer)))
-    assert lake.newest(TRADES) == newer
+    assert lake.open(TRADES).newest() == newer
 
 
 def test_what_is_damaged_is_red(lake: Lake, home: Path):
-    lake.append(QUOTES, _table(quotes_batch(5)))
-    metadata = Path(lake.read_metadata(QUOTES))
+    lake.open(QUOTES).append(_table(quotes_batch(5)))
+    metadata = Path(lake.open(QUOTES).read_metadata())
     metadata.write_bytes(metadata.read_bytes()[:100])
     lines = k2_at(home)(*PATIENT, code=6).stdout.splitlines()
     assert any(line.startswith("red     store") and "hint: " in line for line in lines)
-    lake.append(TRADES, _table(trades_batch(5, exchange="BINANCE_US")))
-    snapshot = lake.table(TRADES).current_snapshot()
+    lake.open(TRADES).append(_table(trades_batch(5, exchange="BINANCE_US")))
+    snapshot = lake.open(TRADES).iceberg.current_snapshot()
     assert snapshot is not None
     Path(snapshot.manifest_list).write_bytes(b"nonsense")
     assert "a metadata file is damaged" in k2_at(home)(*PATIENT, code=6).stdout
@@ -304,7 +304,7 @@ def test_watching_goes_on_until_a_signal(
     with subprocess.Popen(command, env=k2_env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["tables"][0]["rows"] == 0
-        lake.append(TRADES, _table(trades_batch(5, exchange="BINANCE_US")))
+        lake.open(TRADES).append(_table(trades_batch(5, exchange="BINANCE_US")))
         while json.loads(process.stdout.readline())["tables"][0]["rows"] != 5:
             pass
         process.send_signal(number)

@@ -147,7 +147,7 @@ def test_rejects_are_kept_in_the_home_folder(
     assert rejects[2]["raw_base64"] == "//57AIB9"
     assert all(reject["reason"] and reject["received"].endswith("Z") for reject in rejects)
     with open_lake(settings) as lake:
-        assert lake.describe(TRADES).rows == 60
+        assert lake.open(TRADES).describe().rows == 60
 
 
 def test_rejects_go_into_the_named_file(
@@ -181,7 +181,7 @@ def test_too_many_rejects_exit_with_6_and_all_before_committed(
     summary = json.loads(result.stdout)
     assert summary["rows"] + summary["rejects"] == summary["messages"]
     with open_lake(settings) as lake:
-        assert lake.describe(TRADES).rows == summary["rows"] >= 40
+        assert lake.open(TRADES).describe().rows == summary["rows"] >= 40
 
 
 def test_rejects_below_a_file_are_a_wrong_setting(

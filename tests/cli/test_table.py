@@ -21,7 +21,7 @@ def filled(settings: Settings) -> None:
     """Trades in two commits, and an empty table of quotes."""
     with open_lake(settings, create=True) as lake:
         for exchange in ("BINANCE", "BINANCE_US"):
-            lake.append(TRADES, pa.Table.from_batches([trades_batch(10, exchange=exchange)]))
+            lake.open(TRADES).append(pa.Table.from_batches([trades_batch(10, exchange=exchange)]))
 
 
 @pytest.mark.usefixtures("filled")
@@ -105,9 +105,9 @@ def test_dedupe_counts_and_removes_what_is_stored_twice(
     row = trade_row(price=price, source_sequence=1_002, ingestion_timestamp=late)
     other = table_of(TRADES, [row, row])
     with open_lake(settings, create=True) as lake:
-        lake.append(TRADES, rows)
+        lake.open(TRADES).append(rows)
         for added in (rows, other):
-            append_as_another_engine(lake.table(TRADES), added)
+            append_as_another_engine(lake.open(TRADES).iceberg, added)
     rejects = tmp_path / "conflicts.ndjson"
     words = ["table", "dedupe", "trades", "--summary", "json", "--rejects", str(rejects)]
     unnamed = run([*words[:5], "--dry-run"])

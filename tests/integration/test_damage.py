@@ -42,8 +42,8 @@ def page_of(path: Path, column: str) -> int:
 
 @pytest.mark.parametrize("column", ["price", "symbol", "message_id", "timestamp"])
 def test_a_flipped_bit_in_a_page_is_found_by_its_checksum(lake: Lake, column: str) -> None:
-    lake.append(TRADES, pa.Table.from_batches([trades_batch(50)]))
-    table = lake.table(TRADES)
+    lake.open(TRADES).append(pa.Table.from_batches([trades_batch(50)]))
+    table = lake.open(TRADES).iceberg
     file = next(iter(table.scan().plan_files())).file
     path = Path(file.file_path)
     assert sum(rows.num_rows for rows in read_data_file(table, file)) == 50
@@ -55,7 +55,7 @@ def test_a_flipped_bit_in_a_page_is_found_by_its_checksum(lake: Lake, column: st
 def test_a_file_that_the_disk_cannot_read_is_damaged(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lake.append(TRADES, pa.Table.from_batches([trades_batch(50)]))
+    lake.open(TRADES).append(pa.Table.from_batches([trades_batch(50)]))
 
     def failing(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -77,18 +77,18 @@ def home_of_three(settings: Settings) -> Settings:
     """Trades in three commits, 40 rows of an exchange each."""
     with open_lake(settings, create=True) as lake:
         for exchange in "ABC":
-            lake.append(TRADES, batch(exchange))
+            lake.open(TRADES).append(batch(exchange))
     return settings
 
 
 def table_at(settings: Settings) -> Table:
     with open_lake(settings) as lake:
-        return lake.table(TRADES)
+        return lake.open(TRADES).iceberg
 
 
 def exchanges(settings: Settings) -> list[str]:
     with open_lake(settings) as lake:
-        rows = lake.table(TRADES).scan().to_arrow()
+        rows = lake.open(TRADES).iceberg.scan().to_arrow()
     return sorted(set(rows["exchange"].to_pylist()))
 
 
@@ -166,7 +166,7 @@ def test_check_names_a_damaged_file_and_repair_goes_back_to_before_it(
         assert lake.check(TRADES).damage == []
     assert exchanges(home_of_three) == ["A", "B"]
     with open_lake(home_of_three) as lake:  # the position went back too
-        commit = lake.append(TRADES, pa.concat_tables([batch("B"), batch("C")]))
+        commit = lake.open(TRADES).append(pa.concat_tables([batch("B"), batch("C")]))
     assert (commit.rows, commit.duplicates) == (40, 40)
     assert exchanges(home_of_three) == ["A", "B", "C"]
 
@@ -278,12 +278,12 @@ def test_the_files_of_an_older_table_are_not_chosen(run: Run, home_of_three: Set
 
 def test_a_table_that_changed_meanwhile_is_not_repaired(home_of_three: Settings) -> None:
     with open_lake(home_of_three) as lake:
-        path = data_file(lake.table(TRADES))
+        path = data_file(lake.open(TRADES).iceberg)
         content = path.read_bytes()
         empty(path)
         plan = lake.plan_repair(TRADES)
         path.write_bytes(content)
-        lake.append(TRADES, batch("D"))
+        lake.open(TRADES).append(batch("D"))
         with pytest.raises(Conflict):
             lake.repair(TRADES, plan)
     assert exchanges(home_of_three) == ["A", "B", "C", "D"]
@@ -307,7 +307,7 @@ def test_a_rest_catalog_is_not_repaired(run: Run, seaweedfs: SeaweedFs) -> None:
         for key, value in properties.items()
     }
     with open_lake(load_settings(env), create=True) as lake:
-        lake.append(TRADES, batch("A"))
+        lake.open(TRADES).append(batch("A"))
     assert run(["table", "check", "trades"], env=env).exit_code == 0
     result = run(["table", "repair", "trades", "--yes"], env=env)
     assert result.exit_code == ConfigError.exit_code

@@ -25,16 +25,16 @@ def trades(*numbers: int | None, seconds: int = 0, **over: Any) -> pa.Table:
 
 def add(lake: Lake, rows: pa.Table, kind: RecordKind = TRADES) -> None:
     """Add rows as a program does that does not look what is there."""
-    append_as_another_engine(lake.table(kind), rows)
+    append_as_another_engine(lake.open(kind).iceberg, rows)
 
 
 def run(lake: Lake, keep: Keep | None = None, **over: Any) -> tuple[int, int]:
-    found = list(lake.dedupe(TRADES, keep, **over))
+    found = list(lake.open(TRADES).dedupe(keep, **over))
     return sum(each.rows for each in found), sum(each.conflicts for each in found)
 
 
 def stored(lake: Lake) -> list[tuple[int, Decimal]]:
-    rows = lake.table(TRADES).scan().to_arrow().select(["source_sequence", "price"])
+    rows = lake.open(TRADES).iceberg.scan().to_arrow().select(["source_sequence", "price"])
     return sorted((row["source_sequence"], row["price"]) for row in rows.to_pylist())
 
 
@@ -43,13 +43,13 @@ OTHER = Decimal("7.00000000")
 
 
 def test_rows_that_say_the_same_go_but_for_the_first(lake: Lake) -> None:
-    lake.append(TRADES, trades(1, 2, 3))
+    lake.open(TRADES).append(trades(1, 2, 3))
     add(lake, trades(2, 3, 4, seconds=5))
     add(lake, trades(2, seconds=9, side="UNKNOWN"))  # says nothing else
     assert run(lake, is_dry_run=True) == (3, 0)
     assert len(stored(lake)) == 7
     assert run(lake) == (3, 0)
-    rows = lake.table(TRADES).scan().to_arrow().sort_by("source_sequence")
+    rows = lake.open(TRADES).iceberg.scan().to_arrow().sort_by("source_sequence")
     assert rows["source_sequence"].to_pylist() == [1, 2, 3, 4]
     first = START + timedelta(days=1)
     assert rows["ingestion_timestamp"].to_pylist()[1:3] == [first, first]
@@ -58,10 +58,10 @@ def test_rows_that_say_the_same_go_but_for_the_first(lake: Lake) -> None:
 
 def test_a_table_without_doubles_is_not_written_to(lake: Lake) -> None:
     assert run(lake) == (0, 0)
-    lake.append(TRADES, trades(1, 2))
-    before = lake.table(TRADES).metadata_location
+    lake.open(TRADES).append(trades(1, 2))
+    before = lake.open(TRADES).iceberg.metadata_location
     assert run(lake) == (0, 0)
-    assert lake.table(TRADES).metadata_location == before
+    assert lake.open(TRADES).iceberg.metadata_location == before
 
 
 @pytest.mark.parametrize(
@@ -72,16 +72,16 @@ def test_a_table_without_doubles_is_not_written_to(lake: Lake) -> None:
 def test_other_values_of_an_id_are_listed(
     lake: Lake, keep: Keep | None, expected: list[Decimal]
 ) -> None:
-    lake.append(TRADES, trades(1, 2))
+    lake.open(TRADES).append(trades(1, 2))
     add(lake, trades(2, seconds=5, price=OTHER))
-    found = list(lake.dedupe(TRADES, keep))
+    found = list(lake.open(TRADES).dedupe(keep))
     assert [(each.rows, each.conflicts) for each in found] == [(1 if keep else 0, 1)]
     assert "price 7.00000000 (stored 61800.00000000)" in str(found[0].examples[0])
     assert stored(lake) == sorted([(1, PRICE), *((2, price) for price in expected)])
 
 
 def test_an_id_on_two_days_is_found(lake: Lake) -> None:
-    lake.append(TRADES, trades(1, 2))
+    lake.open(TRADES).append(trades(1, 2))
     add(lake, trades(2, seconds=5, timestamp=START + timedelta(days=3)))
     assert run(lake) == (0, 1)
     assert run(lake, Keep.FIRST) == (1, 1)
@@ -96,7 +96,7 @@ def test_rows_without_a_number_are_known_by_symbol_and_message_id(lake: Lake) ->
     for rows in (one, other, one):
         add(lake, rows)
     assert run(lake) == (1, 0)
-    assert lake.describe(TRADES).rows == 2
+    assert lake.open(TRADES).describe().rows == 2
 
 
 def test_quotes_are_told_apart_by_their_values_alone(lake: Lake) -> None:
@@ -105,32 +105,32 @@ def test_quotes_are_told_apart_by_their_values_alone(lake: Lake) -> None:
         moment = START + timedelta(seconds=second)
         row = quote_row(source_sequence=7, timestamp=moment, ingestion_timestamp=moment)
         add(lake, table_of(QUOTES, [row]), QUOTES)
-    found = list(lake.dedupe(QUOTES, None))
+    found = list(lake.open(QUOTES).dedupe(None))
     assert [(each.rows, each.conflicts) for each in found] == [(1, 0)]
-    assert lake.describe(QUOTES).rows == 1
+    assert lake.open(QUOTES).describe().rows == 1
 
 
 def test_what_is_stored_stays_known(lake: Lake) -> None:
-    lake.append(TRADES, trades(1, 2, 3))
+    lake.open(TRADES).append(trades(1, 2, 3))
     add(lake, trades(2, 3, seconds=5))
     assert run(lake) == (2, 0)
-    state = read_state(lake.table(TRADES))
+    state = read_state(lake.open(TRADES).iceberg)
     assert state.position is not None
-    again = lake.append(TRADES, trades(1, 2, 3, 4))
+    again = lake.open(TRADES).append(trades(1, 2, 3, 4))
     assert (again.rows, again.duplicates) == (1, 3)
 
 
 def test_files_that_are_rewritten_meanwhile_are_searched_again(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lake.append(TRADES, trades(1, 2))
+    lake.open(TRADES).append(trades(1, 2))
     add(lake, trades(2, seconds=5))
     real, calls = dedupe.Rewrite, []
 
     def rewritten_before(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         if len(calls) == 1:
-            rewrite_as_another_engine(lake.table(TRADES), is_expiring=False)
+            rewrite_as_another_engine(lake.open(TRADES).iceberg, is_expiring=False)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(dedupe, "Rewrite", rewritten_before)

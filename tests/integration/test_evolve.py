@@ -49,36 +49,36 @@ def with_column(rows: pa.RecordBatch, name: str, values: list[Any], of: pa.DataT
 
 
 def test_a_table_that_has_all_of_it_does_not_change(lake: Lake):
-    before = lake.table(TRADES).metadata_location
-    assert lake.evolve(TRADES, TRADES.avro) == []
-    assert lake.table(TRADES).metadata_location == before
-    assert lake.kind(TRADES) is TRADES
+    before = lake.open(TRADES).iceberg.metadata_location
+    assert lake.open(TRADES).evolve(TRADES.avro) == []
+    assert lake.open(TRADES).iceberg.metadata_location == before
+    assert lake.open(TRADES).evolved_kind() is TRADES
 
 
 def test_new_columns_are_null_in_rows_of_before(lake: Lake, home: Path):
-    lake.append(TRADES, table_of(TRADES, [trade_row(trade_id="BINANCE-1", source_sequence=1)]))
+    lake.open(TRADES).append(table_of(TRADES, [trade_row(trade_id="BINANCE-1", source_sequence=1)]))
     fee = {"name": "fee", "type": ["null", WIDE], "default": None}
     at = {"name": "at", "type": ["null", {"type": "long", "logicalType": "timestamp-millis"}]}
     tags = {"name": "tags", "type": {"type": "array", "items": "string"}, "default": []}
     schema = newer(TEXT, fee, {**at, "default": None}, tags)
-    assert lake.evolve(TRADES, schema, is_dry_run=True) == [
+    assert lake.open(TRADES).evolve(schema, is_dry_run=True) == [
         "add venue string",
         "add fee decimal128(38, 8)",
         "add at timestamp[us, tz=UTC]",
         "add tags list<element: string not null>",
     ]
-    assert lake.kind(TRADES) is TRADES
-    assert len(lake.evolve(TRADES, schema)) == 4
-    assert lake.evolve(TRADES, schema) == []
-    names = lake.kind(TRADES).arrow.names
+    assert lake.open(TRADES).evolved_kind() is TRADES
+    assert len(lake.open(TRADES).evolve(schema)) == 4
+    assert lake.open(TRADES).evolve(schema) == []
+    names = lake.open(TRADES).evolved_kind().arrow.names
     assert names == [*TRADES.arrow.names, "venue", "fee", "at", "tags"]
-    assert lake.table(TRADES).schema().find_field("venue").doc == "Where it traded."
+    assert lake.open(TRADES).iceberg.schema().find_field("venue").doc == "Where it traded."
 
     rows = with_column(trades_batch(1), "fee", [Decimal("-0.00000001")], pa.decimal128(38, 8))
     rows = with_column(
         rows, "tags", [["a", "b"]], pa.list_(pa.field("element", pa.string(), False))
     )
-    lake.append(TRADES, pa.Table.from_batches([rows]))
+    lake.open(TRADES).append(pa.Table.from_batches([rows]))
     k2 = k2_at(home)
     answer = k2("query", "trades", "--columns", "venue,fee,at,tags", "--format", "ndjson").stdout
     assert sorted(map(str, map(json.loads, answer.splitlines()))) == sorted(
@@ -95,24 +95,24 @@ def test_new_columns_are_null_in_rows_of_before(lake: Lake, home: Path):
 
 def test_wider_columns_read_narrow_rows(lake: Lake, home: Path):
     number = {"name": "level", "type": ["null", "int"], "default": None}
-    lake.evolve(TRADES, newer(number))
+    lake.open(TRADES).evolve(newer(number))
     rows = with_column(trades_batch(1), "level", [7], pa.int32())
-    lake.append(TRADES, pa.Table.from_batches([rows]))
+    lake.open(TRADES).append(pa.Table.from_batches([rows]))
     wide = newer({**number, "type": ["null", "long"]}, price=WIDE, quantity=WIDE)
-    assert lake.evolve(TRADES, wide) == [
+    assert lake.open(TRADES).evolve(wide) == [
         "widen price decimal128(18, 8) to decimal128(38, 8)",
         "widen quantity decimal128(20, 8) to decimal128(38, 8)",
         "widen level int32 to int64",
     ]
-    assert lake.evolve(TRADES, newer(number)) == []  # a narrower one fits
+    assert lake.open(TRADES).evolve(newer(number)) == []  # a narrower one fits
 
     price = Decimal("123456789012345.12345678")
     row = trade_row(source_sequence=1, price=price, quantity=Decimal(2))
     rows = pa.RecordBatch.from_pylist([row], schema=kind_of(wide).arrow.remove(15))
     rows = with_column(rows, "level", [2**40], pa.int64())
-    lake.append(TRADES, pa.Table.from_batches([rows]))
+    lake.open(TRADES).append(pa.Table.from_batches([rows]))
     unaware = table_of(TRADES, [trade_row(source_sequence=2)])
-    lake.append(TRADES, unaware)  # by a writer that knows nothing of it
+    lake.open(TRADES).append(unaware)  # by a writer that knows nothing of it
     k2 = k2_at(home)
     answer = k2("query", "trades", "--columns", "price,level", "--format", "csv").stdout
     first = f"{trade_row()['price']:.8f}"
@@ -120,7 +120,9 @@ def test_wider_columns_read_narrow_rows(lake: Lake, home: Path):
         [f"{first},7", "123456789012345.12345678,1099511627776", f"{first},"]
     )
     # Files are as the table has it, so that other engines read them with its statistics.
-    (*_, last) = sorted(lake.plan(TRADES).paths, key=lambda path: Path(path).stat().st_mtime_ns)
+    (*_, last) = sorted(
+        lake.open(TRADES).plan().paths, key=lambda path: Path(path).stat().st_mtime_ns
+    )
     assert pq.read_schema(last).field("price").type == pa.decimal128(38, 8)
     sums = "select sum(price) as p, sum(CAST(quantity AS DECIMAL(38,8))) as q from trades"
     total = 2 * trade_row()["price"] + row["price"]
@@ -137,13 +139,13 @@ def test_writers_and_several_who_evolve_at_once_are_not_in_each_others_way(
         count = 0
         with open_lake(settings) as mine:
             while not is_over.is_set() or count < 10:
-                mine.append(TRADES, table_of(TRADES, [trade_row(source_sequence=count)]))
+                mine.open(TRADES).append(table_of(TRADES, [trade_row(source_sequence=count)]))
                 count += 1
         return count
 
     def evolve(name: str) -> list[str]:
         with open_lake(settings) as mine:
-            return mine.evolve(TRADES, newer({**TEXT, "name": name}))
+            return mine.open(TRADES).evolve(newer({**TEXT, "name": name}))
 
     with ThreadPoolExecutor() as pool:
         writer = pool.submit(write)
@@ -151,8 +153,8 @@ def test_writers_and_several_who_evolve_at_once_are_not_in_each_others_way(
         is_over.set()
         count = writer.result()
     assert said == [[f"add {name} string"] for name in names]
-    assert set(lake.kind(TRADES).arrow.names) == {*TRADES.arrow.names, *names}
-    numbers = lake.table(TRADES).scan().to_arrow()["source_sequence"].to_pylist()
+    assert set(lake.open(TRADES).evolved_kind().arrow.names) == {*TRADES.arrow.names, *names}
+    numbers = lake.open(TRADES).iceberg.scan().to_arrow()["source_sequence"].to_pylist()
     assert sorted(numbers) == list(range(count))
 
 
@@ -177,21 +179,21 @@ def test_writers_and_several_who_evolve_at_once_are_not_in_each_others_way(
     ],
 )
 def test_what_would_change_rows_is_refused(lake: Lake, schema: dict[str, Any], reason: str):
-    before = lake.table(TRADES).metadata_location
+    before = lake.open(TRADES).iceberg.metadata_location
     with pytest.raises(BadData) as caught:
-        lake.evolve(TRADES, schema)
+        lake.open(TRADES).evolve(schema)
     assert reason in str(caught.value)
-    assert lake.table(TRADES).metadata_location == before
+    assert lake.open(TRADES).iceberg.metadata_location == before
 
 
 def test_columns_of_another_engine_are_left_alone(lake: Lake):
-    with lake.table(TRADES).update_schema() as update:
+    with lake.open(TRADES).iceberg.update_schema() as update:
         update.union_by_name(pa.schema([pa.field("score", pa.float64()), ("note", pa.string())]))
-    kind = lake.kind(TRADES)
+    kind = lake.open(TRADES).evolved_kind()
     assert kind.arrow.names == [*TRADES.arrow.names, "note"]  # no exact type holds a double
     assert kind == evolved(TRADES, pa.schema([("note", pa.string())]))
-    lake.append(TRADES, table_of(TRADES, [trade_row()]))
-    assert lake.table(TRADES).scan().to_arrow()["score"].to_pylist() == [None]
+    lake.open(TRADES).append(table_of(TRADES, [trade_row()]))
+    assert lake.open(TRADES).iceberg.scan().to_arrow()["score"].to_pylist() == [None]
 
 
 @pytest.mark.usefixtures("lake")

@@ -160,8 +160,8 @@ def test_command_of_an_exchange_streams_into_the_tables(app: typer.Typer, tmp_pa
     assert "summary messages=4 rows=2 rejects=1" in result.stderr
     assert "unknown symbol" in (home / "rejects" / "stream-tiny.ndjson").read_text()
     with open_lake(load_settings({"K2_HOME": str(home)})) as lake:
-        assert lake.plan(TRADES).rows == 2
-        assert list(lake.series(TRADES)) == [("TINY", "BTC/USD")]
+        assert lake.open(TRADES).plan().rows == 2
+        assert list(lake.open(TRADES).series()) == [("TINY", "BTC/USD")]
 
 
 def test_command_has_the_choices_of_its_exchange(app: typer.Typer) -> None:

@@ -141,7 +141,7 @@ def test_a_load_is_undone_in_files_that_hold_other_rows(
     month.write_text(re.sub("^(?=[0-9])", "7", dump.read_text(), flags=re.MULTILINE))  # other ids
     k2(*LOAD, dump, month)
     with open_lake(load_settings({"K2_HOME": str(home), **variables(catalog)})) as lake:
-        rewrite_as_another_engine(lake.table(TRADES), is_expiring=False)
+        rewrite_as_another_engine(lake.open(TRADES).iceberg, is_expiring=False)
     assert "rows=50 files=1" in k2("load", "undo", month).stderr
     assert counted(k2) == OF_DUMP
     assert k2("load", "history").stdout.count(str(tmp_path)) == 1
@@ -152,8 +152,8 @@ def test_answers_are_those_of_the_embedded_tables(tmp_path: Path, catalog: Prope
     for name, properties in (("s3", catalog), ("embedded", {})):
         env = {"K2_HOME": str(tmp_path / name), **variables(properties)}
         with open_lake(load_settings(env), create=True) as lake:
-            lake.append(TRADES, pa.Table.from_batches([trades_batch(500)]))
-            lake.append(QUOTES, pa.Table.from_batches([quotes_batch(500)]))
+            lake.open(TRADES).append(pa.Table.from_batches([trades_batch(500)]))
+            lake.open(QUOTES).append(pa.Table.from_batches([quotes_batch(500)]))
         k2 = k2_at(tmp_path / name, variables(properties))
         span = ("--order", "desc", "--start", "2024-08-08T23:56")
         answers.append(
@@ -211,7 +211,7 @@ def test_two_writers_of_one_stream_write_each_trade_once(
             with open_lake(settings) as lake:
                 together.wait(PATIENCE_S)
                 for first in range(0, 400, size):
-                    lake.append(TRADES, rows.slice(first, size))
+                    lake.open(TRADES).append(rows.slice(first, size))
         except BaseException as exc:
             failures.append(exc)
             raise
@@ -245,8 +245,8 @@ def test_old_files_go_from_the_store(tmp_path: Path, catalog: Properties) -> Non
     with open_lake(load_settings(env), create=True) as lake:
         for n in range(12):
             rows = pa.Table.from_batches([trades_batch(1, source_sequence=n)])
-            lake.append(TRADES, rows)
-        table = lake.table(TRADES)
+            lake.open(TRADES).append(rows)
+        table = lake.open(TRADES).iceberg
         assert 4 <= len(table.metadata.snapshots) <= 5
         lists = {snapshot.manifest_list for snapshot in table.metadata.snapshots}
         manifests = {
@@ -310,8 +310,8 @@ def test_a_stream_whose_commits_are_repeated_writes_once(
     with open_lake(settings) as lake:
         for count in (10, 20):  # the second has the first ten again
             rows = pa.Table.from_batches([trades_batch(count, symbol="BTCUSDT")])
-            assert lake.append(TRADES, rows).rows == 10
-        assert len(lake.table(TRADES).scan().to_arrow()) == 20
+            assert lake.open(TRADES).append(rows).rows == 10
+        assert len(lake.open(TRADES).iceberg.scan().to_arrow()) == 20
 
 
 @pytest.mark.usefixtures("tables")
@@ -341,12 +341,12 @@ def test_rows_of_a_commit_that_lands_late_are_not_written_again(
     with open_lake(settings) as lake:
         proxy.commits_held.clear()
         with pytest.raises(OutcomeUnknown):
-            lake.append(TRADES, rows)
+            lake.open(TRADES).append(rows)
         proxy.commits_held.set()
         assert proxy.has_late_status.wait(PATIENCE_S)
-        again = lake.append(TRADES, rows)
+        again = lake.open(TRADES).append(rows)
         assert (again.rows, again.duplicates) == (0, 10)
-        assert len(lake.table(TRADES).scan().to_arrow()) == 10
+        assert len(lake.open(TRADES).iceberg.scan().to_arrow()) == 10
 
 
 @pytest.mark.usefixtures("tables")
@@ -365,11 +365,11 @@ def test_a_stream_repeats_a_commit_that_may_land_yet(
 
         with ThreadPoolExecutor(1) as executor:
             released = executor.submit(release)
-            commit = lake.append(TRADES, rows)
+            commit = lake.open(TRADES).append(rows)
             released.result()
         assert commit.rows + commit.duplicates == 10
         assert proxy.has_late_status.wait(PATIENCE_S)
-        assert len(lake.table(TRADES).scan().to_arrow()) == 10
+        assert len(lake.open(TRADES).iceberg.scan().to_arrow()) == 10
 
 
 CLOSED = "http://127.0.0.1:1"
@@ -429,7 +429,7 @@ def stored(seaweedfs: SeaweedFs, tmp_path_factory: pytest.TempPathFactory) -> di
     for properties in catalogs.values():
         settings = load_settings({"K2_HOME": str(folder), **variables(properties)})
         with open_lake(settings, create=True) as lake:
-            lake.append(TRADES, pa.Table.from_batches([trades_batch(50)]))
+            lake.open(TRADES).append(pa.Table.from_batches([trades_batch(50)]))
     return catalogs
 
 
@@ -520,9 +520,9 @@ def test_a_password_in_the_address_is_not_shown(home: Path) -> None:
 def test_a_file_that_is_gone_from_the_store_is_told(k2: K2, home: Path, rest: Properties) -> None:
     settings = load_settings({"K2_HOME": str(home), **variables(rest)})
     with open_lake(settings, create=True) as lake:
-        lake.append(TRADES, pa.Table.from_batches([trades_batch(5)]))
-        (path,) = lake.plan(TRADES).paths
-        lake.table(TRADES).io.delete(path)
+        lake.open(TRADES).append(pa.Table.from_batches([trades_batch(5)]))
+        (path,) = lake.open(TRADES).plan().paths
+        lake.open(TRADES).iceberg.io.delete(path)
     failed = k2("query", "trades", code=5)
     assert "a data file is gone" in failed.stderr
     assert "hint: run it again" in failed.stderr
@@ -566,7 +566,7 @@ def test_sql_reaches_nothing_else_in_the_store(
 def test_sql_sees_no_secret(stored: dict[str, Properties], home: Path, sql: str) -> None:
     settings = load_settings({"K2_HOME": str(home), **variables(stored["sql"])})
     with open_lake(settings) as lake:
-        plan = lake.plan(TRADES)
+        plan = lake.open(TRADES).plan()
     assert plan.s3 is not None
     plan = replace(plan, s3=replace(plan.s3, session_token="hush", secret="hush"))
     with open_locked(settings.query, [plan]) as session:
@@ -585,7 +585,7 @@ def test_any_secret_is_handed_over_and_none_shown(
     """It is not the store's secret; what matters is that DuckDB takes it, and asks with it."""
     settings = load_settings({"K2_HOME": str(home), **variables(stored["sql"])})
     with open_lake(settings) as lake:
-        plan = lake.plan(TRADES)
+        plan = lake.open(TRADES).plan()
     assert plan.s3 is not None
     assert secret not in repr(replace(plan.s3, secret=secret))
     plan = replace(plan, s3=replace(plan.s3, secret=secret))

@@ -153,7 +153,7 @@ def stream(
 
 def stored(settings: Settings, kind: RecordKind) -> list[dict[str, Any]]:
     with open_lake(settings) as lake:
-        rows: list[dict[str, Any]] = lake.table(kind).scan().to_arrow().to_pylist()
+        rows: list[dict[str, Any]] = lake.open(kind).iceberg.scan().to_arrow().to_pylist()
     return rows
 
 
@@ -238,7 +238,7 @@ def test_recording_past_midnight_lands_in_two_days(folder: Path, settings: Setti
     with playing(expected.path) as simulator:
         stream(simulator, settings, Market.SPOT, ["BTCUSDT"], count=8000)
     with open_lake(settings) as lake:
-        tasks = list(lake.table(TRADES).scan().plan_files())
+        tasks = list(lake.open(TRADES).iceberg.scan().plan_files())
     days = {EPOCH.date() + timedelta(days=t.file.partition[0]): t.file.record_count for t in tasks}
     assert days == Counter(row[2].date() for row in expected.trades)
     assert len(days) == 2

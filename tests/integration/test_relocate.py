@@ -37,7 +37,7 @@ def relocated(home: Path) -> int:
 
 def stored(home: Path) -> list[str]:
     with open_lake(settings_at(home)) as lake:
-        return sorted(lake.table(TRADES).scan().to_arrow()["trade_id"].to_pylist())
+        return sorted(lake.open(TRADES).iceberg.scan().to_arrow()["trade_id"].to_pylist())
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def old(settings: Settings) -> Path:
     """A home with trades in three commits, a tag, and quotes."""
     with open_lake(settings, create=True) as lake:
         for exchange in "ABC":
-            lake.append(TRADES, batch(exchange))
-        lake.append(QUOTES, pa.Table.from_batches([quotes_batch(10)]))
-        table = lake.table(TRADES)
+            lake.open(TRADES).append(batch(exchange))
+        lake.open(QUOTES).append(pa.Table.from_batches([quotes_batch(10)]))
+        table = lake.open(TRADES).iceberg
         with table.transaction() as transaction:
             first = table.metadata.snapshots[0].snapshot_id
             ManageSnapshots(transaction).create_tag(first, "monday").commit()
@@ -70,7 +70,7 @@ def files_that_name(home: Path, text: str) -> list[Path]:
 
 def test_a_moved_home_keeps_everything(old: Path, tmp_path: Path) -> None:
     with open_lake(settings_at(old)) as lake:
-        before, snapshots = lake.table(TRADES), lake.snapshots(TRADES)
+        before, snapshots = lake.open(TRADES).iceberg, lake.open(TRADES).snapshots()
         known = carried_properties(before)
     rows = stored(old)
     new = tmp_path / "elsewhere" / "k2 home"
@@ -80,14 +80,14 @@ def test_a_moved_home_keeps_everything(old: Path, tmp_path: Path) -> None:
     assert files_that_name(new, f"{old}/") == []
     assert stored(new) == rows
     with open_lake(settings_at(new)) as lake:
-        table = lake.table(TRADES)
+        table = lake.open(TRADES).iceberg
         assert carried_properties(table) == known
-        assert lake.snapshots(TRADES) == snapshots
+        assert lake.open(TRADES).snapshots() == snapshots
         assert table.metadata.refs == before.metadata.refs
         assert table.scan(snapshot_id=snapshots[-1].snapshot_id).to_arrow().num_rows == 40
         assert lake.check(TRADES).damage == []
         assert lake.check(QUOTES).damage == []
-        commit = lake.append(TRADES, pa.concat_tables([batch("A"), batch("D")]))
+        commit = lake.open(TRADES).append(pa.concat_tables([batch("A"), batch("D")]))
         assert (commit.rows, commit.duplicates) == (40, 40)
     assert relocated(new) == 0
 
@@ -130,7 +130,7 @@ def test_a_copy_never_touches_the_original(old: Path, tmp_path: Path) -> None:
     assert relocated(copy) == 2
     with open_lake(settings_at(copy)) as lake:
         for exchange in "EFGHIJKLMNOPQRSTUVWXYZ"[:12]:
-            lake.append(TRADES, batch(exchange))
+            lake.open(TRADES).append(batch(exchange))
     assert before == {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
     assert stored(old) == rows
     shutil.rmtree(old)

@@ -31,8 +31,8 @@ def filled(tmp_path: Path) -> Path:
     """A home, in a folder whose name has spaces, with 40 trades and 30 quotes."""
     home = tmp_path / "market data" / "home"
     with open_lake(load_settings({"K2_HOME": str(home)}), create=True) as lake:
-        lake.append(TRADES, pa.Table.from_batches([trades_batch(40)]))
-        lake.append(QUOTES, pa.Table.from_batches([quotes_batch(30)]))
+        lake.open(TRADES).append(pa.Table.from_batches([trades_batch(40)]))
+        lake.open(QUOTES).append(pa.Table.from_batches([quotes_batch(30)]))
     return home
 
 
@@ -98,7 +98,7 @@ def test_secrets_are_not_printed_but_taken_from_the_environment(
         for key, value in properties.items()
     }
     with open_lake(load_settings(env), create=True) as lake:
-        lake.append(TRADES, pa.Table.from_batches([trades_batch(40)]))
+        lake.open(TRADES).append(pa.Table.from_batches([trades_batch(40)]))
     code = run(["table", "describe", "trades", "--python"], env=env).stdout
     assert SECRET_KEY not in code
     assert json.dumps(properties["uri"]) in code

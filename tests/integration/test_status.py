@@ -55,7 +55,7 @@ def catalog_env(properties: dict[str, str]) -> dict[str, str]:
 
 def write_trades(env: dict[str, str], count: int) -> None:
     with open_lake(load_settings(env), create=True) as lake:
-        lake.append(TRADES, pa.Table.from_batches([trades_batch(count)]))
+        lake.open(TRADES).append(pa.Table.from_batches([trades_batch(count)]))
 
 
 @pytest.fixture

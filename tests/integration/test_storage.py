@@ -56,7 +56,7 @@ def target_of(table: Table, settings: Settings) -> Target:
 
 def stored(lake: Lake, kind: RecordKind = TRADES) -> pa.Table:
     """All rows, read by field id from the files of the current snapshot, in the sort order."""
-    scan = lake.table(kind).scan().to_arrow()
+    scan = lake.open(kind).iceberg.scan().to_arrow()
     return scan.sort_by([(name, "ascending") for name in kind.sort_by]).cast(kind.arrow)
 
 
@@ -69,7 +69,7 @@ def numbers(lake: Lake) -> list[int]:
 )
 def test_rows_come_back_exactly(lake: Lake, kind: RecordKind, batch: pa.RecordBatch) -> None:
     rows = pa.Table.from_batches([batch])
-    commit = lake.append(kind, rows)
+    commit = lake.open(kind).append(rows)
     expected = rows.sort_by([(name, "ascending") for name in kind.sort_by])
     assert commit.rows == 400
     assert stored(lake, kind).equals(expected)
@@ -77,8 +77,8 @@ def test_rows_come_back_exactly(lake: Lake, kind: RecordKind, batch: pa.RecordBa
 
 def test_rows_of_two_days_land_in_two_sorted_files(lake: Lake) -> None:
     rows = pa.Table.from_batches([trades_batch(400)])  # from 23:55 on, one a second
-    lake.append(TRADES, rows)
-    paths = lake.plan(TRADES).paths
+    lake.open(TRADES).append(rows)
+    paths = lake.open(TRADES).plan().paths
     days = [re.search(r"timestamp_day=([\d-]+)", path) for path in paths]
     assert [day and day[1] for day in days] == ["2024-08-09", "2024-08-08"]
     for path in paths:
@@ -90,22 +90,24 @@ def test_rows_of_two_days_land_in_two_sorted_files(lake: Lake) -> None:
 
 
 def test_plan_prunes_by_symbol_and_time(lake: Lake) -> None:
-    lake.append(TRADES, table_of(TRADES, [trade_row(symbol="AAAUSDT")]))
-    lake.append(TRADES, table_of(TRADES, [trade_row(symbol="ZZZUSDT")]))
+    lake.open(TRADES).append(table_of(TRADES, [trade_row(symbol="AAAUSDT")]))
+    lake.open(TRADES).append(table_of(TRADES, [trade_row(symbol="ZZZUSDT")]))
     moment = START + timedelta(days=3)
     later = trade_row(symbol="AAAUSDT", source_sequence=9, timestamp=moment)
-    lake.append(TRADES, table_of(TRADES, [later]))
-    assert len(lake.plan(TRADES).paths) == 3
-    assert len(lake.plan(TRADES, symbols=["AAAUSDT"]).paths) == 2
-    assert len(lake.plan(TRADES, symbols=["AAAUSDT"], end=START + timedelta(days=1)).paths) == 1
-    assert lake.plan(TRADES, start=START + timedelta(days=9)).paths == ()
-    assert lake.plan(TRADES, exchanges=["ASX"]).paths == ()
+    lake.open(TRADES).append(table_of(TRADES, [later]))
+    assert len(lake.open(TRADES).plan().paths) == 3
+    assert len(lake.open(TRADES).plan(symbols=["AAAUSDT"]).paths) == 2
+    assert (
+        len(lake.open(TRADES).plan(symbols=["AAAUSDT"], end=START + timedelta(days=1)).paths) == 1
+    )
+    assert lake.open(TRADES).plan(start=START + timedelta(days=9)).paths == ()
+    assert lake.open(TRADES).plan(exchanges=["ASX"]).paths == ()
 
 
 def test_replayed_rows_are_left_out(lake: Lake) -> None:
-    lake.append(TRADES, trades(1, 2, 3))
-    again = lake.append(TRADES, trades(1, 2, 3))
-    more = lake.append(TRADES, trades(3, 4))
+    lake.open(TRADES).append(trades(1, 2, 3))
+    again = lake.open(TRADES).append(trades(1, 2, 3))
+    more = lake.open(TRADES).append(trades(3, 4))
     assert (again.rows, again.duplicates, again.snapshot_id) == (0, 3, None)
     assert (more.rows, more.duplicates) == (1, 1)
     assert numbers(lake) == [1, 2, 3, 4]
@@ -119,7 +121,7 @@ def test_writers_of_the_same_feed_never_double_a_row(settings: Settings, lake: L
         try:
             with open_lake(settings) as own:
                 for start in range(offset, 400, 20):
-                    own.append(TRADES, trades(*range(start, start + 40)))
+                    own.open(TRADES).append(trades(*range(start, start + 40)))
         except BaseException as exc:
             failures.append(exc)
             raise
@@ -138,10 +140,10 @@ def test_writers_of_the_same_feed_never_double_a_row(settings: Settings, lake: L
 def test_writers_of_different_feeds_both_succeed(settings: Settings, lake: Lake) -> None:
     with open_lake(settings) as other:
         for n in range(5):
-            lake.append(TRADES, trades(n))
-            other.append(TRADES, trades(n, exchange="BINANCE_USDM"))
+            lake.open(TRADES).append(trades(n))
+            other.open(TRADES).append(trades(n, exchange="BINANCE_USDM"))
     assert numbers(lake) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    position = read_state(lake.table(TRADES)).position
+    position = read_state(lake.open(TRADES).iceberg).position
     assert position is not None
     assert {series: stored.exact.tolist() for series, stored in position.series.items()} == {
         Series("BINANCE", "BTCUSDT"): [[0, 4]],
@@ -150,36 +152,36 @@ def test_writers_of_different_feeds_both_succeed(settings: Settings, lake: Lake)
 
 
 def test_position_is_found_below_a_foreign_snapshot(lake: Lake) -> None:
-    lake.append(TRADES, trades(1, 2))
-    table = lake.table(TRADES)
+    lake.open(TRADES).append(trades(1, 2))
+    table = lake.open(TRADES).iceberg
     table.append(trades(50).cast(table.schema().as_arrow()))  # as another engine would
-    again = lake.append(TRADES, trades(1, 2, 3))
+    again = lake.open(TRADES).append(trades(1, 2, 3))
     assert (again.rows, again.duplicates) == (1, 2)
     assert numbers(lake) == [1, 2, 3, 50]
 
 
 def test_rolled_back_table_rolls_its_position_back(lake: Lake) -> None:
-    first = lake.append(TRADES, trades(1))
-    lake.append(TRADES, trades(2))
+    first = lake.open(TRADES).append(trades(1))
+    lake.open(TRADES).append(trades(2))
     assert first.snapshot_id is not None
-    with lake.table(TRADES).manage_snapshots() as manage:
+    with lake.open(TRADES).iceberg.manage_snapshots() as manage:
         manage.rollback_to_snapshot(first.snapshot_id)
-    assert lake.append(TRADES, trades(1, 2)).rows == 1
+    assert lake.open(TRADES).append(trades(1, 2)).rows == 1
     assert numbers(lake) == [1, 2]
 
 
 def test_data_files_of_rolled_back_snapshots_go_with_them(tmp_path: Path) -> None:
     settings = load_settings({"K2_HOME": str(tmp_path), "K2_TABLE_KEEP_SNAPSHOTS": "4"})
     with open_lake(settings, create=True) as lake:
-        first = lake.append(TRADES, trades(1))
-        lake.append(TRADES, trades(2))
+        first = lake.open(TRADES).append(trades(1))
+        lake.open(TRADES).append(trades(2))
         assert first.snapshot_id is not None
-        with lake.table(TRADES).manage_snapshots() as manage:
+        with lake.open(TRADES).iceberg.manage_snapshots() as manage:
             manage.rollback_to_snapshot(first.snapshot_id)
         for n in range(3, 12):
-            lake.append(TRADES, trades(n))
+            lake.open(TRADES).append(trades(n))
         assert numbers(lake) == [1, *range(3, 12)]
-        planned = set(lake.plan(TRADES).paths)
+        planned = set(lake.open(TRADES).plan().paths)
     assert {str(path) for path in tmp_path.rglob("*.parquet")} == planned
 
 
@@ -219,14 +221,14 @@ def test_lost_answer_is_settled_by_looking(
 def test_metadata_stays_bounded_over_many_commits(tmp_path: Path) -> None:
     settings = load_settings({"K2_HOME": str(tmp_path), "K2_TABLE_KEEP_SNAPSHOTS": "5"})
     with open_lake(settings, create=True) as lake:
-        tagged = lake.append(TRADES, trades(0)).snapshot_id
+        tagged = lake.open(TRADES).append(trades(0)).snapshot_id
         assert tagged is not None
-        with lake.table(TRADES).manage_snapshots() as manage:
+        with lake.open(TRADES).iceberg.manage_snapshots() as manage:
             manage.create_tag(tagged, "month-end")
         for n in range(1, 120):
-            lake.append(TRADES, trades(n))
-        table = lake.table(TRADES)
-        snapshots = lake.snapshots(TRADES)
+            lake.open(TRADES).append(trades(n))
+        table = lake.open(TRADES).iceberg
+        snapshots = lake.open(TRADES).snapshots()
         assert numbers(lake) == list(range(120))
         assert 5 <= len(snapshots) <= 8
         assert "month-end" in snapshots[-1].refs
@@ -248,17 +250,17 @@ def test_snapshots_younger_than_keep_for_stay(tmp_path: Path) -> None:
     day = load_settings({"K2_HOME": str(tmp_path), "K2_TABLE_KEEP_FOR": "1d"})
     with open_lake(day, create=True) as lake:
         for n in range(30):
-            lake.append(TRADES, trades(n))
-        assert len(lake.snapshots(TRADES)) == 30
+            lake.open(TRADES).append(trades(n))
+        assert len(lake.open(TRADES).snapshots()) == 30
     with open_lake(keeping) as lake:
-        lake.append(TRADES, trades(30))
-        assert len(lake.snapshots(TRADES)) == 2
+        lake.open(TRADES).append(trades(30))
+        assert len(lake.open(TRADES).snapshots()) == 2
 
 
 def test_describe_tells_what_a_table_is(lake: Lake) -> None:
     before = datetime.now(UTC)
-    lake.append(TRADES, trades(1, 2))
-    info = lake.describe(TRADES)
+    lake.open(TRADES).append(trades(1, 2))
+    info = lake.open(TRADES).describe()
     assert (info.name, info.rows, info.files, info.snapshots) == ("market_data.trades_v2", 2, 1, 1)
     assert info.partition == "day(timestamp)"
     assert info.sort_order == "symbol, timestamp, source_sequence"
@@ -295,29 +297,29 @@ def test_home_that_is_a_file_is_a_wrong_setting(home: Path, settings: Settings) 
 @pytest.mark.parametrize("which", ["list", "manifest"])
 def test_a_manifest_that_is_cut_off_is_bad_data(lake: Lake, which: str, share: float) -> None:
     """Whatever is cut off; of the end, at least the last marker and some bytes before it."""
-    lake.append(TRADES, trades(1))
-    table = lake.table(TRADES)
+    lake.open(TRADES).append(trades(1))
+    table = lake.open(TRADES).iceberg
     snapshot = table.current_snapshot()
     assert snapshot is not None
     (manifest,) = snapshot.manifests(table.io)
     path = Path(snapshot.manifest_list if which == "list" else manifest.manifest_path)
     path.write_bytes(path.read_bytes()[: int(share * (path.stat().st_size - _SYNC_BYTES - 8))])
     with pytest.raises(BadData, match="a metadata file is damaged") as caught:
-        lake.plan(TRADES)
+        lake.open(TRADES).plan()
     assert "backup" in str(caught.value.hint)
 
 
 def test_missing_metadata_file_is_bad_data(lake: Lake) -> None:
-    lake.append(TRADES, trades(1))
-    Path(lake.table(TRADES).metadata_location).unlink()
+    lake.open(TRADES).append(trades(1))
+    Path(lake.open(TRADES).iceberg.metadata_location).unlink()
     with pytest.raises(BadData, match="missing"):
-        lake.plan(TRADES)
+        lake.open(TRADES).plan()
 
 
 def test_lost_race_leaves_no_file_behind(settings: Settings, lake: Lake) -> None:
     """A writer that loaded the table before another one committed must try again."""
-    table = lake.table(TRADES)
-    lake.append(TRADES, trades(1))
+    table = lake.open(TRADES).iceberg
+    lake.open(TRADES).append(trades(1))
     commit = append_rows(target_of(table, settings), trades(1, 2))
     assert (commit.rows, commit.duplicates) == (1, 1)
     data = Path(table.location()) / "data"
@@ -331,7 +333,7 @@ def test_lost_race_leaves_no_file_behind(settings: Settings, lake: Lake) -> None
 @pytest.mark.parametrize("retries", ["0", "10"])
 def test_the_tables_own_retries_double_no_row(settings: Settings, lake: Lake, retries: str) -> None:
     """pyiceberg's retry would add rows again that another writer has just added."""
-    with lake.table(TRADES).transaction() as transaction:
+    with lake.open(TRADES).iceberg.transaction() as transaction:
         transaction.set_properties({"commit.retry.num-retries": retries})
     failures: list[BaseException] = []
 
@@ -339,7 +341,7 @@ def test_the_tables_own_retries_double_no_row(settings: Settings, lake: Lake, re
         try:
             with open_lake(settings) as own:
                 for start in range(0, 60, 5):
-                    own.append(TRADES, trades(*range(start + offset, start + offset + 8)))
+                    own.open(TRADES).append(trades(*range(start + offset, start + offset + 8)))
         except BaseException as exc:
             failures.append(exc)
             raise
@@ -351,21 +353,21 @@ def test_the_tables_own_retries_double_no_row(settings: Settings, lake: Lake, re
         writer.join()
     assert failures == []
     assert numbers(lake) == list(range(65))
-    assert lake.table(TRADES).properties["commit.retry.num-retries"] == retries
+    assert lake.open(TRADES).iceberg.properties["commit.retry.num-retries"] == retries
 
 
 def test_new_tables_let_other_engines_retry(lake: Lake) -> None:
     """With 0, Spark's rewrite fails whenever k2 commits at the same time."""
-    assert int(lake.table(TRADES).properties["commit.retry.num-retries"]) > 0
+    assert int(lake.open(TRADES).iceberg.properties["commit.retry.num-retries"]) > 0
 
 
 def test_a_tag_keeps_what_k2_knows_from_being_expired(lake: Lake) -> None:
-    lake.append(TRADES, trades(1, 2))
-    rewrite_as_another_engine(lake.table(TRADES), is_expiring=True)
-    state = read_state(lake.table(TRADES))
+    lake.open(TRADES).append(trades(1, 2))
+    rewrite_as_another_engine(lake.open(TRADES).iceberg, is_expiring=True)
+    state = read_state(lake.open(TRADES).iceberg)
     assert state.position is not None
     assert state.position.of(Series("BINANCE", "BTCUSDT")).exact.tolist() == [[1, 2]]
-    again = lake.append(TRADES, trades(1, 2, 3))
+    again = lake.open(TRADES).append(trades(1, 2, 3))
     assert (again.rows, again.duplicates) == (1, 2)
 
 
@@ -375,14 +377,14 @@ def test_what_snapshots_did_that_are_gone_is_not_guessed(lake: Lake, is_as_large
 
     What the tag has of files and offsets stays known only if the table is as large as then.
     """
-    lake.append(TRADES, trades(1, 2))
-    lake.table(TRADES).delete("source_sequence = 2")
+    lake.open(TRADES).append(trades(1, 2))
+    lake.open(TRADES).iceberg.delete("source_sequence = 2")
     new = trades(7) if is_as_large else trades(7, 8)
-    append_as_another_engine(lake.table(TRADES), new)
-    rewrite_as_another_engine(lake.table(TRADES), is_expiring=True)
-    state = read_state(lake.table(TRADES))
+    append_as_another_engine(lake.open(TRADES).iceberg, new)
+    rewrite_as_another_engine(lake.open(TRADES).iceberg, is_expiring=True)
+    state = read_state(lake.open(TRADES).iceberg)
     assert (state.position, state.is_lost) == (None, not is_as_large)
-    again = lake.append(TRADES, trades(1, 2, 7))
+    again = lake.open(TRADES).append(trades(1, 2, 7))
     assert (again.rows, again.duplicates) == (1, 2)
     assert {1, 2, 7} <= set(numbers(lake))
 
@@ -393,16 +395,16 @@ def test_what_was_lost_is_built_from_the_rows(settings: Settings, home: Path) ->
         settings, create=True, observe=lambda event, **f: events.append((event, f))
     ) as lake:
         unnumbered = table_of(TRADES, [trade_row(source_sequence=None, message_id="file-1")])
-        lake.append(TRADES, trades(1, 2, 5))
-        lake.append(TRADES, unnumbered)
-        forget_everything(lake.table(TRADES))
-        assert read_state(lake.table(TRADES)).is_lost
-        again = lake.append(TRADES, trades(1, 2, 3))
+        lake.open(TRADES).append(trades(1, 2, 5))
+        lake.open(TRADES).append(unnumbered)
+        forget_everything(lake.open(TRADES).iceberg)
+        assert read_state(lake.open(TRADES).iceberg).is_lost
+        again = lake.open(TRADES).append(trades(1, 2, 3))
         assert (again.rows, again.duplicates) == (1, 2)
-        assert lake.append(TRADES, unnumbered).duplicates == 1
+        assert lake.open(TRADES).append(unnumbered).duplicates == 1
         other = table_of(TRADES, [trade_row(source_sequence=None, message_id="file-2")])
-        assert lake.append(TRADES, other).rows == 1
-        assert lake.describe(TRADES).rows == 6
+        assert lake.open(TRADES).append(other).rows == 1
+        assert lake.open(TRADES).describe().rows == 6
     names = [name for name, _ in events]
     assert "rebuild_position" in names
     assert list((home / "rebuild").iterdir()) == []
@@ -410,23 +412,23 @@ def test_what_was_lost_is_built_from_the_rows(settings: Settings, home: Path) ->
 
 def test_a_table_of_the_version_before_is_recognised(lake: Lake) -> None:
     """It has positions of streams alone, whose closed holes said nothing of what is stored."""
-    lake.append(TRADES, trades(1, 2, 5))
-    table = lake.table(TRADES)
+    lake.open(TRADES).append(trades(1, 2, 5))
+    table = lake.open(TRADES).iceberg
     table.append(
         trades(7).cast(table.schema().as_arrow()),
         snapshot_properties={"k2.position.BINANCE": "z1:xyz", "k2.loads": "a:1", "k2.run": "r"},
     )
-    state = read_state(lake.table(TRADES))
+    state = read_state(lake.open(TRADES).iceberg)
     assert (state.position, state.is_lost, state.properties) == (None, False, {"k2.loads": "a:1"})
-    again = lake.append(TRADES, trades(1, 2, 3, 7))
+    again = lake.open(TRADES).append(trades(1, 2, 3, 7))
     assert (again.rows, again.duplicates) == (1, 3)
-    assert read_state(lake.table(TRADES)).properties.keys() == {"k2.loads", "k2.position"}
+    assert read_state(lake.open(TRADES).iceberg).properties.keys() == {"k2.loads", "k2.position"}
 
 
 def test_a_rebuild_that_was_cut_off_goes_on(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
-        lake.append(TRADES, trades(number))
-    append_as_another_engine(lake.table(TRADES), trades(9))
+        lake.open(TRADES).append(trades(number))
+    append_as_another_engine(lake.open(TRADES).iceberg, trades(9))
     read: list[str] = []
     real = rebuild.read_numbers
 
@@ -439,22 +441,22 @@ def test_a_rebuild_that_was_cut_off_goes_on(lake: Lake, monkeypatch: pytest.Monk
     monkeypatch.setattr(rebuild, "read_numbers", cut_off)
     monkeypatch.setattr(rebuild, "_SAVE_S", 0)
     with pytest.raises(KeyboardInterrupt):
-        lake.append(TRADES, trades(9, 10))
+        lake.open(TRADES).append(trades(9, 10))
     first, read = read, []
-    again = lake.append(TRADES, trades(0, 1, 2, 3, 9, 10))
+    again = lake.open(TRADES).append(trades(0, 1, 2, 3, 9, 10))
     assert (again.rows, again.duplicates) == (1, 5)
     assert len(read) == 2
     assert not set(first) & set(read)
 
 
 def test_other_values_of_an_id_that_is_text_are_a_conflict(lake: Lake) -> None:
-    lake.append(TRADES, trades(1))
-    forget_everything(lake.table(TRADES))
+    lake.open(TRADES).append(trades(1))
+    forget_everything(lake.open(TRADES).iceberg)
     row = trade_row(source_sequence=None, message_id="T-1")
-    assert lake.append(TRADES, table_of(TRADES, [row])).rows == 1
+    assert lake.open(TRADES).append(table_of(TRADES, [row])).rows == 1
     other = {**row, "price": Decimal("7.00000000")}
     elsewhere = {**row, "symbol": "ETHUSDT"}
-    again = lake.append(TRADES, table_of(TRADES, [row, other, elsewhere, elsewhere]))
+    again = lake.open(TRADES).append(table_of(TRADES, [row, other, elsewhere, elsewhere]))
     assert (again.rows, again.duplicates, again.conflicts) == (1, 2, 1)
     (conflict,) = again.examples
     assert conflict.received["price"] == Decimal("7.00000000")
@@ -466,8 +468,8 @@ def test_a_table_with_row_level_deletes_is_refused(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that are deleted still stand in the data files; pyiceberg itself writes no deletes."""
-    lake.append(TRADES, trades(1))
-    append_as_another_engine(lake.table(TRADES), trades(2))
+    lake.open(TRADES).append(trades(1))
+    append_as_another_engine(lake.open(TRADES).iceberg, trades(2))
     real = Snapshot.manifests
 
     def with_deletes(self: Snapshot, io: FileIO) -> list[ManifestFile]:
@@ -478,28 +480,28 @@ def test_a_table_with_row_level_deletes_is_refused(
     assert ManifestFile.from_args(content=ManifestContent.DELETES)[3] is ManifestContent.DELETES
     monkeypatch.setattr(Snapshot, "manifests", with_deletes)
     with pytest.raises(BadData, match="table trades_v2 has row-level deletes") as caught:
-        lake.append(TRADES, trades(2))
+        lake.open(TRADES).append(trades(2))
     assert "compact" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])
 def test_a_damaged_data_file_is_named(lake: Lake, share: float) -> None:
-    lake.append(TRADES, trades(1))
-    (path,) = lake.plan(TRADES).paths
+    lake.open(TRADES).append(trades(1))
+    (path,) = lake.open(TRADES).plan().paths
     Path(path).write_bytes(Path(path).read_bytes()[: int(share * Path(path).stat().st_size)])
     with pytest.raises(BadData, match=f"data file .*{Path(path).name} is damaged"):
-        lake.append(TRADES, trades(1))
+        lake.open(TRADES).append(trades(1))
 
 
 def test_a_look_up_follows_a_table_that_is_compacted_and_expired(
     settings: Settings, lake: Lake
 ) -> None:
     """A writer that loaded the table before looks for rows in files that are gone."""
-    lake.append(TRADES, trades(1, 2))
-    lake.append(TRADES, trades(3))
-    target = target_of(lake.table(TRADES), settings)
-    rewrite_as_another_engine(lake.table(TRADES), is_expiring=False)
-    lake.append(TRADES, trades(4))
+    lake.open(TRADES).append(trades(1, 2))
+    lake.open(TRADES).append(trades(3))
+    target = target_of(lake.open(TRADES).iceberg, settings)
+    rewrite_as_another_engine(lake.open(TRADES).iceberg, is_expiring=False)
+    lake.open(TRADES).append(trades(4))
     for path in lake_files_of(target.table):
         Path(path).unlink()
     commit = append_rows(target, trades(2, 3, 4, 5))
@@ -512,7 +514,7 @@ def lake_files_of(table: Table) -> list[str]:
 
 
 def numbers_of_newest(lake: Lake) -> list[int]:
-    return sorted(lake.table(TRADES).scan().to_arrow()["source_sequence"].to_pylist())
+    return sorted(lake.open(TRADES).iceberg.scan().to_arrow()["source_sequence"].to_pylist())
 
 
 @pytest.mark.parametrize("hours", [20, 24 * 40, -24 * 3])
@@ -521,25 +523,25 @@ def test_a_number_that_may_be_stored_is_looked_for_on_all_days(
 ) -> None:
     """A file that was loaded with wrong times has the same numbers on other days."""
     monkeypatch.setattr(position, "MAX_RANGES", 1)
-    lake.append(TRADES, trades(1))
-    lake.append(TRADES, trades(5))
-    state = read_state(lake.table(TRADES)).position
+    lake.open(TRADES).append(trades(1))
+    lake.open(TRADES).append(trades(5))
+    state = read_state(lake.open(TRADES).iceberg).position
     assert state is not None
     assert state.of(Series("BINANCE", "BTCUSDT")).states(np.array([5])) == [State.UNKNOWN]
     late = table_of(
         TRADES, [trade_row(source_sequence=5, timestamp=START + timedelta(hours=hours))]
     )
-    again = lake.append(TRADES, late)
+    again = lake.open(TRADES).append(late)
     assert (again.rows, again.conflicts) == (0, 1)
 
 
 def test_look_ups_read_only_manifests_of_their_days(settings: Settings, lake: Lake) -> None:
-    with lake.table(TRADES).transaction() as transaction:
+    with lake.open(TRADES).iceberg.transaction() as transaction:
         transaction.set_properties({"commit.manifest-merge.enabled": "false"})
     for day in range(5):
         row = trade_row(source_sequence=day, timestamp=START + timedelta(days=day))
-        lake.append(TRADES, table_of(TRADES, [row]))
-    target = target_of(lake.table(TRADES), settings)
+        lake.open(TRADES).append(table_of(TRADES, [row]))
+    target = target_of(lake.open(TRADES).iceberg, settings)
     row = trade_row(source_sequence=3, timestamp=START + timedelta(days=3))
     assert append_rows(target, table_of(TRADES, [row])).duplicates == 1
     assert len(target.index._statistics) == 1
@@ -547,18 +549,18 @@ def test_look_ups_read_only_manifests_of_their_days(settings: Settings, lake: La
 
 
 def test_rows_that_another_engine_deleted_are_welcome_again(lake: Lake) -> None:
-    lake.append(TRADES, trades(1, 2, 3))
-    lake.table(TRADES).delete("source_sequence = 2")
-    again = lake.append(TRADES, trades(1, 2, 3))
+    lake.open(TRADES).append(trades(1, 2, 3))
+    lake.open(TRADES).iceberg.delete("source_sequence = 2")
+    again = lake.open(TRADES).append(trades(1, 2, 3))
     assert (again.rows, again.duplicates) == (1, 2)
     assert numbers(lake) == [1, 2, 3]
 
 
 def test_evolving_lets_other_engines_retry_on_old_tables(lake: Lake) -> None:
-    with lake.table(TRADES).transaction() as transaction:
+    with lake.open(TRADES).iceberg.transaction() as transaction:
         transaction.set_properties({"commit.retry.num-retries": "0"})
     change = "set commit.retry.num-retries 0 to 10"
-    assert lake.evolve(TRADES, TRADES.avro, is_dry_run=True) == [change]
-    assert lake.evolve(TRADES, TRADES.avro) == [change]
-    assert lake.table(TRADES).properties["commit.retry.num-retries"] == "10"
-    assert lake.evolve(TRADES, TRADES.avro) == []
+    assert lake.open(TRADES).evolve(TRADES.avro, is_dry_run=True) == [change]
+    assert lake.open(TRADES).evolve(TRADES.avro) == [change]
+    assert lake.open(TRADES).iceberg.properties["commit.retry.num-retries"] == "10"
+    assert lake.open(TRADES).evolve(TRADES.avro) == []

@@ -115,7 +115,7 @@ def streaming(env: Mapping[str, str], url: str, *args: str, **popen: Any) -> Ite
 
 def numbers(settings: Settings, kind: RecordKind = TRADES) -> list[int]:
     with open_lake(settings) as lake:
-        found = lake.table(kind).scan(selected_fields=("source_sequence",)).to_arrow()
+        found = lake.open(kind).iceberg.scan(selected_fields=("source_sequence",)).to_arrow()
     return sorted(found["source_sequence"].to_pylist())
 
 
@@ -386,7 +386,7 @@ def test_two_streams_into_one_home_keep_each_trade_once(
     assert codes == [0, 0], (one.talk, other.talk)
     commits = [*one.named("commit"), *other.named("commit")]
     with open_lake(settings) as lake:
-        rows = lake.table(TRADES).scan(selected_fields=("trade_id", "symbol")).to_arrow()
+        rows = lake.open(TRADES).iceberg.scan(selected_fields=("trade_id", "symbol")).to_arrow()
     seen = Counter(zip(rows["symbol"].to_pylist(), rows["trade_id"].to_pylist(), strict=True))
     assert set(seen.values()) == {1}
     assert len(seen) == 6_000 == sum(event["rows"] for event in commits)
@@ -599,7 +599,7 @@ def test_file_size_limit_is_waited_out_and_what_was_reported_is_stored(
     assert_is_one_run(held, 100)
     assert len(held) == sum(event["rows"] for event in commits)
     with open_lake(settings) as lake:
-        planned = set(lake.plan(TRADES).paths)
+        planned = set(lake.open(TRADES).plan().paths)
     assert {str(path) for path in (settings.home / "warehouse").rglob("*.parquet")} == planned
     with running_simulator(SimulatorOptions(first_id=100)) as simulator:
         again = run(command(simulator.url, "--max-messages", str(len(held) + 10))[3:])

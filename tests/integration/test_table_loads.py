@@ -17,7 +17,8 @@ from k2cli.pipelines.load.tables import load_into_tables
 from k2cli.pipelines.pump import Allowance
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
-from k2cli.storage.lake import Lake, open_lake
+from k2cli.storage.lake import open_lake
+from k2cli.storage.laketable import LakeTable
 
 OF_FILE = CsvOptions(symbol="ABC", exchange="X", asset_class="equities", currency="EUR")
 
@@ -32,16 +33,16 @@ def file_of(folder: Path, name: str, *lines: str) -> FileToLoad:
 def test_outcomes_that_are_settled_are_yielded_before_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit, calls = Lake.load_group, 0
+    commit, calls = LakeTable.load_group, 0
 
-    def commit_once(lake: Lake, *args: Any) -> Any:
+    def commit_once(table: LakeTable, *args: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > 1:
             raise Unavailable("the catalog does not answer")
-        return commit(lake, *args)
+        return commit(table, *args)
 
-    monkeypatch.setattr(Lake, "load_group", commit_once)
+    monkeypatch.setattr(LakeTable, "load_group", commit_once)
     monkeypatch.setattr(tables, "_GROUP_ROWS", 1)
     files = [
         file_of(tmp_path, "stored.csv", "2024-01-01,1,2", "2024-01-01,1,3"),
@@ -62,7 +63,7 @@ def test_outcomes_that_are_settled_are_yielded_before_the_error(
         loads = load_into_tables(files, lake, policy, lambda _: nullcontext(lambda _: None))
         with pytest.raises(Unavailable, match="the catalog does not answer"):
             outcomes.extend(loads)
-        assert lake.describe(TRADES).rows == 2
+        assert lake.open(TRADES).describe().rows == 2
     assert [(Path(each.file.path).name, each.sums.rows) for each in outcomes] == [
         ("stored.csv", 2),
         ("refused.csv", 0),

@@ -49,42 +49,42 @@ def older(settings: Settings) -> Iterator[Lake]:
 
 def stored_types(lake: Lake) -> list[pa.DataType]:
     """The types of quantities in the data files of trades, oldest first."""
-    paths = sorted(lake.plan(TRADES).paths, key=lambda path: Path(path).stat().st_mtime_ns)
+    paths = sorted(lake.open(TRADES).plan().paths, key=lambda path: Path(path).stat().st_mtime_ns)
     return [pq.read_schema(path).field("quantity").type for path in paths]
 
 
 def quantities(lake: Lake) -> list[Decimal]:
-    rows = lake.table(TRADES).scan().to_arrow().sort_by("message_id")
+    rows = lake.open(TRADES).iceberg.scan().to_arrow().sort_by("message_id")
     return list(rows["quantity"].to_pylist())
 
 
 def test_new_tables_have_wide_quantities(lake: Lake):
     large = table_of(TRADES, [trade_row(quantity=LARGE)])
-    lake.append(TRADES, large)
+    lake.open(TRADES).append(large)
     quotes = [quote_row(bid_quantity=LARGE, ask_quantity=LARGE)]
-    lake.append(QUOTES, table_of(QUOTES, quotes))
+    lake.open(QUOTES).append(table_of(QUOTES, quotes))
     assert stored_types(lake) == [pa.decimal128(20, 8)]
-    read = lake.table(TRADES).scan().to_arrow()
+    read = lake.open(TRADES).iceberg.scan().to_arrow()
     assert read["quantity"].type == pa.decimal128(20, 8)
     assert read["quantity"].to_pylist() == [LARGE]
-    assert lake.evolve(TRADES, TRADES.avro) == []
+    assert lake.open(TRADES).evolve(TRADES.avro) == []
 
 
 def test_a_table_that_has_not_evolved_takes_what_fits(older: Lake):
     most = Decimal("9999999999.99999999")
-    older.append(TRADES, table_of(TRADES, [trade(1, quantity=most)]))
+    older.open(TRADES).append(table_of(TRADES, [trade(1, quantity=most)]))
     assert (quantities(older), stored_types(older)) == ([most], [pa.decimal128(18, 8)])
     rows = table_of(TRADES, [trade(2), trade(3, quantity=LARGE)])
     with pytest.raises(BadData) as caught:
-        older.append(TRADES, rows)
+        older.open(TRADES).append(rows)
     reason = f"quantity {LARGE} does not fit decimal128(18, 8), its type in trades_v2"
     assert (str(caught.value), caught.value.hint) == (reason, HINT)
-    assert by_row(older.unfit_rows(TRADES, rows)) == {1: reason}
+    assert by_row(older.open(TRADES).unfit_rows(rows)) == {1: reason}
     assert quantities(older) == [most]
 
 
 def test_queries_see_wide_quantities_before_a_table_has_evolved(older: Lake, home: Path):
-    older.append(TRADES, table_of(TRADES, [trade(1, quantity=Decimal("2.5"))]))
+    older.open(TRADES).append(table_of(TRADES, [trade(1, quantity=Decimal("2.5"))]))
     sql = "select typeof(quantity) as of, sum(price * quantity) as turnover from trades group by 1"
     answer = k2_at(home)("query", "sql", sql, "-f", "csv").stdout
     assert answer == 'of,turnover\n"DECIMAL(20,8)",154500.0000000000000000\n'
@@ -92,7 +92,7 @@ def test_queries_see_wide_quantities_before_a_table_has_evolved(older: Lake, hom
 
 def test_old_and_new_files_are_one_table(older: Lake, home: Path, tmp_path: Path):
     k2 = k2_at(home)
-    older.append(TRADES, table_of(TRADES, [trade(1, quantity=Decimal("0.00000001"))]))
+    older.open(TRADES).append(table_of(TRADES, [trade(1, quantity=Decimal("0.00000001"))]))
     evolved = k2("table", "evolve", "trades", "--dry-run")
     assert evolved.stdout == WIDEN.format("quantity") + "\n"
     assert k2("table", "evolve", "trades").stdout == evolved.stdout
@@ -103,7 +103,7 @@ def test_old_and_new_files_are_one_table(older: Lake, home: Path, tmp_path: Path
         "make ask_price optional",
         f"{WIDEN.format('ask_quantity')}, make ask_quantity optional",
     ]
-    older.append(TRADES, table_of(TRADES, [trade(2, quantity=LARGE)]))
+    older.open(TRADES).append(table_of(TRADES, [trade(2, quantity=LARGE)]))
     assert stored_types(older) == [pa.decimal128(18, 8), pa.decimal128(20, 8)]
     both = [Decimal("0.00000001"), LARGE]
     assert quantities(older) == both
@@ -125,13 +125,13 @@ def test_quotes_with_one_side_need_a_table_that_has_evolved(older: Lake, home: P
     one_sided = {"message_id": "2", "source_sequence": 2, "ask_price": None, "ask_quantity": None}
     rows = table_of(QUOTES, [quote_row(), quote_row(**one_sided)])
     reason = "ask_price is null, and every row of quotes_v2 needs one"
-    assert by_row(older.unfit_rows(QUOTES, rows)) == {1: reason}
+    assert by_row(older.open(QUOTES).unfit_rows(rows)) == {1: reason}
     with pytest.raises(BadData, match=reason):
-        older.append(QUOTES, rows)
-    older.append(QUOTES, rows.slice(0, 1))
-    older.evolve(QUOTES, QUOTES.avro)
-    assert older.evolve(QUOTES, QUOTES.avro) == []
-    older.append(QUOTES, rows.slice(1))
+        older.open(QUOTES).append(rows)
+    older.open(QUOTES).append(rows.slice(0, 1))
+    older.open(QUOTES).evolve(QUOTES.avro)
+    assert older.open(QUOTES).evolve(QUOTES.avro) == []
+    older.open(QUOTES).append(rows.slice(1))
     k2 = k2_at(home)
     columns = ("--columns", "bid_price,ask_price,ask_quantity")
     answer = k2("query", "quotes", *columns, "-f", "csv").stdout
@@ -142,12 +142,12 @@ def test_quotes_with_one_side_need_a_table_that_has_evolved(older: Lake, home: P
 
 def test_statistics_of_wide_quantities_are_exact(older: Lake):
     name = "write.metadata.metrics.column.quantity"
-    with older.table(TRADES).transaction() as transaction:
+    with older.open(TRADES).iceberg.transaction() as transaction:
         transaction.set_properties({name: "full"})
-    older.append(TRADES, table_of(TRADES, [trade(1), trade(2, quantity=Decimal(7))]))
-    older.evolve(TRADES, TRADES.avro)
-    older.append(TRADES, table_of(TRADES, [trade(3, quantity=LARGE), trade(4, quantity=1)]))
-    table = older.table(TRADES)
+    older.open(TRADES).append(table_of(TRADES, [trade(1), trade(2, quantity=Decimal(7))]))
+    older.open(TRADES).evolve(TRADES.avro)
+    older.open(TRADES).append(table_of(TRADES, [trade(3, quantity=LARGE), trade(4, quantity=1)]))
+    table = older.open(TRADES).iceberg
     files = [task.file for task in table.scan().plan_files()]
     column, of = table.schema().find_field("quantity").field_id, DecimalType(20, 8)
     bounds = sorted(
@@ -170,11 +170,11 @@ def test_status_names_the_tables_to_evolve(older: Lake, home: Path):
     assert check["hint"] == "k2 table evolve trades; k2 table evolve quotes"
     assert f"market_data.trades_v2: {WIDEN.format('quantity')}" in check["detail"]
     assert "yellow  tables" in k2("status").stdout
-    older.evolve(TRADES, TRADES.avro)
+    older.open(TRADES).evolve(TRADES.avro)
     lines = k2("status").stdout.splitlines()
     (line,) = (line for line in lines if line.startswith("yellow  tables"))
     assert line.endswith("hint: k2 table evolve quotes")
-    older.evolve(QUOTES, QUOTES.avro)
+    older.open(QUOTES).evolve(QUOTES.avro)
     assert "yellow" not in k2("status").stdout
 
 
@@ -191,7 +191,8 @@ def test_a_file_that_does_not_fit_is_loaded_once_the_table_has_evolved(
     assert f"hint: {HINT}" in failed.stderr
     assert quantities(older) == []
     assert (
-        list(Path(older.table(TRADES).location().removeprefix("file://")).rglob("*.parquet")) == []
+        list(Path(older.open(TRADES).iceberg.location().removeprefix("file://")).rglob("*.parquet"))
+        == []
     )
     k2("table", "evolve", "trades")
     k2(*load)
@@ -246,7 +247,7 @@ def test_a_stream_sets_aside_what_does_not_fit_and_goes_on(older: Lake, tmp_path
     assert [fields["reason"] for event, fields in events if event == "reject"]
 
     for kind in KINDS.values():
-        older.evolve(kind, kind.avro)
+        older.open(kind).evolve(kind.avro)
     with RejectLog(tmp_path / "more.ndjson", run="") as rejects:  # the exchange sends it again
         totals = stream(rejects).run()
     assert (totals.rows, totals.rejects, totals.duplicates) == (2, 0, 3)

@@ -62,6 +62,7 @@ class Once(RuleBasedStateMachine):
         patch.setattr(position, "MAX_SERIES", 2)
         self.settings = load_settings({"K2_HOME": str(folder), "K2_TABLE_KEEP_SNAPSHOTS": "50"})
         self.lake: Lake = self.stack.enter_context(open_lake(self.settings, create=True))
+        self.table = self.lake.open(self.kind)  # stays open, so it is outdated most of the time
         self.rejects = self.stack.enter_context(RejectLog(folder / "rejects", run=""))
         self.stored: set[Id] = set()
         self.history: list[tuple[int, frozenset[Id]]] = []  # snapshots, and what they hold
@@ -89,7 +90,7 @@ class Once(RuleBasedStateMachine):
         return table_of(self.kind, made)
 
     def note(self) -> None:
-        snapshot = self.lake.table(self.kind).current_snapshot()
+        snapshot = self.lake.open(self.kind).iceberg.current_snapshot()
         if snapshot is not None:
             self.history.append((snapshot.snapshot_id, frozenset(self.stored)))
 
@@ -115,11 +116,12 @@ class Once(RuleBasedStateMachine):
             identity=entry.identity,
             digests=(entry.digest,),
         )
-        with self.lake.load_file(self.kind, "a.csv", file=entry.identity) as target:
+        self.table.refresh()
+        with self.table.load_file("a.csv", file=entry.identity) as target:
             for batch in rows.to_batches(max_chunksize=3):
                 target.write(batch)
             if between:
-                self.lake.append(self.kind, self.rows(between))
+                self.lake.open(self.kind).append(self.rows(between))
             target.commit(entry, key=key)
         loaded = {(row["symbol"], row["source_sequence"]) for row in rows.to_pylist()}
         self.loaded[entry.path] = loaded - self.stored - set(between)
@@ -183,33 +185,33 @@ class Once(RuleBasedStateMachine):
 
     @rule(at=st.floats(0, 1))
     def undo_a_load(self, at: float) -> None:
-        loads = self.lake.loads(self.kind).select(["load", "path"]).to_pylist()
+        loads = self.lake.open(self.kind).loads().select(["load", "path"]).to_pylist()
         if loads:
             load = loads[int(at * (len(loads) - 1))]
             gone = self.loaded[load["path"]] & self.stored
-            assert self.lake.undo_load(self.kind, load["load"]).rows == len(gone)
+            assert self.table.undo_load(load["load"]).rows == len(gone)
             self.stored -= gone
 
     @rule(ids=IDS, partition=st.integers(0, 1), skew=st.sampled_from([0, 0, 0, 1]))
     def consume(self, ids: list[Id], partition: int, skew: int) -> None:
         """A batch of a consumer that may have been overtaken by another one."""
         place = Partition(TOPIC, "id", partition)
-        expected = decode_offsets(self.lake.held(self.kind, KEY)).get(place)
+        expected = decode_offsets(self.lake.open(self.kind).stored_position(KEY)).get(place)
         begin = expected or 0
         span = Span(expected=begin + skew or None, reached=begin + skew + len(ids))
         source = OffsetPosition({place: span})
         if span.expected == expected:
-            self.lake.append(self.kind, self.rows(ids), source=source)
+            self.table.append(self.rows(ids), source=source)
             self.stored.update(ids)
         else:
             with pytest.raises(PositionMoved):
-                self.lake.append(self.kind, self.rows(ids), source=source)
+                self.table.append(self.rows(ids), source=source)
 
     # --- accidents, and other engines
 
     @rule(ids=IDS)
     def load_that_is_cut_off(self, ids: list[Id]) -> None:
-        with self.lake.load_file(self.kind, "a.csv", file="cut off") as target:
+        with self.lake.open(self.kind).load_file("a.csv", file="cut off") as target:
             for batch in self.rows(ids).to_batches(max_chunksize=3):
                 target.write(batch)
 
@@ -228,7 +230,7 @@ class Once(RuleBasedStateMachine):
 
         with pytest.MonkeyPatch.context() as patch, suppress(OutcomeUnknown):
             patch.setattr(catalog, "commit_table", lose_one)
-            self.lake.append(self.kind, self.rows(ids))
+            self.table.append(self.rows(ids))
         self.stored.update(ids)
 
     @rule(at=st.floats(0, 1))
@@ -236,7 +238,7 @@ class Once(RuleBasedStateMachine):
         if self.history:
             index = int(at * (len(self.history) - 1))
             snapshot_id, stored = self.history[index]
-            with self.lake.table(self.kind).manage_snapshots() as manage:
+            with self.lake.open(self.kind).iceberg.manage_snapshots() as manage:
                 manage.rollback_to_snapshot(snapshot_id)
             self.stored = set(stored)
             del self.history[index:]
@@ -245,12 +247,12 @@ class Once(RuleBasedStateMachine):
     def append_by_another_engine(self, number: int) -> None:
         ids = [(SYMBOLS[0], number)]
         if ids[0] not in self.stored:
-            append_as_another_engine(self.lake.table(self.kind), self.rows(ids))
+            append_as_another_engine(self.lake.open(self.kind).iceberg, self.rows(ids))
             self.stored.update(ids)
 
     @rule(is_expiring=st.booleans())
     def rewrite_by_another_engine(self, is_expiring: bool) -> None:
-        table = self.lake.table(self.kind)
+        table = self.lake.open(self.kind).iceberg
         if table.current_snapshot() is not None:
             rewrite_as_another_engine(table, is_expiring=is_expiring)
             if is_expiring:
@@ -260,11 +262,12 @@ class Once(RuleBasedStateMachine):
     def evolve(self) -> None:
         extra = {"name": "venue", "type": ["null", "string"], "default": None}
         fields = [*self.kind.avro["fields"], extra]
-        self.lake.evolve(self.kind, {**self.kind.avro, "fields": fields})
+        self.table.evolve({**self.kind.avro, "fields": fields})
 
     @rule()
     def open_anew(self) -> None:
         self.lake = self.stack.enter_context(open_lake(self.settings))
+        self.table = self.lake.open(self.kind)
 
     @initialize()
     def begin(self) -> None:
@@ -272,7 +275,12 @@ class Once(RuleBasedStateMachine):
 
     @invariant()
     def the_table_holds_every_id_once(self) -> None:
-        found = self.lake.table(self.kind).scan().to_arrow().select(["symbol", "source_sequence"])
+        found = (
+            self.lake.open(self.kind)
+            .iceberg.scan()
+            .to_arrow()
+            .select(["symbol", "source_sequence"])
+        )
         held = sorted((row["symbol"], row["source_sequence"]) for row in found.to_pylist())
         assert held == sorted(self.stored)
         self.note()

@@ -17,13 +17,12 @@ class MemoryTables:
         self._rows: dict[str, list[pa.Table]] = {name: [] for name in KINDS}
         self._held: dict[str, str] = {}
 
-    def kind(self, kind: RecordKind) -> RecordKind:
-        """Return the kind as it is."""
-        return kind
+    def open(self, kind: RecordKind) -> "MemoryTable":
+        """Open the table of a kind."""
+        return MemoryTable(self, kind)
 
-    def held(self, kind: RecordKind, key: str) -> str | None:
+    def position(self, kind: RecordKind) -> str | None:
         """Return the position of a table."""
-        assert key
         return self._held.get(kind.name)
 
     def append(self, kind: RecordKind, rows: pa.Table, *, source: SourcePosition) -> Commit:
@@ -50,3 +49,29 @@ class MemoryTables:
             return sorted(
                 each for rows in self._rows[kind.name] for each in rows["message_id"].to_pylist()
             )
+
+
+class MemoryTable:
+    """One of the tables. As with those in Iceberg, reading needs a refresh to see what is new."""
+
+    def __init__(self, tables: MemoryTables, kind: RecordKind) -> None:
+        self._tables = tables
+        self._kind = kind
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look the position up."""
+        self._position = self._tables.position(self._kind)
+
+    def evolved_kind(self) -> RecordKind:
+        """Return the kind as it is."""
+        return self._kind
+
+    def stored_position(self, key: str) -> str | None:
+        """Return the position at the last refresh."""
+        assert key
+        return self._position
+
+    def append(self, rows: pa.Table, *, source: SourcePosition) -> Commit:
+        """Store rows and the position they reach, or raise PositionMoved."""
+        return self._tables.append(self._kind, rows, source=source)

@@ -28,8 +28,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake of 60 trades and 20 quotes."""
     path = tmp_path_factory.mktemp("home")
     with open_lake(load_settings({"K2_HOME": str(path)}), create=True) as lake:
-        lake.append(TRADES, pa.table(trades_batch(60)))
-        lake.append(QUOTES, pa.table(quotes_batch(20)))
+        lake.open(TRADES).append(pa.table(trades_batch(60)))
+        lake.open(QUOTES).append(pa.table(quotes_batch(20)))
     return path
 
 
@@ -143,9 +143,9 @@ def test_a_format_can_be_chosen(lake: LakeReader, tmp_path: Path) -> None:
 def test_an_answer_is_pinned_to_the_snapshot_it_was_asked_of(tmp_path: Path) -> None:
     settings = load_settings({"K2_HOME": str(tmp_path)})
     with open_lake(settings, create=True) as writer, k2cli.open_lake(tmp_path) as lake:
-        writer.append(TRADES, pa.table(trades_batch(5)))
+        writer.open(TRADES).append(pa.table(trades_batch(5)))
         asked = lake.trades()
-        writer.append(TRADES, pa.table(trades_batch(14)))  # 5 of them are stored
+        writer.open(TRADES).append(pa.table(trades_batch(14)))  # 5 of them are stored
         assert [asked.arrow().num_rows, lake.trades().arrow().num_rows] == [5, 14]
 
 

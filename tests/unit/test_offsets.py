@@ -30,7 +30,7 @@ def rows(count: int, *, first: int = 0) -> pa.Table:
 
 
 def held(lake: Lake) -> dict[Partition, int]:
-    return dict(decode_offsets(lake.held(TRADES, KEY)))
+    return dict(decode_offsets(lake.open(TRADES).stored_position(KEY)))
 
 
 def spans(expected: int | None, reached: int, *partitions: Partition) -> OffsetPosition:
@@ -51,41 +51,41 @@ def test_a_damaged_position_is_an_error(text: str):
 
 
 def test_rows_and_offsets_come_together(lake: Lake):
-    lake.append(TRADES, rows(3), source=spans(None, 3, ZERO, ONE))
-    lake.append(TRADES, rows(2, first=3), source=spans(3, 5, ONE))
-    lake.append(TRADES, rows(1, first=5), source=spans(None, 9, FUTURES))
+    lake.open(TRADES).append(rows(3), source=spans(None, 3, ZERO, ONE))
+    lake.open(TRADES).append(rows(2, first=3), source=spans(3, 5, ONE))
+    lake.open(TRADES).append(rows(1, first=5), source=spans(None, 9, FUTURES))
     assert held(lake) == {ZERO: 3, ONE: 5, FUTURES: 9}
-    assert lake.describe(TRADES).rows == 6
+    assert lake.open(TRADES).describe().rows == 6
 
 
 @pytest.mark.parametrize("expected", [None, 2, 4])
 def test_a_batch_that_begins_elsewhere_is_not_written(lake: Lake, expected: int | None):
-    lake.append(TRADES, rows(3), source=spans(None, 3, ZERO, ONE))
+    lake.open(TRADES).append(rows(3), source=spans(None, 3, ZERO, ONE))
     mixed = OffsetPosition(
         {ONE: Span(expected=3, reached=4), ZERO: Span(expected=expected, reached=9)}
     )
     with pytest.raises(PositionMoved, match=r"trades/0 was expected at .*, but .* stands at 3"):
-        lake.append(TRADES, rows(1), source=mixed)
+        lake.open(TRADES).append(rows(1), source=mixed)
     assert held(lake) == {ZERO: 3, ONE: 3}
-    assert lake.describe(TRADES).rows == 3
+    assert lake.open(TRADES).describe().rows == 3
 
 
 def test_a_topic_that_was_made_again_begins_anew(lake: Lake):
-    lake.append(TRADES, rows(3), source=spans(None, 3, ZERO))
-    lake.append(TRADES, rows(1), source=spans(None, 1, AGAIN))
+    lake.open(TRADES).append(rows(3), source=spans(None, 3, ZERO))
+    lake.open(TRADES).append(rows(1), source=spans(None, 1, AGAIN))
     assert held(lake) == {ZERO: 3, AGAIN: 1}
 
 
 def test_offsets_move_without_rows_but_not_without_offsets(lake: Lake):
-    commit = lake.append(TRADES, rows(0), source=spans(None, 5, ZERO))
+    commit = lake.open(TRADES).append(rows(0), source=spans(None, 5, ZERO))
     assert (commit.snapshot_id is None, commit.rows) == (False, 0)
     assert held(lake) == {ZERO: 5}
-    assert lake.append(TRADES, rows(0), source=spans(5, 5, ZERO)).snapshot_id is None
-    lake.append(TRADES, rows(2), source=spans(5, 7, ZERO))
-    assert lake.describe(TRADES).rows == 2
+    assert lake.open(TRADES).append(rows(0), source=spans(5, 5, ZERO)).snapshot_id is None
+    lake.open(TRADES).append(rows(2), source=spans(5, 7, ZERO))
+    assert lake.open(TRADES).describe().rows == 2
 
 
 def test_streams_and_loads_carry_the_offsets_on(lake: Lake):
-    lake.append(TRADES, rows(1), source=spans(None, 5, ZERO))
-    lake.append(TRADES, table_of(TRADES, [trade_row()]))
+    lake.open(TRADES).append(rows(1), source=spans(None, 5, ZERO))
+    lake.open(TRADES).append(table_of(TRADES, [trade_row()]))
     assert held(lake) == {ZERO: 5}

@@ -21,6 +21,7 @@ from k2cli.pipelines.spill import SpillFolder
 from k2cli.records import KINDS, QUOTES, TRADES
 from k2cli.rejects import Fault, RejectLog
 from k2cli.storage.lake import Lake
+from k2cli.storage.laketable import LakeTable
 from k2cli.storage.position import Series, Stored
 
 Events = list[tuple[str, dict[str, Any]]]
@@ -175,10 +176,22 @@ class BrokenLake:
         self.failure = failure
         self.kinds = kinds
 
-    def append(self, kind: Any, rows: pa.Table, **over: Any) -> Any:
-        if self.failure is not None and kind.name in self.kinds:
-            raise self.failure
-        return self._lake.append(kind, rows, **over)
+    def open(self, kind: Any) -> "BrokenTable":
+        return BrokenTable(self, self._lake.open(kind))
+
+
+class BrokenTable:
+    def __init__(self, lake: BrokenLake, table: LakeTable) -> None:
+        self._lake = lake
+        self._table = table
+
+    def append(self, rows: pa.Table, **over: Any) -> Any:
+        if self._lake.failure is not None and self._table.kind.name in self._lake.kinds:
+            raise self._lake.failure
+        return self._table.append(rows, **over)
+
+    def unfit_rows(self, _: pa.Table) -> dict[int, Fault]:
+        return {}
 
 
 def sink_of(lake: Any, config: Settings, events: Events) -> TableSink:
@@ -213,7 +226,7 @@ def test_rows_of_a_stopped_run_are_committed_by_the_next_one(
     totals = pump_of(MemorySource([later]), sink_of(lake, settings, events), rejects).run()
     assert (totals.messages, totals.rows, totals.duplicates) == (7, uncommitted + 2, 5)
     assert sum(each["rows"] for each in named(events, "recovered")) == uncommitted
-    assert (lake.describe(TRADES).rows, lake.describe(QUOTES).rows) == (7, 3)
+    assert (lake.open(TRADES).describe().rows, lake.open(QUOTES).describe().rows) == (7, 3)
     assert kept_files(settings) == []
 
 
@@ -281,12 +294,8 @@ def test_what_passed_between_two_runs_is_a_gap_of_the_restart(
 def test_rows_that_the_table_refuses_for_good_are_kept_too(
     lake: Lake, settings: Settings, rejects: RejectLog
 ) -> None:
-    class Refusing(BrokenLake):
-        def unfit_rows(self, *_: Any) -> dict[int, Fault]:
-            return {}
-
     events: Events = []
-    broken = Refusing(lake, BadData("a metadata file is damaged"), tuple(KINDS))
+    broken = BrokenLake(lake, BadData("a metadata file is damaged"), tuple(KINDS))
     pump = pump_of(MemorySource([trades(3)]), sink_of(broken, settings, events), rejects, events)
     with pytest.raises(BadData, match="damaged"):
         pump.run()

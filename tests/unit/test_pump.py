@@ -201,7 +201,7 @@ def test_table_sink_reports_what_it_did(lake: Lake, rejects: RejectLog) -> None:
     gap, commit, _ = (fields for _, fields in events)
     assert gap == {"table": "trades_v2", "symbol": "BTCUSDT", "first": 3, "last": 4, "missing": 2}
     assert (commit["rows"], commit["duplicates"]) == (3, 1)
-    assert commit["snapshot_id"] == lake.snapshots(TRADES)[0].snapshot_id
+    assert commit["snapshot_id"] == lake.open(TRADES).snapshots()[0].snapshot_id
     assert commit["took_ms"] > 0
 
 

@@ -237,9 +237,10 @@ def _with_table(lake: "Lake", newer: Found, table: KindName | None) -> _Verdict:
     reasons: list[_Reason] = []
     hint = None
     try:
-        KindDecoder(newer.avro, lake.kind(kind), USUAL)
+        opened = lake.open(kind)
+        KindDecoder(newer.avro, opened.evolved_kind(), USUAL)
         if _short_name(newer) == kind.avro["name"]:  # earlier versions are brought up to it
-            changes = lake.evolve(kind, newer.avro, is_dry_run=True)
+            changes = opened.evolve(newer.avro, is_dry_run=True)
             reasons = [_Reason(text=f"the table lacks: {change}") for change in changes]
             hint = f"k2 table evolve {kind.name} --schema {newer.name}" if changes else None
     except (Incompatible, BadData) as exc:

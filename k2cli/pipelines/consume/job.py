@@ -146,13 +146,18 @@ def _feeds(job: ConsumeJob, sources: Sources, tables: Tables, observe: Observer)
             messages=MessageReader(
                 registry=sources.registry,
                 topic=info.name,
-                kind=partial(tables.kind, kind),
+                kind=partial(_evolved_kind, tables, kind),
                 facts=Facts(currency=job.currency),
                 observe=observe,
             ),
         )
         for info, kind in sources.topics
     ]
+
+
+def _evolved_kind(tables: Tables, kind: RecordKind) -> RecordKind:
+    """Return a kind with the columns that its table has now; opens the table, for any thread."""
+    return tables.open(kind).evolved_kind()
 
 
 def _open_outlets(

@@ -43,17 +43,27 @@ class ConsumeTotals:
     duration_s: float = 0.0
 
 
+class KindTable(Protocol):
+    """Where rows of one kind and their offsets are stored, in one commit. For one thread."""
+
+    def refresh(self) -> None:
+        """Look up the newest state of the table."""
+
+    def evolved_kind(self) -> RecordKind:
+        """Return the kind with the columns that the table had at the last refresh."""
+
+    def stored_position(self, key: str) -> str | None:
+        """Return the position that the table stored at the last refresh."""
+
+    def append(self, rows: pa.Table, *, source: SourcePosition) -> Commit:
+        """Store rows and the position they reach, or neither, judged by the newest state."""
+
+
 class Tables(Protocol):
-    """Where rows and offsets are stored, in one commit."""
+    """Opens the tables."""
 
-    def kind(self, kind: RecordKind) -> RecordKind:
-        """Return a kind with the columns that its table has now."""
-
-    def held(self, kind: RecordKind, key: str) -> str | None:
-        """Return the position that the kind's table stores."""
-
-    def append(self, kind: RecordKind, rows: pa.Table, *, source: SourcePosition) -> Commit:
-        """Store rows and the position they reach, or neither."""
+    def open(self, kind: RecordKind) -> KindTable:
+        """Open the table of a kind, as it is now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

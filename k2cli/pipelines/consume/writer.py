@@ -9,7 +9,7 @@ from k2cli.columns import joined
 from k2cli.errors import Unavailable
 from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.consume.batch import Batch
-from k2cli.pipelines.consume.policy import Outlets
+from k2cli.pipelines.consume.policy import KindTable, Outlets
 from k2cli.pipelines.consume.run import Run
 from k2cli.pipelines.sinks import report_commit
 from k2cli.records import KINDS, RecordKind
@@ -35,6 +35,7 @@ class BatchWriter:
         self._kinds = kinds
         self._find_ids = find_ids
         self._conflicts = ConflictReport(run.observe)
+        self._tables: dict[str, KindTable] = {}  # those that were needed so far
 
     def write(self, batch: Batch) -> Batch:
         """Make a batch durable, the dead letters first; return the part that was.
@@ -67,7 +68,7 @@ class BatchWriter:
             topics_by_kind.setdefault(self._kinds[topic].name, set()).add(topic)
         stored: dict[Partition, int] = {}
         for name, fed in topics_by_kind.items():
-            read = partial(self._outlets.tables.held, KINDS[name], KEY)
+            read = partial(self._newest_position, KINDS[name])
             offsets = decode_offsets(self._run.patience.call("catalog_unavailable", read))
             stored |= {each: offset for each, offset in offsets.items() if each.topic in fed}
         return stored
@@ -107,15 +108,15 @@ class BatchWriter:
         return by_kind
 
     def _no_rows(self, name: str) -> pa.Table:
-        tables = self._outlets.tables
-        kind = self._run.patience.call("catalog_unavailable", lambda: tables.kind(KINDS[name]))
-        return kind.arrow.empty_table()
+        open_table = partial(self._open_table, KINDS[name])
+        table = self._run.patience.call("catalog_unavailable", open_table)
+        return table.evolved_kind().arrow.empty_table()
 
     def _append(self, kind: RecordKind, rows: pa.Table, spans: Spans) -> None:
-        tables, rejects, totals = self._outlets.tables, self._outlets.rejects, self._run.totals
+        rejects, totals = self._outlets.rejects, self._run.totals
         commit = self._run.patience.call(
             "catalog_unavailable",
-            lambda: tables.append(kind, rows, source=OffsetPosition(spans)),
+            lambda: self._open_table(kind).append(rows, source=OffsetPosition(spans)),
         )
         totals.rows += commit.rows
         totals.duplicates += commit.duplicates
@@ -126,3 +127,14 @@ class BatchWriter:
             return
         totals.commits += 1
         report_commit(self._run.observe, kind, commit)
+
+    def _newest_position(self, kind: RecordKind) -> str | None:
+        table = self._open_table(kind)
+        table.refresh()
+        return table.stored_position(KEY)
+
+    def _open_table(self, kind: RecordKind) -> KindTable:
+        """Open a table when it is first needed."""
+        if kind.name not in self._tables:
+            self._tables[kind.name] = self._outlets.tables.open(kind)
+        return self._tables[kind.name]

@@ -38,7 +38,7 @@ def find_load(lake: Lake, word: str) -> FoundLoad:
     entries = [
         (kind, entry)
         for kind in lake.kinds()
-        for entry in lake.loads(kind).select(_TO_FIND).to_pylist()
+        for entry in lake.open(kind).loads().select(_TO_FIND).to_pylist()
     ]
     entries.sort(key=lambda pair: pair[1]["loaded_at"], reverse=True)
     found = [(kind, entry) for kind, entry in entries if entry["path"] == path]

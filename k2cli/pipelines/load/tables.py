@@ -16,9 +16,10 @@ from k2cli.pipelines.load.job import (
     check_digest,
     pump_file,
 )
-from k2cli.records import nth_copy
+from k2cli.records import RecordKind, nth_copy
 from k2cli.storage.groupload import CompleteFile
 from k2cli.storage.lake import Lake
+from k2cli.storage.laketable import LakeTable
 from k2cli.storage.lines import Lines
 from k2cli.storage.loads import FileKey, FileState, LoadEntry
 from k2cli.storage.stowed import Stowed
@@ -108,6 +109,7 @@ class _TableLoader:
 
     def __init__(self, lake: Lake, policy: LoadPolicy, progress: Progress) -> None:
         self._lake = lake
+        self._tables: dict[str, LakeTable] = {}
         self._policy = policy
         self._progress = progress
         self._is_again = policy.is_forced or policy.is_repeating
@@ -175,7 +177,7 @@ class _TableLoader:
         self._each(loadings, add)
         if not paths:
             return
-        newest = self._lake.newest_loads(loadings[0].file.kind, paths)
+        newest = self._newest_table(loadings[0].file.kind).newest_loads(paths)
         for loading in loadings:
             loading.newest = newest.get(loading.file.path)
 
@@ -194,7 +196,7 @@ class _TableLoader:
         left = [(each, each.key) for each in loadings if each.is_open and each.key]
         if not left:
             return
-        known = self._lake.loaded_before(left[0][0].file.kind, [key for _, key in left])
+        known = self._table(left[0][0].file).loaded_before([key for _, key in left])
         for loading, key in left:
             loading.is_new = key.identity not in known
             is_grown = loading.offset > 0
@@ -219,13 +221,12 @@ class _TableLoader:
     def _read(self, loading: _Loading, key: FileKey) -> None:
         """Read a file; commit it if it is large, or loaded again."""
         file = loading.file
-        copy, known = _again(file, self._lake, self._policy, key)
+        table = self._table(file)
+        copy, known = _again(file, table, self._policy, key)
         name = nth_copy(key.identity, copy)
         with (
             self._progress(file) as on_batch,
-            self._lake.load_file(
-                file.kind, file.path, file=name, known=known, is_again=self._is_again
-            ) as target,
+            table.load_file(file.path, file=name, known=known, is_again=self._is_again) as target,
         ):
             pump_file(
                 file,
@@ -265,7 +266,7 @@ class _TableLoader:
 
     def _commit_together(self, left: Sequence[tuple[_Loading, CompleteFile]]) -> None:
         files = [complete for _, complete in left]
-        outcomes = self._lake.load_group(left[0][0].file.kind, files)
+        outcomes = self._table(left[0][0].file).load_group(files)
         for (loading, _), stowed in zip(left, outcomes, strict=True):
             loading.is_new = stowed is not None
             loading.complete = None
@@ -274,6 +275,18 @@ class _TableLoader:
         for (loading, _), stowed in zip(left, outcomes, strict=True):
             if stowed is not None:
                 self._report(loading, stowed)
+
+    def _newest_table(self, kind: RecordKind) -> LakeTable:
+        """Open a table, or refresh it: once for each group, before its files are looked up."""
+        if kind.name in self._tables:
+            self._tables[kind.name].refresh()
+        else:
+            self._tables[kind.name] = self._lake.open(kind)
+        return self._tables[kind.name]
+
+    def _table(self, file: FileToLoad) -> LakeTable:
+        """Return the table of a file, as its group found it."""
+        return self._tables[file.kind.name]
 
     def _report(self, loading: _Loading, stowed: Stowed) -> None:
         """Report rows whose id is stored with other values."""
@@ -304,7 +317,7 @@ def _entry(loading: _Loading, key: FileKey, copy: int) -> LoadEntry:
 
 
 def _again(
-    file: FileToLoad, lake: Lake, policy: LoadPolicy, key: FileKey
+    file: FileToLoad, table: LakeTable, policy: LoadPolicy, key: FileKey
 ) -> tuple[int, Lines | None]:
     """Return which copy of rows without ids is loaded, and which lines are stored already."""
     reader = file.reader
@@ -314,11 +327,11 @@ def _again(
                 f"{file.path} has ids, so each of its rows can be stored only once",
                 hint="--allow-duplicates is for files without ids; drop it",
             )
-        copy = lake.copies(file.kind, key.identity) + 1
+        copy = table.copies(key.identity) + 1
         reader.repeat(copy)
         return copy, None
     if policy.is_forced:
-        return 1, lake.stored_lines(file.kind, key, reader.starts_with)
+        return 1, table.stored_lines(key, reader.starts_with)
     return 1, None
 
 

@@ -1,0 +1,104 @@
+"""What a table is, how large, and which snapshots it keeps, as people want to see it."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pyiceberg.table import Table
+
+from k2cli.records import RecordKind
+from k2cli.storage.state import RUN_KEY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInfo:
+    """One snapshot of a table, as people want to see it."""
+
+    snapshot_id: int
+    committed_at: datetime
+    operation: str
+    added_rows: int
+    total_rows: int
+    total_files: int
+    run: str  # the run of k2 that made it, as its log lines have it
+    refs: tuple[str, ...]  # branches and tags that point at it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableInfo:
+    """What a table is, and how large."""
+
+    name: str
+    kind: str
+    location: str
+    rows: int
+    files: int
+    size_bytes: int
+    snapshots: int
+    last_commit: datetime | None
+    partition: str
+    sort_order: str
+    columns: tuple[tuple[int, str, str, bool, str], ...]  # id, name, type, required, doc
+    properties: dict[str, str]
+
+
+def describe_table(table: Table, kind: RecordKind) -> TableInfo:
+    """Describe a table, as of the metadata that was loaded."""
+    current = table.current_snapshot()
+    summary = _summary(current)
+    schema = table.schema()
+    return TableInfo(
+        name=".".join(table.name()),
+        kind=kind.name,
+        location=table.location(),
+        rows=int(summary.get("total-records", 0)),
+        files=int(summary.get("total-data-files", 0)),
+        size_bytes=int(summary.get("total-files-size", 0)),
+        snapshots=len(table.metadata.snapshots),
+        last_commit=_utc(current.timestamp_ms) if current else None,
+        partition=", ".join(
+            f"{field.transform}({schema.find_column_name(field.source_id)})"
+            for field in table.spec().fields
+        ),
+        sort_order=", ".join(
+            str(schema.find_column_name(field.source_id)) for field in table.sort_order().fields
+        ),
+        columns=tuple(
+            (field.field_id, field.name, str(field.field_type), field.required, field.doc or "")
+            for field in schema.fields
+        ),
+        properties=dict(table.properties),
+    )
+
+
+def list_snapshots(table: Table) -> list[SnapshotInfo]:
+    """List the snapshots that a table keeps, newest first."""
+    refs = table.metadata.refs
+    infos = []
+    for snapshot in table.metadata.snapshots:
+        summary = _summary(snapshot)
+        infos.append(
+            SnapshotInfo(
+                snapshot_id=snapshot.snapshot_id,
+                committed_at=_utc(snapshot.timestamp_ms),
+                operation=summary.get("operation", ""),
+                added_rows=int(summary.get("added-records", 0)),
+                total_rows=int(summary.get("total-records", 0)),
+                total_files=int(summary.get("total-data-files", 0)),
+                run=summary.get(RUN_KEY, ""),
+                refs=tuple(
+                    name for name, ref in refs.items() if ref.snapshot_id == snapshot.snapshot_id
+                ),
+            )
+        )
+    return sorted(infos, key=lambda info: info.committed_at, reverse=True)
+
+
+def _summary(snapshot: Any) -> dict[str, str]:
+    if snapshot is None or snapshot.summary is None:
+        return {}
+    return {"operation": snapshot.summary.operation.value, **snapshot.summary.additional_properties}
+
+
+def _utc(timestamp_ms: int) -> datetime:
+    return datetime.fromtimestamp(timestamp_ms / 1000, tz=UTC)
