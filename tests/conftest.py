@@ -3,20 +3,19 @@
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from forked import Result, run_k2
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from k2cli import files, redaction
 from k2cli.config import Settings, load_settings
 from k2cli.storage.lake import Lake, open_lake
-
-REPOSITORY = Path(__file__).parent.parent
-RECORDINGS = REPOSITORY.parent / "shared" / "data"
+from support.forked import Result, run_k2
+from support.paths import RECORDINGS
+from support.running import Run
 
 pytest_plugins = ["services.fixtures"]
 
@@ -25,9 +24,6 @@ hypothesis_settings.register_profile(
     "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 hypothesis_settings.load_profile("any-machine")
-
-
-Run = Callable[..., Result]
 
 
 def pytest_configure() -> None:

@@ -16,11 +16,6 @@ from processes import K2, Failed, Watched, check_equal, helper, output_of, watch
 from report import Aim, Line, Setup
 
 sys.path.append(str(Path(__file__).parents[1]))
-from services import ServiceMissing
-from services.kafka import KafkaBroker, kafka_software
-from services.processes import ServerFailed
-from services.registry import SchemaRegistry, registry_software
-
 from k2cli.codec.encode import encode_messages, wire_header
 from k2cli.config import load_settings
 from k2cli.ingestion.kafka.producer import open_writer
@@ -28,6 +23,10 @@ from k2cli.ingestion.kafka.registry import open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
+from services import ServiceMissing
+from services.kafka import KafkaBroker, kafka_software
+from services.processes import ServerFailed
+from services.registry import SchemaRegistry, registry_software
 
 _TURNS: Final = 3
 _PARTITIONS: Final = 4

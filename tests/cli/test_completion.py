@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Result, Run
 
 from k2cli.completion.words import remember
+from support.running import Result, Run
 
 HEAVY = {"typer", "rich", "msgspec", "pyarrow", "polars", "duckdb", "pyiceberg", "confluent_kafka"}
 

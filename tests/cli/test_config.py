@@ -7,10 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Run
-from within import k2_at
 
 from k2cli.config import Settings, load_settings
+from support.paths import REPOSITORY
+from support.running import Run, k2_at
 
 COMPOSE = REPOSITORY / "docker" / "compose.yml"
 NAMES = ["S3_ACCESS_KEY", "S3_SECRET_KEY", "GRAFANA_ADMIN_PASSWORD", "SYMBOLS"]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conftest import Run
+from support.running import Run
 
 
 def test_demo_works_twice_in_a_row_and_its_suggestion_finds_rows(run: Run, home: Path) -> None:

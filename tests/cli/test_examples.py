@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import reference
 import typer
-from builders import quotes_batch, trades_batch
-from conftest import REPOSITORY
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
@@ -22,6 +19,9 @@ from k2cli.pipelines.consume.policy import ConsumeTotals
 from k2cli.pipelines.load.job import LoadTotals
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import Lake
+from support import reference
+from support.builders import quotes_batch, trades_batch
+from support.paths import REPOSITORY
 
 # The reference of commands has the examples of the help.
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]

@@ -13,15 +13,15 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from conftest import Result, Run
-from terminal import Terminal
-from waiting import PATIENCE_S, wait_for
 
 from k2cli.commands.terminal.signals import Interrupts, Terminated
 from k2cli.config import Settings
 from k2cli.errors import BadData, Unavailable
 from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.storage.lake import open_lake
+from support.running import Result, Run
+from support.terminal import Terminal
+from support.waiting import PATIENCE_S, wait_for
 
 BINANCE = ["--layout", "binance-trades"]
 GENERIC = ["--layout", "generic-trades", "--exchange", "X", "--asset-class", "crypto"]

@@ -15,11 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from within import K2, k2_at
 
 from k2cli.config import Settings
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
+from support.running import K2, k2_at
 
 LINE = "3735685016,61800.12000000,0.00010000,6.18001200,1723161348055,True,True"
 HEADER = "id,price,qty,quote_qty,time,is_buyer_maker,is_best_match"

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import table_of, trade_row
-from conftest import Run
-from foreign import rewrite_as_another_engine
-from within import K2, k2_at
 
 from k2cli.config import Settings
 from k2cli.records import TRADES, RecordKind
 from k2cli.storage.lake import open_lake
+from support.builders import table_of, trade_row
+from support.foreign import rewrite_as_another_engine
+from support.running import K2, Run, k2_at
 
 ASX = ["--layout", "asx-trades"]
 BINANCE = ["--layout", "binance-trades"]

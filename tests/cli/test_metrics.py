@@ -12,16 +12,16 @@ from typing import Any
 from urllib.error import URLError
 
 import pytest
-from cluster import Cluster, numbered_trades, unexpected
-from conftest import Run
-from scraping import Samples, consumption_of_nothing, scrape, scraped_until
-from waiting import PATIENCE_S
 
 from k2cli import __version__
 from k2cli.commands.metrics import RunMetrics
 from k2cli.ingestion.kafka.consumer import Rebalance, open_reader
 from k2cli.pipelines.consume.progress import Start
 from k2cli.simulator import SimulatorOptions, running_simulator
+from support.cluster import Cluster, numbered_trades, unexpected
+from support.running import Run
+from support.scraping import Samples, consumption_of_nothing, scrape, scraped_until
+from support.waiting import PATIENCE_S
 
 FREE_PORT = ("--metrics", "127.0.0.1:0")
 STREAM = ("stream", "binance", "--symbols", "BTCUSDT", "--flush-interval", "200ms")

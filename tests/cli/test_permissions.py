@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from within import K2, k2_at
+
+from support.running import K2, k2_at
 
 ROWS = "symbol,timestamp,price,quantity,side,trade_id\n"
 GOOD, BAD = (f"{ROWS}BTCUSDT,{time},1,2,BUY,1\n" for time in ("2024-01-01T00:00:00Z", "never"))

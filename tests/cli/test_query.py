@@ -18,17 +18,17 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import START, quotes_batch, table_of, trade_row, trades_batch
-from conftest import Run
-from forked import Result
 from typer.testing import CliRunner
-from waiting import PATIENCE_S, wait_for
 
 from k2cli.commands.app import app
 from k2cli.config import load_settings
 from k2cli.query.formats import Format
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
+from support.builders import START, quotes_batch, table_of, trade_row, trades_batch
+from support.forked import Result
+from support.running import Run
+from support.waiting import PATIENCE_S, wait_for
 
 ODD = trade_row(
     message_id="odd",

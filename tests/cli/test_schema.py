@@ -12,13 +12,13 @@ import fastavro
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import START, Row, quote_row, trade_row, trade_v1, trades_batch
 from pyiceberg.schema import Schema
-from within import K2, k2_at
 
 from k2cli.avro.ours import OURS, our_schema
 from k2cli.codec.upgrade import UPGRADES
 from k2cli.records import QUOTES, TRADES, arrow_field, avro_to_arrow_schema
+from support.builders import START, Row, quote_row, trade_row, trade_v1, trades_batch
+from support.running import K2, k2_at
 
 CSV = ("--layout", "generic-trades", "--exchange", "X", "--asset-class", "crypto")
 HEADER = "timestamp,symbol,price,quantity,side,currency,id\n"

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from waiting import PATIENCE_S
 from websockets.sync.client import connect
+
+from support.waiting import PATIENCE_S
 
 COMMAND = [sys.executable, "-m", "k2cli", "simulate", "binance"]
 

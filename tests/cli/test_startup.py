@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from waiting import PATIENCE_S
+
+from support.waiting import PATIENCE_S
 
 
 @pytest.mark.parametrize(

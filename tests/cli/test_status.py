@@ -12,12 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import START, quotes_batch, trades_batch
-from conftest import Run
-from forked import Result
 from pyiceberg.transforms import HourTransform
-from waiting import PATIENCE_S
-from within import k2_at
 
 from k2cli.health import (
     Check,
@@ -30,6 +25,10 @@ from k2cli.health import (
 )
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import Lake
+from support.builders import START, quotes_batch, trades_batch
+from support.forked import Result
+from support.running import Run, k2_at
+from support.waiting import PATIENCE_S
 
 PATIENT = ("status", "--timeout", "60s")  # what is up answers no later for it
 CLOSED = "127.0.0.1:1"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
 
 from k2cli.config import Settings
 from k2cli.records import TRADES
@@ -17,6 +16,7 @@ from k2cli.simulator import (
     running_simulator,
 )
 from k2cli.storage.lake import open_lake
+from support.running import Run
 
 STREAM = ("stream", "binance")
 BTC = ("--symbols", "BTCUSDT")

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Run
 from typer.testing import CliRunner
-from waiting import PATIENCE_S
-from within import k2_at
 
 from k2cli.commands.app import app
 from k2cli.commands.terminal.plain import for_people_in_colour
 from k2cli.simulator import Simulator, SimulatorOptions, running_simulator
+from support.running import Run, k2_at
+from support.waiting import PATIENCE_S
 
 K2 = f"{shlex.quote(sys.executable)} -m k2cli"
 ROW = "symbol,timestamp,price,quantity,side,trade_id\nBTCUSDT,2024-01-01T00:00:00Z,1,2,BUY,1\n"

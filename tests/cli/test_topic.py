@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from conftest import Run
+
 from services.kafka import KafkaAddress
+from support.running import Run
 
 AWAY = ("--kafka-option", "bootstrap.servers=127.0.0.1:1", "--timeout", "500ms")
 

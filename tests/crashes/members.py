@@ -12,10 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from cluster import numbered_trades
-
 from k2cli.ingestion.kafka.producer import open_writer
 from k2cli.records import TRADES
+from support.cluster import numbered_trades
 
 STOPPING: Final = Path(__file__).with_name("stopping.py")
 TIMEOUT_S: Final = 120.0

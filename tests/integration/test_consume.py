@@ -13,14 +13,10 @@ from typing import cast
 
 import pyarrow as pa
 import pytest
-from builders import quotes_batch, trades_batch
-from cluster import Cluster, ids_of, numbered_trades, unexpected, values_of
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
-from crashes.members import Member
-from scraping import scraped_until
-from waiting import PATIENCE_S, wait_for
 
+from crashes.members import Member
 from k2cli.codec.encode import wire_header
 from k2cli.config import load_settings
 from k2cli.ingestion.kafka.consumer import Rebalance, TopicReader
@@ -28,6 +24,10 @@ from k2cli.ingestion.kafka.producer import open_writer
 from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
+from support.builders import quotes_batch, trades_batch
+from support.cluster import Cluster, ids_of, numbered_trades, unexpected, values_of
+from support.scraping import scraped_until
+from support.waiting import PATIENCE_S, wait_for
 
 SMALL_FETCHES = (
     *("--kafka-option", "queued.max.messages.kbytes=64"),

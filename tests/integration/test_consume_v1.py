@@ -4,13 +4,12 @@ import json
 from decimal import Decimal
 from typing import Any
 
-from builders import quote_v1, trade_v1, written
-from cluster import READ_TIMEOUT_S, Cluster, ids_of, numbered_trades, values_of
-
 from k2cli.codec.encode import wire_header
 from k2cli.codec.upgrade import UPGRADES
 from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
+from support.builders import quote_v1, trade_v1, written
+from support.cluster import READ_TIMEOUT_S, Cluster, ids_of, numbered_trades, values_of
 
 
 def v1_values(cluster: Cluster, schema: str, *records: dict[str, Any]) -> list[bytes]:

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import rawkafka
-from cluster import READ_TIMEOUT_S, Cluster, consumer, ids_of, numbered_trades, values_of
 from confluent_kafka import KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from waiting import PATIENCE_S, wait_for
 
 from k2cli.codec.encode import wire_header
 from k2cli.ingestion.kafka.topics import Topics
+from support import rawkafka
+from support.cluster import READ_TIMEOUT_S, Cluster, consumer, ids_of, numbered_trades, values_of
+from support.waiting import PATIENCE_S, wait_for
 
 HEADER = "letter,time,reason,topic,partition,offset,key,size_bytes,is_replayed"
 AWAY = ("--kafka-option", "bootstrap.servers=127.0.0.1:1", "--timeout", "500ms")

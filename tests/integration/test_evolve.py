@@ -16,15 +16,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import table_of, trade_row, trades_batch
-from cluster import Cluster, ids_of, numbered_trades
-from waiting import PATIENCE_S, wait_for
-from within import k2_at
 
 from k2cli.config import Settings
 from k2cli.errors import BadData
 from k2cli.records import TRADES, RecordKind, avro_to_arrow_schema, evolved
 from k2cli.storage.lake import Lake, open_lake
+from support.builders import table_of, trade_row, trades_batch
+from support.cluster import Cluster, ids_of, numbered_trades
+from support.running import k2_at
+from support.waiting import PATIENCE_S, wait_for
 
 WIDE = {"type": "bytes", "logicalType": "decimal", "precision": 38, "scale": 8}
 TEXT = {"name": "venue", "type": ["null", "string"], "default": None, "doc": "Where it traded."}

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import Run
-from waiting import PATIENCE_S
 
 import k2cli.ingestion.binance.exchangeinfo as module
 from k2cli.errors import UsageError
@@ -31,6 +29,8 @@ from k2cli.ingestion.binance.venues import VENUES
 from k2cli.ingestion.listings import home_list, known_listing
 from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.simulator import SimulatorOptions, running_simulator
+from support.running import Run
+from support.waiting import PATIENCE_S
 
 SPOT = VENUES[Market.SPOT]
 ANSWER = json.dumps(

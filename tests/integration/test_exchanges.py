@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 import typer
-from streamreading import Read, serving
-from tinyexchange import TINY, TINY_VENUE
 from typer.testing import CliRunner
-from waiting import PATIENCE_S
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
@@ -23,6 +20,9 @@ from k2cli.ingestion.stream import ExchangeStream, StreamOptions
 from k2cli.ingestion.symbols import Instrument
 from k2cli.records import KINDS, TRADES
 from k2cli.storage.lake import open_lake
+from support.streamreading import Read, serving
+from support.tinyexchange import TINY, TINY_VENUE
+from support.waiting import PATIENCE_S
 
 ERROR = '{"error":"unknown symbol"}'
 GOODBYE = '{"goodbye":true}'

@@ -8,8 +8,6 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
-from streamreading import Read, read_all, read_until, serving, stream_of, trade_frame
-from waiting import PATIENCE_S, ManualClock, wait_for
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
@@ -20,6 +18,8 @@ from k2cli.ingestion.bursts import FRAME_MIN_BYTES
 from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.ingestion.websocket import _QUEUE_HIGH_BYTES, _READ_BYTES
 from k2cli.simulator import SimulatorOptions, running_simulator
+from support.streamreading import Read, read_all, read_until, serving, stream_of, trade_frame
+from support.waiting import PATIENCE_S, ManualClock, wait_for
 
 PING = b"\x89\x7d" + b"x" * 125
 TINY = b"\x81\x01x"  # a text frame of one byte

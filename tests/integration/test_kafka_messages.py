@@ -11,16 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import quotes_batch, trades_batch
-from cluster import unexpected
 from confluent_kafka import Consumer, Message
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
-from faults import reasons_of
-from services.kafka import KafkaAddress
-from services.registry import RegistryAddress
-from waiting import PATIENCE_S
 
 from k2cli.codec.encode import encode_messages, wire_header
 from k2cli.errors import BadData, ConfigError, NotFound, Unavailable
@@ -29,6 +23,12 @@ from k2cli.ingestion.kafka.producer import open_writer
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.records import QUOTES, TRADES
+from services.kafka import KafkaAddress
+from services.registry import RegistryAddress
+from support.builders import quotes_batch, trades_batch
+from support.cluster import unexpected
+from support.faults import reasons_of
+from support.waiting import PATIENCE_S
 
 
 @pytest.fixture

@@ -4,11 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, numbered_trades
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
-from services.fixtures import OwnBroker
-from services.registry import RegistryAddress
-from waiting import PATIENCE_S, wait_for
 
 from k2cli.ingestion.kafka.registry import open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Topics
@@ -16,6 +12,10 @@ from k2cli.query.render import NdjsonRenderer
 from k2cli.records import TRADES
 from k2cli.simulator.options import SimulatorOptions
 from k2cli.simulator.server import running_simulator
+from services.fixtures import OwnBroker
+from services.registry import RegistryAddress
+from support.cluster import Cluster, numbered_trades
+from support.waiting import PATIENCE_S, wait_for
 
 BOTH = ("--symbols", "BTCUSDT", "--channels", "trade,bookTicker")
 NAME = "BTCUSDT-trades-2024-08-08.csv"

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cluster import Cluster, ids_of, numbered_trades
 from confluent_kafka.admin import AdminClient, NewPartitions
+
 from crashes.members import STOPPING
-from scraping import scraped_until
-from waiting import PATIENCE_S, wait_for
+from support.cluster import Cluster, ids_of, numbered_trades
+from support.scraping import scraped_until
+from support.waiting import PATIENCE_S, wait_for
 
 if TYPE_CHECKING:
     import subprocess

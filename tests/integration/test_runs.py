@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster import Cluster
 from confluent_kafka import Producer
-from conftest import Run
-from within import k2_at
 
 from k2cli.simulator import SimulatorOptions, running_simulator
+from support.cluster import Cluster
+from support.running import Run, k2_at
 
 
 def events(talk: str) -> list[dict[str, Any]]:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
-from avro_cases import CASES, Case
-from services.registry import RegistryAddress
 
 from k2cli.avro.compatibility import Schema, breaches
 from k2cli.avro.level import Level
 from k2cli.avro.types import link
+from services.registry import RegistryAddress
+from support.avro_cases import CASES, Case
 
 
 @pytest.fixture(scope="module")

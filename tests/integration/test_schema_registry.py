@@ -12,16 +12,16 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
-from builders import trades_batch
-from cluster import Cluster
-from conftest import Run
-from services.fixtures import OwnRegistry
-from services.registry import RegistryAddress
-from waiting import PATIENCE_S
 
 from k2cli.errors import Unavailable
 from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
+from services.fixtures import OwnRegistry
+from services.registry import RegistryAddress
+from support.builders import trades_batch
+from support.cluster import Cluster
+from support.running import Run
+from support.waiting import PATIENCE_S
 
 AWAY = ("--registry-option", "url=http://127.0.0.1:1", "--timeout", "500ms")
 Answer = Callable[[str, str], tuple[int, Any]]  # method and path -> status and body

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from builders import quotes_batch, trades_batch
-from conftest import Run
-from services.seaweedfs import SECRET_KEY, SeaweedFs
-from waiting import PATIENCE_S
 
 from k2cli.config import load_settings
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
+from services.seaweedfs import SECRET_KEY, SeaweedFs
+from support.builders import quotes_batch, trades_batch
+from support.running import Run
+from support.waiting import PATIENCE_S
 
 LIBRARIES = {"pyiceberg": "pyiceberg", "DuckDB": "duckdb", "polars": "polars", "pandas": "pandas"}
 SHOWN = {

@@ -9,18 +9,18 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import START, trades_batch
-from cluster import READ_TIMEOUT_S, Cluster, numbered_trades
-from conftest import Run
-from services.fixtures import OwnBroker, OwnRegistry
-from services.seaweedfs import SeaweedFs
-from waiting import PATIENCE_S
 
 from k2cli.config import load_settings
 from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
+from services.fixtures import OwnBroker, OwnRegistry
+from services.seaweedfs import SeaweedFs
+from support.builders import START, trades_batch
+from support.cluster import READ_TIMEOUT_S, Cluster, numbered_trades
+from support.running import Run
+from support.waiting import PATIENCE_S
 
 TOPIC = "market.crypto.trades"
 GROUP = "k2-iceberg-writer"

@@ -11,8 +11,6 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import START, quotes_batch, table_of, trade_row, trades_batch
-from foreign import append_as_another_engine, forget_everything, rewrite_as_another_engine
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitStateUnknownException
 from pyiceberg.io import FileIO
@@ -31,6 +29,8 @@ from k2cli.storage.position import Series, State
 from k2cli.storage.state import read_state
 from k2cli.storage.stored import FileIndex
 from k2cli.storage.target import Target
+from support.builders import START, quotes_batch, table_of, trade_row, trades_batch
+from support.foreign import append_as_another_engine, forget_everything, rewrite_as_another_engine
 
 _SYNC_BYTES = 16  # the marker at the end of a block of an Avro file
 

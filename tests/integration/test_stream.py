@@ -21,15 +21,15 @@ from typing import Any
 
 import pytest
 import trustme
-from conftest import Run
-from scraping import scraped_until
-from terminal import Terminal
-from waiting import PATIENCE_S, wait_for
 
 from k2cli.config import Settings
 from k2cli.records import TRADES, RecordKind
 from k2cli.simulator import SimulatorOptions, running_simulator
 from k2cli.storage.lake import open_lake
+from support.running import Run
+from support.scraping import scraped_until
+from support.terminal import Terminal
+from support.waiting import PATIENCE_S, wait_for
 
 SYMBOLS = ("--symbols", "BTCUSDT")
 UNCOMMITTED = ("--flush-interval", "1h", "--metrics", "127.0.0.1:0")  # until the end

@@ -9,14 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import batch_of, narrow, quote_row, table_of, trade_row
-from cluster import READ_TIMEOUT_S, Cluster, numbered_trades
-from faults import by_row
-from older import make_narrow
 from pyiceberg.conversions import from_bytes
 from pyiceberg.types import DecimalType
-from waiting import PATIENCE_S, wait_for
-from within import k2_at
 
 from k2cli.config import Settings, load_settings
 from k2cli.errors import BadData
@@ -27,6 +21,12 @@ from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import KINDS, QUOTES, TRADES
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import Lake, open_lake
+from support.builders import batch_of, narrow, quote_row, table_of, trade_row
+from support.cluster import READ_TIMEOUT_S, Cluster, numbered_trades
+from support.faults import by_row
+from support.older import make_narrow
+from support.running import k2_at
+from support.waiting import PATIENCE_S, wait_for
 
 LARGE = Decimal("35962838485.00000001")
 PRICE = Decimal("61800.00000000")

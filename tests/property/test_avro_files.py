@@ -6,7 +6,6 @@ import random
 import fastavro
 import pyarrow as pa
 import pyarrow.parquet as pq
-from builders import trades_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from k2cli.errors import BadData
 from k2cli.records import TRADES
 from k2cli.validation.columns import avro_parts, parquet_parts
 from k2cli.validation.report import Expected, Report, gather
+from support.builders import trades_batch
 
 ROWS = trades_batch(60)
 OURS = Expected(name="trade_v2", avro=TRADES.avro)

@@ -6,13 +6,13 @@ from decimal import Decimal
 
 import fastavro
 import pyarrow as pa
-from builders import Row, batch_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from k2cli.codec.encode import encode_messages
 from k2cli.codec.resolve import RecordDecoder
 from k2cli.records import KINDS, RecordKind
+from support.builders import Row, batch_of
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 _LONG = st.integers(-(2**63), 2**63 - 1)

@@ -13,7 +13,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import START, quotes_batch, trades_batch
 
 import k2cli
 from k2cli.answers import LakeReader
@@ -21,6 +20,8 @@ from k2cli.config import load_settings
 from k2cli.errors import NotFound, Unavailable, UsageError
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
+from support.builders import START, quotes_batch, trades_batch
+from support.paths import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_wrong_parameters_are_usage_errors(
 @pytest.mark.usefixtures("settings_of")
 def test_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    guide = Path(__file__).parents[2] / "docs" / "guides" / "python.md"
+    guide = REPOSITORY / "docs" / "guides" / "python.md"
     blocks = re.findall(
         r"^```python\n(.*?)^```$", guide.read_text("utf-8"), re.DOTALL | re.MULTILINE
     )

@@ -1,9 +1,13 @@
-"""Who can read what, by the specification; the table of cases is tests/avro_cases.py."""
+"""Who can read what, by the specification; the table of cases is tests/support/avro_cases.py."""
 
 from typing import Any
 
 import pytest
-from avro_cases import (
+
+from k2cli.avro.compatibility import Schema, breaches, misfits
+from k2cli.avro.level import Level
+from k2cli.avro.types import link
+from support.avro_cases import (
     CASES,
     Case,
     array,
@@ -15,10 +19,6 @@ from avro_cases import (
     mapped,
     record,
 )
-
-from k2cli.avro.compatibility import Schema, breaches, misfits
-from k2cli.avro.level import Level
-from k2cli.avro.types import link
 
 
 def told(reader: Any, writer: Any) -> list[tuple[str, str]]:

@@ -11,8 +11,6 @@ from typing import Any
 import fastavro
 import pyarrow as pa
 import pytest
-from builders import trades_batch
-from faults import reasons_of
 
 from k2cli.codec import container as container_module
 from k2cli.codec.container import Container, ContainerDecoder
@@ -20,6 +18,8 @@ from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import varint
 from k2cli.errors import BadData
 from k2cli.records import TRADES
+from support.builders import trades_batch
+from support.faults import reasons_of
 
 ROWS = trades_batch(50)
 RECORDS = [{**row, "vendor_data": dict(row["vendor_data"])} for row in ROWS.to_pylist()]

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from avro_cases import array, decimal, enum, field, mapped, record
-
 from k2cli.avro.differences import differences
 from k2cli.avro.ours import OURS, our_schema
 from k2cli.avro.types import link
+from support.avro_cases import array, decimal, enum, field, mapped, record
 
 
 def told(old: Any, new: Any) -> list[tuple[str, str, str | None, str | None]]:

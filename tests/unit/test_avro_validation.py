@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from avro_cases import LEG, array, decimal, enum, field, fixed, logical, mapped, record
 
 from k2cli.avro.ours import OURS, our_schema
 from k2cli.avro.types import parse_avro
 from k2cli.avro.validation import check_valid, findings
 from k2cli.errors import BadData
+from support.avro_cases import LEG, array, decimal, enum, field, fixed, logical, mapped, record
 
 ARRAY = '{"type":"array","items":'
 RECORD = '{"type":"record","name":"R#","fields":[{"name":"a","type":'

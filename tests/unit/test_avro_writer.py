@@ -5,12 +5,23 @@ import time
 from typing import Any
 
 import pytest
-from avro_cases import LEG, TREE, array, decimal, enum, field, fixed, logical, mapped, record
-from waiting import PATIENCE_S
 
 from k2cli.avro.types import link
 from k2cli.avro.writer import writer_schema
 from k2cli.errors import BadData
+from support.avro_cases import (
+    LEG,
+    TREE,
+    array,
+    decimal,
+    enum,
+    field,
+    fixed,
+    logical,
+    mapped,
+    record,
+)
+from support.waiting import PATIENCE_S
 
 
 def type_of(avro: Any) -> Any:

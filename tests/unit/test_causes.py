@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import trade_row, trade_v1, trades_batch, written
-from cluster import unexpected, values_of
 
 from k2cli.codec.encode import wire_header
 from k2cli.codec.kinds import KindDecoder
@@ -34,6 +32,8 @@ from k2cli.records import QUOTES, TRADES
 from k2cli.rejects import MOST_SHOWN, Cause, Fault, Reject
 from k2cli.storage.admission import ValueConflict
 from k2cli.storage.position import Series
+from support.builders import trade_row, trade_v1, trades_batch, written
+from support.cluster import unexpected, values_of
 
 Told = tuple[Cause, str, str | None]  # cause, field, value
 OF_FILE: Final = {"exchange": "X", "asset_class": "crypto", "currency": "EUR"}

@@ -6,7 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import (
+
+from k2cli.codec.encode import encode_messages, varint, wire_header
+from k2cli.codec.resolve import Incompatible, RecordDecoder
+from k2cli.records import KINDS, QUOTES, TRADES, RecordKind
+from k2cli.rejects import Cause
+from support.builders import (
     START,
     batch_of,
     narrow,
@@ -16,12 +21,7 @@ from builders import (
     trades_batch,
     written,
 )
-from faults import causes_of, reasons_of
-
-from k2cli.codec.encode import encode_messages, varint, wire_header
-from k2cli.codec.resolve import Incompatible, RecordDecoder
-from k2cli.records import KINDS, QUOTES, TRADES, RecordKind
-from k2cli.rejects import Cause
+from support.faults import causes_of, reasons_of
 
 BATCHES = {"trades": trades_batch, "quotes": quotes_batch}
 

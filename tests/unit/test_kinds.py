@@ -4,7 +4,6 @@ import re
 
 import pytest
 import typer
-from conftest import REPOSITORY
 
 from k2cli.avro.ours import OURS
 from k2cli.commands.app import app
@@ -12,6 +11,7 @@ from k2cli.ingestion.csv.layout import ASSET_CLASSES, load_layout
 from k2cli.ingestion.exchanges import EXCHANGES
 from k2cli.kinds import KindName
 from k2cli.records import KINDS, QUOTES, TRADES, asset_classes, enum_values
+from support.paths import REPOSITORY
 
 _LIST = re.compile(r"""["']trades["'],?\s*(?:or|and|,)?\s*["']quotes["']""")
 

@@ -7,10 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from avro_cases import array, decimal, enum, field, record
-from builders import trades_batch
-from cluster import ids_of, unexpected, values_of
-from waiting import ManualClock
 
 from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import varint, wire_header
@@ -21,6 +17,10 @@ from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.registry import AVRO
 from k2cli.ingestion.kafka.values import describe_value
 from k2cli.records import TRADES
+from support.avro_cases import array, decimal, enum, field, record
+from support.builders import trades_batch
+from support.cluster import ids_of, unexpected, values_of
+from support.waiting import ManualClock
 
 GOOD, POISON = 1, 2
 NODE = record(field(["null", "n.Node"], "next", default=None), name="Node")

@@ -8,14 +8,14 @@ from typing import Any, Final
 
 import promql_parser as promql
 import pytest
-from cluster import unexpected
-from compose import DOCKER, command_of, own_services, services, yaml_of
-from scraping import consumption_of_nothing
 
 from k2cli.commands.metrics import RunMetrics
 from k2cli.events import EVENTS
 from k2cli.flow import Totals
 from k2cli.pipelines.consume.policy import ConsumeTotals
+from support.cluster import unexpected
+from support.compose import DOCKER, command_of, own_services, services, yaml_of
+from support.scraping import consumption_of_nothing
 
 SUFFIXES: Final = {
     "counter": ("_total",),

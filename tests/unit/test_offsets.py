@@ -2,7 +2,6 @@
 
 import pyarrow as pa
 import pytest
-from builders import table_of, trade_row
 
 from k2cli.errors import BadData
 from k2cli.records import TRADES
@@ -16,6 +15,7 @@ from k2cli.storage.offsets import (
     decode_offsets,
     encode_offsets,
 )
+from support.builders import table_of, trade_row
 
 ZERO = Partition("market.crypto.trades", "u-Q", 0)
 ONE = Partition("market.crypto.trades", "u-Q", 1)

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import quotes_batch, table_of, trade_row, trades_batch
-from pumping import HOUR_S, MemorySink, MemorySource, ids, pump_of, rejected, trades
 
 from k2cli import rejects as rejects_module
 from k2cli.config import Settings, load_settings
@@ -22,6 +20,8 @@ from k2cli.records import KINDS, QUOTES, TRADES
 from k2cli.rejects import Fault, RejectLog
 from k2cli.storage.lake import Lake
 from k2cli.storage.position import Series, Stored
+from support.builders import quotes_batch, table_of, trade_row, trades_batch
+from support.pumping import HOUR_S, MemorySink, MemorySource, ids, pump_of, rejected, trades
 
 Events = list[tuple[str, dict[str, Any]]]
 

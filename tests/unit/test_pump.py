@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import batch_of, quote_row, quotes_batch, table_of, trade_row, trades_batch
-from pumping import MemorySink, MemorySource, ids, pump_of, rejected, trades
 
 from k2cli.errors import BadData, Unavailable
 from k2cli.flow import Batch, Committed, Totals
@@ -18,6 +16,8 @@ from k2cli.pipelines.sinks import NdjsonSink, TableSink
 from k2cli.records import QUOTES, TRADES
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import Lake
+from support.builders import batch_of, quote_row, quotes_batch, table_of, trade_row, trades_batch
+from support.pumping import MemorySink, MemorySource, ids, pump_of, rejected, trades
 
 
 @pytest.fixture

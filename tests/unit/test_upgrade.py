@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import START, quote_v1, trade_v1, trades_batch, written
-from cluster import unexpected
-from faults import reasons_of
 
 from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import encode_messages, wire_header
@@ -19,6 +16,9 @@ from k2cli.codec.resolve import Incompatible
 from k2cli.codec.upgrade import UPGRADES, USUAL, Facts, Origin, Upgrade
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, message_ids
+from support.builders import START, quote_v1, trade_v1, trades_batch, written
+from support.cluster import unexpected
+from support.faults import reasons_of
 
 V1 = UPGRADES["trade_v1"].avro
 QUOTE_V1 = UPGRADES["quote_v1"].avro

@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from builders import START, batch_of, trade_row
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from forked import Result, run_k2
-from waiting import PATIENCE_S, wait_for
 
 from k2cli.codec.encode import encode_messages, wire_header
 from k2cli.config import load_settings
@@ -25,6 +22,9 @@ from k2cli.ingestion.kafka.topics import TopicInfo, Topics
 from k2cli.records import TRADES, RecordKind
 from k2cli.storage.lake import open_lake
 from k2cli.storage.offsets import KEY, Partition, decode_offsets
+from support.builders import START, batch_of, trade_row
+from support.forked import Result, run_k2
+from support.waiting import PATIENCE_S, wait_for
 
 READ_TIMEOUT_S = 60.0
 

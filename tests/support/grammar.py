@@ -1,8 +1,7 @@
-"""Write k2cli/completion/grammar.json from the Typer app: `python tests/grammar.py`."""
+"""Write k2cli/completion/grammar.json from the Typer app: `nox -s docs`."""
 
 import json
 from enum import Enum
-from pathlib import Path
 from typing import Any, get_args
 
 import typer
@@ -10,8 +9,9 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from k2cli.commands.app import app
 from k2cli.ingestion.exchanges import EXCHANGES
+from support.paths import REPOSITORY
 
-PATH = Path(__file__).parent.parent / "k2cli" / "completion" / "grammar.json"
+PATH = REPOSITORY / "k2cli" / "completion" / "grammar.json"
 
 # Where the values of options and arguments come from, whatever command they belong to.
 _OPTIONS = {

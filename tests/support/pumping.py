@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from builders import trades_batch
-from waiting import ManualClock
 
 from k2cli.errors import Unavailable
 from k2cli.flow import Batch, Committed, Kept, Recovered
 from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import TRADES, RecordKind
 from k2cli.rejects import Cause, Fault, Reject, RejectLog
+from support.builders import trades_batch
+from support.waiting import ManualClock
 
 HOUR_S = 3600.0
 

@@ -13,7 +13,6 @@ from typing import Any, get_args
 
 import msgspec
 import typer
-from scraping import consumption_of_nothing
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.testing import CliRunner
 
@@ -29,6 +28,7 @@ from k2cli.flow import Totals
 from k2cli.ingestion.csv import layout as layouts_module
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import Cause
+from support.scraping import consumption_of_nothing
 
 _EXAMPLE = "Example: "
 _NAMES = {str: "text", int: "number", float: "number", Path: "path"}

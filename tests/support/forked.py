@@ -30,7 +30,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
 
-from waiting import PATIENCE_S
+from support.paths import TESTS
+from support.waiting import PATIENCE_S
 
 _AT_START = (
     *("PYTHON", "LC_", "LANG", "LD_", "ARROW_", "MALLOC_", "OMP_", "OPENBLAS_", "RUST_"),
@@ -118,8 +119,8 @@ def _server() -> str:
     folder = tempfile.mkdtemp(prefix="k2-fork-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = str(Path(folder, "socket"))
-    command = [sys.executable, __file__, path]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [sys.executable, "-m", "support.forked", path]
+    process = subprocess.Popen(command, cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     atexit.register(process.wait)
     atexit.register(cast("IO[bytes]", process.stdin).close)
     assert cast("IO[bytes]", process.stdout).readline() == b"ready\n"

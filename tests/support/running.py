@@ -7,8 +7,10 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from k2cli.commands.app import app
+from support.forked import Result as Process
 
 K2 = Callable[..., Result]
+Run = Callable[..., Process]
 
 
 def k2_at(home: Path, variables: Mapping[str, str] | None = None) -> K2:

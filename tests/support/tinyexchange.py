@@ -13,12 +13,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from builders import batch_of, trade_row
-
 from k2cli.ingestion.exchange import Exchange, Limits, Parsed, Parser, Venue, check_base
 from k2cli.ingestion.symbols import Instrument
 from k2cli.records import TRADES
 from k2cli.rejects import Reject
+from support.builders import batch_of, trade_row
 
 
 class TinyVenue(Venue):
