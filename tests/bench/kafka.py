@@ -228,5 +228,5 @@ def _consumed(cluster: _Cluster, topic: str, messages: int) -> tuple[float, list
     ]
 
 
-def _unexpected(event: str, **fields: object) -> None:
+def _unexpected(event: str, /, **fields: object) -> None:
     raise Failed(f"{event} {fields}")

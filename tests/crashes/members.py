@@ -155,5 +155,5 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = TIMEOU
         time.sleep(_POLL_S)
 
 
-def _ignore(event: str, **fields: object) -> None:
+def _ignore(event: str, /, **fields: object) -> None:
     """Take no notice: that the brokers are away is no news here."""

@@ -47,7 +47,9 @@ def group(topic_name: str) -> tuple[str, str]:
     return ("--group", topic_name)
 
 
-def test_rows_arrive_once_with_their_offsets(cluster: Cluster, topic: str, group: tuple[str, str]):
+def test_rows_arrive_once_with_their_offsets(
+    cluster: Cluster, topic: str, group: tuple[str, str]
+) -> None:
     rows = numbered_trades(5_000)
     cluster.produce(topic, rows)
     first = cluster.consume("--topic", topic, *group, "--batch-rows", 1_000)
@@ -72,7 +74,7 @@ def test_rows_arrive_once_with_their_offsets(cluster: Cluster, topic: str, group
 
 def test_trades_and_quotes_go_to_their_tables(
     cluster: Cluster, topic: str, topic_name: str, group: tuple[str, str]
-):
+) -> None:
     quotes = f"{topic_name}.quotes"
     cluster.create(quotes)
     cluster.produce(topic, trades_batch(100))
@@ -85,7 +87,7 @@ def test_trades_and_quotes_go_to_their_tables(
 
 def test_a_group_that_cannot_be_left_does_not_hold_up_the_end(
     cluster: Cluster, topic: str, topic_name: str
-):
+) -> None:
     is_over = threading.Event()
     told: list[str] = []
     reader = TopicReader(
@@ -96,7 +98,7 @@ def test_a_group_that_cannot_be_left_does_not_hold_up_the_end(
             revoked=lambda _: cast("None", is_over.wait(PATIENCE_S)),
             lost=lambda _: None,
         ),
-        observe=lambda event, **_: told.append(event),
+        observe=lambda event, /, **_: told.append(event),
     )
     reader.subscribe([topic])
     wait_for(lambda: not reader.read(1, 0.2) and reader.assigned())
@@ -105,7 +107,7 @@ def test_a_group_that_cannot_be_left_does_not_hold_up_the_end(
     assert told == ["group_not_left"]
 
 
-def test_another_group_does_not_write_twice(cluster: Cluster, topic: str, topic_name: str):
+def test_another_group_does_not_write_twice(cluster: Cluster, topic: str, topic_name: str) -> None:
     cluster.produce(topic, numbered_trades(100))
     assert cluster.consume("--topic", topic, "--group", f"{topic_name}-a")["rows"] == 100
     assert cluster.consume("--topic", topic, "--group", f"{topic_name}-b")["messages"] == 0
@@ -114,7 +116,7 @@ def test_another_group_does_not_write_twice(cluster: Cluster, topic: str, topic_
 
 def test_a_topic_made_again_is_read_from_its_beginning(
     cluster: Cluster, topic: str, group: tuple[str, str]
-):
+) -> None:
     cluster.produce(topic, numbered_trades(100))
     cluster.consume("--topic", topic, *group)
     cluster.delete(topic)
@@ -126,7 +128,7 @@ def test_a_topic_made_again_is_read_from_its_beginning(
 
 def test_records_that_the_broker_deleted_are_a_gap(
     cluster: Cluster, topic_name: str, group: tuple[str, str]
-):
+) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=1)
     cluster.produce(topic, numbered_trades(10))
@@ -141,7 +143,7 @@ def test_records_that_the_broker_deleted_are_a_gap(
 
 def test_what_is_no_row_goes_to_the_dead_letters_before_the_position_moves(
     cluster: Cluster, topic: str, group: tuple[str, str]
-):
+) -> None:
     good = values_of(numbered_trades(3), cluster.header(topic))
     values = [good[0], b"nonsense", good[1], None, good[2] + b"x", wire_header(2**30) + b"1"]
     cluster.send(topic, values)
@@ -189,7 +191,7 @@ def market_topic(cluster: Cluster, topic_name: str) -> Iterator[str]:
 
 def test_ends_of_transactions_are_not_messages(
     cluster: Cluster, market_topic: str, group: tuple[str, str]
-):
+) -> None:
     """Nor are aborted ones; before k2 reads them, and after retention has removed all."""
     topic = market_topic
     produce_transaction(cluster, topic, numbered_trades(3))
@@ -212,7 +214,7 @@ def test_ends_of_transactions_are_not_messages(
 
 def test_lag_is_counted_from_what_was_committed(
     cluster: Cluster, market_topic: str, group: tuple[str, str]
-):
+) -> None:
     """Of hundreds of messages, too, without the ends of the transactions among them."""
     topic = market_topic
     for begin in range(0, 600, 150):
@@ -228,7 +230,7 @@ def test_lag_is_counted_from_what_was_committed(
 
 def test_an_open_transaction_is_not_lag(
     cluster: Cluster, market_topic: str, group: tuple[str, str]
-):
+) -> None:
     topic = market_topic
     cluster.produce(topic, numbered_trades(2))
     header = cluster.header(topic)
@@ -243,7 +245,7 @@ def test_an_open_transaction_is_not_lag(
     assert cluster.consume("--topic", topic, *group)["rows"] == 200
 
 
-def test_ends_of_transactions_do_not_show_on_stdout(cluster: Cluster, topic: str):
+def test_ends_of_transactions_do_not_show_on_stdout(cluster: Cluster, topic: str) -> None:
     produce_transaction(cluster, topic, numbered_trades(2))
     result = cluster.run("consume", "--topic", topic, "--to", "stdout", "--until-end")
     assert result.exit_code == 0, result.stderr
@@ -252,7 +254,7 @@ def test_ends_of_transactions_do_not_show_on_stdout(cluster: Cluster, topic: str
 
 def test_messages_of_strange_schemas_stop_nothing(
     cluster: Cluster, topic: str, group: tuple[str, str]
-):
+) -> None:
     """One with an invalid logical type is read; one of a recursive record is a dead letter."""
     node = {
         "type": "record",
@@ -280,7 +282,7 @@ def test_messages_of_strange_schemas_stop_nothing(
 
 def test_a_topic_of_nothing_but_dead_letters_moves_on(
     cluster: Cluster, topic: str, group: tuple[str, str], tmp_path: Path
-):
+) -> None:
     cluster.send(topic, [b"bad", b"\xff\x00"])
     producer = Producer(cluster.kafka)
     producer.produce(topic, None, b"\xfe", 0, headers=[("a", b"\xff"), ("a", None)])
@@ -304,7 +306,9 @@ def test_a_topic_of_nothing_but_dead_letters_moves_on(
     assert cluster.consume("--topic", topic, *group)["messages"] == 0
 
 
-def test_on_bad_stop_commits_what_came_before(cluster: Cluster, topic: str, group: tuple[str, str]):
+def test_on_bad_stop_commits_what_came_before(
+    cluster: Cluster, topic: str, group: tuple[str, str]
+) -> None:
     good = values_of(numbered_trades(3), cluster.header(topic))
     cluster.send(topic, [good[0]])
     cluster.consume("--topic", topic, *group)
@@ -319,7 +323,7 @@ def test_on_bad_stop_commits_what_came_before(cluster: Cluster, topic: str, grou
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_after_a_last_commit(
     cluster: Cluster, topic: str, group: tuple[str, str], number: signal.Signals
-):
+) -> None:
     cluster.produce(topic, numbered_trades(100))
     running = cluster.start(
         *("consume", "--topic", topic, *group, "--commit-interval", "1h"),
@@ -337,7 +341,7 @@ def test_a_signal_ends_it_after_a_last_commit(
 
 def test_where_to_begin_matters_only_without_a_position(
     cluster: Cluster, topic: str, group: tuple[str, str]
-):
+) -> None:
     cluster.produce(topic, numbered_trades(100))
     now = cluster.consume("--topic", topic, *group, "--from", "now")
     assert (now["messages"], now["commits"]) == (0, 1)
@@ -350,12 +354,12 @@ def test_where_to_begin_matters_only_without_a_position(
 
 def test_a_time_to_begin_at_is_before_its_messages(
     cluster: Cluster, topic: str, group: tuple[str, str]
-):
+) -> None:
     cluster.produce(topic, numbered_trades(100))
     assert cluster.consume("--topic", topic, *group, "--from", "-1h")["messages"] == 100
 
 
-def test_max_messages_is_exact(cluster: Cluster, topic: str, group: tuple[str, str]):
+def test_max_messages_is_exact(cluster: Cluster, topic: str, group: tuple[str, str]) -> None:
     cluster.produce(topic, numbered_trades(1_000))
     result = cluster.run("consume", "--topic", topic, *group, "--max-messages", 333)
     assert result.exit_code == 0
@@ -364,7 +368,7 @@ def test_max_messages_is_exact(cluster: Cluster, topic: str, group: tuple[str, s
     assert cluster.ids() == ids_of(numbered_trades(1_000))
 
 
-def test_rows_on_stdout_leave_the_tables_alone(cluster: Cluster, topic: str):
+def test_rows_on_stdout_leave_the_tables_alone(cluster: Cluster, topic: str) -> None:
     cluster.produce(topic, numbered_trades(20))
     result = cluster.run("consume", "--topic", topic, "--to", "stdout", "--until-end")
     assert result.exit_code == 0
@@ -373,7 +377,7 @@ def test_rows_on_stdout_leave_the_tables_alone(cluster: Cluster, topic: str):
     assert not cluster.home.exists()
 
 
-def test_rows_on_stdout_as_arrow(cluster: Cluster, topic: str, tmp_path: Path):
+def test_rows_on_stdout_as_arrow(cluster: Cluster, topic: str, tmp_path: Path) -> None:
     cluster.produce(topic, numbered_trades(20))
     args = ("consume", "--topic", topic, "--to", "stdout", "--format", "arrow", "--until-end")
     with (tmp_path / "out").open("wb") as out:
@@ -387,7 +391,7 @@ def test_rows_on_stdout_as_arrow(cluster: Cluster, topic: str, tmp_path: Path):
     assert sorted(rows["message_id"].to_pylist()) == ids_of(numbered_trades(20))
 
 
-def test_two_topics_into_one_table_at_once(cluster: Cluster, topic: str, topic_name: str):
+def test_two_topics_into_one_table_at_once(cluster: Cluster, topic: str, topic_name: str) -> None:
     other = f"{topic_name}.b.trades"
     cluster.create(other)
     cluster.produce(topic, numbered_trades(20_000))
@@ -414,7 +418,9 @@ def wait_for_members(cluster: Cluster, group: str, count: int) -> None:
     wait_for(have_all_joined)
 
 
-def test_a_group_in_use_shares_the_work(cluster: Cluster, topic: str, group: tuple[str, str]):
+def test_a_group_in_use_shares_the_work(
+    cluster: Cluster, topic: str, group: tuple[str, str]
+) -> None:
     cluster.produce(topic, numbered_trades(20_000))
     args = ("consume", "--topic", topic, *group, "--batch-rows", 500)
     with open_lake(load_settings(cluster.env), create=True):
@@ -433,7 +439,7 @@ def test_a_group_in_use_shares_the_work(cluster: Cluster, topic: str, group: tup
 
 def test_members_share_a_backlog_and_end_one_by_one(
     cluster: Cluster, topic: str, group: tuple[str, str], tmp_path: Path
-):
+) -> None:
     count = 100_000
     cluster.produce(topic, numbered_trades(count))
     args = ("--topic", topic, *group, "--until-end", "--batch-rows", "5000", *SMALL_FETCHES)
@@ -458,7 +464,7 @@ def test_members_share_a_backlog_and_end_one_by_one(
 
 def test_a_topic_with_the_wrong_schema_is_all_dead_letters(
     cluster: Cluster, topic: str, group: tuple[str, str]
-):
+) -> None:
     cluster.produce(topic, quotes_batch(3), QUOTES)
     summary = cluster.consume("--topic", topic, *group)
     assert (summary["rows"], summary["rejects"]) == (0, 3)
@@ -466,7 +472,7 @@ def test_a_topic_with_the_wrong_schema_is_all_dead_letters(
     assert b"the schema is of QuoteV2, not of TradeV2" in dict(letter.headers() or [])["k2.reason"]
 
 
-def test_large_messages_arrive(cluster: Cluster, topic_name: str, group: tuple[str, str]):
+def test_large_messages_arrive(cluster: Cluster, topic_name: str, group: tuple[str, str]) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic, max_message_bytes="20000000")
     rows = trades_batch(3, trade_conditions=["x" * 10_000_000])
@@ -488,7 +494,7 @@ def large_values(sizes: Sequence[int]) -> list[bytes]:
 
 def test_a_large_message_that_cannot_be_decoded_goes_to_the_dead_letters(
     cluster: Cluster, topic_name: str, group: tuple[str, str]
-):
+) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=1, max_message_bytes=str(8 << 20))
     values = large_values([5_000_000, 10, 2_000_000])
@@ -504,7 +510,7 @@ def test_a_large_message_that_cannot_be_decoded_goes_to_the_dead_letters(
 @pytest.mark.parametrize("is_refused_by_broker", [True, False])
 def test_a_dead_letter_that_its_topic_refuses_goes_to_a_file(
     cluster: Cluster, topic: str, group: tuple[str, str], is_refused_by_broker: bool
-):
+) -> None:
     """The others reach the topic, in their order, also those in one batch with it."""
     cluster.create(f"{topic}.dlq", partitions=1, max_message_bytes="50000")
     good = values_of(numbered_trades(2), cluster.header(topic))
@@ -531,7 +537,7 @@ def test_a_dead_letter_that_its_topic_refuses_goes_to_a_file(
 
 def test_a_topic_whose_dead_letters_can_have_no_topic(
     cluster: Cluster, topic_name: str, group: tuple[str, str]
-):
+) -> None:
     """Names of topics have at most 249 characters; its time is in nanoseconds."""
     topic = f"{topic_name.ljust(240, 'x')}.trades"
     cluster.create(topic, message_timestamp_after_max_ms=str((1 << 63) - 1))
@@ -565,7 +571,7 @@ def test_a_topic_whose_dead_letters_can_have_no_topic(
 )
 def test_failures_say_what_to_do(
     cluster: Cluster, args: list[str], env: dict[str, str], code: int, stderr: str
-):
+) -> None:
     away = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, {**cluster.env, **env})
     result = away.run("consume", *args)
     assert (result.exit_code, result.stdout) == (code, "")
@@ -573,7 +579,7 @@ def test_failures_say_what_to_do(
     assert not cluster.home.exists()
 
 
-def test_a_registry_that_is_away_is_told_at_once(cluster: Cluster, topic: str):
+def test_a_registry_that_is_away_is_told_at_once(cluster: Cluster, topic: str) -> None:
     env = {**cluster.env, "K2_SCHEMA_REGISTRY_URL": "http://127.0.0.1:1"}
     away = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, env)
     result = away.run("consume", "--topic", topic, "--timeout", "30s", "--until-end")
@@ -583,7 +589,7 @@ def test_a_registry_that_is_away_is_told_at_once(cluster: Cluster, topic: str):
 
 def test_a_topic_whose_name_tells_nothing_needs_a_kind(
     cluster: Cluster, topic_name: str, group: tuple[str, str]
-):
+) -> None:
     cluster.create(topic_name)
     cluster.produce(topic_name, numbered_trades(5), TRADES)
     result = cluster.run("consume", "--topic", topic_name, *group)
@@ -594,7 +600,7 @@ def test_a_topic_whose_name_tells_nothing_needs_a_kind(
 
 def test_records_that_are_deleted_under_a_reader_are_a_gap(
     cluster: Cluster, topic_name: str, group: tuple[str, str], tmp_path: Path
-):
+) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=1)
     count = 200_000
@@ -619,7 +625,7 @@ def test_records_that_are_deleted_under_a_reader_are_a_gap(
 
 def test_a_member_that_gets_nothing_at_first_waits_for_its_share(
     cluster: Cluster, topic: str, group: tuple[str, str]
-):
+) -> None:
     cluster.produce(topic, numbered_trades(100))
     first = cluster.start("consume", "--topic", topic, *group, "--log-format", "json")
     while json.loads(next(first.stderr))["event"] != "assigned":

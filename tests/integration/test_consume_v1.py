@@ -20,7 +20,7 @@ def v1_values(cluster: Cluster, schema: str, *records: dict[str, Any]) -> list[b
     return [header + body for body in written(avro, *records)]
 
 
-def test_v1_records_stand_in_the_table_beside_v2(cluster: Cluster, topic_name: str):
+def test_v1_records_stand_in_the_table_beside_v2(cluster: Cluster, topic_name: str) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic)
     newer = values_of(numbered_trades(2), cluster.header(topic))
@@ -46,7 +46,7 @@ def test_v1_records_stand_in_the_table_beside_v2(cluster: Cluster, topic_name: s
 
 def test_v1_quotes_have_the_same_ids_each_time_and_the_currency_told(
     cluster: Cluster, topic_name: str
-):
+) -> None:
     topic = f"{topic_name}.quotes"
     cluster.create(topic)
     records = [quote_v1(i, sequence_number=None if i % 2 else i) for i in range(50)]
@@ -62,7 +62,7 @@ def test_v1_quotes_have_the_same_ids_each_time_and_the_currency_told(
     assert cluster.ids(TRADES) == []
 
 
-def test_a_currency_that_is_none_is_refused(cluster: Cluster):
+def test_a_currency_that_is_none_is_refused(cluster: Cluster) -> None:
     result = cluster.run("consume", "--currency", " ")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--currency" in result.stderr

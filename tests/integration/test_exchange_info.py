@@ -163,7 +163,7 @@ def test_bad_answer_is_an_event_and_changes_nothing(
     events: list[str] = []
     done = threading.Event()
 
-    def observe(event: str, **fields: object) -> None:
+    def observe(event: str, /, **fields: object) -> None:
         events.append(event)
         if event != "connected":
             assert fields["reason"]
@@ -192,7 +192,7 @@ def test_a_fresh_list_is_not_asked_for(tmp_path: Path) -> None:
             venue=replace(SPOT),
             rest_url=rest,
             home=tmp_path,
-            observe=lambda e, **_: events.append(e),
+            observe=lambda e, /, **_: events.append(e),
         )
         refresh.on_event("connected")
         time.sleep(0.3)

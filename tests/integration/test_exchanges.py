@@ -31,7 +31,9 @@ GOODBYE = '{"goodbye":true}'
 class TinyServer:
     """Acknowledges subscriptions, then sends `frames`, or what they make of the subscription."""
 
-    def __init__(self, *frames: str, answer: Callable[[int, list[str]], list[str]] | None = None):
+    def __init__(
+        self, *frames: str, answer: Callable[[int, list[str]], list[str]] | None = None
+    ) -> None:
         self.answer = answer or (lambda _number, _names: list(frames))
         self.subscriptions: list[list[str]] = []
         self.paths: list[str | None] = []
@@ -61,7 +63,7 @@ def stream_of(url: str, read: Read, *symbols: str, **over: Any) -> ExchangeStrea
         **over,
     )
     return ExchangeStream(
-        options=options, observe=lambda event, **fields: read.events.append((event, fields))
+        options=options, observe=lambda event, /, **fields: read.events.append((event, fields))
     )
 
 

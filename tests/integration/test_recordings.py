@@ -123,7 +123,7 @@ def stream(
 ) -> Totals:
     """Stream so many messages of both channels into the tables."""
 
-    def observe(event: str, **fields: object) -> None:
+    def observe(event: str, /, **fields: object) -> None:
         pass
 
     options = StreamOptions(

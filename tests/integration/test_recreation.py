@@ -36,7 +36,7 @@ class Consumer:
         assert self.process.stderr is not None
         self.events.append(json.loads(next(self.process.stderr)))
 
-    def wait_for(self, event: str, **fields: object) -> dict[str, Any]:
+    def wait_for(self, event: str, /, **fields: object) -> dict[str, Any]:
         """Read events until one has this name and these fields."""
         while True:
             self.wait_any()
@@ -128,7 +128,7 @@ RECREATED = {"smaller": (4, 20), "larger": (4, 400), "fewer": (2, 300), "more": 
 @pytest.mark.parametrize("is_paused", [False, True], ids=["running", "paused"])
 def test_recreated_topics_are_read_from_their_start(
     cluster: Cluster, topic_name: str, is_paused: bool
-):
+) -> None:
     topics = {how: f"{topic_name}.{how}.trades" for how in (*RECREATED, "kept")}
     old_ids = {}
     for number, topic in enumerate(topics.values()):
@@ -167,7 +167,7 @@ def test_recreated_topics_are_read_from_their_start(
     assert cluster.consume(*group)["messages"] == 0
 
 
-def test_deleted_topic_is_waited_for(cluster: Cluster, topic: str, topic_name: str):
+def test_deleted_topic_is_waited_for(cluster: Cluster, topic: str, topic_name: str) -> None:
     other = f"{topic_name}.other.trades"
     old_id = cluster.create(topic).id
     cluster.create(other)
@@ -197,7 +197,7 @@ def test_deleted_topic_is_waited_for(cluster: Cluster, topic: str, topic_name: s
 
 def test_what_was_read_of_the_old_topic_is_stored_under_its_id(
     cluster: Cluster, topic: str, args: Sequence[str]
-):
+) -> None:
     old_id = cluster.create(topic, partitions=1).id
     cluster.produce(topic, numbered_trades(100))
     with consuming(cluster, *args, "--commit-interval", "1h", "--metrics", ":0") as consumer:
@@ -220,7 +220,7 @@ def test_what_was_read_of_the_old_topic_is_stored_under_its_id(
 @pytest.mark.parametrize("is_recreated", [True, False])
 def test_unread_records_of_a_deleted_topic_are_missing(
     cluster: Cluster, topic: str, args: Sequence[str], is_recreated: bool
-):
+) -> None:
     count = 200_000
     cluster.create(topic, partitions=1)
     cluster.produce(topic, numbered_trades(count))
@@ -249,7 +249,7 @@ def test_unread_records_of_a_deleted_topic_are_missing(
 
 def test_topic_recreated_between_runs_is_read_from_its_start(
     cluster: Cluster, topic: str, args: Sequence[str]
-):
+) -> None:
     old_id = cluster.create(topic).id
     cluster.produce(topic, numbered_trades(100))
     cluster.consume(*args)
@@ -269,7 +269,7 @@ def test_topic_recreated_between_runs_is_read_from_its_start(
 
 def test_what_arrives_after_a_start_at_latest_is_read_whatever_is_killed(
     cluster: Cluster, topic: str
-):
+) -> None:
     cluster.create(topic)
     cluster.produce(topic, numbered_trades(100))
     start = ("--topic", topic, "--from", "latest")
@@ -286,7 +286,7 @@ def test_what_arrives_after_a_start_at_latest_is_read_whatever_is_killed(
 
 def test_members_that_start_at_latest_begin_at_the_same_moment(
     cluster: Cluster, topic: str, args: Sequence[str]
-):
+) -> None:
     cluster.create(topic)
     cluster.produce(topic, numbered_trades(100))
     start = (*args, "--from", "latest", "--commit-interval", "1h")
@@ -307,7 +307,7 @@ def test_members_that_start_at_latest_begin_at_the_same_moment(
 
 def test_start_beyond_the_first_record_is_a_position(
     cluster: Cluster, topic: str, args: Sequence[str]
-):
+) -> None:
     cluster.create(topic, partitions=1)
     cluster.produce(topic, numbered_trades(30))
     cluster.delete_records(topic, 10)
@@ -320,7 +320,9 @@ def test_start_beyond_the_first_record_is_a_position(
     assert (summary["missing"], summary["rows"]) == (15, 5)
 
 
-def test_offset_reset_of_the_user_hides_no_gap(cluster: Cluster, topic: str, args: Sequence[str]):
+def test_offset_reset_of_the_user_hides_no_gap(
+    cluster: Cluster, topic: str, args: Sequence[str]
+) -> None:
     env = {**cluster.env, "K2_KAFKA_ENABLE_PARTITION_EOF": "false", "K2_KAFKA_GROUP_ID": "other"}
     given = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, env)
     cluster.create(topic, partitions=1)

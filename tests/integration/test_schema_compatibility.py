@@ -39,7 +39,7 @@ def by_k2(case: Case, level: Level) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_verdicts_are_as_the_table_has_them(case: Case, client: httpx2.Client):
+def test_the_verdicts_are_as_the_table_has_them(case: Case, client: httpx2.Client) -> None:
     ours = [by_k2(case, level) for level in (Level.BACKWARD, Level.FORWARD, Level.FULL)]
     assert ours == [case.backward, case.forward, case.backward and case.forward]
     theirs = [by_registry(client, case, level) for level in (Level.BACKWARD, Level.FORWARD)]
@@ -47,7 +47,7 @@ def test_the_verdicts_are_as_the_table_has_them(case: Case, client: httpx2.Clien
     assert by_registry(client, case, Level.FULL) == all(theirs)
 
 
-def test_the_table_names_why_a_registry_differs():
+def test_the_table_names_why_a_registry_differs() -> None:
     assert len(CASES) >= 60
     assert len({case.name for case in CASES}) == len(CASES)
     for case in CASES:

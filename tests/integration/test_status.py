@@ -72,7 +72,7 @@ def own_cluster(
     return Cluster(bootstrap, url, home, env)
 
 
-def test_figures_are_those_of_what_was_written(cluster: Cluster, topic_name: str):
+def test_figures_are_those_of_what_was_written(cluster: Cluster, topic_name: str) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic)
     cluster.produce(topic, numbered_trades(100))
@@ -99,7 +99,7 @@ def test_figures_are_those_of_what_was_written(cluster: Cluster, topic_name: str
     assert f"{topic}  " in text
 
 
-def test_each_step_of_a_new_cluster_is_named(own_cluster: Cluster):
+def test_each_step_of_a_new_cluster_is_named(own_cluster: Cluster) -> None:
     found = status(own_cluster)
     assert states_of(found) == {
         "catalog": "yellow",
@@ -132,7 +132,7 @@ def test_each_step_of_a_new_cluster_is_named(own_cluster: Cluster):
     assert check["hint"] == "k2 schema register market.equities.trades-value"
 
 
-def test_init_lets_dead_letters_be_as_large_as_their_source(own_cluster: Cluster):
+def test_init_lets_dead_letters_be_as_large_as_their_source(own_cluster: Cluster) -> None:
     own_cluster.create(TOPIC, partitions=1, max_message_bytes="7000000")
     result = own_cluster.run("init")
     assert result.exit_code == 0, result.stderr
@@ -142,7 +142,7 @@ def test_init_lets_dead_letters_be_as_large_as_their_source(own_cluster: Cluster
 
 def test_servers_that_stop_are_red_and_the_rest_is_not(
     own_broker: OwnBroker, own_registry: OwnRegistry, home: Path, k2_env: dict[str, str]
-):
+) -> None:
     broker, registry = own_broker(), own_registry()
     env = {
         **k2_env,
@@ -172,7 +172,7 @@ def test_servers_that_stop_are_red_and_the_rest_is_not(
 @pytest.mark.parametrize("kind", ["rest", "sql"])
 def test_tables_in_an_object_store(
     run: Run, seaweedfs: SeaweedFs, tmp_path: Path, k2_env: dict[str, str], kind: Any
-):
+) -> None:
     env = {**k2_env, **catalog_env(seaweedfs.catalog_properties(kind, folder=tmp_path))}
     empty = run(["status", "-f", "json", *PATIENT], env=env)
     assert empty.exit_code == 0
@@ -194,7 +194,7 @@ def store_env(seaweedfs: SeaweedFs, tmp_path: Path, k2_env: dict[str, str]) -> d
     return env
 
 
-def test_a_store_that_is_away_is_red(run: Run, store_env: dict[str, str]):
+def test_a_store_that_is_away_is_red(run: Run, store_env: dict[str, str]) -> None:
     env = {**store_env, "K2_CATALOG_S3__ENDPOINT": "http://127.0.0.1:1"}
     result = run(["status", "-f", "json", *PATIENT], env=env)
     assert result.exit_code == 5
@@ -203,7 +203,7 @@ def test_a_store_that_is_away_is_red(run: Run, store_env: dict[str, str]):
 
 def test_a_store_that_never_answers_does_not_keep_the_process(
     store_env: dict[str, str], black_hole: str
-):
+) -> None:
     env = {
         **store_env,
         "K2_CATALOG_S3__ENDPOINT": f"http://{black_hole}",

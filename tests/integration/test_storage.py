@@ -390,7 +390,7 @@ def test_what_snapshots_did_that_are_gone_is_not_guessed(lake: Lake, is_as_large
 def test_what_was_lost_is_built_from_the_rows(settings: Settings, home: Path) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
     with open_lake(
-        settings, create=True, observe=lambda event, **f: events.append((event, f))
+        settings, create=True, observe=lambda event, /, **f: events.append((event, f))
     ) as lake:
         unnumbered = table_of(TRADES, [trade_row(source_sequence=None, message_id="file-1")])
         lake.append(TRADES, trades(1, 2, 5))

@@ -49,7 +49,7 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 @given(st.sampled_from(sorted(FILES)), st.randoms(use_true_random=False))
-def test_a_mutated_file_is_valid_or_says_why_not(kind: str, chance: random.Random):
+def test_a_mutated_file_is_valid_or_says_why_not(kind: str, chance: random.Random) -> None:
     data = io.BytesIO(mutated(FILES[kind], chance))
     report = Report(file="x", kind=None)
     try:
@@ -63,7 +63,7 @@ def test_a_mutated_file_is_valid_or_says_why_not(kind: str, chance: random.Rando
 
 
 @given(st.sampled_from(["avro", "deflate"]), st.integers(min_value=0, max_value=10_000))
-def test_a_file_is_valid_exactly_if_it_ends_where_a_block_does(kind: str, cut: int):
+def test_a_file_is_valid_exactly_if_it_ends_where_a_block_does(kind: str, cut: int) -> None:
     data, sync = FILES[kind][:cut], FILES[kind][-16:]
     report = Report(file="x", kind=None)
     try:

@@ -65,7 +65,9 @@ _BATCHES = st.sampled_from(list(KINDS.values())).flatmap(
 
 
 @given(_BATCHES, st.integers(0, 3))
-def test_a_batch_survives_avro_and_fastavro_reads_it(drawn: tuple[RecordKind, list[Row]], cut: int):
+def test_a_batch_survives_avro_and_fastavro_reads_it(
+    drawn: tuple[RecordKind, list[Row]], cut: int
+) -> None:
     kind, rows = drawn
     batch = batch_of(kind, rows).slice(cut)
     bodies = encode_messages(batch, kind.avro).to_pylist()
@@ -79,7 +81,7 @@ def test_a_batch_survives_avro_and_fastavro_reads_it(drawn: tuple[RecordKind, li
 
 
 @given(_rows(KINDS["trades"]).filter(bool), st.data())
-def test_a_damaged_body_never_changes_another_row(rows: list[Row], data: st.DataObject):
+def test_a_damaged_body_never_changes_another_row(rows: list[Row], data: st.DataObject) -> None:
     kind = KINDS["trades"]
     bodies = encode_messages(batch_of(kind, rows), kind.avro).to_pylist()
     hit = data.draw(st.integers(0, len(bodies) - 1))

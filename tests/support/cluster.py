@@ -143,7 +143,7 @@ def consumer(kafka: Mapping[str, str]) -> Iterator[Consumer]:
         reader.close()
 
 
-def unexpected(event: str, **fields: object) -> None:
+def unexpected(event: str, /, **fields: object) -> None:
     """Observe nothing: any event fails the test."""
     raise AssertionError(f"{event} {fields}")
 

@@ -119,7 +119,7 @@ class Consumer:
         """Return the fields of the events of a name."""
         return [fields for name, fields in self.events if name == event]
 
-    def _observe(self, event: str, **fields: object) -> None:
+    def _observe(self, event: str, /, **fields: object) -> None:
         self.events.append((event, fields))
 
 

@@ -128,5 +128,5 @@ def pump_of(
         sink=sink,
         rejects=rejects,
         policy=PumpPolicy(**policy),
-        observe=lambda event, **fields: events is not None and events.append((event, fields)),
+        observe=lambda event, /, **fields: events is not None and events.append((event, fields)),
     )

@@ -302,7 +302,7 @@ def metrics_reference() -> str:
     return table(["Metric", "Type", "Served by", "Description"], rows)
 
 
-def _ignore(event: str, **fields: object) -> None:
+def _ignore(event: str, /, **fields: object) -> None:
     """Take an event; none is expected."""
     raise AssertionError((event, fields))
 

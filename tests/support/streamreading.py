@@ -70,7 +70,7 @@ def stream_of(
     }
     return ExchangeStream(
         options=StreamOptions(venue=VENUES[market], urls=urls, **options),
-        observe=lambda event, **fields: read.events.append((event, fields)),
+        observe=lambda event, /, **fields: read.events.append((event, fields)),
         clock=clock,
     )
 

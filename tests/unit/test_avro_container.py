@@ -67,7 +67,7 @@ def compressed(codec: str) -> bytes:
 
 
 @pytest.mark.parametrize("codec", ["null", "deflate", "bzip2", "xz"])
-def test_the_rows_of_a_file_are_those_that_were_written(codec: str):
+def test_the_rows_of_a_file_are_those_that_were_written(codec: str) -> None:
     parts = decoded(file_of(codec))
     assert rows_of(parts).cast(TRADES.arrow).to_batches()[0].equals(ROWS)
     assert [place for part in parts for place in part.places] == list(range(50))
@@ -75,11 +75,11 @@ def test_the_rows_of_a_file_are_those_that_were_written(codec: str):
 
 
 @pytest.mark.parametrize("codec", ["zstandard", "snappy"])
-def test_codecs_that_fastavro_needs_packages_for_are_read(codec: str):
+def test_codecs_that_fastavro_needs_packages_for_are_read(codec: str) -> None:
     assert rows_of(decoded(compressed(codec))).cast(TRADES.arrow).to_batches()[0].equals(ROWS)
 
 
-def test_only_the_columns_asked_for_need_types_of_ours():
+def test_only_the_columns_asked_for_need_types_of_ours() -> None:
     schema = {
         "type": "record",
         "name": "R",
@@ -90,11 +90,11 @@ def test_only_the_columns_asked_for_need_types_of_ours():
     assert rows_of(parts).column_names == ["a"]
 
 
-def test_an_empty_file_has_no_rows():
+def test_an_empty_file_has_no_rows() -> None:
     assert decoded(file_of(records=[])) == []
 
 
-def test_a_file_that_is_cut_off_gives_its_whole_blocks():
+def test_a_file_that_is_cut_off_gives_its_whole_blocks() -> None:
     data = file_of()
     container = Container(io.BytesIO(data[:-40]))
     parts = ContainerDecoder(HEADER, TRADES.arrow.names).decode(container.blocks())
@@ -114,12 +114,12 @@ def test_a_file_that_is_cut_off_gives_its_whole_blocks():
         pytest.param(compressed("lzo"), "compressed as 'lzo'", id="unknown-codec"),
     ],
 )
-def test_what_is_no_container_is_told(data: bytes, reason: str):
+def test_what_is_no_container_is_told(data: bytes, reason: str) -> None:
     with pytest.raises(BadData, match=reason):
         Container(io.BytesIO(data))
 
 
-def test_a_block_with_another_mark_at_its_end_is_told():
+def test_a_block_with_another_mark_at_its_end_is_told() -> None:
     data = bytearray(file_of())
     data[-1] ^= 1
     container = Container(io.BytesIO(bytes(data)))
@@ -127,20 +127,20 @@ def test_a_block_with_another_mark_at_its_end_is_told():
         list(container.blocks())
 
 
-def test_a_wrong_checksum_is_told():
+def test_a_wrong_checksum_is_told() -> None:
     data = bytearray(compressed("snappy"))
     data[-17] ^= 1
     with pytest.raises(BadData, match="checksum"):
         list(Container(io.BytesIO(bytes(data))).blocks())
 
 
-def test_a_block_that_is_not_compressed_as_told_is_bad():
+def test_a_block_that_is_not_compressed_as_told_is_bad() -> None:
     data = file_of().replace(b"\x08null", b"\x0edeflate")
     with pytest.raises(BadData):
         list(Container(io.BytesIO(data)).blocks())
 
 
-def test_of_a_broken_block_the_records_before_are_rows():
+def test_of_a_broken_block_the_records_before_are_rows() -> None:
     """The length of a text in record 21 becomes negative; other blocks are whole."""
     data = bytearray(file_of())
     place = data.index(b"BINANCE-1021")
@@ -179,7 +179,9 @@ CODECS = ["null", "deflate", "bzip2", "xz", "snappy", "zstandard"]
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_block_that_grows_beyond_the_limit_is_bad(codec: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_block_that_grows_beyond_the_limit_is_bad(
+    codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(container_module, "_LARGEST_BLOCK", 1 << 20)
     fits, too_large = (with_block(codec, 1, bomb(codec, size)) for size in (1 << 20, 40 << 20))
     block = next(Container(io.BytesIO(fits)).blocks())
@@ -192,7 +194,7 @@ def test_a_block_that_grows_beyond_the_limit_is_bad(codec: str, monkeypatch: pyt
     assert peak < 20 << 20  # of which xz takes 8 MB for its dictionary
 
 
-def test_a_block_that_claims_to_be_huge_is_bad():
+def test_a_block_that_claims_to_be_huge_is_bad() -> None:
     whole = file_of()
     end = whole.index(whole[-16:]) + 16
     data = whole[:end] + varint(1) + varint(1 << 61) + b"x"
@@ -201,14 +203,14 @@ def test_a_block_that_claims_to_be_huge_is_bad():
 
 
 @pytest.mark.parametrize("codec", CODECS[1:])
-def test_a_block_whose_compressed_data_is_cut_off_is_bad(codec: str):
+def test_a_block_whose_compressed_data_is_cut_off_is_bad(codec: str) -> None:
     data = bomb(codec, 100_000)[:-9]
     with pytest.raises(BadData):
         next(Container(io.BytesIO(with_block(codec, 1, data))).blocks())
 
 
 @pytest.mark.parametrize("more", [b"\x00", b"\x00" * 40], ids=["one-byte", "forty-bytes"])
-def test_bytes_that_are_left_over_in_a_block_are_told(more: bytes):
+def test_bytes_that_are_left_over_in_a_block_are_told(more: bytes) -> None:
     """What the count of a block leaves over is no record: it is not skipped."""
     data = file_of(records=RECORDS[:3])
     container = Container(io.BytesIO(data))
@@ -220,7 +222,7 @@ def test_bytes_that_are_left_over_in_a_block_are_told(more: bytes):
     assert reasons_of(part.rejects) == [(2, f"{len(more)} bytes are left over behind it")]
 
 
-def test_a_count_that_is_too_high_is_told():
+def test_a_count_that_is_too_high_is_told() -> None:
     data = file_of(records=RECORDS[:3])
     (block,) = Container(io.BytesIO(data)).blocks()
     start = data.index(data[-16:]) + 16

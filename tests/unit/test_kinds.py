@@ -23,7 +23,7 @@ def test_kinds_are_those_that_are_named() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
-def test_columns_of_note_are_columns(kind) -> None:
+def test_columns_of_note_are_columns(kind: RecordKind) -> None:
     noted = {kind.id_column, kind.partition_by, *kind.sort_by, *kind.compared}
     assert noted <= set(kind.arrow.names)
     assert load_layout(f"generic-{kind.name}").record == kind

@@ -184,7 +184,7 @@ def test_file_has_what_a_live_view_hides_and_the_error_that_ends_the_run(tmp_pat
     path = tmp_path / "k2.log"
     with LogFile(path, Rotation(max_bytes=10_000, keep=1)) as file:
         log = RunLog(run="r", file=file)
-        log.view = lambda event, **_: shown.append(event)
+        log.view = lambda event, /, **_: shown.append(event)
         log.on_event("commit", rows=1)
         with pytest.raises(Unavailable), log.ending():
             raise Unavailable("gone", hint="wait")

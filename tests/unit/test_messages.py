@@ -52,7 +52,7 @@ def read(poison: Any, tail: bytes) -> tuple[Decoded, list[dict[str, object]]]:
         registry=Schemas(poison),
         topic="t",
         kind=lambda: TRADES,
-        observe=lambda event, **fields: events.append({"event": event, **fields}),
+        observe=lambda event, /, **fields: events.append({"event": event, **fields}),
     )
     values = values_of(FEW, wire_header(GOOD))
     values[2] = wire_header(POISON) + values[2][5:] + tail
@@ -73,7 +73,7 @@ def read(poison: Any, tail: bytes) -> tuple[Decoded, list[dict[str, object]]]:
         (with_field("long", doc=7, aliases="x", order=1), varint(3)),
     ],
 )
-def test_mistakes_that_do_not_matter_to_decoding_are_ignored(schema: Any, tail: bytes):
+def test_mistakes_that_do_not_matter_to_decoding_are_ignored(schema: Any, tail: bytes) -> None:
     decoded, (event,) = read(schema, tail)
     assert decoded.rejects == []
     assert ids_of(decoded.rows) == ids_of(FEW)
@@ -104,7 +104,7 @@ def test_mistakes_that_do_not_matter_to_decoding_are_ignored(schema: Any, tail: 
 )
 def test_what_cannot_be_decoded_is_a_reject_and_nothing_else_is(
     schema: Any, tail: bytes, reason: str
-):
+) -> None:
     decoded, _ = read(schema, tail)
     if decoded.rejects or reason:
         ((place, why),) = decoded.rejects
@@ -130,7 +130,7 @@ class FailingDecoder:
 @pytest.mark.parametrize(
     "failure", [KeyError("x"), pa.ArrowNotImplementedError("x"), RecursionError(), MemoryError()]
 )
-def test_whatever_a_decoder_raises_is_a_reject_of_that_message(failure: Exception):
+def test_whatever_a_decoder_raises_is_a_reject_of_that_message(failure: Exception) -> None:
     reader = MessageReader(
         registry=Schemas(None), topic="t", kind=lambda: TRADES, observe=unexpected
     )
@@ -142,20 +142,20 @@ def test_whatever_a_decoder_raises_is_a_reject_of_that_message(failure: Exceptio
     assert (two, three, type(failure).__name__ in fault.reason) == (2, 3, True)
 
 
-def test_a_value_of_a_recursive_schema_is_described():
+def test_a_value_of_a_recursive_schema_is_described() -> None:
     info = describe_value(wire_header(POISON) + b"\x02" * 100_000, Schemas(NODE))
     assert (info.schema, info.fields) == ("Node", None)
     assert info.problem == "the schema cannot be decoded with: record Node is recursive"
 
 
-def test_a_value_is_described_as_far_as_it_decodes():
+def test_a_value_is_described_as_far_as_it_decodes() -> None:
     avro = record(field(decimal(2, 4)), field(enum("A"), "b"), field("string", "c"))
     info = describe_value(wire_header(POISON) + b"\x02x\x00\x10abc", Schemas(avro))
     assert info.fields == {"a": b"x", "b": "A"}
     assert info.problem == "field c: the value ends in it"
 
 
-def test_a_value_that_is_not_a_record_is_described():
+def test_a_value_that_is_not_a_record_is_described() -> None:
     info = describe_value(wire_header(POISON) + b"\x02x!", Schemas("string"))
     assert (info.schema, info.fields) == (None, {"value": "x"})
     assert info.problem == "1 bytes are left over behind the record"
@@ -178,7 +178,7 @@ class SlowRegistry:
         raise NotFound("unknown")
 
 
-def test_many_unknown_schemas_take_several_reads_and_lose_nothing():
+def test_many_unknown_schemas_take_several_reads_and_lose_nothing() -> None:
     clock = ManualClock()
     registry = SlowRegistry(0.05, clock)
     reader = MessageReader(

@@ -182,7 +182,7 @@ class BrokenLake:
 
 
 def sink_of(lake: Any, config: Settings, events: Events) -> TableSink:
-    def observe(event: str, **fields: Any) -> None:
+    def observe(event: str, /, **fields: Any) -> None:
         events.append((event, fields))
 
     spill = SpillFolder(config, observe)
@@ -313,7 +313,7 @@ def test_rows_that_cannot_be_kept_are_reported_as_lost(
 
 def folder_of(config: Settings, events: Events | None = None) -> SpillFolder:
     return SpillFolder(
-        config, lambda event, **f: None if events is None else events.append((event, f))
+        config, lambda event, /, **f: None if events is None else events.append((event, f))
     )
 
 
