@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 from confluent_kafka import Producer
@@ -66,7 +66,8 @@ def run(setup: Setup) -> Iterator[Line]:
 
 
 def _rows(first: int, count: int) -> list[pa.RecordBatch]:
-    return trades(first, count, step_us=1_000).to_batches(max_chunksize=_PIECE_ROWS)
+    rows: list[pa.RecordBatch] = trades(first, count, step_us=1_000).to_batches(_PIECE_ROWS)
+    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +207,7 @@ def _consumed(cluster: _Cluster, topic: str, messages: int) -> tuple[float, list
         bare.append(messages / float(output_of(command, home=cluster.folder)))
     own = [messages / run.duration_s for run in runs]
     wall = [messages / run.seen.took_s for run in runs]
-    common = {
+    common: dict[str, Any] = {
         "unit": "messages/s",
         "reference": max(bare),
         "against": "a bare consumer that only counts",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 
 from k2cli.config import Settings
 from k2cli.errors import Conflict
@@ -24,7 +23,7 @@ from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import open_lake
 from support.foreign import forget_everything
-from support.running import K2, k2_at
+from support.running import K2, Result, k2_at
 
 GENERIC = ["--layout", "generic-trades", "--exchange", "X", "--asset-class", "crypto"]
 BINANCE = ["--layout", "binance-trades"]

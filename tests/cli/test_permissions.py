@@ -24,7 +24,8 @@ def _umask() -> Iterator[None]:
 
 def modes(folder: Path) -> tuple[set[int], set[int]]:
     """Return the permissions of all folders and of all files."""
-    folders, files = set(), set()
+    folders: set[int] = set()
+    files: set[int] = set()
     for path in (folder, *folder.rglob("*")):
         (folders if path.is_dir() else files).add(stat.S_IMODE(path.stat().st_mode))
     return folders, files

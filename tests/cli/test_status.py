@@ -3,8 +3,6 @@
 import json
 import signal
 import socket
-import subprocess
-import sys
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,8 +24,7 @@ from k2cli.health import (
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import Lake
 from support.builders import START, quotes_batch, trades_batch
-from support.forked import Result
-from support.running import Run, k2_at
+from support.running import Result, Run, k2_at, start_k2
 from support.waiting import PATIENCE_S
 
 PATIENT = ("status", "--timeout", "60s")  # what is up answers no later for it
@@ -230,8 +227,7 @@ def test_servers_that_never_answer_cost_one_timeout(k2_env: dict[str, str]) -> N
             hole.settimeout(PATIENCE_S)
             variable, scheme = ADDRESSES[name]
             env[variable] = f"{scheme}127.0.0.1:{hole.getsockname()[1]}"
-        command = [sys.executable, "-m", "k2cli", "status", "--timeout", "1h"]
-        process = stack.enter_context(subprocess.Popen(command, env=env))
+        process = stack.enter_context(start_k2("status", "--timeout", "1h", env=env))
         stack.callback(process.kill)
         for hole in holes.values():
             stack.enter_context(hole.accept()[0])
@@ -299,8 +295,8 @@ def test_failures_say_what_to_do(
 def test_watching_goes_on_until_a_signal(
     lake: Lake, k2_env: dict[str, str], number: signal.Signals
 ) -> None:
-    command = [sys.executable, "-m", "k2cli", *PATIENT, "--watch", "--every", "50ms", "-f", "json"]
-    with subprocess.Popen(command, env=k2_env, stdout=subprocess.PIPE, text=True) as process:
+    args = (*PATIENT, "--watch", "--every", "50ms", "-f", "json")
+    with start_k2(*args, env=k2_env, stderr=None) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["tables"][0]["rows"] == 0
         lake.append(TRADES, _table(trades_batch(5, exchange="BINANCE_US")))
@@ -313,8 +309,8 @@ def test_watching_goes_on_until_a_signal(
 
 
 def test_watching_in_a_pipe_prints_one_report_after_the_other(k2_env: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "k2cli", *PATIENT, "--watch", "--every", "50ms"]
-    with subprocess.Popen(command, env=k2_env, stdout=subprocess.PIPE, text=True) as process:
+    args = (*PATIENT, "--watch", "--every", "50ms")
+    with start_k2(*args, env=k2_env, stderr=None) as process:
         assert process.stdout is not None
         reports = 0
         while reports < 2:

@@ -9,7 +9,7 @@ from k2cli.codec.upgrade import UPGRADES
 from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
 from support.builders import quote_v1, trade_v1, written
-from support.cluster import READ_TIMEOUT_S, Cluster, ids_of, numbered_trades, values_of
+from support.cluster import READ_TIMEOUT_S, Cluster, headers_of, ids_of, numbered_trades, values_of
 
 
 def v1_values(cluster: Cluster, schema: str, *records: dict[str, Any]) -> list[bytes]:
@@ -40,7 +40,7 @@ def test_v1_records_stand_in_the_table_beside_v2(cluster: Cluster, topic_name: s
     assert rows[4]["vendor_data"] == [("company_id", "7078"), ("qualifiers", "3"), ("venue", "X")]
     (letter,) = cluster.read(f"{topic}.dlq", 1)
     assert letter.value() == v1[1]
-    reason = dict(letter.headers() or [])["k2.reason"].decode()
+    reason = headers_of(letter)["k2.reason"].decode()
     assert reason == "volume -5 is negative or does not fit decimal128(20, 8)"
 
 

@@ -14,7 +14,15 @@ from confluent_kafka.admin import AdminClient
 from k2cli.codec.encode import wire_header
 from k2cli.ingestion.kafka.topics import Topics
 from support import rawkafka
-from support.cluster import READ_TIMEOUT_S, Cluster, consumer, ids_of, numbered_trades, values_of
+from support.cluster import (
+    READ_TIMEOUT_S,
+    Cluster,
+    consumer,
+    headers_of,
+    ids_of,
+    numbered_trades,
+    values_of,
+)
 from support.waiting import PATIENCE_S, wait_for
 
 HEADER = "letter,time,reason,topic,partition,offset,key,size_bytes,is_replayed"
@@ -240,7 +248,7 @@ def test_no_dead_letters_are_no_error(cluster: Cluster, topic_name: str, topic: 
 
 def test_dead_letters_outlive_their_topic(cluster: Cluster, topic: str) -> None:
     set_aside(cluster, topic, [b"x"])
-    admin = AdminClient(cluster.kafka)
+    admin = AdminClient({**cluster.kafka})
     admin.delete_topics([topic])[topic].result()
     assert letters_of(cluster, topic) == ["0/0"]
     assert letters_of(cluster, f"{topic}.dlq") == ["0/0"]
@@ -438,7 +446,7 @@ def test_names_and_keys_that_are_not_utf8_stop_nothing(cluster: Cluster, topic_n
     assert producer.flush(READ_TIMEOUT_S) == 0
     summary = cluster.consume("--topic", topic, "--group", topic_name)
     assert (summary["messages"], summary["rejects"]) == (2, 2)
-    lost, kept = (dict(each.headers() or []) for each in cluster.read(f"{topic}.dlq", 2))
+    lost, kept = (headers_of(each) for each in cluster.read(f"{topic}.dlq", 2))
     assert lost["k2.reason"].endswith(b"; its headers are lost: a name is not UTF-8")
     assert (kept["theirs"], lost["k2.offset"], kept["k2.offset"]) == (b"\xff", b"0", b"1")
     rawkafka.produce(cluster.bootstrap, f"{topic}.dlq", b"a letter of somebody", b"\xff")

@@ -4,8 +4,6 @@ import gzip
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +27,7 @@ from k2cli.ingestion.binance.venues import VENUES
 from k2cli.ingestion.listings import home_list, known_listing
 from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.simulator import SimulatorOptions, running_simulator
-from support.running import Run
+from support.running import Run, start_k2
 from support.waiting import PATIENCE_S
 
 SPOT = VENUES[Market.SPOT]
@@ -61,7 +59,7 @@ def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
         thread.join()
 
 
-def respond(body: bytes, status: int = 200, **headers: str) -> Callable[..., None]:
+def respond(body: bytes, status: int = 200, /, **headers: str) -> Callable[..., None]:
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -219,8 +217,7 @@ def test_stream_refreshes_only_with_a_rest_base(
         assert result.exit_code == 0, result.stderr
         assert simulator.info_requests == 0
         assert "symbols_" not in result.stderr
-        command = [sys.executable, "-m", "k2cli", *args, "--rest-url", rest]
-        with subprocess.Popen(command, env=k2_env, stderr=subprocess.PIPE, text=True) as process:
+        with start_k2(*args, "--rest-url", rest, env=k2_env, stdout=None) as process:
             assert process.stderr is not None
             # Waits for that line.
             assert any("debug   symbols_refreshed" in line for line in process.stderr)

@@ -77,7 +77,7 @@ def test_fragments_that_never_end_keep_no_memory_and_can_be_stopped() -> None:
 
     with serving(handle) as url:
         read = read_until(
-            lambda read: len(read.batches) > 20 and read.values("connected", "url"), url
+            lambda read: len(read.batches) > 20 and bool(read.values("connected", "url")), url
         )
     assert read.messages == 0
 

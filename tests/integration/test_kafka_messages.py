@@ -3,7 +3,7 @@
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from threading import Timer
 from typing import Any
@@ -73,11 +73,14 @@ def messages_of(kafka: KafkaAddress, topic: str, count: int) -> list[Message]:
 
 
 def values_of(rows: pa.RecordBatch, schema_id: int) -> list[bytes]:
-    return encode_messages(rows, TRADES.avro, header=wire_header(schema_id)).to_pylist()
+    values: list[bytes] = encode_messages(
+        rows, TRADES.avro, header=wire_header(schema_id)
+    ).to_pylist()
+    return values
 
 
 def read(
-    schemas: Registry, values: list[bytes | None], observe: Callable[..., None] = unexpected
+    schemas: Registry, values: Sequence[bytes | None], observe: Callable[..., None] = unexpected
 ) -> Any:
     reader = MessageReader(
         registry=schemas, kind=lambda: TRADES, observe=observe, topic="market.crypto.trades"

@@ -232,7 +232,7 @@ def test_init_makes_what_is_missing_and_says_so(cluster: Cluster) -> None:
     assert f"topic {topic}.dlq was made" in result.stderr
     (info,) = Topics(cluster.kafka, timeout_s=60).describe([topic])
     assert len(info.partitions) == 2
-    admin = AdminClient(cluster.kafka)
+    admin = AdminClient({**cluster.kafka})
     (asked,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
     assert asked.result()["retention.ms"].value == "604800000"
     with open_registry({"url": cluster.registry_url}, timeout_s=60) as registry:

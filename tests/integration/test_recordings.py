@@ -93,8 +93,8 @@ def read_recorded(path: Path) -> Recorded:
             trades.append((data["s"], data["t"], time_of(data["T"]), *numbers, side))
         elif stream.endswith("@bookTicker"):
             moment = time_of(data["T"]) if "T" in data else None
-            numbers = [Decimal(data[name]) for name in "bBaA"]
-            quotes.append((data["s"], data["u"], moment, *numbers))
+            both = [Decimal(data[name]) for name in "bBaA"]
+            quotes.append((data["s"], data["u"], moment, *both))
     return Recorded(path, sorted(trades), sorted(quotes), sorted(symbols))
 
 

@@ -3,20 +3,19 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from crashes.members import STOPPING
 from support.cluster import Cluster, ids_of, numbered_trades
+from support.running import K2_COMMAND, Process
 from support.scraping import scraped_until
 from support.waiting import PATIENCE_S, wait_for
-
-if TYPE_CHECKING:
-    import subprocess
 
 SMALL_FETCHES = (
     *("--kafka-option", "queued.max.messages.kbytes=64"),
@@ -27,7 +26,7 @@ SMALL_FETCHES = (
 class Consumer:
     """A `k2 consume` that runs; its events are read as they come."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: Process) -> None:
         self.process = process
         self.events: list[dict[str, Any]] = []
 
@@ -89,10 +88,10 @@ class Consumer:
 @contextmanager
 def consuming(cluster: Cluster, *args: object, stop_after: int = 0) -> Iterator[Consumer]:
     """Run k2 consume; with `stop_after`, so that it stops itself after this many commits."""
-    stopping = (str(STOPPING), "committed", str(stop_after))
+    stopping = (sys.executable, str(STOPPING), "committed", str(stop_after))
     process = cluster.start(
         *("consume", "--log-format", "json", "--summary", "json", *args),
-        program=stopping if stop_after else ("-m", "k2cli"),
+        program=stopping if stop_after else K2_COMMAND,
     )
     with process:
         try:
@@ -298,7 +297,7 @@ def test_members_that_start_at_latest_begin_at_the_same_moment(
         two.process.kill()
     commits = one.of("commit") + two.of("commit")
     assert [event["rows"] for event in commits].count(0) == 1
-    admin = AdminClient(cluster.kafka)
+    admin = AdminClient({**cluster.kafka})
     admin.create_partitions([NewPartitions(topic, 8)])[topic].result()
     cluster.produce(topic, numbered_trades(100, begin=200))
     cluster.consume("--topic", topic, "--from", "latest")

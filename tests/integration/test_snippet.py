@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pytest
@@ -90,7 +91,7 @@ def test_code_of_a_table_that_does_not_exist_is_not_printed(run: Run) -> None:
 
 @pytest.mark.parametrize("catalog", ["rest", "sql"])
 def test_secrets_are_not_printed_but_taken_from_the_environment(
-    run: Run, seaweedfs: SeaweedFs, tmp_path: Path, catalog: str
+    run: Run, seaweedfs: SeaweedFs, tmp_path: Path, catalog: Literal["rest", "sql"]
 ) -> None:
     properties = seaweedfs.catalog_properties(catalog, folder=tmp_path)
     env = {

@@ -1,8 +1,6 @@
 """`k2 status` and real servers: figures are those of what was written, and outages are red."""
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from services.fixtures import OwnBroker, OwnRegistry
 from services.seaweedfs import SeaweedFs
 from support.builders import START, trades_batch
 from support.cluster import READ_TIMEOUT_S, Cluster, numbered_trades
-from support.running import Run
+from support.running import Run, start_k2
 from support.waiting import PATIENCE_S
 
 TOPIC = "market.crypto.trades"
@@ -209,8 +207,8 @@ def test_a_store_that_never_answers_does_not_keep_the_process(
         "K2_CATALOG_S3__ENDPOINT": f"http://{black_hole}",
         "K2_CATALOG_S3__REQUEST_TIMEOUT": "3600",  # Arrow waits for so long, and is waited for
     }
-    command = [sys.executable, "-m", "k2cli", "status", "-f", "json", "--timeout", "10s"]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+    args = ("status", "-f", "json", "--timeout", "10s")
+    with start_k2(*args, env=env, stderr=None) as process:
         assert process.stdout is not None
         found = json.loads(process.stdout.readline())
         assert process.wait(PATIENCE_S) == 5

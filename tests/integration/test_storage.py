@@ -24,7 +24,7 @@ from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.storage import position, rebuild
 from k2cli.storage.append import OutcomeUnknown, append_rows
 from k2cli.storage.lake import Lake, open_lake
-from k2cli.storage.lookup import StoredIds
+from k2cli.storage.lookup import StoredIds, read_numbers
 from k2cli.storage.position import Series, State
 from k2cli.storage.state import read_state
 from k2cli.storage.stored import FileIndex
@@ -428,7 +428,7 @@ def test_a_rebuild_that_was_cut_off_goes_on(lake: Lake, monkeypatch: pytest.Monk
         lake.append(TRADES, trades(number))
     append_as_another_engine(lake.table(TRADES), trades(9))
     read: list[str] = []
-    real = rebuild.read_numbers
+    real = read_numbers
 
     def cut_off(table: Table, kind: RecordKind, path: str) -> Any:
         if len(read) == 3:

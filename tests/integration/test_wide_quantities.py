@@ -150,7 +150,7 @@ def test_statistics_of_wide_quantities_are_exact(older: Lake) -> None:
     table = older.table(TRADES)
     files = [task.file for task in table.scan().plan_files()]
     column, of = table.schema().find_field("quantity").field_id, DecimalType(20, 8)
-    bounds = sorted(
+    bounds: list[tuple[Any, Any]] = sorted(
         (from_bytes(of, file.lower_bounds[column]), from_bytes(of, file.upper_bounds[column]))
         for file in files
     )

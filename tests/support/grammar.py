@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Any, get_args
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from k2cli.commands.app import app
 from k2cli.ingestion.exchanges import EXCHANGES
@@ -43,7 +43,7 @@ def grammar() -> dict[str, Any]:
     return dict(_nodes(root, ()))
 
 
-def _nodes(command: TyperCommand | TyperGroup, path: tuple[str, ...]) -> Any:
+def _nodes(command: Any, path: tuple[str, ...]) -> Any:
     context = typer.Context(command, info_name="k2")
     name = " ".join(path)
     shown = [param for param in command.get_params(context) if not getattr(param, "hidden", False)]

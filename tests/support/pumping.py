@@ -117,6 +117,7 @@ def pump_of(
     events: list[Any] | None = None,
     **over: Any,
 ) -> Pump:
+    seen = [] if events is None else events
     policy = {
         "flush_rows": 1_000_000,
         "flush_interval_s": HOUR_S,
@@ -128,5 +129,5 @@ def pump_of(
         sink=sink,
         rejects=rejects,
         policy=PumpPolicy(**policy),
-        observe=lambda event, /, **fields: events is not None and events.append((event, fields)),
+        observe=lambda event, /, **fields: seen.append((event, fields)),
     )

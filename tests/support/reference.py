@@ -73,7 +73,8 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 def command(path: Sequence[str]) -> TyperCommand | TyperGroup:
     """Return the command of a path."""
-    return dict(_nodes())[tuple(path)]
+    found: TyperCommand | TyperGroup = dict(_nodes())[tuple(path)]
+    return found
 
 
 @cache
@@ -136,7 +137,7 @@ def _panels(node: TyperCommand | TyperGroup, context: typer.Context) -> dict[str
     for each in node.get_params(context):
         if not getattr(each, "hidden", False) and each.name != "help":
             usual = "Arguments" if isinstance(each, TyperArgument) else "Options"
-            panels.setdefault(each.rich_help_panel or usual, []).append(each)
+            panels.setdefault(getattr(each, "rich_help_panel", None) or usual, []).append(each)
     return {title: params for title, params in panels.items() if params}
 
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -40,7 +41,7 @@ def settings_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def lake(home: Path) -> LakeReader:
+def lake(home: Path) -> Iterator[LakeReader]:
     with k2cli.open_lake(home) as reader:
         yield reader
 

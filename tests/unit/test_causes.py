@@ -36,7 +36,7 @@ from support.builders import trade_row, trade_v1, trades_batch, written
 from support.cluster import unexpected, values_of
 
 Told = tuple[Cause, str, str | None]  # cause, field, value
-OF_FILE: Final = {"exchange": "X", "asset_class": "crypto", "currency": "EUR"}
+OF_FILE: Final[dict[str, Any]] = {"exchange": "X", "asset_class": "crypto", "currency": "EUR"}
 GOOD: Final = {
     "timestamp": "2024-08-08T10:00:00",
     "symbol": "ABC",
@@ -314,7 +314,8 @@ MESSAGES: Final[list[tuple[bytes | None, Told]]] = [
 
 @pytest.mark.parametrize(("value", "expected"), MESSAGES, ids=names(MESSAGES))
 def test_messages(value: bytes | None, expected: Told) -> None:
-    reader = MessageReader(registry=Schemas(), topic="t", kind=lambda: TRADES, observe=unexpected)
+    schemas: Any = Schemas()
+    reader = MessageReader(registry=schemas, topic="t", kind=lambda: TRADES, observe=unexpected)
     good = values_of(trades_batch(2), wire_header(1))
     decoded = reader.read([good[0], value, good[1]], np.zeros(3, np.int64), np.arange(3))
     ((place, fault),) = decoded.rejects

@@ -27,7 +27,8 @@ BATCHES = {"trades": trades_batch, "quotes": quotes_batch}
 
 
 def bodies_of(rows: pa.RecordBatch, kind: RecordKind = TRADES) -> list[bytes]:
-    return encode_messages(rows, kind.avro).to_pylist()
+    bodies: list[bytes] = encode_messages(rows, kind.avro).to_pylist()
+    return bodies
 
 
 def as_records(rows: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Dead letters of messages with odd times, and of topics that cannot be had."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Message
@@ -102,7 +103,7 @@ class Brokers:
     def offer(self, topic: str, *args: object) -> None:
         on_refused = args[-1]
         if self._refused and topic != "good.dlq":
-            assert isinstance(on_refused, Callable)
+            assert callable(on_refused)
             on_refused(self._refused)
         else:
             self.sent.append(topic)
@@ -115,10 +116,11 @@ class Brokers:
 def written(brokers: Brokers, path: Path) -> tuple[list[str], list[Mapping[str, object]]]:
     """Write dead letters of two topics; return the sources in the refuge, and the events."""
     events: list[Mapping[str, object]] = []
+    server: Any = brokers
     with RejectLog(path, run="r1") as log:
         letters = DeadLetterTopics(
-            writer=brokers,
-            topics=brokers,
+            writer=server,
+            topics=server,
             refuge=DeadLetterFile(log),
             observe=lambda event, /, **fields: events.append({"event": event, **fields}),
         )
@@ -161,6 +163,7 @@ def test_letters_that_the_producer_cannot_send_go_to_the_file(tmp_path: Path) ->
 
 @pytest.mark.parametrize("where", ["create", "flush"])
 def test_brokers_that_are_unavailable_are_waited_for(where: str, tmp_path: Path) -> None:
+    failing: dict[str, Any] = {where: Unavailable("no answer")}
     with pytest.raises(Unavailable):
-        written(Brokers(**{where: Unavailable("no answer")}), tmp_path / "rejects")
+        written(Brokers(**failing), tmp_path / "rejects")
     assert not (tmp_path / "rejects").exists()

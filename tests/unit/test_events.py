@@ -71,7 +71,7 @@ def compared_names(module: object) -> Iterator[str]:
     for node in ast.walk(ast.parse(inspect.getsource(module))):  # type: ignore[arg-type]
         if isinstance(node, ast.Compare) and ast.unparse(node.left) == "event":
             for each in node.comparators:
-                yield from (c.value for c in ast.walk(each) if isinstance(c, ast.Constant))
+                yield from (str(c.value) for c in ast.walk(each) if isinstance(c, ast.Constant))
 
 
 @pytest.mark.parametrize("module", [lag, metrics, screen, exchangeinfo], ids=lambda m: m.__name__)

@@ -20,7 +20,8 @@ RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)))
 
 @given(RANGES)
 def test_offsets_are_those_that_were_added(ranges: list[tuple[int, int]]) -> None:
-    offsets, expected = OffsetSet(), set()
+    offsets = OffsetSet()
+    expected: set[int] = set()
     for first, more in ranges:
         offsets.add(first, first + more)
         expected.update(range(first, first + more + 1))
@@ -72,7 +73,9 @@ PARTITION = PartitionInfo(number=0, leader=1, replicas=(1,), in_sync=(1,), first
 
 
 def letter(place: int, time_ms: int = 0, /, **headers: str) -> Message:
-    given = [(f"k2.{name}", value.encode()) for name, value in headers.items()]
+    given: list[tuple[str, str | bytes | None]] = [
+        (f"k2.{name}", value.encode()) for name, value in headers.items()
+    ]
     return Message(
         topic="t.dlq",
         partition=0,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from k2cli.codec.kinds import KindDecoder
 from k2cli.codec.upgrade import USUAL, Origin
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.messages import MessageReader
-from k2cli.ingestion.kafka.registry import AVRO
+from k2cli.ingestion.kafka.registry import AVRO, Registry
 from k2cli.ingestion.kafka.values import describe_value
 from k2cli.records import TRADES
 from support.avro_cases import array, decimal, enum, field, record
@@ -40,6 +40,11 @@ class Schemas:
         return AVRO, json.dumps(self._schemas[schema_id])
 
 
+def schemas(poison: Any) -> Registry:
+    """Return a registry that knows two schemas."""
+    return cast("Registry", Schemas(poison))
+
+
 def with_field(avro: Any, **more: Any) -> Mapping[str, Any]:
     """Add a field that our trades do not have."""
     return {**TRADES.avro, "fields": [*TRADES.avro["fields"], field(avro, "extra", **more)]}
@@ -49,7 +54,7 @@ def read(poison: Any, tail: bytes) -> tuple[Decoded, list[dict[str, object]]]:
     """Read three good messages and, before the last one, one of another writer."""
     events: list[dict[str, object]] = []
     reader = MessageReader(
-        registry=Schemas(poison),
+        registry=schemas(poison),
         topic="t",
         kind=lambda: TRADES,
         observe=lambda event, /, **fields: events.append({"event": event, **fields}),
@@ -132,31 +137,31 @@ class FailingDecoder:
 )
 def test_whatever_a_decoder_raises_is_a_reject_of_that_message(failure: Exception) -> None:
     reader = MessageReader(
-        registry=Schemas(None), topic="t", kind=lambda: TRADES, observe=unexpected
+        registry=schemas(None), topic="t", kind=lambda: TRADES, observe=unexpected
     )
     origin = Origin(series=["t"], codes=np.zeros(4, np.int64), numbers=np.arange(4))
     values = [*values_of(FEW, wire_header(1))[:3], wire_header(1) + b"bad"]
-    decoded = reader._decode(FailingDecoder(failure), values, origin)
+    decoded = reader._decode(cast("KindDecoder", FailingDecoder(failure)), values, origin)
     assert decoded.places.tolist() == [0, 1]
     (two, fault), (three, _) = decoded.rejects
     assert (two, three, type(failure).__name__ in fault.reason) == (2, 3, True)
 
 
 def test_a_value_of_a_recursive_schema_is_described() -> None:
-    info = describe_value(wire_header(POISON) + b"\x02" * 100_000, Schemas(NODE))
+    info = describe_value(wire_header(POISON) + b"\x02" * 100_000, schemas(NODE))
     assert (info.schema, info.fields) == ("Node", None)
     assert info.problem == "the schema cannot be decoded with: record Node is recursive"
 
 
 def test_a_value_is_described_as_far_as_it_decodes() -> None:
     avro = record(field(decimal(2, 4)), field(enum("A"), "b"), field("string", "c"))
-    info = describe_value(wire_header(POISON) + b"\x02x\x00\x10abc", Schemas(avro))
+    info = describe_value(wire_header(POISON) + b"\x02x\x00\x10abc", schemas(avro))
     assert info.fields == {"a": b"x", "b": "A"}
     assert info.problem == "field c: the value ends in it"
 
 
 def test_a_value_that_is_not_a_record_is_described() -> None:
-    info = describe_value(wire_header(POISON) + b"\x02x!", Schemas("string"))
+    info = describe_value(wire_header(POISON) + b"\x02x!", schemas("string"))
     assert (info.schema, info.fields) == (None, {"value": "x"})
     assert info.problem == "1 bytes are left over behind the record"
 
@@ -182,7 +187,11 @@ def test_many_unknown_schemas_take_several_reads_and_lose_nothing() -> None:
     clock = ManualClock()
     registry = SlowRegistry(0.05, clock)
     reader = MessageReader(
-        registry=registry, topic="t", kind=lambda: TRADES, observe=unexpected, clock=clock
+        registry=cast("Registry", registry),
+        topic="t",
+        kind=lambda: TRADES,
+        observe=unexpected,
+        clock=clock,
     )
     values: list[bytes] = []
     for place, value in enumerate(values_of(trades_batch(40), wire_header(GOOD))):

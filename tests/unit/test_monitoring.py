@@ -97,7 +97,7 @@ def test_a_wrong_name_would_be_found(exported: set[str]) -> None:
 
 @pytest.mark.parametrize("totals", [Totals, ConsumeTotals])
 def test_every_sum_is_exported(totals: Callable[[], Any], exported: set[str]) -> None:
-    names = {f"k2_{each.name}_total" for each in fields(totals())}  # type: ignore[arg-type]
+    names = {f"k2_{each.name}_total" for each in fields(totals())}
     assert names - exported == {"k2_duration_s_total"}
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from k2cli import rejects as rejects_module
 from k2cli.config import Settings, load_settings
 from k2cli.errors import BadData, Conflict, K2Error, Unavailable
 from k2cli.flow import Batch
@@ -126,7 +125,7 @@ def test_full_disk_under_the_rejects_is_waited_out(
             raise OSError(28, "No space left on device")
         return write(fd, data[: max(len(data) // 2, 1)])  # a disk that takes a part at a time
 
-    monkeypatch.setattr(rejects_module.os, "write", write_or_fail)
+    monkeypatch.setattr(os, "write", write_or_fail)
     sink = MemorySink()
     given = [batch for n in range(20) for batch in (trades(1), rejected(b"%d" % n, first=n))]
     events: Events = []

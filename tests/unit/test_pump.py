@@ -206,6 +206,7 @@ def test_table_sink_reports_what_it_did(lake: Lake, rejects: RejectLog) -> None:
 
 def test_table_sink_makes_no_snapshot_of_duplicates(lake: Lake, rejects: RejectLog) -> None:
     events: list[str] = []
+    totals = Totals()
     for _ in range(2):
         sink = TableSink(
             lake=lake, exchange="X", observe=lambda event, /, **_: events.append(event)
@@ -227,6 +228,7 @@ def test_ids_without_a_record_are_no_gap(lake: Lake, rejects: RejectLog) -> None
     """An exchange numbers events that are not trades, too."""
     rows = table_of(TRADES, [trade_row(source_sequence=n) for n in (1, 2, 5)]).to_batches()
     given = [Batch(rows=[(TRADES, rows[0])], seen=[(TRADES, ids(3, 4))], messages=5)]
+    totals = Totals()
     for _ in range(2):
         sink = TableSink(lake=lake, exchange="BINANCE", observe=lambda *_, **__: None)
         totals = pump_of(MemorySource(given), sink, rejects).run()

@@ -3,7 +3,7 @@
 import json
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from k2cli.codec.kinds import KindDecoder
 from k2cli.codec.resolve import Incompatible
 from k2cli.codec.upgrade import UPGRADES, USUAL, Facts, Origin, Upgrade
 from k2cli.ingestion.kafka.messages import MessageReader
+from k2cli.ingestion.kafka.registry import Registry
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, message_ids
 from support.builders import START, quote_v1, trade_v1, trades_batch, written
 from support.cluster import unexpected
@@ -257,12 +258,17 @@ class Schemas:
         return {1: V1, 2: TRADES.avro}[schema_id]
 
 
+def schemas() -> Registry:
+    """Return a registry that knows these schemas."""
+    return cast("Registry", Schemas())
+
+
 def test_messages_of_both_versions_keep_their_order() -> None:
     v2 = encode_messages(trades_batch(3), TRADES.avro, header=wire_header(2)).to_pylist()
     v1 = messages(V1, *(trade_v1(i) for i in range(2)))
     (bad,) = written(V1, trade_v1(volume=-5))
     values = [v2[0], v1[0], wire_header(1) + bad, v2[1], v1[1], v2[2]]
-    reader = MessageReader(registry=Schemas(), kind=lambda: TRADES, observe=unexpected, topic="t")
+    reader = MessageReader(registry=schemas(), kind=lambda: TRADES, observe=unexpected, topic="t")
     decoded = reader.read(values, np.zeros(6, np.int64), np.arange(10, 16))
     assert decoded.rows["symbol"].to_pylist() == ["BTCUSDT", "BHP", "ETHUSDT", "CBA", "BTCUSDT"]
     assert decoded.rows["platform_sequence"].to_pylist() == [10, 11, 13, 14, 15]
@@ -273,7 +279,7 @@ def test_messages_of_both_versions_keep_their_order() -> None:
 def test_a_message_without_a_number_is_known_by_topic_partition_and_offset() -> None:
     (body,) = written(V1, trade_v1(sequence_number=None))
     reader = MessageReader(
-        registry=Schemas(), kind=lambda: TRADES, observe=unexpected, topic="market.equities.trades"
+        registry=schemas(), kind=lambda: TRADES, observe=unexpected, topic="market.equities.trades"
     )
     rows = reader.read([wire_header(1) + body], np.array([3]), np.array([41])).rows
     assert rows["message_id"].to_pylist() == [id_of("kafka/market.equities.trades/3", 41)]
