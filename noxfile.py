@@ -11,7 +11,7 @@ nox.options.sessions = ["lint", "tests"]
 WORKERS = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
-# The references that are generated from the code, by the functions in tests/reference.py.
+# The references that are generated from the code, by the functions in tests/support/reference.py.
 REFERENCES = ("-I", "tests", *sorted(str(page) for page in Path("docs/reference").glob("*.md")))
 
 
@@ -59,7 +59,7 @@ def docs(session: nox.Session) -> None:
     """Write docs/reference/ and the grammar of completion from the code; build the site."""
     _install(session, "lint")
     session.run("cog", "-r", *REFERENCES)
-    session.run("python", "tests/grammar.py")
+    session.run("python", "-m", "support.grammar", env={"PYTHONPATH": "tests"})
     session.install(*nox.project.dependency_groups(PYPROJECT, "docs"))
     session.run("zensical", "build", "--strict")
 

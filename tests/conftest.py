@@ -3,20 +3,18 @@
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from forked import Result, run_k2
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from k2cli import files, redaction
 from k2cli.config import Settings, load_settings
 from k2cli.storage.lake import Lake, open_lake
-
-REPOSITORY = Path(__file__).parent.parent
-RECORDINGS = REPOSITORY.parent / "shared" / "data"
+from support.paths import RECORDINGS
+from support.running import Result, Run, environment, run_k2
 
 pytest_plugins = ["services.fixtures"]
 
@@ -25,9 +23,6 @@ hypothesis_settings.register_profile(
     "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 hypothesis_settings.load_profile("any-machine")
-
-
-Run = Callable[..., Result]
 
 
 def pytest_configure() -> None:
@@ -79,8 +74,7 @@ def lake(settings: Settings) -> Iterator[Lake]:
 @pytest.fixture
 def k2_env(home: Path) -> dict[str, str]:
     """The environment that k2 runs in: this machine's, without any K2_* but the home."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("K2_")}
-    return {**env, "K2_HOME": str(home), "COLUMNS": "100"}
+    return environment(home)
 
 
 @pytest.fixture
@@ -88,7 +82,7 @@ def run(k2_env: dict[str, str]) -> Run:
     """Run k2 as a user does, in a process of its own."""
 
     def run_with(
-        args: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: str = ""
+        args: Sequence[object], *, env: Mapping[str, str] | None = None, stdin: str = ""
     ) -> Result:
         return run_k2(args, env={**k2_env, **(env or {})}, stdin=stdin)
 

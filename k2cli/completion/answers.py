@@ -1,7 +1,7 @@
 """What can follow on a command line: commands, options, and the values that people type.
 
-`grammar.json` describes the commands; `tests/grammar.py` writes it from the Typer app, and a test
-keeps the two equal. Importing Typer and all commands instead would cost half a second.
+`grammar.json` describes the commands; `tests/support/grammar.py` writes it from the Typer app, and
+a test keeps the two equal. Importing Typer and all commands instead would cost half a second.
 """
 
 import json

@@ -67,20 +67,36 @@ class PrintedTables:
 
     def __init__(self, printer: Printer) -> None:
         self._printer = printer
-        self._held: dict[str, str] = {}
+        self._tables: dict[str, PrintedTable] = {}
 
-    def kind(self, kind: RecordKind) -> RecordKind:
+    def open(self, kind: RecordKind) -> "PrintedTable":
+        """Return what prints the rows of a kind."""
+        return self._tables.setdefault(kind.name, PrintedTable(kind, self._printer))
+
+
+class PrintedTable:
+    """Rows of one kind onto a stream, in the place of a table."""
+
+    def __init__(self, kind: RecordKind, printer: Printer) -> None:
+        self._kind = kind
+        self._printer = printer
+        self._position: str | None = None
+
+    def refresh(self) -> None:
+        """Do nothing: nobody else prints."""
+
+    def evolved_kind(self) -> RecordKind:
         """Return the kind: it is printed with its own columns."""
-        return kind
+        return self._kind
 
-    def held(self, kind: RecordKind, key: str) -> str | None:  # noqa: ARG002
-        """Return how far the rows of a kind were printed."""
-        return self._held.get(kind.name)
+    def stored_position(self, key: str) -> str | None:  # noqa: ARG002
+        """Return how far the rows were printed."""
+        return self._position
 
-    def append(self, kind: RecordKind, rows: pa.Table, *, source: SourcePosition) -> Commit:
+    def append(self, rows: pa.Table, *, source: SourcePosition) -> Commit:
         """Print rows."""
-        reached = source.advance(self._held.get(kind.name))
+        reached = source.advance(self._position)
         for batch in rows.to_batches():
-            self._printer.write(kind, batch)
-        self._held[kind.name] = reached
+            self._printer.write(self._kind, batch)
+        self._position = reached
         return Commit(snapshot_id=None, rows=rows.num_rows, duplicates=0, took_ms=0.0)

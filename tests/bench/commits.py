@@ -3,7 +3,7 @@
 import statistics
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from data import trades
 from processes import check_equal
@@ -41,15 +41,16 @@ def run(setup: Setup) -> list[Line]:
 
 def _compare(what: str, late_ms: list[float], early_ms: list[float]) -> list[Line]:
     """Compare the median, and the slowest: the one that merges manifests."""
-    common = {
+    common: dict[str, Any] = {
         "unit": "ms",
         "against": f"{_COMPARED} commits after the first {_COMPARED} of a new table",
         "samples": late_ms,
         "reference_samples": early_ms,
     }
-    median, slowest = [
+    values: list[dict[str, Any]] = [
         {"value": of(late_ms), "reference": of(early_ms)} for of in (statistics.median, max)
     ]
+    median, slowest = values
     return [
         Line(what=f"{what}, median", aim=Aim("ratio", "<=", 2), **median, **common),
         Line(what=f"{what}, slowest", **slowest, **common),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 from confluent_kafka import Producer
@@ -16,11 +16,6 @@ from processes import K2, Failed, Watched, check_equal, helper, output_of, watch
 from report import Aim, Line, Setup
 
 sys.path.append(str(Path(__file__).parents[1]))
-from services import ServiceMissing
-from services.kafka import KafkaBroker, kafka_software
-from services.processes import ServerFailed
-from services.registry import SchemaRegistry, registry_software
-
 from k2cli.codec.encode import encode_messages, wire_header
 from k2cli.config import load_settings
 from k2cli.ingestion.kafka.producer import open_writer
@@ -28,6 +23,10 @@ from k2cli.ingestion.kafka.registry import open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
+from services import ServiceMissing
+from services.kafka import KafkaBroker, kafka_software
+from services.processes import ServerFailed
+from services.registry import SchemaRegistry, registry_software
 
 _TURNS: Final = 3
 _PARTITIONS: Final = 4
@@ -67,7 +66,8 @@ def run(setup: Setup) -> Iterator[Line]:
 
 
 def _rows(first: int, count: int) -> list[pa.RecordBatch]:
-    return trades(first, count, step_us=1_000).to_batches(max_chunksize=_PIECE_ROWS)
+    rows: list[pa.RecordBatch] = trades(first, count, step_us=1_000).to_batches(_PIECE_ROWS)
+    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +207,7 @@ def _consumed(cluster: _Cluster, topic: str, messages: int) -> tuple[float, list
         bare.append(messages / float(output_of(command, home=cluster.folder)))
     own = [messages / run.duration_s for run in runs]
     wall = [messages / run.seen.took_s for run in runs]
-    common = {
+    common: dict[str, Any] = {
         "unit": "messages/s",
         "reference": max(bare),
         "against": "a bare consumer that only counts",
@@ -229,5 +229,5 @@ def _consumed(cluster: _Cluster, topic: str, messages: int) -> tuple[float, list
     ]
 
 
-def _unexpected(event: str, **fields: object) -> None:
+def _unexpected(event: str, /, **fields: object) -> None:
     raise Failed(f"{event} {fields}")

@@ -82,7 +82,8 @@ def _known(setup: Setup) -> list[Line]:
     """Look files up and commit one, where many loads are recorded and where few are, in turns."""
     many = 10_000 if setup.is_quick else 100_000
     old, young = _Known(setup.folder / "old", many), _Known(setup.folder / "young", 1)
-    lookups, commits = ([], []), ([], [])
+    lookups: tuple[list[float], list[float]] = ([], [])
+    commits: tuple[list[float], list[float]] = ([], [])
     for _ in range(_KNOWN_TURNS):
         for place, known in enumerate((old, young)):
             lookups[place].append(known.look_up())

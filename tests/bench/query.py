@@ -122,7 +122,7 @@ def _run_script(table: _Table, target: Path) -> None:
 def _count_rows(path: Path) -> int:
     """Count the rows of an answer: lines below the header, or what parquet says."""
     if path.suffix == ".parquet":
-        return pq.read_metadata(path).num_rows
+        return int(pq.read_metadata(path).num_rows)
     with path.open("rb", buffering=0) as file:
         blocks = iter(lambda: file.read(1 << 22), b"")
         return sum(block.count(b"\n") for block in blocks) - 1

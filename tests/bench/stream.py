@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from processes import (
     SYMBOLS,
@@ -31,7 +32,7 @@ def run(setup: Setup) -> list[Line]:
         for number in range(_ROUNDS):
             streamed.append(_stream(url, messages, setup.folder / f"home{number}"))
             counted.append(_count(url, messages, setup.folder))
-    common = {
+    common: dict[str, Any] = {
         "value": max(streamed),
         "unit": "rows/s",
         "samples": streamed,
@@ -52,7 +53,7 @@ def _stream(url: str, messages: int, home: Path) -> float:
     check_summary(summary, messages)
     with open_lake(load_settings({"K2_HOME": str(home)})) as lake:
         check_equal(lake.open(TRADES).plan().rows, messages)
-    return summary["rows"] / summary["duration_s"]
+    return float(summary["rows"] / summary["duration_s"])
 
 
 def _count(url: str, messages: int, home: Path) -> float:

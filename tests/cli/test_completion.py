@@ -1,13 +1,13 @@
 """Completion as the shells ask for it: the scripts' own protocol, in processes of their own."""
 
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import Result, Run
 
 from k2cli.completion.words import remember
+from support.running import K2_COMMAND, Result, Run
 
 HEAVY = {"typer", "rich", "msgspec", "pyarrow", "polars", "duckdb", "pyiceberg", "confluent_kafka"}
 
@@ -103,7 +103,7 @@ def test_the_script_for_bash_completes_in_bash(
         ["--show-completion", "bash"], env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     )
     program = tmp_path / "k2"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m k2cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(K2_COMMAND)} "$@"\n')
     program.chmod(0o755)
     (tmp_path / "script.sh").write_text(
         script.stdout + "\nCOMP_WORDS=(k2 query trades --symbol B); COMP_CWORD=4\n"

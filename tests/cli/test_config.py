@@ -7,10 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Run
-from within import k2_at
 
 from k2cli.config import Settings, load_settings
+from support.paths import REPOSITORY
+from support.running import Run, k2_at
 
 COMPOSE = REPOSITORY / "docker" / "compose.yml"
 NAMES = ["S3_ACCESS_KEY", "S3_SECRET_KEY", "GRAFANA_ADMIN_PASSWORD", "SYMBOLS"]
@@ -40,14 +40,14 @@ def secret_file(home: Path) -> Path:
     return file
 
 
-def test_show_is_toml_that_loads(home: Path):
+def test_show_is_toml_that_loads(home: Path) -> None:
     shown = k2_at(home)("config", "show").stdout
     document = tomllib.loads(shown)
     assert document["stream"]["flush_rows"] == 100_000
     assert f"# home: {home}\n# file: none\n# profile: none\n" in shown
 
 
-def test_show_says_where_each_value_comes_from(home: Path, secret_file: Path, run: Run):
+def test_show_says_where_each_value_comes_from(home: Path, secret_file: Path, run: Run) -> None:
     env = {"K2_QUERY_THREADS": "3", "K2_PROFILE": "prod"}
     text = run(["config", "show", "--origin"], env=env).stdout
     assert 'keep_for = "0s"  # default' in text
@@ -67,13 +67,13 @@ def test_show_says_where_each_value_comes_from(home: Path, secret_file: Path, ru
     }
 
 
-def test_show_as_json_is_plain_without_origins(home: Path):
+def test_show_as_json_is_plain_without_origins(home: Path) -> None:
     found = json.loads(k2_at(home)("config", "show", "-f", "json").stdout)
     assert (found["home"], found["file"], found["profile"]) == (str(home), None, None)
     assert found["table"] == {"keep_snapshots": 20, "keep_for": "0s"}
 
 
-def test_the_profile_option_wins_over_its_variable(home: Path, secret_file: Path, run: Run):
+def test_the_profile_option_wins_over_its_variable(home: Path, secret_file: Path, run: Run) -> None:
     secret_file.write_text("[profile.a.query]\nthreads = 1\n[profile.b.query]\nthreads = 2\n")
     shown = run(["--profile", "b", "config", "show"], env={"K2_PROFILE": "a"}).stdout
     assert "threads = 2" in shown
@@ -98,14 +98,16 @@ def test_the_profile_option_wins_over_its_variable(home: Path, secret_file: Path
     ],
 )
 @pytest.mark.usefixtures("secret_file")
-def test_failures_say_what_to_do(home: Path, args: list[str], code: int, message: str, hint: str):
+def test_failures_say_what_to_do(
+    home: Path, args: list[str], code: int, message: str, hint: str
+) -> None:
     result = k2_at(home)(*args, code=code)
     assert result.stdout == ""
     assert message in result.stderr
     assert hint in result.stderr.partition("hint: ")[2]
 
 
-def test_path_and_init_do_not_mind_a_broken_file(home: Path, secret_file: Path):
+def test_path_and_init_do_not_mind_a_broken_file(home: Path, secret_file: Path) -> None:
     secret_file.write_text("[table\n")
     within = k2_at(home)
     assert "k2 config init --force begins anew" in within("config", "show", code=3).stderr
@@ -114,7 +116,7 @@ def test_path_and_init_do_not_mind_a_broken_file(home: Path, secret_file: Path):
     assert values(loaded(home)) == values(Settings(home=home))
 
 
-def test_init_writes_where_the_config_variable_points(tmp_path: Path, run: Run):
+def test_init_writes_where_the_config_variable_points(tmp_path: Path, run: Run) -> None:
     file = tmp_path / "sub" / "other.toml"
     env = {"K2_CONFIG": str(file)}
     assert run(["config", "show"], env=env).exit_code == 3
@@ -125,7 +127,7 @@ def test_init_writes_where_the_config_variable_points(tmp_path: Path, run: Run):
 @pytest.mark.parametrize("mode", [(), ("--cluster",)])
 def test_init_writes_a_file_that_loads_with_and_without_its_comments(
     home: Path, mode: tuple[str, ...]
-):
+) -> None:
     result = k2_at(home)("config", "init", *mode)
     file = home / "k2.toml"
     assert (result.stdout, result.stderr) == ("", f"wrote {file}\n")
@@ -152,7 +154,7 @@ def variables(file: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines)
 
 
-def test_docker_secrets_are_new_each_time_and_never_shown(tmp_path: Path, home: Path):
+def test_docker_secrets_are_new_each_time_and_never_shown(tmp_path: Path, home: Path) -> None:
     files = [tmp_path / name for name in ("a.env", "b.env")]
     results = [k2_at(home)("config", "init", "--docker", "-o", file) for file in files]
     first, second = map(variables, files)
@@ -173,7 +175,7 @@ def test_docker_secrets_are_new_each_time_and_never_shown(tmp_path: Path, home: 
 
 def test_docker_file_stands_beside_the_compose_file(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.chdir(tmp_path)
     k2_at(home)("config", "init", "--docker")
     assert variables(tmp_path / ".env").keys() == set(NAMES)
@@ -185,7 +187,7 @@ def test_docker_file_stands_beside_the_compose_file(
 
 
 @pytest.mark.skipif(not COMPOSE.exists(), reason="no docker/compose.yml")
-def test_docker_file_has_what_the_compose_file_needs(tmp_path: Path, home: Path):
+def test_docker_file_has_what_the_compose_file_needs(tmp_path: Path, home: Path) -> None:
     k2_at(home)("config", "init", "--docker", "-o", tmp_path / ".env")
     needed = re.findall(r"(?<!\$)\$\{(\w+)(?::?\?[^}]*)?\}", COMPOSE.read_text())
     assert needed

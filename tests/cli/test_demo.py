@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from conftest import Run
+from support.running import Run
 
 
 def test_demo_works_twice_in_a_row_and_its_suggestion_finds_rows(run: Run, home: Path) -> None:
-    for _ in range(2):
-        result = run(["demo", "--seconds", "1"])
+    results = [run(["demo", "--seconds", "1"]) for _ in range(2)]
+    for result in results:
         assert result.exit_code == 0, result.stderr
         assert "0 rejects, 0 missing, 0 twice" in result.stderr
         assert "k2 query trades --symbol BTCUSDT" in result.stderr
@@ -17,6 +17,6 @@ def test_demo_works_twice_in_a_row_and_its_suggestion_finds_rows(run: Run, home:
     assert (home / "demo" / "catalog.db").is_file()
     assert not (home / "catalog.db").exists()
     suggested = "query trades --symbol BTCUSDT --start -15m --limit 10"
-    assert f"k2 {suggested} --home {home / 'demo'}\n" in result.stderr
+    assert f"k2 {suggested} --home {home / 'demo'}\n" in results[-1].stderr
     found = run([*suggested.split(), "--home", str(home / "demo")])
     assert len(found.stdout.splitlines()) == 11

@@ -6,12 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import reference
-from conftest import REPOSITORY, Run
 
 from k2cli import __version__
 from k2cli.errors import K2Error
 from k2cli.events import EVENTS
+from support import reference
+from support.paths import REPOSITORY
+from support.running import Run
 
 README = REPOSITORY / "README.md"
 DOCS = REPOSITORY / "docs"

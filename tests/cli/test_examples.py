@@ -1,6 +1,5 @@
 """What the documents and help print is true: commands parse, and run where they need no server."""
 
-import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,12 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import reference
 import typer
-from builders import quotes_batch, trades_batch
-from conftest import REPOSITORY
 from typer.core import TyperGroup
-from typer.testing import CliRunner
 
 from k2cli.commands.app import app
 from k2cli.flow import Totals
@@ -22,6 +17,10 @@ from k2cli.pipelines.consume.policy import ConsumeTotals
 from k2cli.pipelines.load.job import LoadTotals
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import Lake
+from support import reference
+from support.builders import quotes_batch, trades_batch
+from support.paths import REPOSITORY
+from support.running import k2_at
 
 # The reference of commands has the examples of the help.
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -74,8 +73,10 @@ def test_printed_command_parses(command: str) -> None:
     context = root.make_context("k2", args)
     node = root
     while isinstance(node, TyperGroup):
-        name, node, args = node.resolve_command(context, [*context._protected_args, *context.args])
-        assert node is not None, name
+        words = [*context._protected_args, *context.args]
+        name, found, args = node.resolve_command(context, words)
+        assert found is not None, name
+        node = found
         context = node.make_context(name, args, parent=context)
     assert not context.args
 
@@ -101,9 +102,6 @@ def test_printed_commands_run_over_a_home_with_rows(
     for symbol in ("BTCUSDT", "ETHUSDT"):
         lake.open(TRADES).append(pa.Table.from_batches([trades_batch(30, symbol=symbol)]))
         lake.open(QUOTES).append(pa.Table.from_batches([quotes_batch(3, symbol=symbol)]))
-    for name in [name for name in os.environ if name.startswith("K2_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("K2_HOME", str(home))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "exported").mkdir()
     commands = runnable()
@@ -111,8 +109,7 @@ def test_printed_commands_run_over_a_home_with_rows(
     for command in commands:
         for written in ("eth.parquet", "quotes.parquet", "trades.csv"):
             Path(written).unlink(missing_ok=True)
-        result = CliRunner().invoke(app, shlex.split(command))
-        assert (result.exit_code, command) == (0, command), result.output
+        k2_at(home)(*shlex.split(command))
 
 
 def test_sums_are_printed_with_the_names_that_they_have() -> None:

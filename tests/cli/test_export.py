@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import Run
 
 from k2cli.config import load_settings
 from k2cli.ingestion.symbols import Market
 from k2cli.records import KINDS
 from k2cli.simulator import SimulatorOptions, running_simulator
 from k2cli.storage.lake import open_lake
+from support.running import Run
 
 # What depends on when and from which file a row was loaded.
 _OWN = ("message_id", "ingestion_timestamp", "trade_id", "quote_id")

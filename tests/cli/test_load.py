@@ -6,22 +6,21 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from conftest import Result, Run
-from terminal import Terminal
-from waiting import PATIENCE_S, wait_for
 
 from k2cli.commands.terminal.signals import Interrupts, Terminated
 from k2cli.config import Settings
 from k2cli.errors import BadData, Unavailable
 from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.storage.lake import open_lake
+from support.running import K2_COMMAND, Result, Run, run_k2, start_k2
+from support.terminal import Terminal
+from support.waiting import PATIENCE_S, wait_for
 
 BINANCE = ["--layout", "binance-trades"]
 GENERIC = ["--layout", "generic-trades", "--exchange", "X", "--asset-class", "crypto"]
@@ -66,15 +65,9 @@ def test_log_on_a_full_disk_stops_no_load(
     dump: Path, k2_env: dict[str, str], settings: Settings
 ) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "k2cli", "load", "csv", str(dump), *BINANCE],
-            env=k2_env,
-            stdout=subprocess.PIPE,
-            stderr=full,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-    assert done.returncode == 0
+        process = start_k2("load", "csv", dump, *BINANCE, env=k2_env, stderr=full)
+        process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
     assert rows_of(settings) == 1_000
 
 
@@ -110,7 +103,7 @@ def test_history_fits_a_narrow_terminal(
     run: Run, dump: Path, k2_env: dict[str, str], home: Path
 ) -> None:
     run(["load", "csv", str(dump), *BINANCE])
-    history = [sys.executable, "-m", "k2cli", "load", "history", "--home", str(home)]
+    history = [*K2_COMMAND, "load", "history", "--home", str(home)]
     with Terminal(history, k2_env, columns=70, has_stdout=True) as terminal:
         assert terminal.end() == 0
         names, rule, row, *notes = terminal.text.splitlines()
@@ -320,11 +313,11 @@ def test_killed_load_leaves_all_or_nothing(
         before = 1_000
         assert run(["load", "csv", str(dump), *BINANCE, *options]).exit_code == 0
     dump.write_text(binance_lines(100, 400_000))
-    args = [sys.executable, "-m", "k2cli", "load", "csv", str(dump), *BINANCE, *options]
+    args = ("load", "csv", dump, *BINANCE, *options)
     with open_lake(settings, create=True):
         pass
     for delay_s in (0.9, 1.3, 1.7, 2.1):
-        with subprocess.Popen(args, env=k2_env, stderr=subprocess.DEVNULL) as process:
+        with start_k2(*args, env=k2_env, stderr=subprocess.DEVNULL) as process:
             time.sleep(delay_s)
             process.send_signal(signal.SIGKILL)
         assert rows_of(settings) in (before, 400_000)
@@ -346,15 +339,10 @@ def test_interrupted_load_says_what_was_loaded_and_goes_on(
     files = [tmp_path / f"BTCUSDT-trades-{day}.csv" for day in days]
     for at, file in enumerate(files):
         file.write_text(binance_lines(1 + at * 10, 10))
-    k2 = [sys.executable, "-m", "k2cli", "load", "csv", *map(str, files), *BINANCE]
+    args = ("load", "csv", *files, *BINANCE)
     warehouse = settings.home / "warehouse"
-    with subprocess.Popen(  # with --force each file is a commit
-        [*k2, "--force", "--summary", "json"],
-        env=k2_env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    forced = (*args, "--force", "--summary", "json")  # so that each file is a commit
+    with start_k2(*forced, env=k2_env) as process:
         # With a third data file the first one is committed, and many more are to come.
         wait_for(lambda: process.poll() is not None or len(data_files(warehouse)) > 2)
         process.send_signal(number)
@@ -369,7 +357,8 @@ def test_interrupted_load_says_what_was_loaded_and_goes_on(
         f"; not loaded {files[loaded]}, which was in work; {len(files) - loaded - 1} more remain;"
         " the same command goes on from there"
     )
-    again = subprocess.run(k2, env=k2_env, capture_output=True, text=True, check=True)
+    again = run_k2(args, env=k2_env)
+    assert again.exit_code == 0
     assert f"skipped={loaded} " in again.stderr
     assert rows_of(settings) == 10 * len(files)
 

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from foreign import forget_everything
-from within import K2, k2_at
 
 from k2cli.config import Settings
 from k2cli.errors import Conflict
@@ -26,6 +23,8 @@ from k2cli.pipelines.pump import Allowance
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import open_lake
+from support.foreign import forget_everything
+from support.running import K2, Result, k2_at
 
 GENERIC = ["--layout", "generic-trades", "--exchange", "X", "--asset-class", "crypto"]
 BINANCE = ["--layout", "binance-trades"]

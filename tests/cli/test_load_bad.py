@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from within import K2, k2_at
 
 from k2cli.config import Settings
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
+from support.running import K2, K2_COMMAND, k2_at, start_k2
+from support.waiting import PATIENCE_S
 
 LINE = "3735685016,61800.12000000,0.00010000,6.18001200,1723161348055,True,True"
 HEADER = "id,price,qty,quote_qty,time,is_buyer_maker,is_best_match"
@@ -391,13 +390,15 @@ def test_no_permission_is_told(
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / NAME).write_text(f"{LINE}\n")
-    command = [sys.executable, "-m", "k2cli", "load", "csv", str(tmp_path / source), *BINANCE]
+    program: tuple[str, ...] = K2_COMMAND
     if os.geteuid() == 0:  # root reads what it likes, but for these capabilities
         if not shutil.which("setpriv"):
             pytest.skip("root, and no setpriv")
-        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+        program = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", *program)
     (tmp_path / closed).chmod(0)
-    done = subprocess.run(command, env=k2_env, capture_output=True, text=True, check=False)
+    args = ("load", "csv", tmp_path / source, *BINANCE)
+    process = start_k2(*args, env=k2_env, program=program)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     (tmp_path / closed).chmod(0o755)
     said = f"error: {tmp_path / named} cannot be read: Permission denied\n"
-    assert (done.returncode, done.stderr) == (3, said)
+    assert (process.returncode, stderr) == (3, said)

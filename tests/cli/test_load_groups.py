@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from older import make_narrow
-from within import K2, k2_at
 
 from k2cli.config import Settings
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
+from support.older import make_narrow
+from support.running import K2, k2_at
 
 BINANCE = ["--layout", "binance-trades"]
 JSON = ["--summary", "json"]

@@ -9,12 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import Run
-from within import K2, k2_at
 
 from k2cli.config import Settings
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
+from support.running import K2, Run, k2_at
 
 ASX = ["--layout", "asx-trades"]
 BINANCE = ["--layout", "binance-trades"]

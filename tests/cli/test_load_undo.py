@@ -3,21 +3,19 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import table_of, trade_row
-from conftest import Run
-from foreign import rewrite_as_another_engine
-from within import K2, k2_at
 
 from k2cli.config import Settings
 from k2cli.records import TRADES, RecordKind
 from k2cli.storage.lake import open_lake
+from support.builders import table_of, trade_row
+from support.foreign import rewrite_as_another_engine
+from support.running import K2, Run, k2_at, start_k2
 
 ASX = ["--layout", "asx-trades"]
 BINANCE = ["--layout", "binance-trades"]
@@ -220,10 +218,10 @@ def test_killed_undo_leaves_all_or_nothing(
         k2("load", "csv", paths[-1], *BINANCE)
     with open_lake(settings) as lake:
         rewrite_as_another_engine(lake.open(TRADES).iceberg, is_expiring=False)
-    args = [sys.executable, "-m", "k2cli", "load", "undo", str(paths[0])]
+    args = ("load", "undo", paths[0])
     delay_s, is_undone = 0.5, False
     while not is_undone:
-        with subprocess.Popen(args, env=k2_env, stderr=subprocess.DEVNULL) as process:
+        with start_k2(*args, env=k2_env, stderr=subprocess.DEVNULL) as process:
             time.sleep(delay_s)
             process.send_signal(signal.SIGKILL)
         delay_s *= 1.3

@@ -3,8 +3,6 @@
 import json
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +10,16 @@ from typing import Any
 from urllib.error import URLError
 
 import pytest
-from cluster import Cluster, numbered_trades, unexpected
-from conftest import Run
-from scraping import Samples, consumption_of_nothing, scrape, scraped_until
-from waiting import PATIENCE_S
 
 from k2cli import __version__
 from k2cli.commands.metrics import RunMetrics
 from k2cli.ingestion.kafka.consumer import Rebalance, open_reader
 from k2cli.pipelines.consume.progress import Start
 from k2cli.simulator import SimulatorOptions, running_simulator
+from support.cluster import Cluster, numbered_trades, unexpected
+from support.running import Process, Run, start_k2
+from support.scraping import Samples, consumption_of_nothing, scrape, scraped_until
+from support.waiting import PATIENCE_S
 
 FREE_PORT = ("--metrics", "127.0.0.1:0")
 STREAM = ("stream", "binance", "--symbols", "BTCUSDT", "--flush-interval", "200ms")
@@ -31,7 +29,7 @@ ON_PORT_1 = (*STREAM, "--url", "ws://127.0.0.1:1", "--connect-timeout", "100ms")
 class Served:
     """A run of k2 that serves metrics."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
         self._said: list[str] = []
         self.url = self._wait_for("metrics", "url")
@@ -57,14 +55,7 @@ class Served:
 def served(*args: object, env: Mapping[str, str]) -> Iterator[Served]:
     """Run k2 with metrics on a free port."""
     told = ("--log-format", "json", "--summary", "json", *FREE_PORT)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "k2cli", *map(str, args), *told],
-        env=dict(env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    with start_k2(*args, *told, env=env) as process:
         try:
             yield Served(process)
         finally:
@@ -163,7 +154,11 @@ def test_lag_is_what_is_between_the_committed_offset_and_the_end(
     consumption = consumption_of_nothing(tmp_path)
     metrics = RunMetrics(unexpected)
     metrics.watch_consumption(consumption)
-    rebalance = Rebalance(assigned=lambda places: dict.fromkeys(places, 0), revoked=len, lost=len)
+    rebalance = Rebalance(
+        assigned=lambda places: dict.fromkeys(places, 0),
+        revoked=lambda _: None,
+        lost=lambda _: None,
+    )
     with open_reader(
         kafka=cluster.kafka, group=topic_name, rebalance=rebalance, observe=unexpected
     ) as reader:

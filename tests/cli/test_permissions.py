@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from within import K2, k2_at
+
+from support.running import K2, k2_at
 
 ROWS = "symbol,timestamp,price,quantity,side,trade_id\n"
 GOOD, BAD = (f"{ROWS}BTCUSDT,{time},1,2,BUY,1\n" for time in ("2024-01-01T00:00:00Z", "never"))
@@ -23,7 +24,8 @@ def _umask() -> Iterator[None]:
 
 def modes(folder: Path) -> tuple[set[int], set[int]]:
     """Return the permissions of all folders and of all files."""
-    folders, files = set(), set()
+    folders: set[int] = set()
+    files: set[int] = set()
     for path in (folder, *folder.rglob("*")):
         (folders if path.is_dir() else files).add(stat.S_IMODE(path.stat().st_mode))
     return folders, files

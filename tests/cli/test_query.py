@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -18,17 +19,14 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import START, quotes_batch, table_of, trade_row, trades_batch
-from conftest import Run
-from forked import Result
-from typer.testing import CliRunner
-from waiting import PATIENCE_S, wait_for
 
-from k2cli.commands.app import app
 from k2cli.config import load_settings
 from k2cli.query.formats import Format
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
+from support.builders import START, quotes_batch, table_of, trade_row, trades_batch
+from support.running import K2, Process, Result, Run, environment, k2_at, start_k2
+from support.waiting import PATIENCE_S, wait_for
 
 ODD = trade_row(
     message_id="odd",
@@ -55,23 +53,14 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def k2(filled: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run `k2 query` in this process, over the filled home; stdout is bytes."""
-    for name in [name for name in os.environ if name.startswith("K2_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("K2_HOME", str(filled))
-
-    def run_query(*args: object, code: int = 0, stdin: str = "") -> Any:
-        result = CliRunner().invoke(app, ["query", *map(str, args)], input=stdin)
-        assert result.exit_code == code, result.output
-        return result
-
-    return run_query
+def k2(filled: Path) -> K2:
+    """Run `k2 query` in this process, over the filled home."""
+    return partial(k2_at(filled), "query")
 
 
 def expected() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pa.Table.from_batches([trades_batch(600)]).to_pylist()
-    return rows + table_of(TRADES, [ODD]).to_pylist()
+    return [*rows, *table_of(TRADES, [ODD]).to_pylist()]
 
 
 def iso(moment: datetime) -> str:
@@ -91,7 +80,7 @@ def as_written(row: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def test_csv_reads_back_exactly(k2: Any) -> None:
+def test_csv_reads_back_exactly(k2: K2) -> None:
     text = k2("trades").stdout_bytes.decode()
     assert "\r" not in text
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -102,14 +91,14 @@ def test_csv_reads_back_exactly(k2: Any) -> None:
 
 
 @pytest.mark.parametrize("fmt", ["json", "ndjson"])
-def test_json_reads_back_exactly(k2: Any, fmt: str) -> None:
+def test_json_reads_back_exactly(k2: K2, fmt: str) -> None:
     text = k2("trades", "--format", fmt).stdout
     rows = json.loads(text) if fmt == "json" else [json.loads(line) for line in text.splitlines()]
     assert rows == [as_written(row) for row in expected()]
 
 
 @pytest.mark.parametrize("fmt", ["parquet", "arrow"])
-def test_binary_formats_keep_values_and_types(k2: Any, fmt: str) -> None:
+def test_binary_formats_keep_values_and_types(k2: K2, fmt: str) -> None:
     source = pa.BufferReader(k2("trades", "-f", fmt).stdout_bytes)
     table = pq.read_table(source) if fmt == "parquet" else pa.ipc.open_stream(source).read_all()
     assert table.to_pylist() == expected()
@@ -120,7 +109,7 @@ def test_binary_formats_keep_values_and_types(k2: Any, fmt: str) -> None:
 
 
 @pytest.mark.parametrize("fmt", ["table", "markdown"])
-def test_tables_show_exact_values(k2: Any, fmt: str) -> None:
+def test_tables_show_exact_values(k2: K2, fmt: str) -> None:
     text = k2("trades", "--symbol", "odd,ETHUSDT", "--format", fmt).stdout
     assert "0.00000001" in text
     assert "999999999999.99999999" in text
@@ -146,13 +135,13 @@ def test_tables_show_exact_values(k2: Any, fmt: str) -> None:
         (["--exchange", "X'; DROP VIEW trades; --"], []),
     ],
 )
-def test_options_choose_rows(k2: Any, args: list[str], trade_ids: list[int]) -> None:
+def test_options_choose_rows(k2: K2, args: list[str], trade_ids: list[int]) -> None:
     result = k2("trades", *args, "--columns", "trade_id")
     assert result.stdout.split() == ["trade_id", *(f"BINANCE-{number}" for number in trade_ids)]
     assert result.stderr[:16] == ("" if trade_ids else "nothing matched\n")
 
 
-def test_columns_keep_their_order(k2: Any) -> None:
+def test_columns_keep_their_order(k2: K2) -> None:
     text = k2("quotes", "-c", "ask_price,symbol", "-c", "bid_price", "-n", 1).stdout
     assert text == "ask_price,symbol,bid_price\n61800.01000000,BTCUSDT,61799.99000000\n"
 
@@ -167,7 +156,7 @@ def test_columns_keep_their_order(k2: Any) -> None:
         pytest.param("markdown", "", id="markdown"),
     ],
 )
-def test_nothing_matched_is_an_empty_answer_and_a_note(k2: Any, fmt: str, text: str) -> None:
+def test_nothing_matched_is_an_empty_answer_and_a_note(k2: K2, fmt: str, text: str) -> None:
     result = k2("trades", "--symbol", "NONE", "--columns", "price", "--format", fmt)
     assert result.stdout == text
     assert result.stderr == (
@@ -183,14 +172,14 @@ def test_nothing_matched_is_an_empty_answer_and_a_note(k2: Any, fmt: str, text: 
         (["--symbol", "ETH/USDT", "--start", "now"], "trades of ETHUSDT: BINANCE 2024-08-08"),
     ],
 )
-def test_symbols_without_rows_are_explained(k2: Any, args: list[str], said: str) -> None:
+def test_symbols_without_rows_are_explained(k2: K2, args: list[str], said: str) -> None:
     note, explained = k2("trades", *args).stderr.splitlines()
     assert note == "nothing matched"
     assert explained.startswith(said)
 
 
 @pytest.mark.parametrize("comment", ["-- how many", "--how-many", "--", "--2"])
-def test_sql_may_start_with_a_comment(k2: Any, comment: str) -> None:
+def test_sql_may_start_with_a_comment(k2: K2, comment: str) -> None:
     assert k2("sql", f"{comment}\nselect 'a--b c' as x").stdout == "x\na--b c\n"
 
 
@@ -222,7 +211,7 @@ def test_sql_may_start_with_a_comment(k2: Any, comment: str) -> None:
         (["sql", "from read_csv('/etc/passwd')"], 2, "function read_csv is not allowed"),
     ],
 )
-def test_failures_say_what_is_wrong(k2: Any, args: list[str], code: int, said: str) -> None:
+def test_failures_say_what_is_wrong(k2: K2, args: list[str], code: int, said: str) -> None:
     result = k2(*args, code=code)
     assert result.stdout == ""
     assert said in result.stderr
@@ -246,7 +235,7 @@ TEXTS = [each for each in Format if each not in ("parquet", "arrow")]
         *((["sql", "select min(timestamp) t from trades"], fmt) for fmt in ("csv", "json")),
     ],
 )
-def test_times_are_written_in_a_zone(k2: Any, query: list[str], fmt: str) -> None:
+def test_times_are_written_in_a_zone(k2: K2, query: list[str], fmt: str) -> None:
     text = k2(*query, "--tz", "asia/kolkata", "--format", fmt).stdout
     first = min(row["timestamp"] for row in expected())
     assert first.astimezone(ZoneInfo("Asia/Kolkata")).isoformat(timespec="microseconds") in text
@@ -255,7 +244,7 @@ def test_times_are_written_in_a_zone(k2: Any, query: list[str], fmt: str) -> Non
 
 @pytest.mark.parametrize("query", [["trades"], ["sql", "from trades"]])
 @pytest.mark.parametrize("fmt", ["parquet", "arrow"])
-def test_binary_formats_name_the_zone(k2: Any, query: list[str], fmt: str) -> None:
+def test_binary_formats_name_the_zone(k2: K2, query: list[str], fmt: str) -> None:
     source = pa.BufferReader(k2(*query, "--tz", "Asia/Kolkata", "-f", fmt).stdout_bytes)
     table = pq.read_table(source) if fmt == "parquet" else pa.ipc.open_stream(source).read_all()
     assert table.schema.field("timestamp").type == pa.timestamp("us", tz="Asia/Kolkata")
@@ -263,7 +252,7 @@ def test_binary_formats_name_the_zone(k2: Any, query: list[str], fmt: str) -> No
     assert table.sort_by("timestamp")["timestamp"].to_pylist() == moments
 
 
-def test_zone_changes_no_rows(k2: Any) -> None:
+def test_zone_changes_no_rows(k2: K2) -> None:
     """Neither what options nor what SQL takes for a time without an offset."""
     day = (START + timedelta(days=1)).date().isoformat()
     plain = k2("trades", "--start", day, "-c", "trade_id").stdout
@@ -280,7 +269,7 @@ def test_zone_changes_no_rows(k2: Any) -> None:
     assert first == second
 
 
-def test_zone_of_the_settings_is_used(k2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zone_of_the_settings_is_used(k2: K2, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("K2_QUERY_TIMEZONE", "Asia/Tokyo")
     assert "+09:00" in k2("symbols").stdout
     assert "+09:00" not in k2("symbols", "--tz", "UTC").stdout
@@ -290,7 +279,7 @@ def test_zone_of_the_settings_is_used(k2: Any, monkeypatch: pytest.MonkeyPatch) 
     assert "Asia/Tokyo" in result.stderr
 
 
-def test_symbols_lists_both_kinds(k2: Any) -> None:
+def test_symbols_lists_both_kinds(k2: K2) -> None:
     rows = json.loads(k2("symbols", "-f", "json").stdout)
     assert [(row["symbol"], row["kind"], row["rows"]) for row in rows] == [
         ("BTCUSDT", "quotes", 2), ("BTCUSDT", "trades", 300), ("ETHUSDT", "quotes", 1),
@@ -299,7 +288,7 @@ def test_symbols_lists_both_kinds(k2: Any) -> None:
     assert rows[4]["first_time"] == rows[4]["last_time"] == iso(START + timedelta(days=1))
 
 
-def test_sql_reads_stdin(k2: Any) -> None:
+def test_sql_reads_stdin(k2: K2) -> None:
     sql = "-- how many\nselect count(*) AS n, max(price) AS p from trades;\n"
     assert k2("sql", "-", stdin=sql).stdout == "n,p\n601,61805.99000000\n"
 
@@ -308,7 +297,7 @@ EXTENSIONS = ["csv", "json", "ndjson", "jsonl", "parquet", "arrow", "feather", "
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
-def test_output_takes_its_format_from_the_name(k2: Any, tmp_path: Path, extension: str) -> None:
+def test_output_takes_its_format_from_the_name(k2: K2, tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"quotes.{extension}"
     assert k2("quotes", "-o", path).stdout == ""
     assert list(tmp_path.iterdir()) == [path]
@@ -323,7 +312,7 @@ def test_output_takes_its_format_from_the_name(k2: Any, tmp_path: Path, extensio
 
 
 @pytest.mark.parametrize("name", ["x.csv.gz", "x.tsv.zst", "x.JSON.GZ", "x.md.zst", "x.ndjson.gz"])
-def test_output_is_compressed_by_its_name(k2: Any, tmp_path: Path, name: str) -> None:
+def test_output_is_compressed_by_its_name(k2: K2, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     k2("trades", "-o", path)
     codec = "zstd" if name.endswith("zst") else "gzip"
@@ -334,17 +323,17 @@ def test_output_is_compressed_by_its_name(k2: Any, tmp_path: Path, name: str) ->
     assert "exists" in k2("trades", "-o", path, code=2).stderr
 
 
-def test_binary_formats_are_not_compressed_as_a_whole(k2: Any, tmp_path: Path) -> None:
+def test_binary_formats_are_not_compressed_as_a_whole(k2: K2, tmp_path: Path) -> None:
     assert "hint: name it x.parquet" in k2("trades", "-o", tmp_path / "x.parquet.gz", code=2).stderr
     assert "no format" in k2("trades", "-o", tmp_path / "x.gz", code=2).stderr
 
 
-def test_tsv_is_csv_with_tabs(k2: Any) -> None:
+def test_tsv_is_csv_with_tabs(k2: K2) -> None:
     rows = list(csv.reader(io.StringIO(k2("trades", "-f", "tsv").stdout), delimiter="\t"))
     assert rows == list(csv.reader(io.StringIO(k2("trades", "-f", "csv").stdout)))
 
 
-def test_output_does_not_overwrite_without_force(k2: Any, tmp_path: Path) -> None:
+def test_output_does_not_overwrite_without_force(k2: K2, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("mine")
     assert "--force" in k2("quotes", "-o", path, code=2).stderr
@@ -354,7 +343,7 @@ def test_output_does_not_overwrite_without_force(k2: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("fmt", list(Format))
-def test_output_is_all_or_nothing(k2: Any, tmp_path: Path, fmt: str) -> None:
+def test_output_is_all_or_nothing(k2: K2, tmp_path: Path, fmt: str) -> None:
     path = tmp_path / "x.out"
     path.write_text("mine")
     failing = "select case when i = 900000 then error('boom') else i end from range(1000000) t(i)"
@@ -362,7 +351,7 @@ def test_output_is_all_or_nothing(k2: Any, tmp_path: Path, fmt: str) -> None:
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("x.out", "mine")]
 
 
-def test_output_follows_links_and_leaves_devices(k2: Any, tmp_path: Path) -> None:
+def test_output_follows_links_and_leaves_devices(k2: K2, tmp_path: Path) -> None:
     (tmp_path / "real.csv").write_text("old")
     (tmp_path / "link.csv").symlink_to("real.csv")
     k2("quotes", "-o", tmp_path / "link.csv", "--force")
@@ -372,20 +361,15 @@ def test_output_follows_links_and_leaves_devices(k2: Any, tmp_path: Path) -> Non
     assert not Path("/dev/null").is_file()
 
 
-def process(filled: Path, *args: str, **options: Any) -> subprocess.Popen[bytes]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("K2_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "k2cli", "query", *args],
-        env={**env, "K2_HOME": str(filled), "COLUMNS": "80"},
-        stderr=subprocess.PIPE,
-        **options,
-    )
+def process(filled: Path, *args: str, **options: Any) -> Process:
+    env = environment(filled, {"COLUMNS": "80"})
+    return start_k2("query", *args, env=env, text=False, **options)
 
 
 @pytest.mark.parametrize("fmt", ["csv", "ndjson", "json", "table", "markdown", "arrow"])
 def test_reader_that_goes_away_ends_it_quietly(filled: Path, fmt: str) -> None:
     sql = "select i, i * 2 as j from range(5000000) t(i)"
-    k2 = process(filled, "sql", sql, "-f", fmt, stdout=subprocess.PIPE)
+    k2 = process(filled, "sql", sql, "-f", fmt)
     assert k2.stdout is not None
     assert len(k2.stdout.readline()) > 0
     k2.stdout.close()
@@ -430,7 +414,7 @@ def on_terminal(filled: Path, *args: str) -> Result:
             except OSError:  # the other end is closed
                 break
     _, said = k2.communicate(timeout=PATIENCE_S)
-    return Result(k2.returncode, shown.decode().replace("\r\n", "\n"), said.decode())
+    return Result(k2.returncode, shown, said)
 
 
 def test_terminal_shows_a_table_of_the_first_rows_that_fits(filled: Path) -> None:
@@ -472,10 +456,8 @@ def test_help_loads_no_heavy_package() -> None:
 def test_signals_end_a_query_whose_reader_stalls_with_the_code_of_a_shell(
     filled: Path, tmp_path: Path, k2_env: dict[str, str], number: signal.Signals, code: int
 ) -> None:
-    command = [sys.executable, "-m", "k2cli", "query", "trades", "--home", str(filled)]
-    with subprocess.Popen(
-        command, env=k2_env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    args = ("query", "trades", "--home", filled)
+    with start_k2(*args, env=k2_env, cwd=tmp_path, text=False) as process:
         assert process.stdout is not None
         assert process.stdout.read(1)
         process.send_signal(number)

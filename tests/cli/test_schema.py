@@ -12,13 +12,13 @@ import fastavro
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import START, Row, quote_row, trade_row, trade_v1, trades_batch
 from pyiceberg.schema import Schema
-from within import K2, k2_at
 
 from k2cli.avro.ours import OURS, our_schema
 from k2cli.codec.upgrade import UPGRADES
 from k2cli.records import QUOTES, TRADES, arrow_field, avro_to_arrow_schema
+from support.builders import START, Row, quote_row, trade_row, trade_v1, trades_batch
+from support.running import K2, k2_at
 
 CSV = ("--layout", "generic-trades", "--exchange", "X", "--asset-class", "crypto")
 HEADER = "timestamp,symbol,price,quantity,side,currency,id\n"
@@ -78,13 +78,13 @@ def found(result: Any) -> list[dict[str, Any]]:
 # --- validate: schemas
 
 
-def test_our_own_schemas_are_valid_and_strictly_so(k2: K2):
+def test_our_own_schemas_are_valid_and_strictly_so(k2: K2) -> None:
     result = k2("schema", "validate", "--strict")
     assert result.stdout.splitlines() == [f"{name}: valid" for name in OURS]
     assert result.stderr == ""
 
 
-def test_a_schema_is_valid_or_says_where_not(k2: K2, schema_file: Callable[..., Path]):
+def test_a_schema_is_valid_or_says_where_not(k2: K2, schema_file: Callable[..., Path]) -> None:
     good = schema_file("good.avsc", VENUE)
     bad = schema_file("bad.avsc", price(6), {"name": "venue", "type": "double"})
     result = k2("schema", "validate", good, bad, code=6)
@@ -99,7 +99,7 @@ def test_a_schema_is_valid_or_says_where_not(k2: K2, schema_file: Callable[..., 
     assert result.stderr == "error: 1 of 2 schemas and files are not valid\n"
 
 
-def test_a_missing_doc_fails_only_with_strict(k2: K2, schema_file: Callable[..., Path]):
+def test_a_missing_doc_fails_only_with_strict(k2: K2, schema_file: Callable[..., Path]) -> None:
     path = schema_file("x.avsc", {**VENUE, "doc": ""})
     assert "warning: venue: has no doc" in k2("schema", "validate", path).stdout
     result = k2("schema", "validate", path, "--strict", "--format", "json", code=6)
@@ -108,7 +108,7 @@ def test_a_missing_doc_fails_only_with_strict(k2: K2, schema_file: Callable[...,
     assert (problem["reason"], problem["code"], problem["cause"]) == ("has no doc", None, None)
 
 
-def test_a_schema_comes_from_stdin_too(k2: K2):
+def test_a_schema_comes_from_stdin_too(k2: K2) -> None:
     text = json.dumps(our_schema("quote_v1")).encode()
     assert k2("schema", "validate", "-", stdin=text).stdout == "stdin: valid\n"
     assert "stdin is not JSON" in k2("schema", "validate", "-", stdin=b"{", code=6).stdout
@@ -117,7 +117,7 @@ def test_a_schema_comes_from_stdin_too(k2: K2):
 # --- validate: data
 
 
-def test_rows_that_fit_are_valid_in_every_format(k2: K2, tmp_path: Path):
+def test_rows_that_fit_are_valid_in_every_format(k2: K2, tmp_path: Path) -> None:
     rows = [trade_row(source_sequence=i) for i in range(20)]
     table = pa.Table.from_pylist(rows, schema=TRADES.arrow)
     pq.write_table(table, tmp_path / "a.parquet")
@@ -129,7 +129,7 @@ def test_rows_that_fit_are_valid_in_every_format(k2: K2, tmp_path: Path):
     assert result.stdout.splitlines() == [f"{file}: valid (20 rows of trade_v2)" for file in files]
 
 
-def test_what_k2_queries_and_loads_is_valid(k2: K2, tmp_path: Path):
+def test_what_k2_queries_and_loads_is_valid(k2: K2, tmp_path: Path) -> None:
     """The formats that `k2 query -o` writes, by DuckDB, hold what a schema of ours says."""
     csv = tmp_path / "in.csv"
     csv.write_text(HEADER + f"{START.isoformat()},AAA,1.5,2,BUY,USD,1\n")
@@ -141,7 +141,7 @@ def test_what_k2_queries_and_loads_is_valid(k2: K2, tmp_path: Path):
         assert result.stdout == f"{tmp_path / name}: valid (1 rows of trade_v2)\n"
 
 
-def test_parquet_of_polars_and_others_is_read_alike(k2: K2, tmp_path: Path):
+def test_parquet_of_polars_and_others_is_read_alike(k2: K2, tmp_path: Path) -> None:
     """Large texts, dictionaries and other widths are other ways to store the same."""
     table = pa.Table.from_batches([trades_batch(5)])
     table = table.set_column(2, "symbol", table["symbol"].cast(pa.large_string()))
@@ -162,7 +162,7 @@ UNFIT = "is negative or does not fit decimal128({}, 8)"
 
 
 @pytest.mark.parametrize("end", ["parquet", "avro"])
-def test_faults_of_columns_name_row_field_and_value(k2: K2, tmp_path: Path, end: str):
+def test_faults_of_columns_name_row_field_and_value(k2: K2, tmp_path: Path, end: str) -> None:
     path = tmp_path / f"a.{end}"
     if end == "avro":
         avro_file(path, BAD_ROWS)
@@ -180,7 +180,7 @@ def test_faults_of_columns_name_row_field_and_value(k2: K2, tmp_path: Path, end:
     assert json.loads(result.stdout)["files"][0]["rows"] == 5
 
 
-def test_faults_of_ndjson_name_line_field_and_value(k2: K2, tmp_path: Path):
+def test_faults_of_ndjson_name_line_field_and_value(k2: K2, tmp_path: Path) -> None:
     missing = trade_row()
     del missing["symbol"]
     rows = [*BAD_ROWS[:2], missing, trade_row(side="UP"), trade_row(extra=1)]
@@ -216,7 +216,7 @@ def test_faults_of_ndjson_name_line_field_and_value(k2: K2, tmp_path: Path):
     ]
 
 
-def test_faults_of_csv_name_line_column_and_value(k2: K2, tmp_path: Path):
+def test_faults_of_csv_name_line_column_and_value(k2: K2, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     lines = [
         "2024-01-01T00:00:00Z,AAA,1.5,2,BUY,USD,1",
@@ -248,7 +248,7 @@ def test_faults_of_csv_name_line_column_and_value(k2: K2, tmp_path: Path):
     assert json.loads(result.stdout)["files"][0]["schema"] == "trade_v2"
 
 
-def test_a_file_stops_behind_so_many_errors(k2: K2, tmp_path: Path):
+def test_a_file_stops_behind_so_many_errors(k2: K2, tmp_path: Path) -> None:
     rows = [trade_row(price=Decimal(-1))] * 30
     path = avro_file(tmp_path / "a.avro", rows)
     result = k2("schema", "validate", path, "--format", "json", code=6)
@@ -263,7 +263,7 @@ def test_a_file_stops_behind_so_many_errors(k2: K2, tmp_path: Path):
     assert json.loads(exact.stdout)["files"][0]["stopped"] is False
 
 
-def test_an_avro_file_tells_what_its_records_are(k2: K2, tmp_path: Path):
+def test_an_avro_file_tells_what_its_records_are(k2: K2, tmp_path: Path) -> None:
     path = avro_file(tmp_path / "a.avro", [trade_v1(i) for i in range(3)], our_schema("trade_v1"))
     assert k2("schema", "validate", path).stdout == f"{path}: valid (3 rows of trade_v1)\n"
     other = k2("schema", "validate", path, "--schema", "trade_v2", "--format", "json", code=6)
@@ -273,7 +273,7 @@ def test_an_avro_file_tells_what_its_records_are(k2: K2, tmp_path: Path):
     assert k2("schema", "validate", stranger).stdout == f"{stranger}: valid (1 rows of Own)\n"
 
 
-def test_the_schema_of_an_avro_file_must_be_readable_as_ours(k2: K2, tmp_path: Path):
+def test_the_schema_of_an_avro_file_must_be_readable_as_ours(k2: K2, tmp_path: Path) -> None:
     fields = [price(6) if each["name"] == "price" else each for each in TRADES.avro["fields"]]
     fields = [each for each in fields if each["name"] not in ("symbol", "vendor_data")]
     rows = [trade_row(price=Decimal("1.5"))]
@@ -285,7 +285,7 @@ def test_the_schema_of_an_avro_file_must_be_readable_as_ours(k2: K2, tmp_path: P
     ]
 
 
-def test_columns_of_other_types_are_told_once(k2: K2, tmp_path: Path):
+def test_columns_of_other_types_are_told_once(k2: K2, tmp_path: Path) -> None:
     table = pa.Table.from_batches([trades_batch(3)]).drop_columns(["symbol", "trade_conditions"])
     place = table.schema.get_field_index("price")
     table = table.set_column(place, "price", table["price"].cast(pa.float64()))
@@ -298,7 +298,7 @@ def test_columns_of_other_types_are_told_once(k2: K2, tmp_path: Path):
     ]
 
 
-def test_nulls_and_unknown_symbols_in_parquet_are_faults(k2: K2, tmp_path: Path):
+def test_nulls_and_unknown_symbols_in_parquet_are_faults(k2: K2, tmp_path: Path) -> None:
     loose = pa.schema([field.with_nullable(True) for field in TRADES.arrow])
     nested = {
         "trade_conditions": pa.list_(pa.string()),
@@ -323,7 +323,7 @@ def test_nulls_and_unknown_symbols_in_parquet_are_faults(k2: K2, tmp_path: Path)
     ]
 
 
-def test_nulls_within_are_no_faults_where_the_schema_has_them(k2: K2, tmp_path: Path):
+def test_nulls_within_are_no_faults_where_the_schema_has_them(k2: K2, tmp_path: Path) -> None:
     items = {"type": "array", "items": ["null", "string"]}
     values = {"type": "map", "values": ["null", "long"]}
     fields = [{"name": "items", "type": items}, {"name": "values", "type": values}]
@@ -342,7 +342,7 @@ def test_nulls_within_are_no_faults_where_the_schema_has_them(k2: K2, tmp_path: 
 
 def test_rows_are_held_against_a_schema_of_a_file(
     k2: K2, tmp_path: Path, schema_file: Callable[..., Path]
-):
+) -> None:
     schema = schema_file("newer.avsc", {**VENUE, "type": "string"} | {"default": "X"}, price(2, 9))
     rows = [trade_row(venue="Y", price=Decimal("1.25")), trade_row(price=Decimal("1.255"))]
     path = ndjson_file(tmp_path / "a.ndjson", rows)
@@ -352,7 +352,7 @@ def test_rows_are_held_against_a_schema_of_a_file(
     ]
 
 
-def test_rows_of_the_first_version_are_looked_at_as_such(k2: K2, tmp_path: Path):
+def test_rows_of_the_first_version_are_looked_at_as_such(k2: K2, tmp_path: Path) -> None:
     rows = [trade_v1(0), trade_v1(1, price=Decimal("-1"))]
     path = ndjson_file(tmp_path / "a.ndjson", rows)
     args = ("schema", "validate", path, "--schema", "trade_v1", "--format", "json")
@@ -360,7 +360,7 @@ def test_rows_of_the_first_version_are_looked_at_as_such(k2: K2, tmp_path: Path)
 
 
 @pytest.mark.parametrize("end", ["avro", "parquet"])
-def test_a_broken_file_is_not_valid(k2: K2, tmp_path: Path, end: str):
+def test_a_broken_file_is_not_valid(k2: K2, tmp_path: Path, end: str) -> None:
     rows = [trade_row(source_sequence=i) for i in range(1000)]
     whole = tmp_path / f"whole.{end}"
     if end == "avro":
@@ -375,7 +375,7 @@ def test_a_broken_file_is_not_valid(k2: K2, tmp_path: Path, end: str):
     assert [len(file["errors"]) for file in json.loads(result.stdout)["files"]] == [1, 1]
 
 
-def test_all_files_are_looked_at_and_the_worst_wins(k2: K2, tmp_path: Path):
+def test_all_files_are_looked_at_and_the_worst_wins(k2: K2, tmp_path: Path) -> None:
     good = avro_file(tmp_path / "good.avro", [trade_row()])
     bad = avro_file(tmp_path / "bad.avro", [trade_row(price=Decimal(-1))])
     gone = tmp_path / "gone.avro"
@@ -392,7 +392,7 @@ def test_all_files_are_looked_at_and_the_worst_wins(k2: K2, tmp_path: Path):
     assert both.stderr == "error: 2 of 3 schemas and files are not valid\n"
 
 
-def test_rows_come_from_stdin(k2: K2):
+def test_rows_come_from_stdin(k2: K2) -> None:
     line = json.dumps(trade_row(), default=plain).encode()
     ndjson = k2("schema", "validate", "-", "--schema", "trade_v2", stdin=line)
     assert ndjson.stdout == "stdin: valid (1 rows of trade_v2)\n"
@@ -418,13 +418,13 @@ def test_rows_come_from_stdin(k2: K2):
 )
 def test_a_validation_that_cannot_be_says_why(
     k2: K2, tmp_path: Path, args: list[str], code: int, stderr: str
-):
+) -> None:
     (tmp_path / "a.csv").write_text(HEADER)
     first = tmp_path / args[0]
     assert stderr in k2("schema", "validate", first, *args[1:], code=code).stderr
 
 
-def test_a_folder_is_no_file(k2: K2, tmp_path: Path):
+def test_a_folder_is_no_file(k2: K2, tmp_path: Path) -> None:
     (tmp_path / "a.avro").mkdir()
     result = k2("schema", "validate", tmp_path / "a.avro", code=2)
     assert "is a folder" in result.stderr
@@ -433,7 +433,7 @@ def test_a_folder_is_no_file(k2: K2, tmp_path: Path):
 # --- check
 
 
-def test_check_names_the_field_that_breaks_whom(k2: K2, schema_file: Callable[..., Path]):
+def test_check_names_the_field_that_breaks_whom(k2: K2, schema_file: Callable[..., Path]) -> None:
     newer = schema_file("newer.avsc", {"name": "venue", "type": "string"})
     result = k2("schema", "check", "trade_v2", newer, code=6)
     assert result.stdout == (
@@ -446,7 +446,9 @@ def test_check_names_the_field_that_breaks_whom(k2: K2, schema_file: Callable[..
     k2("schema", "check", "trade_v2", newer, "--compatibility", "NONE")
 
 
-def test_check_refuses_a_changed_scale_at_every_level(k2: K2, schema_file: Callable[..., Path]):
+def test_check_refuses_a_changed_scale_at_every_level(
+    k2: K2, schema_file: Callable[..., Path]
+) -> None:
     newer = schema_file("newer.avsc", price(6))
     args = ("schema", "check", "trade_v2", newer, "--compatibility", "FULL", "--format", "json")
     document = json.loads(k2(*args, code=6).stdout)
@@ -457,7 +459,9 @@ def test_check_refuses_a_changed_scale_at_every_level(k2: K2, schema_file: Calla
     ] == [("BACKWARD", "price", True), ("FORWARD", "price", True)]
 
 
-def test_only_a_transitive_level_looks_at_all_older_ones(k2: K2, schema_file: Callable[..., Path]):
+def test_only_a_transitive_level_looks_at_all_older_ones(
+    k2: K2, schema_file: Callable[..., Path]
+) -> None:
     second = schema_file("2.avsc", VENUE)
     third = schema_file("3.avsc", {"name": "venue", "type": ["null", "string"]})
     k2("schema", "check", "trade_v2", second, third)
@@ -468,7 +472,7 @@ def test_only_a_transitive_level_looks_at_all_older_ones(k2: K2, schema_file: Ca
 
 
 @pytest.mark.usefixtures("lake")
-def test_check_holds_a_schema_against_the_table(k2: K2, schema_file: Callable[..., Path]):
+def test_check_holds_a_schema_against_the_table(k2: K2, schema_file: Callable[..., Path]) -> None:
     against = ("--against", "table")
     assert k2("schema", "check", "trade_v2", *against).stderr == "trade_v2 fits trades_v2\n"
     for name in ("quote_v2", "trade_v1", "quote_v1"):
@@ -501,14 +505,14 @@ def test_check_holds_a_schema_against_the_table(k2: K2, schema_file: Callable[..
         (["trade_v2", "--against", "table"], 4, "there are no tables"),
     ],
 )
-def test_a_check_that_cannot_be_says_why(k2: K2, args: list[str], code: int, stderr: str):
+def test_a_check_that_cannot_be_says_why(k2: K2, args: list[str], code: int, stderr: str) -> None:
     result = k2("schema", "check", *args, code=code)
     assert stderr in result.stderr
     assert result.stdout == ""
 
 
 @pytest.mark.usefixtures("lake")
-def test_a_schema_that_tells_no_kind_needs_a_table(k2: K2, tmp_path: Path):
+def test_a_schema_that_tells_no_kind_needs_a_table(k2: K2, tmp_path: Path) -> None:
     path = tmp_path / "own.avsc"
     path.write_text('{"type": "record", "name": "Own", "fields": []}')
     result = k2("schema", "check", path, "--against", "table", code=2)
@@ -518,7 +522,7 @@ def test_a_schema_that_tells_no_kind_needs_a_table(k2: K2, tmp_path: Path):
 # --- diff
 
 
-def test_diff_shows_what_changed_and_ends_with_0(k2: K2, schema_file: Callable[..., Path]):
+def test_diff_shows_what_changed_and_ends_with_0(k2: K2, schema_file: Callable[..., Path]) -> None:
     newer = schema_file("newer.avsc", VENUE, price(6))
     result = k2("schema", "diff", "trade_v2", newer)
     assert (result.stdout, result.stderr) == (
@@ -532,7 +536,7 @@ def test_diff_shows_what_changed_and_ends_with_0(k2: K2, schema_file: Callable[.
     ]
 
 
-def test_diff_says_when_there_is_none(k2: K2):
+def test_diff_says_when_there_is_none(k2: K2) -> None:
     result = k2("schema", "diff", "quote_v2", "quote_v2")
     assert (result.stdout, result.stderr) == ("", "no difference\n")
     stdin = json.dumps(our_schema("quote_v2")).encode()
@@ -544,7 +548,7 @@ def test_diff_says_when_there_is_none(k2: K2):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_ours_are_shown_in_every_form(k2: K2, name: str):
+def test_ours_are_shown_in_every_form(k2: K2, name: str) -> None:
     avro = our_schema(name)
     arrow = avro_to_arrow_schema(avro)
     assert json.loads(k2("schema", "show", name).stdout) == avro
@@ -558,7 +562,7 @@ def test_ours_are_shown_in_every_form(k2: K2, name: str):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_the_sql_makes_a_table_that_takes_the_rows(k2: K2, name: str):
+def test_the_sql_makes_a_table_that_takes_the_rows(k2: K2, name: str) -> None:
     sql = k2("schema", "show", name, "--as", "sql").stdout
     schema = avro_to_arrow_schema(our_schema(name))
     with duckdb.connect() as connection:
@@ -582,7 +586,7 @@ EVERY_TYPE = [
 ]
 
 
-def test_every_type_that_a_column_can_have_is_shown_in_every_form(k2: K2, tmp_path: Path):
+def test_every_type_that_a_column_can_have_is_shown_in_every_form(k2: K2, tmp_path: Path) -> None:
     fields = [{"name": f"f{place}", "type": of} for place, of in enumerate(EVERY_TYPE)]
     path = tmp_path / "all.avsc"
     path.write_text(json.dumps({"type": "record", "name": "All", "fields": fields}))
@@ -593,7 +597,7 @@ def test_every_type_that_a_column_can_have_is_shown_in_every_form(k2: K2, tmp_pa
         connection.execute(k2("schema", "show", path, "--as", "sql").stdout)
 
 
-def test_a_type_that_no_column_has_is_shown_where_it_can_be(k2: K2, tmp_path: Path):
+def test_a_type_that_no_column_has_is_shown_where_it_can_be(k2: K2, tmp_path: Path) -> None:
     path = tmp_path / "x.avsc"
     field = {"name": "a", "type": ["null", "double"], "doc": "x | y"}
     path.write_text(json.dumps({"type": "record", "name": "X", "fields": [field]}))
@@ -610,7 +614,7 @@ def test_a_type_that_no_column_has_is_shown_where_it_can_be(k2: K2, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["trade_v1", "quote_v1"])
-def test_the_mapping_is_that_of_the_rules(k2: K2, name: str):
+def test_the_mapping_is_that_of_the_rules(k2: K2, name: str) -> None:
     rules = UPGRADES[name].rules
     text = k2("schema", "show", name, "--mapping").stdout.splitlines()
     assert text[0].split() == ["field", "type", "made", "of", "how"]
@@ -630,11 +634,11 @@ def test_the_mapping_is_that_of_the_rules(k2: K2, name: str):
         (["trade_v2", "--version", "1"], "--version goes with the name of a subject"),
     ],
 )
-def test_show_says_what_cannot_be(k2: K2, args: list[str], stderr: str):
+def test_show_says_what_cannot_be(k2: K2, args: list[str], stderr: str) -> None:
     assert stderr in k2("schema", "show", *args, code=2).stderr
 
 
-def test_ours_are_listed_offline(k2: K2):
+def test_ours_are_listed_offline(k2: K2) -> None:
     rows = json.loads(k2("schema", "list", "--ours", "--format", "json").stdout)
     assert [row["name"] for row in rows] == list(OURS)
     assert rows[0]["record"] == "com.k2.marketdata.TradeV2"
@@ -642,14 +646,14 @@ def test_ours_are_listed_offline(k2: K2):
     assert "offline: k2 schema list --ours" in result.stderr
 
 
-def test_quotes_are_validated_like_trades(k2: K2, tmp_path: Path):
+def test_quotes_are_validated_like_trades(k2: K2, tmp_path: Path) -> None:
     rows = [quote_row(), quote_row(bid_price=Decimal(-1))]
     path = avro_file(tmp_path / "q.avro", rows, QUOTES.avro)
     errors = found(k2("schema", "validate", path, "--format", "json", code=6))
     assert [(each["row"], each["field"]) for each in errors] == [(2, "bid_price")]
 
 
-def test_a_compressed_csv_is_validated_as_it_is(k2: K2, tmp_path: Path):
+def test_a_compressed_csv_is_validated_as_it_is(k2: K2, tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(
         gzip.compress((HEADER + "x,AAA,1.5,2,BUY,USD,1\n").encode())
     )
@@ -657,7 +661,7 @@ def test_a_compressed_csv_is_validated_as_it_is(k2: K2, tmp_path: Path):
     assert "row 2, timestamp" in result.stdout
 
 
-def test_all_files_are_looked_at_whatever_they_are(home: Path, tmp_path: Path):
+def test_all_files_are_looked_at_whatever_they_are(home: Path, tmp_path: Path) -> None:
     escape = tmp_path / "escape.ndjson"
     escape.write_bytes(b"\x1b[31mhi\x07\n")
     words = tmp_path / "words.txt"
@@ -696,7 +700,7 @@ def one_field(avro: Any, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("is_old", [False, True])
 def test_a_schema_that_is_not_avro_cannot_be_checked(
     k2: K2, tmp_path: Path, avro: Any, reason: str, is_old: bool
-):
+) -> None:
     good, bad = tmp_path / "good.avsc", tmp_path / "bad.avsc"
     good.write_text(json.dumps(one_field("long")))
     bad.write_text(json.dumps(avro))
@@ -708,7 +712,7 @@ def test_a_schema_that_is_not_avro_cannot_be_checked(
 
 def test_a_schema_with_a_byte_order_mark_and_an_invalid_logical_type_can_be_checked(
     k2: K2, tmp_path: Path
-):
+) -> None:
     path = tmp_path / "bom.avsc"
     fee = {"type": "bytes", "logicalType": "decimal", "precision": 2, "scale": 3}
     path.write_text("\ufeff" + json.dumps(one_field(fee)), encoding="utf-8")
@@ -717,7 +721,7 @@ def test_a_schema_with_a_byte_order_mark_and_an_invalid_logical_type_can_be_chec
 
 
 @pytest.mark.parametrize("levels", [60, 300, 5_000])
-def test_a_schema_that_is_nested_too_deep_is_refused(k2: K2, tmp_path: Path, levels: int):
+def test_a_schema_that_is_nested_too_deep_is_refused(k2: K2, tmp_path: Path, levels: int) -> None:
     path = tmp_path / "deep.avsc"
     before = '{"type":"record","name":"T","fields":[{"name":"a","type":'
     path.write_text(before + '{"type":"array","items":' * levels + '"long"' + "}" * levels + "}]}")

@@ -1,6 +1,7 @@
 """`k2 simulate binance` as a process of its own."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -11,22 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from waiting import PATIENCE_S
 from websockets.sync.client import connect
 
-COMMAND = [sys.executable, "-m", "k2cli", "simulate", "binance"]
+from support.running import Process, Run, start_k2
+from support.waiting import PATIENCE_S
 
-
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *args], check=False, capture_output=True, text=True, timeout=PATIENCE_S
-    )
+SIMULATE = ("simulate", "binance")
 
 
 @contextmanager
-def simulating(*args: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [*COMMAND, "--port", "0", *args]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+def simulating(*args: str) -> Iterator[tuple[str, Process]]:
+    with start_k2(*SIMULATE, "--port", "0", *args, env=os.environ, stdout=None) as process:
         try:
             assert process.stderr is not None
             listening = process.stderr.readline()
@@ -75,24 +71,24 @@ def test_the_options_reach_the_simulator(tmp_path: Path) -> None:
         (["--market", "nasdaq"], 2, "nasdaq"),
     ],
 )
-def test_wrong_options_say_so(args: list[str], code: int, words: str) -> None:
-    ended = run("--port", "0", *args)
-    assert (ended.returncode, ended.stdout) == (code, "")
+def test_wrong_options_say_so(run: Run, args: list[str], code: int, words: str) -> None:
+    ended = run([*SIMULATE, "--port", "0", *args])
+    assert (ended.exit_code, ended.stdout) == (code, "")
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_a_port_in_use_is_unavailable_with_a_hint() -> None:
+def test_a_port_in_use_is_unavailable_with_a_hint(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        ended = run("--port", port)
-    assert ended.returncode == 5
+        ended = run([*SIMULATE, "--port", port])
+    assert ended.exit_code == 5
     assert "in use" in ended.stderr
     assert "hint: --port" in ended.stderr
 
 
-def test_every_fault_is_in_the_help() -> None:
-    ended = run("--help")
+def test_every_fault_is_in_the_help(run: Run) -> None:
+    ended = run([*SIMULATE, "--help"])
     for fault in ("drop-after", "silent-after", "shutdown-after", "garbage-every", "skip-every"):
         assert re.search(rf"--{fault}\b", ended.stdout)
 

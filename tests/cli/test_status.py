@@ -3,8 +3,6 @@
 import json
 import signal
 import socket
-import subprocess
-import sys
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,12 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import START, quotes_batch, trades_batch
-from conftest import Run
-from forked import Result
 from pyiceberg.transforms import HourTransform
-from waiting import PATIENCE_S
-from within import k2_at
 
 from k2cli.health import (
     Check,
@@ -30,6 +23,9 @@ from k2cli.health import (
 )
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import Lake
+from support.builders import START, quotes_batch, trades_batch
+from support.running import Result, Run, k2_at, start_k2
+from support.waiting import PATIENCE_S
 
 PATIENT = ("status", "--timeout", "60s")  # what is up answers no later for it
 CLOSED = "127.0.0.1:1"
@@ -56,7 +52,7 @@ def states_of(result: Result) -> dict[str, str]:
     return {name: check["state"] for name, check in checks_of(result).items()}
 
 
-def test_a_newcomer_is_told_what_to_do_next(home: Path):
+def test_a_newcomer_is_told_what_to_do_next(home: Path) -> None:
     shown = k2_at(home)(*PATIENT).stdout
     assert f"home    {home} (variable K2_HOME)\nfile    none\nprofile none\n" in shown
     assert "yellow  catalog  there are no tables" in shown
@@ -67,7 +63,7 @@ def test_a_newcomer_is_told_what_to_do_next(home: Path):
     assert not home.exists()
 
 
-def test_tables_are_told_with_their_rows_and_how_new_they_are(lake: Lake, home: Path):
+def test_tables_are_told_with_their_rows_and_how_new_they_are(lake: Lake, home: Path) -> None:
     lake.open(TRADES).append(_table(trades_batch(5, exchange="BINANCE_US")))
     lake.open(TRADES).append(_table(trades_batch(400)))  # passes midnight
     lake.open(TRADES).append(_table(trades_batch(3, exchange="ASX")))  # late ones
@@ -100,7 +96,7 @@ def test_tables_are_told_with_their_rows_and_how_new_they_are(lake: Lake, home: 
     assert "market_data.trades_v2   408  2024-08-09T00:01:39.055000Z" in text
 
 
-def test_the_newest_row_is_found_whatever_another_engine_partitioned_by(lake: Lake):
+def test_the_newest_row_is_found_whatever_another_engine_partitioned_by(lake: Lake) -> None:
     lake.open(TRADES).append(_table(trades_batch(400)))  # passes midnight
     newest = START + timedelta(seconds=399, microseconds=55_000)
     table = lake.open(TRADES).iceberg
@@ -114,7 +110,7 @@ def test_the_newest_row_is_found_whatever_another_engine_partitioned_by(lake: La
     assert lake.open(TRADES).newest() == newer
 
 
-def test_what_is_damaged_is_red(lake: Lake, home: Path):
+def test_what_is_damaged_is_red(lake: Lake, home: Path) -> None:
     lake.open(QUOTES).append(_table(quotes_batch(5)))
     metadata = Path(lake.open(QUOTES).read_metadata())
     metadata.write_bytes(metadata.read_bytes()[:100])
@@ -130,18 +126,18 @@ def test_what_is_damaged_is_red(lake: Lake, home: Path):
     assert any(line.startswith("red     catalog") and "hint: " in line for line in lines)
 
 
-def test_a_file_system_without_a_size_is_full(tmp_path: Path):
+def test_a_file_system_without_a_size_is_full(tmp_path: Path) -> None:
     assert judge_disk(tmp_path, free=0, total=0).state is State.RED
 
 
-def test_a_home_that_is_a_file_is_a_wrong_setting(tmp_path: Path):
+def test_a_home_that_is_a_file_is_a_wrong_setting(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     failed = k2_at(tmp_path / "file")("table", "list", code=3)
     assert "is no folder" in failed.stderr
     assert "hint: choose another one with --home" in failed.stderr
 
 
-def test_a_home_that_cannot_be_used_is_red(tmp_path: Path):
+def test_a_home_that_cannot_be_used_is_red(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     shown = k2_at(tmp_path / "file" / "home")(*PATIENT, code=3).stdout
     assert "red     disk" in shown
@@ -149,7 +145,7 @@ def test_a_home_that_cannot_be_used_is_red(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("free", "total"), [(999_999_999, 10**10), (4 * 10**9, 10**11)])
-def test_a_full_disk_is_red(tmp_path: Path, free: int, total: int):
+def test_a_full_disk_is_red(tmp_path: Path, free: int, total: int) -> None:
     check = judge_disk(tmp_path, free=free, total=total)
     assert (check.state, check.exit_code) == (State.RED, 5)
     assert "free some space" in str(check.hint)
@@ -166,7 +162,7 @@ def test_a_full_disk_is_red(tmp_path: Path, free: int, total: int):
         (2_000, 5.0, State.GREEN),  # at work
     ],
 )
-def test_messages_that_nobody_takes_are_yellow(lag: int, age_s: float | None, state: State):
+def test_messages_that_nobody_takes_are_yellow(lag: int, age_s: float | None, state: State) -> None:
     table = TableStatus(
         kind="trades", name="x", rows=0, newest_record=None, last_commit=None, age_s=age_s
     )
@@ -184,7 +180,7 @@ def test_messages_that_nobody_takes_are_yellow(lag: int, age_s: float | None, st
     assert f"{lag:,} messages to come" in check.detail
 
 
-def test_the_exit_code_is_that_of_what_is_away_first():
+def test_the_exit_code_is_that_of_what_is_away_first() -> None:
     def survey(*codes: int) -> Survey:
         return Survey(
             checks=[
@@ -200,7 +196,7 @@ def test_the_exit_code_is_that_of_what_is_away_first():
 
 @pytest.mark.parametrize("name", ADDRESSES)
 @pytest.mark.usefixtures("lake")
-def test_what_does_not_listen_is_red_and_the_rest_is_not(run: Run, name: str):
+def test_what_does_not_listen_is_red_and_the_rest_is_not(run: Run, name: str) -> None:
     variable, scheme = ADDRESSES[name]
     # Long enough for the tables; Kafka takes all of it.
     result = run(["status", "-f", "json", "--timeout", "15s"], env={variable: scheme + CLOSED})
@@ -211,7 +207,7 @@ def test_what_does_not_listen_is_red_and_the_rest_is_not(run: Run, name: str):
     assert checks[name]["hint"]
 
 
-def test_servers_that_never_answer_are_red(run: Run, black_hole: str):
+def test_servers_that_never_answer_are_red(run: Run, black_hole: str) -> None:
     result = run(["status", "--timeout", "4s", "-f", "json"], env=servers_at(black_hole))
     assert result.exit_code == 5
     assert states_of(result) == {"catalog": "red", "kafka": "red", "registry": "red"}
@@ -220,7 +216,7 @@ def test_servers_that_never_answer_are_red(run: Run, black_hole: str):
         assert check["hint"]
 
 
-def test_servers_that_never_answer_cost_one_timeout(k2_env: dict[str, str]):
+def test_servers_that_never_answer_cost_one_timeout(k2_env: dict[str, str]) -> None:
     """All are asked at once: each has a connection long before any is given up."""
     with ExitStack() as stack:
         holes = {
@@ -231,8 +227,7 @@ def test_servers_that_never_answer_cost_one_timeout(k2_env: dict[str, str]):
             hole.settimeout(PATIENCE_S)
             variable, scheme = ADDRESSES[name]
             env[variable] = f"{scheme}127.0.0.1:{hole.getsockname()[1]}"
-        command = [sys.executable, "-m", "k2cli", "status", "--timeout", "1h"]
-        process = stack.enter_context(subprocess.Popen(command, env=env))
+        process = stack.enter_context(start_k2("status", "--timeout", "1h", env=env))
         stack.callback(process.kill)
         for hole in holes.values():
             stack.enter_context(hole.accept()[0])
@@ -253,7 +248,7 @@ def test_servers_that_never_answer_cost_one_timeout(k2_env: dict[str, str]):
 )
 def test_wrong_settings_of_a_server_are_red(
     run: Run, env: dict[str, str], name: str, detail: str, hint: str
-):
+) -> None:
     result = run([*PATIENT, "-f", "json"], env=env)
     assert result.exit_code == 3
     check = checks_of(result)[name]
@@ -263,7 +258,7 @@ def test_wrong_settings_of_a_server_are_red(
     assert "is it up" not in check["hint"]
 
 
-def test_secrets_are_hidden(run: Run):
+def test_secrets_are_hidden(run: Run) -> None:
     env = {
         "K2_CATALOG_URI": f"http://me:hush@{CLOSED}",
         "K2_CATALOG_TOKEN": "hush",
@@ -290,7 +285,7 @@ def test_secrets_are_hidden(run: Run):
 )
 def test_failures_say_what_to_do(
     run: Run, args: list[str], env: dict[str, str], code: int, stderr: str
-):
+) -> None:
     result = run(["status", *args], env=env)
     assert (result.exit_code, result.stdout) == (code, "")
     assert stderr in result.stderr
@@ -299,9 +294,9 @@ def test_failures_say_what_to_do(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_watching_goes_on_until_a_signal(
     lake: Lake, k2_env: dict[str, str], number: signal.Signals
-):
-    command = [sys.executable, "-m", "k2cli", *PATIENT, "--watch", "--every", "50ms", "-f", "json"]
-    with subprocess.Popen(command, env=k2_env, stdout=subprocess.PIPE, text=True) as process:
+) -> None:
+    args = (*PATIENT, "--watch", "--every", "50ms", "-f", "json")
+    with start_k2(*args, env=k2_env, stderr=None) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["tables"][0]["rows"] == 0
         lake.open(TRADES).append(_table(trades_batch(5, exchange="BINANCE_US")))
@@ -313,9 +308,9 @@ def test_watching_goes_on_until_a_signal(
         assert process.wait() == 0
 
 
-def test_watching_in_a_pipe_prints_one_report_after_the_other(k2_env: dict[str, str]):
-    command = [sys.executable, "-m", "k2cli", *PATIENT, "--watch", "--every", "50ms"]
-    with subprocess.Popen(command, env=k2_env, stdout=subprocess.PIPE, text=True) as process:
+def test_watching_in_a_pipe_prints_one_report_after_the_other(k2_env: dict[str, str]) -> None:
+    args = (*PATIENT, "--watch", "--every", "50ms")
+    with start_k2(*args, env=k2_env, stderr=None) as process:
         assert process.stdout is not None
         reports = 0
         while reports < 2:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
 
 from k2cli.config import Settings
 from k2cli.records import TRADES
@@ -17,6 +16,7 @@ from k2cli.simulator import (
     running_simulator,
 )
 from k2cli.storage.lake import open_lake
+from support.running import Run
 
 STREAM = ("stream", "binance")
 BTC = ("--symbols", "BTCUSDT")
@@ -81,11 +81,13 @@ def test_an_exchange_that_was_never_reached_is_an_error(run: Run) -> None:
 
 def test_duration_ends_the_stream(run: Run, simulator: Simulator) -> None:
     """It must be long enough to connect in, which depends on the machine."""
+    seconds, result = 0.0, None
     for seconds in (0.5, 2, 8, 32):
         args = ("--duration", f"{round(seconds * 1000)}ms", "--summary", "json")
         result = run([*STREAM, *BTC, "--url", simulator.url, *args])
         if "no connection was made within" not in result.stderr:
             break
+    assert result is not None
     assert result.exit_code == 0
     assert seconds <= json.loads(result.stdout)["duration_s"] < seconds + 30
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from builders import START, table_of, trade_row, trades_batch
-from conftest import Run
-from foreign import append_as_another_engine
 
 from k2cli.config import Settings
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
+from support.builders import START, table_of, trade_row, trades_batch
+from support.foreign import append_as_another_engine
+from support.running import Run
 
 
 @pytest.fixture

@@ -6,23 +6,19 @@ import pty
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Run
-from typer.testing import CliRunner
-from waiting import PATIENCE_S
-from within import k2_at
 
-from k2cli.commands.app import app
 from k2cli.commands.terminal.plain import for_people_in_colour
 from k2cli.simulator import Simulator, SimulatorOptions, running_simulator
+from support.running import K2_COMMAND, Run, environment, k2_at, start_k2
+from support.waiting import PATIENCE_S
 
-K2 = f"{shlex.quote(sys.executable)} -m k2cli"
+K2 = shlex.join(K2_COMMAND)
 ROW = "symbol,timestamp,price,quantity,side,trade_id\nBTCUSDT,2024-01-01T00:00:00Z,1,2,BUY,1\n"
 LOAD = "load csv {0} --layout generic-trades --exchange X --currency USDT --asset-class crypto"
 EVIL = "\x1b]0;x\x07\x9b31m[bold]"  # sets a window's title, colours, and is markup of Rich
@@ -204,15 +200,9 @@ def test_text_that_the_encoding_lacks_is_escaped(tmp_path: Path, encoding: str) 
 
 def on_a_terminal(home: Path, *args: str, **variables: str) -> bytes:
     """Run k2 with stdout and stderr on a terminal; return all that it gets."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("K2_")}
+    env = environment(home, {"TERM": "xterm", **variables})
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "k2cli", *args],
-        env={**env, "K2_HOME": str(home), "TERM": "xterm", **variables},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    ):
+    with start_k2(*args, env=env, stdin=theirs, stdout=theirs, stderr=theirs):
         os.close(theirs)
         shown = b""
         with suppress(OSError):  # of a terminal whose other end was closed
@@ -278,20 +268,21 @@ REFUSED_URL = "ws://me:p@ss/word@127.0.0.1:1"
 
 
 @pytest.mark.parametrize(
-    ("args", "env"),
+    ("args", "env", "code"),
     [
-        (["stream", "binance", "-s", "BTCUSDT", "--url", REFUSED_URL], {}),
-        (["stream", "binance", "-s", "BTCUSDT"], {"HTTPS_PROXY": "http://me:p@ss/word@h:1"}),
-        (["stream", "binance", "-s", "BTCUSDT", REFUSED_URL], {}),
-        (["topic", "list", "--kafka-option", "sasl.password:p@ss/word"], {}),
-        (["schema", "list", "--registry-option", "url=http://me:p@ss/word@h"], {}),
-        (["query", "symbols"], {"K2_CATALOG_URI": "postgresql://me:p/word@ss@h/db"}),
-        (["query", "symbols"], {"K2_CATALOG_URI": "http://me:p@ss/word@h/db"}),
+        (["stream", "binance", "-s", "BTCUSDT", "--url", REFUSED_URL], {}, 2),
+        (["stream", "binance", "-s", "BTCUSDT"], {"HTTPS_PROXY": "http://me:p@ss/word@h:1"}, 3),
+        (["stream", "binance", "-s", "BTCUSDT", REFUSED_URL], {}, 2),
+        (["topic", "list", "--kafka-option", "sasl.password:p@ss/word"], {}, 2),
+        (["schema", "list", "--registry-option", "url=http://me:p@ss/word@h"], {}, 3),
+        (["query", "symbols"], {"K2_CATALOG_URI": "postgresql://me:p/word@ss@h/db"}, 3),
+        (["query", "symbols"], {"K2_CATALOG_URI": "http://me:p@ss/word@h/db"}, 3),
     ],
 )
-def test_errors_hide_awkward_passwords(home: Path, args: list[str], env: dict[str, str]) -> None:
-    result = CliRunner().invoke(app, args, env={"K2_HOME": str(home), "COLUMNS": "200", **env})
-    assert result.exit_code in {2, 3}
+def test_errors_hide_awkward_passwords(
+    home: Path, args: list[str], env: dict[str, str], code: int
+) -> None:
+    result = k2_at(home, {"COLUMNS": "200", **env})(*args, code=code)
     shown = for_people_in_colour(result.output)  # as stderr shows it
     assert "word" not in shown.replace("password", "")
 

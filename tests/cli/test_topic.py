@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from conftest import Run
+
 from services.kafka import KafkaAddress
+from support.running import Run
 
 AWAY = ("--kafka-option", "bootstrap.servers=127.0.0.1:1", "--timeout", "500ms")
 
@@ -18,7 +19,7 @@ def kafka_env(kafka: KafkaAddress, k2_env: dict[str, str]) -> None:
 pytestmark = pytest.mark.usefixtures("kafka_env")
 
 
-def test_a_topic_is_created_listed_and_described(run: Run, topic_name: str):
+def test_a_topic_is_created_listed_and_described(run: Run, topic_name: str) -> None:
     made = run(["topic", "create", topic_name, "--partitions", "3", "--retention", "7d"])
     assert (made.exit_code, made.stdout) == (0, "")
     assert f"created topic {topic_name}" in made.stderr
@@ -38,7 +39,7 @@ def test_a_topic_is_created_listed_and_described(run: Run, topic_name: str):
     assert f"id          {info['id']}" in run(["topic", "describe", topic_name]).stdout
 
 
-def test_a_topic_that_is_there_is_an_error_unless_told(run: Run, topic_name: str):
+def test_a_topic_that_is_there_is_an_error_unless_told(run: Run, topic_name: str) -> None:
     run(["topic", "create", topic_name])
     other = f"{topic_name}-2"
     again = run(["topic", "create", topic_name, other])
@@ -67,7 +68,7 @@ def test_a_topic_that_is_there_is_an_error_unless_told(run: Run, topic_name: str
         (["list", "--kafka-option", "bootstrap.servers="], 3, "hint: export K2_KAFKA_BOOTSTRAP"),
     ],
 )
-def test_failures_say_what_to_do(run: Run, args: list[str], code: int, stderr: str):
+def test_failures_say_what_to_do(run: Run, args: list[str], code: int, stderr: str) -> None:
     result = run(["topic", *args])
     assert (result.exit_code, result.stdout) == (code, "")
     assert stderr in result.stderr

@@ -6,7 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from conftest import REPOSITORY
+from support.paths import REPOSITORY
 
 
 def test_wheel_carries_the_schemas_and_runs_away_from_the_clone(tmp_path: Path) -> None:

@@ -18,13 +18,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from crashes.members import Wrong
+from crashes.rounds import BROKER_CONFIG, Servers, play
 from services import ServiceMissing
 from services.kafka import KafkaBroker, kafka_software
 from services.registry import SchemaRegistry, registry_software
 from services.seaweedfs import SeaweedFs, find_weed
-
-from crashes.members import Wrong
-from crashes.rounds import BROKER_CONFIG, Servers, play
 
 
 def main() -> None:

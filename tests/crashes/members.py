@@ -12,10 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from cluster import numbered_trades
-
 from k2cli.ingestion.kafka.producer import open_writer
 from k2cli.records import TRADES
+from support.cluster import numbered_trades
+from support.running import K2_COMMAND, start_k2
 
 STOPPING: Final = Path(__file__).with_name("stopping.py")
 TIMEOUT_S: Final = 120.0
@@ -42,12 +42,13 @@ class Member:
         times: int = 1,
     ) -> None:
         """Start it; with `stop_at`, so that it stops at that point of its commit number `times`."""
-        run = ["-m", "k2cli"] if stop_at is None else [str(STOPPING), stop_at, str(times)]
+        stopping = (sys.executable, str(STOPPING), str(stop_at), str(times))
         self.log = log
         with log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, *run, "consume", "--log-format", "json", *args],
+            self.process = start_k2(
+                *("consume", "--log-format", "json", *args),
                 env=env,
+                program=K2_COMMAND if stop_at is None else stopping,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -156,5 +157,5 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = TIMEOU
         time.sleep(_POLL_S)
 
 
-def _ignore(event: str, **fields: object) -> None:
+def _ignore(event: str, /, **fields: object) -> None:
     """Take no notice: that the brokers are away is no news here."""

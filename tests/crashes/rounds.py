@@ -13,11 +13,6 @@ from random import Random
 from time import sleep
 from typing import Final
 
-from cluster import Cluster, ids_of, numbered_trades
-from services.kafka import KafkaBroker
-from services.registry import SchemaRegistry
-from services.seaweedfs import SeaweedFs
-
 from crashes.members import TIMEOUT_S, Member, Production, Wrong, wait_for
 from crashes.stopping import POINTS
 from k2cli.codec.encode import wire_header
@@ -26,6 +21,10 @@ from k2cli.ingestion.kafka.registry import open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
+from services.kafka import KafkaBroker
+from services.registry import SchemaRegistry
+from services.seaweedfs import SeaweedFs
+from support.cluster import Cluster, ids_of, numbered_trades
 
 # So that a member that is gone is noticed soon.
 BROKER_CONFIG: Final = {"group.min.session.timeout.ms": "1000"}

@@ -15,9 +15,6 @@ from typing import Any
 
 import pytest
 import trustme
-from services.processes import free_port
-from streamreading import Read, read_all, read_until, serving, stream_of, trade_frame
-from waiting import PATIENCE_S, ManualClock, wait_for
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
@@ -28,6 +25,9 @@ from k2cli.ingestion.reconnect import MIN_DELAY_S, AttemptBudget
 from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
 from k2cli.ingestion.websocket import _QUEUE_HIGH_BYTES
 from k2cli.simulator import SimulatorOptions, running_simulator
+from services.processes import free_port
+from support.streamreading import Read, read_all, read_until, serving, stream_of, trade_frame
+from support.waiting import PATIENCE_S, ManualClock, wait_for
 
 DEAD = "ws://127.0.0.1:1"  # nothing listens there
 
@@ -290,7 +290,7 @@ def test_connection_that_is_refused_waits_although_another_one_receives() -> Non
     with serving(handle, process_request=admit) as url:
         started = time.monotonic()
         read = read_until(
-            lambda read: time.monotonic() - started > 1.5 and read.messages and refused,
+            lambda read: time.monotonic() - started > 1.5 and read.messages > 0 and bool(refused),
             url,
             instruments=many_instruments(STREAMS_PER_CONNECTION + 1),
         )

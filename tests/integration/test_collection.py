@@ -6,8 +6,8 @@ import subprocess
 import sys
 import time
 
-from conftest import REPOSITORY
-from waiting import PATIENCE_S
+from support.paths import REPOSITORY
+from support.waiting import PATIENCE_S
 
 # Escaped bytes and control characters, and the addresses of objects.
 UNSTABLE = re.compile(r"\\|\b0x[0-9a-f]{6,}")

@@ -4,13 +4,12 @@ import json
 from decimal import Decimal
 from typing import Any
 
-from builders import quote_v1, trade_v1, written
-from cluster import READ_TIMEOUT_S, Cluster, ids_of, numbered_trades, values_of
-
 from k2cli.codec.encode import wire_header
 from k2cli.codec.upgrade import UPGRADES
 from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
+from support.builders import quote_v1, trade_v1, written
+from support.cluster import READ_TIMEOUT_S, Cluster, headers_of, ids_of, numbered_trades, values_of
 
 
 def v1_values(cluster: Cluster, schema: str, *records: dict[str, Any]) -> list[bytes]:
@@ -21,7 +20,7 @@ def v1_values(cluster: Cluster, schema: str, *records: dict[str, Any]) -> list[b
     return [header + body for body in written(avro, *records)]
 
 
-def test_v1_records_stand_in_the_table_beside_v2(cluster: Cluster, topic_name: str):
+def test_v1_records_stand_in_the_table_beside_v2(cluster: Cluster, topic_name: str) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic)
     newer = values_of(numbered_trades(2), cluster.header(topic))
@@ -41,13 +40,13 @@ def test_v1_records_stand_in_the_table_beside_v2(cluster: Cluster, topic_name: s
     assert rows[4]["vendor_data"] == [("company_id", "7078"), ("qualifiers", "3"), ("venue", "X")]
     (letter,) = cluster.read(f"{topic}.dlq", 1)
     assert letter.value() == v1[1]
-    reason = dict(letter.headers() or [])["k2.reason"].decode()
+    reason = headers_of(letter)["k2.reason"].decode()
     assert reason == "volume -5 is negative or does not fit decimal128(20, 8)"
 
 
 def test_v1_quotes_have_the_same_ids_each_time_and_the_currency_told(
     cluster: Cluster, topic_name: str
-):
+) -> None:
     topic = f"{topic_name}.quotes"
     cluster.create(topic)
     records = [quote_v1(i, sequence_number=None if i % 2 else i) for i in range(50)]
@@ -63,7 +62,7 @@ def test_v1_quotes_have_the_same_ids_each_time_and_the_currency_told(
     assert cluster.ids(TRADES) == []
 
 
-def test_a_currency_that_is_none_is_refused(cluster: Cluster):
+def test_a_currency_that_is_none_is_refused(cluster: Cluster) -> None:
     result = cluster.run("consume", "--currency", " ")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--currency" in result.stderr

@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
-from services.kafka import KafkaAddress
-from support.consume_contract import ConsumeContract
-from support.reader_contract import ReaderContract
 
 from k2cli.ingestion.kafka.consumer import Rebalance, TopicReader, open_reader
+from services.kafka import KafkaAddress
+from support.cluster import Cluster
+from support.consume_contract import ConsumeContract
+from support.reader_contract import ReaderContract
 
 
 class KafkaBrokers:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from crashes.rounds import BROKER_CONFIG, FAULTS, Servers, play
 from services.fixtures import OwnBroker, OwnRegistry
 

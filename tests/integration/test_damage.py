@@ -9,16 +9,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import trades_batch
-from conftest import Run
 from pyiceberg.table import Table
-from services.seaweedfs import SeaweedFs
 
 from k2cli.config import Settings, load_settings
 from k2cli.errors import BadData, ConfigError, Conflict
 from k2cli.records import TRADES
 from k2cli.storage.datafiles import read_data_file
 from k2cli.storage.lake import Lake, open_lake
+from services.seaweedfs import SeaweedFs
+from support.builders import trades_batch
+from support.running import Run
 
 
 def flip_a_bit(path: Path, at: int) -> None:

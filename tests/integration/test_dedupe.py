@@ -6,14 +6,15 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import START, quote_row, table_of, trade_row
-from foreign import append_as_another_engine, rewrite_as_another_engine
 
 from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.storage import dedupe
 from k2cli.storage.duplicates import Keep
 from k2cli.storage.lake import Lake
+from k2cli.storage.rewrite import Rewrite
 from k2cli.storage.state import read_state
+from support.builders import START, quote_row, table_of, trade_row
+from support.foreign import append_as_another_engine, rewrite_as_another_engine
 
 
 def trades(*numbers: int | None, seconds: int = 0, **over: Any) -> pa.Table:
@@ -125,7 +126,7 @@ def test_files_that_are_rewritten_meanwhile_are_searched_again(
 ) -> None:
     lake.open(TRADES).append(trades(1, 2))
     add(lake, trades(2, seconds=5))
-    real, calls = dedupe.Rewrite, []
+    real, calls = Rewrite, []
 
     def rewritten_before(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)

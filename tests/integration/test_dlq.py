@@ -8,14 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import rawkafka
-from cluster import READ_TIMEOUT_S, Cluster, consumer, ids_of, numbered_trades, values_of
 from confluent_kafka import KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from waiting import PATIENCE_S, wait_for
 
 from k2cli.codec.encode import wire_header
 from k2cli.ingestion.kafka.topics import Topics
+from support import rawkafka
+from support.cluster import (
+    READ_TIMEOUT_S,
+    Cluster,
+    consumer,
+    headers_of,
+    ids_of,
+    numbered_trades,
+    values_of,
+)
+from support.waiting import PATIENCE_S, wait_for
 
 HEADER = "letter,time,reason,topic,partition,offset,key,size_bytes,is_replayed"
 AWAY = ("--kafka-option", "bootstrap.servers=127.0.0.1:1", "--timeout", "500ms")
@@ -89,7 +97,9 @@ def letters_of(cluster: Cluster, topic: str, *args: object) -> list[str]:
     return [json.loads(line)["letter"] for line in result.stdout.splitlines()]
 
 
-def test_what_consume_sets_aside_is_listed_repaired_and_consumed(cluster: Cluster, topic_name: str):
+def test_what_consume_sets_aside_is_listed_repaired_and_consumed(
+    cluster: Cluster, topic_name: str
+) -> None:
     topic, group = f"{topic_name}.trades", ("--group", topic_name)
     cluster.create(topic, partitions=2)
     good = values_of(numbered_trades(3), cluster.header(topic))
@@ -120,7 +130,7 @@ def test_what_consume_sets_aside_is_listed_repaired_and_consumed(cluster: Cluste
     assert replay(cluster, topic, "--all") == (3, 1, 2)
 
 
-def test_a_message_goes_back_as_it_was(cluster: Cluster, topic: str):
+def test_a_message_goes_back_as_it_was(cluster: Cluster, topic: str) -> None:
     set_aside(cluster, topic, [b"a", None, b""])
     assert replay(cluster, topic, "--all") == (3, 3, 0)
     messages = messages_on(cluster, topic)
@@ -129,7 +139,7 @@ def test_a_message_goes_back_as_it_was(cluster: Cluster, topic: str):
     assert {tuple(message.headers() or []) for message in messages} == {(("theirs", b"1"),)}
 
 
-def test_each_letter_is_replayed_once_unless_told(cluster: Cluster, topic: str):
+def test_each_letter_is_replayed_once_unless_told(cluster: Cluster, topic: str) -> None:
     set_aside(cluster, topic, [b"0", b"1", b"2", b"3"])
     assert replay(cluster, topic, "0/2", "0/0", "0/2") == (2, 2, 0)
     twice = cluster.run("dlq", "replay", "--topic", topic, "0/2")
@@ -144,7 +154,7 @@ def test_each_letter_is_replayed_once_unless_told(cluster: Cluster, topic: str):
     assert len(messages_on(cluster, topic)) == 9
 
 
-def test_a_dry_run_sends_nothing(cluster: Cluster, topic: str):
+def test_a_dry_run_sends_nothing(cluster: Cluster, topic: str) -> None:
     set_aside(cluster, topic, [b"0", b"1"])
     result = cluster.run("dlq", "replay", "--topic", topic, "--all", "--dry-run")
     assert (result.exit_code, result.stdout) == (0, "")
@@ -157,7 +167,7 @@ def test_a_dry_run_sends_nothing(cluster: Cluster, topic: str):
     assert replay(cluster, topic, "--all", "--dry-run") == (2, 1, 1)
 
 
-def test_all_letters_that_are_named_go_or_none(cluster: Cluster, topic: str):
+def test_all_letters_that_are_named_go_or_none(cluster: Cluster, topic: str) -> None:
     set_aside(cluster, topic, [b"0", b"1"])
     result = cluster.run("dlq", "replay", "--topic", topic, "0/0", "0/1", "0/2")
     assert (result.exit_code, result.stdout) == (4, "")
@@ -166,7 +176,9 @@ def test_all_letters_that_are_named_go_or_none(cluster: Cluster, topic: str):
     assert replay(cluster, topic, "--all") == (2, 2, 0)
 
 
-def test_a_letter_of_a_topic_that_is_gone_stays(cluster: Cluster, topic: str, topic_name: str):
+def test_a_letter_of_a_topic_that_is_gone_stays(
+    cluster: Cluster, topic: str, topic_name: str
+) -> None:
     set_aside(cluster, topic, [b"0"])
     set_aside(cluster, topic, [b"1"], source=f"{topic_name}.gone")
     result = cluster.run("dlq", "replay", "--topic", topic, "--all")
@@ -176,7 +188,9 @@ def test_a_letter_of_a_topic_that_is_gone_stays(cluster: Cluster, topic: str, to
     assert replay(cluster, topic, "0/0") == (1, 1, 0)
 
 
-def test_a_topic_with_fewer_partitions_takes_letters_by_key(cluster: Cluster, topic_name: str):
+def test_a_topic_with_fewer_partitions_takes_letters_by_key(
+    cluster: Cluster, topic_name: str
+) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=1)
     cluster.create(f"{topic}.dlq", partitions=1)
@@ -185,7 +199,7 @@ def test_a_topic_with_fewer_partitions_takes_letters_by_key(cluster: Cluster, to
     assert [m.partition() for m in messages_on(cluster, topic)] == [0]
 
 
-def test_dead_letters_may_have_many_partitions(cluster: Cluster, topic_name: str):
+def test_dead_letters_may_have_many_partitions(cluster: Cluster, topic_name: str) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=2)
     cluster.create(f"{topic}.dlq", partitions=3)
@@ -200,7 +214,7 @@ def test_dead_letters_may_have_many_partitions(cluster: Cluster, topic_name: str
     )
 
 
-def test_the_newest_letters_are_found_behind_receipts(cluster: Cluster, topic: str):
+def test_the_newest_letters_are_found_behind_receipts(cluster: Cluster, topic: str) -> None:
     set_aside(cluster, topic, [b"x"] * 3)
     for number in range(3):
         replay(cluster, topic, f"0/{number}")
@@ -208,7 +222,7 @@ def test_the_newest_letters_are_found_behind_receipts(cluster: Cluster, topic: s
     assert letters_of(cluster, topic, "--limit", 20) == ["0/0", "0/1", "0/2"]
 
 
-def test_a_table_shows_the_newest_and_says_so(cluster: Cluster, topic: str):
+def test_a_table_shows_the_newest_and_says_so(cluster: Cluster, topic: str) -> None:
     set_aside(cluster, topic, [b"x"] * 1_200)
     table = cluster.run("dlq", "list", "--topic", topic, "--format", "table")
     assert len(table.stdout.splitlines()) == 1_002
@@ -217,7 +231,7 @@ def test_a_table_shows_the_newest_and_says_so(cluster: Cluster, topic: str):
     assert len(letters_of(cluster, topic)) == 1_200
 
 
-def test_no_dead_letters_are_no_error(cluster: Cluster, topic_name: str, topic: str):
+def test_no_dead_letters_are_no_error(cluster: Cluster, topic_name: str, topic: str) -> None:
     empty = cluster.run("dlq", "list", "--topic", topic)
     assert (empty.exit_code, empty.stdout) == (0, f"{HEADER}\n")
     assert empty.stderr == "nothing matched\n"
@@ -232,15 +246,15 @@ def test_no_dead_letters_are_no_error(cluster: Cluster, topic_name: str, topic: 
     assert f"{other}.dlq" not in Topics(cluster.kafka, timeout_s=60).names()
 
 
-def test_dead_letters_outlive_their_topic(cluster: Cluster, topic: str):
+def test_dead_letters_outlive_their_topic(cluster: Cluster, topic: str) -> None:
     set_aside(cluster, topic, [b"x"])
-    admin = AdminClient(cluster.kafka)
+    admin = AdminClient({**cluster.kafka})
     admin.delete_topics([topic])[topic].result()
     assert letters_of(cluster, topic) == ["0/0"]
     assert letters_of(cluster, f"{topic}.dlq") == ["0/0"]
 
 
-def test_a_value_is_shown_as_far_as_it_decodes(cluster: Cluster, topic: str):
+def test_a_value_is_shown_as_far_as_it_decodes(cluster: Cluster, topic: str) -> None:
     header = cluster.header(topic)
     (good,) = values_of(numbered_trades(1), header)
     values = [good, good + b"xy", good[:60], wire_header(2**30) + b"1", b"text", b"\xff\xfe", None]
@@ -271,7 +285,7 @@ def test_a_value_is_shown_as_far_as_it_decodes(cluster: Cluster, topic: str):
     assert shown[6] == {"problem": "a null value (tombstone)"}
 
 
-def test_a_letter_is_shown_for_people(cluster: Cluster, topic: str):
+def test_a_letter_is_shown_for_people(cluster: Cluster, topic: str) -> None:
     set_aside(cluster, topic, [b"a\x1b[2Jb", wire_header(7) + b"x"])
     text = cluster.run("dlq", "show", "--topic", topic, "0/0").stdout
     assert f"letter  0/0 of {topic}.dlq\n" in text
@@ -293,7 +307,7 @@ def test_a_letter_is_shown_for_people(cluster: Cluster, topic: str):
         assert "00000000  00 00 00 00 07 78 " in result.stdout
 
 
-def test_what_others_put_there_is_a_letter_too(cluster: Cluster, topic: str):
+def test_what_others_put_there_is_a_letter_too(cluster: Cluster, topic: str) -> None:
     cluster.send(f"{topic}.dlq", [b"x"])
     rows = cluster.run("dlq", "list", "--topic", topic).stdout.splitlines()
     assert rows[1].endswith(f"Z,,{topic},,,key,1,false")
@@ -304,14 +318,14 @@ def test_what_others_put_there_is_a_letter_too(cluster: Cluster, topic: str):
     assert [m.value() for m in messages_on(cluster, topic)] == [b"x"]
 
 
-def test_a_repaired_value_comes_from_stdin(cluster: Cluster, topic: str):
+def test_a_repaired_value_comes_from_stdin(cluster: Cluster, topic: str) -> None:
     set_aside(cluster, topic, [b"x"])
     result = cluster.run("dlq", "replay", "--topic", topic, "0/0", "--value", "-", stdin="better")
     assert result.exit_code == 0, result.stderr
     assert [m.value() for m in messages_on(cluster, topic)] == [b"better"]
 
 
-def test_a_large_message_goes_back(cluster: Cluster, topic_name: str):
+def test_a_large_message_goes_back(cluster: Cluster, topic_name: str) -> None:
     topic, size = f"{topic_name}.trades", "20000000"
     cluster.create(topic, partitions=2, max_message_bytes=size)
     cluster.create(f"{topic}.dlq", partitions=1, max_message_bytes=size)
@@ -322,7 +336,7 @@ def test_a_large_message_goes_back(cluster: Cluster, topic_name: str):
     assert len(messages_on(cluster, topic)[0].value() or b"") == 10_000_000
 
 
-def test_a_message_that_the_topic_refuses_stays(cluster: Cluster, topic_name: str):
+def test_a_message_that_the_topic_refuses_stays(cluster: Cluster, topic_name: str) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=2, max_message_bytes="1000")
     cluster.create(f"{topic}.dlq", partitions=1)
@@ -335,7 +349,7 @@ def test_a_message_that_the_topic_refuses_stays(cluster: Cluster, topic_name: st
     assert replay(cluster, topic, "0/0") == (1, 1, 0)
 
 
-def test_two_replays_at_once_send_each_letter_once(cluster: Cluster, topic: str):
+def test_two_replays_at_once_send_each_letter_once(cluster: Cluster, topic: str) -> None:
     values = [f"{number}".encode() for number in range(30_000)]
     set_aside(cluster, topic, values)
     args = ("dlq", "replay", "--topic", topic, "--all")
@@ -355,7 +369,7 @@ def test_two_replays_at_once_send_each_letter_once(cluster: Cluster, topic: str)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_replay_that_is_ended_anywhere_goes_on_where_it_was(
     cluster: Cluster, topic: str, how: signal.Signals
-):
+) -> None:
     values = [f"{number}".encode() for number in range(30_000)]
     set_aside(cluster, topic, values)
     for after_s in (0, 0.1, 0.3):
@@ -400,14 +414,14 @@ def test_a_replay_that_is_ended_anywhere_goes_on_where_it_was(
         (["list", "--topic", "x", "--kafka-option", "no.such=1"], 3, "No such configuration"),
     ],
 )
-def test_failures_say_what_to_do(cluster: Cluster, args: list[str], code: int, stderr: str):
+def test_failures_say_what_to_do(cluster: Cluster, args: list[str], code: int, stderr: str) -> None:
     result = cluster.run("dlq", *args)
     assert (result.exit_code, result.stdout) == (code, "")
     assert stderr in result.stderr
 
 
 @pytest.mark.parametrize("place", ["0/9", "7/0", "0/2"])
-def test_a_letter_that_is_not_there_is_told(cluster: Cluster, topic: str, place: str):
+def test_a_letter_that_is_not_there_is_told(cluster: Cluster, topic: str, place: str) -> None:
     set_aside(cluster, topic, [b"x"])
     replay(cluster, topic, "--all")  # 0/1 is a receipt, 0/2 the end of a transaction
     for command in ("show", "replay"):
@@ -416,14 +430,14 @@ def test_a_letter_that_is_not_there_is_told(cluster: Cluster, topic: str, place:
         assert f"hint: k2 dlq list --topic {topic}" in result.stderr
 
 
-def test_an_answer_goes_to_a_file(cluster: Cluster, topic: str, tmp_path: Path):
+def test_an_answer_goes_to_a_file(cluster: Cluster, topic: str, tmp_path: Path) -> None:
     set_aside(cluster, topic, [b"x"])
     out = tmp_path / "letters.parquet"
     assert cluster.run("dlq", "list", "--topic", topic, "-o", out).exit_code == 0
     assert out.read_bytes()[:4] == b"PAR1"
 
 
-def test_names_and_keys_that_are_not_utf8_stop_nothing(cluster: Cluster, topic_name: str):
+def test_names_and_keys_that_are_not_utf8_stop_nothing(cluster: Cluster, topic_name: str) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=1)
     rawkafka.produce(cluster.bootstrap, topic, b"bad value", b"name\xff")
@@ -432,7 +446,7 @@ def test_names_and_keys_that_are_not_utf8_stop_nothing(cluster: Cluster, topic_n
     assert producer.flush(READ_TIMEOUT_S) == 0
     summary = cluster.consume("--topic", topic, "--group", topic_name)
     assert (summary["messages"], summary["rejects"]) == (2, 2)
-    lost, kept = (dict(each.headers() or []) for each in cluster.read(f"{topic}.dlq", 2))
+    lost, kept = (headers_of(each) for each in cluster.read(f"{topic}.dlq", 2))
     assert lost["k2.reason"].endswith(b"; its headers are lost: a name is not UTF-8")
     assert (kept["theirs"], lost["k2.offset"], kept["k2.offset"]) == (b"\xff", b"0", b"1")
     rawkafka.produce(cluster.bootstrap, f"{topic}.dlq", b"a letter of somebody", b"\xff")
@@ -449,7 +463,7 @@ def test_names_and_keys_that_are_not_utf8_stop_nothing(cluster: Cluster, topic_n
 @pytest.mark.parametrize("strategy", ["range", "roundrobin"])
 def test_how_the_user_assigns_partitions_does_not_matter(
     cluster: Cluster, topic: str, topic_name: str, strategy: str
-):
+) -> None:
     option = ("--kafka-option", f"partition.assignment.strategy={strategy}")
     cluster.send(topic, [b"bad"])
     members = [

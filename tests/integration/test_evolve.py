@@ -16,15 +16,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import table_of, trade_row, trades_batch
-from cluster import Cluster, ids_of, numbered_trades
-from waiting import PATIENCE_S, wait_for
-from within import k2_at
 
 from k2cli.config import Settings
 from k2cli.errors import BadData
 from k2cli.records import TRADES, RecordKind, avro_to_arrow_schema, evolved
 from k2cli.storage.lake import Lake, open_lake
+from support.builders import table_of, trade_row, trades_batch
+from support.cluster import Cluster, ids_of, numbered_trades
+from support.running import k2_at
+from support.waiting import PATIENCE_S, wait_for
 
 WIDE = {"type": "bytes", "logicalType": "decimal", "precision": 38, "scale": 8}
 TEXT = {"name": "venue", "type": ["null", "string"], "default": None, "doc": "Where it traded."}
@@ -48,14 +48,14 @@ def with_column(rows: pa.RecordBatch, name: str, values: list[Any], of: pa.DataT
     return rows.append_column(pa.field(name, of), pa.array(values, of))
 
 
-def test_a_table_that_has_all_of_it_does_not_change(lake: Lake):
+def test_a_table_that_has_all_of_it_does_not_change(lake: Lake) -> None:
     before = lake.open(TRADES).iceberg.metadata_location
     assert lake.open(TRADES).evolve(TRADES.avro) == []
     assert lake.open(TRADES).iceberg.metadata_location == before
     assert lake.open(TRADES).evolved_kind() is TRADES
 
 
-def test_new_columns_are_null_in_rows_of_before(lake: Lake, home: Path):
+def test_new_columns_are_null_in_rows_of_before(lake: Lake, home: Path) -> None:
     lake.open(TRADES).append(table_of(TRADES, [trade_row(trade_id="BINANCE-1", source_sequence=1)]))
     fee = {"name": "fee", "type": ["null", WIDE], "default": None}
     at = {"name": "at", "type": ["null", {"type": "long", "logicalType": "timestamp-millis"}]}
@@ -93,7 +93,7 @@ def test_new_columns_are_null_in_rows_of_before(lake: Lake, home: Path):
     assert k2("query", "sql", "select count(fee) from trades", "-f", "csv").stdout.endswith("\n1\n")
 
 
-def test_wider_columns_read_narrow_rows(lake: Lake, home: Path):
+def test_wider_columns_read_narrow_rows(lake: Lake, home: Path) -> None:
     number = {"name": "level", "type": ["null", "int"], "default": None}
     lake.open(TRADES).evolve(newer(number))
     rows = with_column(trades_batch(1), "level", [7], pa.int32())
@@ -131,7 +131,7 @@ def test_wider_columns_read_narrow_rows(lake: Lake, home: Path):
 
 def test_writers_and_several_who_evolve_at_once_are_not_in_each_others_way(
     lake: Lake, settings: Settings
-):
+) -> None:
     names = [f"column_{number}" for number in range(4)]
     is_over = threading.Event()
 
@@ -178,7 +178,7 @@ def test_writers_and_several_who_evolve_at_once_are_not_in_each_others_way(
         ({"type": "string"}, "the schema is of no record, not of TradeV2"),
     ],
 )
-def test_what_would_change_rows_is_refused(lake: Lake, schema: dict[str, Any], reason: str):
+def test_what_would_change_rows_is_refused(lake: Lake, schema: dict[str, Any], reason: str) -> None:
     before = lake.open(TRADES).iceberg.metadata_location
     with pytest.raises(BadData) as caught:
         lake.open(TRADES).evolve(schema)
@@ -186,7 +186,7 @@ def test_what_would_change_rows_is_refused(lake: Lake, schema: dict[str, Any], r
     assert lake.open(TRADES).iceberg.metadata_location == before
 
 
-def test_columns_of_another_engine_are_left_alone(lake: Lake):
+def test_columns_of_another_engine_are_left_alone(lake: Lake) -> None:
     with lake.open(TRADES).iceberg.update_schema() as update:
         update.union_by_name(pa.schema([pa.field("score", pa.float64()), ("note", pa.string())]))
     kind = lake.open(TRADES).evolved_kind()
@@ -197,7 +197,7 @@ def test_columns_of_another_engine_are_left_alone(lake: Lake):
 
 
 @pytest.mark.usefixtures("lake")
-def test_the_command_says_what_changes(home: Path, tmp_path: Path):
+def test_the_command_says_what_changes(home: Path, tmp_path: Path) -> None:
     k2 = k2_at(home)
     file = tmp_path / "newer.avsc"
     file.write_text(json.dumps(newer(TEXT)))
@@ -247,7 +247,7 @@ def venues(cluster: Cluster) -> dict[str, str | None]:
     return {row["message_id"]: row["venue"] for row in rows}
 
 
-def test_old_and_new_writers_feed_one_table(cluster: Cluster, topic: str):
+def test_old_and_new_writers_feed_one_table(cluster: Cluster, topic: str) -> None:
     newest = newer(TEXT)
     more = {**newest, "fields": [*newest["fields"], {**TEXT, "name": "desk"}]}
     names = [f"V{number}" for number in range(100)]
@@ -273,7 +273,7 @@ def test_old_and_new_writers_feed_one_table(cluster: Cluster, topic: str):
     assert "fields=desk" in left_out[1]
 
 
-def test_a_running_consumer_finds_that_the_table_has_evolved(cluster: Cluster, topic: str):
+def test_a_running_consumer_finds_that_the_table_has_evolved(cluster: Cluster, topic: str) -> None:
     ahead = kind_of(newer(TEXT))
     numbers = count(100)
 

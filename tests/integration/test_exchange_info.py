@@ -4,8 +4,6 @@ import gzip
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +14,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import Run
-from waiting import PATIENCE_S
 
 import k2cli.ingestion.binance.exchangeinfo as module
 from k2cli.errors import UsageError
@@ -31,6 +27,8 @@ from k2cli.ingestion.binance.venues import VENUES
 from k2cli.ingestion.listings import home_list, known_listing
 from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.simulator import SimulatorOptions, running_simulator
+from support.running import Run, start_k2
+from support.waiting import PATIENCE_S
 
 SPOT = VENUES[Market.SPOT]
 ANSWER = json.dumps(
@@ -61,7 +59,7 @@ def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
         thread.join()
 
 
-def respond(body: bytes, status: int = 200, **headers: str) -> Callable[..., None]:
+def respond(body: bytes, status: int = 200, /, **headers: str) -> Callable[..., None]:
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -163,7 +161,7 @@ def test_bad_answer_is_an_event_and_changes_nothing(
     events: list[str] = []
     done = threading.Event()
 
-    def observe(event: str, **fields: object) -> None:
+    def observe(event: str, /, **fields: object) -> None:
         events.append(event)
         if event != "connected":
             assert fields["reason"]
@@ -192,7 +190,7 @@ def test_a_fresh_list_is_not_asked_for(tmp_path: Path) -> None:
             venue=replace(SPOT),
             rest_url=rest,
             home=tmp_path,
-            observe=lambda e, **_: events.append(e),
+            observe=lambda e, /, **_: events.append(e),
         )
         refresh.on_event("connected")
         time.sleep(0.3)
@@ -219,8 +217,7 @@ def test_stream_refreshes_only_with_a_rest_base(
         assert result.exit_code == 0, result.stderr
         assert simulator.info_requests == 0
         assert "symbols_" not in result.stderr
-        command = [sys.executable, "-m", "k2cli", *args, "--rest-url", rest]
-        with subprocess.Popen(command, env=k2_env, stderr=subprocess.PIPE, text=True) as process:
+        with start_k2(*args, "--rest-url", rest, env=k2_env, stdout=None) as process:
             assert process.stderr is not None
             # Waits for that line.
             assert any("debug   symbols_refreshed" in line for line in process.stderr)

@@ -3,15 +3,12 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from streamreading import Read, serving
-from tinyexchange import TINY, TINY_VENUE
-from typer.testing import CliRunner
-from waiting import PATIENCE_S
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
@@ -23,6 +20,10 @@ from k2cli.ingestion.stream import ExchangeStream, StreamOptions
 from k2cli.ingestion.symbols import Instrument
 from k2cli.records import KINDS, TRADES
 from k2cli.storage.lake import open_lake
+from support.running import k2_at
+from support.streamreading import Read, serving
+from support.tinyexchange import TINY, TINY_VENUE
+from support.waiting import PATIENCE_S
 
 ERROR = '{"error":"unknown symbol"}'
 GOODBYE = '{"goodbye":true}'
@@ -31,7 +32,9 @@ GOODBYE = '{"goodbye":true}'
 class TinyServer:
     """Acknowledges subscriptions, then sends `frames`, or what they make of the subscription."""
 
-    def __init__(self, *frames: str, answer: Callable[[int, list[str]], list[str]] | None = None):
+    def __init__(
+        self, *frames: str, answer: Callable[[int, list[str]], list[str]] | None = None
+    ) -> None:
         self.answer = answer or (lambda _number, _names: list(frames))
         self.subscriptions: list[list[str]] = []
         self.paths: list[str | None] = []
@@ -61,7 +64,7 @@ def stream_of(url: str, read: Read, *symbols: str, **over: Any) -> ExchangeStrea
         **over,
     )
     return ExchangeStream(
-        options=options, observe=lambda event, **fields: read.events.append((event, fields))
+        options=options, observe=lambda event, /, **fields: read.events.append((event, fields))
     )
 
 
@@ -155,8 +158,8 @@ def test_command_of_an_exchange_streams_into_the_tables(app: typer.Typer, tmp_pa
     home = tmp_path / "home"
     with serving(server.handle) as url:
         options = ["--symbols", "BTC/USD", "--url", url, "--max-messages", "4", "--to", "table"]
-        result = CliRunner().invoke(app, ["tiny", *options, "--home", str(home)])
-    assert (result.exit_code, result.stdout) == (0, ""), result.output
+        result = k2_at(home, app=app)("tiny", *options)
+    assert result.stdout == ""
     assert "summary messages=4 rows=2 rejects=1" in result.stderr
     assert "unknown symbol" in (home / "rejects" / "stream-tiny.ndjson").read_text()
     with open_lake(load_settings({"K2_HOME": str(home)})) as lake:
@@ -164,16 +167,17 @@ def test_command_of_an_exchange_streams_into_the_tables(app: typer.Typer, tmp_pa
         assert list(lake.open(TRADES).series()) == [("TINY", "BTC/USD")]
 
 
-def test_command_has_the_choices_of_its_exchange(app: typer.Typer) -> None:
-    shown = CliRunner().invoke(app, ["tiny", "--help"], env={"COLUMNS": "200"}).stdout
+def test_command_has_the_choices_of_its_exchange(app: typer.Typer, home: Path) -> None:
+    tiny = partial(k2_at(home, app=app), "tiny")
+    shown = tiny("--help", COLUMNS="200").stdout
     assert "Stream trades and quotes from Tiny, exactly once" in shown
     assert "k2 stream tiny --symbols BTC/USD,ETH/USD" in shown
     assert "rejects/stream-tiny.ndjson" in shown
     assert "trades (trades)" in shown
     assert "--market" not in shown  # it has one
     assert "--rest-url" not in shown  # it lists no symbols
-    refused = CliRunner().invoke(app, ["tiny", "-s", "BTC/USD", "--channels", "trade"])
-    assert (refused.exit_code, refused.stdout) == (2, "")
+    refused = tiny("-s", "BTC/USD", "--channels", "trade", code=2)
+    assert refused.stdout == ""
     assert "'trade' is not one of trades" in refused.stderr
 
 

@@ -8,8 +8,6 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
-from streamreading import Read, read_all, read_until, serving, stream_of, trade_frame
-from waiting import PATIENCE_S, ManualClock, wait_for
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
@@ -20,6 +18,8 @@ from k2cli.ingestion.bursts import FRAME_MIN_BYTES
 from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.ingestion.websocket import _QUEUE_HIGH_BYTES, _READ_BYTES
 from k2cli.simulator import SimulatorOptions, running_simulator
+from support.streamreading import Read, read_all, read_until, serving, stream_of, trade_frame
+from support.waiting import PATIENCE_S, ManualClock, wait_for
 
 PING = b"\x89\x7d" + b"x" * 125
 TINY = b"\x81\x01x"  # a text frame of one byte
@@ -77,7 +77,7 @@ def test_fragments_that_never_end_keep_no_memory_and_can_be_stopped() -> None:
 
     with serving(handle) as url:
         read = read_until(
-            lambda read: len(read.batches) > 20 and read.values("connected", "url"), url
+            lambda read: len(read.batches) > 20 and bool(read.values("connected", "url")), url
         )
     assert read.messages == 0
 

@@ -3,7 +3,7 @@
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from threading import Timer
 from typing import Any
@@ -11,16 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import quotes_batch, trades_batch
-from cluster import unexpected
 from confluent_kafka import Consumer, Message
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
-from faults import reasons_of
-from services.kafka import KafkaAddress
-from services.registry import RegistryAddress
-from waiting import PATIENCE_S
 
 from k2cli.codec.encode import encode_messages, wire_header
 from k2cli.errors import BadData, ConfigError, NotFound, Unavailable
@@ -29,6 +23,12 @@ from k2cli.ingestion.kafka.producer import open_writer
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.records import QUOTES, TRADES
+from services.kafka import KafkaAddress
+from services.registry import RegistryAddress
+from support.builders import quotes_batch, trades_batch
+from support.cluster import unexpected
+from support.faults import reasons_of
+from support.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -73,11 +73,14 @@ def messages_of(kafka: KafkaAddress, topic: str, count: int) -> list[Message]:
 
 
 def values_of(rows: pa.RecordBatch, schema_id: int) -> list[bytes]:
-    return encode_messages(rows, TRADES.avro, header=wire_header(schema_id)).to_pylist()
+    values: list[bytes] = encode_messages(
+        rows, TRADES.avro, header=wire_header(schema_id)
+    ).to_pylist()
+    return values
 
 
 def read(
-    schemas: Registry, values: list[bytes | None], observe: Callable[..., None] = unexpected
+    schemas: Registry, values: Sequence[bytes | None], observe: Callable[..., None] = unexpected
 ) -> Any:
     reader = MessageReader(
         registry=schemas, kind=lambda: TRADES, observe=observe, topic="market.crypto.trades"
@@ -102,7 +105,7 @@ def context(topic: str) -> SerializationContext:
 
 def test_rows_arrive_whole_and_in_the_order_of_their_symbol(
     kafka: KafkaAddress, schemas: Registry, topic: str
-):
+) -> None:
     rows = trades_batch(20_000)
     header = wire_header(schemas.register(subject_of(topic), TRADES.avro))
     with open_writer({"bootstrap.servers": kafka.bootstrap}, observe=no_event) as writer:
@@ -129,13 +132,13 @@ def test_rows_arrive_whole_and_in_the_order_of_their_symbol(
     assert len(by_key) == 2
 
 
-def no_event(event: str, **fields: object) -> None:
+def no_event(event: str, /, **fields: object) -> None:
     raise AssertionError(f"{event} {fields}")
 
 
 def test_confluents_deserializer_reads_our_messages(
     confluent: SchemaRegistryClient, schemas: Registry, topic_name: str
-):
+) -> None:
     schema_id = schemas.register(subject_of(topic_name), TRADES.avro)
     deserialize = AvroDeserializer(confluent)
     rows = trades_batch(20)
@@ -145,7 +148,7 @@ def test_confluents_deserializer_reads_our_messages(
 
 def test_we_read_the_messages_of_confluents_serializer(
     confluent: SchemaRegistryClient, schemas: Registry, topic_name: str
-):
+) -> None:
     serialize = AvroSerializer(confluent, json.dumps(TRADES.avro))
     rows = trades_batch(20)
     values = [
@@ -157,7 +160,7 @@ def test_we_read_the_messages_of_confluents_serializer(
     assert decoded.rows.equals(as_read(rows, list(range(100, 120))))
 
 
-def test_messages_of_two_schemas_keep_their_order(schemas: Registry, topic_name: str):
+def test_messages_of_two_schemas_keep_their_order(schemas: Registry, topic_name: str) -> None:
     first = schemas.register(subject_of(topic_name), TRADES.avro)
     field = {"name": "venue", "type": ["null", "string"], "default": None}
     newer = {**TRADES.avro, "fields": [*TRADES.avro["fields"], field]}
@@ -170,7 +173,9 @@ def test_messages_of_two_schemas_keep_their_order(schemas: Registry, topic_name:
         for place, body in enumerate(bodies)
     ]
     told: list[dict[str, Any]] = []
-    decoded = read(schemas, values, lambda event, **fields: told.append({"event": event, **fields}))
+    decoded = read(
+        schemas, values, lambda event, /, **fields: told.append({"event": event, **fields})
+    )
     assert decoded.rejects == []
     assert decoded.rows.equals(as_read(rows, list(range(100, 110))))
     assert told == [
@@ -186,7 +191,7 @@ def test_messages_of_two_schemas_keep_their_order(schemas: Registry, topic_name:
 
 def test_a_registry_that_has_just_come_up_is_asked_again(
     registry: RegistryAddress, topic_name: str
-):
+) -> None:
     def with_field(name: str) -> dict[str, Any]:
         field = {"name": name, "type": ["null", "string"], "default": None}
         return {**TRADES.avro, "fields": [*TRADES.avro["fields"], field]}
@@ -209,7 +214,7 @@ def test_a_registry_that_has_just_come_up_is_asked_again(
         assert time.monotonic() - started < PATIENCE_S
 
 
-def test_what_is_no_trade_is_a_reject_with_its_reason(schemas: Registry, topic_name: str):
+def test_what_is_no_trade_is_a_reject_with_its_reason(schemas: Registry, topic_name: str) -> None:
     schema_id = schemas.register(subject_of(topic_name), TRADES.avro)
     other = schemas.register(subject_of(topic_name + "-quotes"), QUOTES.avro)
     good = values_of(trades_batch(2), schema_id)
@@ -243,7 +248,7 @@ def test_what_is_no_trade_is_a_reject_with_its_reason(schemas: Registry, topic_n
     }
 
 
-def test_the_registry_tells_what_is_wrong(schemas: Registry, topic_name: str):
+def test_the_registry_tells_what_is_wrong(schemas: Registry, topic_name: str) -> None:
     subject = subject_of(topic_name)
     with pytest.raises(NotFound, match=f"cannot find the schema of {subject}"):
         schemas.find(subject, TRADES.avro)
@@ -269,7 +274,7 @@ def test_the_registry_tells_what_is_wrong(schemas: Registry, topic_name: str):
         pytest.param({"url": "nowhere"}, r"wrong \[schema_registry\] settings", id="not-a-url"),
     ],
 )
-def test_wrong_settings_of_the_registry(settings: dict[str, str], message: str):
+def test_wrong_settings_of_the_registry(settings: dict[str, str], message: str) -> None:
     with (
         pytest.raises(ConfigError, match=message),
         open_registry(settings, timeout_s=1),
@@ -277,7 +282,7 @@ def test_wrong_settings_of_the_registry(settings: dict[str, str], message: str):
         pass
 
 
-def test_a_registry_that_is_away():
+def test_a_registry_that_is_away() -> None:
     settings = {"url": "http://127.0.0.1:1", "max.retries": "0"}
     with (
         pytest.raises(Unavailable) as caught,
@@ -287,7 +292,7 @@ def test_a_registry_that_is_away():
     assert caught.value.hint == "is the schema registry up at http://127.0.0.1:1?"
 
 
-def test_a_record_that_the_broker_refuses_is_an_error(kafka: KafkaAddress, topic_name: str):
+def test_a_record_that_the_broker_refuses_is_an_error(kafka: KafkaAddress, topic_name: str) -> None:
     options = {"bootstrap.servers": kafka.bootstrap}
     Topics(options, timeout_s=60).create(
         topic_name, partitions=1, replication=1, config={"max.message.bytes": "1000"}
@@ -299,11 +304,11 @@ def test_a_record_that_the_broker_refuses_is_an_error(kafka: KafkaAddress, topic
             writer.flush()
 
 
-def test_brokers_that_are_away_are_an_error_after_a_while():
+def test_brokers_that_are_away_are_an_error_after_a_while() -> None:
     seen: list[str] = []
     with open_writer(
         {"bootstrap.servers": "127.0.0.1:1"},
-        observe=lambda event, **_fields: seen.append(event),
+        observe=lambda event, /, **_fields: seen.append(event),
         patience_s=1,
     ) as writer:
         writer.write("any", TRADES, trades_batch(3), header=wire_header(1))

@@ -8,8 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import START, table_of, trade_row
-from older import make_narrow
 from pyiceberg.catalog.sql import SqlCatalog
 
 from k2cli.answers import LakeReader
@@ -17,10 +15,12 @@ from k2cli.config import Settings
 from k2cli.errors import BadData, Conflict
 from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
+from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.load import tables
-from k2cli.pipelines.load.job import Allowance, FileToLoad, LoadPolicy
+from k2cli.pipelines.load.job import FileToLoad, LoadPolicy
 from k2cli.pipelines.load.tables import load_into_tables
-from k2cli.pipelines.sinks import ConflictReport, TableSink
+from k2cli.pipelines.pump import Allowance
+from k2cli.pipelines.sinks import TableSink
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
 from k2cli.storage import fileload
@@ -29,6 +29,8 @@ from k2cli.storage.lake import Lake
 from k2cli.storage.laketable import LakeTable
 from k2cli.storage.lines import Lines
 from k2cli.storage.loads import FileKey, LoadEntry
+from support.builders import START, table_of, trade_row
+from support.older import make_narrow
 
 FILES = 4
 LARGE = Decimal("35962838485.00000001")  # more than narrow tables hold

@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import batch_of, quotes_batch, trades_batch
-from foreign import append_as_another_engine, rewrite_as_another_engine
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.manifest import DataFile
 from pyiceberg.types import StringType
@@ -25,6 +23,8 @@ from k2cli.storage.lines import Bools, Lines
 from k2cli.storage.loads import FileKey, FileState, LoadEntry
 from k2cli.storage.rewrite import Removed, Rewrite
 from k2cli.storage.state import TableState
+from support.builders import batch_of, quotes_batch, trades_batch
+from support.foreign import append_as_another_engine, rewrite_as_another_engine
 
 A = Lines(TRADES, ("a",))
 LATER = 4_000_000_000_000_000  # loaded after all rows of the tests were received

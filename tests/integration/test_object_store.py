@@ -15,17 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import trustme
-from builders import quotes_batch, trades_batch
-from cluster import Cluster
-from conftest import Run
-from foreign import rewrite_as_another_engine
 from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError
 from pyiceberg.io.pyarrow import PyArrowFileIO
-from services.catalogproxy import CatalogProxy, running_proxy
-from services.seaweedfs import SECRET_KEY, SeaweedFs
-from services.tlsfront import tls_in_front
-from waiting import PATIENCE_S, wait_for
-from within import K2, k2_at
 
 from k2cli.config import load_settings
 from k2cli.errors import ConfigError
@@ -38,6 +29,14 @@ from k2cli.storage.append import OutcomeUnknown
 from k2cli.storage.catalog import open_catalog
 from k2cli.storage.lake import open_lake
 from k2cli.storage.tables import create_table
+from services.catalogproxy import CatalogProxy, running_proxy
+from services.seaweedfs import SECRET_KEY, SeaweedFs
+from services.tlsfront import tls_in_front
+from support.builders import quotes_batch, trades_batch
+from support.cluster import Cluster
+from support.foreign import rewrite_as_another_engine
+from support.running import K2, Run, k2_at
+from support.waiting import PATIENCE_S, wait_for
 
 DUMP = "BTCUSDT-trades-2024-08-08.csv"
 IMPATIENT_MS = "4000"  # far more than the catalog takes, unless a test holds its answer back

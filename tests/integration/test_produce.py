@@ -4,11 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, numbered_trades
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
-from services.fixtures import OwnBroker
-from services.registry import RegistryAddress
-from waiting import PATIENCE_S, wait_for
 
 from k2cli.ingestion.kafka.registry import open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Topics
@@ -16,6 +12,10 @@ from k2cli.query.render import NdjsonRenderer
 from k2cli.records import TRADES
 from k2cli.simulator.options import SimulatorOptions
 from k2cli.simulator.server import running_simulator
+from services.fixtures import OwnBroker
+from services.registry import RegistryAddress
+from support.cluster import Cluster, numbered_trades
+from support.waiting import PATIENCE_S, wait_for
 
 BOTH = ("--symbols", "BTCUSDT", "--channels", "trade,bookTicker")
 NAME = "BTCUSDT-trades-2024-08-08.csv"
@@ -44,7 +44,7 @@ def offsets(cluster: Cluster, topic: str) -> int:
     return sum(partition.next for partition in info.partitions)
 
 
-def test_a_stream_goes_through_kafka_into_the_table(cluster: Cluster, topic: str):
+def test_a_stream_goes_through_kafka_into_the_table(cluster: Cluster, topic: str) -> None:
     with running_simulator(SimulatorOptions(rate=2_000, seed=1)) as server:
         result = cluster.run(
             *("stream", "binance", "--symbols", "BTCUSDT,ETHUSDT", "--url", server.url),
@@ -63,7 +63,7 @@ def test_a_stream_goes_through_kafka_into_the_table(cluster: Cluster, topic: str
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
-def test_a_stream_needs_its_topics_before_it_connects(cluster: Cluster):
+def test_a_stream_needs_its_topics_before_it_connects(cluster: Cluster) -> None:
     result = cluster.run(
         "stream", "binance", "-s", "BTCUSDT", "--topic", "no.such", "--url", "ws://x"
     )
@@ -73,7 +73,7 @@ def test_a_stream_needs_its_topics_before_it_connects(cluster: Cluster):
 
 def test_a_stream_waits_out_brokers_that_are_away(
     own_broker: OwnBroker, registry: RegistryAddress, home: Path, k2_env: dict[str, str]
-):
+) -> None:
     broker = own_broker()
     env = {
         **k2_env,
@@ -100,7 +100,7 @@ def test_a_stream_waits_out_brokers_that_are_away(
     assert len(set(cluster.ids())) == 20_000
 
 
-def test_a_file_goes_through_kafka_into_the_table(cluster: Cluster, topic: str, dump: Path):
+def test_a_file_goes_through_kafka_into_the_table(cluster: Cluster, topic: str, dump: Path) -> None:
     load = ("load", "csv", dump, "--layout", "binance-trades")
     result = cluster.run(*load, "--to", "kafka", "--topic", topic, "--summary", "json")
     assert result.exit_code == 0, result.stderr
@@ -122,7 +122,7 @@ def test_a_file_goes_through_kafka_into_the_table(cluster: Cluster, topic: str, 
     assert through_kafka.select(same).equals(straight.rows().select(same))
 
 
-def test_a_file_with_rejects_sends_nothing(cluster: Cluster, topic: str, dump: Path):
+def test_a_file_with_rejects_sends_nothing(cluster: Cluster, topic: str, dump: Path) -> None:
     with dump.open("a") as file:
         file.write("60,not a price,0.5,1,1723161000060,true,true\n")
     args = ("load", "csv", dump, "--layout", "binance-trades", "--to", "kafka", "--topic", topic)
@@ -134,7 +134,7 @@ def test_a_file_with_rejects_sends_nothing(cluster: Cluster, topic: str, dump: P
     assert cluster.consume("--topic", topic)["rows"] == len(LINES)
 
 
-def test_rows_from_a_pipe_arrive_as_they_were(cluster: Cluster, topic: str, tmp_path: Path):
+def test_rows_from_a_pipe_arrive_as_they_were(cluster: Cluster, topic: str, tmp_path: Path) -> None:
     log = tmp_path / "k2.log"
     options = ("--summary", "json", "--log-file", log)
     result = cluster.run("produce", topic, *options, stdin=ndjson(100))
@@ -168,7 +168,7 @@ def test_rows_from_a_pipe_arrive_as_they_were(cluster: Cluster, topic: str, tmp_
 )
 def test_a_line_that_is_no_row_ends_it(
     cluster: Cluster, topic: str, change: str | dict[str, object], reason: str
-):
+) -> None:
     lines = ndjson(3).splitlines()
     if isinstance(change, str):
         lines[1] = change
@@ -186,7 +186,7 @@ def test_a_line_that_is_no_row_ends_it(
     assert offsets(cluster, topic) == 3  # the first line of the first run, two of the second
 
 
-def test_missing_fields_take_their_defaults_or_are_told(cluster: Cluster, topic: str):
+def test_missing_fields_take_their_defaults_or_are_told(cluster: Cluster, topic: str) -> None:
     row = json.loads(ndjson(1))
     for name in ("vendor_data", "trade_conditions", "source_sequence", "platform_sequence"):
         del row[name]
@@ -198,7 +198,7 @@ def test_missing_fields_take_their_defaults_or_are_told(cluster: Cluster, topic:
     assert cluster.run("produce", topic, stdin=json.dumps(row)).exit_code == 6
 
 
-def test_times_and_numbers_are_taken_exactly(cluster: Cluster, topic: str):
+def test_times_and_numbers_are_taken_exactly(cluster: Cluster, topic: str) -> None:
     row = json.loads(ndjson(1))
     texts = ["2024-08-08T12:00:00.000001+02:00", "2024-08-08T10:00:00.000001", 1723111200000001]
     lines = [json.dumps({**row, "timestamp": text}) for text in texts]
@@ -213,14 +213,16 @@ def test_times_and_numbers_are_taken_exactly(cluster: Cluster, topic: str):
     assert {str(price) for price in read["price"].to_pylist()} == {"123456789.12345678"}
 
 
-def test_a_schema_that_is_not_registered_is_told_where_it_must_be(cluster: Cluster, topic: str):
+def test_a_schema_that_is_not_registered_is_told_where_it_must_be(
+    cluster: Cluster, topic: str
+) -> None:
     result = cluster.run("produce", topic, "--no-auto-register", stdin=ndjson(1))
     assert result.exit_code == 4
     cluster.header(topic)
     assert cluster.run("produce", topic, "--no-auto-register", stdin=ndjson(1)).exit_code == 0
 
 
-def test_init_makes_what_is_missing_and_says_so(cluster: Cluster):
+def test_init_makes_what_is_missing_and_says_so(cluster: Cluster) -> None:
     result = cluster.run(
         *("init", "--asset-class", "options", "--partitions", 2, "--retention", "7d"),
     )
@@ -230,7 +232,7 @@ def test_init_makes_what_is_missing_and_says_so(cluster: Cluster):
     assert f"topic {topic}.dlq was made" in result.stderr
     (info,) = Topics(cluster.kafka, timeout_s=60).describe([topic])
     assert len(info.partitions) == 2
-    admin = AdminClient(cluster.kafka)
+    admin = AdminClient({**cluster.kafka})
     (asked,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
     assert asked.result()["retention.ms"].value == "604800000"
     with open_registry({"url": cluster.registry_url}, timeout_s=60) as registry:
@@ -257,13 +259,13 @@ def test_init_makes_what_is_missing_and_says_so(cluster: Cluster):
         ),
     ],
 )
-def test_failures_say_what_to_do(cluster: Cluster, args: list[str], code: int, stderr: str):
+def test_failures_say_what_to_do(cluster: Cluster, args: list[str], code: int, stderr: str) -> None:
     result = cluster.run(*args)
     assert (result.exit_code, result.stdout) == (code, "")
     assert stderr in result.stderr
 
 
-def test_brokers_and_registries_that_are_away_are_told(cluster: Cluster, topic: str):
+def test_brokers_and_registries_that_are_away_are_told(cluster: Cluster, topic: str) -> None:
     away = ("--kafka-option", "bootstrap.servers=127.0.0.1:1", "--timeout", "1s")
     result = cluster.run("produce", topic, *away, stdin=ndjson(1))
     assert result.exit_code == 5

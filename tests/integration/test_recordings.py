@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import PATIENCE_S
 
 from k2cli.config import Settings, load_settings
 from k2cli.flow import Totals
@@ -27,6 +26,7 @@ from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.rejects import RejectLog
 from k2cli.simulator import Simulator, SimulatorOptions, running_simulator
 from k2cli.storage.lake import open_lake
+from support.waiting import PATIENCE_S
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LARGE = "spot-BTCUSDT-20240808.trade.ndjson"
@@ -93,8 +93,8 @@ def read_recorded(path: Path) -> Recorded:
             trades.append((data["s"], data["t"], time_of(data["T"]), *numbers, side))
         elif stream.endswith("@bookTicker"):
             moment = time_of(data["T"]) if "T" in data else None
-            numbers = [Decimal(data[name]) for name in "bBaA"]
-            quotes.append((data["s"], data["u"], moment, *numbers))
+            both = [Decimal(data[name]) for name in "bBaA"]
+            quotes.append((data["s"], data["u"], moment, *both))
     return Recorded(path, sorted(trades), sorted(quotes), sorted(symbols))
 
 
@@ -123,7 +123,7 @@ def stream(
 ) -> Totals:
     """Stream so many messages of both channels into the tables."""
 
-    def observe(event: str, **fields: object) -> None:
+    def observe(event: str, /, **fields: object) -> None:
         pass
 
     options = StreamOptions(

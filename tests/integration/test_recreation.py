@@ -3,19 +3,19 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from cluster import Cluster, ids_of, numbered_trades
 from confluent_kafka.admin import AdminClient, NewPartitions
-from crashes.members import STOPPING
-from scraping import scraped_until
-from waiting import PATIENCE_S, wait_for
 
-if TYPE_CHECKING:
-    import subprocess
+from crashes.members import STOPPING
+from support.cluster import Cluster, ids_of, numbered_trades
+from support.running import K2_COMMAND, Process
+from support.scraping import scraped_until
+from support.waiting import PATIENCE_S, wait_for
 
 SMALL_FETCHES = (
     *("--kafka-option", "queued.max.messages.kbytes=64"),
@@ -26,7 +26,7 @@ SMALL_FETCHES = (
 class Consumer:
     """A `k2 consume` that runs; its events are read as they come."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: Process) -> None:
         self.process = process
         self.events: list[dict[str, Any]] = []
 
@@ -35,7 +35,7 @@ class Consumer:
         assert self.process.stderr is not None
         self.events.append(json.loads(next(self.process.stderr)))
 
-    def wait_for(self, event: str, **fields: object) -> dict[str, Any]:
+    def wait_for(self, event: str, /, **fields: object) -> dict[str, Any]:
         """Read events until one has this name and these fields."""
         while True:
             self.wait_any()
@@ -88,10 +88,10 @@ class Consumer:
 @contextmanager
 def consuming(cluster: Cluster, *args: object, stop_after: int = 0) -> Iterator[Consumer]:
     """Run k2 consume; with `stop_after`, so that it stops itself after this many commits."""
-    stopping = (str(STOPPING), "committed", str(stop_after))
+    stopping = (sys.executable, str(STOPPING), "committed", str(stop_after))
     process = cluster.start(
         *("consume", "--log-format", "json", "--summary", "json", *args),
-        program=stopping if stop_after else ("-m", "k2cli"),
+        program=stopping if stop_after else K2_COMMAND,
     )
     with process:
         try:
@@ -127,7 +127,7 @@ RECREATED = {"smaller": (4, 20), "larger": (4, 400), "fewer": (2, 300), "more": 
 @pytest.mark.parametrize("is_paused", [False, True], ids=["running", "paused"])
 def test_recreated_topics_are_read_from_their_start(
     cluster: Cluster, topic_name: str, is_paused: bool
-):
+) -> None:
     topics = {how: f"{topic_name}.{how}.trades" for how in (*RECREATED, "kept")}
     old_ids = {}
     for number, topic in enumerate(topics.values()):
@@ -166,7 +166,7 @@ def test_recreated_topics_are_read_from_their_start(
     assert cluster.consume(*group)["messages"] == 0
 
 
-def test_deleted_topic_is_waited_for(cluster: Cluster, topic: str, topic_name: str):
+def test_deleted_topic_is_waited_for(cluster: Cluster, topic: str, topic_name: str) -> None:
     other = f"{topic_name}.other.trades"
     old_id = cluster.create(topic).id
     cluster.create(other)
@@ -196,7 +196,7 @@ def test_deleted_topic_is_waited_for(cluster: Cluster, topic: str, topic_name: s
 
 def test_what_was_read_of_the_old_topic_is_stored_under_its_id(
     cluster: Cluster, topic: str, args: Sequence[str]
-):
+) -> None:
     old_id = cluster.create(topic, partitions=1).id
     cluster.produce(topic, numbered_trades(100))
     with consuming(cluster, *args, "--commit-interval", "1h", "--metrics", ":0") as consumer:
@@ -219,7 +219,7 @@ def test_what_was_read_of_the_old_topic_is_stored_under_its_id(
 @pytest.mark.parametrize("is_recreated", [True, False])
 def test_unread_records_of_a_deleted_topic_are_missing(
     cluster: Cluster, topic: str, args: Sequence[str], is_recreated: bool
-):
+) -> None:
     count = 200_000
     cluster.create(topic, partitions=1)
     cluster.produce(topic, numbered_trades(count))
@@ -248,7 +248,7 @@ def test_unread_records_of_a_deleted_topic_are_missing(
 
 def test_topic_recreated_between_runs_is_read_from_its_start(
     cluster: Cluster, topic: str, args: Sequence[str]
-):
+) -> None:
     old_id = cluster.create(topic).id
     cluster.produce(topic, numbered_trades(100))
     cluster.consume(*args)
@@ -268,7 +268,7 @@ def test_topic_recreated_between_runs_is_read_from_its_start(
 
 def test_what_arrives_after_a_start_at_latest_is_read_whatever_is_killed(
     cluster: Cluster, topic: str
-):
+) -> None:
     cluster.create(topic)
     cluster.produce(topic, numbered_trades(100))
     start = ("--topic", topic, "--from", "latest")
@@ -285,7 +285,7 @@ def test_what_arrives_after_a_start_at_latest_is_read_whatever_is_killed(
 
 def test_members_that_start_at_latest_begin_at_the_same_moment(
     cluster: Cluster, topic: str, args: Sequence[str]
-):
+) -> None:
     cluster.create(topic)
     cluster.produce(topic, numbered_trades(100))
     start = (*args, "--from", "latest", "--commit-interval", "1h")
@@ -297,7 +297,7 @@ def test_members_that_start_at_latest_begin_at_the_same_moment(
         two.process.kill()
     commits = one.of("commit") + two.of("commit")
     assert [event["rows"] for event in commits].count(0) == 1
-    admin = AdminClient(cluster.kafka)
+    admin = AdminClient({**cluster.kafka})
     admin.create_partitions([NewPartitions(topic, 8)])[topic].result()
     cluster.produce(topic, numbered_trades(100, begin=200))
     cluster.consume("--topic", topic, "--from", "latest")
@@ -306,7 +306,7 @@ def test_members_that_start_at_latest_begin_at_the_same_moment(
 
 def test_start_beyond_the_first_record_is_a_position(
     cluster: Cluster, topic: str, args: Sequence[str]
-):
+) -> None:
     cluster.create(topic, partitions=1)
     cluster.produce(topic, numbered_trades(30))
     cluster.delete_records(topic, 10)
@@ -319,7 +319,9 @@ def test_start_beyond_the_first_record_is_a_position(
     assert (summary["missing"], summary["rows"]) == (15, 5)
 
 
-def test_offset_reset_of_the_user_hides_no_gap(cluster: Cluster, topic: str, args: Sequence[str]):
+def test_offset_reset_of_the_user_hides_no_gap(
+    cluster: Cluster, topic: str, args: Sequence[str]
+) -> None:
     env = {**cluster.env, "K2_KAFKA_ENABLE_PARTITION_EOF": "false", "K2_KAFKA_GROUP_ID": "other"}
     given = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, env)
     cluster.create(topic, partitions=1)

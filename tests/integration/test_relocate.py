@@ -8,8 +8,6 @@ from pathlib import Path
 import fastavro
 import pyarrow as pa
 import pytest
-from builders import quotes_batch, trades_batch
-from conftest import Run
 from pyiceberg.table.update.snapshot import ManageSnapshots
 
 from k2cli.config import Settings, load_settings
@@ -17,6 +15,8 @@ from k2cli.errors import BadData, ConfigError
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
 from k2cli.storage.state import carried_properties
+from support.builders import quotes_batch, trades_batch
+from support.running import Run
 
 LOAD = ("load", "csv", "--layout", "binance-trades")
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster
-from waiting import PATIENCE_S
 
 from k2cli.records import TRADES
 from k2cli.simulator import Simulator, SimulatorOptions, running_simulator
+from support.cluster import Cluster
+from support.paths import RECORDINGS
+from support.waiting import PATIENCE_S
 
 RECORDED = "binance/spot-BTCUSDT-20240808.trade.ndjson"
 DUMPS = (
@@ -28,7 +29,7 @@ ROUTES = ("stream", "dumps", "consume")
 
 @pytest.fixture(scope="module")
 def exchange() -> Iterator[Simulator]:
-    path = Path(__file__).parents[2].parent / "shared" / "data" / RECORDED
+    path = RECORDINGS / RECORDED
     if not path.is_file():
         pytest.skip(f"no recorded data in {path.parent}")
     with running_simulator(SimulatorOptions(frames=path)) as simulator:

@@ -5,19 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster import Cluster
 from confluent_kafka import Producer
-from conftest import Run
-from within import k2_at
 
 from k2cli.simulator import SimulatorOptions, running_simulator
+from support.cluster import Cluster
+from support.running import Run, k2_at
 
 
 def events(talk: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in talk.splitlines() if line.startswith("{")]
 
 
-def test_messages_and_snapshots_tell_their_run(cluster: Cluster, topic_name: str):
+def test_messages_and_snapshots_tell_their_run(cluster: Cluster, topic_name: str) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=1)
     line = json.dumps(
@@ -53,7 +52,7 @@ def test_messages_and_snapshots_tell_their_run(cluster: Cluster, topic_name: str
 
 def test_dead_letters_and_their_replay_keep_the_run_of_the_message(
     cluster: Cluster, topic_name: str
-):
+) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=1)
     producer = Producer(cluster.kafka)
@@ -69,7 +68,7 @@ def test_dead_letters_and_their_replay_keep_the_run_of_the_message(
     assert dict(again.headers() or [])["k2.run"] == b"first"
 
 
-def test_log_lines_have_a_level_and_the_run(run: Run, home: Path):
+def test_log_lines_have_a_level_and_the_run(run: Run, home: Path) -> None:
     with running_simulator(SimulatorOptions()) as simulator:
         see_log_lines(run, home, simulator.url)
 
@@ -95,7 +94,7 @@ def see_log_lines(run: Run, home: Path, url: str) -> None:
     assert run(stream, env={"K2_RUN": "two words"}).exit_code == 3
 
 
-def test_an_error_and_the_sums_are_lines_of_a_json_log(run: Run, cluster: Cluster):
+def test_an_error_and_the_sums_are_lines_of_a_json_log(run: Run, cluster: Cluster) -> None:
     stream = ["stream", "binance", "--url", "ws://127.0.0.1:9", "--symbols", "BTCUSDT"]
     stream += ["--connect-timeout", "500ms", "--log-format", "json"]
     done = run(stream, env={"K2_RUN": "r"})
@@ -111,7 +110,9 @@ def test_an_error_and_the_sums_are_lines_of_a_json_log(run: Run, cluster: Cluste
     assert json.loads(line)["hint"].startswith("k2 topic create")
 
 
-def test_files_are_lines_of_the_log_where_there_is_one(run: Run, home: Path, tmp_path: Path):
+def test_files_are_lines_of_the_log_where_there_is_one(
+    run: Run, home: Path, tmp_path: Path
+) -> None:
     good, bad = tmp_path / "good.csv", tmp_path / "bad.csv"
     good.write_text("1,10.5,2,21,1723161600000,True,True\n")
     bad.write_text("1,ten,2,21,1723161600000,True,True\n")

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
-from avro_cases import CASES, Case
-from services.registry import RegistryAddress
 
 from k2cli.avro.compatibility import Schema, breaches
 from k2cli.avro.level import Level
 from k2cli.avro.types import link
+from services.registry import RegistryAddress
+from support.avro_cases import CASES, Case
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def by_k2(case: Case, level: Level) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_verdicts_are_as_the_table_has_them(case: Case, client: httpx2.Client):
+def test_the_verdicts_are_as_the_table_has_them(case: Case, client: httpx2.Client) -> None:
     ours = [by_k2(case, level) for level in (Level.BACKWARD, Level.FORWARD, Level.FULL)]
     assert ours == [case.backward, case.forward, case.backward and case.forward]
     theirs = [by_registry(client, case, level) for level in (Level.BACKWARD, Level.FORWARD)]
@@ -47,7 +47,7 @@ def test_the_verdicts_are_as_the_table_has_them(case: Case, client: httpx2.Clien
     assert by_registry(client, case, Level.FULL) == all(theirs)
 
 
-def test_the_table_names_why_a_registry_differs():
+def test_the_table_names_why_a_registry_differs() -> None:
     assert len(CASES) >= 60
     assert len({case.name for case in CASES}) == len(CASES)
     for case in CASES:

@@ -12,16 +12,16 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
-from builders import trades_batch
-from cluster import Cluster
-from conftest import Run
-from services.fixtures import OwnRegistry
-from services.registry import RegistryAddress
-from waiting import PATIENCE_S
 
 from k2cli.errors import Unavailable
 from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
+from services.fixtures import OwnRegistry
+from services.registry import RegistryAddress
+from support.builders import trades_batch
+from support.cluster import Cluster
+from support.running import Run
+from support.waiting import PATIENCE_S
 
 AWAY = ("--registry-option", "url=http://127.0.0.1:1", "--timeout", "500ms")
 Answer = Callable[[str, str], tuple[int, Any]]  # method and path -> status and body
@@ -101,7 +101,7 @@ def unfit(tmp_path: Path) -> Path:
     return changed(tmp_path / "unfit.avsc", {"name": "venue", "type": "string"})
 
 
-def test_a_schema_is_registered_listed_and_shown(run: Run, subject: str, newer: Path):
+def test_a_schema_is_registered_listed_and_shown(run: Run, subject: str, newer: Path) -> None:
     first = run(["schema", "register", subject])
     assert (first.exit_code, first.stderr) == (0, "")
     assert run(["schema", "register", subject]).stdout == first.stdout
@@ -130,7 +130,7 @@ def test_a_schema_is_registered_listed_and_shown(run: Run, subject: str, newer: 
     assert json.loads(by_id) == TRADES.avro
 
 
-def test_the_subject_tells_the_kind_unless_told(run: Run, topic_name: str):
+def test_the_subject_tells_the_kind_unless_told(run: Run, topic_name: str) -> None:
     subject = f"{topic_name}.quotes-value"
     assert run(["schema", "register", subject]).exit_code == 0
     assert json.loads(run(["schema", "show", subject]).stdout) == QUOTES.avro
@@ -144,7 +144,7 @@ def test_the_subject_tells_the_kind_unless_told(run: Run, topic_name: str):
     assert f"hint: {topic_name}.trades-value, or" in bare.stderr
 
 
-def test_a_schema_comes_from_stdin_and_need_not_be_a_record(run: Run, topic_name: str):
+def test_a_schema_comes_from_stdin_and_need_not_be_a_record(run: Run, topic_name: str) -> None:
     subject = f"{topic_name}-key"
     assert run(["schema", "register", subject, "-"], stdin='"string"').exit_code == 0
     assert run(["schema", "show", subject]).stdout == '"string"\n'
@@ -152,7 +152,7 @@ def test_a_schema_comes_from_stdin_and_need_not_be_a_record(run: Run, topic_name
 
 def test_check_answers_before_anything_is_registered(
     run: Run, subject: str, newer: Path, unfit: Path
-):
+) -> None:
     run(["schema", "register", subject])
     against = ["--against", "registry", "--subject", subject]
     yes = run(["schema", "check", str(newer), *against])
@@ -172,7 +172,7 @@ def test_check_answers_before_anything_is_registered(
 
 def test_check_takes_the_only_subject_of_the_kind(
     run: Run, own_registry: OwnRegistry, newer: Path, k2_env: dict[str, str]
-):
+) -> None:
     k2_env["K2_SCHEMA_REGISTRY_URL"] = own_registry().url
     none = run(["schema", "check", str(newer), "--against", "registry"])
     assert none.exit_code == 4
@@ -186,7 +186,9 @@ def test_check_takes_the_only_subject_of_the_kind(
     assert "hint: --subject a.trades-value" in several.stderr
 
 
-def test_check_tells_what_the_registry_would_let_pass(run: Run, subject: str, tmp_path: Path):
+def test_check_tells_what_the_registry_would_let_pass(
+    run: Run, subject: str, tmp_path: Path
+) -> None:
     run(["schema", "register", subject])
     text = json.dumps(TRADES.avro).replace('"scale": 8', '"scale": 6')
     (tmp_path / "scale.avsc").write_text(text)
@@ -204,7 +206,7 @@ def test_check_tells_what_the_registry_would_let_pass(run: Run, subject: str, tm
 
 def test_check_looks_at_all_versions_where_the_level_is_transitive(
     run: Run, subject: str, newer: Path, tmp_path: Path
-):
+) -> None:
     """`venue` has a default in version 2 alone: version 1 does not have it at all."""
     run(["schema", "register", subject])
     run(["schema", "register", subject, str(newer)])
@@ -218,7 +220,7 @@ def test_check_looks_at_all_versions_where_the_level_is_transitive(
     assert "at the subject's own level BACKWARD, would take the schema" in all_of_them.stderr
 
 
-def test_schemas_of_a_subject_are_named_like_others(run: Run, subject: str, newer: Path):
+def test_schemas_of_a_subject_are_named_like_others(run: Run, subject: str, newer: Path) -> None:
     run(["schema", "register", subject])
     run(["schema", "register", subject, str(newer)])
     diff = run(["schema", "diff", f"{subject}@1", subject])
@@ -229,14 +231,14 @@ def test_schemas_of_a_subject_are_named_like_others(run: Run, subject: str, newe
     assert shown.stdout.splitlines()[-1] == "venue: string"
 
 
-def test_what_is_incompatible_is_not_registered(run: Run, subject: str, unfit: Path):
+def test_what_is_incompatible_is_not_registered(run: Run, subject: str, unfit: Path) -> None:
     run(["schema", "register", subject])
     result = run(["schema", "register", subject, str(unfit)])
     assert (result.exit_code, result.stdout) == (6, "")
     assert f"error: cannot register a schema as {subject}: " in result.stderr
 
 
-def test_an_unknown_subject_or_version_is_told_with_what_is_near(run: Run, subject: str):
+def test_an_unknown_subject_or_version_is_told_with_what_is_near(run: Run, subject: str) -> None:
     run(["schema", "register", subject])
     wrong = subject[:-2]
     check = ["check", "trade_v2", "--against", "registry", "--subject", wrong]
@@ -273,7 +275,7 @@ def test_an_unknown_subject_or_version_is_told_with_what_is_near(run: Run, subje
         (["list", "--registry-option", "x"], 2, "'x' is not KEY=VALUE"),
     ],
 )
-def test_failures_say_what_to_do(run: Run, args: list[str], code: int, stderr: str):
+def test_failures_say_what_to_do(run: Run, args: list[str], code: int, stderr: str) -> None:
     result = run(["schema", *args])
     assert (result.exit_code, result.stdout) == (code, "")
     assert stderr in result.stderr
@@ -294,20 +296,20 @@ def test_failures_say_what_to_do(run: Run, args: list[str], code: int, stderr: s
         '{"type": "record", "name": "a"}',
     ],
 )
-def test_what_is_not_avro_is_told(run: Run, subject: str, text: str):
+def test_what_is_not_avro_is_told(run: Run, subject: str, text: str) -> None:
     result = run(["schema", "register", subject, "-"], stdin=text)
     assert (result.exit_code, result.stdout) == (6, "")
     assert "error: " in result.stderr
 
 
-def test_a_file_that_is_not_text_is_told(run: Run, tmp_path: Path):
+def test_a_file_that_is_not_text_is_told(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.avsc").write_bytes(b"\xff\xfe")
     result = run(["schema", "check", "trade_v2", str(tmp_path / "x.avsc")])
     assert result.exit_code == 6
     assert "it is not UTF-8" in result.stderr
 
 
-def test_what_is_no_schema_registry_is_a_wrong_setting(run: Run):
+def test_what_is_no_schema_registry_is_a_wrong_setting(run: Run) -> None:
     for body in (b"<html>hello</html>", b""):
         for status in (200, 404):
             with played(lambda *_, status=status, body=body: (status, body)) as url:
@@ -379,7 +381,7 @@ HOSTILE = pytest.mark.parametrize(
 @HOSTILE
 def test_an_answer_is_bounded_in_size_and_time(
     run: Run, send: Callable[[Callable[[bytes], object]], None], reason: str, timeout: str
-):
+) -> None:
     began = time.monotonic()
     with hostile(send) as url:
         result = run(["schema", "list", "--timeout", timeout, "--registry-option", f"url={url}"])
@@ -404,7 +406,7 @@ def oauth_options(registry_url: str, token_url: str) -> list[str]:
     return [part for pair in pairs for part in ("--registry-option", pair)]
 
 
-def test_a_token_is_fetched_and_sent(run: Run):
+def test_a_token_is_fetched_and_sent(run: Run) -> None:
     token = {"access_token": "t", "token_type": "Bearer", "expires_in": 3600, "expires_at": 1 << 40}
     asked: list[str] = []
 
@@ -421,7 +423,7 @@ def test_a_token_is_fetched_and_sent(run: Run):
 @HOSTILE
 def test_a_token_is_bounded_in_size_and_time(
     run: Run, send: Callable[[Callable[[bytes], object]], None], reason: str, timeout: str
-):
+) -> None:
     began = time.monotonic()
     with hostile(send) as url:
         options = oauth_options("http://127.0.0.1:1", url)
@@ -453,7 +455,7 @@ def test_a_token_is_bounded_in_size_and_time(
     ],
 )
 @pytest.mark.parametrize("status", [200, 500])
-def test_an_answer_of_another_shape_is_an_outage(body: Any, status: int):
+def test_an_answer_of_another_shape_is_an_outage(body: Any, status: int) -> None:
     subject = "market.crypto.trades-value"
     settings = {"max.retries": "0"}
     with (
@@ -475,7 +477,7 @@ def test_an_answer_of_another_shape_is_an_outage(body: Any, status: int):
                 call()
 
 
-def test_a_registry_of_nothing_but_braces_is_an_outage_for_every_command(run: Run):
+def test_a_registry_of_nothing_but_braces_is_an_outage_for_every_command(run: Run) -> None:
     with played(lambda *_: (200, {})) as url:
         for args in (["schema", "list"], ["schema", "show", "market.crypto.trades-value"]):
             result = run([*args, "--registry-option", f"url={url}"])
@@ -483,7 +485,7 @@ def test_a_registry_of_nothing_but_braces_is_an_outage_for_every_command(run: Ru
             assert "the answer is not what a registry sends" in result.stderr
 
 
-def test_a_registry_that_refuses_us_is_a_wrong_setting(run: Run):
+def test_a_registry_that_refuses_us_is_a_wrong_setting(run: Run) -> None:
     body = {"error_code": 40101, "message": "Unauthorized"}
     with played(lambda *_: (401, body)) as url:
         result = run(["schema", "list", "--registry-option", f"url={url}"])
@@ -492,7 +494,7 @@ def test_a_registry_that_refuses_us_is_a_wrong_setting(run: Run):
     assert "hint: see the [schema_registry] settings" in result.stderr
 
 
-def test_a_registry_without_subjects_lists_none(run: Run):
+def test_a_registry_without_subjects_lists_none(run: Run) -> None:
     with played(lambda *_: (200, [])) as url:
         result = run(["schema", "list", "--registry-option", f"url={url}"])
     assert result.exit_code == 0
@@ -517,7 +519,7 @@ def confluent(method: str, path: str) -> tuple[int, Any]:
 
 def test_the_reasons_of_a_registry_are_told_without_the_schemas(
     run: Run, subject: str, newer: Path
-):
+) -> None:
     with played(confluent) as url:
         option = ["--registry-option", f"url={url}"]
         against = ["--against", "registry", "--subject", subject]
@@ -531,7 +533,7 @@ def test_the_reasons_of_a_registry_are_told_without_the_schemas(
     assert register.stderr == f"error: cannot register a schema as {subject}: {REASON}\n"
 
 
-def test_a_schema_that_is_not_avro_is_not_shown(run: Run):
+def test_a_schema_that_is_not_avro_is_not_shown(run: Run) -> None:
     schema = {"schemaType": "PROTOBUF", "schema": 'syntax = "proto3";', "id": 3, "version": 1}
     with played(lambda *_: (200, {**schema, "subject": "p"})) as url:
         result = run(["schema", "show", "p", "--registry-option", f"url={url}"])
@@ -539,7 +541,7 @@ def test_a_schema_that_is_not_avro_is_not_shown(run: Run):
     assert "p@1 is of type PROTOBUF, not AVRO" in result.stderr
 
 
-def test_consume_takes_options_of_the_registry(cluster: Cluster, topic_name: str):
+def test_consume_takes_options_of_the_registry(cluster: Cluster, topic_name: str) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=1)
     cluster.produce(topic, trades_batch(3))

@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 from pyiceberg.catalog import load_catalog
+
 from services import ServiceMissing
 from services.fixtures import OwnBroker, OwnRegistry
 from services.java import find_java
@@ -24,7 +25,8 @@ from services.packages import made_once
 from services.processes import ServerFailed, free_port
 from services.registry import RegistryAddress
 from services.seaweedfs import SeaweedFs
-from waiting import PATIENCE_S, wait_for
+from support.paths import TESTS
+from support.waiting import PATIENCE_S, wait_for
 
 VALUES = [b"1", b"2", b"3"]
 
@@ -183,7 +185,7 @@ server = ServerProcess(name="web", folder=Path({str(tmp_path)!r}))
 server.start({command!r}, is_ready=lambda: "Serving" in server.log_text(), timeout_s=60)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = {**os.environ, "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-c", script]
     killed = subprocess.run(command, env=env, check=False, timeout=PATIENCE_S)
     assert killed.returncode == -signal.SIGKILL

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import trustme
-from waiting import PATIENCE_S, ManualClock
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as connect_sync
@@ -30,6 +29,7 @@ from k2cli.simulator import (
     running_simulator,
 )
 from k2cli.simulator.recording import stream_and_frame
+from support.waiting import PATIENCE_S, ManualClock
 
 RECORDINGS = (
     "coinm-ETHUSD_PERP-20240808.trade.ndjson",

@@ -7,17 +7,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pytest
-from builders import quotes_batch, trades_batch
-from conftest import Run
-from services.seaweedfs import SECRET_KEY, SeaweedFs
-from waiting import PATIENCE_S
 
 from k2cli.config import load_settings
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
+from services.seaweedfs import SECRET_KEY, SeaweedFs
+from support.builders import quotes_batch, trades_batch
+from support.running import Run
+from support.waiting import PATIENCE_S
 
 LIBRARIES = {"pyiceberg": "pyiceberg", "DuckDB": "duckdb", "polars": "polars", "pandas": "pandas"}
 SHOWN = {
@@ -90,7 +91,7 @@ def test_code_of_a_table_that_does_not_exist_is_not_printed(run: Run) -> None:
 
 @pytest.mark.parametrize("catalog", ["rest", "sql"])
 def test_secrets_are_not_printed_but_taken_from_the_environment(
-    run: Run, seaweedfs: SeaweedFs, tmp_path: Path, catalog: str
+    run: Run, seaweedfs: SeaweedFs, tmp_path: Path, catalog: Literal["rest", "sql"]
 ) -> None:
     properties = seaweedfs.catalog_properties(catalog, folder=tmp_path)
     env = {

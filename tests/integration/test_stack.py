@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from compose import COMPOSE, variables
+
+from support.compose import COMPOSE, variables
 
 QUERY = "run --rm -T k2 query symbols --format json"
 STARTED_S, ANSWERED_S = 900, 120

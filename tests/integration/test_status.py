@@ -1,26 +1,24 @@
 """`k2 status` and real servers: figures are those of what was written, and outages are red."""
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import START, trades_batch
-from cluster import READ_TIMEOUT_S, Cluster, numbered_trades
-from conftest import Run
-from services.fixtures import OwnBroker, OwnRegistry
-from services.seaweedfs import SeaweedFs
-from waiting import PATIENCE_S
 
 from k2cli.config import load_settings
 from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
+from services.fixtures import OwnBroker, OwnRegistry
+from services.seaweedfs import SeaweedFs
+from support.builders import START, trades_batch
+from support.cluster import READ_TIMEOUT_S, Cluster, numbered_trades
+from support.running import Run, start_k2
+from support.waiting import PATIENCE_S
 
 TOPIC = "market.crypto.trades"
 GROUP = "k2-iceberg-writer"
@@ -72,7 +70,7 @@ def own_cluster(
     return Cluster(bootstrap, url, home, env)
 
 
-def test_figures_are_those_of_what_was_written(cluster: Cluster, topic_name: str):
+def test_figures_are_those_of_what_was_written(cluster: Cluster, topic_name: str) -> None:
     topic = f"{topic_name}.trades"
     cluster.create(topic)
     cluster.produce(topic, numbered_trades(100))
@@ -99,7 +97,7 @@ def test_figures_are_those_of_what_was_written(cluster: Cluster, topic_name: str
     assert f"{topic}  " in text
 
 
-def test_each_step_of_a_new_cluster_is_named(own_cluster: Cluster):
+def test_each_step_of_a_new_cluster_is_named(own_cluster: Cluster) -> None:
     found = status(own_cluster)
     assert states_of(found) == {
         "catalog": "yellow",
@@ -132,7 +130,7 @@ def test_each_step_of_a_new_cluster_is_named(own_cluster: Cluster):
     assert check["hint"] == "k2 schema register market.equities.trades-value"
 
 
-def test_init_lets_dead_letters_be_as_large_as_their_source(own_cluster: Cluster):
+def test_init_lets_dead_letters_be_as_large_as_their_source(own_cluster: Cluster) -> None:
     own_cluster.create(TOPIC, partitions=1, max_message_bytes="7000000")
     result = own_cluster.run("init")
     assert result.exit_code == 0, result.stderr
@@ -142,7 +140,7 @@ def test_init_lets_dead_letters_be_as_large_as_their_source(own_cluster: Cluster
 
 def test_servers_that_stop_are_red_and_the_rest_is_not(
     own_broker: OwnBroker, own_registry: OwnRegistry, home: Path, k2_env: dict[str, str]
-):
+) -> None:
     broker, registry = own_broker(), own_registry()
     env = {
         **k2_env,
@@ -172,7 +170,7 @@ def test_servers_that_stop_are_red_and_the_rest_is_not(
 @pytest.mark.parametrize("kind", ["rest", "sql"])
 def test_tables_in_an_object_store(
     run: Run, seaweedfs: SeaweedFs, tmp_path: Path, k2_env: dict[str, str], kind: Any
-):
+) -> None:
     env = {**k2_env, **catalog_env(seaweedfs.catalog_properties(kind, folder=tmp_path))}
     empty = run(["status", "-f", "json", *PATIENT], env=env)
     assert empty.exit_code == 0
@@ -194,7 +192,7 @@ def store_env(seaweedfs: SeaweedFs, tmp_path: Path, k2_env: dict[str, str]) -> d
     return env
 
 
-def test_a_store_that_is_away_is_red(run: Run, store_env: dict[str, str]):
+def test_a_store_that_is_away_is_red(run: Run, store_env: dict[str, str]) -> None:
     env = {**store_env, "K2_CATALOG_S3__ENDPOINT": "http://127.0.0.1:1"}
     result = run(["status", "-f", "json", *PATIENT], env=env)
     assert result.exit_code == 5
@@ -203,14 +201,14 @@ def test_a_store_that_is_away_is_red(run: Run, store_env: dict[str, str]):
 
 def test_a_store_that_never_answers_does_not_keep_the_process(
     store_env: dict[str, str], black_hole: str
-):
+) -> None:
     env = {
         **store_env,
         "K2_CATALOG_S3__ENDPOINT": f"http://{black_hole}",
         "K2_CATALOG_S3__REQUEST_TIMEOUT": "3600",  # Arrow waits for so long, and is waited for
     }
-    command = [sys.executable, "-m", "k2cli", "status", "-f", "json", "--timeout", "10s"]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+    args = ("status", "-f", "json", "--timeout", "10s")
+    with start_k2(*args, env=env, stderr=None) as process:
         assert process.stdout is not None
         found = json.loads(process.stdout.readline())
         assert process.wait(PATIENCE_S) == 5

@@ -11,8 +11,6 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import START, quotes_batch, table_of, trade_row, trades_batch
-from foreign import append_as_another_engine, forget_everything, rewrite_as_another_engine
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitStateUnknownException
 from pyiceberg.io import FileIO
@@ -26,11 +24,13 @@ from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.storage import position, rebuild
 from k2cli.storage.append import OutcomeUnknown, append_rows
 from k2cli.storage.lake import Lake, open_lake
-from k2cli.storage.lookup import StoredIds
+from k2cli.storage.lookup import StoredIds, read_numbers
 from k2cli.storage.position import Series, State
 from k2cli.storage.state import read_state
 from k2cli.storage.stored import FileIndex
 from k2cli.storage.target import Target
+from support.builders import START, quotes_batch, table_of, trade_row, trades_batch
+from support.foreign import append_as_another_engine, forget_everything, rewrite_as_another_engine
 
 _SYNC_BYTES = 16  # the marker at the end of a block of an Avro file
 
@@ -392,7 +392,7 @@ def test_what_snapshots_did_that_are_gone_is_not_guessed(lake: Lake, is_as_large
 def test_what_was_lost_is_built_from_the_rows(settings: Settings, home: Path) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
     with open_lake(
-        settings, create=True, observe=lambda event, **f: events.append((event, f))
+        settings, create=True, observe=lambda event, /, **f: events.append((event, f))
     ) as lake:
         unnumbered = table_of(TRADES, [trade_row(source_sequence=None, message_id="file-1")])
         lake.open(TRADES).append(trades(1, 2, 5))
@@ -430,7 +430,7 @@ def test_a_rebuild_that_was_cut_off_goes_on(lake: Lake, monkeypatch: pytest.Monk
         lake.open(TRADES).append(trades(number))
     append_as_another_engine(lake.open(TRADES).iceberg, trades(9))
     read: list[str] = []
-    real = rebuild.read_numbers
+    real = read_numbers
 
     def cut_off(table: Table, kind: RecordKind, path: str) -> Any:
         if len(read) == 3:

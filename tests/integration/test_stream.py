@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,30 +20,30 @@ from typing import Any
 
 import pytest
 import trustme
-from conftest import Run
-from scraping import scraped_until
-from terminal import Terminal
-from waiting import PATIENCE_S, wait_for
 
 from k2cli.config import Settings
 from k2cli.records import TRADES, RecordKind
 from k2cli.simulator import SimulatorOptions, running_simulator
 from k2cli.storage.lake import open_lake
+from support.running import K2_COMMAND, Process, Run, run_k2, start_k2
+from support.scraping import scraped_until
+from support.terminal import Terminal
+from support.waiting import PATIENCE_S, wait_for
 
 SYMBOLS = ("--symbols", "BTCUSDT")
 UNCOMMITTED = ("--flush-interval", "1h", "--metrics", "127.0.0.1:0")  # until the end
 Json = dict[str, Any]
 
 
-def command(url: str, *args: str) -> list[str]:
-    base = [sys.executable, "-m", "k2cli", "stream", "binance", "--url", url]
+def streamed(url: str, *args: str) -> list[str]:
+    base = ["stream", "binance", "--url", url]
     return [*base, *(() if "--symbols" in args else SYMBOLS), *args]
 
 
 class Streamer:
     """A running `k2 stream` with its log as JSON, read line by line as it comes."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: Process) -> None:
         self.process = process
         self.events: list[Json] = []
         self.talk: list[str] = []  # other lines of stderr
@@ -98,15 +97,7 @@ class Streamer:
 
 @contextmanager
 def streaming(env: Mapping[str, str], url: str, *args: str, **popen: Any) -> Iterator[Streamer]:
-    process = subprocess.Popen(
-        command(url, "--log-format", "json", *args),
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **popen,
-    )
-    streamer = Streamer(process)
+    streamer = Streamer(start_k2(*streamed(url, "--log-format", "json", *args), env=env, **popen))
     try:
         yield streamer
     finally:
@@ -180,12 +171,8 @@ def test_hangups_of_a_closed_session_end_with_one_commit(
     """A terminal that goes away signals more than once, and takes the log with it."""
     master, slave = pty.openpty()
     with running_simulator(SimulatorOptions(first_id=100, rate=2_000)) as simulator:
-        process = subprocess.Popen(
-            command(simulator.url, *UNCOMMITTED, "--log-format", "json"),
-            env=k2_env,
-            stdout=subprocess.DEVNULL,
-            stderr=slave,
-        )
+        args = streamed(simulator.url, *UNCOMMITTED, "--log-format", "json")
+        process = start_k2(*args, env=k2_env, stdout=subprocess.DEVNULL, stderr=slave)
         os.close(slave)
         wait_for(lambda: simulator.frames_sent > 200)
         os.close(master)
@@ -342,14 +329,9 @@ def test_killed_streams_keep_every_reported_row_and_double_none(
         first = max(100, 100 + len(held) - chance.choice([0, 0, 300, 5_000]))
     assert reported > 0
     with running_simulator(SimulatorOptions(first_id=100)) as simulator:
-        done = subprocess.run(
-            command(simulator.url, "--max-messages", str(reported + 50), "--summary", "json"),
-            env=k2_env,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=PATIENCE_S,
-        )
+        limit = ("--max-messages", str(reported + 50))
+        done = run_k2(streamed(simulator.url, *limit, "--summary", "json"), env=k2_env)
+    assert done.exit_code == 0, done.stderr
     summary = json.loads(done.stdout)
     # The exchange of this run says the same ids, with times of its own.
     assert (summary["rows"], summary["duplicates"] + summary["conflicts"]) == (50, reported)
@@ -444,19 +426,17 @@ def test_log_that_cannot_be_written_stops_no_data(
     os.close(reader)
     options = SimulatorOptions(first_id=100, garbage_every=100)
     with running_simulator(options) as simulator:
-        words = command(simulator.url, "--max-messages", "3000", "--flush-rows", "500")
-        done = subprocess.run(
-            ["sh", "-c", 'exec "$@" 2>&-', "sh", *words, "--log-file", str(log)]
-            if stderr == "closed"
-            else [*words, "--log-file", str(log)],
+        words = streamed(simulator.url, "--max-messages", "3000", "--flush-rows", "500")
+        closing = ("sh", "-c", 'exec "$@" 2>&-', "sh", *K2_COMMAND)
+        process = start_k2(
+            *(*words, "--log-file", log),
             env=k2_env,
+            program=closing if stderr == "closed" else K2_COMMAND,
             stderr=os.open(stderr, os.O_WRONLY) if stderr == "/dev/full" else writer,
-            stdout=subprocess.PIPE,
-            timeout=PATIENCE_S,
-            check=False,
         )
+        stdout, _ = process.communicate(timeout=PATIENCE_S)
     os.close(writer)
-    assert (done.returncode, done.stdout) == (0, b"")
+    assert (process.returncode, stdout) == (0, "")
     assert len(numbers(settings)) >= 2_900
     text = log.read_text()
     assert " connected " in text
@@ -502,19 +482,14 @@ def test_stdout_gets_exact_ndjson(run: Run, home: Path) -> None:
 
 def test_stdout_that_is_closed_early_ends_quietly(k2_env: dict[str, str]) -> None:
     with running_simulator(SimulatorOptions(first_id=100, rate=5_000)) as simulator:
-        process = subprocess.Popen(
-            command(simulator.url, "--to", "stdout"),
-            env=k2_env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        process = start_k2(*streamed(simulator.url, "--to", "stdout"), env=k2_env)
         assert process.stdout is not None
         assert process.stderr is not None
         with process, process.stdout, process.stderr:
             assert json.loads(process.stdout.readline())["trade_id"] == "BINANCE-100"
             process.stdout.close()
             code = process.wait(PATIENCE_S)
-            talk = process.stderr.read().decode()
+            talk = process.stderr.read()
     assert code == 0
     assert "Traceback" not in talk
     assert "error" not in talk
@@ -527,7 +502,7 @@ def test_live_view_shows_states_and_fits_the_terminal(k2_env: dict[str, str]) ->
         exchange = stack.enter_context(ExitStack())
         simulator = running_simulator(SimulatorOptions(first_id=100, rate=500))
         url = exchange.enter_context(simulator).url
-        run = command(url, *symbols)
+        run = (*K2_COMMAND, *streamed(url, *symbols))
         view = stack.enter_context(Terminal(run, k2_env, columns=40, lines=12))
         shown = view.wait_for(lambda text: "connected" in text and "SOLUSDT" in text)
         assert "rows/s" in shown
@@ -602,7 +577,7 @@ def test_file_size_limit_is_waited_out_and_what_was_reported_is_stored(
         planned = set(lake.open(TRADES).plan().paths)
     assert {str(path) for path in (settings.home / "warehouse").rglob("*.parquet")} == planned
     with running_simulator(SimulatorOptions(first_id=100)) as simulator:
-        again = run(command(simulator.url, "--max-messages", str(len(held) + 10))[3:])
+        again = run(streamed(simulator.url, "--max-messages", str(len(held) + 10)))
     assert again.exit_code == 0
     kept = sum(event["rows"] for event in streamer.named("uncommitted_kept"))
     after = numbers(settings)

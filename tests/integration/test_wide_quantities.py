@@ -9,14 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import batch_of, narrow, quote_row, table_of, trade_row
-from cluster import READ_TIMEOUT_S, Cluster, numbered_trades
-from faults import by_row
-from older import make_narrow
 from pyiceberg.conversions import from_bytes
 from pyiceberg.types import DecimalType
-from waiting import PATIENCE_S, wait_for
-from within import k2_at
 
 from k2cli.config import Settings, load_settings
 from k2cli.errors import BadData
@@ -27,6 +21,12 @@ from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import KINDS, QUOTES, TRADES
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import Lake, open_lake
+from support.builders import batch_of, narrow, quote_row, table_of, trade_row
+from support.cluster import READ_TIMEOUT_S, Cluster, numbered_trades
+from support.faults import by_row
+from support.older import make_narrow
+from support.running import k2_at
+from support.waiting import PATIENCE_S, wait_for
 
 LARGE = Decimal("35962838485.00000001")
 PRICE = Decimal("61800.00000000")
@@ -58,7 +58,7 @@ def quantities(lake: Lake) -> list[Decimal]:
     return list(rows["quantity"].to_pylist())
 
 
-def test_new_tables_have_wide_quantities(lake: Lake):
+def test_new_tables_have_wide_quantities(lake: Lake) -> None:
     large = table_of(TRADES, [trade_row(quantity=LARGE)])
     lake.open(TRADES).append(large)
     quotes = [quote_row(bid_quantity=LARGE, ask_quantity=LARGE)]
@@ -70,7 +70,7 @@ def test_new_tables_have_wide_quantities(lake: Lake):
     assert lake.open(TRADES).evolve(TRADES.avro) == []
 
 
-def test_a_table_that_has_not_evolved_takes_what_fits(older: Lake):
+def test_a_table_that_has_not_evolved_takes_what_fits(older: Lake) -> None:
     most = Decimal("9999999999.99999999")
     older.open(TRADES).append(table_of(TRADES, [trade(1, quantity=most)]))
     assert (quantities(older), stored_types(older)) == ([most], [pa.decimal128(18, 8)])
@@ -83,14 +83,14 @@ def test_a_table_that_has_not_evolved_takes_what_fits(older: Lake):
     assert quantities(older) == [most]
 
 
-def test_queries_see_wide_quantities_before_a_table_has_evolved(older: Lake, home: Path):
+def test_queries_see_wide_quantities_before_a_table_has_evolved(older: Lake, home: Path) -> None:
     older.open(TRADES).append(table_of(TRADES, [trade(1, quantity=Decimal("2.5"))]))
     sql = "select typeof(quantity) as of, sum(price * quantity) as turnover from trades group by 1"
     answer = k2_at(home)("query", "sql", sql, "-f", "csv").stdout
     assert answer == 'of,turnover\n"DECIMAL(20,8)",154500.0000000000000000\n'
 
 
-def test_old_and_new_files_are_one_table(older: Lake, home: Path, tmp_path: Path):
+def test_old_and_new_files_are_one_table(older: Lake, home: Path, tmp_path: Path) -> None:
     k2 = k2_at(home)
     older.open(TRADES).append(table_of(TRADES, [trade(1, quantity=Decimal("0.00000001"))]))
     evolved = k2("table", "evolve", "trades", "--dry-run")
@@ -121,7 +121,7 @@ def test_old_and_new_files_are_one_table(older: Lake, home: Path, tmp_path: Path
     assert all(text in exported for text in texts)
 
 
-def test_quotes_with_one_side_need_a_table_that_has_evolved(older: Lake, home: Path):
+def test_quotes_with_one_side_need_a_table_that_has_evolved(older: Lake, home: Path) -> None:
     one_sided = {"message_id": "2", "source_sequence": 2, "ask_price": None, "ask_quantity": None}
     rows = table_of(QUOTES, [quote_row(), quote_row(**one_sided)])
     reason = "ask_price is null, and every row of quotes_v2 needs one"
@@ -140,7 +140,7 @@ def test_quotes_with_one_side_need_a_table_that_has_evolved(older: Lake, home: P
     assert k2("query", "sql", sql, "-f", "csv").stdout == "n,asks\n2,1\n"
 
 
-def test_statistics_of_wide_quantities_are_exact(older: Lake):
+def test_statistics_of_wide_quantities_are_exact(older: Lake) -> None:
     name = "write.metadata.metrics.column.quantity"
     with older.open(TRADES).iceberg.transaction() as transaction:
         transaction.set_properties({name: "full"})
@@ -150,7 +150,7 @@ def test_statistics_of_wide_quantities_are_exact(older: Lake):
     table = older.open(TRADES).iceberg
     files = [task.file for task in table.scan().plan_files()]
     column, of = table.schema().find_field("quantity").field_id, DecimalType(20, 8)
-    bounds = sorted(
+    bounds: list[tuple[Any, Any]] = sorted(
         (from_bytes(of, file.lower_bounds[column]), from_bytes(of, file.upper_bounds[column]))
         for file in files
     )
@@ -159,7 +159,7 @@ def test_statistics_of_wide_quantities_are_exact(older: Lake):
     assert found["quantity"] == LARGE
 
 
-def test_status_names_the_tables_to_evolve(older: Lake, home: Path):
+def test_status_names_the_tables_to_evolve(older: Lake, home: Path) -> None:
     k2 = k2_at(home)
     (check,) = (
         each
@@ -180,7 +180,7 @@ def test_status_names_the_tables_to_evolve(older: Lake, home: Path):
 
 def test_a_file_that_does_not_fit_is_loaded_once_the_table_has_evolved(
     older: Lake, home: Path, tmp_path: Path
-):
+) -> None:
     file = tmp_path / "PEPEUSDT-trades-2024-08-08.csv"
     lines = [f"{n},0.00000401,{q},0.1,1723161348055,True,True\n" for n, q in ((1, 5), (2, LARGE))]
     file.write_text("".join(lines))
@@ -203,7 +203,7 @@ def test_a_file_that_does_not_fit_is_loaded_once_the_table_has_evolved(
     )
 
 
-def test_a_stream_sets_aside_what_does_not_fit_and_goes_on(older: Lake, tmp_path: Path):
+def test_a_stream_sets_aside_what_does_not_fit_and_goes_on(older: Lake, tmp_path: Path) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
     given = [
         Batch(rows=[(TRADES, batch_of(TRADES, [trade(n) for n in (1, 2)]))], messages=2),
@@ -220,7 +220,7 @@ def test_a_stream_sets_aside_what_does_not_fit_and_goes_on(older: Lake, tmp_path
             raise AssertionError
 
     def stream(rejects: RejectLog) -> Pump:
-        def observe(event: str, **fields: Any) -> None:
+        def observe(event: str, /, **fields: Any) -> None:
             events.append((event, fields))
 
         return Pump(
@@ -254,7 +254,7 @@ def test_a_stream_sets_aside_what_does_not_fit_and_goes_on(older: Lake, tmp_path
     assert sorted(quantities(older))[-1] == LARGE
 
 
-def test_a_stream_ends_where_more_is_set_aside_than_allowed(older: Lake, tmp_path: Path):
+def test_a_stream_ends_where_more_is_set_aside_than_allowed(older: Lake, tmp_path: Path) -> None:
     class Source:
         def batches(self) -> Iterator[Batch]:
             rows = batch_of(TRADES, [trade(1), trade(2, quantity=LARGE)])
@@ -301,7 +301,7 @@ def count_of(cluster: Cluster, quantity: Decimal) -> int:
     return sum(each == quantity for each in cluster.rows()["quantity"].to_pylist())
 
 
-def test_old_and_new_messages_feed_one_table(cluster: Cluster, topic: str):
+def test_old_and_new_messages_feed_one_table(cluster: Cluster, topic: str) -> None:
     # Writers of both schemas, into a table that has not evolved: what fits is taken.
     older = narrow(TRADES)
     cluster.produce(topic, numbered_trades(100, begin=100))
@@ -323,7 +323,7 @@ def test_old_and_new_messages_feed_one_table(cluster: Cluster, topic: str):
     assert count_of(cluster, LARGE) == 100
 
 
-def test_a_running_consumer_goes_on_when_the_table_evolves(cluster: Cluster, topic: str):
+def test_a_running_consumer_goes_on_when_the_table_evolves(cluster: Cluster, topic: str) -> None:
     running = cluster.start("consume", "--topic", topic, "--commit-interval", "200ms")
     try:
         cluster.produce(topic, numbered_trades(100, begin=100))
@@ -338,7 +338,7 @@ def test_a_running_consumer_goes_on_when_the_table_evolves(cluster: Cluster, top
     assert count_of(cluster, LARGE) == 100
 
 
-def test_the_new_schema_is_the_next_version_of_a_subject(cluster: Cluster, topic: str):
+def test_the_new_schema_is_the_next_version_of_a_subject(cluster: Cluster, topic: str) -> None:
     subject = subject_of(topic)
     fits = cluster.run("schema", "check", "trade_v2", "--against", "registry", "--subject", subject)
     assert fits.exit_code == 0, fits.stdout

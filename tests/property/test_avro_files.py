@@ -6,7 +6,6 @@ import random
 import fastavro
 import pyarrow as pa
 import pyarrow.parquet as pq
-from builders import trades_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from k2cli.errors import BadData
 from k2cli.records import TRADES
 from k2cli.validation.columns import avro_parts, parquet_parts
 from k2cli.validation.report import Expected, Report, gather
+from support.builders import trades_batch
 
 ROWS = trades_batch(60)
 OURS = Expected(name="trade_v2", avro=TRADES.avro)
@@ -49,7 +49,7 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 @given(st.sampled_from(sorted(FILES)), st.randoms(use_true_random=False))
-def test_a_mutated_file_is_valid_or_says_why_not(kind: str, chance: random.Random):
+def test_a_mutated_file_is_valid_or_says_why_not(kind: str, chance: random.Random) -> None:
     data = io.BytesIO(mutated(FILES[kind], chance))
     report = Report(file="x", kind=None)
     try:
@@ -63,7 +63,7 @@ def test_a_mutated_file_is_valid_or_says_why_not(kind: str, chance: random.Rando
 
 
 @given(st.sampled_from(["avro", "deflate"]), st.integers(min_value=0, max_value=10_000))
-def test_a_file_is_valid_exactly_if_it_ends_where_a_block_does(kind: str, cut: int):
+def test_a_file_is_valid_exactly_if_it_ends_where_a_block_does(kind: str, cut: int) -> None:
     data, sync = FILES[kind][:cut], FILES[kind][-16:]
     report = Report(file="x", kind=None)
     try:

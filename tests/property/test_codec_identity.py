@@ -6,13 +6,13 @@ from decimal import Decimal
 
 import fastavro
 import pyarrow as pa
-from builders import Row, batch_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from k2cli.codec.encode import encode_messages
 from k2cli.codec.resolve import RecordDecoder
 from k2cli.records import KINDS, RecordKind
+from support.builders import Row, batch_of
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 _LONG = st.integers(-(2**63), 2**63 - 1)
@@ -65,7 +65,9 @@ _BATCHES = st.sampled_from(list(KINDS.values())).flatmap(
 
 
 @given(_BATCHES, st.integers(0, 3))
-def test_a_batch_survives_avro_and_fastavro_reads_it(drawn: tuple[RecordKind, list[Row]], cut: int):
+def test_a_batch_survives_avro_and_fastavro_reads_it(
+    drawn: tuple[RecordKind, list[Row]], cut: int
+) -> None:
     kind, rows = drawn
     batch = batch_of(kind, rows).slice(cut)
     bodies = encode_messages(batch, kind.avro).to_pylist()
@@ -79,7 +81,7 @@ def test_a_batch_survives_avro_and_fastavro_reads_it(drawn: tuple[RecordKind, li
 
 
 @given(_rows(KINDS["trades"]).filter(bool), st.data())
-def test_a_damaged_body_never_changes_another_row(rows: list[Row], data: st.DataObject):
+def test_a_damaged_body_never_changes_another_row(rows: list[Row], data: st.DataObject) -> None:
     kind = KINDS["trades"]
     bodies = encode_messages(batch_of(kind, rows), kind.avro).to_pylist()
     hit = data.draw(st.integers(0, len(bodies) - 1))

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.consume_contract import World
-from support.consuming import Consumer
-from support.memory_reader import MemoryBroker, MemoryReader
 
 from k2cli.ingestion.kafka.consumer import Rebalance
 from k2cli.records import TRADES
 from k2cli.storage.offsets import Partition
+from support.consume_contract import World
+from support.consuming import Consumer
+from support.memory_reader import MemoryBroker, MemoryReader
 
 TOPIC = "t"
 Event = tuple[str, int, int]  # what happens, to which partition, with how many records

@@ -14,8 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import START, quote_row, table_of, trade_row
-from foreign import append_as_another_engine, rewrite_as_another_engine
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -39,6 +37,8 @@ from k2cli.storage.offsets import (
     Span,
     decode_offsets,
 )
+from support.builders import START, quote_row, table_of, trade_row
+from support.foreign import append_as_another_engine, rewrite_as_another_engine
 
 Id = tuple[str, int]  # symbol and number
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "币安人生USDT")

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-from waiting import PATIENCE_S
+from support.waiting import PATIENCE_S
 
 
 class CatalogProxy(ThreadingHTTPServer):

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pytest
-from cluster import Cluster
 
 from services import ServiceMissing
 from services.kafka import KafkaAddress, KafkaBroker, kafka_software
 from services.registry import RegistryAddress, SchemaRegistry, registry_software
 from services.seaweedfs import SeaweedFs, find_weed
+from support.cluster import Cluster
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
-from waiting import PATIENCE_S
+from support.waiting import PATIENCE_S
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import numbered_trades
-from support.consuming import Brokers, Consumer, trades_values
-from support.memory_tables import MemoryTables
 
 from k2cli.records import TRADES
 from k2cli.storage.offsets import Partition
+from support.cluster import numbered_trades
+from support.consuming import Brokers, Consumer, trades_values
+from support.memory_tables import MemoryTables
 
 COUNT = 60  # trades in the topic at first, half of them in each partition
 

@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from cluster import numbered_trades, values_of
-
 from k2cli.codec.encode import wire_header
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.consumer import Rebalance
@@ -19,6 +17,7 @@ from k2cli.pipelines.consume.policy import ConsumePolicy, ConsumeTotals, Feed, O
 from k2cli.pipelines.consume.reader import Reader
 from k2cli.records import TRADES
 from k2cli.rejects import RejectLog
+from support.cluster import numbered_trades, values_of
 
 GOOD = 1  # id of the schema that `Schemas` knows
 
@@ -120,7 +119,7 @@ class Consumer:
         """Return the fields of the events of a name."""
         return [fields for name, fields in self.events if name == event]
 
-    def _observe(self, event: str, **fields: object) -> None:
+    def _observe(self, event: str, /, **fields: object) -> None:
         self.events.append((event, fields))
 
 

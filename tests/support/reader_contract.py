@@ -6,12 +6,12 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from support.consuming import Brokers
-from waiting import PATIENCE_S
 
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.consumer import Message, Rebalance
 from k2cli.ingestion.kafka.topics import Place
+from support.consuming import Brokers
+from support.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from k2cli.pipelines.consume.reader import Reader

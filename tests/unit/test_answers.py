@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -13,7 +14,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import START, quotes_batch, trades_batch
 
 import k2cli
 from k2cli.answers import LakeReader
@@ -21,6 +21,8 @@ from k2cli.config import load_settings
 from k2cli.errors import NotFound, Unavailable, UsageError
 from k2cli.records import QUOTES, TRADES
 from k2cli.storage.lake import open_lake
+from support.builders import START, quotes_batch, trades_batch
+from support.paths import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def settings_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def lake(home: Path) -> LakeReader:
+def lake(home: Path) -> Iterator[LakeReader]:
     with k2cli.open_lake(home) as reader:
         yield reader
 
@@ -190,7 +192,7 @@ def test_wrong_parameters_are_usage_errors(
 @pytest.mark.usefixtures("settings_of")
 def test_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    guide = Path(__file__).parents[2] / "docs" / "guides" / "python.md"
+    guide = REPOSITORY / "docs" / "guides" / "python.md"
     blocks = re.findall(
         r"^```python\n(.*?)^```$", guide.read_text("utf-8"), re.DOTALL | re.MULTILINE
     )

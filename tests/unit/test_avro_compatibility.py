@@ -1,9 +1,13 @@
-"""Who can read what, by the specification; the table of cases is tests/avro_cases.py."""
+"""Who can read what, by the specification; the table of cases is tests/support/avro_cases.py."""
 
 from typing import Any
 
 import pytest
-from avro_cases import (
+
+from k2cli.avro.compatibility import Schema, breaches, misfits
+from k2cli.avro.level import Level
+from k2cli.avro.types import link
+from support.avro_cases import (
     CASES,
     Case,
     array,
@@ -16,30 +20,26 @@ from avro_cases import (
     record,
 )
 
-from k2cli.avro.compatibility import Schema, breaches, misfits
-from k2cli.avro.level import Level
-from k2cli.avro.types import link
-
 
 def told(reader: Any, writer: Any) -> list[tuple[str, str]]:
     return [(each.path, each.reason) for each in misfits(link(reader), link(writer))]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_verdicts_are_as_the_table_has_them(case: Case):
+def test_the_verdicts_are_as_the_table_has_them(case: Case) -> None:
     old, new = link(case.old), link(case.new)
     assert (not misfits(new, old)) is case.backward
     assert (not misfits(old, new)) is case.forward
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_schema_reads_what_it_wrote(case: Case):
+def test_every_schema_reads_what_it_wrote(case: Case) -> None:
     assert told(case.old, case.old) == []
     assert told(case.new, case.new) == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_what_only_k2_refuses_is_marked(case: Case):
+def test_what_only_k2_refuses_is_marked(case: Case) -> None:
     """Where the registry lets pass what k2 does not, every misfit says so."""
     for ours, theirs, reader, writer in (
         (case.backward, case.by_registry[0], case.new, case.old),
@@ -92,17 +92,17 @@ def test_what_only_k2_refuses_is_marked(case: Case):
         ),
     ],
 )
-def test_a_misfit_says_where_and_why(reader: Any, writer: Any, path: str, reason: str):
+def test_a_misfit_says_where_and_why(reader: Any, writer: Any, path: str, reason: str) -> None:
     assert told(record(field(reader)), record(field(writer))) == [(path, reason)]
 
 
-def test_all_misfits_are_told():
+def test_all_misfits_are_told() -> None:
     reader = record(field("int"), field("string", "b"), field("long", "c"))
     writer = record(field("string"), field("int", "b"))
     assert [path for path, _ in told(reader, writer)] == ["a", "b", "c"]
 
 
-def test_a_record_that_holds_itself_is_told_once():
+def test_a_record_that_holds_itself_is_told_once() -> None:
     def tree(of: str) -> Any:
         children = array("n.Tree")
         return record(field(of, "v"), field(children, "children"), name="Tree")
@@ -110,7 +110,7 @@ def test_a_record_that_holds_itself_is_told_once():
     assert told(tree("int"), tree("string")) == [("v", "string cannot be read as int")]
 
 
-def test_of_branches_the_one_that_fits_is_taken():
+def test_of_branches_the_one_that_fits_is_taken() -> None:
     reader = ["null", "string", decimal(18, 8)]
     assert told(record(field(reader)), record(field(decimal(18, 8)))) == []
     (misfit,) = misfits(link(record(field(reader))), link(record(field(decimal(18, 6)))))
@@ -124,7 +124,7 @@ def schemas(*types: Any) -> list[Schema]:
     ]
 
 
-def test_a_breach_says_which_field_breaks_whom():
+def test_a_breach_says_which_field_breaks_whom() -> None:
     old = Schema(name="OLD", type=link(record(field("long", "price"))))
     new = Schema(name="NEW", type=link(record(field("int", "price"))))
     (breach,) = breaches(Level.BACKWARD, [old], new)
@@ -158,7 +158,7 @@ def test_a_breach_says_which_field_breaks_whom():
         ),
     ],
 )
-def test_a_level_says_who_must_read_what(level: Level, found: list[tuple[str, str, str]]):
+def test_a_level_says_who_must_read_what(level: Level, found: list[tuple[str, str, str]]) -> None:
     """Text, then whole numbers, then wider ones: the last two steps fit backward alone."""
     first, second, third = schemas("string", "int", "long")
     told = breaches(level, [first, second], third)

@@ -11,8 +11,6 @@ from typing import Any
 import fastavro
 import pyarrow as pa
 import pytest
-from builders import trades_batch
-from faults import reasons_of
 
 from k2cli.codec import container as container_module
 from k2cli.codec.container import Container, ContainerDecoder
@@ -20,6 +18,8 @@ from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import varint
 from k2cli.errors import BadData
 from k2cli.records import TRADES
+from support.builders import trades_batch
+from support.faults import reasons_of
 
 ROWS = trades_batch(50)
 RECORDS = [{**row, "vendor_data": dict(row["vendor_data"])} for row in ROWS.to_pylist()]
@@ -67,7 +67,7 @@ def compressed(codec: str) -> bytes:
 
 
 @pytest.mark.parametrize("codec", ["null", "deflate", "bzip2", "xz"])
-def test_the_rows_of_a_file_are_those_that_were_written(codec: str):
+def test_the_rows_of_a_file_are_those_that_were_written(codec: str) -> None:
     parts = decoded(file_of(codec))
     assert rows_of(parts).cast(TRADES.arrow).to_batches()[0].equals(ROWS)
     assert [place for part in parts for place in part.places] == list(range(50))
@@ -75,11 +75,11 @@ def test_the_rows_of_a_file_are_those_that_were_written(codec: str):
 
 
 @pytest.mark.parametrize("codec", ["zstandard", "snappy"])
-def test_codecs_that_fastavro_needs_packages_for_are_read(codec: str):
+def test_codecs_that_fastavro_needs_packages_for_are_read(codec: str) -> None:
     assert rows_of(decoded(compressed(codec))).cast(TRADES.arrow).to_batches()[0].equals(ROWS)
 
 
-def test_only_the_columns_asked_for_need_types_of_ours():
+def test_only_the_columns_asked_for_need_types_of_ours() -> None:
     schema = {
         "type": "record",
         "name": "R",
@@ -90,14 +90,14 @@ def test_only_the_columns_asked_for_need_types_of_ours():
     assert rows_of(parts).column_names == ["a"]
 
 
-def test_an_empty_file_has_no_rows():
+def test_an_empty_file_has_no_rows() -> None:
     assert decoded(file_of(records=[])) == []
 
 
-def test_a_file_that_is_cut_off_gives_its_whole_blocks():
+def test_a_file_that_is_cut_off_gives_its_whole_blocks() -> None:
     data = file_of()
     container = Container(io.BytesIO(data[:-40]))
-    parts = ContainerDecoder(HEADER, TRADES.arrow.names).decode(container.blocks())
+    parts = ContainerDecoder(TRADES.avro, TRADES.arrow.names).decode(container.blocks())
     assert 0 < next(parts).rows.num_rows < 50
     with pytest.raises(BadData, match="the file is cut off"):
         next(parts)
@@ -114,12 +114,12 @@ def test_a_file_that_is_cut_off_gives_its_whole_blocks():
         pytest.param(compressed("lzo"), "compressed as 'lzo'", id="unknown-codec"),
     ],
 )
-def test_what_is_no_container_is_told(data: bytes, reason: str):
+def test_what_is_no_container_is_told(data: bytes, reason: str) -> None:
     with pytest.raises(BadData, match=reason):
         Container(io.BytesIO(data))
 
 
-def test_a_block_with_another_mark_at_its_end_is_told():
+def test_a_block_with_another_mark_at_its_end_is_told() -> None:
     data = bytearray(file_of())
     data[-1] ^= 1
     container = Container(io.BytesIO(bytes(data)))
@@ -127,20 +127,20 @@ def test_a_block_with_another_mark_at_its_end_is_told():
         list(container.blocks())
 
 
-def test_a_wrong_checksum_is_told():
+def test_a_wrong_checksum_is_told() -> None:
     data = bytearray(compressed("snappy"))
     data[-17] ^= 1
     with pytest.raises(BadData, match="checksum"):
         list(Container(io.BytesIO(bytes(data))).blocks())
 
 
-def test_a_block_that_is_not_compressed_as_told_is_bad():
+def test_a_block_that_is_not_compressed_as_told_is_bad() -> None:
     data = file_of().replace(b"\x08null", b"\x0edeflate")
     with pytest.raises(BadData):
         list(Container(io.BytesIO(data)).blocks())
 
 
-def test_of_a_broken_block_the_records_before_are_rows():
+def test_of_a_broken_block_the_records_before_are_rows() -> None:
     """The length of a text in record 21 becomes negative; other blocks are whole."""
     data = bytearray(file_of())
     place = data.index(b"BINANCE-1021")
@@ -156,7 +156,7 @@ def test_of_a_broken_block_the_records_before_are_rows():
     assert numbers == [1000 + place for place in places]
 
 
-def bomb(codec: str, size: int) -> bytes:
+def bomb(codec: str, size: int) -> Any:
     """Compress zeros, as many as there are to be."""
     zeros = bytes(size)
     if codec == "deflate":
@@ -165,7 +165,8 @@ def bomb(codec: str, size: int) -> bytes:
         return pa.Codec("snappy").compress(zeros, asbytes=True) + zlib.crc32(zeros).to_bytes(4)
     if codec == "zstandard":
         return pa.Codec("zstd").compress(zeros, asbytes=True)
-    return {"bzip2": bz2.compress, "xz": lzma.compress, "null": bytes}[codec](zeros)
+    compress: Any = {"bzip2": bz2.compress, "xz": lzma.compress, "null": bytes}[codec]
+    return compress(zeros)
 
 
 def with_block(codec: str, count: int, data: bytes) -> bytes:
@@ -179,7 +180,9 @@ CODECS = ["null", "deflate", "bzip2", "xz", "snappy", "zstandard"]
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_block_that_grows_beyond_the_limit_is_bad(codec: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_block_that_grows_beyond_the_limit_is_bad(
+    codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(container_module, "_LARGEST_BLOCK", 1 << 20)
     fits, too_large = (with_block(codec, 1, bomb(codec, size)) for size in (1 << 20, 40 << 20))
     block = next(Container(io.BytesIO(fits)).blocks())
@@ -192,7 +195,7 @@ def test_a_block_that_grows_beyond_the_limit_is_bad(codec: str, monkeypatch: pyt
     assert peak < 20 << 20  # of which xz takes 8 MB for its dictionary
 
 
-def test_a_block_that_claims_to_be_huge_is_bad():
+def test_a_block_that_claims_to_be_huge_is_bad() -> None:
     whole = file_of()
     end = whole.index(whole[-16:]) + 16
     data = whole[:end] + varint(1) + varint(1 << 61) + b"x"
@@ -201,14 +204,14 @@ def test_a_block_that_claims_to_be_huge_is_bad():
 
 
 @pytest.mark.parametrize("codec", CODECS[1:])
-def test_a_block_whose_compressed_data_is_cut_off_is_bad(codec: str):
+def test_a_block_whose_compressed_data_is_cut_off_is_bad(codec: str) -> None:
     data = bomb(codec, 100_000)[:-9]
     with pytest.raises(BadData):
         next(Container(io.BytesIO(with_block(codec, 1, data))).blocks())
 
 
 @pytest.mark.parametrize("more", [b"\x00", b"\x00" * 40], ids=["one-byte", "forty-bytes"])
-def test_bytes_that_are_left_over_in_a_block_are_told(more: bytes):
+def test_bytes_that_are_left_over_in_a_block_are_told(more: bytes) -> None:
     """What the count of a block leaves over is no record: it is not skipped."""
     data = file_of(records=RECORDS[:3])
     container = Container(io.BytesIO(data))
@@ -220,7 +223,7 @@ def test_bytes_that_are_left_over_in_a_block_are_told(more: bytes):
     assert reasons_of(part.rejects) == [(2, f"{len(more)} bytes are left over behind it")]
 
 
-def test_a_count_that_is_too_high_is_told():
+def test_a_count_that_is_too_high_is_told() -> None:
     data = file_of(records=RECORDS[:3])
     (block,) = Container(io.BytesIO(data)).blocks()
     start = data.index(data[-16:]) + 16

@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from avro_cases import LEG, array, decimal, enum, field, fixed, logical, mapped, record
 
 from k2cli.avro.ours import OURS, our_schema
 from k2cli.avro.types import parse_avro
 from k2cli.avro.validation import check_valid, findings
 from k2cli.errors import BadData
+from support.avro_cases import LEG, array, decimal, enum, field, fixed, logical, mapped, record
 
 ARRAY = '{"type":"array","items":'
 RECORD = '{"type":"record","name":"R#","fields":[{"name":"a","type":'
@@ -28,11 +28,11 @@ def trade(**fields: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_nothing_is_wrong_with_ours(name: str):
+def test_nothing_is_wrong_with_ours(name: str) -> None:
     assert findings(our_schema(name)) == []
 
 
-def test_missing_docs_and_namespace_are_warnings():
+def test_missing_docs_and_namespace_are_warnings() -> None:
     found = findings({**record(field("long"), field("long", "b", doc="x")), "namespace": ""})
     assert [(each.path, each.reason, each.is_warning) for each in found] == [
         ("", "the record has no namespace", True),
@@ -60,12 +60,12 @@ def test_missing_docs_and_namespace_are_warnings():
         (fixed(8, logicalType="duration"), "duration stands on a fixed of 8 bytes, not 12"),
     ],
 )
-def test_a_logical_type_that_readers_would_ignore_is_an_error(of: Any, reason: str):
+def test_a_logical_type_that_readers_would_ignore_is_an_error(of: Any, reason: str) -> None:
     found = [why for path, why in errors(record(field(of))) if path == "a"]
     assert f"the logical type would be ignored: {reason}" in found
 
 
-def test_a_logical_type_beside_the_type_is_an_error():
+def test_a_logical_type_beside_the_type_is_an_error() -> None:
     assert errors(record(field("string", logicalType="uuid"))) == [
         (
             "a",
@@ -74,7 +74,7 @@ def test_a_logical_type_beside_the_type_is_an_error():
     ]
 
 
-def test_a_decimal_of_more_digits_than_columns_have_is_an_error():
+def test_a_decimal_of_more_digits_than_columns_have_is_an_error() -> None:
     assert ("a", "decimal(40,2) has more than 38 digits") in errors(record(field(decimal(40, 2))))
     assert errors(record(field(decimal(38, 38)))) == []
 
@@ -96,7 +96,7 @@ def test_a_decimal_of_more_digits_than_columns_have_is_an_error():
         ),
     ],
 )
-def test_what_parsers_let_pass_is_an_error(avro: Any, path: str, reason: str):
+def test_what_parsers_let_pass_is_an_error(avro: Any, path: str, reason: str) -> None:
     assert (path, reason) in errors(avro)
 
 
@@ -120,7 +120,7 @@ def test_what_parsers_let_pass_is_an_error(avro: Any, path: str, reason: str):
         (enum("A"), None),
     ],
 )
-def test_a_default_of_another_type_is_an_error(of: Any, default: Any):
+def test_a_default_of_another_type_is_an_error(of: Any, default: Any) -> None:
     found = errors(record(field(of, default=default)))
     assert [path for path, reason in found if reason.startswith("default ")] == ["a"]
 
@@ -139,7 +139,7 @@ def test_a_default_of_another_type_is_an_error(of: Any, default: Any):
         (enum("A"), "A"),
     ],
 )
-def test_a_default_of_its_type_is_valid(of: Any, default: Any):
+def test_a_default_of_its_type_is_valid(of: Any, default: Any) -> None:
     check_valid(parse_avro(json.dumps(record(field(of, default=default))), "it"), "it")
 
 
@@ -154,13 +154,13 @@ def test_a_default_of_its_type_is_valid(of: Any, default: Any):
         (record(field(enum("A", default="B"))), "field a: default 'B' is not one of its symbols"),
     ],
 )
-def test_what_the_specification_forbids_is_not_valid(avro: Any, reason: str):
+def test_what_the_specification_forbids_is_not_valid(avro: Any, reason: str) -> None:
     with pytest.raises(BadData) as refused:
         check_valid(parse_avro(json.dumps(avro), "it"), "it")
     assert str(refused.value) == f"it is not a valid Avro schema: {reason}"
 
 
-def test_a_logical_type_that_is_ignored_is_valid():
+def test_a_logical_type_that_is_ignored_is_valid() -> None:
     check_valid(parse_avro(json.dumps(record(field(decimal(4, 10)))), "it"), "it")
 
 
@@ -195,17 +195,17 @@ def chained(count: int, times: int) -> str:
     ],
     ids=["arrays", "lists", "types", "records", "chain", "doubling"],
 )
-def test_a_schema_that_describes_too_much_is_refused(text: str, reason: str):
+def test_a_schema_that_describes_too_much_is_refused(text: str, reason: str) -> None:
     with pytest.raises(BadData, match=reason):
         parse_avro(text, "it")
 
 
-def test_a_byte_order_mark_is_skipped():
+def test_a_byte_order_mark_is_skipped() -> None:
     assert parse_avro("\ufeff" + json.dumps(LEG), "it") == LEG
 
 
 @pytest.mark.parametrize("text", ["", "{", "\ufeff", "NaN,", '"\\ud800"', "1" * 5_000])
-def test_what_is_not_json_is_refused(text: str):
+def test_what_is_not_json_is_refused(text: str) -> None:
     with pytest.raises(BadData, match="it is not JSON"):
         parse_avro(text, "it")
 
@@ -213,13 +213,13 @@ def test_what_is_not_json_is_refused(text: str):
 @pytest.mark.parametrize(
     "of", ["double", "bytes", record(field("long"), name="Leg"), ["int", "long"]]
 )
-def test_a_type_that_no_column_has_is_an_error(of: Any):
+def test_a_type_that_no_column_has_is_an_error(of: Any) -> None:
     ((path, reason),) = errors(record(field(of)))
     assert path == "a"
     assert reason.startswith("k2 has no column for it: no Arrow type for the Avro type")
 
 
-def test_what_is_no_record_is_an_error():
+def test_what_is_no_record_is_an_error() -> None:
     assert errors("string") == [("", "it is string, not a record")]
 
 
@@ -240,11 +240,13 @@ def test_what_is_no_record_is_an_error():
         ),
     ],
 )
-def test_a_record_of_our_name_has_our_core_fields(fields: dict[str, Any], path: str, reason: str):
+def test_a_record_of_our_name_has_our_core_fields(
+    fields: dict[str, Any], path: str, reason: str
+) -> None:
     assert errors(trade(**fields)) == [(path, f"does not make a trade_v2: {reason}")]
 
 
-def test_a_record_of_our_name_may_have_less_and_more():
+def test_a_record_of_our_name_may_have_less_and_more() -> None:
     less = trade(vendor_data=None, trade_conditions=None)
     more = field(["null", "string"], "venue", default=None, doc="x")
     assert findings({**less, "fields": [*less["fields"], more]}) == []
@@ -263,7 +265,7 @@ def test_a_record_of_our_name_may_have_less_and_more():
         ({}, "{} is not a type"),
     ],
 )
-def test_what_is_no_avro_is_refused_with_the_reason(avro: Any, reason: str):
+def test_what_is_no_avro_is_refused_with_the_reason(avro: Any, reason: str) -> None:
     with pytest.raises(BadData) as refused:
         parse_avro(json.dumps(avro), "it")
     assert str(refused.value).startswith("it is not an Avro schema: ")

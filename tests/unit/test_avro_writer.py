@@ -5,12 +5,23 @@ import time
 from typing import Any
 
 import pytest
-from avro_cases import LEG, TREE, array, decimal, enum, field, fixed, logical, mapped, record
-from waiting import PATIENCE_S
 
 from k2cli.avro.types import link
 from k2cli.avro.writer import writer_schema
 from k2cli.errors import BadData
+from support.avro_cases import (
+    LEG,
+    TREE,
+    array,
+    decimal,
+    enum,
+    field,
+    fixed,
+    logical,
+    mapped,
+    record,
+)
+from support.waiting import PATIENCE_S
 
 
 def type_of(avro: Any) -> Any:
@@ -35,18 +46,18 @@ def type_of(avro: Any) -> Any:
         {"type": {"type": "bytes", "logicalType": "uuid"}},
     ],
 )
-def test_a_logical_type_that_does_not_count_is_left_out(of: Any):
+def test_a_logical_type_that_does_not_count_is_left_out(of: Any) -> None:
     assert type_of(of) == "bytes"
 
 
 @pytest.mark.parametrize(
     "of", [decimal(18, 8), logical("timestamp-micros"), logical("date", "int")]
 )
-def test_a_logical_type_that_counts_stays(of: Any):
+def test_a_logical_type_that_counts_stays(of: Any) -> None:
     assert type_of(of) == of
 
 
-def test_what_is_for_readers_and_people_is_left_out():
+def test_what_is_for_readers_and_people_is_left_out() -> None:
     avro = record(
         field("string", default=0, doc=5, aliases="b"), doc=None, aliases=[1], namespace="a-b"
     )
@@ -58,7 +69,7 @@ def test_what_is_for_readers_and_people_is_left_out():
     assert type_of(enum("A", default="B", doc=[]))["symbols"] == ["A"]
 
 
-def test_a_named_type_is_written_out_wherever_it_is_used():
+def test_a_named_type_is_written_out_wherever_it_is_used() -> None:
     avro = record(field(LEG), field(array("Leg"), "b"), field("n.Leg", "c"))
     found = writer_schema(avro)
     first, second, third = (each["type"] for each in found["fields"])
@@ -77,7 +88,7 @@ def test_a_named_type_is_written_out_wherever_it_is_used():
         record(field(record(field(["null", "n.R"]), field(["null", "n.S"], "b"), name="S"))),
     ],
 )
-def test_a_recursive_schema_is_refused(avro: Any):
+def test_a_recursive_schema_is_refused(avro: Any) -> None:
     with pytest.raises(BadData, match="is recursive"):
         writer_schema(avro)
 
@@ -85,7 +96,7 @@ def test_a_recursive_schema_is_refused(avro: Any):
 @pytest.mark.parametrize(
     "items", ["null", fixed(0), record(name="E"), record(field("null"), name="E"), []]
 )
-def test_an_array_of_items_without_bytes_is_refused(items: Any):
+def test_an_array_of_items_without_bytes_is_refused(items: Any) -> None:
     with pytest.raises(BadData, match="take no bytes"):
         writer_schema(record(field(array(items))))
     writer_schema(record(field(items), field(array(["null", "long"]), "b")))
@@ -112,13 +123,13 @@ def test_an_array_of_items_without_bytes_is_refused(items: Any):
         (record(field("nosuch")), "there is no type n.nosuch"),
     ],
 )
-def test_what_is_not_avro_is_refused_with_the_reason(avro: Any, reason: str):
+def test_what_is_not_avro_is_refused_with_the_reason(avro: Any, reason: str) -> None:
     with pytest.raises(BadData) as refused:
         writer_schema(avro)
     assert reason in str(refused.value)
 
 
-def test_a_clique_of_records_is_refused_quickly():
+def test_a_clique_of_records_is_refused_quickly() -> None:
     """Each refers to all others: the paths through them are more than anybody can follow."""
     names = [f"R{n}" for n in range(14)]
     inner = record(*(field(["null", f"n.{name}"], name) for name in names), name=names[-1])

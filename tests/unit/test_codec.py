@@ -6,7 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from builders import (
+
+from k2cli.codec.encode import encode_messages, varint, wire_header
+from k2cli.codec.resolve import Incompatible, RecordDecoder
+from k2cli.records import KINDS, QUOTES, TRADES, RecordKind
+from k2cli.rejects import Cause
+from support.builders import (
     START,
     batch_of,
     narrow,
@@ -16,18 +21,14 @@ from builders import (
     trades_batch,
     written,
 )
-from faults import causes_of, reasons_of
-
-from k2cli.codec.encode import encode_messages, varint, wire_header
-from k2cli.codec.resolve import Incompatible, RecordDecoder
-from k2cli.records import KINDS, QUOTES, TRADES, RecordKind
-from k2cli.rejects import Cause
+from support.faults import causes_of, reasons_of
 
 BATCHES = {"trades": trades_batch, "quotes": quotes_batch}
 
 
 def bodies_of(rows: pa.RecordBatch, kind: RecordKind = TRADES) -> list[bytes]:
-    return encode_messages(rows, kind.avro).to_pylist()
+    bodies: list[bytes] = encode_messages(rows, kind.avro).to_pylist()
+    return bodies
 
 
 def as_records(rows: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -43,13 +44,13 @@ def evolved(*, drop: str = "", **fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
-def test_bodies_are_those_that_fastavro_writes(kind: RecordKind):
+def test_bodies_are_those_that_fastavro_writes(kind: RecordKind) -> None:
     rows = BATCHES[kind.name](100)
     assert bodies_of(rows, kind) == written(dict(kind.avro), *as_records(rows))
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
-def test_rows_come_back_as_they_were(kind: RecordKind):
+def test_rows_come_back_as_they_were(kind: RecordKind) -> None:
     rows = BATCHES[kind.name](1_000)
     decoded = RecordDecoder(kind.avro, kind.avro).decode(bodies_of(rows, kind))
     assert decoded.rows.equals(rows)
@@ -58,18 +59,18 @@ def test_rows_come_back_as_they_were(kind: RecordKind):
     assert decoded.rejects == []
 
 
-def test_nothing_becomes_nothing():
+def test_nothing_becomes_nothing() -> None:
     assert bodies_of(trades_batch(0)) == []
     decoded = RecordDecoder(TRADES.avro, TRADES.avro).decode([])
     assert (decoded.rows.num_rows, decoded.places.size, decoded.rejects) == (0, 0, [])
 
 
-def test_a_slice_encodes_like_its_rows():
+def test_a_slice_encodes_like_its_rows() -> None:
     rows = trades_batch(50, trade_conditions=["a", ""])
     assert bodies_of(rows.slice(7, 20)) == bodies_of(rows)[7:27]
 
 
-def test_empty_and_full_lists_maps_and_nulls_side_by_side():
+def test_empty_and_full_lists_maps_and_nulls_side_by_side() -> None:
     rows = batch_of(
         TRADES,
         [
@@ -87,13 +88,13 @@ def test_empty_and_full_lists_maps_and_nulls_side_by_side():
     assert bodies_of(rows) == written(dict(TRADES.avro), *records)
 
 
-def test_messages_carry_the_schema_id():
+def test_messages_carry_the_schema_id() -> None:
     (message,) = encode_messages(trades_batch(1), TRADES.avro, header=wire_header(258)).to_pylist()
     assert message[:5] == b"\x00\x00\x00\x01\x02"
     assert message[5:] == bodies_of(trades_batch(1))[0]
 
 
-def test_an_unknown_symbol_of_an_enum_is_not_written():
+def test_an_unknown_symbol_of_an_enum_is_not_written() -> None:
     with pytest.raises(ValueError, match="'HOLD' is not one of BUY, SELL"):
         bodies_of(batch_of(TRADES, [trade_row(), trade_row(side="HOLD")]))
 
@@ -108,11 +109,11 @@ def test_an_unknown_symbol_of_an_enum_is_not_written():
         pytest.param(-(2**63), b"\xff" * 9 + b"\1", id="least-long"),
     ],
 )
-def test_varints_are_those_of_the_specification(number: int, expected: bytes):
+def test_varints_are_those_of_the_specification(number: int, expected: bytes) -> None:
     assert varint(number) == expected
 
 
-def test_bad_bodies_are_told_from_good_ones():
+def test_bad_bodies_are_told_from_good_ones() -> None:
     good = bodies_of(trades_batch(400))
     bodies = list(good)
     bodies[10] = b""
@@ -132,7 +133,7 @@ def test_bad_bodies_are_told_from_good_ones():
     assert decoded.rows.equals(trades_batch(400).take(pa.array(kept)))
 
 
-def test_two_halves_never_pass_for_two_records():
+def test_two_halves_never_pass_for_two_records() -> None:
     one, two, three = bodies_of(trades_batch(3))
     bodies = [one + two[:20], two[20:] + three, b""]
     decoded = RecordDecoder(TRADES.avro, TRADES.avro).decode(bodies)
@@ -140,14 +141,14 @@ def test_two_halves_never_pass_for_two_records():
     assert [place for place, _ in decoded.rejects] == [0, 1, 2]
 
 
-def test_bodies_of_nothing_but_noise_end():
+def test_bodies_of_nothing_but_noise_end() -> None:
     decoded = RecordDecoder(TRADES.avro, TRADES.avro).decode(
         [bytes([n % 251]) * n for n in range(300)]
     )
     assert len(decoded.rejects) == 300
 
 
-def test_decimals_written_with_bytes_to_spare_are_read():
+def test_decimals_written_with_bytes_to_spare_are_read() -> None:
     schema = evolved(price={"type": "bytes"})
     row = {**as_records(trades_batch(1))[0], "price": (6_180_000_000_000).to_bytes(12)}
     (body,) = written(schema, row)
@@ -165,7 +166,7 @@ def test_decimals_written_with_bytes_to_spare_are_read():
         ({"quantity": Decimal(10**12)}, "quantity is negative or does not fit decimal128(20, 8)"),
     ],
 )
-def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
+def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str) -> None:
     wide = {"type": "bytes", "logicalType": "decimal", "precision": 30, "scale": 8}
     schema = evolved(price={"type": wide}, quantity={"type": wide}, timestamp={"type": "long"})
     moment = {"timestamp": int(START.timestamp() * 1_000_000)}
@@ -180,7 +181,7 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
-def test_readers_and_writers_of_wide_and_narrow_quantities_are_mixed(kind: RecordKind):
+def test_readers_and_writers_of_wide_and_narrow_quantities_are_mixed(kind: RecordKind) -> None:
     old, rows = narrow(kind), BATCHES[kind.name](3)
     old_bodies = encode_messages(rows.cast(old.arrow), old.avro).to_pylist()
     assert RecordDecoder(old.avro, kind.avro).decode(old_bodies).rows.equals(rows)
@@ -188,7 +189,7 @@ def test_readers_and_writers_of_wide_and_narrow_quantities_are_mixed(kind: Recor
     assert decoded.rows.equals(rows.cast(old.arrow))
 
 
-def test_quotes_with_one_side_are_read_and_written():
+def test_quotes_with_one_side_are_read_and_written() -> None:
     rows = batch_of(
         QUOTES,
         [
@@ -208,13 +209,13 @@ def test_quotes_with_one_side_are_read_and_written():
     ]
 
 
-def test_a_negative_price_is_a_reject_where_it_may_be_null():
+def test_a_negative_price_is_a_reject_where_it_may_be_null() -> None:
     rows = batch_of(QUOTES, [quote_row(bid_price=Decimal(-1))])
     decoded = RecordDecoder(QUOTES.avro, QUOTES.avro).decode(bodies_of(rows, QUOTES))
     assert "bid_price is negative" in decoded.rejects[0][1].reason
 
 
-def test_only_values_that_do_not_fit_a_narrow_reader_are_rejects():
+def test_only_values_that_do_not_fit_a_narrow_reader_are_rejects() -> None:
     large = Decimal("35962838485.00000001")
     rows = batch_of(TRADES, [trade_row(), trade_row(quantity=large), trade_row()])
     bodies = encode_messages(rows, TRADES.avro).to_pylist()
@@ -228,7 +229,7 @@ def test_only_values_that_do_not_fit_a_narrow_reader_are_rejects():
     assert read.rows["quantity"].to_pylist()[1] == large
 
 
-def test_a_newer_schema_is_read_with_the_fields_we_know():
+def test_a_newer_schema_is_read_with_the_fields_we_know() -> None:
     schema = evolved(venue={"type": ["null", "string"], "default": None}, score={"type": "double"})
     rows = [{**row, "venue": "X", "score": 0.5} for row in as_records(trades_batch(3))]
     assert (
@@ -238,14 +239,14 @@ def test_a_newer_schema_is_read_with_the_fields_we_know():
     )
 
 
-def test_fields_that_an_older_schema_lacks_get_our_default():
+def test_fields_that_an_older_schema_lacks_get_our_default() -> None:
     schema = evolved(drop="trade_conditions")
     rows = trades_batch(3)
     decoded = RecordDecoder(schema, TRADES.avro).decode(written(schema, *as_records(rows)))
     assert decoded.rows.equals(rows)
 
 
-def test_an_int_is_widened_to_our_long():
+def test_an_int_is_widened_to_our_long() -> None:
     schema = evolved(source_sequence={"type": ["null", "int"], "default": None})
     decoded = RecordDecoder(schema, TRADES.avro).decode(
         written(schema, *as_records(trades_batch(3)))
@@ -254,14 +255,14 @@ def test_an_int_is_widened_to_our_long():
     assert decoded.rows.schema.equals(TRADES.arrow)
 
 
-def test_milliseconds_become_microseconds():
+def test_milliseconds_become_microseconds() -> None:
     schema = evolved(timestamp={"type": {"type": "long", "logicalType": "timestamp-millis"}})
     rows = trades_batch(3)
     decoded = RecordDecoder(schema, TRADES.avro).decode(written(schema, *as_records(rows)))
     assert decoded.rows["timestamp"].equals(rows["timestamp"])
 
 
-def test_a_further_decimal_may_be_negative_but_must_fit():
+def test_a_further_decimal_may_be_negative_but_must_fit() -> None:
     wide = {"type": "bytes", "logicalType": "decimal", "precision": 38, "scale": 8}
     narrow = {**wide, "precision": 4}
     written_as = evolved(fee={"type": ["null", wide], "default": None})
@@ -279,7 +280,7 @@ def test_a_further_decimal_may_be_negative_but_must_fit():
     assert fit.rejects[0][1].reason == "fee does not fit decimal128(4, 8)"
 
 
-def test_a_symbol_that_only_the_writer_knows_is_a_reject():
+def test_a_symbol_that_only_the_writer_knows_is_a_reject() -> None:
     schema = evolved(
         side={"type": {"type": "enum", "name": "TradeSide", "symbols": ["BUY", "CROSS", "SELL"]}}
     )
@@ -290,7 +291,7 @@ def test_a_symbol_that_only_the_writer_knows_is_a_reject():
     assert decoded.rows["side"].to_pylist() == ["BUY", "BUY"]
 
 
-def test_a_null_where_we_need_a_value_is_a_reject():
+def test_a_null_where_we_need_a_value_is_a_reject() -> None:
     schema = evolved(currency={"type": ["null", "string"]})
     rows = as_records(trades_batch(2))
     rows[0]["currency"] = None
@@ -326,13 +327,13 @@ def test_a_null_where_we_need_a_value_is_a_reject():
         ),
     ],
 )
-def test_schemas_that_cannot_be_read_say_which_field(schema: dict[str, Any], reason: str):
+def test_schemas_that_cannot_be_read_say_which_field(schema: dict[str, Any], reason: str) -> None:
     with pytest.raises(Incompatible) as caught:
         RecordDecoder(schema, TRADES.avro)
     assert str(caught.value) == reason
 
 
-def test_bad_bodies_alone_are_told_also_where_our_default_is_a_list():
+def test_bad_bodies_alone_are_told_also_where_our_default_is_a_list() -> None:
     """There is nothing to repeat the default for."""
     fields = [field for field in TRADES.avro["fields"] if field["name"] != "trade_conditions"]
     decoder = RecordDecoder({**TRADES.avro, "fields": fields}, TRADES.avro)

@@ -5,12 +5,12 @@ import os
 import stat
 from pathlib import Path
 
-import grammar
 import pytest
 
 from k2cli.completion.answers import candidates, source_names
 from k2cli.completion.shell import complete
 from k2cli.completion.words import read_words, remember
+from support import grammar
 
 WORDS = {
     "symbols": ["BTCUSDT", "ETHUSDT", "币安人生USDT"],
@@ -36,7 +36,7 @@ def known(tmp_path: Path) -> str:
 
 
 def test_grammar_is_that_of_the_commands() -> None:
-    assert grammar.PATH.read_text(encoding="utf-8") == grammar.text(), "run tests/grammar.py"
+    assert grammar.PATH.read_text(encoding="utf-8") == grammar.text(), "run: nox -s docs"
 
 
 def test_grammar_refers_to_sources_that_exist_and_all_are_used() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from k2cli.config import (
     DEFAULT,
+    Duration,
     Settings,
     documented_sections,
     load_settings,
@@ -51,7 +52,7 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
     settings = load_settings({**env, "K2_STREAM_FLUSH_ROWS": "7"})
     assert settings.file == tmp_path / "k2.toml"
     assert settings.stream.flush_rows == 7
-    assert settings.stream.flush_interval == 60
+    assert settings.stream.flush_interval == Duration(60)
 
 
 def test_config_variable_names_another_file(tmp_path: Path) -> None:
@@ -339,16 +340,16 @@ def test_a_list_is_written_with_commas(tmp_path: Path) -> None:
 def test_a_profile_lies_over_the_file_key_by_key(tmp_path: Path) -> None:
     env = write(tmp_path, PROFILES)
     plain = load_settings(env)
-    assert (plain.profile, plain.table.keep_for) == (None, 3_600)
+    assert (plain.profile, plain.table.keep_for) == (None, Duration(3_600))
     prod = load_settings({**env, "K2_PROFILE": "prod"})
     assert prod.profile == "prod"
-    assert (prod.table.keep_snapshots, prod.table.keep_for) == (3, 30 * 86_400)
+    assert (prod.table.keep_snapshots, prod.table.keep_for) == (3, Duration(30 * 86_400))
     assert prod.kafka == {"bootstrap.servers": "prod:9092", "linger.ms": "5"}
 
 
 def test_the_option_wins_over_the_variable_and_variables_over_the_profile(tmp_path: Path) -> None:
     env = write(tmp_path, PROFILES) | {"K2_PROFILE": "prod", "K2_TABLE_KEEP_FOR": "2h"}
-    assert load_settings(env).table.keep_for == 7_200
+    assert load_settings(env).table.keep_for == Duration(7_200)
     settings = load_settings(env, profile="test")
     assert settings.kafka == {"bootstrap.servers": "file:9092", "linger.ms": "7"}
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import trades_batch
-from cluster import values_of
-from support.consuming import GOOD, Consumer, Schemas
-from support.memory_reader import MemoryBroker, MemoryReader
 
 from k2cli.codec.encode import wire_header
 from k2cli.errors import BadData
 from k2cli.ingestion.kafka.topics import Place
 from k2cli.pipelines.printing import NdjsonPrinter, PrintedTables
+from support.builders import trades_batch
+from support.cluster import values_of
+from support.consuming import GOOD, Consumer, Schemas
+from support.memory_reader import MemoryBroker, MemoryReader
 
 ROWS = values_of(trades_batch(8), wire_header(GOOD))
 Sent = tuple[int, bytes]  # partition and value

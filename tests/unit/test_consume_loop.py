@@ -4,16 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster import numbered_trades
-from support.consume_contract import COUNT, World
-from support.consuming import GOOD, Consumer, Schemas, trades_values
-from support.memory_reader import MemoryBroker, MemoryReader
-from waiting import wait_for
 
 from k2cli.codec.encode import wire_header
 from k2cli.errors import NotFound
 from k2cli.records import TRADES
 from k2cli.storage.offsets import Partition
+from support.cluster import numbered_trades
+from support.consume_contract import COUNT, World
+from support.consuming import GOOD, Consumer, Schemas, trades_values
+from support.memory_reader import MemoryBroker, MemoryReader
+from support.waiting import wait_for
 
 
 @pytest.fixture

@@ -19,7 +19,12 @@ from k2cli.ingestion.csv.parquet import read_parquet
 from k2cli.ingestion.csv.source import CsvOptions, CsvSource, read_csv
 from k2cli.rejects import Reject
 
-OF_FILE = {"symbol": "ABC", "exchange": "X", "asset_class": "equities", "currency": "EUR"}
+OF_FILE: dict[str, Any] = {
+    "symbol": "ABC",
+    "exchange": "X",
+    "asset_class": "equities",
+    "currency": "EUR",
+}
 Row = dict[str, Any]
 
 
@@ -718,7 +723,7 @@ def test_parquet_times_that_are_floats_are_those_of_the_csv(tmp_path: Path) -> N
 def test_parquet_values_that_are_repeated_do_not_fill_the_memory(tmp_path: Path) -> None:
     count = 20_000
     path = tmp_path / "any.parquet"
-    columns = {
+    columns: dict[str, list[Any]] = {
         "timestamp": ["2024-01-01"] * count,
         "price": [1] * count,
         "size": [1] * count,

@@ -82,8 +82,7 @@ def test_market_follows_from_the_file(
     tmp_path: Path, name: str, lines: list[str], exchange: str
 ) -> None:
     path = write(tmp_path, name, *lines)
-    options = {"symbol": None}
-    batches = list(read_csv(path, load_layout("binance-trades"), CsvOptions(**options)))
+    batches = list(read_csv(path, load_layout("binance-trades"), CsvOptions(symbol=None)))
     rows = [row for batch in batches for _, found in batch.rows for row in found.to_pylist()]
     assert [row["exchange"] for row in rows] == [exchange]
 

@@ -1,8 +1,9 @@
 """Dead letters of messages with odd times, and of topics that cannot be had."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Message
@@ -35,7 +36,7 @@ def message(time_ms: int = 0, topic: str = "t") -> Message:
 )
 def test_a_time_outside_the_calendar_is_written_as_a_number(
     time_ms: int, text: str, tmp_path: Path
-):
+) -> None:
     assert iso_utc_ms(time_ms) == text
     letter = dead_letter(message(time_ms), WHY)
     assert ("k2.time", text.encode()) in letter.headers()
@@ -48,7 +49,7 @@ def test_a_time_outside_the_calendar_is_written_as_a_number(
     assert line["run"] == "r1"
 
 
-def test_headers_and_lines_say_what_is_wrong_as_words(tmp_path: Path):
+def test_headers_and_lines_say_what_is_wrong_as_words(tmp_path: Path) -> None:
     fault = Fault(
         reason="price -1 is negative", cause=Cause.NEGATIVE, field="price", value="-1 \ud800"
     )
@@ -63,7 +64,7 @@ def test_headers_and_lines_say_what_is_wrong_as_words(tmp_path: Path):
     assert json.loads(path.read_bytes()).items() >= {**expected, "source": "t/1"}.items()
 
 
-def test_headers_without_a_field_lack_its_name():
+def test_headers_without_a_field_lack_its_name() -> None:
     names = {name for name, _ in dead_letter(message(), WHY).headers()}
     assert {"k2.code", "k2.cause"} <= names
     assert {"k2.field", "k2.value"}.isdisjoint(names)
@@ -102,7 +103,7 @@ class Brokers:
     def offer(self, topic: str, *args: object) -> None:
         on_refused = args[-1]
         if self._refused and topic != "good.dlq":
-            assert isinstance(on_refused, Callable)
+            assert callable(on_refused)
             on_refused(self._refused)
         else:
             self.sent.append(topic)
@@ -115,12 +116,13 @@ class Brokers:
 def written(brokers: Brokers, path: Path) -> tuple[list[str], list[Mapping[str, object]]]:
     """Write dead letters of two topics; return the sources in the refuge, and the events."""
     events: list[Mapping[str, object]] = []
+    server: Any = brokers
     with RejectLog(path, run="r1") as log:
         letters = DeadLetterTopics(
-            writer=brokers,
-            topics=brokers,
+            writer=server,
+            topics=server,
             refuge=DeadLetterFile(log),
-            observe=lambda event, **fields: events.append({"event": event, **fields}),
+            observe=lambda event, /, **fields: events.append({"event": event, **fields}),
         )
         letters.write([dead_letter(message(topic=name), WHY) for name in ("t", "good", "t")])
     lines = path.read_text().splitlines() if path.exists() else []
@@ -130,7 +132,9 @@ def written(brokers: Brokers, path: Path) -> tuple[list[str], list[Mapping[str, 
 @pytest.mark.parametrize(
     "error", [BadData("the name is too long"), ConfigError("not authorized")], ids=str
 )
-def test_letters_of_a_topic_that_cannot_be_created_go_to_the_file(error: K2Error, tmp_path: Path):
+def test_letters_of_a_topic_that_cannot_be_created_go_to_the_file(
+    error: K2Error, tmp_path: Path
+) -> None:
     brokers = Brokers(create=error)
     kept, events = written(brokers, tmp_path / "rejects")
     assert kept == ["t/1", "t/1"]
@@ -139,26 +143,27 @@ def test_letters_of_a_topic_that_cannot_be_created_go_to_the_file(error: K2Error
     assert {event["reason"] for event in events} == {str(error)}
 
 
-def test_a_topic_that_exists_needs_no_right_to_create_it(tmp_path: Path):
+def test_a_topic_that_exists_needs_no_right_to_create_it(tmp_path: Path) -> None:
     brokers = Brokers(create=ConfigError("not authorized"), existing=["t.dlq"])
     assert written(brokers, tmp_path / "rejects") == ([], [])
     assert brokers.sent == ["t.dlq", "good.dlq", "t.dlq"]
 
 
-def test_letters_of_a_topic_that_cannot_be_written_go_to_the_file(tmp_path: Path):
+def test_letters_of_a_topic_that_cannot_be_written_go_to_the_file(tmp_path: Path) -> None:
     brokers = Brokers(refused="not authorized")
     kept, events = written(brokers, tmp_path / "rejects")
     assert kept == ["t/1", "t/1"]
     assert {event["reason"] for event in events} == {"not authorized"}
 
 
-def test_letters_that_the_producer_cannot_send_go_to_the_file(tmp_path: Path):
+def test_letters_that_the_producer_cannot_send_go_to_the_file(tmp_path: Path) -> None:
     kept, _ = written(Brokers(flush=ConfigError("not authorized")), tmp_path / "rejects")
     assert kept == ["t/1", "good/1", "t/1"]
 
 
 @pytest.mark.parametrize("where", ["create", "flush"])
-def test_brokers_that_are_unavailable_are_waited_for(where: str, tmp_path: Path):
+def test_brokers_that_are_unavailable_are_waited_for(where: str, tmp_path: Path) -> None:
+    failing: dict[str, Any] = {where: Unavailable("no answer")}
     with pytest.raises(Unavailable):
-        written(Brokers(**{where: Unavailable("no answer")}), tmp_path / "rejects")
+        written(Brokers(**failing), tmp_path / "rejects")
     assert not (tmp_path / "rejects").exists()

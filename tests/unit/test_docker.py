@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import typer
-from compose import (
+from dockerfile_parse import DockerfileParser
+from packaging.requirements import Requirement
+
+from k2cli.commands.app import app
+from k2cli.commands.config_files import DOCKER_VARIABLES
+from k2cli.config import load_settings
+from k2cli.redaction import is_secret
+from support.compose import (
     COMPOSE,
     DOCKER,
     OWN_IMAGE,
@@ -19,15 +26,8 @@ from compose import (
     services,
     variables,
 )
-from conftest import REPOSITORY
-from dockerfile_parse import DockerfileParser
-from packaging.requirements import Requirement
-from waiting import PATIENCE_S
-
-from k2cli.commands.app import app
-from k2cli.commands.config_files import DOCKER_VARIABLES
-from k2cli.config import load_settings
-from k2cli.redaction import is_secret
+from support.paths import REPOSITORY
+from support.waiting import PATIENCE_S
 
 SERVICES = services()
 OWN = own_services()

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 
 from k2cli.commands import metrics
 from k2cli.commands.metrics import RunMetrics
@@ -14,6 +13,7 @@ from k2cli.commands.terminal import lag, screen
 from k2cli.commands.terminal.events import LogFormat, RunLog
 from k2cli.events import EVENTS, Level, Observer, level_of
 from k2cli.ingestion.binance import exchangeinfo
+from support.paths import REPOSITORY
 
 MYPY_CASES = {
     'observe("stale", silent_s=1.5)': None,
@@ -71,7 +71,7 @@ def compared_names(module: object) -> Iterator[str]:
     for node in ast.walk(ast.parse(inspect.getsource(module))):  # type: ignore[arg-type]
         if isinstance(node, ast.Compare) and ast.unparse(node.left) == "event":
             for each in node.comparators:
-                yield from (c.value for c in ast.walk(each) if isinstance(c, ast.Constant))
+                yield from (str(c.value) for c in ast.walk(each) if isinstance(c, ast.Constant))
 
 
 @pytest.mark.parametrize("module", [lag, metrics, screen, exchangeinfo], ids=lambda m: m.__name__)

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from builders import table_of, trade_row
 
 from k2cli.ranges import ranges_of
 from k2cli.records import TRADES
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.position import Position, Series, Stored
+from support.builders import table_of, trade_row
 
 BTC = Series("BINANCE", "BTCUSDT")
 

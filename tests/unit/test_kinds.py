@@ -1,17 +1,18 @@
 """Kinds are listed in one place, and everything about them is derived from it."""
 
 import re
+from typing import Any
 
 import pytest
 import typer
-from conftest import REPOSITORY
 
 from k2cli.avro.ours import OURS
 from k2cli.commands.app import app
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, load_layout
 from k2cli.ingestion.exchanges import EXCHANGES
 from k2cli.kinds import KindName
-from k2cli.records import KINDS, QUOTES, TRADES, asset_classes, enum_values
+from k2cli.records import KINDS, QUOTES, TRADES, RecordKind, asset_classes, enum_values
+from support.paths import REPOSITORY
 
 _LIST = re.compile(r"""["']trades["'],?\s*(?:or|and|,)?\s*["']quotes["']""")
 
@@ -23,7 +24,7 @@ def test_kinds_are_those_that_are_named() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
-def test_columns_of_note_are_columns(kind) -> None:
+def test_columns_of_note_are_columns(kind: RecordKind) -> None:
     noted = {kind.id_column, kind.partition_by, *kind.sort_by, *kind.compared}
     assert noted <= set(kind.arrow.names)
     assert load_layout(f"generic-{kind.name}").record == kind
@@ -36,7 +37,8 @@ def test_every_schema_that_comes_with_k2_is_of_a_kind() -> None:
 
 @pytest.mark.parametrize("group", ["query", "export"])
 def test_every_kind_has_commands(group: str) -> None:
-    commands = typer.main.get_command(app).commands[group].commands
+    root: Any = typer.main.get_command(app)
+    commands = root.commands[group].commands
     assert set(KindName) <= set(commands)
     for kind in KindName:
         assert f"k2 {group} {kind} " in commands[kind].help

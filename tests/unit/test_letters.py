@@ -19,8 +19,9 @@ RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)))
 
 
 @given(RANGES)
-def test_offsets_are_those_that_were_added(ranges: list[tuple[int, int]]):
-    offsets, expected = OffsetSet(), set()
+def test_offsets_are_those_that_were_added(ranges: list[tuple[int, int]]) -> None:
+    offsets = OffsetSet()
+    expected: set[int] = set()
     for first, more in ranges:
         offsets.add(first, first + more)
         expected.update(range(first, first + more + 1))
@@ -31,7 +32,7 @@ def test_offsets_are_those_that_were_added(ranges: list[tuple[int, int]]):
     assert all(one[1] + 1 < two[0] for one, two in pairwise(offsets.ranges))
 
 
-def test_offsets_are_written_as_ranges():
+def test_offsets_are_written_as_ranges() -> None:
     offsets = OffsetSet("3,1-2")
     offsets.update(OffsetSet("7,9-12"))
     assert str(offsets) == "1-3,7,9-12"
@@ -45,12 +46,12 @@ BEYOND = str(1 << 63)
 @pytest.mark.parametrize(
     "text", ["x", "1-y", "1,,2", "-", "5-3", "-5", "1_0", BEYOND, f"0-{BEYOND}", "9" * 20, HUGE]
 )
-def test_what_is_no_range_is_an_error(text: str):
+def test_what_is_no_range_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"invalid (number|range)|integer string conversion"):
         OffsetSet(text)
 
 
-def test_the_largest_offset_is_one():
+def test_the_largest_offset_is_one() -> None:
     text = str((1 << 63) - 1)
     assert OffsetSet(f"0,{text}").mask(np.array([0, 1, int(text)])).tolist() == [True, False, True]
 
@@ -72,7 +73,9 @@ PARTITION = PartitionInfo(number=0, leader=1, replicas=(1,), in_sync=(1,), first
 
 
 def letter(place: int, time_ms: int = 0, /, **headers: str) -> Message:
-    given = [(f"k2.{name}", value.encode()) for name, value in headers.items()]
+    given: list[tuple[str, str | bytes | None]] = [
+        (f"k2.{name}", value.encode()) for name, value in headers.items()
+    ]
     return Message(
         topic="t.dlq",
         partition=0,
@@ -83,7 +86,7 @@ def letter(place: int, time_ms: int = 0, /, **headers: str) -> Message:
     )
 
 
-def test_odd_numbers_and_times_of_others_are_listed_as_null(tmp_path: Path):
+def test_odd_numbers_and_times_of_others_are_listed_as_null(tmp_path: Path) -> None:
     box = Box(
         [
             letter(0, partition="9" * 20, offset=HUGE),
@@ -102,17 +105,17 @@ def test_odd_numbers_and_times_of_others_are_listed_as_null(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["0", "0/", "/1", "a/1", "0/-1", f"0/{BEYOND}", f"0/{HUGE}"])
-def test_what_names_no_letter_is_an_error(text: str):
+def test_what_names_no_letter_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"invalid number|integer string conversion"):
         LetterPlace.parse(text)
 
 
-def test_a_value_that_is_text_is_shown_as_text():
+def test_a_value_that_is_text_is_shown_as_text() -> None:
     info = describe_value('{"a": "é"}'.encode(), "no registry")
     assert (info.text, info.size_bytes, info.problem, info.hex) == ('{"a": "é"}', 11, None, None)
 
 
-def test_a_value_that_is_nothing_known_is_shown_in_hex():
+def test_a_value_that_is_nothing_known_is_shown_in_hex() -> None:
     info = describe_value(bytes([200, 65]) * 200, "no registry")
     assert info.problem == "neither in the wire format of a schema registry, nor text"
     assert info.hex == "c841" * 128
@@ -122,13 +125,13 @@ def test_a_value_that_is_nothing_known_is_shown_in_hex():
     )
 
 
-def test_a_record_without_a_registry_still_tells_its_schema():
+def test_a_record_without_a_registry_still_tells_its_schema() -> None:
     info = describe_value(wire_header(7) + b"x", "no schema registry is set up")
     assert (info.schema_id, info.fields) == (7, None)
     assert info.problem == "no schema registry is set up"
     assert info.hex == "000000000778"
 
 
-def test_no_value_is_a_tombstone():
+def test_no_value_is_a_tombstone() -> None:
     info = describe_value(None, "no registry")
     assert (info.size_bytes, info.problem) == (None, "a null value (tombstone)")

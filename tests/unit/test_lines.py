@@ -2,11 +2,11 @@
 
 import numpy as np
 import pyarrow as pa
-from builders import batch_of, trades_batch
 
 from k2cli.ingestion.csv.ids import Labels, Rows, place_ids
 from k2cli.records import TRADES, line_series, message_ids, nth_copy, series_prefix
 from k2cli.storage.lines import Lines, line_keys
+from support.builders import batch_of, trades_batch
 
 
 def ids(file: str, exchange: str = "X", symbols: tuple[str, ...] = ("A", "B")) -> list[str]:

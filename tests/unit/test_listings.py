@@ -19,8 +19,9 @@ from k2cli.ingestion.listings import (
     shipped_text,
 )
 from k2cli.ingestion.symbols import Market, parse_symbol
+from support.paths import REPOSITORY
 
-TOOL = Path(__file__).parents[2] / "tools" / "update_symbols.py"
+TOOL = REPOSITORY / "tools" / "update_symbols.py"
 
 
 def info(*symbols: tuple[str, str, str]) -> bytes:
@@ -134,7 +135,7 @@ def test_tool_merges_answers_into_a_list(tmp_path: Path) -> None:
     )
     (tmp_path / "new.json").write_bytes(info(("ARBUSD", "ARB", "USD")))
     words = [f"spot@2026-02={tmp_path}/new.json", f"spot@2023-05={tmp_path}/old.json"]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     for order in (words, words[::-1]):
         done = subprocess.run(
             [sys.executable, str(tool), *order], env=env, capture_output=True, text=True, check=True

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from waiting import PATIENCE_S
+
+from support.waiting import PATIENCE_S
 
 HOLES = """
 import os

@@ -1,6 +1,7 @@
 """The reader in memory behaves as Kafka's does, as far as k2 relies on it."""
 
 import pytest
+
 from support.memory_reader import MemoryBroker
 from support.reader_contract import ReaderContract
 

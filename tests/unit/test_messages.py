@@ -2,15 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from avro_cases import array, decimal, enum, field, record
-from builders import trades_batch
-from cluster import ids_of, unexpected, values_of
-from waiting import ManualClock
 
 from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import varint, wire_header
@@ -18,9 +14,13 @@ from k2cli.codec.kinds import KindDecoder
 from k2cli.codec.upgrade import USUAL, Origin
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.messages import MessageReader
-from k2cli.ingestion.kafka.registry import AVRO
+from k2cli.ingestion.kafka.registry import AVRO, Registry
 from k2cli.ingestion.kafka.values import describe_value
 from k2cli.records import TRADES
+from support.avro_cases import array, decimal, enum, field, record
+from support.builders import trades_batch
+from support.cluster import ids_of, unexpected, values_of
+from support.waiting import ManualClock
 
 GOOD, POISON = 1, 2
 NODE = record(field(["null", "n.Node"], "next", default=None), name="Node")
@@ -40,6 +40,11 @@ class Schemas:
         return AVRO, json.dumps(self._schemas[schema_id])
 
 
+def schemas(poison: Any) -> Registry:
+    """Return a registry that knows two schemas."""
+    return cast("Registry", Schemas(poison))
+
+
 def with_field(avro: Any, **more: Any) -> Mapping[str, Any]:
     """Add a field that our trades do not have."""
     return {**TRADES.avro, "fields": [*TRADES.avro["fields"], field(avro, "extra", **more)]}
@@ -49,10 +54,10 @@ def read(poison: Any, tail: bytes) -> tuple[Decoded, list[dict[str, object]]]:
     """Read three good messages and, before the last one, one of another writer."""
     events: list[dict[str, object]] = []
     reader = MessageReader(
-        registry=Schemas(poison),
+        registry=schemas(poison),
         topic="t",
         kind=lambda: TRADES,
-        observe=lambda event, **fields: events.append({"event": event, **fields}),
+        observe=lambda event, /, **fields: events.append({"event": event, **fields}),
     )
     values = values_of(FEW, wire_header(GOOD))
     values[2] = wire_header(POISON) + values[2][5:] + tail
@@ -73,7 +78,7 @@ def read(poison: Any, tail: bytes) -> tuple[Decoded, list[dict[str, object]]]:
         (with_field("long", doc=7, aliases="x", order=1), varint(3)),
     ],
 )
-def test_mistakes_that_do_not_matter_to_decoding_are_ignored(schema: Any, tail: bytes):
+def test_mistakes_that_do_not_matter_to_decoding_are_ignored(schema: Any, tail: bytes) -> None:
     decoded, (event,) = read(schema, tail)
     assert decoded.rejects == []
     assert ids_of(decoded.rows) == ids_of(FEW)
@@ -104,7 +109,7 @@ def test_mistakes_that_do_not_matter_to_decoding_are_ignored(schema: Any, tail: 
 )
 def test_what_cannot_be_decoded_is_a_reject_and_nothing_else_is(
     schema: Any, tail: bytes, reason: str
-):
+) -> None:
     decoded, _ = read(schema, tail)
     if decoded.rejects or reason:
         ((place, why),) = decoded.rejects
@@ -130,33 +135,33 @@ class FailingDecoder:
 @pytest.mark.parametrize(
     "failure", [KeyError("x"), pa.ArrowNotImplementedError("x"), RecursionError(), MemoryError()]
 )
-def test_whatever_a_decoder_raises_is_a_reject_of_that_message(failure: Exception):
+def test_whatever_a_decoder_raises_is_a_reject_of_that_message(failure: Exception) -> None:
     reader = MessageReader(
-        registry=Schemas(None), topic="t", kind=lambda: TRADES, observe=unexpected
+        registry=schemas(None), topic="t", kind=lambda: TRADES, observe=unexpected
     )
     origin = Origin(series=["t"], codes=np.zeros(4, np.int64), numbers=np.arange(4))
     values = [*values_of(FEW, wire_header(1))[:3], wire_header(1) + b"bad"]
-    decoded = reader._decode(FailingDecoder(failure), values, origin)
+    decoded = reader._decode(cast("KindDecoder", FailingDecoder(failure)), values, origin)
     assert decoded.places.tolist() == [0, 1]
     (two, fault), (three, _) = decoded.rejects
     assert (two, three, type(failure).__name__ in fault.reason) == (2, 3, True)
 
 
-def test_a_value_of_a_recursive_schema_is_described():
-    info = describe_value(wire_header(POISON) + b"\x02" * 100_000, Schemas(NODE))
+def test_a_value_of_a_recursive_schema_is_described() -> None:
+    info = describe_value(wire_header(POISON) + b"\x02" * 100_000, schemas(NODE))
     assert (info.schema, info.fields) == ("Node", None)
     assert info.problem == "the schema cannot be decoded with: record Node is recursive"
 
 
-def test_a_value_is_described_as_far_as_it_decodes():
+def test_a_value_is_described_as_far_as_it_decodes() -> None:
     avro = record(field(decimal(2, 4)), field(enum("A"), "b"), field("string", "c"))
-    info = describe_value(wire_header(POISON) + b"\x02x\x00\x10abc", Schemas(avro))
+    info = describe_value(wire_header(POISON) + b"\x02x\x00\x10abc", schemas(avro))
     assert info.fields == {"a": b"x", "b": "A"}
     assert info.problem == "field c: the value ends in it"
 
 
-def test_a_value_that_is_not_a_record_is_described():
-    info = describe_value(wire_header(POISON) + b"\x02x!", Schemas("string"))
+def test_a_value_that_is_not_a_record_is_described() -> None:
+    info = describe_value(wire_header(POISON) + b"\x02x!", schemas("string"))
     assert (info.schema, info.fields) == (None, {"value": "x"})
     assert info.problem == "1 bytes are left over behind the record"
 
@@ -178,11 +183,15 @@ class SlowRegistry:
         raise NotFound("unknown")
 
 
-def test_many_unknown_schemas_take_several_reads_and_lose_nothing():
+def test_many_unknown_schemas_take_several_reads_and_lose_nothing() -> None:
     clock = ManualClock()
     registry = SlowRegistry(0.05, clock)
     reader = MessageReader(
-        registry=registry, topic="t", kind=lambda: TRADES, observe=unexpected, clock=clock
+        registry=cast("Registry", registry),
+        topic="t",
+        kind=lambda: TRADES,
+        observe=unexpected,
+        clock=clock,
     )
     values: list[bytes] = []
     for place, value in enumerate(values_of(trades_batch(40), wire_header(GOOD))):

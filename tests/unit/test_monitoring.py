@@ -8,14 +8,14 @@ from typing import Any, Final
 
 import promql_parser as promql
 import pytest
-from cluster import unexpected
-from compose import DOCKER, command_of, own_services, services, yaml_of
-from scraping import consumption_of_nothing
 
 from k2cli.commands.metrics import RunMetrics
 from k2cli.events import EVENTS
 from k2cli.flow import Totals
 from k2cli.pipelines.consume.policy import ConsumeTotals
+from support.cluster import unexpected
+from support.compose import DOCKER, command_of, own_services, services, yaml_of
+from support.scraping import consumption_of_nothing
 
 SUFFIXES: Final = {
     "counter": ("_total",),
@@ -97,7 +97,7 @@ def test_a_wrong_name_would_be_found(exported: set[str]) -> None:
 
 @pytest.mark.parametrize("totals", [Totals, ConsumeTotals])
 def test_every_sum_is_exported(totals: Callable[[], Any], exported: set[str]) -> None:
-    names = {f"k2_{each.name}_total" for each in fields(totals())}  # type: ignore[arg-type]
+    names = {f"k2_{each.name}_total" for each in fields(totals())}
     assert names - exported == {"k2_duration_s_total"}
 
 

@@ -2,7 +2,6 @@
 
 import pyarrow as pa
 import pytest
-from builders import table_of, trade_row
 
 from k2cli.errors import BadData
 from k2cli.records import TRADES
@@ -16,6 +15,7 @@ from k2cli.storage.offsets import (
     decode_offsets,
     encode_offsets,
 )
+from support.builders import table_of, trade_row
 
 ZERO = Partition("market.crypto.trades", "u-Q", 0)
 ONE = Partition("market.crypto.trades", "u-Q", 1)
@@ -38,19 +38,19 @@ def spans(expected: int | None, reached: int, *partitions: Partition) -> OffsetP
     return OffsetPosition(dict.fromkeys(partitions, span))
 
 
-def test_offsets_are_read_as_they_were_written():
+def test_offsets_are_read_as_they_were_written() -> None:
     offsets = {ZERO: 7, ONE: 2**62, AGAIN: 0, FUTURES: 12}
     assert decode_offsets(encode_offsets(offsets)) == offsets
     assert decode_offsets(None) == {}
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"t":{"i":{"0":"x"}}}', '{"t":{"i":{"x":1}}}', "{"])
-def test_a_damaged_position_is_an_error(text: str):
+def test_a_damaged_position_is_an_error(text: str) -> None:
     with pytest.raises(BadData, match="Kafka position cannot be read"):
         decode_offsets(text)
 
 
-def test_rows_and_offsets_come_together(lake: Lake):
+def test_rows_and_offsets_come_together(lake: Lake) -> None:
     lake.open(TRADES).append(rows(3), source=spans(None, 3, ZERO, ONE))
     lake.open(TRADES).append(rows(2, first=3), source=spans(3, 5, ONE))
     lake.open(TRADES).append(rows(1, first=5), source=spans(None, 9, FUTURES))
@@ -59,7 +59,7 @@ def test_rows_and_offsets_come_together(lake: Lake):
 
 
 @pytest.mark.parametrize("expected", [None, 2, 4])
-def test_a_batch_that_begins_elsewhere_is_not_written(lake: Lake, expected: int | None):
+def test_a_batch_that_begins_elsewhere_is_not_written(lake: Lake, expected: int | None) -> None:
     lake.open(TRADES).append(rows(3), source=spans(None, 3, ZERO, ONE))
     mixed = OffsetPosition(
         {ONE: Span(expected=3, reached=4), ZERO: Span(expected=expected, reached=9)}
@@ -70,13 +70,13 @@ def test_a_batch_that_begins_elsewhere_is_not_written(lake: Lake, expected: int 
     assert lake.open(TRADES).describe().rows == 3
 
 
-def test_a_topic_that_was_made_again_begins_anew(lake: Lake):
+def test_a_topic_that_was_made_again_begins_anew(lake: Lake) -> None:
     lake.open(TRADES).append(rows(3), source=spans(None, 3, ZERO))
     lake.open(TRADES).append(rows(1), source=spans(None, 1, AGAIN))
     assert held(lake) == {ZERO: 3, AGAIN: 1}
 
 
-def test_offsets_move_without_rows_but_not_without_offsets(lake: Lake):
+def test_offsets_move_without_rows_but_not_without_offsets(lake: Lake) -> None:
     commit = lake.open(TRADES).append(rows(0), source=spans(None, 5, ZERO))
     assert (commit.snapshot_id is None, commit.rows) == (False, 0)
     assert held(lake) == {ZERO: 5}
@@ -85,7 +85,7 @@ def test_offsets_move_without_rows_but_not_without_offsets(lake: Lake):
     assert lake.open(TRADES).describe().rows == 2
 
 
-def test_streams_and_loads_carry_the_offsets_on(lake: Lake):
+def test_streams_and_loads_carry_the_offsets_on(lake: Lake) -> None:
     lake.open(TRADES).append(rows(1), source=spans(None, 5, ZERO))
     lake.open(TRADES).append(table_of(TRADES, [trade_row()]))
     assert held(lake) == {ZERO: 5}

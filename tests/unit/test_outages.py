@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import quotes_batch, table_of, trade_row, trades_batch
-from pumping import HOUR_S, MemorySink, MemorySource, ids, pump_of, rejected, trades
 
-from k2cli import rejects as rejects_module
 from k2cli.config import Settings, load_settings
 from k2cli.errors import BadData, Conflict, K2Error, Unavailable
 from k2cli.flow import Batch
@@ -23,6 +20,8 @@ from k2cli.rejects import Fault, RejectLog
 from k2cli.storage.lake import Lake
 from k2cli.storage.laketable import LakeTable
 from k2cli.storage.position import Series, Stored
+from support.builders import quotes_batch, table_of, trade_row, trades_batch
+from support.pumping import HOUR_S, MemorySink, MemorySource, ids, pump_of, rejected, trades
 
 Events = list[tuple[str, dict[str, Any]]]
 
@@ -127,7 +126,7 @@ def test_full_disk_under_the_rejects_is_waited_out(
             raise OSError(28, "No space left on device")
         return write(fd, data[: max(len(data) // 2, 1)])  # a disk that takes a part at a time
 
-    monkeypatch.setattr(rejects_module.os, "write", write_or_fail)
+    monkeypatch.setattr(os, "write", write_or_fail)
     sink = MemorySink()
     given = [batch for n in range(20) for batch in (trades(1), rejected(b"%d" % n, first=n))]
     events: Events = []
@@ -195,7 +194,7 @@ class BrokenTable:
 
 
 def sink_of(lake: Any, config: Settings, events: Events) -> TableSink:
-    def observe(event: str, **fields: Any) -> None:
+    def observe(event: str, /, **fields: Any) -> None:
         events.append((event, fields))
 
     spill = SpillFolder(config, observe)
@@ -322,7 +321,7 @@ def test_rows_that_cannot_be_kept_are_reported_as_lost(
 
 def folder_of(config: Settings, events: Events | None = None) -> SpillFolder:
     return SpillFolder(
-        config, lambda event, **f: None if events is None else events.append((event, f))
+        config, lambda event, /, **f: None if events is None else events.append((event, f))
     )
 
 

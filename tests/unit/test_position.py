@@ -30,7 +30,8 @@ def mixed(*ranges: tuple[int, int, int, int]) -> Stored:
 
 
 def states(stored: Stored, *numbers: int) -> list[int]:
-    return stored.states(np.array(numbers, dtype=np.int64)).tolist()
+    found: list[int] = stored.states(np.array(numbers, dtype=np.int64)).tolist()
+    return found
 
 
 def test_a_number_is_stored_unknown_or_absent() -> None:

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
-from terminal import Terminal
 
 from k2cli.commands.terminal.progress import _Counted, progress_text, shown_progress
+from support.paths import REPOSITORY
+from support.terminal import Terminal
 
 SLOW = """
 import io, time

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import batch_of, quote_row, quotes_batch, table_of, trade_row, trades_batch
-from pumping import MemorySink, MemorySource, ids, pump_of, rejected, trades
 
 from k2cli.errors import BadData, Unavailable
 from k2cli.flow import Batch, Committed, Totals
@@ -19,6 +17,8 @@ from k2cli.pipelines.sinks import ForwardingSink, TableSink
 from k2cli.records import QUOTES, TRADES
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import Lake
+from support.builders import batch_of, quote_row, quotes_batch, table_of, trade_row, trades_batch
+from support.pumping import MemorySink, MemorySource, ids, pump_of, rejected, trades
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_rejects_that_cannot_be_written_end_the_run_before_a_commit() -> None:
 def test_table_sink_reports_what_it_did(lake: Lake, rejects: RejectLog) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
     sink = TableSink(
-        lake=lake, exchange="BINANCE", observe=lambda event, **f: events.append((event, f))
+        lake=lake, exchange="BINANCE", observe=lambda event, /, **f: events.append((event, f))
     )
     rows = batch_of(TRADES, [trade_row(source_sequence=n) for n in (1, 2, 2, 5)])
     given = [Batch(rows=[(TRADES, rows), (QUOTES, quotes_batch(2))], messages=6)]
@@ -207,8 +207,11 @@ def test_table_sink_reports_what_it_did(lake: Lake, rejects: RejectLog) -> None:
 
 def test_table_sink_makes_no_snapshot_of_duplicates(lake: Lake, rejects: RejectLog) -> None:
     events: list[str] = []
+    totals = Totals()
     for _ in range(2):
-        sink = TableSink(lake=lake, exchange="X", observe=lambda event, **_: events.append(event))
+        sink = TableSink(
+            lake=lake, exchange="X", observe=lambda event, /, **_: events.append(event)
+        )
         totals = pump_of(MemorySource([trades(10)]), sink, rejects).run()
     assert (totals.rows, totals.duplicates, totals.commits) == (0, 10, 0)
     assert events.count("commit") == 1
@@ -226,6 +229,7 @@ def test_ids_without_a_record_are_no_gap(lake: Lake, rejects: RejectLog) -> None
     """An exchange numbers events that are not trades, too."""
     rows = table_of(TRADES, [trade_row(source_sequence=n) for n in (1, 2, 5)]).to_batches()
     given = [Batch(rows=[(TRADES, rows[0])], seen=[(TRADES, ids(3, 4))], messages=5)]
+    totals = Totals()
     for _ in range(2):
         sink = TableSink(lake=lake, exchange="BINANCE", observe=lambda *_, **__: None)
         totals = pump_of(MemorySource(given), sink, rejects).run()
@@ -236,7 +240,7 @@ def test_ids_without_a_record_are_no_gap(lake: Lake, rejects: RejectLog) -> None
 def test_a_known_id_with_other_values_is_a_conflict(lake: Lake, rejects: RejectLog) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
     sink = TableSink(
-        lake=lake, exchange="BINANCE", observe=lambda event, **f: events.append((event, f))
+        lake=lake, exchange="BINANCE", observe=lambda event, /, **f: events.append((event, f))
     )
     first, other = (
         batch_of(TRADES, [trade_row(source_sequence=7, price=price)])
@@ -265,7 +269,7 @@ def test_no_more_than_100_conflicts_are_written(lake: Lake, rejects: RejectLog) 
 
 
 def ndjson_sink(out: BytesIO, events: list[str] | None = None) -> ForwardingSink:
-    def observe(event: str, **_: object) -> None:
+    def observe(event: str, /, **_: object) -> None:
         if events is not None:
             events.append(event)
 

@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import START, Row, batch_of, narrow, quotes_batch, table_of, trade_row, trades_batch
 
 from k2cli.config import QuerySettings
 from k2cli.errors import BadData, ConfigError, K2Error, Unavailable, UsageError
@@ -34,6 +33,16 @@ from k2cli.query.selection import Selection
 from k2cli.query.timespan import Timespan
 from k2cli.query.views import arrow_to_duckdb_type
 from k2cli.records import KINDS, QUOTES, TRADES, RecordKind, TableFiles
+from support.builders import (
+    START,
+    Row,
+    batch_of,
+    narrow,
+    quotes_batch,
+    table_of,
+    trade_row,
+    trades_batch,
+)
 
 Open = Callable[..., AbstractContextManager[Session]]
 OpenLocked = Callable[..., AbstractContextManager[StatementSession]]

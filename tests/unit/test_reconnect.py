@@ -1,7 +1,6 @@
 """When the client reconnects: delays, and attempts per window, on a clock that the test moves."""
 
 import pytest
-from waiting import ManualClock
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
@@ -9,6 +8,7 @@ from websockets.http11 import Response
 from k2cli.ingestion.binance.venues import MAX_ATTEMPTS, WINDOW_S
 from k2cli.ingestion.reconnect import MAX_DELAY_S, MIN_DELAY_S, STABLE_S, AttemptBudget, Backoff
 from k2cli.ingestion.websocket import retry_after_s
+from support.waiting import ManualClock
 
 
 def test_connections_that_drop_at_once_stay_far_below_the_limit_of_the_exchange() -> None:

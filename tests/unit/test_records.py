@@ -20,7 +20,8 @@ from k2cli.records import (
 
 def ids(series: str, *numbers: int) -> list[str]:
     codes = np.zeros(len(numbers), dtype=np.int64)
-    return message_ids([series], codes, np.array(numbers, dtype=np.int64)).to_pylist()
+    found: list[str] = message_ids([series], codes, np.array(numbers, dtype=np.int64)).to_pylist()
+    return found
 
 
 @pytest.mark.parametrize(("kind", "stem"), [(TRADES, "trade_v2"), (QUOTES, "quote_v2")])

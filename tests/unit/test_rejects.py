@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import PATIENCE_S
 
 from k2cli.errors import ConfigError, Unavailable
 from k2cli.rejects import Cause, Fault, Reject, RejectLog
+from support.waiting import PATIENCE_S
 
 
 def reject(raw: bytes, position: int = 1) -> Reject:

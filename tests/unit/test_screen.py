@@ -3,13 +3,13 @@
 import io
 
 import pytest
-from builders import trades_batch
 from rich.console import Console
 
 from k2cli.commands.terminal.live import LiveView
 from k2cli.commands.terminal.screen import Rate, RunState, pack
 from k2cli.flow import Batch, Totals
 from k2cli.records import TRADES
+from support.builders import trades_batch
 
 
 def test_rate_is_over_the_time_that_has_passed() -> None:

@@ -3,14 +3,11 @@
 import json
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import START, quote_v1, trade_v1, trades_batch, written
-from cluster import unexpected
-from faults import reasons_of
 
 from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import encode_messages, wire_header
@@ -18,7 +15,11 @@ from k2cli.codec.kinds import KindDecoder
 from k2cli.codec.resolve import Incompatible
 from k2cli.codec.upgrade import UPGRADES, USUAL, Facts, Origin, Upgrade
 from k2cli.ingestion.kafka.messages import MessageReader
+from k2cli.ingestion.kafka.registry import Registry
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, message_ids
+from support.builders import START, quote_v1, trade_v1, trades_batch, written
+from support.cluster import unexpected
+from support.faults import reasons_of
 
 V1 = UPGRADES["trade_v1"].avro
 QUOTE_V1 = UPGRADES["quote_v1"].avro
@@ -65,7 +66,7 @@ def id_of(series: str, number: int) -> str:
     return str(made)
 
 
-def test_every_field_of_a_trade():
+def test_every_field_of_a_trade() -> None:
     decoded = upgraded(trade_v1())
     assert decoded.rows.schema.equals(TRADES.arrow)
     assert row_of(decoded) == {
@@ -87,7 +88,7 @@ def test_every_field_of_a_trade():
     }
 
 
-def test_every_field_of_a_quote():
+def test_every_field_of_a_quote() -> None:
     decoded = upgraded(quote_v1(), schema=QUOTE_V1)
     assert decoded.rows.schema.equals(QUOTES.arrow)
     assert row_of(decoded) == {
@@ -109,13 +110,13 @@ def test_every_field_of_a_quote():
     }
 
 
-def test_nothing_becomes_nothing():
+def test_nothing_becomes_nothing() -> None:
     decoded = upgraded()
     assert (decoded.rows.num_rows, decoded.rejects) == (0, [])
     assert decoded.rows.schema.equals(TRADES.arrow)
 
 
-def test_what_is_null_is_not_in_the_vendor_data():
+def test_what_is_null_is_not_in_the_vendor_data() -> None:
     decoded = upgraded(trade_v1(buyer_id=None), trade_v1(1), trade_v1(2, buyer_id=""))
     assert [
         dict(entries).get("buyer_id") for entries in decoded.rows["vendor_data"].to_pylist()
@@ -126,7 +127,7 @@ def test_what_is_null_is_not_in_the_vendor_data():
     ]
 
 
-def test_without_a_sequence_number_the_offset_tells_records_apart():
+def test_without_a_sequence_number_the_offset_tells_records_apart() -> None:
     records = [trade_v1(sequence_number=None), trade_v1(1), trade_v1(sequence_number=None)]
     rows = upgraded(*records).rows
     moment_ms = round(MOMENT.timestamp() * 1000)
@@ -143,7 +144,7 @@ def test_without_a_sequence_number_the_offset_tells_records_apart():
     ]
 
 
-def test_ids_do_not_depend_on_what_was_decoded_along():
+def test_ids_do_not_depend_on_what_was_decoded_along() -> None:
     records = [trade_v1(i, sequence_number=None if i % 3 else i) for i in range(20)]
     values, decoder = messages(V1, *records), KindDecoder(V1, TRADES, USUAL)
     together = decoder.decode(values, origin_of(20)).rows
@@ -152,7 +153,7 @@ def test_ids_do_not_depend_on_what_was_decoded_along():
     assert len(set(together["message_id"].to_pylist())) == 20
 
 
-def test_volumes_may_have_twelve_digits():
+def test_volumes_may_have_twelve_digits() -> None:
     row = row_of(upgraded(trade_v1(volume=10**12 - 1)))
     assert row["quantity"] == Decimal(10**12 - 1)
     quote = quote_v1(bid_volume=10**12 - 1, ask_volume=10**11)
@@ -160,7 +161,7 @@ def test_volumes_may_have_twelve_digits():
     assert (row["bid_quantity"], row["ask_quantity"]) == (10**12 - 1, 10**11)
 
 
-def test_currency_and_side_are_what_they_are_told_to_be():
+def test_currency_and_side_are_what_they_are_told_to_be() -> None:
     row = row_of(upgraded(trade_v1(), facts=Facts(currency="NZD", side="BUY")))
     assert (row["currency"], row["side"]) == ("NZD", "BUY")
 
@@ -181,7 +182,7 @@ def test_currency_and_side_are_what_they_are_told_to_be():
         ({"sequence_number": 2**62}, f"sequence_number {2**62} is not within 0 to {MAX_NUMBER}"),
     ],
 )
-def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
+def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str) -> None:
     records = [trade_v1(i, sequence_number=None) for i in range(3)]
     expected = upgraded(*records).rows
     records[1] |= over
@@ -191,7 +192,7 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str):
     assert decoded.rows.equals(expected.take(pa.array([0, 2])))
 
 
-def test_the_largest_and_smallest_values_are_exact():
+def test_the_largest_and_smallest_values_are_exact() -> None:
     records = [
         trade_v1(price=Decimal("9999999999.999999"), volume=10**12 - 1, sequence_number=MAX_NUMBER),
         trade_v1(price=Decimal("0.000001"), volume=0, company_id=-(2**31), sequence_number=0),
@@ -202,7 +203,7 @@ def test_the_largest_and_smallest_values_are_exact():
     assert rows["trade_id"].to_pylist() == [f"ASX-{MAX_NUMBER}", "ASX-0"]
 
 
-def test_bodies_that_do_not_decode_leave_the_others_alone():
+def test_bodies_that_do_not_decode_leave_the_others_alone() -> None:
     values = messages(V1, *(trade_v1(i, sequence_number=None) for i in range(4)))
     decoder = KindDecoder(V1, TRADES, USUAL)
     expected = decoder.decode(values, origin_of(4)).rows
@@ -212,13 +213,13 @@ def test_bodies_that_do_not_decode_leave_the_others_alone():
     assert decoded.rows.equals(expected.take(pa.array([0, 3])))
 
 
-def test_records_that_are_all_bad_become_no_row():
+def test_records_that_are_all_bad_become_no_row() -> None:
     decoded = upgraded(trade_v1(volume=-1), trade_v1(1, volume=-2))
     assert (decoded.rows.num_rows, len(decoded.rejects)) == (0, 2)
     assert decoded.rows.schema.equals(TRADES.arrow)
 
 
-def test_a_writers_variant_of_v1_is_read_by_the_rules_of_the_specification():
+def test_a_writers_variant_of_v1_is_read_by_the_rules_of_the_specification() -> None:
     schema = {**evolved(drop="exchange", volume="int"), "name": "com.k2.market_data.Trade"}
     decoded = upgraded(trade_v1(), schema=schema)
     assert decoded.rows.equals(upgraded(trade_v1()).rows)
@@ -236,14 +237,14 @@ def test_a_writers_variant_of_v1_is_read_by_the_rules_of_the_specification():
         (QUOTE_V1, "the schema is of Quote, not of TradeV2"),
     ],
 )
-def test_schemas_that_cannot_be_read_say_which_field(schema: dict[str, Any], reason: str):
+def test_schemas_that_cannot_be_read_say_which_field(schema: dict[str, Any], reason: str) -> None:
     with pytest.raises(Incompatible) as caught:
         KindDecoder(schema, TRADES, USUAL)
     assert str(caught.value) == reason
 
 
 @pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES.keys())
-def test_the_mapping_makes_every_column_and_uses_every_field(upgrade: Upgrade):
+def test_the_mapping_makes_every_column_and_uses_every_field(upgrade: Upgrade) -> None:
     assert [rule.target for rule in upgrade.rules] == upgrade.kind.arrow.names
     sources = {source for rule in upgrade.rules for source in rule.sources}
     assert sources == {field["name"] for field in upgrade.avro["fields"]}
@@ -257,12 +258,17 @@ class Schemas:
         return {1: V1, 2: TRADES.avro}[schema_id]
 
 
-def test_messages_of_both_versions_keep_their_order():
+def schemas() -> Registry:
+    """Return a registry that knows these schemas."""
+    return cast("Registry", Schemas())
+
+
+def test_messages_of_both_versions_keep_their_order() -> None:
     v2 = encode_messages(trades_batch(3), TRADES.avro, header=wire_header(2)).to_pylist()
     v1 = messages(V1, *(trade_v1(i) for i in range(2)))
     (bad,) = written(V1, trade_v1(volume=-5))
     values = [v2[0], v1[0], wire_header(1) + bad, v2[1], v1[1], v2[2]]
-    reader = MessageReader(registry=Schemas(), kind=lambda: TRADES, observe=unexpected, topic="t")
+    reader = MessageReader(registry=schemas(), kind=lambda: TRADES, observe=unexpected, topic="t")
     decoded = reader.read(values, np.zeros(6, np.int64), np.arange(10, 16))
     assert decoded.rows["symbol"].to_pylist() == ["BTCUSDT", "BHP", "ETHUSDT", "CBA", "BTCUSDT"]
     assert decoded.rows["platform_sequence"].to_pylist() == [10, 11, 13, 14, 15]
@@ -270,10 +276,10 @@ def test_messages_of_both_versions_keep_their_order():
     assert reasons_of(decoded.rejects) == [(2, f"volume -5 {UNFIT_QUANTITY}")]
 
 
-def test_a_message_without_a_number_is_known_by_topic_partition_and_offset():
+def test_a_message_without_a_number_is_known_by_topic_partition_and_offset() -> None:
     (body,) = written(V1, trade_v1(sequence_number=None))
     reader = MessageReader(
-        registry=Schemas(), kind=lambda: TRADES, observe=unexpected, topic="market.equities.trades"
+        registry=schemas(), kind=lambda: TRADES, observe=unexpected, topic="market.equities.trades"
     )
     rows = reader.read([wire_header(1) + body], np.array([3]), np.array([41])).rows
     assert rows["message_id"].to_pylist() == [id_of("kafka/market.equities.trades/3", 41)]

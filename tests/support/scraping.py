@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.request import urlopen
 
-from cluster import unexpected
 from prometheus_client.parser import text_string_to_metric_families
-from waiting import PATIENCE_S
 
 from k2cli.ingestion.kafka.deadletters import DeadLetterFile
 from k2cli.pipelines.consume.loop import Consumption
 from k2cli.pipelines.consume.policy import ConsumePolicy, Outlets
 from k2cli.pipelines.printing import NdjsonPrinter, PrintedTables
 from k2cli.rejects import RejectLog
+from support.cluster import unexpected
+from support.waiting import PATIENCE_S
 
 Labels = tuple[tuple[str, str], ...]
 Samples = dict[tuple[str, Labels], float]

@@ -1,10 +1,9 @@
 """Tables as they were before their kind got wider: what a lakehouse has until it is evolved."""
 
-from builders import narrow
-
 from k2cli.records import KINDS
 from k2cli.storage.lake import NAMESPACE, Lake
 from k2cli.storage.tables import create_table
+from support.builders import narrow
 
 
 def make_narrow(lake: Lake) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
-from conftest import REPOSITORY
 from ruamel.yaml import YAML
 
 from k2cli.commands.config_files import docker_file
+from support.paths import REPOSITORY
 
 DOCKER: Final = REPOSITORY / "docker"
 COMPOSE: Final = DOCKER / "compose.yml"

@@ -13,12 +13,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from builders import batch_of, trade_row
-
 from k2cli.ingestion.exchange import Exchange, Limits, Parsed, Parser, Venue, check_base
 from k2cli.ingestion.symbols import Instrument
 from k2cli.records import TRADES
-from k2cli.rejects import Reject
+from k2cli.rejects import Cause, Fault, Reject
+from support.builders import batch_of, trade_row
 
 
 class TinyVenue(Venue):
@@ -51,10 +50,10 @@ class TinyParser:
             elif "error" in found:
                 rejects.append(
                     Reject(
+                        fault=Fault(reason=found["error"], cause=Cause.BAD_FRAME),
                         raw=frame,
                         position=first + number,
                         received_us=received_us[number],
-                        reason=found["error"],
                     )
                 )
         return Parsed(rows=[(TRADES, batch_of(TRADES, rows))] if rows else [], rejects=rejects)

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from waiting import PATIENCE_S
 from websockets.asyncio.server import ServerConnection, serve
 
 from k2cli.flow import Batch
 from k2cli.ingestion.binance.venues import VENUES, Channel
 from k2cli.ingestion.stream import ExchangeStream, StreamOptions
 from k2cli.ingestion.symbols import Market, parse_symbol
+from support.waiting import PATIENCE_S
 
 BTC = parse_symbol("BTCUSDT", Market.SPOT)
 
@@ -70,7 +70,7 @@ def stream_of(
     }
     return ExchangeStream(
         options=StreamOptions(venue=VENUES[market], urls=urls, **options),
-        observe=lambda event, **fields: read.events.append((event, fields)),
+        observe=lambda event, /, **fields: read.events.append((event, fields)),
         clock=clock,
     )
 

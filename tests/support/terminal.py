@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 import pyte
-from waiting import PATIENCE_S
+
+from support.waiting import PATIENCE_S
 
 _SLICE_S = 0.05
 

@@ -1,17 +1,17 @@
-"""Write k2cli/completion/grammar.json from the Typer app: `python tests/grammar.py`."""
+"""Write k2cli/completion/grammar.json from the Typer app: `nox -s docs`."""
 
 import json
 from enum import Enum
-from pathlib import Path
 from typing import Any, get_args
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from k2cli.commands.app import app
 from k2cli.ingestion.exchanges import EXCHANGES
+from support.paths import REPOSITORY
 
-PATH = Path(__file__).parent.parent / "k2cli" / "completion" / "grammar.json"
+PATH = REPOSITORY / "k2cli" / "completion" / "grammar.json"
 
 # Where the values of options and arguments come from, whatever command they belong to.
 _OPTIONS = {
@@ -43,7 +43,7 @@ def grammar() -> dict[str, Any]:
     return dict(_nodes(root, ()))
 
 
-def _nodes(command: TyperCommand | TyperGroup, path: tuple[str, ...]) -> Any:
+def _nodes(command: Any, path: tuple[str, ...]) -> Any:
     context = typer.Context(command, info_name="k2")
     name = " ".join(path)
     shown = [param for param in command.get_params(context) if not getattr(param, "hidden", False)]

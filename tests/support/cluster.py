@@ -1,8 +1,6 @@
 """What tests of the cluster mode share: topics with records, and runs of k2 on them."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from builders import START, batch_of, trade_row
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from forked import Result, run_k2
-from waiting import PATIENCE_S, wait_for
 
 from k2cli.codec.encode import encode_messages, wire_header
 from k2cli.config import load_settings
@@ -25,6 +20,9 @@ from k2cli.ingestion.kafka.topics import TopicInfo, Topics
 from k2cli.records import TRADES, RecordKind
 from k2cli.storage.lake import open_lake
 from k2cli.storage.offsets import KEY, Partition, decode_offsets
+from support.builders import START, batch_of, trade_row
+from support.running import K2_COMMAND, Process, Result, run_k2, start_k2
+from support.waiting import PATIENCE_S, wait_for
 
 READ_TIMEOUT_S = 60.0
 
@@ -53,13 +51,13 @@ class Cluster:
     def delete(self, topic: str) -> None:
         """Delete a topic, and return when its name is free."""
         topics = Topics(self.kafka, timeout_s=READ_TIMEOUT_S)
-        admin = AdminClient(self.kafka)
+        admin = AdminClient({**self.kafka})
         admin.delete_topics([topic])[topic].result()
         wait_for(lambda: topics.ask_identities([topic]).identities()[topic] is None)
 
     def delete_records(self, topic: str, before: int) -> None:
         """Delete the records of partition 0 before an offset."""
-        admin = AdminClient(self.kafka)
+        admin = AdminClient({**self.kafka})
         for deleted in admin.delete_records([TopicPartition(topic, 0, before)]).values():
             deleted.result()
 
@@ -89,7 +87,7 @@ class Cluster:
 
     def run(self, *args: object, timeout_s: float = PATIENCE_S, stdin: str = "") -> Result:
         """Run k2 to its end."""
-        return run_k2([*map(str, args)], env=self.env, stdin=stdin, timeout_s=timeout_s)
+        return run_k2(args, env=self.env, stdin=stdin, timeout_s=timeout_s)
 
     def consume(self, *args: object, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Consume to the end, with success; return the summary."""
@@ -98,17 +96,9 @@ class Cluster:
         summary: dict[str, Any] = json.loads(result.stdout)
         return summary
 
-    def start(
-        self, *args: object, program: Sequence[str] = ("-m", "k2cli")
-    ) -> "subprocess.Popen[str]":
-        """Start k2; its talk goes to a pipe."""
-        return subprocess.Popen(
-            [sys.executable, *program, *map(str, args)],
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(self, *args: object, program: Sequence[str] = K2_COMMAND) -> Process:
+        """Start k2; stdout and stderr go to pipes."""
+        return start_k2(*args, env=self.env, program=program)
 
     def rows(self, kind: RecordKind = TRADES) -> pa.Table:
         """Return what the table holds, in the order of its message ids."""
@@ -143,7 +133,7 @@ def consumer(kafka: Mapping[str, str]) -> Iterator[Consumer]:
         reader.close()
 
 
-def unexpected(event: str, **fields: object) -> None:
+def unexpected(event: str, /, **fields: object) -> None:
     """Observe nothing: any event fails the test."""
     raise AssertionError(f"{event} {fields}")
 
@@ -152,6 +142,12 @@ def values_of(rows: pa.RecordBatch, header: bytes, kind: RecordKind = TRADES) ->
     """Return the values of the messages that rows become."""
     values: list[bytes] = encode_messages(rows, kind.avro, header=header).to_pylist()
     return values
+
+
+def headers_of(message: Message) -> dict[str, bytes]:
+    """Return the headers of a message, which k2 writes as bytes."""
+    found = dict(message.headers() or [])
+    return {name: value for name, value in found.items() if isinstance(value, bytes)}
 
 
 def ids_of(rows: pa.RecordBatch) -> list[str]:

@@ -63,6 +63,8 @@ def narrow(kind: RecordKind) -> RecordKind:
             case ["null", {"logicalType": "decimal"} as amount]:
                 field["type"] = amount
                 del field["default"]
+            case _:
+                pass
         if field["name"].endswith("quantity"):
             field["type"]["precision"] = 18
     return replace(kind, avro=avro, arrow=avro_to_arrow_schema(avro))

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from builders import trades_batch
-from waiting import ManualClock
 
 from k2cli.errors import Unavailable
 from k2cli.flow import Batch, Committed, Kept, Recovered
 from k2cli.pipelines.stream import Pump, PumpPolicy
 from k2cli.records import TRADES, RecordKind
 from k2cli.rejects import Cause, Fault, Reject, RejectLog
+from support.builders import trades_batch
+from support.waiting import ManualClock
 
 HOUR_S = 3600.0
 
@@ -117,6 +117,7 @@ def pump_of(
     events: list[Any] | None = None,
     **over: Any,
 ) -> Pump:
+    seen = [] if events is None else events
     policy = {
         "flush_rows": 1_000_000,
         "flush_interval_s": HOUR_S,
@@ -128,5 +129,5 @@ def pump_of(
         sink=sink,
         rejects=rejects,
         policy=PumpPolicy(**policy),
-        observe=lambda event, **fields: events is not None and events.append((event, fields)),
+        observe=lambda event, /, **fields: seen.append((event, fields)),
     )

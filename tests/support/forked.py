@@ -3,7 +3,7 @@
 Most runs of k2 in these tests take less time than Python and the libraries need to start, and there
 are hundreds of them. Each is a process of its own all the same, with its own arguments,
 environment, folder and streams. Where an interpreter has to start anew to notice a variable,
-and where processes cannot be forked this way, k2 is started as users start it.
+and where processes cannot be forked this way, `support.running` starts k2 as users do.
 """
 
 import atexit
@@ -24,13 +24,12 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
 
-from waiting import PATIENCE_S
+from support.paths import TESTS
 
 _AT_START = (
     *("PYTHON", "LC_", "LANG", "LD_", "ARROW_", "MALLOC_", "OMP_", "OPENBLAS_", "RUST_"),
@@ -41,29 +40,19 @@ _CAN_FORK = hasattr(os, "pidfd_open")
 _ANSWER_BYTES = 16
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run of k2 gave back."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
+def can_fork(env: Mapping[str, str]) -> bool:
+    """Tell whether a forked process is what a new one with these variables would be."""
+    return _CAN_FORK and _variables_at_start(env) == _variables_at_start(os.environ)
 
 
-def run_k2(
-    args: Sequence[str],
-    *,
-    env: Mapping[str, str],
-    stdin: str = "",
-    timeout_s: float = PATIENCE_S,
-) -> Result:
-    """Run k2 to its end, in this process's folder.
+def run_forked(
+    args: Sequence[str], *, env: Mapping[str, str], stdin: str, timeout_s: float
+) -> tuple[int, bytes, bytes]:
+    """Run k2 to its end, in this process's folder; return its exit code, stdout and stderr.
 
     Raises:
         subprocess.TimeoutExpired: it took too long, and was killed.
     """
-    if not _CAN_FORK or _variables_at_start(env) != _variables_at_start(os.environ):
-        return _run_anew(args, env=env, stdin=stdin, timeout_s=timeout_s)
     request = json.dumps({"args": [*args], "env": dict(env), "folder": str(Path.cwd())})
     with ExitStack() as stack:
         pipes = [os.pipe() for _ in range(3)]
@@ -77,10 +66,9 @@ def run_k2(
         finally:
             for fd in theirs:
                 os.close(fd)
-        texts = ["", ""]
+        read = [b"", b""]
         readers = [
-            threading.Thread(target=_read, args=(file, texts, at))
-            for at, file in enumerate(outputs)
+            threading.Thread(target=_read, args=(file, read, at)) for at, file in enumerate(outputs)
         ]
         for reader in readers:
             reader.start()
@@ -93,23 +81,7 @@ def run_k2(
         assert answer, "the server of forked processes ended"
         for reader in readers:
             reader.join()
-    return Result(int(answer), *texts)
-
-
-def _run_anew(
-    args: Sequence[str], *, env: Mapping[str, str], stdin: str, timeout_s: float
-) -> Result:
-    """Run k2 to its end, in an interpreter of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "k2cli", *args],
-        env=dict(env),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
+    return int(answer), read[0], read[1]
 
 
 @cache
@@ -118,8 +90,8 @@ def _server() -> str:
     folder = tempfile.mkdtemp(prefix="k2-fork-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = str(Path(folder, "socket"))
-    command = [sys.executable, __file__, path]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [sys.executable, "-m", "support.forked", path]
+    process = subprocess.Popen(command, cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     atexit.register(process.wait)
     atexit.register(cast("IO[bytes]", process.stdin).close)
     assert cast("IO[bytes]", process.stdout).readline() == b"ready\n"
@@ -130,8 +102,8 @@ def _variables_at_start(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(_AT_START)}
 
 
-def _read(file: Any, texts: list[str], at: int) -> None:
-    texts[at] = file.read().decode().replace("\r\n", "\n").replace("\r", "\n")
+def _read(file: Any, read: list[bytes], at: int) -> None:
+    read[at] = file.read()
 
 
 def _write(file: Any, text: str) -> None:

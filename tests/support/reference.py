@@ -13,7 +13,6 @@ from typing import Any, get_args
 
 import msgspec
 import typer
-from scraping import consumption_of_nothing
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.testing import CliRunner
 
@@ -29,6 +28,7 @@ from k2cli.flow import Totals
 from k2cli.ingestion.csv import layout as layouts_module
 from k2cli.records import KINDS, RecordKind
 from k2cli.rejects import Cause
+from support.scraping import consumption_of_nothing
 
 _EXAMPLE = "Example: "
 _NAMES = {str: "text", int: "number", float: "number", Path: "path"}
@@ -73,7 +73,8 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 def command(path: Sequence[str]) -> TyperCommand | TyperGroup:
     """Return the command of a path."""
-    return dict(_nodes())[tuple(path)]
+    found: TyperCommand | TyperGroup = dict(_nodes())[tuple(path)]
+    return found
 
 
 @cache
@@ -136,7 +137,7 @@ def _panels(node: TyperCommand | TyperGroup, context: typer.Context) -> dict[str
     for each in node.get_params(context):
         if not getattr(each, "hidden", False) and each.name != "help":
             usual = "Arguments" if isinstance(each, TyperArgument) else "Options"
-            panels.setdefault(each.rich_help_panel or usual, []).append(each)
+            panels.setdefault(getattr(each, "rich_help_panel", None) or usual, []).append(each)
     return {title: params for title, params in panels.items() if params}
 
 
@@ -302,7 +303,7 @@ def metrics_reference() -> str:
     return table(["Metric", "Type", "Served by", "Description"], rows)
 
 
-def _ignore(event: str, **fields: object) -> None:
+def _ignore(event: str, /, **fields: object) -> None:
     """Take an event; none is expected."""
     raise AssertionError((event, fields))
 
