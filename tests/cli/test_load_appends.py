@@ -157,7 +157,7 @@ def test_last_line_that_was_loaded_and_went_on_is_refused(
     growing.write_text(HEADER + lines(1, 3).removesuffix("\n"))
     k2("load", "csv", growing, *GENERIC)
     append(growing, "T\n")
-    assert "last line was not complete" in follow(code=6).stderr
+    assert "last line was incomplete" in follow(code=6).stderr
     assert len(stored(settings)) == 3
 
 

@@ -316,7 +316,7 @@ def test_local_time_that_comes_twice_is_the_first_one(k2: K2, tmp_path: Path) ->
         pytest.param(
             ".zip",
             zipped("../a.csv"),
-            "holds a file of the unsafe name '../a.csv'",
+            "holds a file with the unsafe name '../a.csv'",
             id="zip-of-an-unsafe-name",
         ),
         pytest.param(".zip", zipped("a.csv")[:40], "is not a zip archive", id="zip-cut-off"),
@@ -341,7 +341,7 @@ def test_damaged_archive_is_left_out_and_the_next_file_loaded(
         ("*.csv", BINANCE, (4, "error: {path} matches no file\n")),
         ("x.csv/no.csv", BINANCE, (4, "error: no file {path}\n")),
         ("FOOBARX-trades-2024-08-08.csv", BINANCE, (2, "error: cannot tell the quote asset")),
-        ("7078.csv", ASX[:2], (2, "error: nothing tells the symbol\nhint: give it with --symbol")),
+        ("7078.csv", ASX[:2], (2, "error: no symbol given\nhint: use --symbol")),
         ("x.txt", (*GENERIC, "--timezone", "Mars/Olympus"), (2, "error: unknown time zone")),
         ("x.txt", GENERIC, (6, "error: {path}: the header names 'True' twice (delimiter ',')\n")),
         ("h.txt", GENERIC, (6, "error: {path}: no column for timestamp in the header 'Px,Qty")),

@@ -191,7 +191,7 @@ def test_rejects_below_a_file_are_a_wrong_setting(
     args = ("--rejects", str(tmp_path / "file" / "r.ndjson"), "--max-messages", "100")
     result = run([*STREAM, *BTC, "--url", bad_simulator.url, *args])
     assert result.exit_code == 3
-    assert "hint: name another file with --rejects" in result.stderr
+    assert "hint: choose another file with --rejects" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -208,7 +208,7 @@ def test_rejects_below_a_file_are_a_wrong_setting(
         ([], "--symbols"),
         ([*BTC, "--channels", "kline_1m"], "'kline_1m' is not one of trade, bookTicker"),
         ([*BTC, "--market", "nasdaq"], "nasdaq"),
-        ([*BTC, "--url", "http://127.0.0.1:1"], "is not a WebSocket base"),
+        ([*BTC, "--url", "http://127.0.0.1:1"], "is not a WebSocket URL"),
         ([*BTC, "--max-messages", "0"], "--max-messages"),
         ([*BTC, "--max-messages", "many"], "--max-messages"),
         ([*BTC, "--flush-rows", "0"], "--flush-rows"),

@@ -553,7 +553,12 @@ def test_a_topic_whose_dead_letters_can_have_no_topic(
     [
         (["--topic", "no.trades"], {}, 4, "hint: k2 topic create no.trades"),
         (["--topic", "no"], {}, 4, "hint: k2 topic create no"),
-        ([*AWAY], {"K2_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, 5, "is Kafka up at 127.0.0.1:1?"),
+        (
+            [*AWAY],
+            {"K2_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"},
+            5,
+            "is Kafka running at 127.0.0.1:1?",
+        ),
         ([], {"K2_KAFKA_BOOTSTRAP_SERVERS": ""}, 3, "export K2_KAFKA_BOOTSTRAP_SERVERS"),
         ([], {"K2_SCHEMA_REGISTRY_URL": ""}, 3, "export K2_SCHEMA_REGISTRY_URL"),
         (["--from", "soon"], {}, 2, "--from"),
@@ -578,7 +583,7 @@ def test_a_registry_that_is_away_is_told_at_once(cluster: Cluster, topic: str):
     away = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, env)
     result = away.run("consume", "--topic", topic, "--timeout", "30s", "--until-end")
     assert result.exit_code == 5
-    assert "hint: is the schema registry up at http://127.0.0.1:1?" in result.stderr
+    assert "hint: is the schema registry running at http://127.0.0.1:1?" in result.stderr
 
 
 def test_a_topic_whose_name_tells_nothing_needs_a_kind(

@@ -100,7 +100,7 @@ def test_what_consume_sets_aside_is_listed_repaired_and_consumed(cluster: Cluste
     header, first, second = listed.stdout.splitlines()
     assert header == HEADER
     assert first.startswith("0/0,20")
-    reason = "2 bytes are left over behind the record"
+    reason = "2 extra bytes after the record"
     assert first.endswith(f"Z,{reason},{topic},1,1,key,{len(good[1]) + 2},false")
     assert second.endswith(f",{topic},1,2,key,8,false")
 
@@ -261,7 +261,7 @@ def test_a_value_is_shown_as_far_as_it_decodes(cluster: Cluster, topic: str):
     assert shown[0]["fields"]["timestamp"].endswith("Z")
     assert {"problem", "hex"}.isdisjoint(shown[0])
     assert shown[1]["fields"] == shown[0]["fields"]
-    assert shown[1]["problem"] == "2 bytes are left over behind the record"
+    assert shown[1]["problem"] == "2 extra bytes after the record"
     assert list(shown[2]["fields"]) == ["message_id", "trade_id", "symbol"]
     assert shown[2]["problem"] == "field exchange: the value ends in it"
     assert shown[2]["hex"] == good[:60].hex()
@@ -347,7 +347,7 @@ def test_two_replays_at_once_send_each_letter_once(cluster: Cluster, topic: str)
         _, stderr = run.communicate(timeout=PATIENCE_S)
         assert run.returncode in (0, 7), stderr
         if run.returncode:
-            assert f"error: another replay of {topic}.dlq began and ended this one" in stderr
+            assert f"error: another replay of {topic}.dlq started and replaced this one" in stderr
     replay(cluster, topic, "--all")
     assert Counter(m.value() for m in messages_on(cluster, topic)) == Counter(values)
 
@@ -389,9 +389,9 @@ def test_a_replay_that_is_ended_anywhere_goes_on_where_it_was(
         (["replay", "--topic", "x", "--all", "--value", "-"], 2, "name that one"),
         (["replay", "--topic", "x", "0/1", "--value", "no.bin"], 4, "no.bin does not exist"),
         (["replay", "--topic", "x", "0/1", "--value", "/"], 2, "cannot read /"),
-        (["list", "--topic", "x", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),
-        (["show", "--topic", "x", "0/1", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),
-        (["replay", "--topic", "x", "--all", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),
+        (["list", "--topic", "x", *AWAY], 5, "hint: is Kafka running at 127.0.0.1:1?"),
+        (["show", "--topic", "x", "0/1", *AWAY], 5, "hint: is Kafka running at 127.0.0.1:1?"),
+        (["replay", "--topic", "x", "--all", *AWAY], 5, "hint: is Kafka running at 127.0.0.1:1?"),
         (
             ["list", "--topic", "x", "--kafka-option", "bootstrap.servers="],
             3,
