@@ -17,11 +17,11 @@ OURS: Final = (
 
 @cache
 def our_schema(stem: str) -> Mapping[str, Any]:
-    """Return one of OURS as it stands in its file."""
+    """Return a built-in schema as in its file."""
     schema: Mapping[str, Any] = json.loads(schema_text(stem))
     return schema
 
 
 def ours_of(record: str | None) -> str | None:
-    """Return which of OURS is of records with this name, without its namespace; None: of none."""
+    """Return the built-in schema for records of this name without namespace, or None."""
     return next((stem for stem in OURS if our_schema(stem)["name"] == record), None)

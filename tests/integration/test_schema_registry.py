@@ -199,7 +199,7 @@ def test_check_tells_what_the_registry_would_let_pass(run: Run, subject: str, tm
     assert [reason["field"] for reason in reasons] == ["price", "quantity"]
     assert all(reason["registry_passes"] for reason in reasons)
     assert document["notes"] == ["the registry itself would take the schema"]
-    assert "(the registry would let this pass)" in reasons[0]["text"]
+    assert "(the registry would accept this)" in reasons[0]["text"]
 
 
 def test_check_looks_at_all_versions_where_the_level_is_transitive(
@@ -263,8 +263,8 @@ def test_an_unknown_subject_or_version_is_told_with_what_is_near(run: Run, subje
         (["register", "x", "/"], 2, "cannot read /"),
         (["register", "x", "a.avsc", "--kind", "trades"], 2, "exclude each other"),
         (["register", "x", "-"], 6, "stdin is not JSON"),
-        (["list", *AWAY], 5, "hint: is the schema registry up at http://127.0.0.1:1?"),
-        (["register", "x.trades-value", *AWAY], 5, "hint: is the schema registry up at"),
+        (["list", *AWAY], 5, "hint: is the schema registry running at http://127.0.0.1:1?"),
+        (["register", "x.trades-value", *AWAY], 5, "hint: is the schema registry running at"),
         (["list", "--registry-option", "url="], 3, "hint: export K2_SCHEMA_REGISTRY_URL"),
         (["list", "--registry-option", "url="], 3, "offline: k2 schema list --ours"),
         (["show", "trade_v9"], 4, "ours are trade_v2, quote_v2, trade_v1, quote_v1"),
@@ -314,7 +314,7 @@ def test_what_is_no_schema_registry_is_a_wrong_setting(run: Run):
                 result = run(["schema", "list", "--registry-option", f"url={url}"])
             if status == 404 or body:
                 assert result.exit_code == 3, result.stderr
-                assert f"what answers at {url} is not a schema registry" in result.stderr
+                assert f"the server at {url} is not a schema registry" in result.stderr
 
 
 def dripping(write: Callable[[bytes], object]) -> None:
@@ -480,7 +480,7 @@ def test_a_registry_of_nothing_but_braces_is_an_outage_for_every_command(run: Ru
         for args in (["schema", "list"], ["schema", "show", "market.crypto.trades-value"]):
             result = run([*args, "--registry-option", f"url={url}"])
             assert (result.exit_code, result.stdout) == (5, "")
-            assert "the answer is not what a registry sends" in result.stderr
+            assert "unexpected answer from the registry" in result.stderr
 
 
 def test_a_registry_that_refuses_us_is_a_wrong_setting(run: Run):
