@@ -91,7 +91,7 @@ def test_a_schema_is_valid_or_says_where_not(k2: K2, schema_file: Callable[..., 
     assert result.stdout.splitlines() == [
         f"{good}: valid",
         f"{bad}: 2 errors",
-        "  price: does not make a trade_v2: decimal(18,6) read as decimal(18,8) would change every"
+        "  price: does not fit trade_v2: decimal(18,6) read as decimal(18,8) would change every"
         " value",
         "  venue: k2 has no column for it: no Arrow type for the Avro type 'double'",
         "  warning: venue: has no doc",
@@ -211,7 +211,7 @@ def test_faults_of_ndjson_name_line_field_and_value(k2: K2, tmp_path: Path):
         "negative",
         "field symbol is missing",
         "'UP' is none of BUY, SELL, SELL_SHORT, UNKNOWN",
-        "there is no field extra",
+        "unknown field extra",
         "currency is null",
     ]
 
@@ -267,7 +267,7 @@ def test_an_avro_file_tells_what_its_records_are(k2: K2, tmp_path: Path):
     path = avro_file(tmp_path / "a.avro", [trade_v1(i) for i in range(3)], our_schema("trade_v1"))
     assert k2("schema", "validate", path).stdout == f"{path}: valid (3 rows of trade_v1)\n"
     other = k2("schema", "validate", path, "--schema", "trade_v2", "--format", "json", code=6)
-    assert [each["reason"] for each in found(other)] == ["the records are of Trade, not of TradeV2"]
+    assert [each["reason"] for each in found(other)] == ["the records are Trade, not TradeV2"]
     own = {"type": "record", "name": "Own", "fields": [{"name": "a", "type": "long"}]}
     stranger = avro_file(tmp_path / "b.avro", [{"a": 1}], own)
     assert k2("schema", "validate", stranger).stdout == f"{stranger}: valid (1 rows of Own)\n"
@@ -317,9 +317,9 @@ def test_nulls_and_unknown_symbols_in_parquet_are_faults(k2: K2, tmp_path: Path)
     errors = found(k2(*args, "--format", "json", code=6))
     assert [(each["row"], each["field"], each["reason"]) for each in errors] == [
         (1, "symbol", "is null"),
-        (2, "side", "is UP, none of its symbols"),
-        (3, "trade_conditions", "holds a null"),
-        (4, "vendor_data", "holds a null"),
+        (2, "side", "is UP, not a symbol of it"),
+        (3, "trade_conditions", "contains a null"),
+        (4, "vendor_data", "contains a null"),
     ]
 
 
@@ -427,7 +427,7 @@ def test_a_validation_that_cannot_be_says_why(
 def test_a_folder_is_no_file(k2: K2, tmp_path: Path):
     (tmp_path / "a.avro").mkdir()
     result = k2("schema", "validate", tmp_path / "a.avro", code=2)
-    assert "is a folder" in result.stderr
+    assert "is a directory" in result.stderr
 
 
 # --- check
@@ -491,7 +491,7 @@ def test_check_holds_a_schema_against_the_table(k2: K2, schema_file: Callable[..
     [
         (["trade_v2"], 2, "hint: k2 schema check OLD trade_v2"),
         (["trade_v1", "trade_v2", "--against", "table"], 2, "there is one schema, the new one"),
-        (["trade_v2", "--against", "registry"], 3, "no schema registry is set up"),
+        (["trade_v2", "--against", "registry"], 3, "no schema registry is configured"),
         (["trade_v1", "trade_v2", "--subject", "x"], 2, "--subject goes with --against registry"),
         (["trade_v1", "trade_v2", "--table", "trades"], 2, "--table goes with --against table"),
         (["trade_v2", "--against", "table", "--compatibility", "FULL"], 2, "a table has none"),
@@ -665,7 +665,7 @@ def test_all_files_are_looked_at_whatever_they_are(home: Path, tmp_path: Path):
     validate = ("schema", "validate", words, tmp_path, escape, "--schema", "trade_v2")
     lines = k2_at(home)(*validate, code=6).stdout.splitlines()
     assert f"{words}: 1 error" in lines
-    assert f"  {tmp_path} is a folder" in lines
+    assert f"  {tmp_path} is a directory" in lines
     assert any("\\x1b[31mhi\\x07" in line for line in lines)
     document = json.loads(k2_at(home)(*validate, "--format", "json", code=6).stdout)
     assert [file["valid"] for file in document["files"]] == [False, False, False]
@@ -690,7 +690,7 @@ def one_field(avro: Any, **more: Any) -> dict[str, Any]:
         (one_field(["string", "string"]), "field a: the union has string more than once"),
         ({**one_field("long"), "name": "T-1"}, "'x.T-1' is not a valid name"),
         (one_field("long", default="1"), 'field a: default "1" is not long'),
-        (one_field("nosuch"), "there is no type x.nosuch"),
+        (one_field("nosuch"), "unknown type x.nosuch"),
     ],
 )
 @pytest.mark.parametrize("is_old", [False, True])
