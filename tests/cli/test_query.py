@@ -201,7 +201,7 @@ def test_sql_may_start_with_a_comment(k2: Any, comment: str) -> None:
         (["trades", "--start", "now", "--end", "today"], 2, "not before"),
         (["trades", "--start", "2024-08-08", "--end", "2024-08-08"], 2, "not before"),
         (["trades", "--start=-1M"], 2, "hint: write minutes as -1m"),
-        (["trades", "--symbol", ""], 2, "--symbol '' names nothing"),
+        (["trades", "--symbol", ""], 2, "--symbol '' contains an empty name"),
         (["trades", "--exchange", " , "], 2, "hint: leave --exchange out"),
         (["trades", "--limit", "9" * 30], 2, "--limit"),
         (["sql", "select 9223372036854775807 + 1"], 2, "Overflow"),
