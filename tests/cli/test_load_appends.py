@@ -229,7 +229,7 @@ def test_grown_file_is_refused_without_the_option(
     k2("load", "csv", growing, *GENERIC)
     append(growing, lines(4, 1))
     result = k2("load", "csv", growing, *GENERIC, code=6)
-    assert "was loaded before, when it was shorter" in result.stderr
+    assert "has grown since it was last loaded" in result.stderr
     assert "--follow-appends" in result.stderr
     assert rows_in(follow()) == 1
     assert stored(settings) == [1, 2, 3, 4]

@@ -253,7 +253,9 @@ def test_rejects_that_the_file_did_not_take_are_reported(lake: Lake, settings: S
     source = MemorySource([rejected(b"x")])
     with (
         RejectLog(Path("/dev/full"), run="") as log,
-        pytest.raises(Unavailable, match="1 rejects are lost, which /dev/full did not take"),
+        pytest.raises(
+            Unavailable, match="1 rejects that could not be written to /dev/full are lost"
+        ),
     ):
         pump_of(source, sink_of(lake, settings, events), log, events).run()
     assert named(events, "rejects_lost") == [{"count": 1, "file": "/dev/full"}]

@@ -1,4 +1,4 @@
-"""The load of one file, wherever its rows go: rejects, limits, sums, and the outcome."""
+"""Load one file into any target: rejects, limits, totals and outcome."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -15,7 +15,7 @@ from k2cli.records import RecordKind
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
 _PERCENT: Final = 100
-_SUM_BYTES: Final = 4096  # of a .CHECKSUM file; the sum is its first word
+_SUM_BYTES: Final = 4096  # of a .CHECKSUM file, which starts with the checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Allowance:
     percent: float | None = None
 
     def is_exceeded(self, rejects: int, lines: int) -> bool:
-        """Tell whether so many rejects among so many lines are too many."""
+        """Return whether there are too many rejects for this number of lines."""
         if self.percent is None:
             return rejects > self.count
         return rejects * _PERCENT > self.percent * lines
@@ -37,17 +37,17 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPolicy:
-    """What becomes of rejects, and of files that were loaded before."""
+    """How to handle rejects, and files that were loaded before."""
 
     rejects: RejectLog
     conflicts: ConflictReport
     allowance: Allowance
-    max_reject_bytes: int = MAX_REJECT_BYTES  # of the file of rejects
-    is_forced: bool = False  # load again what was loaded before; store no row twice
-    is_repeating: bool = False  # store rows without ids once more
-    is_following: bool = False  # load only complete lines, and those that were not loaded before
+    max_reject_bytes: int = MAX_REJECT_BYTES  # of the rejects file
+    is_forced: bool = False  # load files again; no row is stored twice
+    is_repeating: bool = False  # store rows without ids again
+    is_following: bool = False  # load only complete new lines
     is_checked: bool = False  # against the checksum beside each file
-    # What an interruption does not break off: a commit, and the report of it.
+    # A block that an interruption does not abort: a commit and its report.
     held: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -56,7 +56,7 @@ class Reader(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes are read, with those that are skipped at the start."""
+        """How many bytes are read, including those skipped at the start."""
 
     @property
     def bytes_read(self) -> int:
@@ -66,36 +66,36 @@ class Reader(Protocol):
         """Return the SHA-256 of these bytes, in hex."""
 
     def hash_content(self) -> str:
-        """Return the SHA-256 of what the file holds, decompressed, in hex."""
+        """Return the SHA-256 of the decompressed content, in hex."""
 
     def meaning(self) -> str:
-        """Return a digest of what the file is loaded as."""
+        """Return a digest of how the file is interpreted."""
 
     def identity(self) -> str:
         """Return a digest of the file's content and its meaning."""
 
     @property
     def file_values(self) -> Mapping[str, str]:
-        """What holds for the whole file: exchange, symbol and so on."""
+        """The values of the whole file: exchange, symbol and so on."""
 
     @property
     def has_ids(self) -> bool:
         """Whether a column has ids."""
 
     def notices(self) -> Sequence[str]:
-        """Return what users should know of how the file was read, once it was."""
+        """Return notices for the user about how the file was read, after reading it."""
 
     def repeat(self, copy: int) -> None:
         """Give rows without ids the message ids of the file's n-th copy."""
 
     def starts_with(self, size: int, digest: str) -> bool:
-        """Tell whether the first bytes have this SHA-256."""
+        """Return whether the first bytes have this SHA-256."""
 
     def expect_growth(self) -> None:
-        """Take the file for one that grows: a line counts once it is complete."""
+        """Treat the file as growing: a line counts once it is complete."""
 
     def follow(self, done: int) -> None:
-        """Read complete lines alone, those after the first `done` bytes."""
+        """Read only complete lines after the first `done` bytes."""
 
     def close(self) -> None:
         """Close the file."""
@@ -106,29 +106,29 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileToLoad:
-    """A file on its way into the table."""
+    """A file that is being loaded into a table."""
 
-    path: str  # as the log of loads names it
+    path: str  # as in the log of loads
     layout: str
     kind: RecordKind
     reader: Reader
 
 
 class Target(Protocol):
-    """Takes the rows of one file."""
+    """Receives the rows of one file."""
 
     def write(self, rows: pa.RecordBatch) -> None:
-        """Take rows over."""
+        """Add rows."""
 
 
 @dataclass(slots=True)
 class FileSums:
-    """What came of one file so far."""
+    """The counts of one file so far."""
 
     lines: int = 0
     rows: int = 0
     rejects: int = 0
-    duplicates: int = 0  # rows that the table stores already
+    duplicates: int = 0  # rows that the table already stores
     conflicts: int = 0  # rows whose id is stored with other values
 
 
@@ -136,7 +136,7 @@ def check_digest(file: FileToLoad) -> None:
     """Compare a file with the `.CHECKSUM` file beside it, in the format of sha256sum.
 
     Raises:
-        BadData: there is none, or it names another sum.
+        BadData: it does not exist, or has another checksum.
         ConfigError: it cannot be read.
     """
     path = Path(file.path)
@@ -144,14 +144,15 @@ def check_digest(file: FileToLoad) -> None:
     try:
         if not beside.is_file():
             raise BadData(
-                f"{path} has no {beside.name} beside it", hint="fetch it, or drop --checksum"
+                f"{path} has no checksum file {beside.name}",
+                hint="download it, or omit --checksum",
             )
         with beside.open("rb") as sums:
             words = sums.read(_SUM_BYTES).decode(errors="replace").split()
     except OSError as exc:
         raise ConfigError(f"{beside} cannot be read: {exc.strerror}") from exc
     if not words or words[0].lower() != file.reader.hash():
-        raise BadData(f"{path} does not match {beside.name}", hint="fetch the file again")
+        raise BadData(f"{path} does not match {beside.name}", hint="download the file again")
 
 
 def pump_file(
@@ -161,13 +162,13 @@ def pump_file(
     sums: FileSums,
     on_batch: Callable[[Batch], None] = lambda _: None,
 ) -> None:
-    """Move a file's rows into a target, and its rejects into their file; commit nothing.
+    """Move a file's rows to a target and its rejects to their file, without committing.
 
-    `sums` counts what was read, even of a file that fails.
+    `sums` counts what was read, even if the file fails.
 
     Raises:
-        BadData: more rejects than allowed, the file of rejects is full, or the file cannot be read
-            to its end.
+        BadData: more rejects than allowed, the rejects file is full, or the file cannot be read to
+        its end.
     """
     rejects, allowance = policy.rejects, policy.allowance
     first = ""
@@ -191,33 +192,33 @@ def pump_file(
         what = "line" if sums.rejects == 1 else "lines"
         raise BadData(
             f"{file.path}: {sums.rejects:,} {what} rejected (limit {allowance}); first: {first}",
-            hint=f"see {rejects.path}; --max-rejects allows more",
+            hint=f"see {rejects.path}, or increase --max-rejects",
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What loading one file came to."""
+    """The outcome of loading one file."""
 
     file: FileToLoad
     sums: FileSums
-    is_new: bool = True  # False: it was loaded before, and nothing of it was read now
-    fault: BadData | None = None  # why nothing of it was loaded
+    is_new: bool = True  # False: it was loaded before, so it was not read
+    fault: BadData | None = None  # why it was not loaded
 
     @property
     def is_empty(self) -> bool:
-        """Whether it was read, and has no lines but for a header."""
+        """Whether it was read and has no lines except a header."""
         return self.is_new and self.fault is None and not self.sums.lines
 
     @property
     def is_loaded(self) -> bool:
-        """Whether its lines were read now, and are where they were to go."""
+        """Whether its lines were read and stored in the target."""
         return self.is_new and self.fault is None and not self.is_empty
 
 
 @dataclass(slots=True, kw_only=True)
 class LoadTotals:
-    """The sums of one run."""
+    """The totals of one run."""
 
     files: int = 0
     loaded: int = 0
@@ -227,7 +228,7 @@ class LoadTotals:
     duplicates: int = 0
     conflicts: int = 0
     rejects: int = 0
-    empty: int = 0  # files with a header alone
+    empty: int = 0  # files with only a header
     size_bytes: int = 0
     duration_s: float = 0.0
 
@@ -256,9 +257,9 @@ def load_each(
     policy: LoadPolicy,
     load: Callable[[FileToLoad, FileSums, ExitStack], None],
 ) -> Iterator[Outcome]:
-    """Load each file by itself, close it, and yield its outcome.
+    """Load each file separately, close it, and yield its outcome.
 
-    What `load` enters into its last argument is left once the outcome was taken.
+    Contexts that `load` enters into its last argument are exited after the outcome is consumed.
 
     Raises:
         K2Error: a file cannot be opened, or `load` failed for a reason beyond one file.
