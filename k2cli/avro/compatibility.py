@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from k2cli.avro.level import Level
-from k2cli.avro.types import NAMED, UNION, Field, Type, joined
+from k2cli.avro.types import NAMED, UNION, Field, Type, join_path
 
 # Values written as the key may be read as any of these.
 _PROMOTIONS: Final = {
@@ -160,4 +160,4 @@ def _changed_meaning(reader: Type, writer: Type) -> Iterator[Misfit]:
 
 def _under(place: str, found: Sequence[Misfit]) -> list[Misfit]:
     """Prefix the paths of nested misfits with a field, `[]` or `{}`."""
-    return [replace(each, path=joined(place, each.path)) for each in found]
+    return [replace(each, path=join_path(place, each.path)) for each in found]

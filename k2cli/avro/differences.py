@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from k2cli.avro.types import UNION, Field, Type, joined, walk
+from k2cli.avro.types import UNION, Field, Type, join_path, walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ def _fields(root: Type) -> Iterator[tuple[str, Field]]:
     """Yield every field with its path, nested ones after the record that contains them."""
     for path, of in walk(root):
         for field in of.fields:
-            yield joined(path, field.name), field
+            yield join_path(path, field.name), field
 
 
 def _renamed(before: Mapping[str, Field], after: Mapping[str, Field]) -> Iterator[tuple[str, str]]:

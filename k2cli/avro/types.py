@@ -328,12 +328,12 @@ def walk(of: Type, path: str = "", within: tuple[Type, ...] = ()) -> Iterator[tu
     for inner in of.inner:
         yield from walk(inner, path + _SUFFIXES[of.kind], within)
     for field in of.fields:
-        yield from walk(field.type, joined(path, field.name), within)
+        yield from walk(field.type, join_path(path, field.name), within)
 
 
-def joined(place: str, inner: str) -> str:
+def join_path(outer: str, inner: str) -> str:
     """Join two parts of a path: `legs` and `[].price`."""
-    return f"{place}{'.' if place and inner and inner[0] not in '[{' else ''}{inner}"
+    return f"{outer}{'.' if outer and inner and inner[0] not in '[{' else ''}{inner}"
 
 
 def _full_name(name: str, namespace: str) -> str:

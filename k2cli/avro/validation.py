@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from k2cli.avro.builtin import builtin_name, builtin_schema
 from k2cli.avro.compatibility import misfits
-from k2cli.avro.ours import our_schema, ours_of
-from k2cli.avro.types import MOST_DIGITS, PRIMITIVES, UNION, Type, joined, link, walk
+from k2cli.avro.types import MOST_DIGITS, PRIMITIVES, UNION, Type, join_path, link, walk
 from k2cli.errors import BadData
 from k2cli.records import arrow_field
 
@@ -57,7 +57,9 @@ def _undocumented(root: Type) -> Iterator[Finding]:
     for path, of in walk(root):
         for field in of.fields:
             if not field.doc.strip():
-                yield Finding(path=joined(path, field.name), reason="has no doc", is_warning=True)
+                yield Finding(
+                    path=join_path(path, field.name), reason="has no doc", is_warning=True
+                )
 
 
 def check_valid(avro: Any, what: str) -> None:
@@ -105,9 +107,11 @@ def _invalid_enum(path: str, of: Type) -> Iterator[Finding]:
 def _invalid_fields(path: str, of: Type) -> Iterator[Finding]:
     names = [field.name for field in of.fields]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield Finding(path=joined(path, name), reason="the record has several fields of this name")
+        yield Finding(
+            path=join_path(path, name), reason="the record has several fields of this name"
+        )
     for field in of.fields:
-        place = joined(path, field.name)
+        place = join_path(path, field.name)
         if not _NAME.fullmatch(field.name) or "." in field.name:
             yield Finding(path=place, reason="is not a valid field name")
         if field.has_default and not _is_value(field.default, field.type):
@@ -176,7 +180,7 @@ def _flaws(path: str, of: Type) -> Iterator[Finding]:
         yield Finding(path=path, reason=f"{of} has no bytes")
     names = {field.name for field in of.fields}
     for field in of.fields:
-        place = joined(path, field.name)
+        place = join_path(path, field.name)
         for alias in sorted({*field.aliases} & names - {field.name}):
             yield Finding(path=place, reason=f"its alias {alias} is the name of another field")
         if field.stray_logical is not None:
@@ -186,8 +190,8 @@ def _flaws(path: str, of: Type) -> Iterator[Finding]:
 
 def _core(root: Type) -> Iterator[Finding]:
     """Yield what keeps records with a k2 name from being read as that k2 kind."""
-    if stem := ours_of(root.short_name):
-        for each in misfits(link(our_schema(stem)), root):
+    if stem := builtin_name(root.short_name):
+        for each in misfits(link(builtin_schema(stem)), root):
             yield Finding(path=each.path, reason=f"does not fit {stem}: {each.reason}")
 
 

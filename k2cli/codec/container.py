@@ -128,7 +128,7 @@ class Container:
             if len(self._sync) < _SYNC_BYTES:
                 raise ValueError("it is truncated within its header")
         except UNDECODED as exc:
-            raise BadData(f"not an Avro container: {_said(exc)}") from exc
+            raise BadData(f"not an Avro container: {_reason_of(exc)}") from exc
         self.schema: Final[Any] = load_json(text, "the schema in it")
         if codec not in _CODECS:
             raise BadData(f"compressed with {codec!r}, which is not one of {', '.join(_CODECS)}")
@@ -155,7 +155,7 @@ class Container:
                 if bool(block.data) != bool(count):
                     raise ValueError("a block has records without bytes, or bytes without records")
             except _UNREADABLE as exc:
-                raise BadData(_said(exc)) from exc
+                raise BadData(_reason_of(exc)) from exc
             if count:
                 yield block
 
@@ -222,7 +222,9 @@ class ContainerDecoder:
                 fastavro.schemaless_reader(rest, self._parsed, None)
             except UNDECODED as exc:
                 lost = block.count - len(bodies) - 1
-                reason = f"does not decode: {_said(exc)}; {lost} more records of its block are lost"
+                reason = (
+                    f"does not decode: {_reason_of(exc)}; {lost} more records of its block are lost"
+                )
                 fault = Fault(reason=reason, cause=Cause.BAD_BODY)
                 break
             bodies.append(block.data[start : rest.tell()])
@@ -274,5 +276,5 @@ def _read_unsigned(file: BinaryIO, head: bytes = b"") -> int:
     raise ValueError("the size of a block is not a number")
 
 
-def _said(exc: BaseException) -> str:
+def _reason_of(exc: BaseException) -> str:
     return str(exc) or type(exc).__name__

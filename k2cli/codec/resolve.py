@@ -170,7 +170,7 @@ def _checks(column: _Column) -> list[Callable[[pa.Array], Faults]]:
     return checks
 
 
-def _found(
+def _faults_at(
     name: str, values: pa.Array, is_bad: npt.NDArray[np.bool_], brief: str, cause: Cause
 ) -> Faults:
     """Describe the bad values, of which there are few."""
@@ -191,7 +191,7 @@ def shown_scalar(value: pa.Scalar) -> str | None:
 
 
 def _null_faults(name: str, values: pa.Array) -> Faults:
-    return _found(name, values, _nulls(values), "is null", Cause.MISSING)
+    return _faults_at(name, values, _nulls(values), "is null", Cause.MISSING)
 
 
 def _decimal_faults(ours: pa.Field, is_signed: bool, values: pa.Array) -> Faults:
@@ -211,7 +211,7 @@ def amount_cause(value: pa.Scalar, *, is_signed: bool = False) -> Cause:
 
 def _time_faults(name: str, values: pa.Array) -> Faults:
     brief = "is outside the years 1 to 9999"
-    return _found(name, values, _unfit_times(values), brief, Cause.TIME_OUT_OF_RANGE)
+    return _faults_at(name, values, _unfit_times(values), brief, Cause.TIME_OUT_OF_RANGE)
 
 
 def _symbol_faults(name: str, known: pa.StringArray, values: pa.Array) -> Faults:

@@ -1,4 +1,4 @@
-"""What follows a run as it goes: the live view and the metrics."""
+"""The live view and the metrics of a run."""
 
 import sys
 from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_view(stack: ExitStack, title: str) -> "LiveView | None":
-    """Open the live view where people look: stderr is a terminal."""
+    """Open the live view if stderr is a terminal."""
     if not sys.stderr.isatty():
         return None
     from k2cli.commands.terminal.live import LiveView
@@ -38,7 +38,7 @@ def open_metrics(
 def follow(
     pump: "Pump", view: "LiveView | None", metrics: "RunMetrics | None" = None
 ) -> "Callable[[Batch], None]":
-    """Let the view and the metrics follow a run; return what is to see every batch."""
+    """Attach the view and the metrics to a run; return the callback for every batch."""
     present = [follower for follower in (view, metrics) if follower]
     for follower in present:
         follower.watch(pump.totals)

@@ -1,4 +1,4 @@
-"""What the commands that produce to Kafka have in common."""
+"""Shared code of the commands that produce to Kafka."""
 
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def kafka_settings(config: Settings, options: list[str] | None) -> dict[str, str]:
-    """Put --kafka-option over [kafka]."""
+    """Merge --kafka-option into [kafka]."""
     return {**config.kafka, **key_values(options, "--kafka-option")}
 
 
 def registry_settings(config: Settings, options: list[str] | None) -> dict[str, str]:
-    """Put --registry-option over [schema_registry]."""
+    """Merge --registry-option into [schema_registry]."""
     return {**config.schema_registry, **key_values(options, "--registry-option")}
 
 
@@ -28,7 +28,7 @@ def produce_options(
     topic: str | None,
     auto_register: bool,
 ) -> "ProduceOptions":
-    """Gather from settings and options where to produce, and how."""
+    """Build the produce options from settings and options."""
     from k2cli.pipelines.produce import ProduceOptions
 
     return ProduceOptions(

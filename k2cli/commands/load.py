@@ -1,4 +1,4 @@
-"""`k2 load`: history out of files into the tables, safe in cron jobs."""
+"""`k2 load`: load historical files into the tables, safe in cron jobs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -57,7 +57,7 @@ _HISTORY = [
     *("load", "loaded_at", "path", "layout", "exchange", "symbol", "rows", "duplicates"),
     *("conflicts", "rejects", "size_bytes", "offset_bytes", "digest"),
 ]
-# What a narrow terminal leaves out of it, the first one first.
+# Columns that a narrow terminal omits, in order.
 _HISTORY_DETAILS = [
     *("digest", "offset_bytes", "size_bytes", "layout", "conflicts", "table", "exchange"),
     *("symbol", "duplicates", "rejects"),
@@ -86,7 +86,7 @@ def load_csv(
         list[str] | None,
         typer.Option(
             "--columns",
-            help="Names of the columns, for files without a header.",
+            help="Column names, for files without a header.",
             show_default=False,
         ),
     ] = None,
@@ -94,18 +94,22 @@ def load_csv(
         str | None,
         typer.Option(
             "--delimiter",
-            help="Between columns: one character, or tab.",
-            show_default="the layout's",
+            help="Column delimiter: one character, or tab.",
+            show_default="from the layout",
         ),
     ] = None,
     decimal: Annotated[
         str | None,
-        typer.Option("--decimal", help="Decimal mark: . or a comma.", show_default="the layout's"),
+        typer.Option(
+            "--decimal", help="Decimal mark: . or a comma.", show_default="from the layout"
+        ),
     ] = None,
     encoding: Annotated[
         str | None,
         typer.Option(
-            "--encoding", help="Like utf-16, gbk, latin-1.", show_default="the layout's, or UTF-8"
+            "--encoding",
+            help="Encoding, such as utf-16, gbk or latin-1.",
+            show_default="from the layout, or UTF-8",
         ),
     ] = None,
     skip_lines: Annotated[
@@ -113,8 +117,8 @@ def load_csv(
         typer.Option(
             "--skip-lines",
             min=0,
-            help="Lines before the header or first row.",
-            show_default="the layout's",
+            help="Lines to skip before the header or first row.",
+            show_default="from the layout",
         ),
     ] = None,
     any_time: AnyTimeOpt = False,
@@ -129,7 +133,7 @@ def load_csv(
         bool,
         typer.Option(
             "--follow-appends",
-            help="Load what was appended to a file since it was loaded: its new complete lines.",
+            help="Load the complete lines that were appended to a file since it was last loaded.",
         ),
     ] = False,
     force: ForceLoadOpt = False,
@@ -157,12 +161,12 @@ def load_csv(
     registry: RegistryOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """Load CSV files, each all or nothing, and each only once.
+    """Load CSV files, each completely or not at all, and only once.
 
-    A file's digest is recorded in the commit that holds its rows: a second run loads nothing,
-    says so and exits 0. A file with more rejects than allowed is not loaded (exit code 6); the
-    other files are. A file that has grown since then is only loaded with --follow-appends or
-    --force. With --to kafka a file is one transaction, and is sent as often as asked.
+    A file's digest is recorded in the commit with its rows: a second run loads nothing, reports
+    this and exits 0. A file with more rejects than allowed is not loaded (exit code 6); the other
+    files are. A file that has grown since it was loaded requires --follow-appends or --force. With
+    --to kafka a file is one transaction, and every run sends it again.
 
     Example: k2 load csv BTCUSDT-trades-2026-01-12.zip --layout binance-trades
     """
@@ -178,7 +182,7 @@ def load_csv(
             "only for whole files, into the table", param_hint="--allow-duplicates"
         )
     if (checksum or follow_appends) and "-" in paths:
-        raise typer.BadParameter("stdin is no file", param_hint="--checksum or --follow-appends")
+        raise typer.BadParameter("stdin is not a file", param_hint="--checksum or --follow-appends")
     config = settings(home)
     form = load_layout(layout).formatted(
         columns=[name.strip() for word in columns or () for name in word.split(",")],
@@ -278,9 +282,9 @@ def load_parquet(
     registry: RegistryOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """Load Parquet files by the layouts of CSV files, whose columns are found by name.
+    """Load Parquet files with the layouts of CSV files; columns are found by name.
 
-    As with `k2 load csv`, each file is loaded all or nothing, and only once.
+    As with `k2 load csv`, each file is loaded completely or not at all, and only once.
 
     Example: k2 load parquet mine.parquet -l generic-trades --exchange X --asset-class crypto
     """
@@ -340,10 +344,10 @@ def load_parquet(
 @load_app.command()
 def layouts(
     name: Annotated[
-        str | None, typer.Argument(help="Show this one, as TOML.", show_default=False)
+        str | None, typer.Argument(help="Layout to show as TOML.", show_default=False)
     ] = None,
 ) -> None:
-    """List the layouts, or show one: the start of a layout of your own.
+    """List the layouts, or show one as a template for your own.
 
     Example: k2 load layouts binance-trades > my.toml
     """
@@ -359,7 +363,7 @@ def layouts(
 def history(
     fmt: FormatOpt = None, out: OutputOpt = None, force: ForceOpt = False, home: HomeOpt = None
 ) -> None:
-    """List the loads, newest first: id, time, file, and how many rows were stored or left out.
+    """List the loads, newest first, with id, time, file, and rows stored or skipped.
 
     Example: k2 load history --format csv
     """
@@ -382,22 +386,22 @@ def undo(
     load: Annotated[
         str,
         typer.Argument(
-            help="A file that was loaded (its newest load), or an id that `k2 load history` shows.",
+            help="A loaded file (its newest load), or an id from `k2 load history`.",
             show_default=False,
             metavar="FILE|LOAD",
         ),
     ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only count the rows that would be removed.")
+        bool, typer.Option("--dry-run", help="Show what would be removed without removing it.")
     ] = False,
     summary: SummaryOpt = output.Summary.TEXT,
     home: HomeOpt = None,
 ) -> None:
     """Undo a load: remove the rows that it stored, so that the file can be loaded again.
 
-    The rows and the entry in the history go in one commit. Rows that other loads or streams stored
-    stay. Rows that a later load left out as duplicates of these go, too: load that file again with
-    --force.
+    One commit removes the rows and the entry in the history. Rows stored by other loads or streams
+    are kept. Rows that a later load skipped as duplicates of these are removed, too: load that file
+    again with --force.
 
     Example: k2 load undo BTCUSDT-trades-2026-01-12.zip
     """

@@ -11,7 +11,7 @@ from k2cli.symbols import split_commas
 
 
 class LoadTo(StrEnum):
-    """Where the rows of files go."""
+    """The target of the rows of files."""
 
     TABLE = "table"
     KAFKA = "kafka"
@@ -23,50 +23,51 @@ LayoutOpt = Annotated[
     typer.Option(
         "--layout",
         "-l",
-        help="A name that `k2 load layouts` lists, or a TOML file.",
+        help="Layout: a name from `k2 load layouts`, or a TOML file.",
         show_default=False,
     ),
 ]
 SymbolOpt = Annotated[
-    str | None, typer.Option("--symbol", "-s", help="The symbol, where no column has it.")
+    str | None, typer.Option("--symbol", "-s", help="Symbol, if no column has it.")
 ]
 ExchangeOpt = Annotated[
-    str | None, typer.Option("--exchange", help="The exchange, where the layout has none.")
+    str | None, typer.Option("--exchange", help="Exchange, if the layout has none.")
 ]
 AssetClassOpt = Annotated[
-    str | None, typer.Option("--asset-class", help="equities, crypto, futures or options.")
+    str | None,
+    typer.Option("--asset-class", help="Asset class: equities, crypto, futures or options."),
 ]
 CurrencyOpt = Annotated[
     str | None,
     typer.Option(
         "--currency",
-        help="The currency, where no column has it.",
-        show_default="for crypto: the symbol's",
+        help="Currency, if no column has it.",
+        show_default="crypto: from the symbol",
     ),
 ]
 MarketOpt = Annotated[
     Market | None,
     typer.Option(
         "--market",
-        help="Market of the exchange's own files.",
-        show_default="from path, name, symbol and columns, else spot",
+        help="Market of the exchange's dumps.",
+        show_default="inferred from path, name, symbol and columns, else spot",
     ),
 ]
 TimezoneOpt = Annotated[
-    str | None, typer.Option("--timezone", help="Of local times.", show_default="the layout's")
+    str | None,
+    typer.Option("--timezone", help="Time zone of local times.", show_default="the layout's"),
 ]
 ReferenceOpt = Annotated[
     Path | None,
     typer.Option(
-        "--reference", help="company_info.csv: the symbol of the number a file is named after."
+        "--reference", help="company_info.csv, which maps the number in a file's name to a symbol."
     ),
 ]
 MapOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--map",
-        help="Take fields from other columns: price=Px,quantity=Qty; "
-        "map their values: side:bid=SELL.",
+        help="Map fields to columns: price=Px,quantity=Qty; map values: side:bid=SELL.",
         show_default=False,
     ),
 ]
@@ -79,20 +80,20 @@ FollowSymlinksOpt = Annotated[
 ]
 ToOpt = Annotated[
     LoadTo,
-    typer.Option("--to", help="Into the table, onto a Kafka topic, or as ndjson onto stdout."),
+    typer.Option("--to", help="Target: the table, a Kafka topic, or stdout as ndjson."),
 ]
 ForceLoadOpt = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="Load a file again that was loaded before; rows that are stored stay single.",
+        help="Load files again that were loaded before, without storing rows twice.",
     ),
 ]
 AllowDuplicatesOpt = Annotated[
     bool,
     typer.Option(
         "--allow-duplicates",
-        help="Store the rows of a file without ids once more, also if it was loaded before.",
+        help="Store the rows of files without ids again, even if the file was loaded before.",
     ),
 ]
 DryRunOpt = Annotated[
@@ -103,12 +104,12 @@ DryRunOpt = Annotated[
     ),
 ]
 MaxRejectsOpt = Annotated[
-    str, typer.Option("--max-rejects", help="Rejects that a file may have: N, or P% of its lines.")
+    str, typer.Option("--max-rejects", help="Maximum rejects per file: N, or P% of its lines.")
 ]
 
 
 def parse_mappings(words: list[str] | None) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Return which columns fields come from, and what texts of fields mean."""
+    """Return the column of each field, and the values of each field's texts."""
     columns: dict[str, str] = {}
     values: dict[str, dict[str, str]] = {}
     for word in split_commas(words or []):

@@ -1,4 +1,4 @@
-"""`k2 produce`: rows as ndjson onto a Kafka topic, as Avro with the registry."""
+"""`k2 produce`: send rows in ndjson to a Kafka topic, as Avro with the registry."""
 
 import sys
 import time
@@ -37,24 +37,26 @@ def produce(
     topic: Annotated[
         str, typer.Argument(help="Topic, such as market.crypto.trades.", show_default=False)
     ],
-    file: Annotated[str, typer.Argument(help="Rows as ndjson; - is stdin.")] = "-",
+    file: Annotated[str, typer.Argument(help="File with rows in ndjson; - is stdin.")] = "-",
     kind: Annotated[
         KindName | None,
-        typer.Option("--kind", help="What the rows are.", show_default="by the topic's name"),
+        typer.Option(
+            "--kind", help="Record kind of the rows.", show_default="inferred from the topic's name"
+        ),
     ] = None,
     auto_register: AutoRegisterOpt = True,
     rejects: Annotated[
         Path | None,
         typer.Option(
             "--rejects",
-            help="File for lines that are no row.",
+            help="File for rejected lines.",
             show_default="rejects/produce.ndjson in the home folder",
             callback=checked_file,
         ),
     ] = None,
     max_rejects: Annotated[
         int,
-        typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
+        typer.Option("--max-rejects", min=0, help="Stop with exit code 6 above this many rejects."),
     ] = 0,
     max_reject_bytes: MaxRejectBytesOpt = None,
     log_format: LinesOpt = None,
@@ -68,10 +70,10 @@ def produce(
     registry: RegistryOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """Produce rows onto a topic: ndjson in, Avro with the schema registry out.
+    """Produce rows to a topic: read ndjson, send Avro with the schema registry.
 
     The rows have the fields that `k2 query trades --format ndjson` prints. They are sent as they
-    come, keyed by symbol; what was sent before a bad line stays sent.
+    arrive, keyed by symbol; rows before a bad line remain sent.
 
     Example: k2 query trades --format ndjson | k2 produce market.crypto.trades
     """
@@ -93,8 +95,8 @@ def produce(
     held = KINDS[kind] if kind else kind_of_topic(topic)
     if held is None:
         raise UsageError(
-            f"the name of topic {topic} does not tell what it holds",
-            hint="--kind trades, or --kind quotes",
+            f"cannot infer the record kind from topic {topic}",
+            hint="use --kind trades or --kind quotes",
         )
     most_bytes = max_reject_bytes or MAX_REJECT_BYTES
     started = time.monotonic()
@@ -129,7 +131,7 @@ def produce(
         output.summary({**sums, **took}, summary, is_data_on_stdout=False, log=log)
         if sums["rejects"] > max_rejects:
             raise BadData(
-                f"{sums['rejects']} lines are no row; allowed are {max_rejects}",
+                f"{sums['rejects']} lines rejected (limit {max_rejects})",
                 hint=f"see {rejected.path}",
             )
         rejected.check_size(most_bytes)
@@ -141,6 +143,6 @@ def _open(file: str) -> AbstractContextManager[BinaryIO]:
     try:
         return Path(file).open("rb")
     except FileNotFoundError as exc:
-        raise NotFound(f"no file {file}") from exc
+        raise NotFound(f"{file} does not exist") from exc
     except OSError as exc:
         raise ConfigError(f"{file} cannot be read: {exc.strerror}") from exc

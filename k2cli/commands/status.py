@@ -1,4 +1,4 @@
-"""`k2 status`: whether everything is well, and what to do where it is not."""
+"""`k2 status`: check everything k2 uses, and show how to fix problems."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _EVERY_S: Final = 2.0
 _STYLES: Final = {"green": "green", "yellow": "yellow", "red": "bold red"}
-# What a narrow terminal leaves out, the first one first.
+# Columns that a narrow terminal omits, in order.
 _TABLE_DETAILS: Final = ("last commit", "rows", "newest record")
 _LAG_DETAILS: Final = ("group at", "table at", "end")
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60))
@@ -46,30 +46,25 @@ Show = Callable[["HealthReport"], None]
 
 
 def status(
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Repeat until Ctrl-C.")] = False,
     every: Annotated[
         float | None,
-        typer.Option(
-            "--every", help="How long --watch waits in between.", show_default="2s", **DURATION
-        ),
+        typer.Option("--every", help="Interval of --watch.", show_default="2s", **DURATION),
     ] = None,
     fmt: TextOrJsonOpt = TextOrJson.TEXT,
     timeout: ShortTimeoutOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """Tell whether all is well: catalog, store, Kafka, registry, tables, lag, disk.
+    """Check catalog, store, Kafka, registry, tables, consumer lag and disk.
 
-    A check is green, yellow (there is something to do) or red, with what mends
-    it. The exit code is 0 when nothing is red, 5 when something is away, else
-    that of the error; with --watch it is 0, and JSON is one object a line.
-    k2 doctor is another name for it.
+    A check is green, yellow (needs attention) or red, with a hint on how to fix it. The exit code
+    is 0 if nothing is red, 5 if a server is unavailable, else that of the error; with --watch it is
+    0, and JSON is one object per line. k2 doctor is an alias.
 
     Example: k2 status --format json
     """
     if every is not None and not watch:
-        raise UsageError("--every is for --watch", hint="k2 status --watch --every 10s")
+        raise UsageError("--every requires --watch", hint="use k2 status --watch --every 10s")
     config = settings(home)
 
     from k2cli.health import check_health

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from k2cli.avro.ours import our_schema, ours_of
+from k2cli.avro.builtin import builtin_name, builtin_schema
 from k2cli.codec.container import Container, ContainerDecoder
 from k2cli.codec.resolve import Incompatible, RecordDecoder, record_name
 from k2cli.columns import Ints
@@ -32,16 +32,16 @@ def avro_parts(file: BinaryIO, expected: Expected | None) -> tuple[str, Parts]:
         BadData: it is not a container of records.
     """
     container = Container(file)
-    against = expected or _told_by(container.schema)
+    against = expected or _schema_of(container.schema)
     return against.name, _container_parts(container, against)
 
 
-def _told_by(schema: Any) -> Expected:
+def _schema_of(schema: Any) -> Expected:
     name = record_name(schema) if isinstance(schema, dict) else None
     if name is None:
         raise BadData("the file does not contain records")
-    if stem := ours_of(name):
-        return Expected(name=stem, avro=our_schema(stem))
+    if stem := builtin_name(name):
+        return Expected(name=stem, avro=builtin_schema(stem))
     return Expected(name=name, avro=schema)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from k2cli.avro.ours import ours_of
+from k2cli.avro.builtin import builtin_name
 from k2cli.errors import ConfigError, NotFound, UsageError
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.source import CsvOptions
@@ -33,8 +33,8 @@ class Validation:
             UsageError: its suffix is unknown.
         """
         if file == STDIN:
-            told = FileKind.NDJSON if self.expected else FileKind.AVSC
-            return FileKind.CSV if self.layout else told
+            inferred = FileKind.NDJSON if self.expected else FileKind.AVSC
+            return FileKind.CSV if self.layout else inferred
         return kind_of(Path(file))
 
     def validate(self, file: str) -> Report:
@@ -72,8 +72,8 @@ class Validation:
                 hint="use --layout NAME; k2 load layouts lists them",
             )
         source = sys.stdin.buffer if file == STDIN else Path(file)
-        told = ours_of(self.layout.record.avro["name"])
-        return told, csv_parts(source, self.layout, self.options, self.expected)
+        inferred = builtin_name(self.layout.record.avro["name"])
+        return inferred, csv_parts(source, self.layout, self.options, self.expected)
 
 
 def _opened(file: str) -> AbstractContextManager[BinaryIO]:

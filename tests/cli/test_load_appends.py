@@ -263,7 +263,7 @@ def test_rollback_makes_the_lines_count_as_not_loaded(
 @pytest.mark.parametrize(
     ("name", "args", "said"),
     [
-        ("-", [], "stdin is no file"),
+        ("-", [], "stdin is not a file"),
         ("x.csv.gz", [], "is compressed"),
         ("growing.csv", ["--dry-run"], "only into the table"),
         ("growing.csv", ["--to", "stdout"], "only into the table"),

@@ -344,7 +344,7 @@ def test_damaged_archive_is_left_out_and_the_next_file_loaded(
         ),
         ("*.csv", BINANCE, (4, "error: {path} matches no file\n")),
         ("x.csv/no.csv", BINANCE, (4, "error: no file {path}\n")),
-        ("FOOBARX-trades-2024-08-08.csv", BINANCE, (2, "error: cannot tell the quote asset")),
+        ("FOOBARX-trades-2024-08-08.csv", BINANCE, (2, "error: cannot infer the quote asset")),
         ("7078.csv", ASX[:2], (2, "error: no symbol given\nhint: use --symbol")),
         ("x.txt", (*GENERIC, "--timezone", "Mars/Olympus"), (2, "error: unknown time zone")),
         ("x.txt", GENERIC, (6, "error: {path}: the header names 'True' twice (delimiter ',')\n")),
@@ -369,7 +369,7 @@ def test_company_that_the_reference_does_not_know(k2: K2, tmp_path: Path) -> Non
     path.write_text(f"{ASX_LINE}\n")
     options = ("--layout", "asx-trades", "--reference", reference)
     result = k2("load", "csv", path, *options, code=2)
-    assert result.stderr.startswith(f"error: {reference} has no symbol for 7078\nhint: give it")
+    assert result.stderr.startswith(f"error: {reference} has no symbol for 7078\nhint: use --symbol")
 
 
 def test_layout_file_with_an_unknown_key(k2: K2, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_topic_that_is_there_is_an_error_unless_told(run: Run, topic_name: str
     other = f"{topic_name}-2"
     again = run(["topic", "create", topic_name, other])
     assert again.exit_code == 4
-    assert f"1 of 2 topics already existed: {topic_name}" in again.stderr
+    assert f"1 of 2 topics already exist: {topic_name}" in again.stderr
     assert f"hint: k2 topic describe {topic_name}" in again.stderr
     assert f"created topic {other}" in again.stderr  # the others are created all the same
     told = run(["topic", "create", topic_name, "--if-not-exists"])

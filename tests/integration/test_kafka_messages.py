@@ -238,7 +238,7 @@ def test_what_is_no_trade_is_a_reject_with_its_reason(schemas: Registry, topic_n
         2: "0 bytes are too short for a message",
         3: "2 bytes are too short for a message",
         4: "it starts with byte 123, not 0: not in a registry's wire format",
-        6: f"schema id {other}: the schema is of QuoteV2, not of TradeV2",
+        6: f"schema id {other}: the schema is QuoteV2, not TradeV2",
         7: "2 extra bytes after the record",
     }
 

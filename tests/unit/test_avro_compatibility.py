@@ -54,7 +54,7 @@ def test_what_only_k2_refuses_is_marked(case: Case):
     ("reader", "writer", "path", "reason"),
     [
         ("long", "string", "a", "string cannot be read as long"),
-        (["null", "long"], "string", "a", "string is none of null | long"),
+        (["null", "long"], "string", "a", "string is not one of null | long"),
         ("long", ["null", "long"], "a", "null cannot be read as long"),
         (enum("A"), enum("A", "B", "C"), "a", "enum E lacks B, C, and has no default"),
         (fixed(8), fixed(16), "a", "fixed F(16) cannot be read as fixed F(8)"),

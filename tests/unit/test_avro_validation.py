@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from avro_cases import LEG, array, decimal, enum, field, fixed, logical, mapped, record
 
-from k2cli.avro.ours import OURS, our_schema
+from k2cli.avro.builtin import BUILTIN_SCHEMAS, builtin_schema
 from k2cli.avro.types import parse_avro
 from k2cli.avro.validation import check_valid, findings
 from k2cli.errors import BadData
@@ -22,14 +22,14 @@ def errors(avro: Any) -> list[tuple[str, str]]:
 
 def trade(**fields: Any) -> Any:
     """Change the types of some fields of our trades; None takes a field away."""
-    ours = our_schema("trade_v2")
+    ours = builtin_schema("trade_v2")
     changed = [{**each, "type": fields.get(each["name"], each["type"])} for each in ours["fields"]]
     return {**ours, "fields": [each for each in changed if each["type"] is not None]}
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILTIN_SCHEMAS)
 def test_nothing_is_wrong_with_ours(name: str):
-    assert findings(our_schema(name)) == []
+    assert findings(builtin_schema(name)) == []
 
 
 def test_missing_docs_and_namespace_are_warnings():

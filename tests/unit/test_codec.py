@@ -301,7 +301,7 @@ def test_a_null_where_we_need_a_value_is_a_reject():
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
-        (QUOTES.avro, "the schema is of QuoteV2, not of TradeV2"),
+        (QUOTES.avro, "the schema is QuoteV2, not TradeV2"),
         (evolved(drop="symbol"), "field symbol is missing, and has no default"),
         (
             evolved(price={"type": "double"}),

@@ -222,7 +222,7 @@ class LetterBox:
                     return letter
                 break
         raise NotFound(
-            f"there is no dead letter {place} on {self.topic}",
+            f"dead letter {place} does not exist on {self.topic}",
             hint=f"k2 dlq list --topic {self._source}",
         )
 
