@@ -1,4 +1,4 @@
-"""k2: market data from exchanges and files into a lakehouse, and answers out of it.
+"""k2: stream and load market data into an Iceberg lakehouse, and query it.
 
     import k2cli
 
@@ -23,13 +23,13 @@ __version__ = "0.1.0"
 def open_lake(
     home: str | os.PathLike[str] | None = None, *, profile: str | None = None
 ) -> "LakeReader":
-    """Open the lake that the settings name, to ask questions about its tables.
+    """Open the lake of the settings, to query its tables.
 
-    The settings are those of the commands: K2_* variables, k2.toml, and a profile of it. `home` is
-    the folder of the embedded tables, instead of K2_HOME. To be closed: use it in a `with`.
+    The settings are those of the commands: K2_* variables, k2.toml, and a profile. `home` overrides
+    K2_HOME, the folder of the embedded tables. Close it, or use it in a `with`.
 
     Raises:
-        k2cli.errors.NotFound: there are no tables yet.
+        k2cli.errors.NotFound: no tables exist yet.
         k2cli.errors.ConfigError: a setting is wrong.
         k2cli.errors.Unavailable: the catalog does not answer.
     """

@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or answer a shell that completes one."""
+    """Run the command line, or complete one for a shell."""
     if instruction := os.environ.get("_K2_COMPLETE"):
         from k2cli.completion.shell import complete  # noqa: PLC0415
 

@@ -1,8 +1,9 @@
 """Questions about the tables, and their answers: for commands, notebooks and servers.
 
-A `LakeReader` keeps what is costly to open, and is safe to use in several threads: the catalog, one
-DuckDB for k2's own questions, and the process that runs the SQL of users. An `Answer` is pinned to
-the files of the snapshot that was the newest when it was asked for; the query runs when it is read.
+A `LakeReader` keeps resources that are costly to open, and is safe to use from several threads: the
+catalog, a DuckDB for k2's own questions, and the process that runs user SQL. An `Answer` is pinned
+to the files of the snapshot that was newest when the question was asked; the query runs when the
+answer is read.
 """
 
 import os
@@ -38,26 +39,26 @@ Opening = Callable[[], AbstractContextManager["AnyAnswer"]]
 
 
 class Answer:
-    """What a question asks for. It runs, again each time, when it is read."""
+    """The answer to a question. The query runs each time the answer is read."""
 
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
 
     def open(self) -> AbstractContextManager["AnyAnswer"]:
-        """Check the question, and open what answers it for one run."""
+        """Check the question, and open its answer for one run."""
         return self._opening()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Stream the rows with bounded memory; the first batch is empty and has the schema.
 
         Raises:
-            K2Error: the query failed; not all rows were read.
+            K2Error: the query failed before all rows were read.
         """
         with self.open() as opened:
             yield from opened.batches()
 
     def arrow(self) -> pa.Table:
-        """Read all rows into memory; prices are decimals, times UTC or those of the zone."""
+        """Read all rows into memory; prices are decimals, times are in UTC or the given zone."""
         return pa.Table.from_batches(self.batches())
 
     def polars(self) -> "pl.DataFrame":
@@ -82,9 +83,9 @@ class Answer:
     def write(
         self, path: str | os.PathLike[str], *, format: str | None = None, force: bool = False
     ) -> int:
-        """Write all rows into a file, complete or not at all; return how many there are.
+        """Write all rows to a file, completely or not at all; return how many.
 
-        The format is that of the name (.parquet, .csv, .csv.gz, ...) unless one is given.
+        The format follows the suffix (.parquet, .csv, .csv.gz, ...) unless one is given.
 
         Raises:
             UsageError: the file exists and `force` is off, or its format is unclear.
@@ -103,10 +104,11 @@ class Answer:
 
 
 class LakeReader:
-    """Answers questions about the tables of one lake. Made by `open_reader` and `k2cli.open_lake`.
+    """Answers questions about the tables of one lake. Created by `open_reader` and
+    `k2cli.open_lake`.
 
-    Raises in all methods:
-        NotFound: there are no tables yet.
+    All methods raise:
+        NotFound: no tables exist yet.
         Unavailable: the catalog or the store does not answer.
     """
 
@@ -123,48 +125,48 @@ class LakeReader:
         self.close()
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close all resources."""
         self._open.clear()
         self._stack.close()
 
     def trades(self, *, tz: str = "UTC", **selected: Unpack[Selected]) -> Answer:
-        """Ask for trades by time, as `k2 query trades` does; see `Selected` for what selects them.
+        """Query trades by time, as `k2 query trades` does; see `Selected` for the parameters.
 
         Times of the answer are shown in `tz`, an IANA name.
 
         Raises:
-            UsageError: a name, time or column that cannot be.
+            UsageError: an invalid name, time or column.
         """
         return self.rows(TRADES, selection_of(**selected), zone=_zone(tz))
 
     def quotes(self, *, tz: str = "UTC", **selected: Unpack[Selected]) -> Answer:
-        """Ask for quotes by time; the parameters are those of `trades`."""
+        """Query quotes by time; the parameters are those of `trades`."""
         return self.rows(QUOTES, selection_of(**selected), zone=_zone(tz))
 
     def symbols(self, *, tz: str = "UTC") -> Answer:
-        """Ask for every symbol: exchange, symbol, kind, rows, first_time, last_time."""
+        """List the symbols: exchange, symbol, kind, rows, first_time, last_time."""
         plans = [self.lake.open(kind).plan() for kind in self.lake.kinds()]
         if not plans:
-            raise NotFound(f"there are no tables in {self.settings.home} yet", hint="k2 demo")
+            raise NotFound(f"no tables in {self.settings.home} yet", hint="k2 demo")
         question = list_symbols([plan.kind for plan in plans])
         return self.ask(plans, lambda session: session.ask(question), _zone(tz))
 
     def bars(self, selection: Selection) -> Answer:
-        """Ask for the one-minute bars of a selection's trades. See `one_minute_bars`."""
+        """Query the one-minute bars of the selected trades. See `one_minute_bars`."""
         question = one_minute_bars(selection)
         plan = self.plan(TRADES, selection)
         return self.ask([plan], lambda session: session.ask(question))
 
     def sql(self, statement: str, *, timeout_s: float | None = None, tz: str = "UTC") -> Answer:
-        """Ask with a SELECT over `trades` and `quotes`, which can change or read nothing else.
+        """Query with a SELECT over `trades` and `quotes`, which cannot change or read anything
+        else.
 
-        It runs in a process of its own, within the limits of the settings under `query`, in UTC;
-        times of the answer are shown in `tz`. A table that does not exist yet is empty.
+        It runs in a separate process, within the limits of the `query` settings, in UTC; times of
+        the answer are shown in `tz`. A table that does not exist yet is empty.
 
         Raises:
-            UsageError: when it is read: the statement does not only read, or names what is not
-                there.
-            Unavailable: when it is read: it took longer or more memory than it may.
+            UsageError: on reading: the statement does not only read, or uses an unknown name.
+            Unavailable: on reading: it exceeded its time or memory limit.
         """
         limits = self.settings.query
         if timeout_s is not None:
@@ -173,18 +175,18 @@ class LakeReader:
 
         @contextmanager
         def opening() -> Iterator["AnyAnswer"]:
-            sandbox = self._sandbox  # first: it starts while the tables are planned
+            sandbox = self._sandbox  # first, because it starts while the tables are planned
             with sandbox.ask(limits, self._all_files(), statement, zone=zone) as answer:
                 yield answer
 
         return Answer(opening)
 
     def rows(self, kind: RecordKind, selection: Selection, *, zone: str = "UTC") -> Answer:
-        """Ask for the rows of a selection, by time."""
+        """Query the rows of a selection, by time."""
         return self.rows_of(self.plan(kind, selection), selection, zone=zone)
 
     def rows_of(self, plan: TableFiles, selection: Selection, *, zone: str = "UTC") -> Answer:
-        """Ask for the rows of a selection that a plan was made for."""
+        """Query the rows of a selection with an existing plan."""
         question = select_rows(plan.kind, selection)
         return self.ask([plan], lambda session: session.ask(question), zone)
 
@@ -198,7 +200,7 @@ class LakeReader:
         )
 
     def explain_nothing(self, kind: RecordKind, selection: Selection) -> Sequence[str]:
-        """Say why a selection of symbols has no rows: what is stored of them, or is like them."""
+        """Explain why a selection of symbols has no rows: the stored times, or similar names."""
         if not selection.symbols:
             return []
         with self.engine.session([self.lake.open(kind).plan()]) as session:
@@ -237,7 +239,7 @@ class LakeReader:
         ask: Callable[["Session"], "AnyAnswer"],
         zone: str = "UTC",
     ) -> Answer:
-        """Make an answer of what `ask` asks in a session over the files of plans."""
+        """Build the answer to `ask` in a session over the files of plans."""
 
         @contextmanager
         def opening() -> Iterator["AnyAnswer"]:
@@ -261,12 +263,12 @@ class LakeReader:
 def open_reader(
     home: str | os.PathLike[str] | None = None, *, profile: str | None = None
 ) -> LakeReader:
-    """Open the lake that the settings name: those of the environment, k2.toml and a profile.
+    """Open the lake of the settings: environment, k2.toml and profile.
 
-    `home` is the folder of the embedded tables, instead of K2_HOME.
+    `home` overrides K2_HOME, the folder of the embedded tables.
 
     Raises:
-        NotFound: there are no tables yet.
+        NotFound: no tables exist yet.
         ConfigError: a setting is wrong.
     """
     settings = load_settings(os.environ, home=None if home is None else Path(home), profile=profile)
@@ -280,7 +282,7 @@ def open_reader(
 
 
 def answer_of(rows: pa.Table, *, zone: str = "UTC") -> Answer:
-    """Make an answer of rows that are there already, to be written like any other."""
+    """Build an answer from existing rows, to be written like any other."""
 
     @contextmanager
     def opening() -> Iterator["AnyAnswer"]:

@@ -1,7 +1,6 @@
-"""Calls in threads that the end of the process does not wait for.
+"""Run calls in threads that do not delay the exit of the process.
 
-A `ThreadPoolExecutor` joins its threads at the end; here, one that a server keeps for ever is left
-behind.
+A `ThreadPoolExecutor` joins its threads at exit; here, a thread blocked by a server is abandoned.
 """
 
 import threading
@@ -13,13 +12,13 @@ T = TypeVar("T")
 
 
 def begin(call: Callable[[], T]) -> Future[T]:
-    """Call in a daemon thread of its own."""
+    """Run a call in a new daemon thread."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(call())
-        except BaseException as exc:  # noqa: BLE001  whoever asks for the result gets it
+        except BaseException as exc:  # noqa: BLE001  raised again by `result`
             future.set_exception(exc)
 
     threading.Thread(target=run, daemon=True).start()

@@ -1,7 +1,7 @@
-"""Columns, made whole: exact decimals, times, and the map of what only the vendor knows.
+"""Build whole columns: exact decimals, times, and the map of vendor data.
 
-A column either fits as a whole or raises `Unfit` (or an Arrow error); finding the one bad value
-in it is up to the caller.
+A column either fits as a whole or raises `Unfit` (or an Arrow error); the caller finds the bad
+value.
 """
 
 import re
@@ -17,10 +17,10 @@ from msgspec import UNSET
 from k2cli.records import RecordKind
 from k2cli.rejects import Cause, Fault
 
-MICROSECONDS_FROM: Final = 10**15  # a time at or above it is in microseconds, below in milliseconds
+MICROSECONDS_FROM: Final = 10**15  # times from here on are microseconds, below milliseconds
 YEAR_1_US: Final = -62_135_596_800_000_000
 YEAR_9999_US: Final = 253_402_300_799_999_999
-MOST_DIGITS: Final = 38  # what a decimal128 holds
+MOST_DIGITS: Final = 38  # digits of a decimal128
 
 Ints = npt.NDArray[np.int64]
 
@@ -30,7 +30,7 @@ _NEGATIVE_TEXT: Final = re.compile(r"-(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 
 
 class Unfit(Exception):
-    """A column holds a value that its kind cannot: the reason, and what kind of fault it is."""
+    """A column contains a value that does not fit its type, with the reason and cause."""
 
     def __init__(self, reason: str, cause: Cause) -> None:
         super().__init__(reason)
@@ -38,7 +38,7 @@ class Unfit(Exception):
 
 
 class UnfitField(Unfit):
-    """A fault of one field, described to the end."""
+    """A fault of one field, fully described."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.reason, fault.cause)
@@ -46,16 +46,16 @@ class UnfitField(Unfit):
 
 
 class VendorData:
-    """Build a map<string, string> column from columns of texts, an entry a column and row."""
+    """Builds a map<string, string> column from text columns, one entry per column and row."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._keys: list[str] = []
         self._pools: list[pa.Array] = []
-        self._places: list[Ints] = []  # in the pool; below 0: the row has no such entry
+        self._places: list[Ints] = []  # in the pool; below 0: the row has no entry
 
     def add(self, key: str, pool: pa.Array, places: Ints) -> None:
-        """Add an entry whose value for each row stands at `places` in `pool`."""
+        """Add an entry whose value in each row is `pool[place]`."""
         self._keys.append(key)
         self._pools.append(pool)
         self._places.append(places)
@@ -65,7 +65,7 @@ class VendorData:
         self.add(key, pa.array(numbers).cast(pa.string()), np.arange(self._count))
 
     def add_texts(self, key: str, values: Sequence[object]) -> None:
-        """Add an entry with a few distinct values; None and UNSET leave the row without it."""
+        """Add an entry with a few distinct values; None and UNSET omit it in the row."""
         if values.count(UNSET) == len(values):
             return
         distinct = dict.fromkeys(values)
@@ -76,7 +76,7 @@ class VendorData:
         self.add(key, pool, np.array([codes.get(value, -1) for value in values], dtype=np.int64))
 
     def build(self) -> pa.MapArray:
-        """Return the column; entries stand in the order in which they were added."""
+        """Return the column; entries are in the order of their addition."""
         width = len(self._keys)
         starts = np.cumsum([0, *(len(pool) for pool in self._pools)])[:width]
         places = np.stack(self._places, axis=1)
@@ -98,32 +98,32 @@ class VendorData:
 
 
 def to_batch(kind: RecordKind, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
-    """Put columns into a batch of the kind's schema."""
+    """Build a batch of the kind's schema from columns."""
     return pa.RecordBatch.from_arrays(
         [columns[name] for name in kind.arrow.names], schema=kind.arrow
     )
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.Table:
-    """Join rows of a kind, some of which may have columns that others lack, or wider ones."""
+    """Join rows of a kind; some may have more columns than others, or wider ones."""
     tables = [pa.Table.from_batches([batch]) for batch in batches]
     return pa.concat_tables(tables, promote_options="permissive")
 
 
 def integers(values: Sequence[object]) -> Ints:
-    """Make a column of integers; UNSET among them raises TypeError."""
+    """Build a column of integers; UNSET raises TypeError."""
     return np.array(values, dtype=np.int64)
 
 
 def decimals(values: Sequence[object], of: pa.DataType) -> pa.Array:
-    """Make an exact column of this type from texts: digits, at most one dot."""
+    """Build an exact column of this type from texts: digits, at most one dot."""
     return decimals_of(pa.array(values, pa.string()), of)
 
 
 def decimals_of(texts: pa.StringArray, of: pa.DataType) -> pa.Array:
-    """Make an exact column of this type from a column of texts."""
+    """Build an exact column of this type from a column of texts."""
     strange = characters(texts).translate(None, b"0123456789.")
-    # Arrow's parser must not see an exponent or a long fraction: it reads past its own tables.
+    # Arrow's parser must not see an exponent or a long fraction: it reads out of bounds.
     if strange or (pc.max(pc.binary_length(texts)).as_py() or 0) > MOST_DIGITS:
         cause = _cause_of(texts, of)
         is_negative = cause is Cause.NEGATIVE or (len(texts) > 1 and strange == b"-")
@@ -135,14 +135,14 @@ def decimals_of(texts: pa.StringArray, of: pa.DataType) -> pa.Array:
 
 
 def _cause_of(texts: pa.StringArray, of: pa.DataType) -> Cause:
-    """Return why a column of texts does not fit; of several texts only that it does not."""
+    """Return why a column of texts does not fit; for several texts without details."""
     if len(texts) != 1:
         return Cause.NOT_A_NUMBER
     return why_no_decimal(texts[0].as_py(), of).cause
 
 
 def why_no_decimal(text: str, of: pa.DataType) -> Unfit:
-    """Return why a text is not a decimal of this type: from 0 on, without an exponent."""
+    """Return why a text is not a non-negative decimal of this type without exponent."""
     if not text:
         return Unfit("is empty", Cause.MISSING)
     if _NEGATIVE_TEXT.fullmatch(text):
@@ -168,7 +168,7 @@ def characters(texts: pa.StringArray) -> bytes:
 
 
 def microseconds(times: Ints) -> Ints:
-    """Bring times to microseconds, each by its magnitude."""
+    """Convert times to microseconds, each by its magnitude."""
     times_us = np.where(times >= MICROSECONDS_FROM, times, times * 1000)
     if len(times_us) and times_us.max() > YEAR_9999_US:
         raise Unfit("later than the year 9999", Cause.TIME_OUT_OF_RANGE)
@@ -176,5 +176,5 @@ def microseconds(times: Ints) -> Ints:
 
 
 def timestamps(times_us: Ints) -> pa.Array:
-    """Make a column of UTC times."""
+    """Build a column of UTC times."""
     return pa.array(times_us).cast(pa.timestamp("us", tz="UTC"))

@@ -1,7 +1,7 @@
 """Settings: defaults < file < profile < K2_* variables < options, read once and passed down.
 
-The file is TOML, `$K2_HOME/k2.toml` or wherever K2_CONFIG points. A profile is a part of it that
-`k2 --profile prod` or K2_PROFILE=prod lays over the rest, key by key:
+The file is TOML, `$K2_HOME/k2.toml` or the path in K2_CONFIG. A profile is a part of it;
+K2_PROFILE=prod or `k2 --profile prod` merges it over the rest, key by key:
 
     [table]
     keep_for = "6h"
@@ -9,11 +9,11 @@ The file is TOML, `$K2_HOME/k2.toml` or wherever K2_CONFIG points. A profile is 
     [profile.prod.table]
     keep_for = "7d"
 
-A variable is named after section and key: K2_TABLE_KEEP_FOR=6h. Three sections are handed on as
-they are: [catalog] to pyiceberg, [kafka] to librdkafka, [schema_registry] to the registry's
-client. In their variables `_` stands for a dot: K2_KAFKA_BOOTSTRAP_SERVERS is
-`bootstrap.servers`. Those of the catalog are as pyiceberg itself has them, `__` for a dot and `_`
-for a dash: K2_CATALOG_S3__ACCESS_KEY_ID is `s3.access-key-id`.
+A variable is named after section and key: K2_TABLE_KEEP_FOR=6h. Three sections are passed on
+unchanged: [catalog] to pyiceberg, [kafka] to librdkafka, [schema_registry] to the registry's
+client. In their variables `_` means a dot: K2_KAFKA_BOOTSTRAP_SERVERS is `bootstrap.servers`. Those
+of the catalog follow pyiceberg, with `__` for a dot and `_` for a dash:
+K2_CATALOG_S3__ACCESS_KEY_ID is `s3.access-key-id`.
 """
 
 import difflib
@@ -34,7 +34,7 @@ from k2cli.paths import expanded
 from k2cli.redaction import redact_setting
 
 FILE_NAME: Final = "k2.toml"
-DEFAULT: Final = "default"  # where a value comes from that nobody set
+DEFAULT: Final = "default"  # the origin of values that are not set
 _LONGEST_RUN: Final = 64
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B(?:YTES?)?")
@@ -42,7 +42,7 @@ _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration_s(text: str) -> float:
-    """Turn `500ms`, `60s`, `15m`, `6h` or `7d` into seconds.
+    """Parse `500ms`, `60s`, `15m`, `6h` or `7d` to seconds.
 
     Raises:
         ValueError: the text is not a number with one of these units.
@@ -58,7 +58,7 @@ class Duration(float):
 
 
 def parse_size_bytes(text: str) -> int:
-    """Turn `500MB`, `1.5 GB` or `2GiB` into bytes.
+    """Parse `500MB`, `1.5 GB` or `2GiB` to bytes.
 
     Raises:
         ValueError: the text is not a number with one of these units, or less than a byte.
@@ -83,50 +83,55 @@ class _Section(msgspec.Struct, frozen=True):
 
 
 class TableSettings(_Section, frozen=True, kw_only=True):
-    """How long a table's past is kept. A snapshot stays if either rule keeps it.
+    """How long old snapshots are kept. A snapshot is kept if either rule keeps it.
 
-    Every snapshot kept makes every commit a little dearer: some 0.4 ms each.
+    Each snapshot adds about 0.4 ms to every commit.
     """
 
     keep_snapshots: Annotated[
-        PositiveInt, Meta(description="So many of the newest snapshots stay.")
+        PositiveInt, Meta(description="Keep this many of the newest snapshots.")
     ] = 20
-    keep_for: Annotated[Duration, Meta(description="So do those that are younger than this.")] = (
+    keep_for: Annotated[Duration, Meta(description="Also keep snapshots younger than this.")] = (
         Duration(0)
     )
 
 
 class StreamSettings(_Section, frozen=True, kw_only=True):
-    """When a stream commits, and when it takes a connection for dead."""
+    """When a stream commits, and when it considers a connection dead."""
 
-    flush_rows: Annotated[PositiveInt, Meta(description="Commit after so many rows.")] = 100_000
+    flush_rows: Annotated[PositiveInt, Meta(description="Commit after this many rows.")] = 100_000
     flush_interval: Annotated[
-        Duration, Meta(description="Commit after this time, even if there are fewer.")
+        Duration, Meta(description="Commit after this time, even with fewer rows.")
     ] = Duration(10)
     stale_after: Annotated[
-        Duration, Meta(description="Reopen a connection on which nothing comes, not even a ping.")
+        Duration,
+        Meta(description="Reopen a connection without data for this long, not even a ping."),
     ] = Duration(60)
     connect_timeout: Annotated[
-        Duration, Meta(description="For the first connection; later outages are waited out.")
+        Duration,
+        Meta(description="Time limit of the first connection; later outages have none."),
     ] = Duration(10)
 
 
 class QuerySettings(_Section, frozen=True, kw_only=True):
-    """What a query may use. The limits of time and answer hold for `k2 query sql`."""
+    """Resource limits of queries. `timeout` and `answer_limit` apply to `k2 query sql`."""
 
-    memory_limit: Annotated[str, Meta(description="Beyond it DuckDB spills to $TMPDIR.")] = "2GB"
-    spill_limit: Annotated[
-        Size, Meta(description="The most that a query may spill to $TMPDIR.")
-    ] = Size(20 * 10**9)
-    timeout: Annotated[
-        Duration,
-        Meta(description="Stop SQL that runs longer; time spent on output is free. 0s: never."),
-    ] = Duration(300)
-    answer_limit: Annotated[Size, Meta(description="Stop SQL whose answer is larger.")] = Size(
+    memory_limit: Annotated[str, Meta(description="Above this limit DuckDB spills to $TMPDIR.")] = (
+        "2GB"
+    )
+    spill_limit: Annotated[Size, Meta(description="How much a query may spill to $TMPDIR.")] = Size(
         20 * 10**9
     )
+    timeout: Annotated[
+        Duration,
+        Meta(description="Stop SQL after this time, not counting output (0s: no limit)."),
+    ] = Duration(300)
+    answer_limit: Annotated[
+        Size, Meta(description="Stop SQL whose answer is larger than this.")
+    ] = Size(20 * 10**9)
     threads: Annotated[
-        PositiveInt | None, Meta(description="All cores unless set.", examples=[2])
+        PositiveInt | None,
+        Meta(description="Number of threads; all cores by default.", examples=[2]),
     ] = None
     timezone: Annotated[
         str, Meta(description="Show times in this zone: an IANA name, or local.")
@@ -134,11 +139,11 @@ class QuerySettings(_Section, frozen=True, kw_only=True):
 
 
 class HomeSettings(_Section, frozen=True, kw_only=True):
-    """Who may read the home folder, which holds the embedded tables and this file."""
+    """Permissions of the home folder, which holds the embedded tables and this file."""
 
     shared: Annotated[
         bool,
-        Meta(description="Give new files the permissions of your umask, not to you only."),
+        Meta(description="Create files with the permissions of your umask instead of owner-only."),
     ] = False
 
 
@@ -154,11 +159,11 @@ class Settings(_Section, frozen=True, kw_only=True):
     run: str = msgspec.field(default_factory=_random_run)
     file: Path | None = None  # the config file that was read
     profile: str | None = None
-    # By `section.key`, and of home, file and profile: where it was set. The rest are defaults.
+    # Origin by `section.key`, also of home, file and profile. All others are defaults.
     origins: Mapping[str, str] = {}
     catalog: Mapping[str, str] = {}
-    kafka: Mapping[str, str] = {}  # as librdkafka names them
-    schema_registry: Mapping[str, str] = {}  # as confluent_kafka's SchemaRegistryClient names them
+    kafka: Mapping[str, str] = {}  # with librdkafka's names
+    schema_registry: Mapping[str, str] = {}  # with the names of SchemaRegistryClient
     table: TableSettings = TableSettings()
     stream: StreamSettings = StreamSettings()
     query: QuerySettings = QuerySettings()
@@ -171,17 +176,17 @@ _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     "query": QuerySettings,
     "home": HomeSettings,
 }
-_FIELDS: Final = {"home": "access"}  # of Settings, where a section has another name there
-_OPEN_SECTIONS: Final = ("catalog", "kafka", "schema_registry")  # any key, handed on
-BOOTSTRAP: Final = "bootstrap.servers"  # of Kafka: where it is set, Kafka is in use
+_FIELDS: Final = {"home": "access"}  # attribute of Settings, if its name is not the section's
+_OPEN_SECTIONS: Final = ("catalog", "kafka", "schema_registry")  # any key, passed on
+BOOTSTRAP: Final = "bootstrap.servers"  # of Kafka: if it is set, Kafka is in use
 _PROFILE: Final = "profile"
-_OWN_VARIABLES: Final = ("K2_HOME", "K2_CONFIG", "K2_PROFILE", "K2_RUN")  # those of no section
+_OWN_VARIABLES: Final = ("K2_HOME", "K2_CONFIG", "K2_PROFILE", "K2_RUN")  # outside of sections
 _UNDERSCORED: Final = ("log_level", "ssl_ca", "ssl_certificate", "ssl_key")  # of librdkafka
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What file and variables set: values by section and key, and where each was set."""
+    """The values of file and variables by section and key, each with its origin."""
 
     values: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {name: {} for name in (*_OPEN_SECTIONS, *_SECTIONS)}
@@ -189,14 +194,14 @@ class _Found:
     origins: dict[str, str] = field(default_factory=dict)
 
     def put(self, section: str, key: str, value: object, origin: str) -> None:
-        """Set a value, whatever was there."""
+        """Set a value, replacing any other."""
         _check_open(section, key, origin)
         self.values[section][key] = value
         self.origins[f"{section}.{key}"] = origin
 
 
 def config_path(env: Mapping[str, str], *, home: Path | None = None) -> Path:
-    """Tell where the config file is, or would be."""
+    """Return the path of the config file, whether it exists or not."""
     if env.get("K2_CONFIG"):
         return _expanded(env["K2_CONFIG"], "K2_CONFIG")
     return _home(env, home) / FILE_NAME
@@ -207,7 +212,7 @@ def load_settings(
 ) -> Settings:
     """Merge defaults, config file, profile and K2_* variables.
 
-    `home` and `profile` are the command line's, and win over K2_HOME and K2_PROFILE.
+    `home` and `profile` come from the command line and override K2_HOME and K2_PROFILE.
 
     Raises:
         ConfigError: an unknown key or a wrong value; the message names the key and its origin.
@@ -241,11 +246,13 @@ def load_settings(
 def _check_utf8(env: Mapping[str, str], home: Path | None) -> None:
     for name, value in env.items():
         if name.startswith("K2_") and not (is_utf8(name) and is_utf8(value)):
-            raise ConfigError(f"variable {name} is not UTF-8", hint=f"unset {name}, or set it anew")
+            raise ConfigError(
+                f"variable {name} is not UTF-8", hint=f"unset {name}, or set it to another value"
+            )
     if not is_utf8(str(_home(env, home))):
         raise ConfigError(
             f"the name of the home folder is not UTF-8: {_home(env, home)}",
-            hint="name another one with K2_HOME or --home",
+            hint="choose another one with K2_HOME or --home",
         )
 
 
@@ -291,13 +298,13 @@ def _read(path: Path, *, is_required: bool) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError) as exc:
         if is_required:
             raise ConfigError(
-                f"config file {path} does not exist", hint="k2 config init, or unset K2_CONFIG"
+                f"config file {path} does not exist", hint="run k2 config init, or unset K2_CONFIG"
             ) from exc
         return None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise ConfigError(
             f"config file {path} cannot be read: {exc}",
-            hint="mend it with an editor; k2 config init --force begins anew",
+            hint="fix it in an editor, or start over with k2 config init --force",
         ) from exc
 
 
@@ -321,7 +328,7 @@ def _check_profile(profile: str, profiles: Mapping[str, Any], path: Path) -> Non
     if not profiles:
         raise ConfigError(
             f"unknown profile {profile}: {path} has none",
-            hint=f"a section such as [{_PROFILE}.{profile}.kafka] begins one",
+            hint=f"add one with a section such as [{_PROFILE}.{profile}.kafka]",
         )
     if profile not in profiles:
         raise ConfigError(
@@ -376,7 +383,7 @@ def _merge_env(found: _Found, env: Mapping[str, str]) -> None:
 
 
 def _open_names(name: str) -> list[str]:
-    """Put the open sections in the place of what may be a misspelled one."""
+    """Replace the part of a name that may be a misspelled section with each open section."""
     words = name.split("_")
     names = []
     for section in _OPEN_SECTIONS:
@@ -386,14 +393,14 @@ def _open_names(name: str) -> list[str]:
 
 
 def _open_key(section: str, words: str) -> str:
-    """Turn the end of a variable's name into the key that a vendor knows."""
+    """Convert the end of a variable's name to the vendor's key."""
     if section == "catalog":
         return words.replace("__", ".").replace("_", "-")
     return words if words in _UNDERSCORED else words.replace("_", ".")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Undo what TOML makes of a bare key with dots: a table in a table."""
+    """Flatten nested tables, which TOML creates for bare keys with dots."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= (
@@ -415,10 +422,10 @@ def _check_known(name: str, known: Iterable[str], what: str) -> None:
 
 
 def _check_open(section: str, key: str, origin: str) -> None:
-    """Find the misspelling that would leave Kafka out without a word."""
+    """Find the misspelling that would silently disable Kafka."""
     near = difflib.get_close_matches(key, [BOOTSTRAP], cutoff=0.85)
     if section == "kafka" and near and key != BOOTSTRAP:
-        raise ConfigError(f"unknown key kafka.{key} ({origin})", hint=f"it is {BOOTSTRAP}")
+        raise ConfigError(f"unknown key kafka.{key} ({origin})", hint=f"did you mean {BOOTSTRAP}?")
 
 
 def _decode_hook(kind: type, value: Any) -> Any:
@@ -443,7 +450,7 @@ def _section(cls: type[_Section], name: str, found: _Found) -> _Section:
 
 
 def settings_document(settings: Settings) -> dict[str, dict[str, object]]:
-    """Return the settings by section, as they would stand in the file, with secrets hidden."""
+    """Return the settings by section, as in the file, with secrets hidden."""
     document: dict[str, dict[str, object]] = {
         name: {key: redact_setting(key, value) for key, value in getattr(settings, name).items()}
         for name in _OPEN_SECTIONS
@@ -462,15 +469,15 @@ def _shown(value: object) -> object:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingDoc:
-    """What people should know of a setting."""
+    """The description of a setting."""
 
     key: str
-    example: object  # the default, where there is one
+    example: object  # the default, if any
     text: str
 
 
 def documented_sections() -> dict[str, tuple[str, list[SettingDoc]]]:
-    """Return what the sections mean, and the settings of each."""
+    """Return the description and the settings of each section."""
     return {
         name: (cls.__doc__ or "", [_doc(each) for each in msgspec.structs.fields(cls)])
         for name, cls in _SECTIONS.items()

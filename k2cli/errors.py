@@ -1,15 +1,15 @@
-"""The errors that k2 means to show, each with the exit code of its kind.
+"""The errors that k2 expects and shows, each with its exit code.
 
 K2Error
  ├─ UsageError   2  a wrong option or argument
  ├─ ConfigError  3  a setting is missing or wrong
- ├─ NotFound     4  a table, snapshot, symbol or file that is not there
- ├─ Exists       4  something to be created that exists already
- ├─ Unavailable  5  exchange, catalog or disk refused or timed out; worth a retry
+ ├─ NotFound     4  a table, snapshot, symbol or file that does not exist
+ ├─ Exists       4  something to be created that already exists
+ ├─ Unavailable  5  exchange, catalog or disk refused or timed out; a retry may help
  ├─ BadData      6  input or schema does not fit; more rejects than allowed
- └─ Conflict     7  another writer won too often; worth a retry
+ └─ Conflict     7  another writer won too often; a retry may help
 
-Whatever else is raised is a bug: it ends in a traceback and exit code 1.
+Any other exception is a bug and ends with a traceback and exit code 1.
 """
 
 from typing import ClassVar
@@ -20,7 +20,7 @@ from k2cli.redaction import hide_secrets
 class K2Error(Exception):
     """Base of all expected failures. `hint` names the command or setting that fixes it.
 
-    Secrets in either are hidden here, whatever library's text they came with.
+    Secrets in both are redacted here, including those in texts of libraries.
     """
 
     exit_code: ClassVar[int] = 1
@@ -31,25 +31,25 @@ class K2Error(Exception):
 
 
 class UsageError(K2Error):
-    """An option or argument that cannot be right."""
+    """An option or argument is wrong."""
 
     exit_code = 2
 
 
 class ConfigError(K2Error):
-    """A setting is missing or wrong; the message names the key and where it came from."""
+    """A setting is missing or wrong; the message names the key and its origin."""
 
     exit_code = 3
 
 
 class NotFound(K2Error):
-    """What was asked for does not exist."""
+    """The requested object does not exist."""
 
     exit_code = 4
 
 
 class Exists(K2Error):
-    """What was to be created exists already."""
+    """The object to be created already exists."""
 
     exit_code = 4
 
@@ -61,7 +61,7 @@ class Unavailable(K2Error):
 
 
 class BadData(K2Error):
-    """Input or stored data that does not fit."""
+    """Input or stored data does not fit."""
 
     exit_code = 6
 

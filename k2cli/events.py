@@ -1,9 +1,8 @@
-"""The events of a run: the one definition of each, with its level and its fields.
+"""The events of a run: the single definition of each, with its level and fields.
 
-Whoever emits an event calls an `Observer`: `observe("stale", silent_s=61.5)`. Every overload of it
-is an event, so that mypy finds a name or a field that is misspelt, and `EVENTS` is read from the
-overloads. Log lines, live views, metrics and the reference follow from them. The module is long
-because it is a list.
+Code emits an event by calling an `Observer`: `observe("stale", silent_s=61.5)`. Each overload is an
+event, so mypy finds misspelt names and fields, and `EVENTS` is read from the overloads. Log lines,
+live views, metrics and the reference are derived from it. The module is long because it is a list.
 """
 
 import inspect
@@ -14,7 +13,7 @@ from typing import Final, Literal, Protocol, TypeVar, get_args, get_overloads, o
 
 
 class Level(StrEnum):
-    """How much an event matters: warnings are what an operator should look at."""
+    """The severity of an event: an operator should check warnings."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -25,9 +24,9 @@ class Level(StrEnum):
 _Overload = TypeVar("_Overload", bound=Callable[..., None])
 _LEVELS: Final[dict[Callable[..., object], Level]] = {}
 
-# What takes any event and passes it on; whoever emits one takes an `Observer`.
+# For functions that forward any event; functions that emit events take an `Observer`.
 Listener = Callable[..., None]
-# The events of a server that does not answer, and is asked again.
+# The events of servers that do not answer and are retried.
 Outage = Literal[
     "catalog_unavailable",
     "dead_letters_unavailable",
@@ -45,7 +44,7 @@ def _level(level: Level) -> Callable[[_Overload], _Overload]:
 
 
 class Observer(Protocol):
-    """Takes events. From any thread. A docstring here is the meaning of an event."""
+    """Receives events, from any thread. The docstrings here describe the events."""
 
     @overload
     @_level(Level.INFO)
@@ -57,7 +56,7 @@ class Observer(Protocol):
     def __call__(
         self, event: Literal["disconnected"], /, *, url: str, reason: str, retry_in_s: float
     ) -> None:
-        """A connection was lost; it is opened again after this time."""
+        """A connection was lost; it is reopened after this time."""
 
     @overload
     @_level(Level.WARNING)
@@ -67,12 +66,12 @@ class Observer(Protocol):
     @overload
     @_level(Level.WARNING)
     def __call__(self, event: Literal["stale"], /, *, silent_s: float) -> None:
-        """Nothing, not even a ping, arrived for `stream.stale_after`: it is reopened."""
+        """Nothing, not even a ping, arrived for `stream.stale_after`; k2 reconnects."""
 
     @overload
     @_level(Level.WARNING)
     def __call__(self, event: Literal["silent"], /, *, silent_s: float) -> None:
-        """Only pings arrived where market data came before: it is reopened."""
+        """Only pings arrived on a connection that had market data: it is reopened."""
 
     @overload
     @_level(Level.WARNING)
@@ -89,7 +88,7 @@ class Observer(Protocol):
     def __call__(
         self, event: Literal["symbols_not_refreshed"], /, *, url: str, reason: str
     ) -> None:
-        """It could not be refreshed; the previous list is used."""
+        """The list of symbols could not be refreshed; the previous list is used."""
 
     @overload
     @_level(Level.INFO)
@@ -116,7 +115,7 @@ class Observer(Protocol):
     def __call__(
         self, event: Literal["conflict"], /, *, table: str, count: int, reason: str
     ) -> None:
-        """Rows were left out whose id is stored with other values."""
+        """Rows were skipped because their id is stored with other values."""
 
     @overload
     @_level(Level.WARNING)
@@ -188,7 +187,7 @@ class Observer(Protocol):
     @overload
     @_level(Level.WARNING)
     def __call__(self, event: Literal["rejects_lost"], /, *, count: int, file: str) -> None:
-        """Rejects that the file could not take, at the end of a run."""
+        """Rejects that could not be written to the file by the end of a run."""
 
     @overload
     @_level(Level.INFO)
@@ -208,35 +207,35 @@ class Observer(Protocol):
         retry_in_s: float,
         rows: int = ...,
     ) -> None:
-        """The catalog, or the disk, does not answer; k2 tries again."""
+        """The catalog or the disk is unavailable; k2 retries."""
 
     @overload
     @_level(Level.WARNING)
     def __call__(
         self, event: Literal["kafka_unavailable"], /, *, reason: str, retry_in_s: float = ...
     ) -> None:
-        """The brokers do not answer; k2 tries again."""
+        """The brokers do not answer; k2 retries."""
 
     @overload
     @_level(Level.WARNING)
     def __call__(
         self, event: Literal["kafka_unavailable"], /, *, waiting: int, seconds: float
     ) -> None:
-        """The brokers do not acknowledge `waiting` messages."""
+        """The brokers have not acknowledged `waiting` messages."""
 
     @overload
     @_level(Level.WARNING)
     def __call__(
         self, event: Literal["registry_unavailable"], /, *, reason: str, retry_in_s: float
     ) -> None:
-        """The schema registry does not answer; k2 tries again."""
+        """The schema registry does not answer; k2 retries."""
 
     @overload
     @_level(Level.WARNING)
     def __call__(
         self, event: Literal["dead_letters_unavailable"], /, *, reason: str, retry_in_s: float
     ) -> None:
-        """Dead letters cannot be written; k2 tries again."""
+        """Dead letters cannot be written; k2 retries."""
 
     @overload
     @_level(Level.WARNING)
@@ -262,19 +261,19 @@ class Observer(Protocol):
     @overload
     @_level(Level.WARNING)
     def __call__(self, event: Literal["uncommitted_lost"], /, *, rows: int, reason: str) -> None:
-        """They could not be saved."""
+        """Rows that a stopped stream could not commit could not be saved either."""
 
     @overload
     @_level(Level.WARNING)
     def __call__(
         self, event: Literal["uncommitted_unreadable"], /, *, file: str, reason: str
     ) -> None:
-        """A file of such rows cannot be read."""
+        """A file of saved rows cannot be read."""
 
     @overload
     @_level(Level.INFO)
     def __call__(self, event: Literal["recovered"], /, *, rows: int, file: str) -> None:
-        """Rows that an earlier run saved are committed with the next commit."""
+        """Rows saved by an earlier run will be part of the next commit."""
 
     @overload
     @_level(Level.INFO)
@@ -284,7 +283,7 @@ class Observer(Protocol):
     @overload
     @_level(Level.INFO)
     def __call__(self, event: Literal["revoked"], /, *, partitions: str) -> None:
-        """Another consumer owns them from now on."""
+        """Partitions were assigned to another consumer."""
 
     @overload
     @_level(Level.WARNING)
@@ -333,17 +332,17 @@ class Observer(Protocol):
         used: object,
         reason: str,
     ) -> None:
-        """A Kafka setting that `k2 consume` sets itself."""
+        """A Kafka setting has no effect, because `k2 consume` sets it."""
 
     @overload
     @_level(Level.WARNING)
     def __call__(self, event: Literal["group_offsets"], /, *, reason: str) -> None:
-        """The group's offsets, for lag tools, could not be written."""
+        """The group's offsets, for lag tools, could not be committed."""
 
     @overload
     @_level(Level.WARNING)
     def __call__(self, event: Literal["group_not_left"], /, *, waited_s: float) -> None:
-        """The group did not let the consumer leave in time."""
+        """The consumer could not leave its group in time."""
 
     @overload
     @_level(Level.INFO)
@@ -353,7 +352,7 @@ class Observer(Protocol):
     @overload
     @_level(Level.INFO)
     def __call__(self, event: Literal["skipped"], /, *, path: str, rows: int, rejects: int) -> None:
-        """A file was loaded before."""
+        """A file was skipped, because it was loaded before."""
 
     @overload
     @_level(Level.WARNING)
@@ -365,24 +364,24 @@ class Observer(Protocol):
     @overload
     @_level(Level.INFO)
     def __call__(self, event: Literal["notice"], /, *, path: str, message: str) -> None:
-        """Something about a file that is worth knowing."""
+        """A notice about a file."""
 
     @overload
     @_level(Level.INFO)
     def __call__(
         self, event: Literal["interrupted"], /, *, loaded: int, in_work: str, remaining: int
     ) -> None:
-        """A load was stopped: files that were loaded, the one that was not, and how many remain."""
+        """A load was stopped: the files loaded, the one interrupted, and how many remain."""
 
     @overload
     @_level(Level.INFO)
     def __call__(self, event: Literal["metrics"], /, *, url: str) -> None:
-        """Where metrics are served."""
+        """Metrics are served at this address."""
 
     @overload
     @_level(Level.WARNING)
     def __call__(self, event: Literal["log_lines_lost"], /, *, count: int) -> None:
-        """Log lines that stderr or the log file could not take."""
+        """Log lines that could not be written to stderr or the log file."""
 
     @overload
     @_level(Level.INFO)
@@ -397,17 +396,17 @@ class Observer(Protocol):
         """The error that ends a run."""
 
     def __call__(self, event: str, /, **fields: object) -> None:
-        """Take an event."""
+        """Receive an event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What is known of an event."""
+    """The definition of an event."""
 
     name: str
     level: Level
-    forms: tuple[tuple[str, ...], ...]  # its fields; some events have either these or those
-    meanings: tuple[str, ...]  # of each form
+    forms: tuple[tuple[str, ...], ...]  # its fields; some events have alternative sets
+    meanings: tuple[str, ...]  # per alternative
 
 
 def _read_events() -> Mapping[str, Event]:
@@ -430,5 +429,5 @@ EVENTS: Final = _read_events()
 
 
 def level_of(event: str) -> Level:
-    """Return how much an event matters."""
+    """Return the level of an event."""
     return EVENTS[event].level

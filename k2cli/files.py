@@ -1,12 +1,12 @@
-"""Who may read the files that k2 creates, and where it creates none.
+"""Permissions of the files that k2 creates, and where it does not create any.
 
-The home folder and what is in it are for its owner only, unless `[home] shared = true`; files
-elsewhere, such as answers and rejects, have the permissions that the user's umask gives them.
-The libraries that write the embedded tables know neither rule, so that the umask of the process
-is a private one as well where they write to the home folder.
+The home folder and its contents are accessible only to their owner, unless `[home] shared = true`;
+files elsewhere, such as answers and rejects, get the permissions of the user's umask. The libraries
+that write the embedded tables follow neither rule, so the process gets a private umask, too, when
+they write to the home folder.
 
-No file is created at the end of a link that leads nowhere: in a folder that others can write to,
-it could have been planted to make k2 write somewhere else.
+No file is created through a dangling link: in a folder that others can write to, it could have been
+planted to redirect k2's output.
 """
 
 import errno
@@ -24,7 +24,7 @@ from k2cli.errors import ConfigError, K2Error, NotFound, Unavailable, UsageError
 
 STDIN: Final = "-"  # where a file is named
 Opener = Callable[[str, int], int]
-# What does not go away by itself: the name of the file is wrong.
+# Permanent errors: the name of the file is wrong.
 _LASTING: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR}
 )
@@ -35,17 +35,17 @@ _DANGLING = "it is a link to a file that does not exist"
 @dataclass(frozen=True, slots=True)
 class _Access:
     home: Path | None = None  # the private one
-    umask: int | None = None  # the user's, once the process has another
+    umask: int | None = None  # the user's, once the process has a private one
 
 
 _access = _Access()  # of this process
 
 
 def protect_home(home: Path, *, is_shared: bool, is_store: bool) -> None:
-    """Keep what is created in the home folder from now on to its owner, unless it is shared.
+    """Create files in the home folder as owner-only from now on, unless it is shared.
 
-    `is_store` says that libraries write tables there, and nowhere else. To be called before
-    there are threads: the umask is one of the whole process.
+    `is_store` means that libraries write tables there, and nowhere else. Call it before starting
+    threads: the umask applies to the whole process.
     """
     global _access  # noqa: PLW0603
     umask = os.umask(_PRIVATE_UMASK) if _access.umask is None else _access.umask
@@ -54,10 +54,10 @@ def protect_home(home: Path, *, is_shared: bool, is_store: bool) -> None:
 
 
 def opener(path: str, flags: int) -> int:
-    """Open a file with the permissions that are right for it; for `open(..., opener=opener)`.
+    """Open a file with the right permissions; for `open(..., opener=opener)`.
 
     Raises:
-        OSError: it cannot be opened, or is a link that leads nowhere.
+        OSError: it cannot be opened, or is a dangling link.
     """
     if not flags & os.O_CREAT:
         return os.open(path, flags)
@@ -75,17 +75,17 @@ def opener(path: str, flags: int) -> int:
 
 
 def private_opener(path: str, flags: int) -> int:
-    """Open a file that only its owner can read, wherever it is."""
+    """Open a file that only its owner can read."""
     return os.open(path, flags, 0o600)
 
 
 def existing_opener(path: str, flags: int) -> int:
-    """Open a device or a pipe, but never create a file in its place."""
+    """Open a device or a pipe, but never create a file instead."""
     return os.open(path, flags & ~os.O_CREAT)
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder, and those above it, with the permissions that are right for them.
+    """Create a folder and its parents with the right permissions.
 
     Raises:
         OSError: it cannot be created, or is a file.
@@ -101,10 +101,10 @@ def make_folder(path: Path) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a file, and the folder that it is in, whole or not at all.
+    """Write a file atomically, creating its folder.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+        OSError: it cannot be written; an existing file is unchanged.
     """
     make_folder(path.parent)
     with replaced(path, is_forced=True) as sink:
@@ -116,7 +116,7 @@ def open_input(path: str | Path) -> AbstractContextManager[BinaryIO]:
 
     Raises:
         NotFound: it does not exist.
-        UsageError: it is a folder.
+        UsageError: it is a directory.
         ConfigError: it cannot be read.
     """
     if str(path) == STDIN:
@@ -131,7 +131,7 @@ def reading(path: str | Path, *, what: str = "") -> Iterator[None]:
 
     Raises:
         NotFound: it does not exist.
-        UsageError: it is a folder.
+        UsageError: it is a directory.
         ConfigError: it cannot be read.
     """
     name = f"{what} {path}".strip()
@@ -140,14 +140,14 @@ def reading(path: str | Path, *, what: str = "") -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise NotFound(f"{name} does not exist") from exc
     except IsADirectoryError as exc:
-        raise UsageError(f"{name} is a folder", hint="name the files in it") from exc
+        raise UsageError(f"{name} is a directory", hint="name the files in it") from exc
     except OSError as exc:
         raise ConfigError(f"{name} cannot be read: {exc.strerror or exc}") from exc
 
 
 @contextmanager
 def opened_for_writing(path: Path, *, is_forced: bool) -> Iterator[BinaryIO]:
-    """Open the file of an answer: a new one, one to replace, or a device or a pipe.
+    """Open the file of an answer: new, replaced, or a device or pipe.
 
     Raises:
         UsageError: it exists and is not to be replaced, or may not be written.
@@ -167,13 +167,13 @@ def opened_for_writing(path: Path, *, is_forced: bool) -> Iterator[BinaryIO]:
 
 
 def write_private(path: Path, text: str, *, is_forced: bool) -> None:
-    """Write a file that may hold secrets: for its owner only, all or nothing.
+    """Write a file that may contain secrets, owner-only and atomically.
 
     Raises:
         UsageError: it exists, or may not be written.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder", hint="-o takes the name of a file")
+        raise UsageError(f"{path} is a directory", hint="-o needs the name of a file")
     refuse_dangling_link(path)
     try:
         make_folder(path.parent)
@@ -185,9 +185,9 @@ def write_private(path: Path, text: str, *, is_forced: bool) -> None:
 
 @contextmanager
 def replaced(path: Path, *, is_forced: bool, opener: Opener = opener) -> Iterator[BinaryIO]:
-    """Open a new file that replaces `path` when all is written, or never.
+    """Open a new file that replaces `path` once it is complete.
 
-    If that is a link, the file that it leads to is replaced.
+    If `path` is a link, its target is replaced.
 
     Raises:
         UsageError: the file exists, and `is_forced` is off.
@@ -203,7 +203,7 @@ def replaced(path: Path, *, is_forced: bool, opener: Opener = opener) -> Iterato
         if is_forced:
             temporary.replace(target)
         else:
-            os.link(temporary, target)  # unlike a rename, refuses when the file exists
+            os.link(temporary, target)  # unlike a rename, this fails if the file exists
     except FileExistsError as exc:
         raise already_exists(path) from exc
     finally:
@@ -211,12 +211,12 @@ def replaced(path: Path, *, is_forced: bool, opener: Opener = opener) -> Iterato
 
 
 def already_exists(path: Path) -> UsageError:
-    """Make the error of a file that is not to be replaced."""
-    return UsageError(f"{path} exists", hint="--force replaces it")
+    """Return the error for a file that must not be replaced."""
+    return UsageError(f"{path} already exists", hint="use --force to replace it")
 
 
 def writing_error(path: Path | None, exc: OSError) -> K2Error:
-    """Translate what the system says of a file that the user named; None is stdout."""
+    """Translate a system error for a file named by the user; None is stdout."""
     message = f"cannot write {path or 'to stdout'}: {exc.strerror or exc}"
     if exc.errno in _LASTING:
         return UsageError(message, hint="choose another file with -o")
@@ -224,7 +224,7 @@ def writing_error(path: Path | None, exc: OSError) -> K2Error:
 
 
 def refuse_dangling_link(path: Path) -> None:
-    """Refuse a file that the user named, if it is a link that leads nowhere.
+    """Refuse a file named by the user if it is a dangling link.
 
     Raises:
         UsageError: it is one.
@@ -232,7 +232,7 @@ def refuse_dangling_link(path: Path) -> None:
     if _is_dangling(path):
         raise UsageError(
             f"{path} is a link to a file that does not exist",
-            hint="remove the link, or name the file itself",
+            hint="remove the link, or give the path of the file",
         )
 
 

@@ -1,4 +1,4 @@
-"""What flows from a source to a sink, and the contracts of both."""
+"""The data that flows from sources to sinks, and the interfaces of both."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,11 @@ from k2cli.rejects import Reject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Rows of one or more kinds, and what was read to get them.
+    """Rows of one or more kinds, and the input they came from.
 
-    `seen` has numbers that were read and need no row, so that they are not missing: columns
-    exchange, symbol and source_sequence.
-    `session` counts how often the source was interrupted: what came in between is not known.
-    A batch without messages is a tick: time passed, nothing came.
+    `seen` has sequence numbers that were read but have no row, so they do not count as missing:
+    columns exchange, symbol and source_sequence. `session` counts the interruptions of the source:
+    data may be missing in between. A batch without messages is a tick: time passed without data.
     """
 
     rows: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()
@@ -31,21 +30,21 @@ class Batch:
 
 @dataclass(slots=True, kw_only=True)
 class Committed:
-    """What one commit of a sink did, over all tables."""
+    """The outcome of one commit of a sink, over all tables."""
 
     rows: int = 0
     duplicates: int = 0
-    conflicts: int = 0  # rows left out whose id is stored with other values
+    conflicts: int = 0  # rows skipped because their id is stored with other values
     missing: int = 0  # numbers that were skipped while streaming
     commits: int = 0
     rejects: Sequence[Reject] = ()  # some of the conflicts
-    unfit: Sequence[Reject] = ()  # rows that do not fit; the other rows of their kind wait
-    failure: K2Error | None = None  # an outage: what was not committed is kept for another try
+    unfit: Sequence[Reject] = ()  # rows that do not fit; the other rows of their kind stay pending
+    failure: K2Error | None = None  # an outage: uncommitted rows are kept for a retry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """Rows that a sink could not commit, and the files that they were saved in."""
+    """Rows that a sink could not commit, and the files they were saved in."""
 
     rows: int = 0
     files: Sequence[Path] = ()
@@ -53,52 +52,52 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
-    """Rows of a file that an earlier run kept, pending again."""
+    """Rows of a file saved by an earlier run, pending again."""
 
     rows: int
     size_bytes: int
 
 
 class Source(Protocol):
-    """An iterator of batches that can be told to stop."""
+    """An iterator of batches that can be stopped."""
 
     def batches(self) -> Iterator[Batch]:
-        """Yield batches until stopped; at least a few ticks a second when nothing comes."""
+        """Yield batches until stopped; without data, at least a few ticks a second."""
 
     def stop(self) -> None:
-        """Ask for the end: what was read already still comes out of `batches`. Any thread."""
+        """Request the end: `batches` still yields what was already read. Any thread."""
 
 
 class Sink(Protocol):
-    """Takes rows, and makes them durable when told to."""
+    """Receives rows and makes them durable on `commit`."""
 
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
-        """Take rows over."""
+        """Add rows to the pending ones."""
 
     def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
-        """Take note of ids that stand for no record: exchange, symbol, source_sequence."""
+        """Record ids without a row: exchange, symbol, source_sequence."""
 
     def commit(self) -> Committed:
-        """Make everything written so far durable. Either all of a kind's rows, or none.
+        """Make everything written so far durable: all rows of a kind, or none.
 
         Rows that do not fit are returned as `unfit` and the others of their kind are kept: call
         `commit` again once those rejects are durable. After an outage `failure` is set.
         """
 
     def recover(self) -> Iterator[Recovered]:
-        """Take over what earlier runs kept, a file at a time: it is pending then."""
+        """Add rows saved by earlier runs to the pending ones, one file at a time."""
 
     def keep(self) -> Kept:
-        """Save what could not be committed for the next run.
+        """Save uncommitted rows for the next run.
 
         Raises:
-            Unavailable: it cannot be saved.
+            Unavailable: the rows cannot be saved.
         """
 
 
 @dataclass(slots=True, kw_only=True)
 class Totals:
-    """The sums of one run."""
+    """The totals of one run."""
 
     messages: int = 0
     rows: int = 0
@@ -108,6 +107,6 @@ class Totals:
     missing: int = 0
     commits: int = 0
     reconnects: int = 0
-    recovered: int = 0  # rows that earlier runs had kept, and that were committed now
-    uncommitted: int = 0  # rows that were read and are not committed at the end
+    recovered: int = 0  # rows saved by earlier runs and committed by this one
+    uncommitted: int = 0  # rows that were read but not committed by the end
     duration_s: float = 0.0

@@ -1,7 +1,7 @@
-"""Is everything well? The facts and the verdicts that `k2 status` shows.
+"""Health checks: the facts and verdicts that `k2 status` shows.
 
-All servers are asked at once, each in a thread that is given up on when its answer is late: any
-number of dead servers cost one timeout.
+All servers are queried in parallel, each in a thread that is abandoned if its answer is late, so
+any number of dead servers costs one timeout.
 """
 
 import os
@@ -32,38 +32,38 @@ from k2cli.storage.laketable import LakeTable
 from k2cli.storage.offsets import KEY, Offsets, Partition, decode_offsets
 
 T = TypeVar("T")
-_SHOW: Final = "k2 config show --origin tells what is set, and where"
+_SHOW: Final = "k2 config show --origin shows what is set, and where"
 _ANOTHER: Final = "choose another folder with --home"
-_PREFIX: Final = "market."  # of the topics that k2 makes, and so of their subjects
-_IDLE_S: Final = 60.0  # a consumer that is at work commits more often
-_COUNTED: Final = 10_000  # a lag up to this is counted: offsets are not all messages
+_PREFIX: Final = "market."  # of the topics that k2 creates, and of their subjects
+_IDLE_S: Final = 60.0  # an active consumer commits more often
+_COUNTED: Final = 10_000  # up to this lag messages are counted: not all offsets are messages
 _LEAST_FREE_BYTES: Final = 1_000_000_000
 _LEAST_FREE_SHARE: Final = 0.05
 
 
 class State(StrEnum):
-    """How a check turned out."""
+    """The result of a check."""
 
     GREEN = "green"
-    YELLOW = "yellow"  # it works, but there is something to do
+    YELLOW = "yellow"  # it works, but needs attention
     RED = "red"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that is well, or not; `hint` names the command that mends it."""
+    """One check and its result; `hint` names the command that fixes a problem."""
 
     name: str
     state: State
     detail: str
     hint: str | None = None
     latency_ms: float | None = None
-    exit_code: int = 0  # of the error that made it red
+    exit_code: int = 0  # exit code of the error that made it red
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableStatus:
-    """How full a table is, and how new."""
+    """The size and freshness of a table."""
 
     kind: str
     name: str
@@ -75,20 +75,20 @@ class TableStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionLag:
-    """How far a table is behind one partition of a topic."""
+    """The lag of a table behind one partition of a topic."""
 
     table: str
     topic: str
     partition: int
-    end: int  # up to here consumers can read: the next offset, or that of an open transaction
-    table_offset: int | None  # that of the next message for the table; None: it never took any
-    group_offset: int | None  # what the group told the brokers, for other tools
-    lag: int  # messages that a consumer would still receive; a large one may be a little less
+    end: int  # the end for consumers: the next offset, or that of an open transaction
+    table_offset: int | None  # the table's next offset; None: it never read the partition
+    group_offset: int | None  # the group's committed offset, for other tools
+    lag: int  # messages not consumed yet; large values are upper bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
-    """What was found."""
+class HealthReport:
+    """The result of all checks."""
 
     checks: Sequence[Check]
     tables: Sequence[TableStatus] = ()
@@ -96,14 +96,14 @@ class Survey:
 
     @property
     def exit_code(self) -> int:
-        """0, or that of what is red; what is away, and worth a retry, goes first."""
+        """0, or the exit code of a red check; unavailable servers have priority."""
         codes = [check.exit_code for check in self.checks]
         return Unavailable.exit_code if Unavailable.exit_code in codes else max(codes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Catalog:
-    tables: Sequence[str]  # ours
+    tables: Sequence[str]  # of k2
     latency_ms: float
 
 
@@ -113,7 +113,7 @@ class _Table:
     offsets: Offsets
     metadata: str  # its newest metadata file
     latency_ms: float  # of reading that
-    changes: Sequence[str]  # that would make it as wide as k2's own schema, or why none can
+    changes: Sequence[str]  # changes that would evolve it to k2's schema, or why that is impossible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +127,12 @@ class _Kafka:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Registry:
     subjects: Sequence[str]
-    unlike: Sequence[str]  # those without our schema
+    unlike: Sequence[str]  # subjects without k2's schema
     latency_ms: float
 
 
-class _Question(Generic[T]):
-    """A question under way, in a thread of its own; `whom` is asked."""
+class _Request(Generic[T]):
+    """A pending request to `whom`, in a separate thread."""
 
     def __init__(self, ask: Callable[[], T], *, whom: str, timeout_s: float) -> None:
         self._whom = whom
@@ -144,7 +144,7 @@ class _Question(Generic[T]):
         """Wait for the answer.
 
         Raises:
-            Unavailable: it is late.
+            Unavailable: the answer is late.
         """
         try:
             return self._result.result(max(0.0, self._deadline - time.monotonic()))
@@ -152,39 +152,39 @@ class _Question(Generic[T]):
             raise Unavailable(f"no answer from {self._whom} within {self._timeout_s:g} s") from exc
 
     def answer_or_none(self) -> T | None:
-        """Wait for the answer; None where another check tells what is wrong."""
+        """Wait for the answer; None if another check reports the problem."""
         with suppress(K2Error):
             return self.answer()
         return None
 
     def check(self, name: str, judge: Callable[[T], Check]) -> Check:
-        """Judge the answer. An error is red, unless only nothing was set up yet."""
+        """Evaluate the answer. An error is red, unless nothing was configured yet."""
         try:
             return judge(self.answer())
         except NotFound as exc:
             return Check(name=name, state=State.YELLOW, detail=str(exc), hint=exc.hint)
         except K2Error as exc:
-            is_up = "is it up? " if isinstance(exc, Unavailable) else ""
+            is_up = "is it running? " if isinstance(exc, Unavailable) else ""
             return _red(name, exc, is_up + _SHOW)
 
 
-def survey(settings: Settings, *, group: str, timeout_s: float) -> Survey:
-    """Look at everything that the settings name, for `timeout_s`; then at lags, for as long.
+def check_health(settings: Settings, *, group: str, timeout_s: float) -> HealthReport:
+    """Check everything in the settings for up to `timeout_s`, then lags, again for that long.
 
-    What is not well is told by the checks, and not raised.
+    Problems are reported by the checks, not raised.
     """
 
-    def asked_of(ask: Callable[[], T], whom: str) -> _Question[T]:
-        return _Question(ask, whom=whom, timeout_s=timeout_s)
+    def asked_of(ask: Callable[[], T], whom: str) -> _Request[T]:
+        return _Request(ask, whom=whom, timeout_s=timeout_s)
 
     settings = _impatient(settings, timeout_s)
     where = _catalog_name(settings)
-    catalog = asked_of(partial(_look_at_catalog, settings), where)
-    tables = asked_of(partial(_look_at_tables, settings, catalog), f"the store of {where}")
+    catalog = asked_of(partial(_inspect_catalog, settings), where)
+    tables = asked_of(partial(_inspect_tables, settings, catalog), f"the store of {where}")
     brokers = settings.kafka.get(BOOTSTRAP, "")
-    kafka = asked_of(partial(_look_at_kafka, settings, timeout_s), brokers) if brokers else None
+    kafka = asked_of(partial(_inspect_kafka, settings, timeout_s), brokers) if brokers else None
     url = redact_url(settings.schema_registry.get("url", ""))
-    registry = asked_of(partial(_look_at_registry, settings, timeout_s), url) if url else None
+    registry = asked_of(partial(_inspect_registry, settings, timeout_s), url) if url else None
 
     checks = [catalog.check("catalog", partial(_judge_catalog, settings))]
     found = tables.answer_or_none()
@@ -198,38 +198,38 @@ def survey(settings: Settings, *, group: str, timeout_s: float) -> Survey:
         checks.append(registry.check("registry", partial(_judge_registry, url)))
     lag: Sequence[PartitionLag] = ()
     if kafka and (topics := kafka.answer_or_none()) and found is not None:
-        behind = asked_of(partial(_look_at_lag, settings, topics, found, group, timeout_s), brokers)
+        behind = asked_of(partial(_inspect_lag, settings, topics, found, group, timeout_s), brokers)
         checks.append(behind.check("consumers", partial(judge_lag, statuses)))
         lag = behind.answer_or_none() or ()
     if is_embedded(settings):
         checks.append(_check_disk(settings.home))
-    return Survey(checks=checks, tables=statuses, lag=lag)
+    return HealthReport(checks=checks, tables=statuses, lag=lag)
 
 
 def _impatient(settings: Settings, timeout_s: float) -> Settings:
-    """Bound the waits for an object store: the process cannot end while Arrow's threads wait."""
+    """Limit the waits for an object store: the process cannot exit while Arrow's threads wait."""
     waits = ("s3.connect-timeout", "s3.request-timeout")
     catalog = {**settings.catalog, **dict.fromkeys(waits, f"{timeout_s:g}")}
     return structs.replace(settings, catalog=catalog)
 
 
-def _look_at_catalog(settings: Settings) -> _Catalog:
+def _inspect_catalog(settings: Settings) -> _Catalog:
     with open_lake(settings) as lake:
         tables, latency_ms = _timed(lake.listed)
     ours = [kind.table for kind in KINDS.values() if kind.table in tables]
     return _Catalog(tables=ours, latency_ms=latency_ms)
 
 
-def _look_at_tables(settings: Settings, catalog: _Question[_Catalog]) -> list[_Table]:
+def _inspect_tables(settings: Settings, catalog: _Request[_Catalog]) -> list[_Table]:
     try:
-        catalog.answer()  # opened twice at once, a new catalog would be made twice
+        catalog.answer()  # opened twice in parallel, a new catalog would be created twice
         with open_lake(settings) as lake:
-            return [_look_at_table(lake, kind) for kind in lake.kinds()]
+            return [_inspect_table(lake, kind) for kind in lake.kinds()]
     except NotFound:
-        return []  # the catalog's check tells
+        return []  # the catalog's check reports it
 
 
-def _look_at_table(lake: Lake, kind: RecordKind) -> _Table:
+def _inspect_table(lake: Lake, kind: RecordKind) -> _Table:
     (table, metadata), latency_ms = _timed(partial(_open_table, lake, kind))
     info = table.describe()
     age_s = (datetime.now(tz=UTC) - info.last_commit).total_seconds() if info.last_commit else None
@@ -263,13 +263,13 @@ def _pending_changes(table: LakeTable) -> Sequence[str]:
         return [str(exc)]
 
 
-def _look_at_kafka(settings: Settings, timeout_s: float) -> _Kafka:
+def _inspect_kafka(settings: Settings, timeout_s: float) -> _Kafka:
     client = Topics(settings.kafka, timeout_s=timeout_s)
     brokers, latency_ms = _timed(client.brokers)
     return _Kafka(client=client, brokers=brokers, topics=client.names(), latency_ms=latency_ms)
 
 
-def _look_at_registry(settings: Settings, timeout_s: float) -> _Registry:
+def _inspect_registry(settings: Settings, timeout_s: float) -> _Registry:
     once = {"max.retries": "0", **settings.schema_registry}
     with open_registry(once, timeout_s=timeout_s) as registry:
         subjects, latency_ms = _timed(registry.subjects)
@@ -279,7 +279,7 @@ def _look_at_registry(settings: Settings, timeout_s: float) -> _Registry:
 
 
 def _has_our_schema(registry: Registry, subject: str) -> bool:
-    """Tell whether a subject has the schema of its kind; those of no kind are not ours to judge."""
+    """Return whether a subject has the schema of its kind; subjects without a kind pass."""
     kind = kind_of_topic(subject.removesuffix(subject_of("")))
     if kind is None:
         return True
@@ -290,18 +290,18 @@ def _has_our_schema(registry: Registry, subject: str) -> bool:
     return True
 
 
-def _look_at_lag(
+def _inspect_lag(
     settings: Settings, kafka: _Kafka, tables: Sequence[_Table], group: str, timeout_s: float
 ) -> list[PartitionLag]:
     fed = {partition.topic for table in tables for partition in table.offsets}
     names = [name for name in kafka.topics if name in fed or _is_market(name)]
-    told: Mapping[tuple[str, int], int] = {}
-    with suppress(K2Error):  # only shown; who may not read it still sees the rest
-        told = kafka.client.group_offsets(group)
+    committed: Mapping[tuple[str, int], int] = {}
+    with suppress(K2Error):  # optional: without permission to read it, the rest is still shown
+        committed = kafka.client.group_offsets(group)
     topics = kafka.client.describe(names)
     places = [(topic.name, each.number) for topic in topics for each in topic.partitions]
     ends = kafka.client.offsets_at(places, None)
-    lags = [lag for topic in topics for lag in _topic_lag(topic, tables, told, ends)]
+    lags = [lag for topic in topics for lag in _topic_lag(topic, tables, committed, ends)]
     begins = {
         (lag.topic, lag.partition): lag.end - lag.lag for lag in lags if 0 < lag.lag <= _COUNTED
     }
@@ -312,7 +312,7 @@ def _look_at_lag(
 def _topic_lag(
     topic: TopicInfo,
     tables: Sequence[_Table],
-    told: Mapping[Place, int],
+    committed: Mapping[Place, int],
     ends: Mapping[Place, int],
 ) -> Iterator[PartitionLag]:
     for each in topic.partitions:
@@ -327,7 +327,7 @@ def _topic_lag(
             partition=each.number,
             end=end,
             table_offset=offset,
-            group_offset=told.get((topic.name, each.number)),
+            group_offset=committed.get((topic.name, each.number)),
             lag=max(0, end - max(each.first, offset or 0)),
         )
 
@@ -348,7 +348,7 @@ def _judge_catalog(settings: Settings, catalog: _Catalog) -> Check:
 
 
 def _catalog_name(settings: Settings) -> str:
-    """Name the catalog: its kind and where it is, without secrets."""
+    """Describe the catalog: its type and location, without secrets."""
     if is_embedded(settings):
         return f"embedded catalog {settings.home}"
     kind, uri = (settings.catalog.get(key, "") for key in ("type", "uri"))
@@ -366,7 +366,7 @@ def _judge_store(tables: Sequence[_Table]) -> Check:
 
 
 def _judge_schemas(tables: Sequence[_Table]) -> list[Check]:
-    """Report the tables that lack what k2's own schemas have, in one check; none if all have it."""
+    """Report tables that are behind k2's schemas in one check; none if all are current."""
     behind = [table for table in tables if table.changes]
     if not behind:
         return []
@@ -398,7 +398,7 @@ def _judge_registry(url: str, registry: _Registry) -> Check:
     detail = f"{url}: {_count(registry.subjects, 'subject')}"
     if registry.unlike:
         state, hint = State.YELLOW, f"k2 schema register {registry.unlike[0]}"
-        detail += f", without our schema: {', '.join(registry.unlike)}"
+        detail += f", without k2's schema: {', '.join(registry.unlike)}"
     elif not registry.subjects:
         state, hint = State.YELLOW, "k2 init"
     return Check(
@@ -411,7 +411,7 @@ def _count(names: Sequence[str], what: str) -> str:
 
 
 def judge_lag(tables: Sequence[TableStatus], lags: Sequence[PartitionLag]) -> Check:
-    """Yellow is what waits while nobody commits; a consumer at work is always a little behind."""
+    """Yellow if messages wait without an active consumer, which is always a little behind."""
     total = sum(lag.lag for lag in lags)
     waiting = {lag.table for lag in lags if lag.lag}
     ages = [table.age_s for table in tables if table.kind in waiting]
@@ -419,7 +419,7 @@ def judge_lag(tables: Sequence[TableStatus], lags: Sequence[PartitionLag]) -> Ch
     return Check(
         name="consumers",
         state=State.YELLOW if is_idle else State.GREEN,
-        detail=f"{total:,} messages to come" + (", and nobody takes them" if is_idle else ""),
+        detail=f"{total:,} messages behind" + ("; no active consumer" if is_idle else ""),
         hint="k2 consume" if is_idle else None,
     )
 
@@ -428,7 +428,7 @@ def _check_disk(home: Path) -> Check:
     try:
         folder = next(each for each in (home, *home.parents) if each.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ConfigError(f"{folder} is no folder that you may write")
+            raise ConfigError(f"{folder} is not a writable directory")
         usage = shutil.disk_usage(folder)
         if not usage.total:
             raise ConfigError(f"{folder} is not on a disk that stores files")
@@ -440,7 +440,7 @@ def _check_disk(home: Path) -> Check:
 
 
 def judge_disk(home: Path, *, free: int, total: int) -> Check:
-    """Tell whether there is room for more, in bytes."""
+    """Check the free disk space, in bytes."""
     share = free / total if total else 0.0
     detail = f"{free / 1e9:,.1f} GB free ({share:.0%}) for {home}"
     if free < _LEAST_FREE_BYTES or share < _LEAST_FREE_SHARE:

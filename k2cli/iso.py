@@ -1,4 +1,4 @@
-"""Times as k2 writes them, everywhere."""
+"""Format times, the same everywhere in k2."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -7,12 +7,12 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def iso_utc(moment: datetime, timespec: str = "auto") -> str:
-    """Write an aware time in UTC: `2024-08-08T23:55:48.055000Z`."""
+    """Format an aware time in UTC: `2024-08-08T23:55:48.055000Z`."""
     return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def iso_utc_ms(time_ms: int) -> str:
-    """Write UTC milliseconds; outside the years 1 to 9999 the number itself.
+    """Format UTC milliseconds; outside the years 1 to 9999 the number itself.
 
     Producers may set any 64 bits as the time of a message.
     """
@@ -21,7 +21,7 @@ def iso_utc_ms(time_ms: int) -> str:
 
 
 def iso_utc_us(time_us: int) -> str:
-    """Write UTC microseconds; outside the years 1 to 9999 the number itself."""
+    """Format UTC microseconds; outside the years 1 to 9999 the number itself."""
     moment = moment_of(time_us)
     return str(time_us) if moment is None else iso_utc(moment, "microseconds")
 

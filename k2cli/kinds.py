@@ -1,8 +1,8 @@
-"""The kinds of record: what each is called, where it is stored, and how its rows are identified.
+"""The record kinds: their names, tables, and how their rows are identified.
 
-This is the one list of kinds. It needs the standard library only, so that commands and shell
-completion know the kinds without loading Arrow; `records.py` adds the schemas. A further kind is a
-member here and its .avsc in schemas/.
+This is the only list of kinds. It needs only the standard library, so commands and shell completion
+can use it without loading Arrow; `records.py` adds the schemas. To add a kind, add a member here
+and its .avsc in schemas/.
 """
 
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What k2 knows of one kind of record beside its schema."""
+    """The traits of one record kind, without its schema."""
 
     schema: str  # schemas/{schema}.avsc
-    earlier: tuple[str, ...] = ()  # its older schemas, which are still read
+    earlier: tuple[str, ...] = ()  # older schemas that can still be read
     table: str  # Iceberg table name
     id_column: str  # {exchange}-{the exchange's id}
     sort_by: tuple[str, ...]  # order of the rows within one commit, and of answers
     partition_by: str  # day-partition column
-    is_dense: bool  # ids count up by one, so that a hole is suspected loss
+    is_dense: bool  # ids increase by one, so a gap is suspected loss
     compared: tuple[str, ...]  # columns in which two records of one id may not differ
 
 
 class KindName(StrEnum):
-    """A kind of record, by its name: what users call it, and the last part of a topic's name."""
+    """The name of a record kind, for users and as the last part of topic names."""
 
     traits: Traits
 
     def __new__(cls, name: str, traits: Traits | None = None) -> "KindName":
-        """Make a member; its value is the name. `KindName("trades")` looks one up."""
+        """Create a member; its value is the name. `KindName("trades")` looks one up."""
         assert traits is not None, "every kind has traits"
         kind = str.__new__(cls, name)
         kind._value_ = name

@@ -1,8 +1,8 @@
-"""The memory of a long run: what is freed goes back to the system, the rest is left alone.
+"""Limit the memory of long runs: return freed memory to the system.
 
-Commits come and go in buffers of megabytes. Arrow's own allocators keep those for later, and so
-does glibc, which by and by takes ever larger blocks from its heaps, where one small neighbour that
-stays keeps a freed block resident, and makes such a heap for every thread.
+Commits use buffers of megabytes. Arrow's allocators cache freed buffers. So does glibc: over time
+it takes ever larger blocks from its heaps, one per thread, where a small live neighbour keeps a
+freed block resident.
 """
 
 import ctypes
@@ -15,10 +15,10 @@ _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 _ARENA_MAX: Final = -8
 _OPTIONS: Final = (
-    # From this size on, blocks are mapped and unmapped. Decoding takes and frees buffers of up to
-    # 3 MB all the time; mapping those, too, would cost it half of its speed.
+    # Blocks of this size and more are mapped and unmapped. Decoding constantly allocates buffers of
+    # up to 3 MB; mapping those, too, would halve its speed.
     (_MMAP_THRESHOLD, 4 << 20),
-    (_TRIM_THRESHOLD, 64 << 20),  # as glibc would set it in the end, if it adjusted either
+    (_TRIM_THRESHOLD, 64 << 20),  # the value that glibc would eventually adjust to
     (_ARENA_MAX, 1),
 )
 
@@ -26,12 +26,12 @@ _OPTIONS: Final = (
 def return_freed_memory() -> None:
     """Make this process return large blocks to the system as soon as it frees them.
 
-    To be called before anything starts a thread. Where the C library is not glibc, only Arrow's
-    allocator is chosen.
+    Call it before any thread is started. If the C library is not glibc, it only selects Arrow's
+    allocator.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:  # musl has none
+        if mallopt is not None:  # not in musl
             for option, value in _OPTIONS:
                 mallopt(option, value)
 
@@ -41,10 +41,10 @@ def return_freed_memory() -> None:
 
 
 def freeze_loaded_objects() -> None:
-    """Exempt all objects of this moment from garbage collection.
+    """Exempt all current objects from garbage collection.
 
-    Every full collection visits the 200,000 objects of imported libraries, and each 100,000
-    messages cause one: a quarter of a consumer's time. To be called once, when a run begins.
+    Every full collection visits the 200,000 objects of imported libraries, and every 100,000
+    messages cause one: a quarter of a consumer's time. Call it once, when a run starts.
     """
     gc.collect()
     gc.freeze()

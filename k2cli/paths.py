@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Expand paths as users write them."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from k2cli.errors import NotFound
 
 
 def expanded(path: str | Path) -> Path:
-    """Replace ~ or ~user at the start of a path by that home directory.
+    """Replace ~ or ~user at the start of a path with that home directory.
 
     Raises:
-        NotFound: there is no such user, or the user's home directory is unknown.
+        NotFound: the user or the user's home directory is unknown.
     """
     try:
         return Path(path).expanduser()

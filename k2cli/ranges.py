@@ -1,7 +1,7 @@
-"""Sets of whole numbers as ranges: pure arithmetic on arrays of shape (n, 2).
+"""Sets of integers as ranges: pure arithmetic on arrays of shape (n, 2).
 
-A set is ascending pairs of first and last number, both included, with at least one number missing
-between two pairs. A million consecutive trade ids are one pair.
+A set is an array of ascending pairs of first and last number (inclusive), with at least one number
+missing between two pairs. A million consecutive trade ids are one pair.
 """
 
 from typing import Final
@@ -16,7 +16,7 @@ EMPTY: Final[Ranges] = np.empty((0, 2), dtype=np.int64)
 
 
 def ranges_of(numbers: Ints) -> Ranges:
-    """Collect ascending numbers, which may repeat, into ranges."""
+    """Build ranges from ascending numbers, which may repeat."""
     if not len(numbers):
         return EMPTY
     breaks = np.flatnonzero(np.diff(numbers) > 1) + 1
@@ -29,7 +29,7 @@ def union(one: Ranges, other: Ranges) -> Ranges:
         return one if len(one) else other
     if one[0, 0] > other[0, 0]:
         one, other = other, one
-    if other[0, 0] > one[-1, 1]:  # as when a series goes on
+    if other[0, 0] > one[-1, 1]:  # when a series continues
         is_joined = int(other[0, 0] == one[-1, 1] + 1)
         both = np.concatenate((one[: len(one) - is_joined], other))
         both[len(one) - is_joined, 0] = one[-1, 0] if is_joined else other[0, 0]
@@ -71,7 +71,7 @@ def intersection(one: Ranges, other: Ranges) -> Ranges:
 
 
 def index_of(ranges: Ranges, numbers: Ints) -> Ints:
-    """Return the index of the range that holds each number, -1 where none does."""
+    """Return the index of the range that contains each number, or -1."""
     if not len(ranges):
         return np.full(len(numbers), -1, dtype=np.int64)
     index = np.searchsorted(ranges[:, 0], numbers, side="right") - 1

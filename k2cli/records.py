@@ -1,8 +1,8 @@
 """The record kinds, derived from the Avro schemas in schemas/*.avsc.
 
-The .avsc files are the one definition of every record. A `RecordKind` carries what the rest of
-k2 needs of one: its Arrow schema (the exact schema of every RecordBatch that flows), its table,
-its columns of note. Enums become strings; docs travel as Arrow field metadata.
+The .avsc files are the only definition of every record. A `RecordKind` has what the rest of k2
+needs: its Arrow schema (the exact schema of every RecordBatch), its table, its special columns.
+Enums become strings; docs become Arrow field metadata.
 """
 
 import hashlib
@@ -34,15 +34,15 @@ _LOGICAL: Final[Mapping[str, pa.DataType]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordKind:
-    """What k2 knows of one kind of record; `kinds.py` lists them, and describes the fields."""
+    """One record kind; `kinds.py` lists them and describes the fields."""
 
-    name: str  # what users call it, and the last part of a topic's name
+    name: str  # for users, and the last part of topic names
     table: str  # Iceberg table name
     arrow: pa.Schema  # columns in the order of the .avsc
     id_column: str  # {exchange}-{the exchange's id}
     sort_by: tuple[str, ...]  # order of the rows within one commit, and of answers
     partition_by: str  # day-partition column
-    is_dense: bool  # ids count up by one, so that a hole is suspected loss
+    is_dense: bool  # ids increase by one, so a gap is suspected loss
     compared: tuple[str, ...]  # columns in which two records of one id may not differ
     avro: Mapping[str, Any] = field(compare=False, repr=False)  # the .avsc
 
@@ -68,7 +68,7 @@ def avro_to_arrow_schema(avsc: Mapping[str, Any]) -> pa.Schema:
     a union with null makes the field nullable.
 
     Raises:
-        ValueError: a type that none of our columns has: other unions, nested records, floats.
+        ValueError: a type that no k2 column has: other unions, nested records, floats.
     """
     return pa.schema(
         [arrow_field(each["name"], each["type"], each.get("doc")) for each in avsc["fields"]]
@@ -104,10 +104,10 @@ def _data_type(avro: Any) -> pa.DataType:
 
 
 def arrow_to_avro_type(of: pa.DataType) -> Any:
-    """Name the Avro type of a column; the way back of `arrow_field`, but for enums.
+    """Return the Avro type of a column; the inverse of `arrow_field`, except for enums.
 
     Raises:
-        ValueError: a type that none of our columns has.
+        ValueError: a type that no k2 column has.
     """
     for name, known in _PRIMITIVES.items():
         if of == known:
@@ -131,17 +131,17 @@ def _avro_field_type(column: pa.Field) -> Any:
 
 
 def is_wider(one: pa.DataType, other: pa.DataType) -> bool:
-    """Tell whether all values of the other type are values of this one, and it has more."""
+    """Return whether this type is a strict superset of the other."""
     if pa.types.is_decimal(one) and pa.types.is_decimal(other):
         return bool(one.scale == other.scale and one.precision > other.precision)
     return bool(one == pa.int64() and other == pa.int32())
 
 
 def evolved(kind: RecordKind, columns: pa.Schema) -> RecordKind:
-    """Return a kind as a table has it that has evolved.
+    """Return a kind with the columns of its evolved table.
 
-    Its columns may be wider there, and there may be more: these come last and are optional. One of
-    a type that none of ours has is left out.
+    Its columns may be wider, and there may be more: these come last and are optional. A column of
+    an unsupported type is omitted.
     """
     fields = []
     for each in kind.avro["fields"]:
@@ -185,7 +185,7 @@ QUOTES: Final = KINDS[KindName.QUOTES]
 
 
 def enum_values(kind: RecordKind, column: str) -> tuple[str, ...]:
-    """Return the values that a column may have by the .avsc; none where it may have any."""
+    """Return the allowed values of a column by the .avsc; empty if any value is allowed."""
     for each in kind.avro["fields"]:
         if each["name"] == column and isinstance(each["type"], Mapping):
             return tuple(each["type"].get("symbols", ()))
@@ -193,27 +193,27 @@ def enum_values(kind: RecordKind, column: str) -> tuple[str, ...]:
 
 
 def asset_classes() -> tuple[str, ...]:
-    """Return the asset classes that a record can have."""
+    """Return the possible asset classes."""
     return enum_values(TRADES, "asset_class")
 
 
 def topic_of(kind: RecordKind, asset_class: str) -> str:
-    """Return the Kafka topic that rows of a kind and asset class go to."""
+    """Return the Kafka topic for rows of a kind and asset class."""
     return f"market.{asset_class}.{kind.name}"
 
 
 def kind_of_topic(topic: str) -> RecordKind | None:
-    """Tell by the end of its name what a topic holds."""
+    """Infer the record kind of a topic from the end of its name."""
     return KINDS.get(topic.rpartition(".")[2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Access:
-    """Where the objects of a table are, and the keys to them, which are never printed."""
+    """The location of a table's objects, and their keys, which are never printed."""
 
-    endpoint: str  # host and port; empty is AWS's own
+    endpoint: str  # host and port; empty means AWS
     is_encrypted: bool
-    is_path_style: bool  # the bucket is in the URL's path, not in its host
+    is_path_style: bool  # the bucket is in the URL's path, not in the host
     region: str
     key_id: str | None = field(repr=False)  # None: anonymous
     secret: str | None = field(repr=False)
@@ -222,21 +222,21 @@ class S3Access:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableFiles:
-    """The data files of one table that a plan left over, and how their columns are called.
+    """The data files of one table after planning, and the names of their columns.
 
-    `columns` maps the field id that the Parquet files carry to the column's name today, so that
-    files written before a column was renamed or added read right.
+    `columns` maps the field ids in the Parquet files to current column names, so files written
+    before a column was renamed or added are read correctly.
     """
 
     kind: RecordKind
     paths: tuple[str, ...]  # newest partition first
     columns: Mapping[int, str]
     rows: int  # rows in these files, before any filter inside them
-    s3: S3Access | None = None  # how they are read, if they are objects in S3
+    s3: S3Access | None = None  # access to them, if they are objects in S3
 
 
-MAX_NUMBER: Final = 2**62 - 1  # the largest number that fits a message id
-SERIES_CHARS: Final = 19  # characters of a message id that come from its series
+MAX_NUMBER: Final = 2**62 - 1  # the largest number that fits into a message id
+SERIES_CHARS: Final = 19  # characters of a message id that identify its series
 _HEX: Final = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), dtype="<u2")
 
 
@@ -249,34 +249,34 @@ def _id_prefix(series: str) -> npt.NDArray[np.uint8]:
 
 
 def series_prefix(series: str) -> str:
-    """Return the first `SERIES_CHARS` characters of all message ids of a series."""
+    """Return the first `SERIES_CHARS` characters of the message ids of a series."""
     return _id_prefix(series).tobytes().decode()
 
 
 def line_series(file: str, series: str) -> str:
-    """Name the series of the rows that have no id of the exchange: the lines of one file.
+    """Name the series of rows without an exchange id: the lines of one file.
 
-    `file` is the file's identity, which includes what it was loaded as, and `series` the rows'
+    `file` is the file's identity, which includes its interpretation, and `series` has the rows'
     exchange, kind and symbol; so ids of two files, or of two symbols of one file, never collide.
     """
     return f"{file}/{series}"
 
 
 def nth_copy(file: str, number: int) -> str:
-    """Name a file whose lines are stored once more, for `line_series`; the first copy is itself."""
+    """Name a repeated copy of a file, for `line_series`; copy 1 is the file itself."""
     return file if number == 1 else f"{file}#{number}"
 
 
 def message_ids(
     series: Sequence[str], codes: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]
 ) -> pa.StringArray:
-    """Make the message ids of records from what identifies them: their series and number.
+    """Compute the message ids of records from their series and number.
 
     A series is one run of numbers, for instance `BINANCE/trades/BTCUSDT` with the trade ids or a
-    file's digest with its row numbers; `codes` tells each record's place in `series`. The id is a
+    file's digest with its row numbers; `codes` has each record's index in `series`. The id is a
     UUID of version 8 (RFC 9562, section 5.8): 60 bits of the series' SHA-256, then the number in
     the lowest 62 bits. So two numbers of one series never share an id, and ids of a series sort
-    and compress like their numbers. `numbers` lie in 0..MAX_NUMBER.
+    and compress like their numbers. `numbers` are in 0..MAX_NUMBER.
     """
     count = len(numbers)
     variant = numbers.astype(np.uint64) | np.uint64(1 << 63)

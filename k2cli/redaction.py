@@ -1,7 +1,7 @@
-"""Hide secrets in whatever people or log collectors may read.
+"""Hide secrets in all output for people and log collectors.
 
-Two things are hidden: what looks like a secret wherever it appears (the password of a URL, the
-value after `password=`), and the secrets that this process was configured with, in any form.
+It hides what looks like a secret (the password of a URL, the value after `password=`), and the
+secrets that this process was configured with, in any form.
 """
 
 import base64
@@ -15,11 +15,11 @@ _WORDS: Final = (
     r"secret|password|passwd|pwd|token|credential|access[-_.]?key|api[-_.]?key|user[-_.]info"
     r"|ssl[-_.]key|authorization|jaas|signature"
 )
-_NAME_CHARS: Final = "{0,100}"  # bounded: a text of any length takes linear time
+_NAME_CHARS: Final = "{0,100}"  # bounded, for linear time
 _SECRET_KEY = re.compile(rf"{_WORDS}|^header\.", re.IGNORECASE)
 # Up to the last @ of the value, because a password may itself contain / : ? # and @.
 _URL_PASSWORD = re.compile(r"(\A|://)([^:\s]*):(?!//)(.+)@", re.DOTALL)
-# The same within a text, where a URL ends at a space or a quote, and a port is not a password.
+# The same within a text, in which a URL ends at a space or a quote, and a port is not a password.
 _TEXT_PASSWORD = re.compile(
     r"(?<=://)([^:\s\"'<>]*):(?!\d+[/?#])((?:(?!://)[^\s\"'<>])+)@", re.DOTALL
 )
@@ -34,8 +34,8 @@ _ASSIGNED = re.compile(
     re.IGNORECASE,
 )
 _LISTED = re.compile(r",(?=[\w+.\-]+://)")  # between the URLs of a list
-_SHORTEST: Final = 4  # of a secret that is looked for by its value
-_DISTINCT: Final = 8  # from here on also within words
+_SHORTEST: Final = 4  # shortest secret that is searched by value
+_DISTINCT: Final = 8  # from this length on also within words
 _PLAIN: Final = frozenset({"true", "false", "none", "null"})
 
 _known: tuple[re.Pattern[str], ...] = ()  # of this process; see `remember_secrets`
@@ -47,7 +47,7 @@ def is_secret(key: str) -> bool:
 
 
 def redact_setting(key: str, value: str) -> str:
-    """Return a setting's value with what is secret in it hidden."""
+    """Return a setting's value with its secrets hidden."""
     if is_secret(key):
         return HIDDEN
     return hide_secrets(redact_url(value))
@@ -59,7 +59,7 @@ def split_urls(value: str) -> list[str]:
 
 
 def redact_url(value: str) -> str:
-    """Return a URL, or several by commas, with passwords hidden; the same in every process."""
+    """Return one or more comma-separated URLs with passwords hidden; the same in every process."""
     urls = (_URL_PASSWORD.sub(rf"\1\2:{HIDDEN}@", url) for url in split_urls(value))
     return _URL_QUERY.sub(rf"\1{HIDDEN}", ",".join(urls))
 
@@ -76,7 +76,7 @@ def hide_secrets(text: str) -> str:
 
 
 def hide_in_value(value: object) -> object:
-    """Return a JSON-like value with the secrets in its texts hidden; keys stay as they are."""
+    """Return a JSON-like value with the secrets in its strings hidden; keys are unchanged."""
     if isinstance(value, str):
         return hide_secrets(value)
     if isinstance(value, Mapping):
@@ -89,7 +89,7 @@ def hide_in_value(value: object) -> object:
 
 
 def remember_secrets(settings: Mapping[str, str]) -> None:
-    """Hide the secrets among these settings from now on, wherever `hide_secrets` is used."""
+    """Make `hide_secrets` hide the secrets in these settings from now on."""
     global _known  # noqa: PLW0603
     secrets = {form for key, value in settings.items() for form in _forms_of_all(key, value)}
     old = {pattern.pattern for pattern in _known}
@@ -106,7 +106,7 @@ def _forms_of_all(key: str, value: str) -> Iterator[str]:
 
 
 def _credentials(key: str, value: str) -> Iterator[tuple[str | None, str]]:
-    """Yield the user, where there is one, and the secret of all credentials in a setting."""
+    """Yield the user, if any, and the secret of all credentials in a setting."""
     if is_secret(key):
         yield None, value
         user, sign, password = value.partition(":")

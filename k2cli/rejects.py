@@ -1,18 +1,18 @@
-"""Rejects: input that could not become a row, what is wrong with it, and the file that keeps it.
+"""Rejects: input that could not be parsed, the fault, and the file that stores it.
 
-Whoever finds a fault describes it as a `Fault`; together with the input and its position it is a
-`Reject`. Nothing reads a fault out of a sentence again.
+Code that finds a fault describes it as a `Fault`; with the input and its position it is a `Reject`.
+Faults are never parsed back from sentences.
 
-A file of rejects is ndjson. A line has `reason` (a sentence), `code` and `cause` (words that stay
-the same, see `Cause`), where one is to blame `field` (of the record), `column` (of the file, or the
-key of a frame) and `value` (the first characters of it), and `position`: the line of `file`, the
-offset of a message of `source` (topic/partition), the number of a frame in the run, or the
-exchange's number of a row that the table `source` cannot hold. `received` is ISO UTC (the
-microseconds since 1970 outside the years 1 to 9999), `run` the id of the run, and the input is
-`raw` text, or `raw_base64` where it is not UTF-8; a Kafka message without a value has `raw` null. A
-Kafka message also has its `key` and its `headers`, a list of objects with `name` and `value`, where
-it has them; bytes that are not UTF-8 are `key_base64` and `value_base64`. The `raw` text of a row
-is what `k2 query --format ndjson` prints of it.
+A rejects file is ndjson. A line has `reason` (a sentence), `code` and `cause` (stable identifiers,
+see `Cause`); if a field is to blame, `field` (of the record), `column` (of the file, or the key of
+a frame) and `value` (its first characters); and `position`: the line of `file`, the offset of a
+message of `source` (topic/partition), the number of a frame in the run, or the exchange sequence of
+a row that does not fit the table `source`. `received` is ISO UTC (microseconds since 1970 outside
+the years 1 to 9999), `run` is the id of the run, and the input is `raw` text, or `raw_base64` if it
+is not UTF-8; a Kafka message without a value has `raw` null. A Kafka message also has its `key` and
+its `headers`, if any, a list of objects with `name` and `value`; bytes that are not UTF-8 are
+`key_base64` and `value_base64`. The `raw` text of a row is what `k2 query --format ndjson` prints
+of it.
 """
 
 import base64
@@ -30,23 +30,23 @@ from k2cli.errors import BadData, ConfigError, Unavailable
 from k2cli.files import make_folder, opener, refuse_dangling_link
 from k2cli.iso import iso_utc_us
 
-MAX_REJECT_BYTES: Final = 10**9  # of a file of rejects, unless an option sets another limit
+MAX_REJECT_BYTES: Final = 10**9  # of a rejects file, unless an option sets another limit
 MOST_SHOWN: Final = 80  # characters of a value
 _BUFFER_BYTES: Final = 64 * 1024
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Cause(StrEnum):
-    """What is wrong with input, as a word that stays the same; docs/reference lists them.
+    """The cause of a reject, as a stable identifier; docs/reference lists them.
 
-    A cause with `is_whole` is about the input as a whole, the others are about one field.
+    A cause with `is_whole` concerns the input as a whole, the others one field.
     """
 
     meaning: str
     is_whole: bool
 
     def __new__(cls, word: str, meaning: str, is_whole: bool = False) -> "Cause":
-        """Make a member; its value is the word."""
+        """Create a member; its value is the identifier."""
         cause = str.__new__(cls, word)
         cause._value_ = word
         cause.meaning = meaning
@@ -57,27 +57,33 @@ class Cause(StrEnum):
     MISSING = "missing", "A value that is required is null, empty or absent."
     NEGATIVE = "negative", "A price or quantity is below zero."
     NOT_A_NUMBER = "not_a_number", "A price or quantity is not a plain decimal number."
-    TOO_MANY_DECIMALS = "too_many_decimals", "A number has more decimals than its column stores."
+    TOO_MANY_DECIMALS = (
+        "too_many_decimals",
+        "A number has more decimal places than its column stores.",
+    )
     DECIMAL_OVERFLOW = "decimal_overflow", "A number has more digits than its column stores."
-    NOT_AN_INTEGER = "not_an_integer", "An id or a sequence number is not a whole number."
-    OUT_OF_RANGE = "out_of_range", "A whole number is too small or too large."
+    NOT_AN_INTEGER = "not_an_integer", "An id or a sequence number is not an integer."
+    OUT_OF_RANGE = "out_of_range", "An integer is too small or too large."
     INEXACT = "inexact", "A floating-point number cannot represent the id or the time exactly."
-    BAD_TIME = "bad_time", "A time is not in the format that is expected."
-    TIME_OUT_OF_RANGE = "time_out_of_range", "A time is outside the years that are accepted."
-    NONEXISTENT_TIME = "nonexistent_time", "A local time that the clocks skipped."
-    UNKNOWN_ENUM = "unknown_enum", "A side or an asset class is not one of the values allowed."
-    UNKNOWN_SYMBOL = "unknown_symbol", "A symbol is not one of the exchange or of its market."
+    BAD_TIME = "bad_time", "A time is not in the expected format."
+    TIME_OUT_OF_RANGE = "time_out_of_range", "A time is outside the accepted years."
+    NONEXISTENT_TIME = (
+        "nonexistent_time",
+        "A local time that does not exist because the clocks went forward.",
+    )
+    UNKNOWN_ENUM = "unknown_enum", "A side or an asset class is not one of the allowed values."
+    UNKNOWN_SYMBOL = "unknown_symbol", "A symbol does not exist on the exchange or its market."
     UNKNOWN_CURRENCY = "unknown_currency", "The currency cannot be inferred from the symbol."
-    BAD_TEXT = "bad_text", "A name or an id has spaces around it or cannot be printed."
+    BAD_TEXT = "bad_text", "A name or an id has spaces around it or unprintable characters."
     TOO_LONG = "too_long", "A name or an id is too long."
-    WRONG_TYPE = "wrong_type", "A value is of another type, such as a list for a number."
+    WRONG_TYPE = "wrong_type", "A value has the wrong type, such as a list for a number."
     # of the input as a whole
     BAD_ENCODING = "bad_encoding", "Text that is not UTF-8.", True
     BAD_CSV = "bad_csv", "A line with an open quote, a NUL byte or a carriage return in it.", True
     BAD_COLUMN_COUNT = "bad_column_count", "A line with fewer or more columns than the file.", True
     BAD_ROW = "bad_row", "A row whose values do not fit together.", True
     BAD_JSON = "bad_json", "A line that is not a JSON object.", True
-    UNKNOWN_FIELD = "unknown_field", "An object with a field that the record does not have.", True
+    UNKNOWN_FIELD = "unknown_field", "An object with an unknown field.", True
     BAD_FRAME = "bad_frame", "A frame that does not follow the exchange's protocol.", True
     UNKNOWN_EVENT = "unknown_event", "A frame that is neither a trade nor a quote.", True
     EXCHANGE_ERROR = "exchange_error", "A frame with an error that the exchange reports.", True
@@ -86,11 +92,11 @@ class Cause(StrEnum):
     UNKNOWN_SCHEMA = "unknown_schema", "A schema id that the registry does not have.", True
     INCOMPATIBLE_SCHEMA = (
         "incompatible_schema",
-        "A schema whose records cannot be read as the record that is expected.",
+        "A schema whose records cannot be read as the expected record kind.",
         True,
     )
-    BAD_BODY = "bad_body", "An Avro body that its schema does not decode.", True
-    TRAILING_BYTES = "trailing_bytes", "An Avro body with bytes left over behind the record.", True
+    BAD_BODY = "bad_body", "An Avro body that cannot be decoded with its schema.", True
+    TRAILING_BYTES = "trailing_bytes", "An Avro body with extra bytes after the record.", True
     CONFLICT = "conflict", "A row whose id is already stored with other values.", True
 
 
@@ -101,50 +107,50 @@ class Fault:
     reason: str  # a sentence that names the field and the value
     cause: Cause
     field: str = ""  # of the record; `id` is that of the trade or quote
-    value: str | None = None  # of the field, cut where it is long
-    column: str = ""  # of the file, or key of a frame, that the field is read from
-    brief: str = ""  # the reason beside a field and a value that are shown already
+    value: str | None = None  # of the field, shortened if it is long
+    column: str = ""  # of the file, or the key of a frame, with the value of the field
+    brief: str = ""  # the reason without field and value
 
     @property
     def code(self) -> str:
-        """The field and that it is bad, as a word that stays the same; else the cause."""
+        """A stable code with the field, or else the cause."""
         return self.cause if self.cause.is_whole or not self.field else f"bad_{self.field}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """Input that could not become a row: as it came, its position, and what is wrong with it."""
+    """Input that could not be parsed, with its position and fault."""
 
     fault: Fault
     raw: bytes
-    # Number of the message in this run, from 1 on; of one out of Kafka, its offset; of a line of a
-    # file, its number; of a row that a table cannot hold, the exchange's number.
+    # The number of the message in this run, starting at 1; the offset of a Kafka message; the line
+    # number in a file; the exchange sequence of a row that does not fit a table.
     position: int
     received_us: int  # UTC microseconds
-    source: str = ""  # topic/partition, for a message out of Kafka; the table, for a row
-    file: str = ""  # the path, for a line of a file
+    source: str = ""  # topic/partition for a Kafka message, the table for a row
+    file: str = ""  # the path for a line of a file
     is_null: bool = False  # a Kafka message without a value; `raw` is empty
     key: bytes | None = None  # of a Kafka message
-    headers: Sequence[tuple[str, bytes | None]] = ()  # of a Kafka message, in their order
+    headers: Sequence[tuple[str, bytes | None]] = ()  # of a Kafka message, in order
 
     @property
     def reason(self) -> str:
-        """The sentence that says what is wrong."""
+        """The sentence that describes the fault."""
         return self.fault.reason
 
     @property
     def code(self) -> str:
-        """What is wrong, as a word that stays the same."""
+        """The stable code of the fault."""
         return self.fault.code
 
     @property
     def column(self) -> str:
-        """The column of the file that does not fit, if it is one."""
+        """The column of the file that does not fit, if any."""
         return self.fault.column
 
 
 def shown(value: object) -> str | None:
-    """Write a value as people read it, cut where it is long; None stays None."""
+    """Format a value for people, shortened if it is long; None stays None."""
     if value is None:
         return None
     is_json = isinstance(value, (bool, dict, list))
@@ -153,18 +159,18 @@ def shown(value: object) -> str | None:
 
 
 class RejectLog:
-    """A file that rejects are appended to; it is created with the first one.
+    """A file that rejects are appended to, created with the first one.
 
-    What a full disk does not take is kept and written by the next call that can.
+    Rejects that do not fit on a full disk are kept and written by a later call.
 
     Raises:
-        UsageError: the file is a link that leads nowhere.
+        UsageError: the file is a dangling link.
         ConfigError: the file cannot be written (from any method).
         Unavailable: the disk is full.
     """
 
     def __init__(self, path: Path, *, run: str) -> None:
-        """Prepare to append to a file; `run` goes into every line, as log lines have it."""
+        """Prepare to append to a file; `run` is added to every line, as in log lines."""
         refuse_dangling_link(path)
         self.path: Final = path
         self._run = run
@@ -178,30 +184,30 @@ class RejectLog:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            with suppress(OSError):  # `sync` has reported already what cannot be written
+            with suppress(OSError):  # `sync` has already reported what cannot be written
                 self._drain(self._file)
             self._file.close()
 
     @property
     def size_bytes(self) -> int:
-        """Size of the file, with what earlier runs wrote; 0 before the first reject."""
+        """Size of the file, including earlier runs; 0 before the first reject."""
         return self._written_bytes + len(self._unwritten)
 
     @property
     def unwritten(self) -> int:
-        """How many rejects were taken over that the file has not, or not as a whole."""
+        """How many rejects were accepted but not completely written."""
         return self._unwritten.count(b"\n")
 
     def check_size(self, most: int) -> None:
-        """Raise BadData if the file, once this run wrote to it, has more bytes than these."""
+        """Raise BadData if this run wrote to the file and it exceeds this size."""
         if self.size_bytes > most:
             raise BadData(
-                f"{self.path} has {self.size_bytes:,} bytes of rejects; allowed are {most:,}",
-                hint=f"move {self.path} away, or raise --max-reject-bytes",
+                f"{self.path} has {self.size_bytes:,} bytes of rejects (limit {most:,})",
+                hint=f"move {self.path} elsewhere, or increase --max-reject-bytes",
             )
 
     def write(self, rejects: Sequence[Reject]) -> None:
-        """Append rejects, a line each; none of them if an earlier one could not be written."""
+        """Append rejects, one per line; none if an earlier one could not be written."""
         if not rejects:
             return
         with self._translated():
@@ -213,7 +219,7 @@ class RejectLog:
             for reject in rejects:
                 self._unwritten += _reject_line(reject, self._run)
             if len(self._unwritten) >= _BUFFER_BYTES:
-                with suppress(OSError):  # they are taken over: `sync` raises if it still fails
+                with suppress(OSError):  # they are kept: `sync` raises if writing still fails
                     self._drain(self._file)
 
     def sync(self) -> None:
@@ -241,12 +247,12 @@ class RejectLog:
                 raise Unavailable(f"cannot write rejects to {self.path}: {exc.strerror}") from exc
             raise ConfigError(
                 f"cannot write rejects to {self.path}: {exc.strerror}",
-                hint="name another file with --rejects",
+                hint="choose another file with --rejects",
             ) from exc
 
 
 def _open_for_lines(path: Path) -> IO[bytes]:
-    """Open a file for appending, on a new line even where a run was cut off within one."""
+    """Open a file for appending; start a new line if an earlier run was cut off within one."""
     make_folder(path.parent)
     is_cut = False
     if path.is_file() and path.stat().st_size:
@@ -260,7 +266,7 @@ def _open_for_lines(path: Path) -> IO[bytes]:
 
 
 def _text(name: str, value: bytes | None) -> dict[str, str | None]:
-    """Return a field with bytes as text, or in base64 where they are not UTF-8."""
+    """Return a field with bytes as text, or in base64 if they are not UTF-8."""
     if value is None:
         return {name: None}
     try:
@@ -295,5 +301,5 @@ def _reject_line(reject: Reject, run: str) -> bytes:
             {"name": name, **_text("value", value)} for name, value in reject.headers
         ]
     line |= _text("raw", None if reject.is_null else reject.raw)
-    # Half of a surrogate pair becomes the escape that JSON has for it.
+    # A lone surrogate becomes a JSON escape.
     return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

@@ -1,4 +1,4 @@
-"""What the processes of the command line do before they import anything else."""
+"""Setup of command-line processes, before they import anything else."""
 
 import sys
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ class _WithoutPandas:
         path: Sequence[str] | None = None,  # noqa: ARG004
         target: ModuleType | None = None,  # noqa: ARG004
     ) -> ModuleSpec | None:
-        """Say that pandas is not installed, and nothing of other modules."""
+        """Report that pandas is not installed; leave other modules alone."""
         if name == "pandas":
             raise ModuleNotFoundError("k2's processes do not use pandas", name=name)
         return None
 
 
 def leave_out_pandas() -> None:
-    """Keep pyarrow from importing pandas, which doubles the time that a command takes to start.
+    """Keep pyarrow from importing pandas, which would double the startup time of commands.
 
-    pyarrow imports it, where it is installed, to look at whatever becomes an array. No command
-    uses it; the Python API runs in processes of its users, and leaves them alone.
+    If pandas is installed, pyarrow imports it to inspect values that become arrays. No command uses
+    it; processes of Python API users are not affected.
     """
     sys.meta_path.insert(0, _WithoutPandas)

@@ -1,8 +1,8 @@
-"""Symbols as text: one spelling of each, whoever wrote it.
+"""Symbols as text: one spelling of each, whatever the source.
 
-Exchanges list symbols that are not ASCII (币安人生USDT). Their case is left alone, because only
-for ASCII letters do all exchanges, file systems and databases agree on it; and a file system may
-hand out the same name in another normal form of Unicode.
+Exchanges list non-ASCII symbols (币安人生USDT). Their case is left alone, because exchanges, file
+systems and databases only agree on the case of ASCII letters; and a file system may return the same
+name in another Unicode normal form.
 """
 
 import string
@@ -17,22 +17,22 @@ _ASCII: Final = frozenset(string.ascii_uppercase + string.digits)
 
 
 def normalize_symbol(text: str) -> str:
-    """Return a symbol in Unicode's normal form NFC, its case as it is."""
+    """Return a symbol in Unicode's normal form NFC, with its case unchanged."""
     return unicodedata.normalize("NFC", text)
 
 
 def fold_symbol(text: str) -> str:
-    """Return the spelling that symbols are stored in: NFC, ASCII letters in upper case."""
+    """Return the stored spelling of a symbol: NFC, ASCII letters in upper case."""
     return normalize_symbol(text).translate(_UPPER)
 
 
 def join_symbol(text: str) -> str:
-    """Return a symbol without the separator between its assets: BTCUSDT of BTC/USDT."""
+    """Return a symbol without the separator of its assets: BTCUSDT for BTC/USDT."""
     return text.translate(_JOIN)
 
 
 def lower_symbol(text: str) -> str:
-    """Return the spelling that streams are named in: NFC, ASCII letters in lower case."""
+    """Return the spelling in stream names: NFC, ASCII letters in lower case."""
     return normalize_symbol(text).translate(_LOWER)
 
 
@@ -44,15 +44,15 @@ def is_asset(text: str) -> bool:
 
 
 def split_commas(values: Iterable[str]) -> list[str]:
-    """Flatten comma lists of names; order kept, repeats dropped."""
+    """Flatten comma-separated names, in order and without duplicates."""
     words = [word.strip() for value in values for word in value.split(",")]
     return list(dict.fromkeys(word for word in words if word))
 
 
 def stored_spellings(symbols: Iterable[str]) -> list[str]:
-    """Return symbols as they are stored: BTC/USDT, btc-usdt and BTCUSDT are one.
+    """Return symbols as they are stored: BTC/USDT, btc-usdt and BTCUSDT are the same.
 
-    Both spellings are looked for where a separator may belong to the symbol (BRK-B, BTC-240927).
+    Both spellings are returned if the separator may belong to the symbol (BRK-B, BTC-240927).
     """
     folded = [fold_symbol(word) for word in symbols]
     joined = (join_symbol(word) for word in folded)

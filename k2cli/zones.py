@@ -1,4 +1,4 @@
-"""Time zones by their IANA names, and this machine's own."""
+"""Time zones by their IANA names, and this machine's zone."""
 
 import zoneinfo
 from collections.abc import Mapping
@@ -17,16 +17,18 @@ _FOLDER: Final = "/zoneinfo/"
 
 
 def resolve_zone(name: str, *, env: Mapping[str, str], what: str = "--tz") -> str:
-    """Return the IANA name of a time zone, whatever its case; `local` is this machine's.
+    """Return the IANA name of a time zone, ignoring case; `local` is this machine's.
 
     Raises:
-        UsageError: there is no such zone, or the machine's has no name; `what` says who wants it.
+        UsageError: the zone is unknown, or the machine's has no name; `what` names the option.
     """
     if name == UTC:  # without the database
         return UTC
     if name.strip().lower() == LOCAL:
         return _local_zone(env, what)
-    known = zoneinfo.available_timezones() - {"localtime"}  # the machine's, which DuckDB lacks
+    known = zoneinfo.available_timezones() - {
+        "localtime"
+    }  # the machine's, which DuckDB does not support
     found = {each.casefold(): each for each in known}.get(name.strip().casefold())
     if found is None:
         raise UsageError(f"{what} {name!r} is not a time zone", hint=_hint(name, known))
@@ -34,7 +36,7 @@ def resolve_zone(name: str, *, env: Mapping[str, str], what: str = "--tz") -> st
 
 
 def _hint(name: str, known: set[str]) -> str:
-    """Suggest a zone that is spelled alike, or whose city is."""
+    """Suggest a zone with a similar name or city."""
     cities = {each.rpartition("/")[2]: each for each in sorted(known) if "/" in each}
     city = nearest_name(name.strip().replace(" ", "_"), cities)
     nearest = nearest_name(name, known) or (cities[city] if city else None)

@@ -1,1 +1,1 @@
-"""Avro schemas as such: what they mean, whether they fit each other, how they differ. No I/O."""
+"""Avro schemas as such: their meaning, compatibility and differences. No I/O."""

@@ -1,10 +1,10 @@
-"""Whether records that were written with one Avro schema can be read with another.
+"""Check whether records written with one Avro schema can be read with another.
 
 The rules are those of the specification, "Schema Resolution"
-(https://avro.apache.org/docs/1.12.0/specification/). Registries follow them too, but look past
-logical types: a price with a new scale would pass them and be read as another price. Here that is
-a misfit, marked as one that a registry lets pass. A decimal may get more digits: whatever was
-written fits.
+(https://avro.apache.org/docs/1.12.0/specification/). Registries follow them, too, but ignore
+logical types: a price with a new scale would pass and be read as another price. Here it is a
+misfit, marked as one that registries accept. A decimal may get more digits, because all written
+values fit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from k2cli.avro.level import Level
-from k2cli.avro.types import NAMED, UNION, Field, Type, joined
+from k2cli.avro.types import NAMED, UNION, Field, Type, join_path
 
-# What was written as the first may be read as any of the others.
+# Values written as the key may be read as any of these.
 _PROMOTIONS: Final = {
     "int": ("long", "float", "double"),
     "long": ("float", "double"),
@@ -26,16 +26,16 @@ _PROMOTIONS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misfit:
-    """Where and why a reader cannot take what a writer wrote."""
+    """Where and why a reader cannot read what a writer wrote."""
 
     path: str  # price, legs[].price, prices{}; empty for the schema as a whole
     reason: str
-    is_let_pass: bool = False  # by registries, which look past logical types
+    is_let_pass: bool = False  # accepted by registries, which ignore logical types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """A schema and what it is called."""
+    """A schema and its name."""
 
     name: str
     type: Type
@@ -52,7 +52,7 @@ class Breach:
 
     def __str__(self) -> str:
         where = f"field {self.misfit.path}: " if self.misfit.path else ""
-        passes = " (the registry would let this pass)" if self.misfit.is_let_pass else ""
+        passes = " (the registry would accept this)" if self.misfit.is_let_pass else ""
         return (
             f"{self.direction}: a reader with {self.reader} cannot read what {self.writer} wrote: "
             f"{where}{self.misfit.reason}{passes}"
@@ -60,7 +60,7 @@ class Breach:
 
 
 def breaches(level: Level, older: Sequence[Schema], newer: Schema) -> list[Breach]:
-    """List what keeps a schema from following others, which stand oldest first."""
+    """List what keeps a schema from succeeding others, which are sorted oldest first."""
     found = []
     for direction in level.directions:
         for old in older if level.is_transitive else older[-1:]:
@@ -73,12 +73,12 @@ def breaches(level: Level, older: Sequence[Schema], newer: Schema) -> list[Breac
 
 
 def misfits(reader: Type, writer: Type) -> list[Misfit]:
-    """List what keeps a reader from taking all that a writer can write."""
+    """List what keeps a reader from reading everything that a writer can write."""
     return _Resolution().misfits(reader, writer)
 
 
 class _Resolution:
-    """Compares types, each pair only once: a record may hold itself."""
+    """Compares types, each pair only once, because a record may contain itself."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Type, Type], list[Misfit]] = {}
@@ -86,7 +86,7 @@ class _Resolution:
     def misfits(self, reader: Type, writer: Type) -> list[Misfit]:
         pair = (reader, writer)
         if pair not in self._known:
-            self._known[pair] = []  # fits, as long as nothing within it says otherwise
+            self._known[pair] = []  # fits, unless something within it does not
             self._known[pair] = self._compare(reader, writer)
         return self._known[pair]
 
@@ -111,12 +111,12 @@ class _Resolution:
             yield Misfit(path="", reason=reason)
 
     def _compare_branches(self, reader: Type, writer: Type) -> list[Misfit]:
-        """Take the branch that fits best; where none fits, the first that matches tells why."""
+        """Choose the branch that fits best; if none fits, the first match gives the reason."""
         found = [
             self.misfits(branch, writer) for branch in reader.inner if _is_match(branch, writer)
         ]
         if not found:
-            return [Misfit(path="", reason=f"{writer} is none of {reader}")]
+            return [Misfit(path="", reason=f"{writer} is not one of {reader}")]
         return min(found, key=_weight)
 
     def _compare_field(self, field: Field, writer: Type) -> list[Misfit]:
@@ -130,12 +130,12 @@ class _Resolution:
 
 
 def _weight(found: Sequence[Misfit]) -> int:
-    """Tell what fits (0) from what registries let pass (1) and what nobody takes (2)."""
+    """Rank misfits: 0 fits, 1 is accepted by registries, 2 is accepted by nobody."""
     return max((1 if each.is_let_pass else 2 for each in found), default=0)
 
 
 def _is_match(reader: Type, writer: Type) -> bool:
-    """Tell whether two types can be read as each other, going by their outside alone."""
+    """Return whether two types match, without comparing their contents."""
     if reader.kind != writer.kind:
         return reader.kind in _PROMOTIONS.get(writer.kind, ())
     if reader.kind not in NAMED:
@@ -145,7 +145,7 @@ def _is_match(reader: Type, writer: Type) -> bool:
 
 
 def _changed_meaning(reader: Type, writer: Type) -> Iterator[Misfit]:
-    """Find values that would be read, and would mean something else."""
+    """Find values that could be read but would change their meaning."""
     if reader.logical == writer.logical == "decimal":
         if reader.scale != writer.scale:
             reason = f"{writer} read as {reader} would change every value"
@@ -159,5 +159,5 @@ def _changed_meaning(reader: Type, writer: Type) -> Iterator[Misfit]:
 
 
 def _under(place: str, found: Sequence[Misfit]) -> list[Misfit]:
-    """Put a field, `[]` or `{}` before the paths of what is within it."""
-    return [replace(each, path=joined(place, each.path)) for each in found]
+    """Prefix the paths of nested misfits with a field, `[]` or `{}`."""
+    return [replace(each, path=join_path(place, each.path)) for each in found]

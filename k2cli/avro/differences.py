@@ -1,15 +1,15 @@
-"""How two Avro schemas differ, field by field."""
+"""Compare two Avro schemas field by field."""
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from k2cli.avro.types import UNION, Field, Type, joined, walk
+from k2cli.avro.types import UNION, Field, Type, join_path, walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One thing that is not the same in both."""
+    """One difference between two schemas."""
 
     path: str  # of the field; empty for the schema as a whole
     what: str  # added, removed, renamed, type, default, doc, aliases, name, order
@@ -18,7 +18,7 @@ class Difference:
 
 
 def differences(old: Type, new: Type) -> list[Difference]:
-    """List the differences: of the whole, then field by field as the new schema has them."""
+    """List the differences: of the whole schema, then field by field in the new order."""
     before, after = dict(_fields(old)), dict(_fields(new))
     renamed = dict(_renamed(before, after))
     found = list(_changes("", _traits(old), _traits(new)))
@@ -36,14 +36,14 @@ def differences(old: Type, new: Type) -> list[Difference]:
 
 
 def _fields(root: Type) -> Iterator[tuple[str, Field]]:
-    """Yield every field with its path, nested ones after the record that holds them."""
+    """Yield every field with its path, nested ones after the record that contains them."""
     for path, of in walk(root):
         for field in of.fields:
-            yield joined(path, field.name), field
+            yield join_path(path, field.name), field
 
 
 def _renamed(before: Mapping[str, Field], after: Mapping[str, Field]) -> Iterator[tuple[str, str]]:
-    """Yield new paths and old ones: a field whose alias is the name of one that is gone."""
+    """Yield new and old paths of renamed fields: an alias matches a removed name."""
     for path, field in after.items():
         if path in before:
             continue
@@ -70,7 +70,7 @@ def _field_traits(field: Field) -> dict[str, str | None]:
 
 
 def described(of: Type) -> str:
-    """Write a type with all that tells it from another: an enum with its symbols, say."""
+    """Format a type with all its details, such as the symbols of an enum."""
     if of.kind == "enum":
         default = f" = {of.default}" if of.default else ""
         return f"enum {of.name}({', '.join(of.symbols)}){default}"

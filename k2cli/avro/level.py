@@ -1,10 +1,10 @@
-"""Compatibility levels: which versions must be able to read which."""
+"""Compatibility levels: which schema versions must be able to read which."""
 
 from enum import StrEnum
 
 
 class Level(StrEnum):
-    """What must be readable by whom, as registries name it."""
+    """A registry's compatibility level: which versions must read which."""
 
     NONE = "NONE"
     BACKWARD = "BACKWARD"
@@ -16,11 +16,11 @@ class Level(StrEnum):
 
     @property
     def is_transitive(self) -> bool:
-        """Whether all earlier schemas count, and not the last one alone."""
+        """Whether all earlier schemas count, not only the last one."""
         return self.endswith("_TRANSITIVE")
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """BACKWARD: the new one reads what the old one wrote; FORWARD: the other way round."""
+        """BACKWARD: the new schema reads what the old one wrote; FORWARD: the reverse."""
         name = self.removesuffix("_TRANSITIVE")
         return {"NONE": (), "FULL": ("BACKWARD", "FORWARD")}.get(name, (name,))

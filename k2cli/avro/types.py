@@ -1,7 +1,7 @@
-"""An Avro schema as a tree of types, its names resolved.
+"""Parse an Avro schema to a tree of types with resolved names.
 
-https://avro.apache.org/docs/1.12.0/specification/ says what a schema may be. A name that is used
-again is the same `Type` again, so a record may hold itself.
+https://avro.apache.org/docs/1.12.0/specification/ defines schemas. A repeated name is the same
+`Type` object, so a record may contain itself.
 """
 
 import json
@@ -20,10 +20,10 @@ PRIMITIVES: Final = ("null", "boolean", "int", "long", "float", "double", "bytes
 MOST_LEVELS: Final = 48  # of types within types
 _MOST_JSON_LEVELS: Final = 128  # a record within a record takes three
 _MOST_TYPES: Final = 20_000  # within one schema
-_TOO_DEEP: Final = f"JSON that is nested more than {_MOST_JSON_LEVELS} levels deep"
+_TOO_DEEP: Final = f"JSON is nested more than {_MOST_JSON_LEVELS} levels deep"
 _BYTE_ORDER_MARK: Final = "\ufeff"
 MOST_DIGITS: Final = 38  # of a decimal in Arrow and Iceberg
-# Logical type -> what it may stand on; on anything else it is ignored.
+# Logical type -> its base types; on any other it is ignored.
 _BASES: Final[Mapping[str, tuple[str, ...]]] = {
     "decimal": ("bytes", "fixed"),
     "uuid": ("string", "fixed"),
@@ -45,7 +45,7 @@ _SHAPES: Final[Mapping[str, Any]] = {  # of attributes in JSON
 CONTENTS: Final = {"array": "items", "map": "values"}
 _SHOWN_CHARS: Final = 80
 _INNER: Final = ("type", "items", "values")
-_SUFFIXES: Final = {"array": "[]", "map": "{}", UNION: ""}  # of the path to what is inside
+_SUFFIXES: Final = {"array": "[]", "map": "{}", UNION: ""}  # of the path to the contents
 _SIZES: Final[Mapping[str, int]] = {"uuid": 16, "duration": 12}  # of a fixed
 
 
@@ -59,12 +59,12 @@ class Field:
     aliases: tuple[str, ...]
     has_default: bool
     default: Any
-    stray_logical: Any  # a logicalType beside the type instead of in it
+    stray_logical: Any  # a logicalType beside the type instead of inside it
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Type:
-    """A type; which of the attributes mean something depends on its kind."""
+    """A type; which attributes apply depends on its kind."""
 
     kind: str  # a primitive, record, enum, fixed, array, map or union
     name: str = ""  # of a record, enum or fixed: the full one
@@ -75,10 +75,10 @@ class Type:
     symbols: tuple[str, ...] = ()  # of an enum
     default: Any = None  # of an enum
     size: int = 0  # of a fixed
-    logical: str | None = None  # where it counts: not on a type that it cannot stand on
+    logical: str | None = None  # only if it is effective: on one of its base types
     precision: int = 0  # of a decimal
     scale: int = 0
-    ignored: str | None = None  # why its logicalType does not count
+    ignored: str | None = None  # why its logicalType is ignored
 
     @property
     def short_name(self) -> str:
@@ -86,7 +86,7 @@ class Type:
         return self.name.rpartition(".")[2]
 
     def __str__(self) -> str:
-        """Write the type for people: `null | decimal(18,8)`, `map<string>`, `record TradeV2`."""
+        """Format the type for people: `null | decimal(18,8)`, `map<string>`, `record TradeV2`."""
         text = self.logical or self.kind
         if self.logical == "decimal":
             text = f"decimal({self.precision},{self.scale})"
@@ -106,9 +106,9 @@ class Type:
 
 
 def parse_avro(text: str, what: str) -> Any:
-    """Parse an Avro schema; `what` says where it comes from.
+    """Parse an Avro schema; `what` names its origin.
 
-    What the specification forbids beyond the form of a schema, see `validation.violations`.
+    For violations beyond the form of a schema, see `validation.violations`.
 
     Raises:
         BadData: it is not JSON, not Avro, or nested deeper or larger than k2 reads schemas.
@@ -124,7 +124,7 @@ def parse_avro(text: str, what: str) -> Any:
 
 
 def load_json(text: str, what: str) -> Any:
-    """Parse JSON that somebody else wrote; a byte order mark in front is skipped.
+    """Parse untrusted JSON; a byte order mark is skipped.
 
     Raises:
         BadData: it is not JSON, is nested too deeply, or has text that is not Unicode.
@@ -161,7 +161,7 @@ def _items(value: Any) -> Sequence[Any]:
 
 
 def _misshapen(avro: Any) -> Iterator[str]:
-    """Say which attribute has another type in JSON than it must, where parsers do not."""
+    """Return which attribute has a wrong JSON type that parsers accept."""
     if isinstance(avro, list):
         for branch in avro:
             yield from _misshapen(branch)
@@ -179,10 +179,10 @@ def _misshapen(avro: Any) -> Iterator[str]:
 
 
 def link(avro: Any) -> Type:
-    """Make the types of a schema, with its names resolved.
+    """Build the types of a schema, with resolved names.
 
     Raises:
-        ValueError: it is not Avro, or describes too much: see `_check_extent`.
+        ValueError: it is not Avro, or is too large: see `_check_extent`.
     """
     _check_nesting(avro)
     root = _Linker().link(avro, "")
@@ -191,7 +191,7 @@ def link(avro: Any) -> Type:
 
 
 def _check_extent(root: Type) -> None:
-    """Limit what `walk` yields: a name stands for all within it, again wherever it is used."""
+    """Limit what `walk` yields: a name is expanded wherever it is used."""
     todo: list[tuple[Type, tuple[Type, ...]]] = [(root, ())]
     count = 0
     while todo:
@@ -206,7 +206,7 @@ def _check_extent(root: Type) -> None:
 
 
 class _Linker:
-    """Makes types and remembers those that have names."""
+    """Builds types and remembers named ones."""
 
     def __init__(self) -> None:
         self._named: dict[str, Type] = {}
@@ -236,14 +236,14 @@ class _Linker:
             return Type(kind=name)
         found = self._named.get(_full_name(name, namespace)) or self._named.get(name)
         if found is None:
-            raise ValueError(f"there is no type {_full_name(name, namespace)}")
+            raise ValueError(f"unknown type {_full_name(name, namespace)}")
         return found
 
     def _link_named(self, avro: Mapping[str, Any], namespace: str) -> Type:
         namespace = _text(avro, "namespace", namespace)
         name = _full_name(_name(avro), namespace)
         if name in self._named:
-            raise ValueError(f"there are several types {name}")
+            raise ValueError(f"type {name} is defined more than once")
         namespace = name.rpartition(".")[0]
         made = self._named[name] = Type(
             kind="record" if avro["type"] == "error" else avro["type"],
@@ -282,7 +282,7 @@ def _name(avro: Mapping[str, Any]) -> str:
 
 
 def _text(avro: Mapping[str, Any], key: str, otherwise: str = "") -> str:
-    """Return an attribute that matters to people only: of another type, it is ignored."""
+    """Return an attribute that is only for people; a value of another type is ignored."""
     text = avro.get(key)
     return text if isinstance(text, str) else otherwise
 
@@ -314,13 +314,13 @@ def _size(avro: Mapping[str, Any]) -> int:
 
 
 def _short(avro: Any) -> str:
-    """Write part of a schema for a message."""
+    """Format part of a schema for a message."""
     text = json.dumps(avro)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def walk(of: Type, path: str = "", within: tuple[Type, ...] = ()) -> Iterator[tuple[str, Type]]:
-    """Yield a type and all that it is made of, each with its path: `legs[].price`, `prices{}`."""
+    """Yield a type and its contents, each with its path: `legs[].price`, `prices{}`."""
     if of in within:
         return
     within = (*within, of)
@@ -328,12 +328,12 @@ def walk(of: Type, path: str = "", within: tuple[Type, ...] = ()) -> Iterator[tu
     for inner in of.inner:
         yield from walk(inner, path + _SUFFIXES[of.kind], within)
     for field in of.fields:
-        yield from walk(field.type, joined(path, field.name), within)
+        yield from walk(field.type, join_path(path, field.name), within)
 
 
-def joined(place: str, inner: str) -> str:
+def join_path(outer: str, inner: str) -> str:
     """Join two parts of a path: `legs` and `[].price`."""
-    return f"{place}{'.' if place and inner and inner[0] not in '[{' else ''}{inner}"
+    return f"{outer}{'.' if outer and inner and inner[0] not in '[{' else ''}{inner}"
 
 
 def _full_name(name: str, namespace: str) -> str:
@@ -353,23 +353,23 @@ def _set_logical(made: Type, avro: Mapping[str, Any]) -> None:
 
 
 def _why_ignored(made: Type, logical: object, avro: Mapping[str, Any]) -> str | None:
-    """Say why the specification ignores a logical type; None if it counts."""
+    """Return why the specification ignores a logical type; None if it does not."""
     bases = _BASES.get(logical) if isinstance(logical, str) else None
     if bases is None:
-        return f"there is no logical type {logical!r}"
+        return f"unknown logical type {logical!r}"
     if made.kind not in bases:
-        return f"{logical} stands on {made.kind}, not on {' or '.join(bases)}"
+        return f"{logical} is on {made.kind}, not on {' or '.join(bases)}"
     if made.kind == "fixed" and made.size != _SIZES.get(str(logical), made.size):
-        return f"{logical} stands on a fixed of {made.size} bytes, not {_SIZES[str(logical)]}"
+        return f"{logical} is on a fixed of {made.size} bytes, not {_SIZES[str(logical)]}"
     return _unfit_decimal(made, avro) if logical == "decimal" else None
 
 
 def _unfit_decimal(made: Type, avro: Mapping[str, Any]) -> str | None:
     precision, scale = avro.get("precision"), avro.get("scale", 0)
     if type(precision) is not int or precision < 1:
-        return f"a decimal has a precision of 1 or more, not {precision!r}"
+        return f"the precision of a decimal must be at least 1, not {precision!r}"
     if type(scale) is not int or not 0 <= scale <= precision:
-        return f"the scale of a decimal is from 0 to its precision {precision}, not {scale!r}"
+        return f"the scale of a decimal must be from 0 to its precision {precision}, not {scale!r}"
     if made.kind == "fixed" and 10**precision > 1 << (8 * made.size - 1):
         return f"{precision} digits do not fit a fixed of {made.size} bytes"
     return None

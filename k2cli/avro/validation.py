@@ -1,7 +1,7 @@
-"""What is wrong with an Avro schema, and what k2 could not do with it.
+"""Find errors in an Avro schema, and features that k2 does not support.
 
-Parsers are lenient where the specification is not, and readers ignore a logical type that they do
-not understand; so a price could become bytes without a word. Here both are errors.
+Parsers are more lenient than the specification, and readers ignore a logical type that they do not
+support, so a price could silently become bytes. Here both are errors.
 """
 
 import json
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from k2cli.avro.builtin import builtin_name, builtin_schema
 from k2cli.avro.compatibility import misfits
-from k2cli.avro.ours import our_schema, ours_of
-from k2cli.avro.types import MOST_DIGITS, PRIMITIVES, UNION, Type, joined, link, walk
+from k2cli.avro.types import MOST_DIGITS, PRIMITIVES, UNION, Type, join_path, link, walk
 from k2cli.errors import BadData
 from k2cli.records import arrow_field
 
@@ -24,7 +24,7 @@ _IGNORED: Final = "the logical type would be ignored"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What is wrong at a place of a schema; a warning is wrong only where one is strict."""
+    """A problem in a schema; a warning is an error only in strict mode."""
 
     path: str  # of the field; empty for the schema as a whole
     reason: str
@@ -32,7 +32,7 @@ class Finding:
 
 
 def findings(avro: Any) -> list[Finding]:
-    """List what is wrong with a schema that was parsed by `parse_avro`."""
+    """List the problems of a schema parsed by `parse_avro`."""
     root = link(avro)
     if root.kind != "record":
         return [Finding(path="", reason=f"it is {root}, not a record")]
@@ -57,11 +57,13 @@ def _undocumented(root: Type) -> Iterator[Finding]:
     for path, of in walk(root):
         for field in of.fields:
             if not field.doc.strip():
-                yield Finding(path=joined(path, field.name), reason="has no doc", is_warning=True)
+                yield Finding(
+                    path=join_path(path, field.name), reason="has no doc", is_warning=True
+                )
 
 
 def check_valid(avro: Any, what: str) -> None:
-    """Check a schema that was parsed by `parse_avro`; `what` says where it comes from.
+    """Check a schema parsed by `parse_avro`; `what` names its origin.
 
     Raises:
         BadData: the specification forbids it.
@@ -72,7 +74,7 @@ def check_valid(avro: Any, what: str) -> None:
 
 
 def violations(root: Type) -> Iterator[Finding]:
-    """Yield what the specification forbids, though it has the form of a schema."""
+    """Yield violations of the specification that parse as a schema."""
     for path, of in walk(root):
         if of.name and (not _NAME.fullmatch(of.name) or of.name in PRIMITIVES):
             yield Finding(path=path, reason=f"{of.name!r} is not a valid name")
@@ -105,9 +107,11 @@ def _invalid_enum(path: str, of: Type) -> Iterator[Finding]:
 def _invalid_fields(path: str, of: Type) -> Iterator[Finding]:
     names = [field.name for field in of.fields]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield Finding(path=joined(path, name), reason="there are several fields of this name")
+        yield Finding(
+            path=join_path(path, name), reason="the record has several fields of this name"
+        )
     for field in of.fields:
-        place = joined(path, field.name)
+        place = join_path(path, field.name)
         if not _NAME.fullmatch(field.name) or "." in field.name:
             yield Finding(path=place, reason="is not a valid field name")
         if field.has_default and not _is_value(field.default, field.type):
@@ -167,7 +171,7 @@ _SIMPLE_VALUES: Final[Mapping[str, Callable[[Any, Type], bool]]] = {
 
 
 def _flaws(path: str, of: Type) -> Iterator[Finding]:
-    """Say what is allowed, but not what its author means, and what k2 cannot hold."""
+    """Yield valid but probably unintended declarations, and those k2 cannot store."""
     if of.ignored:
         yield Finding(path=path, reason=f"{_IGNORED}: {of.ignored}")
     if of.precision > MOST_DIGITS:
@@ -176,23 +180,23 @@ def _flaws(path: str, of: Type) -> Iterator[Finding]:
         yield Finding(path=path, reason=f"{of} has no bytes")
     names = {field.name for field in of.fields}
     for field in of.fields:
-        place = joined(path, field.name)
+        place = join_path(path, field.name)
         for alias in sorted({*field.aliases} & names - {field.name}):
-            yield Finding(path=place, reason=f"its alias {alias} is another field")
+            yield Finding(path=place, reason=f"its alias {alias} is the name of another field")
         if field.stray_logical is not None:
-            reason = f"logicalType {field.stray_logical} stands beside the type, not in it"
+            reason = f"logicalType {field.stray_logical} is beside the type, not inside it"
             yield Finding(path=place, reason=f"{_IGNORED}: {reason}")
 
 
 def _core(root: Type) -> Iterator[Finding]:
-    """Say what keeps records with one of our names from being read as ours."""
-    if stem := ours_of(root.short_name):
-        for each in misfits(link(our_schema(stem)), root):
-            yield Finding(path=each.path, reason=f"does not make a {stem}: {each.reason}")
+    """Yield what keeps records with a k2 name from being read as that k2 kind."""
+    if stem := builtin_name(root.short_name):
+        for each in misfits(link(builtin_schema(stem)), root):
+            yield Finding(path=each.path, reason=f"does not fit {stem}: {each.reason}")
 
 
 def _columns(avro: Any) -> Iterator[Finding]:
-    """Say which fields have a type that no column of k2 has."""
+    """Yield the fields with a type that no k2 column has."""
     for field in avro["fields"]:
         try:
             arrow_field(field["name"], field["type"])

@@ -1,4 +1,4 @@
-"""A writer's schema, reduced to what decides how its records are decoded."""
+"""Reduce a writer's schema to what determines how its records are decoded."""
 
 from collections.abc import Mapping
 from itertools import count
@@ -11,12 +11,12 @@ _TYPE: Final = "k2_type"
 
 
 def writer_schema(avro: Any) -> dict[str, Any]:
-    """Return the schema of a record without what does not matter to who decodes it.
+    """Return the schema of a record without what does not matter for decoding.
 
-    Docs, aliases, defaults and logical types that the specification ignores are left out, so no
-    mistake in them can keep records from being read. Types that were named are written out
-    wherever they are used. What this returns is safe to decode with: it is nested to a limited
-    depth, is not recursive, and every item of an array takes at least one byte.
+    Docs, aliases, defaults and logical types that the specification ignores are omitted, so a
+    mistake in them cannot keep records from being read. Named types are written out wherever they
+    are used. The result is safe for decoding: its nesting is limited, it is not recursive, and
+    every item of an array takes at least one byte.
 
     Raises:
         BadData: it is not Avro, not a record, or not safe.
@@ -24,14 +24,14 @@ def writer_schema(avro: Any) -> dict[str, Any]:
     try:
         root = link(avro)
         if root.kind != "record":
-            raise BadData(f"the schema is of {root}, not of a record")
+            raise BadData(f"the schema is {root}, not a record")
         return {**_Writer().write(root, ()), "name": root.short_name}
     except ValueError as exc:
-        raise BadData(f"the schema cannot be decoded with: {exc}") from exc
+        raise BadData(f"the schema cannot be used for decoding: {exc}") from exc
 
 
 class _Writer:
-    """Writes types as JSON, each named one with a name of its own."""
+    """Writes types as JSON, each named type with a unique name."""
 
     def __init__(self) -> None:
         self._numbers = count(1)
@@ -79,7 +79,7 @@ def _logical(of: Type) -> Mapping[str, Any]:
 
 
 def _is_empty(of: Type, within: tuple[Type, ...]) -> bool:
-    """Return whether a value takes no bytes: of such, an array of a few bytes holds billions."""
+    """Return whether a value takes no bytes, so a tiny array could have billions of items."""
     if of.kind == "record":
         return of not in within and all(_is_empty(field.type, (*within, of)) for field in of.fields)
     if of.kind == UNION:

@@ -1,9 +1,9 @@
-"""Avro object container files: blocks of records, a group of blocks decoded at once.
+"""Avro object container files: blocks of records, decoded in groups of blocks.
 
-https://avro.apache.org/docs/1.12.0/specification/, "Object Container Files". A block is read as
-what it is, an array of records with their number in front, and behind it stands a mark: where
-that is found, the block held exactly its records. In a block that does not decode the bodies are
-told apart one by one, up to the first that is bad; behind that nothing says where one begins.
+https://avro.apache.org/docs/1.12.0/specification/, "Object Container Files". A block is decoded as
+an array of records with their count in front, followed by a marker: if the marker is found there,
+the block held exactly its records. In a block that does not decode, the bodies are separated one by
+one up to the first bad one; after that, the start of a record is unknown.
 """
 
 import bz2
@@ -39,14 +39,14 @@ _MAGIC: Final = b"Obj\x01"
 _META: Final = {"type": "map", "values": "bytes"}
 _SYNC_BYTES: Final = 16
 _LONGEST_VARINT: Final = 10
-_GROUP_BYTES: Final = 16 << 20  # of blocks that are decoded at once
+_GROUP_BYTES: Final = 16 << 20  # of blocks that are decoded together
 _LARGEST_BLOCK: Final = 256 << 20  # compressed or not; a few bytes may decompress to anything
-_PART_BYTES: Final = 1 << 20  # decompressed at once
-_XZ_MEMORY: Final = 256 << 20  # that a block may ask for; the best preset takes 65 MB
+_PART_BYTES: Final = 1 << 20  # per decompression step
+_XZ_MEMORY: Final = 256 << 20  # that a block may request; the best preset takes 65 MB
 
 
 class _Decompressor(Protocol):
-    """What the decompressors of the standard library have in common."""
+    """The common interface of the standard library's decompressors."""
 
     @property
     def eof(self) -> bool: ...
@@ -55,16 +55,16 @@ class _Decompressor(Protocol):
 
 
 def _decompress(decompressor: _Decompressor, data: bytes) -> bytes:
-    """Decompress all of a block, but not more than a block may have."""
+    """Decompress a block, up to the size limit of blocks."""
     plain = decompressor.decompress(data, _LARGEST_BLOCK + 1)
     _check_size(len(plain))
     if not decompressor.eof:
-        raise ValueError("the compressed data of a block is cut off")
+        raise ValueError("the compressed data of a block is truncated")
     return plain
 
 
 def _unsnapped(data: bytes) -> bytes:
-    """Undo snappy: the size stands in front, and behind it 4 bytes of CRC-32 of what comes out."""
+    """Decompress snappy, followed by the CRC-32 of the decompressed data in 4 bytes."""
     size = _read_unsigned(io.BytesIO(data))
     _check_size(size)
     plain = pa.Codec("snappy").decompress(data[:-4], size, asbytes=True)
@@ -102,14 +102,14 @@ _UNREADABLE: Final = (*UNDECODED, zlib.error, lzma.LZMAError, OSError)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some records, one behind the other."""
+    """Consecutive encoded records."""
 
     count: int
     data: bytes
 
 
 class Container:
-    """A container file: its schema, then its blocks, read as they are asked for."""
+    """A container file: its schema, then its blocks, read on demand."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Read the header.
@@ -120,25 +120,25 @@ class Container:
         self._file = file
         try:
             if file.read(len(_MAGIC)) != _MAGIC:
-                raise ValueError("it does not begin as an Avro file does")
+                raise ValueError("it does not start with the Avro magic bytes")
             meta: Any = fastavro.schemaless_reader(file, _META, None)
             text = meta["avro.schema"].decode()
             codec = meta.get("avro.codec", b"null").decode()
             self._sync = file.read(_SYNC_BYTES)
             if len(self._sync) < _SYNC_BYTES:
-                raise ValueError("it is cut off within its header")
+                raise ValueError("it is truncated within its header")
         except UNDECODED as exc:
-            raise BadData(f"not an Avro container: {_said(exc)}") from exc
+            raise BadData(f"not an Avro container: {_reason_of(exc)}") from exc
         self.schema: Final[Any] = load_json(text, "the schema in it")
         if codec not in _CODECS:
-            raise BadData(f"compressed as {codec!r}, which is none of {', '.join(_CODECS)}")
+            raise BadData(f"compressed with {codec!r}, which is not one of {', '.join(_CODECS)}")
         self._decompress = _CODECS[codec]
 
     def blocks(self) -> Iterator[Block]:
         """Yield the blocks.
 
         Raises:
-            BadData: the file is cut off or overwritten; what was yielded before is good.
+            BadData: the file is truncated or overwritten; blocks yielded before are valid.
         """
         while head := self._file.read(1):
             try:
@@ -148,14 +148,14 @@ class Container:
                 _check_size(size)
                 data, sync = self._file.read(size), self._file.read(_SYNC_BYTES)
                 if len(data) < size or len(sync) < _SYNC_BYTES:
-                    raise ValueError("the file is cut off")
+                    raise ValueError("the file is truncated")
                 if sync != self._sync:
-                    raise ValueError("a block does not end with the file's mark")
+                    raise ValueError("a block does not end with the file's sync marker")
                 block = Block(count, self._decompress(data))
                 if bool(block.data) != bool(count):
-                    raise ValueError("a block has records without bytes, or the other way round")
+                    raise ValueError("a block has records without bytes, or bytes without records")
             except _UNREADABLE as exc:
-                raise BadData(_said(exc)) from exc
+                raise BadData(_reason_of(exc)) from exc
             if count:
                 yield block
 
@@ -164,10 +164,10 @@ class ContainerDecoder:
     """Decodes blocks of one writer's schema into columns of that schema."""
 
     def __init__(self, schema: Mapping[str, Any], columns: Collection[str]) -> None:
-        """Prepare for a writer's schema, of whose fields the batches have those in `columns`.
+        """Prepare for a writer's schema; batches have its fields in `columns`.
 
         Raises:
-            ValueError: a column has a type that none of ours has.
+            ValueError: a column has a type that no k2 column has.
             BadData: the schema is not one that can be decoded safely.
         """
         schema = writer_schema(schema)
@@ -179,7 +179,7 @@ class ContainerDecoder:
         self._reader = BlockReader(wrapped, ["rows", MARK])
 
     def decode(self, blocks: Iterator[Block]) -> Iterator[Decoded]:
-        """Decode blocks; places and rejects tell the number of a record in the file, from 0 on."""
+        """Decode blocks; indexes and rejects number the records of the file, starting at 0."""
         first = 0
         for group in _groups(blocks):
             count = sum(block.count for block in group)
@@ -191,14 +191,14 @@ class ContainerDecoder:
             first += count
 
     def _read(self, blocks: Sequence[Block]) -> pa.RecordBatch | None:
-        """Decode blocks at once; None if any of them is bad."""
+        """Decode blocks together; None if any of them is bad."""
         records = [varint(block.count) + block.data + varint(0) + self._mark for block in blocks]
         batch = self._reader.read(len(records), b"".join(records))
         if batch is None or not holds_mark(batch.column(1), self._mark):
             return None
         lists = batch.column(0)
         if lists.value_lengths().to_pylist() != [block.count for block in blocks]:
-            return None  # behind its records a block has more of them
+            return None  # a block has extra records after its count
         rows = pa.RecordBatch.from_struct_array(lists.flatten())
         return rows.select(self._decoder.arrow.names).cast(self._decoder.arrow)
 
@@ -212,7 +212,7 @@ class ContainerDecoder:
             first += block.count
 
     def _salvaged(self, block: Block, first: int) -> Decoded:
-        """Decode what stands before the first bad record of a block."""
+        """Decode the records before the first bad record of a block."""
         rest = io.BytesIO(block.data)
         bodies: list[bytes] = []
         fault: Fault | None = None
@@ -222,7 +222,9 @@ class ContainerDecoder:
                 fastavro.schemaless_reader(rest, self._parsed, None)
             except UNDECODED as exc:
                 lost = block.count - len(bodies) - 1
-                reason = f"does not decode: {_said(exc)}; {lost} more records of its block are lost"
+                reason = (
+                    f"does not decode: {_reason_of(exc)}; {lost} more records of its block are lost"
+                )
                 fault = Fault(reason=reason, cause=Cause.BAD_BODY)
                 break
             bodies.append(block.data[start : rest.tell()])
@@ -232,14 +234,14 @@ class ContainerDecoder:
         if fault is not None:
             rejects.append((first + len(bodies), fault))
         elif left:
-            reason = f"{left} bytes are left over behind it"
+            reason = f"{left} extra bytes after it"
             fault = Fault(reason=reason, cause=Cause.TRAILING_BYTES)
             rejects.append((first + len(bodies) - 1, fault))
         return replace(decoded, places=decoded.places + first, rejects=rejects)
 
 
 def _groups(blocks: Iterator[Block]) -> Iterator[list[Block]]:
-    """Gather blocks up to some size, the last ones also where reading on fails."""
+    """Group blocks up to some size; on a read error, first yield the last group."""
     group: list[Block] = []
     size = 0
     try:
@@ -267,12 +269,12 @@ def _read_unsigned(file: BinaryIO, head: bytes = b"") -> int:
     for place in range(_LONGEST_VARINT):
         byte = (head if place == 0 and head else file.read(1)) or b""
         if not byte:
-            raise ValueError("the file is cut off")
+            raise ValueError("the file is truncated")
         number |= (byte[0] & 0x7F) << 7 * place
         if byte[0] < 1 << 7:
             return number
-    raise ValueError("the size of a block is no number")
+    raise ValueError("the size of a block is not a number")
 
 
-def _said(exc: BaseException) -> str:
+def _reason_of(exc: BaseException) -> str:
     return str(exc) or type(exc).__name__

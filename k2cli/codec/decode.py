@@ -1,9 +1,9 @@
-"""Avro to RecordBatch: bodies of one writer's schema, decoded as one block.
+"""Decode Avro bodies of one writer's schema to a RecordBatch, as one block.
 
-The bodies are joined into one object-container block, which polars-avro decodes at once. Avro
-has no marks between records, so a body that is too long and one that is too short could pass
-for two good ones. Therefore each body is followed by a random mark that the block's schema has
-as one more field: a record ends where its body ends exactly if its mark is found there.
+The bodies are joined into one object-container block, which polars-avro decodes in one call. Avro
+has no markers between records, so a body that is too long and one that is too short could pass for
+two good ones. Therefore each body is followed by a random marker, an extra field of the block's
+schema: a record ends where its body ends if and only if its marker is found there.
 """
 
 import io
@@ -37,20 +37,20 @@ MARK_FIELD: Final = {
 _PREFIX: Final = "k2_prefix"
 # What fastavro raises for bytes that are not a record of the schema.
 UNDECODED: Final = (ArithmeticError, EOFError, LookupError, MemoryError, TypeError, ValueError)
-_CUTS: Final = 16  # into which a block that does not decode is cut
+_CUTS: Final = 16  # parts into which a bad block is split
 _BLOCK_BYTES: Final = 1 << 28  # of bodies; columns of text end at 2 GiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """Bodies that became rows, in their order, and those that did not."""
+    """The rows of decoded bodies, in order, and the rejects."""
 
     rows: pa.RecordBatch
-    places: npt.NDArray[np.int64]  # which body each row came from
-    rejects: Sequence[tuple[int, Fault]]  # which body, and what is wrong with it; ascending
+    places: npt.NDArray[np.int64]  # the index of each row's body
+    rejects: Sequence[tuple[int, Fault]]  # body index and fault, ascending
 
     def without(self, faults: Mapping[int, Fault]) -> "Decoded":
-        """Make rejects of rows: `faults` tells which ones, by their place in `rows`, and why."""
+        """Move rows to the rejects: `faults` has their index in `rows` and the fault."""
         if not faults:
             return self
         keep = np.ones(self.rows.num_rows, dtype=np.bool_)
@@ -64,7 +64,7 @@ class Decoded:
 
 
 class BlockReader:
-    """Reads the records of one block at a time as columns, by polars-avro."""
+    """Reads the records of one block at a time as columns, with polars-avro."""
 
     def __init__(self, schema: Mapping[str, Any], columns: Sequence[str]) -> None:
         self._columns = list(columns)
@@ -72,15 +72,15 @@ class BlockReader:
         self._header = _container_header(schema, self._sync)
 
     def read(self, count: int, data: bytes) -> pa.RecordBatch | None:
-        """Read the `count` records that `data` begins with; None if they do not decode."""
+        """Read the first `count` records of `data`; None if they do not decode."""
         size = varint(count) + varint(len(data))
         block = io.BytesIO(b"".join((self._header, size, data, self._sync)))
         source = AvroSource([seekable_factory(block)], False, False)
         try:
-            # Named, for it must outlive the error that it raises.
+            # Kept in a variable: it must outlive the error that it raises.
             reader = source.batch_iter(count, self._columns)
-            # The first batch and no more: asked for a second one, the reader never comes back
-            # from a block that has bytes left over. Here the marks tell whether there are any.
+            # Only the first batch: asked for a second one, the reader hangs on a block with extra
+            # bytes. Here the markers show whether there are any.
             batch = pa.record_batch(next(reader))
         except AvroError:
             return None
@@ -108,12 +108,12 @@ def fastavro_schema(schema: Mapping[str, Any]) -> Any:
 
 
 def new_mark() -> bytes:
-    """Make what is put behind a body or a block, and looked for when that is decoded."""
+    """Create the marker that follows a body or block and is checked after decoding."""
     return secrets.token_bytes(_MARK_BYTES)
 
 
 def holds_mark(column: pa.Array, mark: bytes) -> bool:
-    """Tell whether every value of a column is the mark."""
+    """Return whether every value of a column is the marker."""
     return bool(pc.all(pc.equal(column, pa.scalar(mark, column.type))).as_py())
 
 
@@ -123,13 +123,13 @@ class Decoder:
     def __init__(
         self, schema: Mapping[str, Any], columns: Collection[str], *, prefix_bytes: int = 0
     ) -> None:
-        """Prepare for a writer's schema, of whose fields the batches have those in `columns`.
+        """Prepare for a writer's schema; batches have its fields in `columns`.
 
-        In front of each body stand `prefix_bytes` that are not part of it: skipping them as a
-        field of the block costs less than to cut them off.
+        Each body has `prefix_bytes` in front that are not part of it: skipping them as a field of
+        the block costs less than removing them.
 
         Raises:
-            ValueError: a column has a type that none of ours has.
+            ValueError: a column has a type that no k2 column has.
             BadData: the schema is not one that can be decoded safely.
         """
         schema = writer_schema(schema)
@@ -145,7 +145,7 @@ class Decoder:
         self._container = BlockReader(marked, [*self.arrow.names, MARK])
 
     def decode(self, bodies: Sequence[bytes]) -> Decoded:
-        """Decode bodies; what does not decode, to its last byte, is a reject."""
+        """Decode bodies; a body that does not decode to its last byte is a reject."""
         batches: list[pa.RecordBatch] = []
         bad: list[int] = []
         todo = [range(first, last) for first, last in reversed(_cuts(bodies))]
@@ -156,13 +156,13 @@ class Decoder:
                 batches.append(batch)
             elif len(part) == 1:
                 bad.append(part.start)
-            else:  # cut, until the bad ones stand alone
+            else:  # split until the bad ones are isolated
                 step = -(-len(part) // _CUTS)
                 todo += [part[at : at + step] for at in reversed(range(0, len(part), step))]
         good = np.ones(len(bodies), dtype=np.bool_)
         good[bad] = False
         return Decoded(
-            # A single one is copied, too: polars leaves room to grow in its buffers.
+            # A single one is copied, too: polars over-allocates its buffers.
             rows=pa.concat_batches(batches) if batches else empty_batch(self.arrow),
             places=np.flatnonzero(good),
             rejects=[(place, self._fault(bodies[place])) for place in bad],
@@ -177,7 +177,7 @@ class Decoder:
         return batch.select(self.arrow.names).cast(self.arrow)
 
     def _fault(self, body: bytes) -> Fault:
-        """Say why a body that did not decode is bad."""
+        """Return why a body that did not decode is bad."""
         body = body[self._prefix_bytes :]
         rest = io.BytesIO(body)
         try:
@@ -186,7 +186,7 @@ class Decoder:
             reason = f"the body does not decode: {str(exc) or type(exc).__name__}"
             return Fault(reason=reason, cause=Cause.BAD_BODY)
         if left := len(body) - rest.tell():
-            reason = f"{left} bytes are left over behind the record"
+            reason = f"{left} extra bytes after the record"
             return Fault(reason=reason, cause=Cause.TRAILING_BYTES)
         return Fault(reason="does not decode", cause=Cause.BAD_BODY)
 
@@ -198,10 +198,10 @@ def _prefix_fields(size: int) -> list[Mapping[str, Any]]:
 
 
 def _cuts(bodies: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Cut bodies into parts of bounded size."""
+    """Split bodies into parts of bounded size."""
     if not bodies:
         return []
-    if sum(map(len, bodies)) + len(bodies) * _MARK_BYTES < _BLOCK_BYTES:  # as nearly always
+    if sum(map(len, bodies)) + len(bodies) * _MARK_BYTES < _BLOCK_BYTES:  # the usual case
         return [(0, len(bodies))]
     ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)) + _MARK_BYTES)
     parts = ends // _BLOCK_BYTES
@@ -210,5 +210,5 @@ def _cuts(bodies: Sequence[bytes]) -> list[tuple[int, int]]:
 
 
 def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
-    """Make a batch without rows."""
+    """Return a batch without rows."""
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)

@@ -1,8 +1,8 @@
-"""RecordBatch to Avro: columns are encoded, then joined row by row.
+"""Encode a RecordBatch to Avro: columns are encoded, then joined row by row.
 
 A message is in the wire format of the Schema Registry: a zero byte, the schema's id in 4 bytes,
 big-endian, then the body, one record in Avro's binary encoding
-(https://avro.apache.org/docs/1.12.0/specification/, "Binary Encoding"). No Python object is made
+(https://avro.apache.org/docs/1.12.0/specification/, "Binary Encoding"). No Python object is created
 per value: every column becomes one or more columns of bytes, which Arrow concatenates.
 """
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Piece: TypeAlias = pa.Array | pa.Scalar  # of binary: what every row gets next
+Piece: TypeAlias = pa.Array | pa.Scalar  # binary: the next bytes of every row
 Pieces: TypeAlias = list[Piece]
 
 MAGIC: Final = 0
@@ -34,10 +34,10 @@ def wire_header(schema_id: int) -> bytes:
 def encode_messages(
     rows: pa.RecordBatch, schema: Mapping[str, Any], *, header: bytes = b""
 ) -> pa.BinaryArray:
-    """Encode every row as a record of `schema`, each behind `header`.
+    """Encode every row as a record of `schema`, each after `header`.
 
-    `rows` has the schema's fields as columns, in any order. All bodies together stay below 2 GiB:
-    cut larger batches.
+    `rows` has the schema's fields as columns, in any order. All bodies together must stay below 2
+    GiB: split larger batches.
 
     Raises:
         ValueError: a value that the schema cannot hold, such as an unknown symbol of an enum.
@@ -101,7 +101,7 @@ def _enums(values: pa.StringArray, symbols: Sequence[str]) -> Piece:
 
 
 def _varints(numbers: npt.NDArray[np.integer]) -> Piece:
-    """Encode whole numbers: zig-zag, then 7 bits a byte, lowest first."""
+    """Encode integers: zig-zag, then 7 bits per byte, lowest first."""
     if len(numbers) and (numbers == numbers[0]).all():
         return pa.scalar(varint(int(numbers[0])), pa.binary())
     signed = numbers.astype(np.int64, copy=False)
@@ -117,7 +117,7 @@ def _varints(numbers: npt.NDArray[np.integer]) -> Piece:
 
 
 def varint(number: int) -> bytes:
-    """Encode one whole number."""
+    """Encode one integer."""
     zigzag = (number << 1) ^ (number >> 63)
     out = bytearray()
     while zigzag > 0x7F:  # noqa: PLR2004
@@ -128,7 +128,7 @@ def varint(number: int) -> bytes:
 
 
 def _decimals(values: pa.Decimal128Array) -> Piece:
-    """Encode unscaled values: a length, then two's complement, big-endian, no byte too many."""
+    """Encode unscaled values: a length, then minimal big-endian two's complement."""
     count = len(values)
     buffer = values.buffers()[1]
     words = np.frombuffer(buffer, np.uint8, count * _DECIMAL_BYTES, values.offset * _DECIMAL_BYTES)
@@ -146,7 +146,7 @@ def _decimals(values: pa.Decimal128Array) -> Piece:
 
 
 def _ragged(matrix: npt.NDArray[np.uint8], is_used: npt.NDArray[np.bool_]) -> pa.BinaryArray:
-    """Make a binary column of the used bytes of every row."""
+    """Build a binary column from the used bytes of every row."""
     offsets = np.zeros(len(matrix) + 1, dtype=np.int32)
     np.cumsum(is_used.sum(axis=1), out=offsets[1:])
     return _binary(offsets, pa.py_buffer(matrix[is_used]))
@@ -163,7 +163,7 @@ def _entries(values: pa.MapArray) -> tuple[pa.Array, pa.Array]:
 
 
 def _bounds(values: pa.Array) -> npt.NDArray[np.int32]:
-    """Return where the items of every list begin, and where the last one ends."""
+    """Return the start of every list's items, and the end of the last list."""
     buffer = values.buffers()[1]
     return np.frombuffer(buffer, np.int32, len(values) + 1, values.offset * 4)
 
@@ -171,7 +171,7 @@ def _bounds(values: pa.Array) -> npt.NDArray[np.int32]:
 def _blocks(values: pa.Array, items: pa.BinaryArray) -> Pieces:
     """Encode lists or maps as one block each: the count, the items, and a zero.
 
-    The items of one list lie next to each other, so that they need no copy of their own.
+    The items of a list are adjacent, so they are not copied.
     """
     bounds = _bounds(values)
     counts = np.diff(bounds)

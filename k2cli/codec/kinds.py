@@ -1,4 +1,4 @@
-"""Rows of a kind from messages with whatever version of its schema their writer had."""
+"""Decode messages of any schema version to rows of a record kind."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -12,13 +12,13 @@ from k2cli.records import RecordKind
 
 
 class KindDecoder:
-    """Decodes messages of one writer's schema, an earlier version or not, into rows of a kind."""
+    """Decodes messages of one writer's schema, of any version, into rows of a kind."""
 
     def __init__(self, schema: Mapping[str, Any], kind: RecordKind, facts: Facts) -> None:
-        """Find the version of ours that a writer's schema is of; `facts` are for earlier ones.
+        """Match a writer's schema to a k2 schema version; `facts` apply to earlier versions.
 
         Raises:
-            Incompatible: no record of the writer's can be read as the kind.
+            Incompatible: records of the writer's schema cannot be read as the kind.
             BadData: the schema is not one that can be decoded safely.
         """
         schema = writer_schema(schema)
@@ -28,10 +28,10 @@ class KindDecoder:
         self._facts = facts
         avro = self._upgrade.avro if self._upgrade else kind.avro
         self._decoder = RecordDecoder(schema, avro, prefix_bytes=HEADER_BYTES)
-        self.left_out: Final = self._decoder.left_out  # fields of the writer's that rows lack
+        self.left_out: Final = self._decoder.left_out  # fields of the writer that rows lack
 
     def decode(self, values: Sequence[bytes], origin: Origin) -> Decoded:
-        """Decode messages, headers included, which stood at `origin`; a misfit is a reject."""
+        """Decode messages, including headers, from `origin`; a misfit is a reject."""
         decoded = self._decoder.decode(values)
         if self._upgrade is None:
             return decoded

@@ -1,9 +1,9 @@
-"""A writer's records, read as ours: schema resolution by the rules of the Avro specification.
+"""Read a writer's records as a k2 schema, by Avro's schema resolution rules.
 
-A field is taken by its name or one of our aliases, widened where ours is wider, and filled with
-our default where the writer does not have it; what only the writer has is left out
+A field is matched by its name or one of k2's aliases, widened if k2's is wider, and filled with
+k2's default if the writer lacks it; fields that only the writer has are omitted
 (https://avro.apache.org/docs/1.12.0/specification/, "Schema Resolution"). A decimal with another
-scale is refused: taken as it is, it would change every price.
+scale is refused, because it would change every price.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,10 +33,10 @@ _US_A_UNIT: Final = {"ms": 1_000, "us": 1}
 
 
 class Incompatible(ValueError):
-    """Records of the writer's schema cannot be read as ours; the message names the field."""
+    """The writer's records cannot be read as the k2 schema; the message names the field."""
 
     def __init__(self, brief: str, field: str = "", *, sep: str = " ") -> None:
-        """Say why, of a field or of all; `sep` stands between the field and that."""
+        """Store the reason, with an optional field; `sep` separates the two in the message."""
         super().__init__(f"field {field}{sep}{brief}" if field else brief)
         self.field: Final = field
         self.brief: Final = brief  # without the field
@@ -44,30 +44,30 @@ class Incompatible(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Column:
-    """How one column of ours is made of the writer's."""
+    """How one k2 column is read from the writer's columns."""
 
     ours: pa.Field
-    source: str | None  # the writer's field; None: our default
+    source: str | None  # the writer's field; None: k2's default
     default: Any
-    symbols: Sequence[str] | None  # of our enum, where the writer's may hold others
+    symbols: Sequence[str] | None  # of k2's enum, if the writer may have others
 
 
 class RecordDecoder:
-    """Decodes the bodies of one writer's schema into rows of one of our schemas."""
+    """Decodes the bodies of one writer's schema into rows of one k2 schema."""
 
     def __init__(
         self, schema: Mapping[str, Any], ours: Mapping[str, Any], *, prefix_bytes: int = 0
     ) -> None:
-        """Compare the writer's schema with ours; so many bytes in front of a body are skipped.
+        """Compare the writer's schema with k2's; `prefix_bytes` before each body are skipped.
 
         Raises:
-            Incompatible: no record of the writer's can be read as ours.
+            Incompatible: the writer's records cannot be read as the k2 schema.
             BadData: the schema is not one that can be decoded safely.
         """
         schema = writer_schema(schema)
         found = record_name(schema)
         if found != ours["name"]:
-            raise Incompatible(f"the schema is of {found}, not of {ours['name']}")
+            raise Incompatible(f"the schema is {found}, not {ours['name']}")
         theirs = {field["name"]: field for field in schema["fields"]}
         self._arrow = avro_to_arrow_schema(ours)
         self._columns = [_column(field, theirs) for field in ours["fields"]]
@@ -76,7 +76,7 @@ class RecordDecoder:
         self._decoder = Decoder(schema, self.sources, prefix_bytes=prefix_bytes)
 
     def decode(self, bodies: Sequence[bytes]) -> Decoded:
-        """Decode bodies; what does not decode, or does not fit our schema, is a reject."""
+        """Decode bodies; those that do not decode or do not fit the k2 schema are rejects."""
         decoded = self._decoder.decode(bodies)
         faults: dict[int, Fault] = {}
         for _, found in self.faults(decoded.rows):
@@ -87,7 +87,7 @@ class RecordDecoder:
         return replace(fit, rows=fit.rows.cast(self._arrow))
 
     def faults(self, rows: pa.RecordBatch) -> Iterator[tuple[str, Faults]]:
-        """Yield which of some rows, in the writer's columns, do not fit, field by field of ours."""
+        """Yield the rows that do not fit, field by field of the k2 schema."""
         for column in self._columns:
             values = self._values(column, rows)
             for find in _checks(column):
@@ -98,12 +98,12 @@ class RecordDecoder:
         if column.source is not None:
             return rows[column.source]
         if not rows.num_rows:
-            return pa.array([], column.ours.type)  # of a nested default, Arrow repeats none
+            return pa.array([], column.ours.type)  # Arrow cannot repeat a nested default
         return pa.repeat(pa.scalar(column.default, column.ours.type), rows.num_rows)
 
 
 def record_name(schema: Any) -> str | None:
-    """Return the name of a record without its namespace; None for a schema of something else."""
+    """Return the name of a record without its namespace; None for other schemas."""
     if not isinstance(schema, Mapping) or schema.get("type") != "record":
         return None
     return str(schema["name"]).rpartition(".")[2]
@@ -129,7 +129,7 @@ def _column(field: Mapping[str, Any], theirs: Mapping[str, Mapping[str, Any]]) -
 
 def _is_readable(written: pa.DataType, ours: pa.DataType) -> bool:
     if pa.types.is_decimal(written) and pa.types.is_decimal(ours):
-        return bool(written.scale == ours.scale)  # digits are looked at value by value
+        return bool(written.scale == ours.scale)  # digits are checked value by value
     if pa.types.is_list(ours) and pa.types.is_list(written):
         return _is_item_readable(written.value_field, ours.value_field)
     if pa.types.is_map(ours) and pa.types.is_map(written):
@@ -144,7 +144,7 @@ def _is_item_readable(written: pa.Field, ours: pa.Field) -> bool:
 
 
 def _symbols(ours: Any, written: Any) -> Sequence[str] | None:
-    """Return the symbols of our enum where what was written may be none of them."""
+    """Return the symbols of k2's enum if the writer's values may be others."""
     match ours:
         case {"type": "enum", "symbols": symbols}:
             is_subset = isinstance(written, dict) and set(written["symbols"]) <= set(symbols)
@@ -154,7 +154,7 @@ def _symbols(ours: Any, written: Any) -> Sequence[str] | None:
 
 
 def _checks(column: _Column) -> list[Callable[[pa.Array], Faults]]:
-    """List what the values of a column have to be checked for."""
+    """List the checks for the values of a column."""
     ours = column.ours
     checks: list[Callable[[pa.Array], Faults]] = []
     if not ours.nullable:
@@ -162,7 +162,7 @@ def _checks(column: _Column) -> list[Callable[[pa.Array], Faults]]:
     if column.symbols is not None:
         checks.append(partial(_symbol_faults, ours.name, pa.array(column.symbols, pa.string())))
     if pa.types.is_decimal(ours.type):
-        # Prices and quantities are never negative; a fee in a column of the user's own may be.
+        # Prices and quantities are never negative; a fee in a user's own column may be.
         is_signed = ours.nullable and ours.name not in _AMOUNTS
         checks.append(partial(_decimal_faults, ours, is_signed))
     if pa.types.is_timestamp(ours.type):
@@ -170,10 +170,10 @@ def _checks(column: _Column) -> list[Callable[[pa.Array], Faults]]:
     return checks
 
 
-def _found(
+def _faults_at(
     name: str, values: pa.Array, is_bad: npt.NDArray[np.bool_], brief: str, cause: Cause
 ) -> Faults:
-    """Describe the values that are bad, of which there are few."""
+    """Describe the bad values, of which there are few."""
     return {row: _fault(name, values[row], brief, cause) for row in np.flatnonzero(is_bad).tolist()}
 
 
@@ -183,15 +183,15 @@ def _fault(name: str, value: pa.Scalar, brief: str, cause: Cause) -> Fault:
 
 
 def shown_scalar(value: pa.Scalar) -> str | None:
-    """Write a value of a column as people read it, cut where it is long; null is None."""
+    """Format a value for people, shortened if it is long; null is None."""
     try:
         return shown(value.as_py())
-    except OverflowError:  # a time that Python does not have
+    except OverflowError:  # a time outside Python's range
         return shown(value.cast(pa.int64()).as_py())
 
 
 def _null_faults(name: str, values: pa.Array) -> Faults:
-    return _found(name, values, _nulls(values), "is null", Cause.MISSING)
+    return _faults_at(name, values, _nulls(values), "is null", Cause.MISSING)
 
 
 def _decimal_faults(ours: pa.Field, is_signed: bool, values: pa.Array) -> Faults:
@@ -204,20 +204,20 @@ def _decimal_faults(ours: pa.Field, is_signed: bool, values: pa.Array) -> Faults
 
 
 def amount_cause(value: pa.Scalar, *, is_signed: bool = False) -> Cause:
-    """Return why a number is not fit for a column of decimals."""
+    """Return why a number does not fit a decimal column."""
     is_negative = not is_signed and value.as_py() < 0
     return Cause.NEGATIVE if is_negative else Cause.DECIMAL_OVERFLOW
 
 
 def _time_faults(name: str, values: pa.Array) -> Faults:
     brief = "is outside the years 1 to 9999"
-    return _found(name, values, _unfit_times(values), brief, Cause.TIME_OUT_OF_RANGE)
+    return _faults_at(name, values, _unfit_times(values), brief, Cause.TIME_OUT_OF_RANGE)
 
 
 def _symbol_faults(name: str, known: pa.StringArray, values: pa.Array) -> Faults:
     is_unknown = pc.invert(pc.is_in(values, known)).to_numpy(zero_copy_only=False)
     return {
-        row: _fault(name, values[row], f"is {values[row]}, none of its symbols", Cause.UNKNOWN_ENUM)
+        row: _fault(name, values[row], f"is {values[row]}, not a symbol of it", Cause.UNKNOWN_ENUM)
         for row in np.flatnonzero(is_unknown).tolist()
     }
 
@@ -232,7 +232,7 @@ def _nulls(values: pa.Array) -> npt.NDArray[np.bool_]:
 def unfit_decimals(
     values: pa.Array, precision: int, *, is_signed: bool = False
 ) -> npt.NDArray[np.bool_]:
-    """Find those of a column of decimals that have more digits or, unless signed, are negative."""
+    """Find decimals that have too many digits or, unless signed, are negative."""
     if not len(values):
         return np.zeros(0, dtype=np.bool_)
     buffer = values.buffers()[1]

@@ -1,7 +1,7 @@
-"""Records of the first version, brought up to the schema of their kind, a column at a time.
+"""Upgrade records of the first version to the schema of their kind, column by column.
 
-How each field comes about is a `Rule`: what it says of itself, and the columns that it makes, are
-one value. So the mapping that is shown is the one that is applied.
+Each field has a `Rule`, which holds both its description and its computation, so the documented
+mapping is the applied one.
 """
 
 import json
@@ -25,7 +25,7 @@ _SEQUENCE: Final = "sequence_number"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What holds for all records of the first version, and so stands in none of them."""
+    """Values of all records of the first version, which the records do not contain."""
 
     currency: str = "AUD"
     side: str = "UNKNOWN"
@@ -36,20 +36,20 @@ USUAL: Final = Facts()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where records stood: what identifies those that have no number of their own."""
+    """The origin of records, which identifies those without an exchange sequence number."""
 
     series: Sequence[str]  # for instance kafka/{topic}/{partition}
-    codes: Ints  # the place of each record's series in `series`
+    codes: Ints  # the index of each record's series in `series`
     numbers: Ints  # of each record in its series: the offset, or the row of a file
 
     def take(self, places: Ints) -> "Origin":
-        """Return that of some of the records."""
+        """Return the origin of some of the records."""
         return replace(self, codes=self.codes[places], numbers=self.numbers[places])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Earlier:
-    """Rows of an earlier schema, and what else their fields are made of."""
+    """Rows of an earlier schema, and the other inputs of the rules."""
 
     rows: pa.RecordBatch
     origin: Origin
@@ -63,10 +63,10 @@ def _no_faults(_: Earlier) -> Faults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """How one field of a kind, the target, is made."""
+    """How one target field of a kind is computed."""
 
     target: str
-    sources: tuple[str, ...]  # the fields of the earlier record that it is made of
+    sources: tuple[str, ...]  # the source fields in the earlier record
     how: str
     make: Callable[[Earlier], pa.Array] = field(repr=False)
     check: Callable[[Earlier], Faults] = field(repr=False, default=_no_faults)
@@ -78,13 +78,13 @@ class Upgrade:
 
     schema: str  # schemas/{schema}.avsc
     kind: RecordKind
-    rules: tuple[Rule, ...]  # one for each column of the kind, in their order
+    rules: tuple[Rule, ...]  # one per column of the kind, in order
     avro: Mapping[str, Any] = field(compare=False, repr=False)  # the .avsc
 
     def apply(self, decoded: Decoded, origin: Origin, facts: Facts) -> Decoded:
-        """Turn rows of the earlier schema into the kind's; what does not fit is a reject.
+        """Convert rows of the earlier schema to the kind's; rows that do not fit are rejects.
 
-        `origin` is that of `decoded.rows`.
+        `origin` is the origin of `decoded.rows`.
         """
         earlier = Earlier(rows=decoded.rows, origin=origin, facts=facts, kind=self.kind)
         faults: dict[int, Fault] = {}
@@ -109,12 +109,12 @@ def _fault(field: str, value: pa.Scalar, brief: str, cause: Cause) -> Fault:
 def _copied(name: str, source: str = "") -> Rule:
     source = source or name
     return Rule(
-        target=name, sources=(source,), how="as it is", make=lambda earlier: earlier.rows[source]
+        target=name, sources=(source,), how="unchanged", make=lambda earlier: earlier.rows[source]
     )
 
 
 def _decimal(kind: RecordKind, name: str, source: str) -> Rule:
-    """Make an exact price or quantity of a decimal or a whole number."""
+    """Convert a decimal or integer to an exact price or quantity."""
     of = kind.type_of(name)
     wide = pa.decimal128(MOST_DIGITS, of.scale)  # holds every long and every price, exactly
 
@@ -130,8 +130,8 @@ def _decimal(kind: RecordKind, name: str, source: str) -> Rule:
     return Rule(
         target=name,
         sources=(source,),
-        how=f"exactly, as decimal({of.precision},{of.scale}); what is negative or does not fit is"
-        " rejected",
+        how=f"exactly, as decimal({of.precision},{of.scale}); a value that is negative or does not"
+        " fit is rejected",
         make=lambda earlier: earlier.rows[source].cast(wide).cast(of),
         check=check,
     )
@@ -159,7 +159,7 @@ def _fact(name: str) -> Rule:
     return Rule(
         target=name,
         sources=(),
-        how=f"the option for all records; {getattr(USUAL, name)} by default",
+        how=f"set by the option for all records; {getattr(USUAL, name)} by default",
         make=lambda earlier: _repeated(earlier, name, getattr(earlier.facts, name)),
     )
 
@@ -170,7 +170,7 @@ def _repeated(earlier: Earlier, name: str, value: object) -> pa.Array:
 
 
 def _message_id() -> Rule:
-    """Make the message ids: those that a stream or a file would give, where there is a number."""
+    """Compute the message ids; with a sequence number, the same as from a stream or file."""
 
     def make(earlier: Earlier) -> pa.Array:
         rows, origin = earlier.rows, earlier.origin
@@ -198,8 +198,8 @@ def _message_id() -> Rule:
     return Rule(
         target="message_id",
         sources=("exchange", "symbol", _SEQUENCE),
-        how=f"UUID of exchange, kind, symbol and {_SEQUENCE}; without one, of where the record"
-        " stood: topic, partition and offset",
+        how=f"UUID of exchange, kind, symbol and {_SEQUENCE}; without one, of the record's"
+        " topic, partition and offset",
         make=make,
         check=check,
     )
@@ -239,7 +239,7 @@ def _vendor_data(*sources: str) -> Rule:
     return Rule(
         target="vendor_data",
         sources=sources,
-        how="as text, an entry for each that is not null",
+        how="as text, one entry for each that is not null",
         make=make,
     )
 
@@ -258,7 +258,7 @@ _TRADE_RULES: Final = (
     _constant("trade_conditions", []),
     _copied("source_sequence", _SEQUENCE),
     _time("ingestion_timestamp", "ingestion_timestamp"),
-    _constant("platform_sequence", None, "the offset, of a message out of Kafka; else null"),
+    _constant("platform_sequence", None, "the offset of a Kafka message; otherwise null"),
     _vendor_data("company_id", "qualifiers", "venue", "buyer_id"),
 )
 _QUOTE_RULES: Final = (
@@ -275,7 +275,7 @@ _QUOTE_RULES: Final = (
     _fact("currency"),
     _copied("source_sequence", _SEQUENCE),
     _time("ingestion_timestamp", "ingestion_timestamp"),
-    _constant("platform_sequence", None, "the offset, of a message out of Kafka; else null"),
+    _constant("platform_sequence", None, "the offset of a Kafka message; otherwise null"),
     _vendor_data("company_id"),
 )
 

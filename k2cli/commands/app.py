@@ -1,4 +1,4 @@
-"""The Typer app, and the one place where an error becomes a message and an exit code."""
+"""The Typer app, which turns errors into messages and exit codes."""
 
 import sys
 from collections.abc import Sequence
@@ -30,21 +30,21 @@ from k2cli.commands.topic import topic_app
 from k2cli.config import is_utf8
 from k2cli.errors import K2Error, UsageError
 
-_OF_RICH: Final = 1  # exit code of Rich and typer when the reader of a --help went away
+_OF_RICH: Final = 1  # exit code of Rich and Typer if the reader of --help closes the pipe
 
 
 class K2Group(TyperGroup):
     """Turn a K2Error into `error:` and `hint:` lines on stderr and its exit code."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Parse the command line, all of which must be UTF-8: k2 stores and sends only that."""
+        """Parse the command line, which must be UTF-8: k2 stores and sends only UTF-8."""
         for arg in args:
             if not is_utf8(arg):
                 raise typer.BadParameter(f"{arg!r} is not UTF-8")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        """Run the command. A reader that went away (`| head`) ends it quietly with 0."""
+        """Run the command. A reader that closes the pipe (`| head`) ends it quietly with 0."""
         try:
             _check_profile_stands_first(ctx.args)
             with interrupted_by_signals():
@@ -60,8 +60,8 @@ class K2Group(TyperGroup):
 def run() -> int:
     """Run the command line; return its exit code, with all of stdout written.
 
-    What could not be written is one line on stderr and exit code 5; a reader that went away
-    before the end (`| head`) is no failure.
+    A failed write is one line on stderr and exit code 5; a reader that closes the pipe early (`|
+    head`) is not a failure.
     """
     code = _run()
     forget_interrupts()
@@ -84,7 +84,7 @@ def _run() -> int:
         app(prog_name="k2")
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else 0
-    except K2Error as exc:  # outside of a command, such as of --help
+    except K2Error as exc:  # outside of a command, such as --help
         output.error(exc)
         return exc.exit_code
     return 0
@@ -92,13 +92,13 @@ def _run() -> int:
 
 def _check_profile_stands_first(args: Sequence[str]) -> None:
     if any(arg == "--profile" or arg.startswith("--profile=") for arg in args):
-        raise UsageError("--profile stands before the command", hint="k2 --profile NAME COMMAND")
+        raise UsageError("--profile must precede the command", hint="use k2 --profile NAME COMMAND")
 
 
 app = typer.Typer(
     cls=K2Group,
     name="k2",
-    help="Market data from exchanges and files into a lakehouse, and answers out of it.",
+    help="Stream and load market data into an Iceberg lakehouse, and query it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -123,12 +123,12 @@ def root(
         str | None,
         typer.Option(
             "--profile",
-            help="Lay this profile of the config file over the rest of it.",
+            help="Apply this profile of the config file.",
             show_default="$K2_PROFILE",
         ),
     ] = None,
 ) -> None:
-    """Market data from exchanges and files into a lakehouse, and answers out of it."""
+    """Stream and load market data into an Iceberg lakehouse, and query it."""
     chosen_profile.set(profile)
 
 

@@ -1,4 +1,4 @@
-"""`k2 config`: the settings in force, where they come from, and files to begin with."""
+"""`k2 config`: show the settings and their origins, and create config files."""
 
 import json
 from pathlib import Path
@@ -14,19 +14,19 @@ from k2cli.config import DEFAULT, Settings, settings_document
 from k2cli.errors import ConfigError, UsageError
 from k2cli.files import write_private
 
-config_app = typer.Typer(help="Look at the settings, or begin with some.", no_args_is_help=True)
+config_app = typer.Typer(help="Show settings, or create a config file.", no_args_is_help=True)
 _COMPOSE: Final = Path("docker") / "compose.yml"
 
 
 @config_app.command()
 def show(
     origin: Annotated[
-        bool, typer.Option("--origin", help="Say of each value where it comes from.")
+        bool, typer.Option("--origin", help="Show the origin of each value.")
     ] = False,
     fmt: TextOrJsonOpt = TextOrJson.TEXT,
     home: HomeOpt = None,
 ) -> None:
-    """Show the settings in force as TOML, with secrets hidden.
+    """Show the effective settings as TOML, with secrets hidden.
 
     Example: k2 config show --origin
     """
@@ -48,26 +48,30 @@ def show(
 
 @config_app.command()
 def path(home: HomeOpt = None) -> None:
-    """Print where the config file is, or would be.
+    """Print the path of the config file, whether it exists or not.
 
     Example: $EDITOR "$(k2 config path)"
     """
     file = config_file(home)
     output.data(str(file))
     if not file.exists():
-        note("it does not exist; k2 config init writes it")
+        note("it does not exist; create it with k2 config init")
 
 
 @config_app.command()
 def init(
     cluster: Annotated[
         bool,
-        typer.Option("--cluster", help="For Kafka, a schema registry and a REST catalog over S3."),
+        typer.Option(
+            "--cluster",
+            help="Write a file for Kafka, a schema registry and a REST catalog over S3.",
+        ),
     ] = False,
     docker: Annotated[
         bool,
         typer.Option(
-            "--docker", help="Instead, the .env of docker/compose.yml, with passwords made for you."
+            "--docker",
+            help="Write the .env of docker/compose.yml instead, with generated passwords.",
         ),
     ] = False,
     out: Annotated[
@@ -75,23 +79,23 @@ def init(
         typer.Option(
             "--output",
             "-o",
-            help="Which file to write.",
-            show_default="what k2 config path says; with --docker docker/.env, or .env",
+            help="File to write.",
+            show_default="the path from k2 config path; with --docker docker/.env, or .env",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     home: HomeOpt = None,
 ) -> None:
-    """Write a config file in which every setting is explained, with its default.
+    """Write a config file that explains every setting and its default.
 
-    Only you can read the file, because it may come to hold secrets.
+    Only you can read the file, because it may contain secrets.
 
     Example: k2 config init
     """
     if cluster and docker:
         raise UsageError("--cluster and --docker write different files", hint="run it once each")
     if str(out) == "-":
-        raise UsageError("-o takes the name of a file", hint="secrets are not for stdout")
+        raise UsageError("-o needs the name of a file", hint="secrets cannot be written to stdout")
     if docker:
         file = out or (_COMPOSE.parent if _COMPOSE.is_file() else Path()) / ".env"
         text = docker_file()
@@ -109,13 +113,13 @@ def _create_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigError(
-            f"cannot create the folder {folder}: {exc.strerror}",
-            hint="choose a folder you may write with --home, or name the file with -o",
+            f"cannot create the directory {folder}: {exc.strerror}",
+            hint="choose a writable directory with --home, or the file with -o",
         ) from exc
 
 
 def own_settings(config: Settings) -> dict[str, str | None]:
-    """Return what is set in no section: home, file and profile."""
+    """Return the settings outside of sections: home, file and profile."""
     return {
         "home": str(config.home),
         "file": str(config.file) if config.file else None,

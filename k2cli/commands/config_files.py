@@ -10,29 +10,29 @@ from k2cli.config import SettingDoc, documented_sections
 from k2cli.redaction import is_secret
 
 _HEAD: Final = """\
-# Settings of k2. A line such as `#key = value` shows a default, or an example; take its # away.
-# Options win over K2_* variables, those over a profile, and that over the rest of the file.
-# What is in force, and where it comes from: k2 config show --origin
+# Settings of k2. A line such as `#key = value` shows a default or an example; remove the # to set
+# it. Precedence: options, K2_* variables, the profile, the rest of the file.
+# Show effective values and their origins: k2 config show --origin
 """
 _PROFILE: Final = """
-# A profile lays its sections over those above: k2 --profile prod ..., or K2_PROFILE=prod.
+# A profile overrides the sections above: k2 --profile prod ..., or K2_PROFILE=prod.
 #[profile.prod.kafka]
 #bootstrap.servers = "kafka.example.com:9092"
 """
-# What the open sections can hold; as examples the addresses of docker/compose.yml.
+# Examples for the open sections, with the addresses of docker/compose.yml.
 _CLUSTER: Final[Mapping[str, tuple[str, list[SettingDoc]]]] = {
     "catalog": (
-        "Any pyiceberg catalog instead of the embedded one; any property can stand here.\n"
-        "In the names of variables __ is a dot and _ a dash: K2_CATALOG_S3__ACCESS_KEY_ID.",
+        "Any pyiceberg catalog instead of the embedded one, with any property.\n"
+        "In names of variables __ means a dot and _ a dash: K2_CATALOG_S3__ACCESS_KEY_ID.",
         [
             SettingDoc(key="type", example="rest", text="rest, sql, glue, hive, ..."),
-            SettingDoc(key="uri", example="http://127.0.0.1:8181", text="Where it answers."),
-            SettingDoc(key="warehouse", example="s3://lake", text="Where new tables are kept."),
-            SettingDoc(key="token", example="...", text="For a catalog that wants one."),
+            SettingDoc(key="uri", example="http://127.0.0.1:8181", text="URL of the catalog."),
+            SettingDoc(key="warehouse", example="s3://lake", text="Location of new tables."),
+            SettingDoc(key="token", example="...", text="Token, if the catalog requires one."),
             SettingDoc(
                 key="rest.sigv4-enabled",
                 example="true",
-                text="For a catalog that wants requests to be signed, as AWS and SeaweedFS do.",
+                text="For a catalog that requires signed requests, such as AWS and SeaweedFS.",
             ),
             SettingDoc(key="rest.signing-name", example="s3tables", text=""),
             SettingDoc(key="rest.signing-region", example="us-east-1", text=""),
@@ -40,14 +40,14 @@ _CLUSTER: Final[Mapping[str, tuple[str, list[SettingDoc]]]] = {
             SettingDoc(
                 key="client.access-key-id",
                 example="...",
-                text="Secrets are better kept in variables; those of the containers are in\n"
+                text="Prefer variables for secrets; those of the containers are in\n"
                 "docker/.env, as S3_ACCESS_KEY and S3_SECRET_KEY.",
             ),
             SettingDoc(key="client.secret-access-key", example="...", text=""),
             SettingDoc(
                 key="s3.endpoint",
                 example="http://127.0.0.1:8333",
-                text="For a store that is not Amazon's; such want path-style access.",
+                text="For a store other than Amazon's; it needs path-style access.",
             ),
             SettingDoc(key="s3.path-style-access", example="true", text=""),
             SettingDoc(key="s3.region", example="us-east-1", text=""),
@@ -56,39 +56,39 @@ _CLUSTER: Final[Mapping[str, tuple[str, list[SettingDoc]]]] = {
         ],
     ),
     "kafka": (
-        "With brokers, k2 stream produces to Kafka. Any librdkafka setting can stand here; in the\n"
-        "names of variables _ is a dot: K2_KAFKA_SASL_MECHANISM.",
+        "With brokers, k2 stream produces to Kafka. Accepts any librdkafka setting; in\n"
+        "names of variables _ means a dot: K2_KAFKA_SASL_MECHANISM.",
         [
             SettingDoc(
-                key="bootstrap.servers", example="127.0.0.1:9092", text="Some of the brokers."
+                key="bootstrap.servers", example="127.0.0.1:9092", text="One or more brokers."
             ),
             SettingDoc(
-                key="sasl.username", example="...", text="For brokers that want to know who asks."
+                key="sasl.username", example="...", text="For brokers that require authentication."
             ),
             SettingDoc(key="sasl.password", example="...", text=""),
         ],
     ),
     "schema_registry": (
-        "Any setting of Confluent's client can stand here: ssl.ca.location, ...",
+        "Accepts any setting of Confluent's client: ssl.ca.location, ...",
         [
             SettingDoc(
                 key="url",
                 example="http://127.0.0.1:8081/apis/ccompat/v7",
-                text="Where it answers; Confluent's own has no path.",
+                text="URL of the registry; Confluent's has no path.",
             ),
             SettingDoc(
                 key="basic.auth.user.info",
                 example="user:password",
-                text="For a registry that wants to know who asks.",
+                text="For a registry that requires authentication.",
             ),
         ],
     ),
 }
-_LEFT_OUT: Final = ("token", "sasl.username")  # of a cluster's file, as are secrets
+_LEFT_OUT: Final = ("token", "sasl.username")  # set in a cluster's file, as are secrets
 
 
 def settings_file(*, is_cluster: bool) -> str:
-    """Write a k2.toml in which every setting stands, commented out unless a cluster needs it."""
+    """Return a k2.toml with every setting, commented out unless a cluster needs it."""
     lines = [_HEAD.rstrip()]
     for name, (text, settings) in {**_CLUSTER, **documented_sections()}.items():
         lines += ["", *_comment(inspect.cleandoc(text)), f"[{name}]"]
@@ -105,7 +105,7 @@ def _is_left_out(key: str) -> bool:
 
 
 def toml_line(key: str, value: object) -> str:
-    """Write one setting as it stands in the file."""
+    """Format one setting as in the file."""
     name = key if key.isidentifier() else json.dumps(key)
     return f"{name} = {json.dumps(value, ensure_ascii=False)}"
 
@@ -115,7 +115,7 @@ def _comment(text: str) -> Iterator[str]:
         yield f"# {line}".rstrip()
 
 
-# The variables of docker/compose.yml that have no default there.
+# The variables of docker/compose.yml without a default.
 DOCKER_VARIABLES: Final[Mapping[str, Callable[[], str]]] = {
     "S3_ACCESS_KEY": lambda: secrets.token_hex(10),
     "S3_SECRET_KEY": lambda: secrets.token_urlsafe(30),
@@ -125,6 +125,6 @@ DOCKER_VARIABLES: Final[Mapping[str, Callable[[], str]]] = {
 
 
 def docker_file() -> str:
-    """Write the .env of docker/compose.yml, with secrets that nobody else has."""
+    """Return the .env of docker/compose.yml, with random secrets."""
     lines = [f"{name}={make()}" for name, make in DOCKER_VARIABLES.items()]
-    return "# For docker/compose.yml; it holds secrets.\n" + "\n".join(lines) + "\n"
+    return "# For docker/compose.yml; contains secrets.\n" + "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""`k2 consume`: Kafka topics into the tables, or onto stdout."""
+"""`k2 consume`: Kafka topics into the tables, or to stdout."""
 
 import sys
 import uuid
@@ -40,25 +40,25 @@ if TYPE_CHECKING:
 _BATCH_ROWS: Final = 100_000
 _INTERVAL_S: Final = 10.0
 _CURRENCY: Final = "AUD"
-_PRINT_INTERVAL_S: Final = 0.2  # rows on stdout should come at once
+_PRINT_INTERVAL_S: Final = 0.2  # rows on stdout should appear immediately
 
 
 class Destination(StrEnum):
-    """Where rows go."""
+    """The target of rows."""
 
     TABLE = "table"
     STDOUT = "stdout"
 
 
 class StreamFormat(StrEnum):
-    """How rows are written while they come."""
+    """The output format of streamed rows."""
 
     NDJSON = "ndjson"
     ARROW = "arrow"
 
 
 class OnBad(StrEnum):
-    """What becomes of a message that is no row."""
+    """How to handle a message that cannot be decoded."""
 
     DLQ = "dlq"
     STOP = "stop"
@@ -78,38 +78,36 @@ def consume(
         typer.Option(
             "--topic",
             "-t",
-            help="Topics to read: repeat it, or separate by commas.",
+            help="Topics to read, comma-separated or repeated.",
             show_default="every market.*.trades and market.*.quotes",
         ),
     ] = None,
     kind: Annotated[
         KindName | None,
         typer.Option(
-            "--kind", help="What the topics hold.", show_default="by the end of a topic's name"
+            "--kind", help="Record kind of the topics.", show_default="inferred from a topic's name"
         ),
     ] = None,
     to: Annotated[
-        Destination, typer.Option("--to", help="Into the tables, or onto stdout.")
+        Destination, typer.Option("--to", help="Target: the tables, or stdout.")
     ] = Destination.TABLE,
     fmt: Annotated[
         StreamFormat | None,
-        typer.Option(
-            "--format", "-f", help="How rows are written on stdout.", show_default="ndjson"
-        ),
+        typer.Option("--format", "-f", help="Output format on stdout.", show_default="ndjson"),
     ] = None,
     group: Annotated[
         str | None,
         typer.Option(
             "--group",
             help="Consumer group: its members share the partitions.",
-            show_default=f"{GROUP}; with --to stdout one of its own",
+            show_default=f"{GROUP}; with --to stdout a unique one",
         ),
     ] = None,
     start: Annotated[
         str,
         typer.Option(
             "--from",
-            help="Where to begin where the table has no position yet: earliest, latest or a time "
+            help="Where to start if the table has no position yet: earliest, latest or a time "
             "such as 2024-08-08T10:30Z or -15m.",
         ),
     ] = "earliest",
@@ -126,27 +124,27 @@ def consume(
         ),
     ] = None,
     until_end: Annotated[
-        bool, typer.Option("--until-end", help="End when every partition was read to its end.")
+        bool, typer.Option("--until-end", help="Stop when every partition was read to its end.")
     ] = False,
     max_messages: Annotated[
-        int | None, typer.Option("--max-messages", min=1, help="End after this many messages.")
+        int | None, typer.Option("--max-messages", min=1, help="Stop after this many messages.")
     ] = None,
     duration: Annotated[
         float | None,
-        typer.Option("--duration", help="End after this time, such as 5m.", **DURATION),
+        typer.Option("--duration", help="Stop after this time, such as 5m.", **DURATION),
     ] = None,
     on_bad: Annotated[
         OnBad,
         typer.Option(
             "--on-bad",
-            help="Set a message that is no row aside on TOPIC.dlq, or end with exit code 6.",
+            help="Send messages that cannot be decoded to TOPIC.dlq, or stop with exit code 6.",
         ),
     ] = OnBad.DLQ,
     rejects: Annotated[
         Path | None,
         typer.Option(
             "--rejects",
-            help="Set them aside in this file instead of the topic.",
+            help="Write them to this file instead of the topic.",
             show_default=False,
             callback=checked_file,
         ),
@@ -156,7 +154,7 @@ def consume(
         str,
         typer.Option(
             "--currency",
-            help="For records of the v1 schemas, which have none.",
+            help="Currency of records of the v1 schemas, which have none.",
             callback=_checked_currency,
         ),
     ] = _CURRENCY,
@@ -168,8 +166,8 @@ def consume(
 ) -> None:
     """Consume Kafka topics into the tables, exactly once, by any number of processes.
 
-    The offsets are committed with the rows: the table tells where to read on, the group's own
-    offsets are written for lag tools only. SIGINT, SIGTERM and SIGHUP end it cleanly after a last
+    The offsets are committed with the rows: reading resumes at the table's offsets, and the group's
+    offsets are only committed for lag tools. SIGINT, SIGTERM and SIGHUP end it cleanly after a last
     commit.
 
     Example: k2 consume --topic market.crypto.trades --until-end
@@ -215,7 +213,7 @@ def consume(
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """How a run is shown while it goes on, and at its end."""
+    """How a run is shown, during and at its end."""
 
     log: RunLog
     metrics: Address | None
@@ -262,7 +260,7 @@ def _check_together(
     if fmt is not None and to is not Destination.STDOUT:
         raise typer.BadParameter("only with --to stdout", param_hint="--format")
     if rejects is not None and on_bad is OnBad.STOP:
-        raise UsageError("--rejects and --on-bad stop exclude each other")
+        raise UsageError("--rejects and --on-bad stop are mutually exclusive")
 
 
 def _start(text: str) -> str | int:

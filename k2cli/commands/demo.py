@@ -1,4 +1,4 @@
-"""`k2 demo`: the whole way in half a minute, offline."""
+"""`k2 demo`: stream, store and query in half a minute, offline."""
 
 import shutil
 from contextlib import ExitStack
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from k2cli.flow import Totals
 
 _SYMBOLS: Final = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "BNBEUR")
-_RATE: Final = 4000.0  # frames a second
+_RATE: Final = 4000.0  # frames per second
 _HISTORY_S: Final = 3600.0  # the market's last hour ...
-_SHARE: Final = 0.5  # ... goes by in this share of the time, so that the newest trades are of now
+_SHARE: Final = (
+    0.5  # ... is played in this share of the time, so that the newest trades are current
+)
 
 
 def demo(
@@ -38,10 +40,10 @@ def demo(
         float, typer.Option("--seconds", min=1, max=20, help="How long to stream.")
     ] = 6,
 ) -> None:
-    """See it work: a simulated exchange, its stream into tables, and answers out of them.
+    """Show k2 at work: stream from a simulated exchange into tables, and query them.
 
-    Needs no network and nothing installed but k2. Run it as often as you like: every run adds
-    to the tables.
+    It needs no network and no other software. Run it as often as you like: every run adds to the
+    tables.
 
     Example: k2 demo
     """
@@ -50,10 +52,10 @@ def demo(
     totals = _stream(config, seconds)
     note(
         f"{totals.messages:,} messages became {totals.rows:,} rows in {totals.commits} commits, "
-        f"{totals.rejects} rejects, {totals.missing} missing, {totals.duplicates} twice"
+        f"{totals.rejects} rejects, {totals.missing} missing, {totals.duplicates} duplicates"
     )
     _ask(config)
-    _say(5, "now you:")
+    _say(5, "try it yourself:")
     flag = f" --home {config.home}"
     for command in (
         f"k2 query trades --symbol BTCUSDT --start -15m --limit 10{flag}",

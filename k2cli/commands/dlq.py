@@ -1,4 +1,4 @@
-"""`k2 dlq`: messages that became no row, listed, shown and sent back."""
+"""`k2 dlq`: list, show and replay messages that could not be decoded."""
 
 import json
 import sys
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from k2cli.ingestion.kafka.values import ValueInfo
 
 dlq_app = typer.Typer(
-    help="Inspect dead letters (messages that were rejected), and replay them.",
+    help="Inspect and replay dead letters: messages that were rejected.",
     no_args_is_help=True,
 )
 
@@ -58,7 +58,7 @@ TopicOpt = Annotated[
     typer.Option(
         "--topic",
         "-t",
-        help="The topic that the messages were on; their dead letters are on TOPIC.dlq.",
+        help="Source topic of the messages; their dead letters are on TOPIC.dlq.",
         show_default=False,
     ),
 ]
@@ -66,7 +66,7 @@ LettersArg = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="PARTITION/OFFSET",
-        help="Which letters, as k2 dlq list shows them: 0/17.",
+        help="Dead letters as PARTITION/OFFSET, as k2 dlq list shows them: 0/17.",
         show_default=False,
     ),
 ]
@@ -83,9 +83,9 @@ def list_letters(
     kafka: KafkaOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """List dead letters, the newest last: why, where from, and whether they were replayed.
+    """List dead letters, newest last, with reason, origin and whether they were replayed.
 
-    With --limit the newest; a table shows 1000 by default.
+    --limit shows the newest; a table shows 1000 by default.
 
     Example: k2 dlq list --topic market.crypto.trades --limit 20
     """
@@ -103,7 +103,7 @@ def list_letters(
         if box.is_missing:
             note(_none(box))
         elif limit is None and rows.num_rows == newest:
-            note(f"the newest {newest}; more with --limit, all with --format csv")
+            note(f"showing the newest {newest}; use --limit for more, or --format csv for all")
         details = ("size_bytes", "key", "offset", "partition", "topic", "time")
         output.print_rows(chosen, rows, details=details)
 
@@ -114,23 +114,25 @@ def show(
     letters: LettersArg = None,
     fmt: TextOrJsonOpt = TextOrJson.TEXT,
     raw: Annotated[
-        bool, typer.Option("--raw", help="The value of one letter and nothing else, as it is.")
+        bool, typer.Option("--raw", help="Write only the unchanged value of one dead letter.")
     ] = False,
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
     registry: RegistryOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """Show dead letters: reason, origin, headers, and the value as far as it decodes.
+    """Show dead letters with reason, origin, headers, and the value as far as it decodes.
 
     Example: k2 dlq show --topic market.crypto.trades 0/17
     """
     from k2cli.ingestion.kafka.letters import open_letters
     from k2cli.ingestion.kafka.values import describe_value
 
-    places = _places(letters)
+    places = _parse_places(letters)
     if not places:
-        raise UsageError("name a letter: 0/17", hint=f"k2 dlq list --topic {topic}")
+        raise UsageError(
+            "no dead letter given: name one, such as 0/17", hint=f"k2 dlq list --topic {topic}"
+        )
     if raw:
         _check_raw(places)
     config = settings(home)
@@ -158,44 +160,46 @@ def replay(
     topic: TopicOpt,
     letters: LettersArg = None,
     every: Annotated[
-        bool, typer.Option("--all", help="All that were not replayed yet, in place of some.")
+        bool, typer.Option("--all", help="Replay every dead letter not replayed yet.")
     ] = False,
     value: Annotated[
         Path | None,
         typer.Option(
             "--value",
-            help="File with the repaired value of the one letter that is named; - for stdin.",
+            help="File with the repaired value for the one given dead letter; - is stdin.",
             show_default=False,
         ),
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Also those that were replayed before.")
+        bool, typer.Option("--again", help="Also replay dead letters that were replayed before.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Send nothing; only tell what would be.")
+        bool, typer.Option("--dry-run", help="Show what would be sent without sending it.")
     ] = False,
     timeout: TimeoutOpt = None,
     summary: Annotated[
-        Summary, typer.Option("--summary", help="At the end, for people, or JSON on stdout.")
+        Summary, typer.Option("--summary", help="Summary at the end: text, or JSON on stdout.")
     ] = Summary.TEXT,
     kafka: KafkaOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """Send dead letters back to the topic, and the partition, that they came from.
+    """Send dead letters back to the topic and partition that they came from.
 
-    Key, value and headers are those of the message. Each letter is sent once, however often this
-    is run or killed: the messages and the note that they were replayed are one transaction.
+    Key, value and headers are those of the message. Each dead letter is sent exactly once, even if
+    this is run repeatedly or killed: the messages and the record of the replay are one transaction.
 
     Example: k2 dlq replay --topic market.crypto.trades --all
     """
     from k2cli.ingestion.kafka.letters import open_letters
     from k2cli.ingestion.kafka.replay import ReplayTotals, open_replay
 
-    places = _places(letters)
+    places = _parse_places(letters)
     if bool(places) == every:
-        raise UsageError("name letters, or all of them with --all", hint="k2 dlq list shows them")
+        raise UsageError(
+            "no dead letters given: name them, or use --all", hint="list them with k2 dlq list"
+        )
     if value is not None and len(places) != 1:
-        raise UsageError("--value is the value of one letter: name that one")
+        raise UsageError("--value requires exactly one dead letter")
     repaired = None if value is None else _read(value)
     config = settings(home)
     options = kafka_settings(config, kafka)
@@ -240,17 +244,17 @@ def _replay(
         for place in places:
             letter = box.letter(place)
             if box.is_replayed(place) and not is_again:
-                note(f"{place} was replayed before; --again sends it again")
+                note(f"{place} was replayed before; use --again to replay it again")
             yield letter if repaired is None else replace(letter, value=repaired)
 
     run.run(named(), is_again=is_again, is_whole=True)
 
 
 def _none(box: "LetterBox") -> str:
-    return f"no dead letters: there is no topic {box.topic}"
+    return f"no dead letters: topic {box.topic} does not exist"
 
 
-def _places(texts: list[str] | None) -> "list[LetterPlace]":
+def _parse_places(texts: list[str] | None) -> "list[LetterPlace]":
     from k2cli.ingestion.kafka.letters import LetterPlace
 
     places = []
@@ -264,9 +268,11 @@ def _places(texts: list[str] | None) -> "list[LetterPlace]":
 
 def _check_raw(places: "Sequence[LetterPlace]") -> None:
     if len(places) > 1:
-        raise UsageError("--raw shows one letter")
+        raise UsageError("--raw requires exactly one dead letter")
     if sys.stdout.isatty():
-        raise UsageError("--raw is not for a terminal", hint="write a file: > value.bin")
+        raise UsageError(
+            "--raw cannot be written to a terminal", hint="redirect it to a file: > value.bin"
+        )
 
 
 def _write_raw(letter: "Letter") -> None:
@@ -280,7 +286,7 @@ def _write_raw(letter: "Letter") -> None:
 def _schemas(
     stack: ExitStack, config: "Settings", registry: list[str] | None, timeout_s: float
 ) -> "Registry | str":
-    """Open the registry, or say why there is none: a letter can be shown without."""
+    """Open the registry, or return why there is none: letters can be shown without it."""
     from k2cli.ingestion.kafka.registry import open_registry
 
     given = {"max.retries": "0", **registry_settings(config, registry)}
@@ -318,10 +324,10 @@ def _description(topic: str, letter: "Letter", value: "ValueInfo") -> str:
     at = "" if letter.offset is None else f" at offset {letter.offset}"
     sent = f", sent {letter.sent_at}" if letter.sent_at else ""
     size = "none" if value.size_bytes is None else f"{value.size_bytes:,} bytes"
-    told: Mapping[str, str | None] = {
+    details: Mapping[str, str | None] = {
         "letter": f"{letter.place} of {topic}",
         "time": iso_utc_ms(letter.time_ms),
-        "reason": letter.reason or "not told: it is not k2 that set it aside",
+        "reason": letter.reason or "unknown: it was not written by k2",
         "cause": letter.cause or None,
         "from": f"{come_from}{at}{sent}",
         "key": as_text(letter.key),
@@ -329,7 +335,7 @@ def _description(topic: str, letter: "Letter", value: "ValueInfo") -> str:
         "schema": _schema_name(value),
         "problem": value.problem,
     }
-    lines = [f"{name:8}{printable(text)}" for name, text in told.items() if text is not None]
+    lines = [f"{name:8}{printable(text)}" for name, text in details.items() if text is not None]
     if letter.headers:
         lines += ["", "headers"]
         lines += [f"  {name} = {as_text(held)}" for name, held in letter.headers]
@@ -350,7 +356,7 @@ def _value_lines(value: "ValueInfo") -> list[str]:
         cut = value.text[:_TEXT_CHARS]
         lines += ["", *map(printable, cut.split("\n"))]
         if len(cut) < len(value.text):
-            lines.append(f"... {len(value.text) - len(cut):,} more characters: --raw")
+            lines.append(f"... {len(value.text) - len(cut):,} more characters, use --raw")
     if value.fields:
         text = json.dumps(value.fields, default=_plain, indent=2, ensure_ascii=False)
         lines += ["", text]
@@ -360,7 +366,7 @@ def _value_lines(value: "ValueInfo") -> list[str]:
 
 
 def _plain(value: object) -> str:
-    """Write for JSON what it has no type for, as k2 writes it."""
+    """Convert values without a JSON type to k2's form."""
     match value:
         case Decimal():
             return f"{value:f}"

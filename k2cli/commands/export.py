@@ -1,4 +1,4 @@
-"""`k2 export`: rows out of the tables as files in the layout they came in."""
+"""`k2 export`: write rows of the tables as files in the layout of their source."""
 
 import os
 from dataclasses import replace
@@ -17,12 +17,12 @@ from k2cli.query.formats import Format
 if TYPE_CHECKING:
     from k2cli.ingestion.csv.layout import Layout
 
-export_app = typer.Typer(help="Write rows as files in a layout.", no_args_is_help=True)
+export_app = typer.Typer(help="Export rows as files in a layout.", no_args_is_help=True)
 
 
 @each_kind(
     export_app,
-    "Write {kind} as CSV in a layout: the way back of `k2 load csv`.\n\n"
+    "Write {kind} as CSV in a layout, the inverse of `k2 load csv`.\n\n"
     "Example: k2 export {kind} --symbol BHP --layout asx-{kind} -o {kind}.csv",
 )
 @takes_groups
@@ -36,7 +36,7 @@ def rows(
         typer.Option(
             "--tz",
             metavar="ZONE",
-            help="Write times in this zone, with their offsets, in a layout of ISO 8601 times: an "
+            help="Write times in this zone, with offsets, if the layout has ISO 8601 times: an "
             "IANA name, or local. Times in options stay UTC unless they have an offset.",
             show_default="UTC",
         ),
@@ -44,7 +44,7 @@ def rows(
     output: FileOptions,
     home: HomeOpt = None,
 ) -> None:
-    """Write the rows of the record kind that the command is named after."""
+    """Write the rows of the record kind in the command's name."""
     from k2cli.answers import LakeReader
     from k2cli.ingestion.csv.layout import load_layout
     from k2cli.pipelines.export import check_zone, export_rows
@@ -68,4 +68,6 @@ def rows(
 
 def _check_kind(layout: "Layout", name: str) -> None:
     if layout.kind != name:
-        raise UsageError(f"the layout is one of {layout.kind}", hint=f"k2 export {layout.kind} ...")
+        raise UsageError(
+            f"the layout is for {layout.kind}", hint=f"use k2 export {layout.kind} ..."
+        )

@@ -89,23 +89,22 @@ class SelectionOptions(OptionGroup):
 
     symbol: Annotated[
         list[str] | None,
-        typer.Option(
-            "--symbol", "-s", help="Only these symbols: repeat it, or separate by commas."
-        ),
+        typer.Option("--symbol", "-s", help="Only these symbols, comma-separated or repeated."),
     ] = None
     exchange: Annotated[
         list[str] | None,
-        typer.Option("--exchange", help="Only these exchanges: repeat it, or separate by commas."),
+        typer.Option("--exchange", help="Only these exchanges, comma-separated or repeated."),
     ] = None
     start: Annotated[
         str | None,
         typer.Option(
             "--start",
-            help="From this time on: 2024-08-08T10:30Z, 2024-08, an epoch, -15m, today.",
+            help="Start time (inclusive): 2024-08-08T10:30Z, 2024-08, an epoch, -15m, today.",
         ),
     ] = None
     end: Annotated[
-        str | None, typer.Option("--end", help="Before this time; a date is its midnight in UTC.")
+        str | None,
+        typer.Option("--end", help="End time (exclusive); a date is its midnight in UTC."),
     ] = None
     limit: LimitOpt = None
 
@@ -135,7 +134,11 @@ class FileOptions(OptionGroup):
 
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write this file, all or nothing, instead of stdout."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write to this file, completely or not at all, instead of stdout.",
+        ),
     ] = None
     force: Annotated[
         bool, typer.Option("--force", help="Replace the output file if it exists.")
@@ -155,8 +158,8 @@ class AnswerOptions(FileOptions):
         typer.Option(
             "--format",
             "-f",
-            help="How the answer is written.",
-            show_default="by the file's name, else table on a terminal, csv in a pipe",
+            help="Output format.",
+            show_default="from the file's suffix, else table on a terminal, csv in a pipe",
         ),
     ] = None
 
@@ -175,17 +178,19 @@ class LogOptions(OptionGroup):
     log_format: Annotated[
         LogFormat | None,
         typer.Option(
-            "--log-format", help="What happens as log lines.", show_default="in words, for people"
+            "--log-format",
+            help="Write events to stderr as log lines, in this format.",
+            show_default="text for people",
         ),
     ] = None
-    log_level: Annotated[
-        Level, typer.Option("--log-level", help="Log lines of this level and above.")
-    ] = Level.INFO
+    log_level: Annotated[Level, typer.Option("--log-level", help="Minimum level of log lines.")] = (
+        Level.INFO
+    )
     log_file: Annotated[
         Path | None,
         typer.Option(
             "--log-file",
-            help="Also append log lines to this file, whatever is shown on stderr.",
+            help="Also append log lines to this file, in addition to stderr.",
             show_default=False,
             callback=checked_file,
         ),
@@ -194,7 +199,7 @@ class LogOptions(OptionGroup):
         int | None,
         typer.Option(
             "--log-file-size",
-            help="Rotate the log file at this size: FILE becomes FILE.1, and so on.",
+            help="Rotate the log file at this size: FILE is renamed to FILE.1, and so on.",
             show_default="10MB",
             **SIZE,
         ),
@@ -204,7 +209,7 @@ class LogOptions(OptionGroup):
     ] = 5
 
     def open(self, stack: ExitStack, run: str) -> RunLog:
-        """Open the log of a run: on stderr, and in a file if one is named.
+        """Open the log of a run: on stderr, and in a file if one is given.
 
         Raises:
             ConfigError: the file cannot be written.
@@ -225,7 +230,7 @@ class ViewLogOptions(LogOptions):
         LogFormat | None,
         typer.Option(
             "--log-format",
-            help="Log lines instead of the live view.",
+            help="Write log lines, in this format, instead of the live view.",
             show_default="text, unless stderr is a terminal",
         ),
     ] = None
@@ -245,11 +250,11 @@ class ServerOptions(OptionGroup):
         return self.timeout or TIMEOUT_S
 
     def kafka_settings(self, config: Settings) -> dict[str, str]:
-        """Put --kafka-option over [kafka]."""
+        """Merge --kafka-option into [kafka]."""
         return {**config.kafka, **key_values(self.kafka, "--kafka-option")}
 
     def registry_settings(self, config: Settings) -> dict[str, str]:
-        """Put --registry-option over [schema_registry]."""
+        """Merge --registry-option into [schema_registry]."""
         return {**config.schema_registry, **key_values(self.registry, "--registry-option")}
 
     def produce_options(

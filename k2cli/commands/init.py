@@ -1,4 +1,4 @@
-"""`k2 init`: topics, schemas and tables of the cluster mode, made where they are missing."""
+"""`k2 init`: create missing topics, schemas and tables for Kafka and a registry."""
 
 from typing import Annotated
 
@@ -25,8 +25,8 @@ def init(
         typer.Option(
             "--partitions",
             min=1,
-            help="Of each topic; dead letters have one.",
-            show_default="the brokers' own",
+            help="Partitions per topic; dead-letter topics have one.",
+            show_default="the brokers' default",
         ),
     ] = None,
     replication: Annotated[
@@ -34,32 +34,34 @@ def init(
         typer.Option(
             "--replication",
             min=1,
-            help="On how many brokers each record is kept.",
-            show_default="the brokers' own",
+            help="Number of brokers that store each record.",
+            show_default="the brokers' default",
         ),
     ] = None,
     retention: Annotated[
         float | None,
         typer.Option(
             "--retention",
-            help="How long topics keep their records, such as 7d; not those of dead letters.",
-            show_default="the brokers' own",
+            help="How long topics keep records, such as 7d; not for dead-letter topics.",
+            show_default="the brokers' default",
             **DURATION,
         ),
     ] = None,
     asset_class: Annotated[
         list[str],
-        typer.Option("--asset-class", help="Which topics: repeat it, or separate by commas."),
+        typer.Option(
+            "--asset-class", help="Asset classes of the topics, comma-separated or repeated."
+        ),
     ] = ["crypto", "futures"],  # noqa: B006
     timeout: TimeoutOpt = None,
     kafka: KafkaOpt = None,
     registry: RegistryOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """Make the topics, schemas and tables of the cluster mode, where they are missing.
+    """Create missing topics, schemas and tables for Kafka and a schema registry.
 
-    Schemas are registered with BACKWARD compatibility: what is written with a newer one can be
-    read by whoever has the next one. It says what it did; a second run changes nothing.
+    Schemas are registered with BACKWARD compatibility: a new schema must be able to read what older
+    ones wrote. Prints what it created; a second run changes nothing.
 
     Example: k2 init --partitions 4 --retention 7d
     """
@@ -75,7 +77,7 @@ def init(
     unknown = [name for name in wanted if name not in asset_classes()]
     if unknown or not wanted:
         raise typer.BadParameter(
-            f"{', '.join(unknown) or 'nothing'} is none of {', '.join(asset_classes())}",
+            f"{', '.join(unknown) or 'an empty list'} is not one of {', '.join(asset_classes())}",
             param_hint="--asset-class",
         )
     timeout_s = timeout or TIMEOUT_S
@@ -88,14 +90,14 @@ def init(
                 is_new = topics.create(
                     topic, partitions=partitions, replication=replication, config=kept
                 )
-                _tell(f"topic {topic}", is_new=is_new)
+                _report(f"topic {topic}", is_new=is_new)
                 letters = dead_letter_topic(topic)
                 size = dead_letter_config(topics, topic)
                 is_new = topics.create(letters, partitions=1, replication=replication, config=size)
-                _tell(f"topic {letters}", is_new=is_new)
+                _report(f"topic {letters}", is_new=is_new)
                 subject = subject_of(topic)
                 schema_id, is_new = schemas.ensure(subject, kind.avro)
-                _tell(f"schema {schema_id} of {subject}", is_new=is_new)
+                _report(f"schema {schema_id} of {subject}", is_new=is_new)
     with open_lake(config, create=True) as lake:
         names = [topic_of(kind, name) for kind in KINDS.values() for name in wanted]
         remember_topics(config, names)
@@ -103,5 +105,5 @@ def init(
             note(f"table {lake.open(kind).describe().name} is there")
 
 
-def _tell(what: str, *, is_new: bool) -> None:
+def _report(what: str, *, is_new: bool) -> None:
     note(f"{what} {'was made' if is_new else 'was there'}")

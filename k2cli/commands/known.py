@@ -1,4 +1,4 @@
-"""What commands come to know while they run, kept for shell completion."""
+"""Store names that commands see, for shell completion."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 
 def remember_topics(config: Settings, topics: Iterable[str], *, is_complete: bool = False) -> None:
-    """Keep names of topics; with `is_complete` there are no others."""
+    """Store names of topics; with `is_complete` there are no others."""
     remember(config.home, config.profile, {"topics": topics}, is_complete=is_complete)
 
 
 def remember_subjects(config: Settings, subjects: Iterable[str]) -> None:
-    """Keep the names of all subjects of the registry."""
+    """Store the names of all subjects of the registry."""
     remember(config.home, config.profile, {"subjects": subjects}, is_complete=True)
 
 
 def remember_series(
     config: Settings, series: Iterable[tuple[str, str]], *, is_complete: bool = False
 ) -> None:
-    """Keep exchanges and their symbols; with `is_complete` there are no others."""
+    """Store exchanges and their symbols; with `is_complete` there are no others."""
     pairs = list(series)
     words = {"exchanges": (pair[0] for pair in pairs), "symbols": (pair[1] for pair in pairs)}
     remember(config.home, config.profile, words, is_complete=is_complete)
 
 
 def remember_tables(config: Settings, lake: "Lake", kinds: "Iterable[RecordKind]") -> None:
-    """Keep the series that tables are known to have, without reading their rows."""
-    with suppress(K2Error):  # the command itself reports what is wrong with a table
+    """Store the series in the tables' positions, without reading rows."""
+    with suppress(K2Error):  # the command itself reports problems of tables
         remember_series(config, {pair for kind in kinds for pair in lake.open(kind).series()})

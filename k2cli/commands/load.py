@@ -1,4 +1,4 @@
-"""`k2 load`: history out of files into the tables, safe in cron jobs."""
+"""`k2 load`: load historical files into the tables, safe in cron jobs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,7 @@ _HISTORY = [
     *("load", "loaded_at", "path", "layout", "exchange", "symbol", "rows", "duplicates"),
     *("conflicts", "rejects", "size_bytes", "offset_bytes", "digest"),
 ]
-# What a narrow terminal leaves out of it, the first one first.
+# Columns that a narrow terminal omits, in order.
 _HISTORY_DETAILS = [
     *("digest", "offset_bytes", "size_bytes", "layout", "conflicts", "table", "exchange"),
     *("symbol", "duplicates", "rejects"),
@@ -49,7 +49,7 @@ def load_csv(
         bool,
         typer.Option(
             "--follow-appends",
-            help="Load what was appended to a file since it was loaded: its new complete lines.",
+            help="Load the complete lines that were appended to a file since it was last loaded.",
         ),
     ] = False,
     target: TargetOptions,
@@ -59,12 +59,12 @@ def load_csv(
     servers: ServerOptions,
     home: HomeOpt = None,
 ) -> None:
-    """Load CSV files, each all or nothing, and each only once.
+    """Load CSV files, each completely or not at all, and only once.
 
-    A file's digest is recorded in the commit that holds its rows: a second run loads nothing,
-    says so and exits 0. A file with more rejects than allowed is not loaded (exit code 6); the
-    other files are. A file that has grown since then is only loaded with --follow-appends or
-    --force. With --to kafka a file is one transaction, and is sent as often as asked.
+    A file's digest is recorded in the commit with its rows: a second run loads nothing, reports
+    this and exits 0. A file with more rejects than allowed is not loaded (exit code 6); the other
+    files are. A file that has grown since it was loaded requires --follow-appends or --force. With
+    --to kafka a file is one transaction, and every run sends it again.
 
     Example: k2 load csv BTCUSDT-trades-2026-01-12.zip --layout binance-trades
     """
@@ -80,7 +80,7 @@ def load_csv(
             "only for whole files, into the table", param_hint="--allow-duplicates"
         )
     if (checksum or follow_appends) and "-" in paths:
-        raise typer.BadParameter("stdin is no file", param_hint="--checksum or --follow-appends")
+        raise typer.BadParameter("stdin is not a file", param_hint="--checksum or --follow-appends")
     config = settings(home)
     LoadRun(
         config=config,
@@ -111,9 +111,9 @@ def load_parquet(
     servers: ServerOptions,
     home: HomeOpt = None,
 ) -> None:
-    """Load Parquet files by the layouts of CSV files, whose columns are found by name.
+    """Load Parquet files with the layouts of CSV files; columns are found by name.
 
-    As with `k2 load csv`, each file is loaded all or nothing, and only once.
+    As with `k2 load csv`, each file is loaded completely or not at all, and only once.
 
     Example: k2 load parquet mine.parquet -l generic-trades --exchange X --asset-class crypto
     """
@@ -138,10 +138,10 @@ def load_parquet(
 @load_app.command()
 def layouts(
     name: Annotated[
-        str | None, typer.Argument(help="Show this one, as TOML.", show_default=False)
+        str | None, typer.Argument(help="Layout to show as TOML.", show_default=False)
     ] = None,
 ) -> None:
-    """List the layouts, or show one: the start of a layout of your own.
+    """List the layouts, or show one as a template for your own.
 
     Example: k2 load layouts binance-trades > my.toml
     """
@@ -156,7 +156,7 @@ def layouts(
 @load_app.command()
 @takes_groups
 def history(*, out: AnswerOptions, home: HomeOpt = None) -> None:
-    """List the loads, newest first: id, time, file, and how many rows were stored or left out.
+    """List the loads, newest first, with id, time, file, and rows stored or skipped.
 
     Example: k2 load history --format csv
     """
@@ -180,22 +180,22 @@ def undo(
     load: Annotated[
         str,
         typer.Argument(
-            help="A file that was loaded (its newest load), or an id that `k2 load history` shows.",
+            help="A loaded file (its newest load), or an id from `k2 load history`.",
             show_default=False,
             metavar="FILE|LOAD",
         ),
     ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only count the rows that would be removed.")
+        bool, typer.Option("--dry-run", help="Show what would be removed without removing it.")
     ] = False,
     summary: SummaryOpt = output.Summary.TEXT,
     home: HomeOpt = None,
 ) -> None:
     """Undo a load: remove the rows that it stored, so that the file can be loaded again.
 
-    The rows and the entry in the history go in one commit. Rows that other loads or streams stored
-    stay. Rows that a later load left out as duplicates of these go, too: load that file again with
-    --force.
+    One commit removes the rows and the entry in the history. Rows stored by other loads or streams
+    are kept. Rows that a later load skipped as duplicates of these are removed, too: load that file
+    again with --force.
 
     Example: k2 load undo BTCUSDT-trades-2026-01-12.zip
     """

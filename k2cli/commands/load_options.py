@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LoadTo(StrEnum):
-    """Where the rows of files go."""
+    """The target of the rows of files."""
 
     TABLE = "table"
     KAFKA = "kafka"
@@ -31,45 +31,47 @@ class ReadingOptions(OptionGroup):
 
     layout: LayoutOpt
     symbol: Annotated[
-        str | None, typer.Option("--symbol", "-s", help="The symbol, where no column has it.")
+        str | None, typer.Option("--symbol", "-s", help="Symbol, if no column has it.")
     ] = None
     exchange: Annotated[
-        str | None, typer.Option("--exchange", help="The exchange, where the layout has none.")
+        str | None, typer.Option("--exchange", help="Exchange, if the layout has none.")
     ] = None
     asset_class: Annotated[
-        str | None, typer.Option("--asset-class", help="equities, crypto, futures or options.")
+        str | None,
+        typer.Option("--asset-class", help="Asset class: equities, crypto, futures or options."),
     ] = None
     currency: Annotated[
         str | None,
         typer.Option(
             "--currency",
-            help="The currency, where no column has it.",
-            show_default="for crypto: the symbol's",
+            help="Currency, if no column has it.",
+            show_default="crypto: from the symbol",
         ),
     ] = None
     market: Annotated[
         Market | None,
         typer.Option(
             "--market",
-            help="Market of the exchange's own files.",
-            show_default="from path, name, symbol and columns, else spot",
+            help="Market of the exchange's dumps.",
+            show_default="inferred from path, name, symbol and columns, else spot",
         ),
     ] = None
     timezone: Annotated[
-        str | None, typer.Option("--timezone", help="Of local times.", show_default="the layout's")
+        str | None,
+        typer.Option("--timezone", help="Time zone of local times.", show_default="the layout's"),
     ] = None
     reference: Annotated[
         Path | None,
         typer.Option(
-            "--reference", help="company_info.csv: the symbol of the number a file is named after."
+            "--reference",
+            help="company_info.csv, which maps the number in a file's name to a symbol.",
         ),
     ] = None
     mappings: Annotated[
         list[str] | None,
         typer.Option(
             "--map",
-            help="Take fields from other columns: price=Px,quantity=Qty; "
-            "map their values: side:bid=SELL.",
+            help="Map fields to columns: price=Px,quantity=Qty; map values: side:bid=SELL.",
             show_default=False,
         ),
     ] = None
@@ -123,7 +125,7 @@ class ShapeOptions(OptionGroup):
         list[str] | None,
         typer.Option(
             "--columns",
-            help="Names of the columns, for files without a header.",
+            help="Column names, for files without a header.",
             show_default=False,
         ),
     ] = None
@@ -131,18 +133,22 @@ class ShapeOptions(OptionGroup):
         str | None,
         typer.Option(
             "--delimiter",
-            help="Between columns: one character, or tab.",
-            show_default="the layout's",
+            help="Column delimiter: one character, or tab.",
+            show_default="from the layout",
         ),
     ] = None
     decimal: Annotated[
         str | None,
-        typer.Option("--decimal", help="Decimal mark: . or a comma.", show_default="the layout's"),
+        typer.Option(
+            "--decimal", help="Decimal mark: . or a comma.", show_default="from the layout"
+        ),
     ] = None
     encoding: Annotated[
         str | None,
         typer.Option(
-            "--encoding", help="Like utf-16, gbk, latin-1.", show_default="the layout's, or UTF-8"
+            "--encoding",
+            help="Encoding, such as utf-16, gbk or latin-1.",
+            show_default="from the layout, or UTF-8",
         ),
     ] = None
     skip_lines: Annotated[
@@ -150,8 +156,8 @@ class ShapeOptions(OptionGroup):
         typer.Option(
             "--skip-lines",
             min=0,
-            help="Lines before the header or first row.",
-            show_default="the layout's",
+            help="Lines to skip before the header or first row.",
+            show_default="from the layout",
         ),
     ] = None
 
@@ -172,7 +178,7 @@ class TargetOptions(OptionGroup):
 
     to: Annotated[
         LoadTo,
-        typer.Option("--to", help="Into the table, onto a Kafka topic, or as ndjson onto stdout."),
+        typer.Option("--to", help="Target: the table, a Kafka topic, or stdout as ndjson."),
     ] = LoadTo.TABLE
     topic: TopicOpt = None
     auto_register: AutoRegisterOpt = True
@@ -180,14 +186,14 @@ class TargetOptions(OptionGroup):
         bool,
         typer.Option(
             "--force",
-            help="Load a file again that was loaded before; rows that are stored stay single.",
+            help="Load files again that were loaded before, without storing rows twice.",
         ),
     ] = False
     allow_duplicates: Annotated[
         bool,
         typer.Option(
             "--allow-duplicates",
-            help="Store the rows of a file without ids once more, also if it was loaded before.",
+            help="Store the rows of files without ids again, even if the file was loaded before.",
         ),
     ] = False
     dry_run: Annotated[
@@ -199,7 +205,7 @@ class TargetOptions(OptionGroup):
     ] = False
     max_rejects: Annotated[
         str,
-        typer.Option("--max-rejects", help="Rejects that a file may have: N, or P% of its lines."),
+        typer.Option("--max-rejects", help="Maximum rejects per file: N, or P% of its lines."),
     ] = "0"
     max_reject_bytes: MaxRejectBytesOpt = None
 
@@ -210,7 +216,7 @@ class TargetOptions(OptionGroup):
 
 
 def parse_mappings(words: list[str] | None) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Return which columns fields come from, and what texts of fields mean."""
+    """Return the column of each field, and the values of each field's texts."""
     columns: dict[str, str] = {}
     values: dict[str, dict[str, str]] = {}
     for word in split_commas(words or []):

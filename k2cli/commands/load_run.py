@@ -1,4 +1,4 @@
-"""One run of `k2 load`: what the user sees of it, and how it ends."""
+"""One run of `k2 load`: its output and exit."""
 
 import sys
 import time
@@ -30,18 +30,18 @@ from k2cli.pipelines.pump import Allowance
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
 _PREVIEW_ROWS = 5
-_MOST_NAMED = 20  # files in a line
+_MOST_NAMED = 20  # files per line
 
 # After an interruption.
 _GO_ON: dict[LoadTo | None, str] = {
-    LoadTo.TABLE: "the same command goes on from there",
-    LoadTo.KAFKA: "name only the files that were not loaded to go on",
+    LoadTo.TABLE: "run the same command to continue",
+    LoadTo.KAFKA: "to continue, give only the files that were not loaded",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRun:
-    """Which files are loaded, where their rows go, and what may go wrong on the way."""
+    """Which files to load, into which target, with which limits."""
 
     config: Settings
     files: InputFiles
@@ -54,7 +54,7 @@ class LoadRun:
     is_following: bool = False
 
     def load(self) -> None:
-        """Load the files, and print the sums.
+        """Load the files and print the totals.
 
         Raises:
             BadData: some of the files were not loaded.
@@ -78,7 +78,7 @@ class LoadRun:
                     raise typer.Exit(exc.exit_code) from exc
                 raise
             except Exception:
-                if report.totals.files:  # those before were handled
+                if report.totals.files:  # files before it were handled
                     self._sum_up(report, started)
                 raise
             self._sum_up(report, started)
@@ -167,9 +167,9 @@ def _allowance(text: str) -> Allowance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Report:
-    """Reports file after file, one that failed too, and adds up the sums.
+    """Reports each file, including failed ones, and adds up the totals.
 
-    Files are events of the log, or words on stderr and events in the log file.
+    Files are log events, or text on stderr plus events in the log file.
     """
 
     log: RunLog
@@ -179,7 +179,7 @@ class _Report:
     done: set[str] = field(default_factory=set)  # paths of all files with an outcome
 
     def take(self, outcomes: Iterable[Outcome]) -> None:
-        """Report the outcomes as they come."""
+        """Report the outcomes as they arrive."""
         noted: set[str] = set()
         for outcome in outcomes:
             self._add(outcome)
@@ -187,7 +187,7 @@ class _Report:
                 self._fault(outcome.file, outcome.fault)
                 continue
             for notice in outcome.file.reader.notices() if outcome.is_new else ():
-                if notice not in noted:  # of many files alike, the first one stands for all
+                if notice not in noted:  # report only the first of many similar files
                     noted.add(notice)
                     self._notice(outcome.file, notice)
             self._outcome(outcome)
@@ -219,7 +219,7 @@ class _Report:
 
     @property
     def _observe(self) -> Observer:
-        """Beside words for people, events go into the log file alone."""
+        """With text for people on stderr, events only go to the log file."""
         return self.log.on_event if self.is_logging else self.log.record
 
     def _say(self, words: str) -> None:
@@ -233,7 +233,7 @@ class _Report:
             self.loaded.append(outcome.file.path)
 
     def interrupted(self, names: list[str], *, hint: str | None) -> None:
-        """Say which files of all were loaded, which one was in work, and how many remain."""
+        """Report the loaded files, the one in progress, and how many remain."""
         left = [name for name in names if name not in self.done]
         in_work, remaining = left[0] if left else "", max(0, len(left) - 1)
         named = self.loaded[:_MOST_NAMED]
@@ -241,7 +241,7 @@ class _Report:
         files = ", ".join(named) + (f" and {more:,} more" if more else "")
         parts = [f"loaded {len(self.loaded):,}" + (f" ({files})" if named else "")]
         if in_work:
-            parts += [f"not loaded {in_work}, which was in work", f"{remaining:,} more remain"]
+            parts += [f"not loaded {in_work}, which was in progress", f"{remaining:,} more remain"]
         self._observe("interrupted", loaded=len(self.loaded), in_work=in_work, remaining=remaining)
         self._say(f"interrupted: {'; '.join(parts)}" + (f"; {hint}" if hint and left else ""))
 
@@ -250,9 +250,9 @@ class _Report:
 def _progress(
     file: FileToLoad, report: _Report, seen: set[tuple[str, str]] | None = None
 ) -> Iterator[Callable[[Batch], None]]:
-    """Show lines and rate of a file on a terminal; elsewhere, and beside a log, nothing.
+    """Show lines and rate of a file on a terminal; nothing elsewhere or with log lines.
 
-    Where a file has several symbols, `seen` takes them.
+    `seen` collects the symbols of the file.
     """
     with _progress_bar(file, report) as show:
         if seen is None or "symbol" in file.reader.file_values:

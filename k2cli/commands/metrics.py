@@ -1,6 +1,6 @@
-"""The figures of a run, served to Prometheus while it lasts. Imported where `--metrics` is given.
+"""Serve the metrics of a run to Prometheus. Imported only with `--metrics`.
 
-The sums are looked up when somebody asks for them: all that a run does for its metrics is to count
+The totals are read when Prometheus requests them: all that a run does for its metrics is to count
 its events, of which there are few.
 """
 
@@ -37,67 +37,67 @@ if TYPE_CHECKING:
     from k2cli.pipelines.consume.reader import Reader
 
 _SUMS: Final = {
-    "messages": "Messages that were read.",
-    "rows": "Rows that were committed.",
-    "rejects": "Messages that were rejected.",
-    "duplicates": "Rows that were left out because they are stored already.",
-    "conflicts": "Rows that were left out because their id is stored with other values.",
-    "missing": "Trade ids or offsets that never arrived, as far as is known.",
-    "commits": "Snapshots that were written.",
+    "messages": "Messages read.",
+    "rows": "Rows committed.",
+    "rejects": "Messages rejected.",
+    "duplicates": "Rows skipped because they are already stored.",
+    "conflicts": "Rows skipped because their id is stored with other values.",
+    "missing": "Trade ids or offsets that never arrived, as far as known.",
+    "commits": "Snapshots written.",
     "lost_commits": "Commits lost to another consumer.",
-    "reconnects": "Times that the exchange's connection was opened again.",
-    "recovered": "Rows kept by earlier runs that this run committed.",
-    "uncommitted": "Rows that the run read and could not commit by its end.",
+    "reconnects": "Reconnects to the exchange.",
+    "recovered": "Rows saved by earlier runs and committed by this run.",
+    "uncommitted": "Rows read but not committed by the end of the run.",
 }
-_LAG: Final = ("k2_consumer_lag_messages", "Messages that are not committed yet.")
-_DELAY: Final = ("k2_commit_delay_seconds", "Age of the newest row or message that is committed.")
+_LAG: Final = ("k2_consumer_lag_messages", "Messages not committed yet.")
+_DELAY: Final = ("k2_commit_delay_seconds", "Age of the newest committed row or message.")
 _PLACE: Final = ("topic", "partition")
 _COMMIT_BUCKETS_S: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LOOK_S: Final = 1.0
 
 
 class RunMetrics(Collector):
-    """What Prometheus reads of one run. Made by `serving_metrics`."""
+    """The metrics of one run, for Prometheus. Created by `serving_metrics`."""
 
     def __init__(self, observe: Observer) -> None:
         self.registry: Final = CollectorRegistry()
         self._pass_on: Listener = observe
         self._totals: Totals | ConsumeTotals | None = None
         self._consumption: Consumption | None = None
-        self._newest_us: int | None = None  # time of the newest row that was read
-        self._committed_us: int | None = None  # and of the newest committed one
+        self._newest_us: int | None = None  # time of the newest row read
+        self._committed_us: int | None = None  # and of the newest row committed
         self._settled_rows = 0
         self._ends: dict[Place, int] = {}
         self._looked_at = 0.0
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._events = Counter(
-            "k2_events", "Lines of the log.", ["event", "level"], registry=self.registry
+            "k2_events", "Log lines.", ["event", "level"], registry=self.registry
         )
         for event in EVENTS.values():
-            if event.level is Level.WARNING:  # from the start, so that the first one is a rise
+            if event.level is Level.WARNING:  # from 0 on, so that the first one is an increase
                 self._events.labels(event.name, event.level)
         self._commit_duration = Histogram(
             "k2_commit_duration_seconds",
-            "How long the commits of a table took.",
+            "Duration of the commits of a table.",
             buckets=_COMMIT_BUCKETS_S,
             registry=self.registry,
         )
-        build = Info("k2_build", "The version that runs.", registry=self.registry)
+        build = Info("k2_build", "Version of k2.", registry=self.registry)
         build.info({"version": __version__})
         ProcessCollector(registry=self.registry)
         self.registry.register(self)
 
     def watch(self, totals: Totals) -> None:
-        """Tell these sums from now on; they change while the run goes on."""
+        """Report these totals from now on; they change during the run."""
         self._totals = totals
 
     def watch_consumption(self, consumption: "Consumption") -> None:
-        """Tell its sums from now on, and how far it is in every partition."""
+        """Report its totals from now on, and its progress in every partition."""
         self._totals = consumption.totals
         self._consumption = consumption
 
     def on_event(self, event: str, /, **fields: object) -> None:
-        """Count an event, and pass it on."""
+        """Count an event and forward it."""
         self._events.labels(event, level_of(event)).inc()
         took_ms = fields.get("took_ms")
         if event == "commit" and isinstance(took_ms, float):
@@ -105,7 +105,7 @@ class RunMetrics(Collector):
         self._pass_on(event, **fields)
 
     def on_batch(self, batch: Batch) -> None:
-        """Look whether what came before this batch was committed, and how new its rows are."""
+        """Check whether earlier batches were committed, and record how new this one is."""
         totals = self._totals
         if isinstance(totals, Totals):
             settled = totals.rows + totals.duplicates + totals.conflicts
@@ -116,14 +116,14 @@ class RunMetrics(Collector):
             self._newest_us = rows["timestamp"][-1].value
 
     def on_read(self, reader: "Reader") -> None:
-        """Look where the partitions end, now and then. In the thread that reads."""
+        """Update the partitions' ends at intervals. Runs in the reading thread."""
         now = time.monotonic()
         if now - self._looked_at >= _LOOK_S:
             self._looked_at = now
             self._ends = reader.ends()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what the run does not count for Prometheus alone. In the thread of the server."""
+        """Yield the metrics from the run's totals. Runs in the server's thread."""
         if self._totals is not None:
             for name, value in asdict(self._totals).items():
                 if name in _SUMS:
@@ -147,18 +147,18 @@ class RunMetrics(Collector):
 
 @contextmanager
 def serving_metrics(address: Address, observe: Observer) -> Iterator[RunMetrics]:
-    """Serve the metrics of a run on this address and no other, until the block ends.
+    """Serve the metrics of a run on exactly this address until the block ends.
 
     Raises:
-        Unavailable: the address cannot be had.
+        Unavailable: the address is not available.
     """
     metrics = RunMetrics(observe)
     try:
         server, thread = start_http_server(address.port, address.host, metrics.registry)
-    except (OSError, UnicodeError) as exc:  # a host name that is no name is a UnicodeError
+    except (OSError, UnicodeError) as exc:  # an invalid host name is a UnicodeError
         raise Unavailable(
             f"cannot serve metrics on {address}: {exc}",
-            hint="end what serves there, or take a free port with --metrics 127.0.0.1:0",
+            hint="stop the server there, or choose a free port with --metrics 127.0.0.1:0",
         ) from exc
     try:
         observe("metrics", url=f"http://{Address(address.host, server.server_port)}/metrics")

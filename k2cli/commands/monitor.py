@@ -1,4 +1,4 @@
-"""What follows a run: its log, the live view on a terminal, the metrics for Prometheus."""
+"""The log, the live view and the metrics of a run."""
 
 import sys
 from collections.abc import Callable

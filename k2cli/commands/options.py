@@ -27,7 +27,7 @@ _LAST_PORT: Final = 65535
 
 
 def each_kind(app: typer.Typer, text: str) -> Callable[[Command], Command]:
-    """Make a function the command of every kind of record; `{kind}` in its help is the name."""
+    """Register a function as the command of every record kind; its help has `{kind}` replaced."""
 
     def register(command: Command) -> Command:
         for kind in KindName:
@@ -61,41 +61,43 @@ LayoutOpt = Annotated[
     typer.Option(
         "--layout",
         "-l",
-        help="A name that `k2 load layouts` lists, or a TOML file.",
+        help="Layout: a name from `k2 load layouts`, or a TOML file.",
         show_default=False,
     ),
 ]
 LimitOpt = Annotated[
-    int | None, typer.Option("--limit", "-n", min=1, max=2**63 - 1, help="At most this many rows.")
+    int | None, typer.Option("--limit", "-n", min=1, max=2**63 - 1, help="Maximum number of rows.")
 ]
 ColumnsOpt = Annotated[
     list[str] | None,
-    typer.Option("--columns", "-c", help="Only these columns, in this order, by commas."),
+    typer.Option("--columns", "-c", help="Only these columns, in this order, comma-separated."),
 ]
 
 
 def checked_file(path: Path | None) -> Path | None:
-    """Refuse a file that is a link to one that does not exist; a callback of options."""
+    """Refuse a dangling link; a callback of options."""
     if path is not None:
         refuse_dangling_link(path)
     return path
 
 
 class TextOrJson(StrEnum):
-    """How a description is written."""
+    """Output format of a description."""
 
     TEXT = "text"
     JSON = "json"
 
 
-TextOrJsonOpt = Annotated[TextOrJson, typer.Option("--format", "-f", help="For people, or JSON.")]
+TextOrJsonOpt = Annotated[
+    TextOrJson, typer.Option("--format", "-f", help="Output format: text for people, or JSON.")
+]
 
 
 SummaryOpt = Annotated[
     Summary,
     typer.Option(
         "--summary",
-        help="At the end, a line on stderr, or a JSON object on stdout "
+        help="Summary at the end: a line on stderr, or a JSON object on stdout "
         "(on stderr with --to stdout).",
     ),
 ]
@@ -105,8 +107,8 @@ KafkaOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--kafka-option",
-        help="Any librdkafka setting, over those of section kafka: "
-        "bootstrap.servers=HOST:9092. Repeat it.",
+        help="Any librdkafka setting, overriding section kafka: "
+        "bootstrap.servers=HOST:9092. Repeatable.",
     ),
 ]
 
@@ -114,8 +116,8 @@ RegistryOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--registry-option",
-        help="Any setting of the registry's client, over those of section schema_registry: "
-        "url=http://HOST:8081. Repeat it.",
+        help="Any setting of the registry's client, overriding section schema_registry: "
+        "url=http://HOST:8081. Repeatable.",
     ),
 ]
 TopicOpt = Annotated[
@@ -131,7 +133,7 @@ AutoRegisterOpt = Annotated[
     bool,
     typer.Option(
         "--auto-register/--no-auto-register",
-        help="Register our schema where the registry does not have it yet, with --to kafka.",
+        help="Register k2's schema if the registry does not have it yet, with --to kafka.",
     ),
 ]
 
@@ -147,7 +149,7 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """Read HOST:PORT; without a host it is this machine's own."""
+    """Parse HOST:PORT; without a host it is this machine."""
     host, _, port = text.rpartition(":")
     if not port.isdecimal() or int(port) > _LAST_PORT:
         raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:9464 or :9464")
@@ -159,7 +161,7 @@ MetricsOpt = Annotated[
     typer.Option(
         "--metrics",
         help="Serve metrics for Prometheus on HOST:PORT, or on this machine's :PORT, while it "
-        "runs; 0 takes a free port.",
+        "runs; 0 chooses a free port.",
         parser=parse_address,
         metavar="HOST:PORT",
     ),
@@ -167,13 +169,13 @@ MetricsOpt = Annotated[
 
 
 class Order(StrEnum):
-    """Which way the time runs."""
+    """The order by time."""
 
     ASC = "asc"
     DESC = "desc"
 
 
-OrderOpt = Annotated[Order, typer.Option("--order", help="By time: asc is oldest first.")]
+OrderOpt = Annotated[Order, typer.Option("--order", help="Order by time: asc is oldest first.")]
 
 
 # For typer.Option(..., **DURATION): a time such as 500ms, 60s, 15m, 6h or 7d, in seconds.
@@ -186,7 +188,7 @@ MaxRejectBytesOpt = Annotated[
     int | None,
     typer.Option(
         "--max-reject-bytes",
-        help="End with exit code 6 when the rejects file is larger than this.",
+        help="Stop with exit code 6 if the rejects file is larger than this.",
         show_default="1GB",
         **SIZE,
     ),
@@ -206,7 +208,7 @@ def rejects_option(what: str, name: str) -> Any:
 def _timeout_option(default: str) -> Any:
     return typer.Option(
         "--timeout",
-        help="Give up when a server does not answer for so long.",
+        help="Give up if a server does not answer within this time.",
         show_default=default,
         **DURATION,
     )
@@ -218,12 +220,12 @@ SHORT_TIMEOUT_S: Final = 5.0
 ShortTimeoutOpt = Annotated[float | None, _timeout_option("5s")]
 
 
-# Stands before the command, and holds for whatever the command reads.
+# Precedes the command, and applies to everything the command reads.
 chosen_profile: Final[ContextVar[str | None]] = ContextVar("chosen_profile", default=None)
 
 
 def settings(home: Path | None = None) -> Settings:
-    """Read the settings of this run; with `config_file`, all that looks at the environment."""
+    """Read the settings of this run; only this and `config_file` read the environment."""
     config = load_settings(os.environ, home=home, profile=chosen_profile.get())
     proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
     for section in (config.catalog, config.kafka, config.schema_registry, proxies):
@@ -237,11 +239,11 @@ def settings(home: Path | None = None) -> Settings:
 
 
 def output_zone(chosen: str | None, config: Settings) -> str:
-    """Return the zone that a query writes times in: that of --tz, else of the settings.
+    """Return the zone of a query's times: from --tz, else from the settings.
 
     Raises:
         UsageError: --tz is not a time zone.
-        ConfigError: query.timezone is not one.
+        ConfigError: query.timezone is not a time zone.
     """
     from k2cli.zones import resolve_zone
 
@@ -254,16 +256,16 @@ def output_zone(chosen: str | None, config: Settings) -> str:
 
 
 def config_file(home: Path | None = None) -> Path:
-    """Tell where the config file is, or would be, whatever is in it."""
+    """Return the path of the config file, whether it exists or not."""
     return config_path(os.environ, home=home)
 
 
 def key_values(values: list[str] | None, option: str) -> dict[str, str]:
-    """Read an option that is repeated as KEY=VALUE."""
+    """Parse a repeated KEY=VALUE option."""
     pairs = [value.partition("=") for value in values or []]
     for key, sign, _ in pairs:
         if not key or not sign:
-            name = re.split(r"[^\w.\-]", key, maxsplit=1)[0]  # what follows may be a secret
+            name = re.split(r"[^\w.\-]", key, maxsplit=1)[0]  # the rest may be a secret
             raise typer.BadParameter(f"{name!r} is not KEY=VALUE", param_hint=option)
     found = {key: value for key, _, value in pairs}
     remember_secrets(found)

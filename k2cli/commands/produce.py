@@ -1,4 +1,4 @@
-"""`k2 produce`: rows as ndjson onto a Kafka topic, as Avro with the registry."""
+"""`k2 produce`: send rows in ndjson to a Kafka topic, as Avro with the registry."""
 
 import time
 from contextlib import ExitStack
@@ -28,16 +28,18 @@ def produce(
     topic: Annotated[
         str, typer.Argument(help="Topic, such as market.crypto.trades.", show_default=False)
     ],
-    file: Annotated[str, typer.Argument(help="Rows as ndjson; - is stdin.")] = "-",
+    file: Annotated[str, typer.Argument(help="File with rows in ndjson; - is stdin.")] = "-",
     kind: Annotated[
         KindName | None,
-        typer.Option("--kind", help="What the rows are.", show_default="by the topic's name"),
+        typer.Option(
+            "--kind", help="Record kind of the rows.", show_default="inferred from the topic's name"
+        ),
     ] = None,
     auto_register: AutoRegisterOpt = True,
-    rejects: Annotated[Path | None, rejects_option("lines that are not rows", "produce")] = None,
+    rejects: Annotated[Path | None, rejects_option("rejected lines", "produce")] = None,
     max_rejects: Annotated[
         int,
-        typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
+        typer.Option("--max-rejects", min=0, help="Stop with exit code 6 above this many rejects."),
     ] = 0,
     max_reject_bytes: MaxRejectBytesOpt = None,
     log: LogOptions,
@@ -45,10 +47,10 @@ def produce(
     servers: ServerOptions,
     home: HomeOpt = None,
 ) -> None:
-    """Produce rows onto a topic: ndjson in, Avro with the schema registry out.
+    """Produce rows to a topic: read ndjson, send Avro with the schema registry.
 
     The rows have the fields that `k2 query trades --format ndjson` prints. They are sent as they
-    come, keyed by symbol; what was sent before a bad line stays sent.
+    arrive, keyed by symbol; rows before a bad line remain sent.
 
     Example: k2 query trades --format ndjson | k2 produce market.crypto.trades
     """
@@ -64,8 +66,8 @@ def produce(
     record_kind = KINDS[kind] if kind else kind_of_topic(topic)
     if record_kind is None:
         raise UsageError(
-            f"the name of topic {topic} does not end in a record kind",
-            hint="--kind trades, or --kind quotes",
+            f"cannot infer the record kind from topic {topic}",
+            hint="use --kind trades or --kind quotes",
         )
     started, sums = time.monotonic(), LineSums()
     with (

@@ -1,4 +1,4 @@
-"""k2 query: answers out of the tables."""
+"""`k2 query`: query the tables."""
 
 import re
 import sys
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # No option has a space before its value, or anything but a letter after the dashes.
 _COMMENT: Final = re.compile(r"\A--(?=[^\s=]*\s|[^A-Za-z]).*", re.DOTALL)
 
-query_app = typer.Typer(name="query", help="Answers out of the tables.", no_args_is_help=True)
+query_app = typer.Typer(name="query", help="Query the tables.", no_args_is_help=True)
 
 
 @each_kind(
@@ -51,7 +51,7 @@ def rows(
     output: AnswerOptions,
     home: HomeOpt = None,
 ) -> None:
-    """Print the rows of the record kind that the command is named after."""
+    """Print the rows of the record kind in the command's name."""
     from k2cli.answers import LakeReader
     from k2cli.records import KINDS
 
@@ -72,7 +72,7 @@ def symbols(
     output: AnswerOptions,
     home: HomeOpt = None,
 ) -> None:
-    """Print every symbol, how many trades and quotes there are of it, and from when to when.
+    """Print every symbol with its number of trades and quotes, first and last time.
 
     Example: k2 query symbols --format json
     """
@@ -89,7 +89,7 @@ def symbols(
 
 
 class _SqlCommand(TyperCommand):
-    """Takes SQL that starts with a comment for SQL, not for an option."""
+    """Parses SQL that starts with a comment as SQL, not as an option."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Parse the command line."""
@@ -109,7 +109,7 @@ def sql(
         float | None,
         typer.Option(
             "--timeout",
-            help="Stop when it takes longer; time spent on output is free. 0s: never.",
+            help="Stop after this time, not counting output (0s: no limit).",
             show_default="5m, or query.timeout",
             **DURATION,
         ),
@@ -118,7 +118,7 @@ def sql(
 ) -> None:
     """Run a SELECT over the tables. It cannot change anything or read other files.
 
-    It runs in a process of its own, within the limits of the settings under query.
+    It runs in a separate process, within the limits of the query settings.
 
     Example: k2 query sql "select symbol, max(price) from trades group by all"
     """
@@ -127,7 +127,7 @@ def sql(
     out = output.choose()
     config = settings(home)
     zone = output_zone(tz, config)
-    with open_sandbox() as sandbox:  # first: it starts while the rest is imported
+    with open_sandbox() as sandbox:  # first, because it starts while the rest is imported
         text = _sql_from_stdin() if statement == "-" else statement
         from k2cli.answers import LakeReader
 
@@ -159,6 +159,6 @@ def print_rows(
 
 
 def note_nothing(reader: "LakeReader", kind: "RecordKind", selection: "Selection") -> None:
-    """Say why a selection of symbols has no rows."""
+    """Explain why a selection of symbols has no rows."""
     for line in reader.explain_nothing(kind, selection):
         note(line)

@@ -1,4 +1,4 @@
-"""`k2 simulate`: play an exchange on this machine."""
+"""`k2 simulate`: simulate an exchange on this machine."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from k2cli.simulator import SimulatorOptions
 
 simulate_app = typer.Typer(
-    no_args_is_help=True, help="Play an exchange on this machine, to try k2 and to test it."
+    no_args_is_help=True, help="Simulate an exchange on this machine, to try and test k2."
 )
 
 
@@ -35,59 +35,63 @@ def binance(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)
+        int, typer.Option(help="Port to listen on; 0 chooses a free one.", min=0, max=65535)
     ] = 9443,
     symbols: Annotated[
         list[str] | None,
         typer.Option(
-            help="Symbols that are traded, a comma list.",
-            show_default="whatever is asked for",
+            help="Symbols to trade, comma-separated.",
+            show_default="any requested symbol",
             rich_help_panel=_MARKET,
         ),
     ] = None,
     channels: Annotated[
         list[str] | None,
         typer.Option(
-            help="Channels that are offered, a comma list.",
+            help="Channels to offer, comma-separated.",
             show_default="trade,aggTrade,bookTicker",
             rich_help_panel=_MARKET,
         ),
     ] = None,
     market: Annotated[
         Market,
-        typer.Option(help="Whose frame shapes to play.", rich_help_panel=_MARKET),
+        typer.Option(help="Market whose frame format to send.", rich_help_panel=_MARKET),
     ] = Market.SPOT,
     seed: Annotated[
         int,
-        typer.Option(help="Same seed and id, same price.", min=0, rich_help_panel=_MARKET),
+        typer.Option(
+            help="Seed of the prices: the same seed and id give the same price.",
+            min=0,
+            rich_help_panel=_MARKET,
+        ),
     ] = 0,
     first_id: Annotated[
         int | None,
         typer.Option(
-            help="Id to begin with.",
+            help="First id.",
             min=0,
             max=2**51,
-            show_default="from the clock, so that a later run has higher ids",
+            show_default="from the clock, so a later run has higher ids",
             rich_help_panel=_MARKET,
         ),
     ] = None,
     frames: Annotated[
         Path | None,
         typer.Option(
-            help="Play a recording instead: one JSON frame a line, plain, .gz or .zst; "
-            "a leading receive time is dropped.",
+            help="Play a recording instead: one JSON frame per line, plain, .gz or .zst; "
+            "a leading receive time is ignored.",
             show_default=False,
             rich_help_panel=_MARKET,
         ),
     ] = None,
     loop: Annotated[
         bool,
-        typer.Option("--loop", help="Start the recording over at its end.", rich_help_panel=_PACE),
+        typer.Option("--loop", help="Restart the recording at its end.", rich_help_panel=_PACE),
     ] = False,
     limit: Annotated[
         int | None,
         typer.Option(
-            help="End the market after N frames of a connection.",
+            help="End the market after N frames per connection.",
             min=1,
             metavar="N",
             show_default=False,
@@ -98,14 +102,14 @@ def binance(
         bool,
         typer.Option(
             "--close-at-end",
-            help="Close with 1000 at the end; else the connection stays open and silent.",
+            help="Close with code 1000 at the end instead of staying open and silent.",
             rich_help_panel=_PACE,
         ),
     ] = False,
     rate: Annotated[
         float | None,
         typer.Option(
-            help="Frames per second of a connection.",
+            help="Frames per second and connection.",
             min=0.001,
             show_default="as fast as possible",
             rich_help_panel=_PACE,
@@ -114,33 +118,31 @@ def binance(
     history: Annotated[
         float | None,
         typer.Option(
-            help="Begin the market's time so long ago, and let it run fast until it is now.",
+            help="Start the market clock this long ago and fast-forward to now.",
             show_default=False,
             rich_help_panel=_PACE,
             **DURATION,
         ),
     ] = None,
     speed: Annotated[
-        float, typer.Option(help="How fast --history runs.", min=1, rich_help_panel=_PACE)
+        float, typer.Option(help="Speed factor of --history.", min=1, rich_help_panel=_PACE)
     ] = 60,
     ping_interval: Annotated[
         float | None,
         typer.Option(
-            help="Time between pings.", show_default="20s", rich_help_panel=_PACE, **DURATION
+            help="Interval between pings.", show_default="20s", rich_help_panel=_PACE, **DURATION
         ),
     ] = None,
     pong_timeout: Annotated[
         float | None,
         typer.Option(
-            help="Cut a client that does not answer a ping.",
+            help="Disconnect a client that does not answer a ping in this time.",
             show_default="60s",
             rich_help_panel=_PACE,
             **DURATION,
         ),
     ] = None,
-    drop_after: Annotated[
-        int | None, _count("Cut the TCP connection after N frames of a connection.")
-    ] = None,
+    drop_after: Annotated[int | None, _count("Cut the TCP connection after N frames.")] = None,
     silent_after: Annotated[
         int | None, _count("Stay open after N frames, but send nothing more, not even pings.")
     ] = None,
@@ -149,17 +151,19 @@ def binance(
     ] = None,
     garbage_every: Annotated[
         int | None,
-        _count("Put a frame that is broken (no JSON, no UTF-8, cut off, empty) after every N."),
+        _count(
+            "Send an invalid frame (not JSON, not UTF-8, truncated, empty) after every N frames."
+        ),
     ] = None,
     skip_every: Annotated[
-        int | None, _count("Leave out every N-th frame, so that its id is missing.")
+        int | None, _count("Skip every N-th frame, so that its id is missing.")
     ] = None,
 ) -> None:
-    """Play Binance's WebSocket streams from a local server.
+    """Serve Binance's WebSocket streams from this machine.
 
-    A synthetic market, or a recording with --frames. Every connection plays
-    the recording from its start; but after a cut of the simulator's own, the
-    next connection with the same path goes on where the cut one stopped.
+    Plays a synthetic market, or a recording with --frames. Every connection plays the recording
+    from its start, except that after a simulated cut the next connection with the same path
+    continues where the previous one stopped.
 
     Example: k2 simulate binance --port 9443 --rate 50000
     """
@@ -195,7 +199,7 @@ def binance(
 
 
 async def _serve(options: "SimulatorOptions") -> None:
-    """Run until SIGINT, SIGTERM or SIGHUP, which stays ignored where it is, as under nohup."""
+    """Run until SIGINT, SIGTERM or SIGHUP, which stays ignored if it is, as under nohup."""
     import asyncio
     import signal
 

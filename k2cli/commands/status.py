@@ -1,4 +1,4 @@
-"""`k2 status`: whether everything is well, and what to do where it is not."""
+"""`k2 status`: check everything k2 uses, and show how to fix problems."""
 
 import json
 import sys
@@ -34,75 +34,70 @@ from k2cli.iso import iso_utc
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from k2cli.health import Check, PartitionLag, Survey, TableStatus
+    from k2cli.health import Check, HealthReport, PartitionLag, TableStatus
 
 _EVERY_S: Final = 2.0
 _STYLES: Final = {"green": "green", "yellow": "yellow", "red": "bold red"}
-# What a narrow terminal leaves out, the first one first.
+# Columns that a narrow terminal omits, in order.
 _TABLE_DETAILS: Final = ("last commit", "rows", "newest record")
 _LAG_DETAILS: Final = ("group at", "table at", "end")
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60))
-Show = Callable[["Survey"], None]
+Show = Callable[["HealthReport"], None]
 
 
 def status(
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Repeat until Ctrl-C.")] = False,
     every: Annotated[
         float | None,
-        typer.Option(
-            "--every", help="How long --watch waits in between.", show_default="2s", **DURATION
-        ),
+        typer.Option("--every", help="Interval of --watch.", show_default="2s", **DURATION),
     ] = None,
     fmt: TextOrJsonOpt = TextOrJson.TEXT,
     timeout: ShortTimeoutOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """Tell whether all is well: catalog, store, Kafka, registry, tables, lag, disk.
+    """Check catalog, store, Kafka, registry, tables, consumer lag and disk.
 
-    A check is green, yellow (there is something to do) or red, with what mends
-    it. The exit code is 0 when nothing is red, 5 when something is away, else
-    that of the error; with --watch it is 0, and JSON is one object a line.
-    k2 doctor is another name for it.
+    A check is green, yellow (needs attention) or red, with a hint on how to fix it. The exit code
+    is 0 if nothing is red, 5 if a server is unavailable, else that of the error; with --watch it is
+    0, and JSON is one object per line. k2 doctor is an alias.
 
     Example: k2 status --format json
     """
     if every is not None and not watch:
-        raise UsageError("--every is for --watch", hint="k2 status --watch --every 10s")
+        raise UsageError("--every requires --watch", hint="use k2 status --watch --every 10s")
     config = settings(home)
 
-    from k2cli.health import survey
+    from k2cli.health import check_health
 
     timeout_s = timeout or SHORT_TIMEOUT_S
     stop = threading.Event()
     if not watch:
-        found = survey(config, group=GROUP, timeout_s=timeout_s)
-        _shower(config, fmt)(found)
-        raise typer.Exit(found.exit_code)
+        report = check_health(config, group=GROUP, timeout_s=timeout_s)
+        _shower(config, fmt)(report)
+        raise typer.Exit(report.exit_code)
     with stopped_by_signals(stop.set), _redrawn(config, fmt) as show:
         while not stop.is_set():
-            found = survey(config, group=GROUP, timeout_s=timeout_s)
-            show(found)
+            report = check_health(config, group=GROUP, timeout_s=timeout_s)
+            show(report)
             stop.wait(every or _EVERY_S)
 
 
 def _shower(config: Settings, fmt: TextOrJson) -> Show:
-    """Return what shows a survey below the one before."""
+    """Return a function that prints each report below the previous one."""
 
-    def show_json(found: "Survey") -> None:
-        output.data(json.dumps(_document(config, found), default=_iso, ensure_ascii=False))
+    def show_json(report: "HealthReport") -> None:
+        output.data(json.dumps(_document(config, report), default=_iso, ensure_ascii=False))
         sys.stdout.flush()
 
-    def show_text(found: "Survey") -> None:
-        output.rich_data(_report(config, found))
+    def show_text(report: "HealthReport") -> None:
+        output.rich_data(_report(config, report))
 
     return show_json if fmt is TextOrJson.JSON else show_text
 
 
 @contextmanager
 def _redrawn(config: Settings, fmt: TextOrJson) -> Iterator[Show]:
-    """Yield what shows a survey in place of the one before, if a person looks."""
+    """Yield a function that redraws the report, if stdout is a terminal."""
     if fmt is TextOrJson.JSON or not sys.stdout.isatty():
         yield _shower(config, fmt)
         return
@@ -110,49 +105,49 @@ def _redrawn(config: Settings, fmt: TextOrJson) -> Iterator[Show]:
     from rich.live import Live
 
     with Live(auto_refresh=False, vertical_overflow="crop") as live:
-        yield lambda found: live.update(_report(config, found), refresh=True)
+        yield lambda report: live.update(_report(config, report), refresh=True)
 
 
-def _document(config: Settings, found: "Survey") -> dict[str, object]:
+def _document(config: Settings, report: "HealthReport") -> dict[str, object]:
     names = ("name", "state", "detail", "hint", "latency_ms")
     return {
         "time": datetime.now(tz=UTC),
         "settings": json_settings(config),
-        "checks": [{name: getattr(check, name) for name in names} for check in found.checks],
-        "tables": [asdict(table) for table in found.tables],
-        "lag": [asdict(lag) for lag in found.lag],
+        "checks": [{name: getattr(check, name) for name in names} for check in report.checks],
+        "tables": [asdict(table) for table in report.tables],
+        "lag": [asdict(lag) for lag in report.lag],
     }
 
 
-def _report(config: Settings, found: "Survey") -> "Text":
+def _report(config: Settings, report: "HealthReport") -> "Text":
     from rich.text import Text
 
-    report = Text()
+    text = Text()
     for name, value in own_settings(config).items():
         origin = config.origins.get(name, DEFAULT)
-        report.append(
+        text.append(
             f"{name:8}{printable(value or 'none')}{'' if origin == DEFAULT else f' ({origin})'}\n"
         )
-    report.append("\n")
-    width = max(len(check.name) for check in found.checks)
-    for check in found.checks:
-        report.append(f"{check.state:8}", style=_STYLES[check.state])
-        report.append(f"{check.name:{width}}  {printable(_verdict(check))}\n")
+    text.append("\n")
+    width = max(len(check.name) for check in report.checks)
+    for check in report.checks:
+        text.append(f"{check.state:8}", style=_STYLES[check.state])
+        text.append(f"{check.name:{width}}  {printable(_verdict(check))}\n")
     missing = []
     for (names, *rows), details in (
-        (_table_rows(found.tables), _TABLE_DETAILS),
-        (_lag_rows(found.lag), _LAG_DETAILS),
+        (_table_rows(report.tables), _TABLE_DETAILS),
+        (_lag_rows(report.lag), _LAG_DETAILS),
     ):
         if rows:
             screen = screen_width()
             cells = [[printable(cell) for cell in row] for row in rows]
             lines, fit = fit_rows(names, cells, screen, texts=names[:1], details=details)
-            report.append("\n".join(["", *lines, ""]))
+            text.append("\n".join(["", *lines, ""]))
             missing.append(fit.note("--format json shows everything"))
     for line in dict.fromkeys(filter(None, missing)):
-        report.append(f"\n{line}\n", style="dim")
-    report.right_crop(1)
-    return report
+        text.append(f"\n{line}\n", style="dim")
+    text.right_crop(1)
+    return text
 
 
 def _verdict(check: "Check") -> str:

@@ -1,6 +1,6 @@
-"""`k2 stream`: a live exchange feed into the tables, onto Kafka, or onto stdout.
+"""`k2 stream`: an exchange's live feed into the tables, to Kafka or to stdout.
 
-Every exchange of the registry has a command, with the markets and channels that it has.
+Every exchange has a command, with its markets and channels.
 """
 
 import inspect
@@ -46,7 +46,7 @@ stream_app = typer.Typer(help="Stream an exchange's live feed.", no_args_is_help
 
 
 class Destination(StrEnum):
-    """Where rows go."""
+    """The target of rows."""
 
     TABLE = "table"
     KAFKA = "kafka"
@@ -69,7 +69,7 @@ def stream_exchange(
         typer.Option(
             "--symbols",
             "-s",
-            help="What to stream: repeat it, or separate by commas. BTCUSDT or BTC/USDT.",
+            help="Symbols to stream, comma-separated or repeated: BTCUSDT or BTC/USDT.",
             show_default=False,
         ),
     ],
@@ -79,34 +79,34 @@ def stream_exchange(
         list[str] | None,
         typer.Option(
             "--url",
-            help="Server base such as ws://127.0.0.1:9443; repeat it for failover, in that order.",
-            show_default="the exchange's own",
+            help="Server URL such as ws://127.0.0.1:9443; repeat for failover, in that order.",
+            show_default="the exchange's servers",
         ),
     ] = None,
     rest_url: Annotated[
         str | None,
         typer.Option(
             "--rest-url",
-            help="REST base to refresh the list of symbols from, once a day.",
-            show_default="the exchange's own; none with --url",
+            help="REST URL for refreshing the list of symbols, once a day.",
+            show_default="the exchange's API; none with --url",
         ),
     ] = None,
     to: Annotated[
         Destination | None,
         typer.Option(
             "--to",
-            help="Into the tables, onto Kafka topics, or as ndjson onto stdout.",
-            show_default="kafka where one is set up, else table",
+            help="Target: the tables, Kafka topics, or stdout as ndjson.",
+            show_default="kafka if it is configured, else table",
         ),
     ] = None,
     topic: TopicOpt = None,
     auto_register: AutoRegisterOpt = True,
     max_messages: Annotated[
-        int | None, typer.Option("--max-messages", min=1, help="End after this many data frames.")
+        int | None, typer.Option("--max-messages", min=1, help="Stop after this many data frames.")
     ] = None,
     duration: Annotated[
         float | None,
-        typer.Option("--duration", help="End after this time, such as 60s or 8h.", **DURATION),
+        typer.Option("--duration", help="Stop after this time, such as 60s or 8h.", **DURATION),
     ] = None,
     flush_rows: Annotated[
         int | None,
@@ -122,7 +122,7 @@ def stream_exchange(
         float | None,
         typer.Option(
             "--stale-after",
-            help="Reopen a connection on which nothing arrives for this long, not even a ping.",
+            help="Reopen a connection without data for this long, not even a ping.",
             show_default="60s",
             **DURATION,
         ),
@@ -131,7 +131,7 @@ def stream_exchange(
         float | None,
         typer.Option(
             "--silent-after",
-            help="Reopen a connection that delivered data and then only pings for this long.",
+            help="Reopen a connection that had data and then only pings for this long.",
             show_default="3 times --stale-after",
             **DURATION,
         ),
@@ -148,7 +148,7 @@ def stream_exchange(
     rejects: Path | None = None,
     max_rejects: Annotated[
         int | None,
-        typer.Option("--max-rejects", min=0, help="End with exit code 6 after more than these."),
+        typer.Option("--max-rejects", min=0, help="Stop with exit code 6 above this many rejects."),
     ] = None,
     max_reject_bytes: MaxRejectBytesOpt = None,
     log: ViewLogOptions,
@@ -159,10 +159,10 @@ def stream_exchange(
 ) -> None:
     """Stream trades and quotes from {title}, exactly once, until stopped.
 
-    SIGINT, SIGTERM and SIGHUP end it cleanly after a last commit; a second signal ends it at once.
-    A connection that drops is reopened; what the table holds already is not written twice.
-    With --to kafka a trade is sent once in a run, and counts when the brokers hold it; outages of
-    theirs are waited out.
+    SIGINT, SIGTERM and SIGHUP end it cleanly after a last commit; a second signal ends it
+    immediately. Lost connections are reopened; rows already in the table are not stored twice. With
+    --to kafka a trade is sent once per run, and counts once the brokers have acknowledged it; k2
+    waits during outages of the brokers.
 
     Example: k2 stream {name} {example}
     """
@@ -208,7 +208,7 @@ def _run(
     metrics_address: Address | None,
     summary: output.Summary,
 ) -> None:
-    """Run a feed to its end, and print its sums; `title` is that of the live view, if any."""
+    """Run a feed to its end and print its totals; `title` is for the live view, if any."""
     from k2cli.pipelines.feed import open_feed
 
     venue, is_printed = options.stream.venue, options.out is not None
@@ -278,7 +278,7 @@ def _policy(
 
 
 def add_exchange(app: typer.Typer, exchange: Exchange) -> None:
-    """Add the command that streams from an exchange, with the choices that this exchange has."""
+    """Add the command that streams from an exchange, with this exchange's choices."""
     market, *other_markets = exchange.markets
 
     run = takes_groups(stream_exchange)

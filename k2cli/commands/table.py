@@ -1,4 +1,4 @@
-"""`k2 table`: what the tables are, and what became of them."""
+"""`k2 table`: inspect, evolve, check and repair the tables."""
 
 import json
 import sys
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from k2cli.storage.describe import TableInfo
     from k2cli.storage.repair import Repair
 
-table_app = typer.Typer(
-    help="Look at the tables, and bring them along with newer schemas.", no_args_is_help=True
-)
+table_app = typer.Typer(help="Inspect, evolve, check and repair the tables.", no_args_is_help=True)
 
 _MOST_SHOWN: Final = 100  # conflicts
 TableArg = Annotated[
@@ -49,7 +47,7 @@ TableArg = Annotated[
 @table_app.command("list")
 @takes_groups
 def list_tables(*, out: AnswerOptions, home: HomeOpt = None) -> None:
-    """List the tables: rows, files, size, snapshots and the last commit.
+    """List the tables with rows, files, size, snapshots and the last commit.
 
     Example: k2 table list --format json
     """
@@ -88,7 +86,7 @@ def describe(
 
     kind = _kind(table)
     if python and fmt is TextOrJson.JSON:
-        raise UsageError("--python prints code, not JSON", hint="leave --format out")
+        raise UsageError("--python prints code, not JSON", hint="omit --format")
     with open_lake(settings(home)) as lake:
         if python:
             output.data(lake.open(kind).reading_code())
@@ -135,21 +133,21 @@ def evolve(
         str | None,
         typer.Option(
             "--schema",
-            help="What to bring the table along with: FILE.avsc, - or SUBJECT@VERSION.",
-            show_default="our own schema",
+            help="The newer schema: FILE.avsc, - or SUBJECT@VERSION.",
+            show_default="the built-in schema",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print what would change.")
+        bool, typer.Option("--dry-run", help="Show what would change without changing it.")
     ] = False,
     timeout: TimeoutOpt = None,
     registry: RegistryOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """Bring a table along with a newer schema: optional columns are added, numbers get wider.
+    """Evolve a table to a newer schema: add optional columns and widen numbers.
 
-    Prints what changed, a line a column. No data file is written again: rows of before have null
-    in new columns. `k2 consume` fills them from then on, also one that is running.
+    Prints the changes, one line per column. No data file is rewritten: existing rows have null in
+    new columns. `k2 consume` fills them from then on, even if it is already running.
 
     Example: k2 table evolve trades --schema market.crypto.trades-value --dry-run
     """
@@ -163,13 +161,13 @@ def evolve(
     for change in changes:
         output.data(change)
     if not changes:
-        note(f"table {kind.table} has all of it already")
+        note(f"table {kind.table} is already up to date")
     elif dry_run:
         note("dry run: nothing was changed")
 
 
 class KeepName(StrEnum):
-    """Which row of one id stays where values differ."""
+    """Which row of an id to keep if values differ."""
 
     FIRST = "first"
     NEWEST = "newest"
@@ -185,8 +183,8 @@ def dedupe(
         KeepName | None,
         typer.Option(
             "--keep",
-            help="Of rows of one id with different values, keep the first or the newest received.",
-            show_default="all of them",
+            help="Keep only the first or newest received row of an id with different values.",
+            show_default="keep all",
         ),
     ] = None,
     rejects: Annotated[
@@ -201,11 +199,11 @@ def dedupe(
     summary: SummaryOpt = output.Summary.TEXT,
     home: HomeOpt = None,
 ) -> None:
-    """Remove records that a table stores more than once, a commit per day.
+    """Remove records that a table stores more than once, one commit per day.
 
-    Rows that say the same are removed but for the one received first. Rows of one id with different
-    values are counted as conflicts, and the first 100 written to the rejects file; all of them stay
-    unless --keep is given. With --dry-run the rejects file is only written if --rejects names it.
+    Of identical rows, only the one received first is kept. Rows of one id with different values are
+    counted as conflicts, and the first 100 are written to the rejects file; all of them are kept
+    unless --keep is given. With --dry-run the rejects file is only written if --rejects is given.
 
     Example: k2 table dedupe trades --dry-run
     """
@@ -231,7 +229,7 @@ def dedupe(
             with RejectLog(path, run=config.run) as log:
                 log.write(conflict_rejects(shown))
                 log.sync()
-        see = f"see {path}" if path else "--rejects FILE lists them"
+        see = f"see {path}" if path else "use --rejects FILE to list them"
         note(f"{shown[0]}; {see}{'' if keep else ', and --keep first or --keep newest'}")
     output.summary(sums, summary, is_data_on_stdout=False)
     if dry_run:
@@ -246,11 +244,11 @@ def check(
     out: AnswerOptions,
     home: HomeOpt = None,
 ) -> None:
-    """Read all files of a table, and list those that are damaged or missing.
+    """Read all files of a table and list damaged or missing ones.
 
     Reads the metadata and the data files of every snapshot that the table keeps, a row group at a
     time, and verifies page checksums, sizes and row counts. Exit code 6 if anything is damaged.
-    Queries verify no checksums.
+    Queries do not verify checksums.
 
     Example: k2 table check trades
     """
@@ -282,17 +280,20 @@ def repair(
         bool, typer.Option("--dry-run", help="Show what would be lost without changing anything.")
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask; needed if stdin is not a terminal.")
+        bool,
+        typer.Option(
+            "--yes", "-y", help="Do not ask for confirmation; required if stdin is not a terminal."
+        ),
     ] = False,
     fmt: TextOrJsonOpt = TextOrJson.TEXT,
     home: HomeOpt = None,
 ) -> None:
-    """Go back to the newest intact state of a table whose files are damaged.
+    """Restore the newest intact state of a table with damaged files.
 
     Finds the newest metadata file that is intact with all files it refers to, shows which commits
-    would be lost, and makes it the current one. Positions of streams and consumers go back with it,
-    so what is lost is read again where the source still has it. No file is deleted. Snapshots of
-    the past that are damaged, and not needed, are dropped.
+    would be lost, and makes it the current one. Positions of streams and consumers are restored
+    with it, so lost data is read again if the source still has it. No file is deleted. Damaged
+    older snapshots that are not needed are dropped.
 
     Only for the embedded catalog and other SQL catalogs.
 
@@ -325,7 +326,7 @@ def relocate(
     ] = False,
     home: HomeOpt = None,
 ) -> None:
-    """Make the tables of a home folder that was moved or copied refer to its new path.
+    """Update the tables of a moved or copied home folder to its new path.
 
     Only metadata is written, in all tables or in none; if it is interrupted, run it again. A copy
     is then independent of the original.
@@ -368,10 +369,10 @@ def _repair_lines(plan: "Repair") -> list[str]:
 
 
 def _confirm(question: str, *, is_confirmed: bool) -> None:
-    """Ask before something is lost.
+    """Ask for confirmation before data is lost.
 
     Raises:
-        UsageError: nobody can be asked, or the answer is no.
+        UsageError: stdin is not a terminal, or the answer is no.
     """
     if is_confirmed:
         return
@@ -388,7 +389,7 @@ def _kind(table: str) -> "RecordKind":
     for kind in KINDS.values():
         if name in (kind.name, kind.table):
             return kind
-    raise NotFound(f"there is no table {table!r}", hint=f"there are {' and '.join(KINDS)}")
+    raise NotFound(f"table {table!r} does not exist", hint=f"tables: {', '.join(KINDS)}")
 
 
 def _print_description(info: "TableInfo") -> None:

@@ -1,4 +1,4 @@
-"""`k2 topic`: the topics that carry records, made, listed and described."""
+"""`k2 topic`: create, list and describe the topics of records."""
 
 import json
 from dataclasses import asdict
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from k2cli.ingestion.kafka.topics import PartitionInfo, TopicInfo, Topics
 
-topic_app = typer.Typer(help="Make and look at Kafka topics.", no_args_is_help=True)
+topic_app = typer.Typer(help="Create, list and describe Kafka topics.", no_args_is_help=True)
 
 TopicsArg = Annotated[
     list[str], typer.Argument(help="Topics, such as market.crypto.trades.", show_default=False)
@@ -42,7 +42,7 @@ def create(
     partitions: Annotated[
         int | None,
         typer.Option(
-            "--partitions", min=1, help="How many partitions.", show_default="the brokers' own"
+            "--partitions", min=1, help="Number of partitions.", show_default="the brokers' default"
         ),
     ] = None,
     replication: Annotated[
@@ -50,22 +50,22 @@ def create(
         typer.Option(
             "--replication",
             min=1,
-            help="On how many brokers each record is kept.",
-            show_default="the brokers' own",
+            help="Number of brokers that store each record.",
+            show_default="the brokers' default",
         ),
     ] = None,
     retention: Annotated[
         float | None,
         typer.Option(
             "--retention",
-            help="How long records are kept, such as 7d.",
-            show_default="the brokers' own",
+            help="How long to keep records, such as 7d.",
+            show_default="the brokers' default",
             **DURATION,
         ),
     ] = None,
     config: Annotated[
         list[str] | None,
-        typer.Option("--config", help="Any setting of a topic: cleanup.policy=compact. Repeat it."),
+        typer.Option("--config", help="Any topic setting: cleanup.policy=compact. Repeatable."),
     ] = None,
     if_not_exists: Annotated[
         bool, typer.Option("--if-not-exists", help="Succeed if the topic already exists.")
@@ -94,8 +94,8 @@ def create(
     remember_topics(settings(home), topics)
     if existing and not if_not_exists:
         raise Exists(
-            f"{len(existing)} of {len(topics)} topics already existed: {', '.join(existing)}",
-            hint=f"k2 topic describe {' '.join(existing)}; --if-not-exists accepts them",
+            f"{len(existing)} of {len(topics)} topics already exist: {', '.join(existing)}",
+            hint=f"k2 topic describe {' '.join(existing)}; use --if-not-exists to accept them",
         )
 
 
@@ -108,7 +108,7 @@ def list_topics(
     kafka: KafkaOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """List the topics: partitions, replicas, and how many records they hold.
+    """List the topics with partitions, replicas and number of records.
 
     Example: k2 topic list --format json
     """
@@ -135,7 +135,7 @@ def describe(
     kafka: KafkaOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """Describe topics: id, partitions, leaders, replicas in sync, and the offsets they hold.
+    """Describe topics: id, partitions, leaders, in-sync replicas and offsets.
 
     Example: k2 topic describe market.crypto.trades
     """

@@ -1,1 +1,1 @@
-"""Shell completion, answered in a few milliseconds: imports the standard library and no more."""
+"""Shell completion in a few milliseconds: imports only the standard library."""

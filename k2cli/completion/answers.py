@@ -1,4 +1,4 @@
-"""What can follow on a command line: commands, options, and the values that people type.
+"""Complete a command line: commands, options and their values.
 
 `grammar.json` describes the commands; `tests/support/grammar.py` writes it from the Typer app, and
 a test keeps the two equal. Importing Typer and all commands instead would cost half a second.
@@ -21,7 +21,7 @@ _LISTS: Final = frozenset({"symbols", "exchanges", "columns", "topics"})  # by c
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A word that can be put in the place of the unfinished one."""
+    """A candidate that can replace the unfinished word."""
 
     word: str
     help: str = ""
@@ -29,19 +29,19 @@ class Candidate:
 
 @dataclass(slots=True)
 class _Line:
-    """A command line as far as it is typed: the command, the options given, what comes next."""
+    """A partial command line: the command, the given options, and what comes next."""
 
     path: list[str] = field(default_factory=list)
     given: dict[str, str] = field(default_factory=dict)  # the first name of an option: its value
     arguments: int = 0
     pending: dict[str, Any] | None = None  # the option whose value comes next
-    is_literal: bool = False  # behind --
+    is_literal: bool = False  # after --
 
 
 def candidates(
     args: Sequence[str], incomplete: str, environment: Mapping[str, str]
 ) -> list[Candidate]:
-    """Return what the unfinished word of a command line can become; nothing where any text can.
+    """Return candidates for the unfinished word of a command line; none if any text fits.
 
     `args` are the finished words after the program's name.
     """
@@ -62,7 +62,7 @@ def candidates(
 def _options(
     node: Mapping[str, Any], incomplete: str, line: _Line, environment: Mapping[str, str]
 ) -> list[Candidate]:
-    """Complete the name of an option, or behind its = the value."""
+    """Complete the name of an option, or its value after the =."""
     name, equals, text = incomplete.partition("=")
     if not equals:
         return [
@@ -77,7 +77,7 @@ def _options(
 
 
 def _argument(arguments: Sequence[dict[str, Any]], number: int) -> dict[str, Any] | None:
-    """Return the argument that the word behind so many others is."""
+    """Return the argument at a position."""
     if number < len(arguments):
         return arguments[number]
     return arguments[-1] if arguments and arguments[-1]["is_repeated"] else None
@@ -116,7 +116,7 @@ def _values(
     line: _Line,
     environment: Mapping[str, str],
 ) -> list[Candidate]:
-    """Return the values of an option or argument: one of a list, several of one, a source's."""
+    """Return the values of an option or argument: choices, comma lists, or those of a source."""
     match values:
         case bool():
             return []
@@ -127,7 +127,7 @@ def _values(
         case _:
             names, is_list = values, False
     before, text = "", incomplete
-    if is_list:  # what was typed of a comma list stays
+    if is_list:  # keep the typed part of a comma list
         head, comma, text = incomplete.rpartition(",")
         before = head + comma
         names = [name for name in names if name not in head.split(",")]
@@ -136,7 +136,7 @@ def _values(
 
 
 def _home(line: _Line, environment: Mapping[str, str]) -> Path:
-    given = os.path.expandvars(line.given.get("--home", ""))  # as it is typed
+    given = os.path.expandvars(line.given.get("--home", ""))  # as typed
     return Path(given or environment.get("K2_HOME") or "~/.k2").expanduser()
 
 
@@ -153,13 +153,13 @@ def _remembered(kind: str) -> "Callable[[_Line, Mapping[str, str]], list[str]]":
 
 
 def _columns(line: _Line, _environment: Mapping[str, str]) -> list[str]:
-    """Return the columns of the record kind that the command is named after."""
+    """Return the columns of the record kind in the command's name."""
     schema = _schemas()[f"{line.path[-1].removesuffix('s')}_v2"]
     return [column["name"] for column in json.loads(schema.read_text(encoding="utf-8"))["fields"]]
 
 
 def _schemas() -> dict[str, Path]:
-    folders = (_PACKAGE / "schemas", _PACKAGE.parent / "schemas")  # installed; a checkout
+    folders = (_PACKAGE / "schemas", _PACKAGE.parent / "schemas")  # installed; in a checkout
     folder = next(each for each in folders if each.is_dir())
     return {path.stem: path for path in sorted(folder.glob("*.avsc"))}
 
@@ -199,5 +199,5 @@ _SOURCES: Final[Mapping[str, Callable[[_Line, Mapping[str, str]], list[str]]]] =
 
 
 def source_names() -> Iterator[str]:
-    """Yield the names of the sources that a grammar may refer to."""
+    """Yield the names of the sources that a grammar can use."""
     yield from _SOURCES

@@ -14,14 +14,14 @@ _BREAKS: Final = frozenset("=:")  # where bash splits words, unlike the shell's 
 
 
 def complete(instruction: str) -> bool:
-    """Answer a shell that completes a command line, on stdout; stderr stays silent.
+    """Print completions for a shell to stdout; print nothing to stderr.
 
-    Returns False for what Typer answers: other shells, and the scripts themselves.
+    Returns False if Typer has to answer: other shells, and the scripts themselves.
     """
     answer = _SHELLS.get(instruction)
     if answer is None:
         return False
-    # Whatever goes wrong must not be written into the line that somebody types.
+    # Errors must not be written into the line that the user is typing.
     sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  until the end
     text = answer(os.environ)
     sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
@@ -36,7 +36,7 @@ def _bash(environment: Mapping[str, str]) -> str:
     current = words[at] if at < len(words) else ""
     *args, incomplete = _joined([*words[1:at], current]) if current else [*args, ""]
     if current and set(current) <= _BREAKS and incomplete.endswith(current):
-        current = ""  # bash completes what follows the = alone
+        current = ""  # bash completes only what follows the =
     elif not current and args and args[-1].endswith("=") and words[at - 1 : at] == ["="]:
         incomplete = args.pop()
     found = candidates(args, incomplete, environment)
@@ -45,7 +45,7 @@ def _bash(environment: Mapping[str, str]) -> str:
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """Undo that bash splits `--home=x` and `ws://host:1` into words of their own."""
+    """Rejoin words such as `--home=x` and `ws://host:1`, which bash splits."""
     joined: list[str] = []
     is_glued = False
     for word in words:
@@ -59,7 +59,7 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 def _split(text: str) -> list[str]:
-    """Split a command line as a shell does; an open quote reaches to the end."""
+    """Split a command line like a shell; an open quote extends to the end."""
     lexer = shlex.shlex(text, posix=True)
     lexer.whitespace_split = True
     lexer.commenters = ""

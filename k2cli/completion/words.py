@@ -1,7 +1,7 @@
-"""Words that only tables and servers know, kept in the home folder for shell completion.
+"""Symbols, exchanges, topics and subjects, cached in the home folder for shell completion.
 
-Commands that come to know symbols, exchanges, topics or subjects remember them here, and the
-completing process reads them: a file for each profile, a line of kind, tab and word for each word.
+Commands that see these names store them here, and the completion process reads them: one file per
+profile, one line of kind, tab and word per name.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,8 +12,8 @@ from typing import Final
 from k2cli.files import replace_file
 
 _FOLDER: Final = "completion"
-_DEFAULT: Final = "default"  # the name of the file of no profile
-_MOST_WORDS: Final = 20_000  # of a kind
+_DEFAULT: Final = "default"  # the file name without a profile
+_MOST_WORDS: Final = 20_000  # per kind
 _SAFE: Final = frozenset("._-/@+")
 
 
@@ -23,7 +23,7 @@ def is_safe(word: str) -> bool:
 
 
 def read_words(home: Path, profile: str | None) -> dict[str, list[str]]:
-    """Return the remembered words by kind, sorted; none where there is no such file."""
+    """Return the stored words by kind, sorted; none without a file."""
     words: dict[str, list[str]] = {}
     with suppress(OSError, UnicodeDecodeError):
         for line in _path(home, profile).read_text(encoding="utf-8").splitlines():
@@ -40,10 +40,10 @@ def remember(
     *,
     is_complete: bool = False,
 ) -> None:
-    """Add words of some kinds to what is remembered; with `is_complete`, replace these kinds.
+    """Add words to the stored ones; with `is_complete`, replace the words of these kinds.
 
-    The file is replaced atomically. No folder is created for a home that does not exist, and a
-    home that cannot be written keeps what it has: completion must not make a command fail.
+    The file is replaced atomically. A missing home folder is not created, and an unwritable one is
+    left unchanged, because completion must not make a command fail.
     """
     if not home.is_dir():
         return
@@ -59,6 +59,6 @@ def remember(
 
 
 def _path(home: Path, profile: str | None) -> Path:
-    # A profile may have any name; only the safe ones have a file of their own.
+    # A profile may have any name; only safe names get a file.
     name = profile if profile and is_safe(profile) and "/" not in profile else _DEFAULT
     return home / _FOLDER / f"{name}.txt"

@@ -1,1 +1,1 @@
-"""What brings records in and carries them."""
+"""Sources of records: exchanges, files and Kafka."""

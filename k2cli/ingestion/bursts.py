@@ -1,19 +1,19 @@
-"""Frames on their way from the connections to the thread that parses them.
+"""A queue of frames between the connections and the thread that parses them.
 
-One thread puts, another one takes; neither waits for the other. The connections look at `is_over`
-and stop reading while the queue is long, so that memory stays bounded.
+One thread puts, another takes; neither waits for the other. The connections check `is_over` and
+stop reading while the queue is long, so memory stays bounded.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-CHUNK_FRAMES: Final = 4096  # parsed at once, about
-FRAME_MIN_BYTES: Final = 512  # a smaller frame counts as this much: it costs as much to handle
+CHUNK_FRAMES: Final = 4096  # parsed together, roughly
+FRAME_MIN_BYTES: Final = 512  # smaller frames cost as much to handle
 
 
 class Burst(NamedTuple):
-    """Frames that came with one read from the network."""
+    """Frames from one read of the network."""
 
     session: int
     received_us: int  # UTC microseconds
@@ -22,7 +22,7 @@ class Burst(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Frames of one session, and when each was received, in UTC microseconds."""
+    """Frames of one session, with their receive times in UTC microseconds."""
 
     session: int
     frames: list[bytes]
@@ -30,20 +30,20 @@ class Chunk(NamedTuple):
 
 
 class BurstQueue:
-    """A queue of bursts, which belong to numbered sessions."""
+    """A queue of bursts that belong to numbered sessions."""
 
     def __init__(self) -> None:
         self._bursts: deque[Burst] = deque()
         self._session = 0
-        self._queued_bytes = 0  # written by the thread that puts ...
-        self._taken_bytes = 0  # ... and by the one that takes: both only grow
+        self._queued_bytes = 0  # written by the producing thread ...
+        self._taken_bytes = 0  # ... and by the consuming one; both only grow
 
     def __bool__(self) -> bool:
-        """Return whether there is anything to take."""
+        """Return whether the queue has bursts."""
         return bool(self._bursts)
 
     def begin_session(self) -> None:
-        """Let what is put from now on belong to a new session: something may be missing before."""
+        """Start a new session for later bursts: data may be missing before them."""
         self._session += 1
         self._bursts.append(Burst(self._session, 0, [], 0))
 
@@ -56,13 +56,13 @@ class BurstQueue:
             self._bursts.append(Burst(self._session, received_us, some, size_bytes))
 
     def is_over(self, limit_bytes: int) -> bool:
-        """Return whether more than this is waiting to be taken."""
+        """Return whether more than this is queued."""
         return self._queued_bytes - self._taken_bytes > limit_bytes
 
     def take(self, session: int) -> Chunk:
-        """Take some frames of one session; `session` is that of the frames taken before.
+        """Take some frames of one session; `session` is the session of the previous frames.
 
-        The chunk is empty where nothing waits.
+        The chunk is empty if nothing is queued.
         """
         frames: list[bytes] = []
         received_us: list[int] = []

@@ -1,10 +1,11 @@
-"""What an exchange is: the part that differs between exchanges, as values and pure functions.
+"""What differs between exchanges, as values and pure functions.
 
-An `Exchange` has one or more venues, its markets. A `Venue` says which servers to connect to, how
-to subscribe to symbols and channels, and how frames become RecordBatches. Connections, failover,
-sessions, back-pressure and watchdogs are the same for all of them (websocket.py, stream.py).
+An `Exchange` has one or more venues, its markets. A `Venue` defines which servers to connect to,
+how to subscribe to symbols and channels, and how to parse frames into RecordBatches. Connections,
+failover, sessions, back-pressure and watchdogs are the same for all of them (websocket.py,
+stream.py).
 
-This module imports nothing heavy: the command line lists the exchanges before it does any work.
+This module imports nothing heavy, because the command line lists the exchanges at startup.
 """
 
 from abc import ABC, abstractmethod
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parsed:
-    """What a chunk of frames holds.
+    """The parsed content of a chunk of frames.
 
-    A frame is a row, a reject, a number that needs no row (`seen`, with the columns exchange,
+    A frame is a row, a reject, a sequence number without a row (`seen`, with the columns exchange,
     symbol and source_sequence), or a control message without data, such as an acknowledgement.
     """
 
@@ -40,18 +41,18 @@ class Parsed:
 
 
 class Parser(Protocol):
-    """Turns frames of one venue into rows."""
+    """Parses frames of one venue into rows."""
 
     def parse(self, frames: Sequence[bytes], received_us: Sequence[int], *, first: int) -> Parsed:
         """Parse a chunk of frames, received at these UTC microseconds; `first` numbers them.
 
-        An error that the exchange answers is a reject with the exchange's own words.
+        An error message from the exchange is a reject with the exchange's text.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much an exchange allows a client, with a margin."""
+    """The exchange's limits for a client, with a margin."""
 
     streams: int  # of a connection
     attempts: int  # to connect, within each window, for all connections of a process
@@ -60,7 +61,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Venue(ABC):
-    """One market of an exchange, with servers and ids of its own."""
+    """One market of an exchange, with its servers and ids."""
 
     exchange: str  # the name in the column `exchange`
     asset_class: str
@@ -72,7 +73,7 @@ class Venue(ABC):
 
     @abstractmethod
     def parse_symbol(self, text: str, home: Path | None = None) -> Instrument:
-        """Read a symbol as users write it; `home` is the folder with refreshed lists.
+        """Parse a symbol as users write it; `home` is the folder with refreshed lists.
 
         Raises:
             UsageError: it is not a symbol of this market.
@@ -87,21 +88,21 @@ class Venue(ABC):
         """Return the URL of a connection for these streams.
 
         Raises:
-            UsageError: the base is not one; see `check_base`.
+            UsageError: the base is invalid; see `check_base`.
         """
 
     def subscribe(self, names: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
-        """Return the messages to send once connected; none where the URL names the streams."""
+        """Return the messages to send once connected; none if the URL names the streams."""
         return ()
 
     @abstractmethod
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
-        """Return a parser of frames for these instruments, for one stream."""
+        """Return a parser for the frames of one stream of these instruments."""
 
     def refresh_symbols(self, rest_url: str, home: Path, observe: "Observer") -> "Observer":  # noqa: ARG002
         """Return an observer that refreshes the list of symbols once connected.
 
-        It passes all events on to `observe`. Without a REST API it is `observe` itself.
+        It forwards all events to `observe`. Without a REST API it is `observe` itself.
 
         Raises:
             UsageError: `rest_url` is not the base of a REST API.
@@ -111,13 +112,13 @@ class Venue(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """An exchange, as `k2 stream` offers it."""
+    """An exchange that `k2 stream` offers."""
 
     name: str  # of the command: k2 stream NAME
-    title: str  # as people write it
+    title: str  # for people
     venues: Mapping[str, Venue]  # by market; the first is the default
     about_markets: str = ""  # for --help, with several markets
-    example: str  # options of an example, for --help
+    example: str  # example options, for --help
 
     @property
     def markets(self) -> Sequence[str]:
@@ -135,13 +136,13 @@ class Exchange:
 def check_base(base: str) -> str:
     """Check the base of a venue's URLs, such as `wss://stream.example.com:9443`.
 
-    Returns it without a slash at its end.
+    Returns it without a trailing slash.
 
     Raises:
-        UsageError: it is not a ws:// or wss:// URL, or has a host or port that cannot exist.
+        UsageError: it is not a ws:// or wss:// URL, or its host or port is invalid.
     """
     check_url(base, "--url", UsageError)
     parts = urlsplit(base)
     if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.query:
-        raise UsageError(f"{base!r} is not a WebSocket base", hint="like ws://127.0.0.1:9443")
+        raise UsageError(f"{base!r} is not a WebSocket URL", hint="write ws://127.0.0.1:9443")
     return base.rstrip("/")

@@ -1,4 +1,4 @@
-"""The exchanges that k2 streams from: a new one is a folder beside `binance`, and a line here."""
+"""The exchanges that k2 streams from; to add one, add a folder beside `binance` and a line here."""
 
 from collections.abc import Mapping
 from typing import Final

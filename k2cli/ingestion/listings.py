@@ -1,13 +1,13 @@
-"""Which base and quote asset a symbol has: dated lists of pairs, one per market.
+"""Dated lists of pairs, one per market: the base and quote asset of each symbol.
 
-k2 ships a list (symbols.tsv), delisted pairs included, and keeps what the exchange listed last in
+k2 ships a list (symbols.tsv) that includes delisted pairs, and stores the exchange's latest list in
 the home folder, in the same format. A line is market, date, quote asset, and the base assets that
 were listed against it by that date:
 
     spot	2025-05	AEUR	BTC ETH EUR
 
-A pair whose name is not base and quote is written PAIR=BASE. Futures of one pair (BTCUSD_PERP,
-BTCUSD_240329) share its line. The newest date wins where a name was split differently over time.
+A pair whose name is not base plus quote is written PAIR=BASE. Futures of one pair (BTCUSD_PERP,
+BTCUSD_240329) share its line. If a name was split differently over time, the newest date wins.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ _HEADER: Final = """\
 
 
 class Pair(NamedTuple):
-    """The two assets of a pair, and when the exchange was last known to list it."""
+    """The two assets of a pair, and the last date on which the exchange listed it."""
 
     base: str
     quote: str
@@ -38,15 +38,15 @@ Pairs = Mapping[str, Pair]  # BTCUSDT -> its assets
 
 
 def pair_of(symbol: str) -> str:
-    """Return the pair that a symbol belongs to: BTCUSD of BTCUSD_PERP and BTCUSD_240329."""
+    """Return the pair of a symbol: BTCUSD for BTCUSD_PERP and BTCUSD_240329."""
     return symbol.partition("_")[0]
 
 
 def parse_listing(text: str, market: str) -> dict[str, Pair]:
-    """Read one market's pairs from a list.
+    """Parse one market's pairs from a list.
 
     Raises:
-        ValueError: a line is not one of a list.
+        ValueError: a line is malformed.
     """
     pairs: dict[str, Pair] = {}
     for line in text.splitlines():
@@ -69,7 +69,7 @@ def _pairs_of(words: Iterable[str], quote: str, date: str) -> dict[str, Pair]:
 
 
 def format_listing(markets: Mapping[str, Pairs]) -> str:
-    """Write the pairs of markets as a list; the same pairs always give the same text."""
+    """Format the pairs of markets as a list; the same pairs always give the same text."""
     lines: dict[tuple[str, str, str], list[str]] = {}
     for market, pairs in markets.items():
         for name, pair in pairs.items():
@@ -82,20 +82,20 @@ def format_listing(markets: Mapping[str, Pairs]) -> str:
 
 
 def merge_pairs(pairs: dict[str, Pair], others: Pairs) -> None:
-    """Take pairs over, except where the one that is there already has a newer date."""
+    """Merge pairs, keeping existing ones with a newer date."""
     for name, pair in others.items():
         if name not in pairs or pairs[name].date <= pair.date:
             pairs[name] = pair
 
 
 def home_list(home: Path, market: str) -> Path:
-    """Return the path of the list that was refreshed from the exchange last."""
+    """Return the path of the list last refreshed from the exchange."""
     return home / "symbols" / f"binance-{market}.tsv"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The pairs of one market that are known, and its assets."""
+    """The known pairs of one market, and its assets."""
 
     pairs: Pairs
 
@@ -106,12 +106,12 @@ class Listing:
 
     @cached_property
     def quotes(self) -> Mapping[str, int]:
-        """The quote assets, and how many pairs each has."""
+        """The quote assets, with the number of pairs of each."""
         return Counter(pair.quote for pair in self.pairs.values())
 
 
 def known_listing(market: str, home: Path | None = None) -> Listing:
-    """Return what is known of a market: the list that k2 ships and the home folder's.
+    """Return the pairs of a market: the shipped list merged with the home folder's.
 
     A list in the home folder that cannot be read is ignored: the next refresh replaces it.
     """

@@ -1,8 +1,8 @@
 """Rows as ndjson, the way `k2 query --format ndjson` and `k2 consume --to stdout` print them.
 
-Decimals are texts or numbers, both taken exactly; times are ISO 8601 texts, UTC where they have no
-zone, or whole microseconds. Fields with a default may be missing, others may not, and a field that
-the kind does not have is a mistake.
+Decimals are strings or numbers, both read exactly; times are ISO 8601 strings (UTC if they have no
+zone) or whole microseconds. Only fields with a default may be missing, and a field that the kind
+does not have is an error.
 """
 
 import time
@@ -23,16 +23,17 @@ _READ_BYTES: Final = 1 << 20
 _LINE_BYTES: Final = 16 << 20
 _DECODER: Final = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
 
-_MICROSECONDS: Final = pa.timestamp("us", tz="UTC")  # as texts have them, up to as many digits
+_MICROSECONDS: Final = pa.timestamp("us", tz="UTC")  # as in strings, up to as many digits
 _MISFITS: Final = (Unfit, pa.ArrowException, OverflowError)
 
 Row = dict[str, Any]
 
 
 def read_ndjson(stream: BinaryIO, kind: RecordKind) -> Iterator[Batch]:
-    """Yield the rows of a stream as they come, and in their order.
+    """Yield the rows of a stream as they arrive, in order.
 
-    A line that is no row is a reject in a batch of its own; its position is its number, from 1 on.
+    A line that cannot be parsed is a reject in a separate batch; its position is its line number,
+    starting at 1.
     """
     number = 0
     for lines in _lines(stream):
@@ -49,7 +50,7 @@ def read_ndjson(stream: BinaryIO, kind: RecordKind) -> Iterator[Batch]:
 
 
 def _row(line: bytes, kind: RecordKind) -> Row | Fault:
-    """Read a line, or return why it is rejected."""
+    """Parse a line, or return why it is rejected."""
     try:
         return _checked(_DECODER.decode(line), kind)
     except msgspec.DecodeError as exc:
@@ -59,7 +60,7 @@ def _row(line: bytes, kind: RecordKind) -> Row | Fault:
 
 
 def _lines(stream: BinaryIO) -> Iterator[list[bytes]]:
-    """Yield whole lines as soon as they are there, many at a time."""
+    """Yield complete lines as soon as they arrive, many at a time."""
     read = getattr(stream, "read1", stream.read)
     rest = b""
     while data := read(_READ_BYTES):
@@ -73,13 +74,13 @@ def _lines(stream: BinaryIO) -> Iterator[list[bytes]]:
 
 
 def _checked(row: Row, kind: RecordKind) -> Row:
-    """Fill in defaults; a field too many or too few is an error."""
+    """Fill in defaults; an unknown or missing field is an error."""
     fields = {field["name"]: field for field in kind.avro["fields"]}
     for name in row:
         if name not in fields:
             raise UnfitField(
                 Fault(
-                    reason=f"there is no field {name}",
+                    reason=f"unknown field {name}",
                     cause=Cause.UNKNOWN_FIELD,
                     field=name,
                     value=shown(row[name]),
@@ -97,7 +98,7 @@ def _checked(row: Row, kind: RecordKind) -> Row:
 def _batches(
     rows: Sequence[Row | Fault], kind: RecordKind, first: int
 ) -> Iterator[tuple[int, pa.RecordBatch | Fault]]:
-    """Yield where some rows begin, and their batch or, for a bad one alone, why it is rejected."""
+    """Yield the index of each run of rows with its batch, or of one bad row with its fault."""
     if not rows:
         return
     try:
@@ -116,7 +117,7 @@ def _batch(rows: Sequence[Row | Fault], kind: RecordKind) -> pa.RecordBatch:
     """Make a batch.
 
     Raises:
-        UnfitField: a row does not fit; of a row alone it says which value of it, and why.
+        UnfitField: a row does not fit; for a single row it names the value and the cause.
     """
     good = [row for row in rows if not isinstance(row, Fault)]
     if len(good) < len(rows):
@@ -143,7 +144,7 @@ def _unfit(name: str, value: object, brief: str, cause: Cause) -> UnfitField:
 
 
 def _cause_of(exc: Exception, value: object, of: pa.DataType) -> Cause:
-    """Return what kind of fault a value is of which no column of this type can be made."""
+    """Return the kind of fault of a value that does not fit a column of this type."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     match exc:
         case Unfit():
@@ -164,7 +165,7 @@ def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         return _times(values, kind)
     if pa.types.is_map(kind):
         values = [_entries(value) for value in values]
-    # Arrow would cut a fraction off, and take a text for the list of its characters.
+    # Arrow would truncate a fraction, and read a string as a list of its characters.
     if pa.types.is_integer(kind) and any(map(_has_fraction, values)):
         raise Unfit("not a whole number", Cause.NOT_AN_INTEGER)
     if pa.types.is_list(kind) and any(isinstance(value, str) for value in values):
@@ -188,7 +189,7 @@ def _times(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if all(type(value) is int for value in values):
         return timestamps(pa.array(values, pa.int64()).to_numpy()).cast(kind)
     texts = pa.array(values, pa.string())
-    # Arrow wants either a zone in every text, or none in any.
+    # Arrow accepts zones in either all strings or none.
     is_zoned = pc.match_substring_regex(texts, r"(Z|[+-]\d\d:?\d\d)$")
     zoned = pc.if_else(is_zoned, texts, pc.binary_join_element_wise(texts, "Z", ""))
     return zoned.cast(_MICROSECONDS).cast(kind)
@@ -199,12 +200,12 @@ def _entries(value: object) -> object:
 
 
 def _check_symbols(columns: Mapping[str, pa.Array], kind: RecordKind) -> None:
-    """Refuse values of an enum that it does not have."""
+    """Reject values that are not symbols of the enum."""
     for field in kind.avro["fields"]:
         symbols = field["type"].get("symbols", ()) if isinstance(field["type"], dict) else ()
         for value in pc.unique(columns[field["name"]]).to_pylist() if symbols else ():
             if value not in symbols:
-                brief = f"{value!r} is none of {', '.join(symbols)}"
+                brief = f"{value!r} is not one of {', '.join(symbols)}"
                 raise _unfit(field["name"], value, brief, Cause.UNKNOWN_ENUM)
 
 

@@ -1,7 +1,7 @@
 """When to reconnect: the delay after a lost connection, and a budget of attempts per window.
 
-Exchanges ban an address after too many connection attempts, so a connection that is accepted and
-dropped again and again must not be reopened at full speed.
+Exchanges ban an address after too many connection attempts, so a connection that is repeatedly
+accepted and dropped must not be reopened at full speed.
 """
 
 import random
@@ -18,7 +18,7 @@ _MAX_DOUBLINGS: Final = 10
 
 
 class Backoff:
-    """Delays between the attempts of one connection, which tries its servers in turn."""
+    """Delays between attempts of one connection, which tries its servers in turn."""
 
     def __init__(self, servers: int) -> None:
         self._servers = servers
@@ -32,8 +32,8 @@ class Backoff:
     def lost(self, lasted_s: float) -> float:
         """Count a failed attempt (0 s) or a connection that was lost; return the delay in seconds.
 
-        The delay grows with every round over the servers, with jitter. A connection that lasted a
-        minute starts over.
+        The delay grows with each round over the servers, with jitter. A connection that lasted a
+        minute resets it.
         """
         self._failures = 0 if lasted_s >= STABLE_S else self._failures + 1
         doublings = min(self._failures // self._servers, _MAX_DOUBLINGS)
@@ -43,7 +43,7 @@ class Backoff:
 
 
 class AttemptBudget:
-    """Allows a number of attempts in every window of time."""
+    """Allows N attempts per time window."""
 
     def __init__(
         self,

@@ -1,8 +1,7 @@
 """An exchange's live stream as a source of batches, for every exchange.
 
-One thread runs the connections, which put what they receive into a queue; the thread that iterates
-over `batches` takes what has come since, lets the exchange's parser turn it into rows, and yields
-it.
+One thread runs the connections, which queue what they receive. The thread that iterates over
+`batches` takes what has arrived, parses it with the exchange's parser and yields the rows.
 """
 
 import time
@@ -19,24 +18,24 @@ from k2cli.ingestion.exchange import Venue
 from k2cli.ingestion.symbols import Instrument
 from k2cli.ingestion.websocket import ConnectionOptions, Connections, Subscription
 
-_TICK_S: Final = 0.05  # how long frames gather before they are parsed
+_TICK_S: Final = 0.05  # how long frames are collected before they are parsed
 _SILENT_FACTOR: Final = 3  # times `stale_after_s`
 _SILENT_REPORT_S: Final = 3600.0
-_LISTED_STREAMS: Final = 20  # in one report
+_LISTED_STREAMS: Final = 20  # per report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOptions:
-    """What to subscribe to, where, and when to give up on a connection or to end."""
+    """What to subscribe to, on which servers, and when to give up or stop."""
 
     venue: Venue
     instruments: Sequence[Instrument]
     channels: Sequence[str]
     urls: Sequence[str]  # bases, in failover order
-    home: Path | None = None  # the folder with the lists of symbols that were refreshed last
-    connect_timeout_s: float = 10.0  # for the first connection; later outages are waited out
+    home: Path | None = None  # the folder with the last refreshed symbol lists
+    connect_timeout_s: float = 10.0  # for the first connection only
     stale_after_s: float = 60.0
-    silent_after_s: float | None = None  # without market data, after some; 3 * stale_after_s
+    silent_after_s: float | None = None  # without more market data; 3 * stale_after_s
     max_messages: int | None = None
 
 
@@ -45,7 +44,7 @@ class ExchangeStream:
 
     Raises:
         UsageError: one of the bases is not a ws:// or wss:// URL.
-        ConfigError: the proxy that the environment names cannot be used.
+        ConfigError: the proxy set in the environment cannot be used.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class ExchangeStream:
         self._parser = options.venue.open_parser(options.instruments, options.home)
         self._silent = _streams(options)
         self._silent_reported = clock()
-        self._silent_interval_s = options.stale_after_s  # until the next report
+        self._silent_interval_s = options.stale_after_s  # when the next report is due
         self.queue: Final = BurstQueue()
         self.connections: Final = Connections(
             subscriptions=_subscriptions(options),
@@ -78,18 +77,18 @@ class ExchangeStream:
 
     @property
     def silent_streams(self) -> list[str]:
-        """Names of the streams that have delivered no trade or quote so far."""
+        """Names of the streams that have not delivered a trade or quote yet."""
         return list(self._silent.values())
 
     def report_silent_streams(self) -> None:
-        """Report the streams that have delivered nothing, if a server was reached."""
+        """Report the streams without data, if a server was reached."""
         if self._silent and self.was_connected:
             names = self.silent_streams
             listed = ",".join(names[:_LISTED_STREAMS])
             self._observe("silent_streams", count=len(names), streams=listed)
 
     def _note_streams(self, batch: Batch) -> None:
-        """Take note of the streams that deliver; report the others now and then."""
+        """Record which streams deliver; report the others at intervals."""
         if not self._silent:
             return
         for kind, rows in (*batch.rows, *batch.seen):
@@ -101,14 +100,14 @@ class ExchangeStream:
             self.report_silent_streams()
 
     def stop(self) -> None:
-        """Stop reading; frames read before still come out of `batches`. Any thread, any time."""
+        """Stop reading; `batches` still yields frames read before. Any thread, any time."""
         self.connections.stop()
 
     def batches(self) -> Iterator[Batch]:
-        """Yield what has come since the last batch, or a tick, until the end.
+        """Yield what has arrived since the last batch, or a tick, until the stream ends.
 
         Raises:
-            Unavailable: no connection was made in time, or the exchange refuses for good.
+            Unavailable: no connection in time, or the exchange refuses permanently.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="exchange") as executor:
             connections = executor.submit(self.connections.run)
@@ -140,7 +139,7 @@ class ExchangeStream:
 
 
 def _streams(options: StreamOptions) -> dict[tuple[str, str], str]:
-    """Name every stream, by the record kind and the symbol that it delivers."""
+    """Map the record kind and symbol that each stream delivers to its name."""
     venue = options.venue
     return {
         (venue.channels[channel], instrument.symbol): venue.stream_name(instrument, channel)
@@ -150,7 +149,7 @@ def _streams(options: StreamOptions) -> dict[tuple[str, str], str]:
 
 
 def _subscriptions(options: StreamOptions) -> list[Subscription]:
-    """Split the streams over connections."""
+    """Distribute the streams over connections."""
     venue = options.venue
     names = [
         venue.stream_name(instrument, channel)

@@ -1,8 +1,8 @@
-"""How a symbol splits into base and quote asset, and the markets whose symbols k2 has lists of.
+"""How symbols split into base and quote asset, and the markets that k2 has symbol lists for.
 
-The split is the exchange's own, from the list of a market (see listings.py). A symbol that no
-list has is split by the quote asset at its end; where that is not enough (a new quote asset), the
-user writes the split: `FOO/BAR`.
+The split is the exchange's, from the list of a market (see listings.py). A symbol that is on no
+list is split by the quote asset at its end; if that fails (a new quote asset), the user writes the
+split: `FOO/BAR`.
 """
 
 import re
@@ -19,7 +19,7 @@ from k2cli.symbols import fold_symbol, is_asset
 
 
 class Market(StrEnum):
-    """A market of Binance: each has its own ids, and so its own exchange name."""
+    """A market of Binance; each has separate ids and therefore a separate exchange name."""
 
     SPOT = "spot"
     US = "us"
@@ -53,36 +53,36 @@ class Instrument:
     symbol: str
     base: str
     quote: str
-    is_guess: bool = field(default=False, compare=False)  # split by its end: no list has it
+    is_guess: bool = field(default=False, compare=False)  # split by its suffix: it is on no list
 
 
-_UNLISTED_QUOTES: Final = ("RLUSD", "USDE")  # in none of the lists that k2 ships
+_UNLISTED_QUOTES: Final = ("RLUSD", "USDE")  # on none of the lists that k2 ships
 _SHORTEST: Final = 2
 _LONGEST: Final = 30  # characters of a pair
 _LONGEST_TEXT: Final = 100
 _LONGEST_ASSET: Final = 20
 _SYMBOL: Final = re.compile(r"([^_]+)(?:_(?:PERP|SETTLED|[0-9]{6}))?")
 _SPLIT: Final = re.compile(r"([^/-]+)[/-]([^/-]+)")
-_SETTLED: Final = re.compile(r"(?:SETTLED)+$")  # what the archive calls a contract that has ended
+_SETTLED: Final = re.compile(r"(?:SETTLED)+$")  # the archive's name for an expired contract
 
 
 def parse_symbol(text: str, market: Market, home: Path | None = None) -> Instrument:
-    """Read a symbol of a market by its list; see `split_symbol`.
+    """Parse a symbol of a market with the market's list; see `split_symbol`.
 
-    `home` is the folder with the list that was refreshed last; without it the shipped one decides.
+    `home` is the folder with the last refreshed list; without it the shipped list is used.
 
     Raises:
-        UsageError: not a symbol, or one whose quote asset is not known.
+        UsageError: not a symbol, or its quote asset is unknown.
     """
     return split_symbol(text, known_listing(market, home))
 
 
 def split_symbol(text: str, listing: Listing) -> Instrument:
-    """Read a symbol as users and exchanges write it: `BTCUSDT`, `btcusdt`, `BTC/USDT`,
+    """Parse a symbol as users and exchanges write it: `BTCUSDT`, `btcusdt`, `BTC/USDT`,
     `BTC-USDT`, `ETHUSD_PERP`, `BTCUSDT_250926`, `币安人生USDT`.
 
     Raises:
-        UsageError: not a symbol, or one whose quote asset is not known.
+        UsageError: not a symbol, or its quote asset is unknown.
     """
     word = fold_symbol(text.strip()) if len(text) <= _LONGEST_TEXT else ""
     if split := _SPLIT.fullmatch(word):
@@ -99,17 +99,17 @@ def split_symbol(text: str, listing: Listing) -> Instrument:
     base, quote = _guess(_SETTLED.sub("", pair) or pair, listing)
     if not base:
         raise UsageError(
-            f"cannot tell the quote asset of {word}",
-            hint="write where it splits, for instance FOO/BAR for FOOBAR",
+            f"cannot infer the quote asset of {word}",
+            hint="write the split, for example FOO/BAR for FOOBAR",
         )
     return Instrument(word, base, quote, is_guess=True)
 
 
 def _guess(pair: str, listing: Listing) -> tuple[str, str]:
-    """Split a pair that no list has by its end; two empty texts if no end is a quote asset.
+    """Split an unlisted pair by its suffix; two empty strings if no suffix is a quote asset.
 
-    A base asset that is known counts more than a quote asset of this market; among equals the
-    quote asset with the most pairs is the likeliest: ADAEUR is ADA/EUR, not AD/AEUR.
+    A known base asset outranks a quote asset of this market; ties go to the quote asset with the
+    most pairs: ADAEUR is ADA/EUR, not AD/AEUR.
     """
     elsewhere = _assets_of_all_markets()
     best: tuple[tuple[int, int, int, int], str, str] | None = None

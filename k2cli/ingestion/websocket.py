@@ -1,12 +1,12 @@
-"""WebSocket connections that are kept open: failover, sessions, back-pressure, watchdog.
+"""Persistent WebSocket connections: failover, sessions, back-pressure, watchdog.
 
-`Connections` holds one connection per subscription, in an event loop of its own. What it receives
-goes into a `BurstQueue`, as the payloads of messages with one receive time per read from the
-network. When the queue is long the connections stop reading, so that back-pressure reaches the
-exchange and memory stays bounded. Nothing here depends on which exchange it is.
+`Connections` keeps one connection per subscription, in a separate event loop. It queues the
+payloads of messages in a `BurstQueue`, with one receive time per read from the network. While the
+queue is long the connections stop reading, so back-pressure reaches the exchange and memory stays
+bounded. Nothing here is specific to an exchange.
 
-This is the only module of ingestion that imports the WebSocket library: what it takes to
-replace it is here, proxies and redirects included, which is why the module is long.
+This is the only ingestion module that imports the WebSocket library. Everything that depends on it
+is here, including proxies and redirects, which is why the module is long.
 """
 
 import asyncio
@@ -35,13 +35,13 @@ from k2cli.ingestion.bursts import BurstQueue
 from k2cli.ingestion.reconnect import AttemptBudget, Backoff
 from k2cli.urls import check_password
 
-_QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # of frames; reading pauses above, until half of it
-_READ_BYTES: Final = 32 * 1024  # at most at once: a thread that parses tiny frames takes no stop
+_QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # reading pauses above it, until half is left
+_READ_BYTES: Final = 32 * 1024  # per run: a loop over tiny frames cannot be interrupted
 _UNSENT_MAX_BYTES: Final = 1024 * 1024  # of pongs that the exchange does not read
-_DRAIN_CHECK_S: Final = 0.01  # between two looks at a queue that is too long
+_DRAIN_CHECK_S: Final = 0.01  # between checks of a queue that is too long
 _CLOSE_S: Final = 0.3  # for the closing handshake
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
-_NOTICE_MAX_BYTES: Final = 256  # a longer frame is not a notice, whatever it contains
+_NOTICE_MAX_BYTES: Final = 256  # a longer frame is never a shutdown notice
 _THROTTLED: Final = (
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.IM_A_TEAPOT,  # "banned for a while", at some exchanges
@@ -51,7 +51,7 @@ _MAX_RETRY_AFTER_S: Final = 3600.0
 _SOCKS_PORT: Final = 1080
 _PROXY: Final = "the proxy from the environment"
 _PROXY_HINT: Final = (
-    "like http://HOST:PORT or socks5h://HOST:PORT in HTTPS_PROXY; NO_PROXY names exceptions"
+    "set HTTPS_PROXY to http://HOST:PORT or socks5h://HOST:PORT, and exceptions in NO_PROXY"
 )
 
 _DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
@@ -59,7 +59,7 @@ _DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """What one connection asks for, of whichever server it is connected to."""
+    """What one connection subscribes to, on any of its servers."""
 
     streams: int
     urls: Sequence[str]  # one per base
@@ -68,15 +68,15 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionOptions:
-    """Which servers there are, and when to give up on a connection or to end."""
+    """The servers, and when to give up on a connection or stop."""
 
     bases: Sequence[str]  # in failover order, as events name them
     attempts: int  # to connect, within each window, for all connections
     window_s: float
-    shutdown_notice: bytes  # in the short frame that announces the end; empty: there is none
+    shutdown_notice: bytes  # in the short frame that announces the end; empty if there is none
     connect_timeout_s: float  # for the first connection; later outages are waited out
     stale_after_s: float  # without anything
-    silent_after_s: float  # without data, after some
+    silent_after_s: float  # without data, once there was some
     max_messages: int | None
 
 
@@ -87,7 +87,7 @@ class Connections:
     `stale` and `silent`. After a reconnect a new session begins in the queue.
 
     Raises:
-        ConfigError: the proxy that the environment names cannot be used.
+        ConfigError: the proxy set in the environment cannot be used.
     """
 
     def __init__(
@@ -112,20 +112,20 @@ class Connections:
         self._stopped = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: asyncio.Task[None] | None = None
-        self.was_connected = False  # ever, to any server
+        self.was_connected = False  # to any server, since the start
 
     def stop(self) -> None:
-        """Stop reading, and let `run` return. Any thread, any time."""
+        """Stop reading and make `run` return. Safe from any thread, at any time."""
         self._stopped.set()
         if self._loop is not None and self._connections is not None:
-            with suppress(RuntimeError):  # the loop is closed: the connections are gone
+            with suppress(RuntimeError):  # the loop is closed, and so are the connections
                 self._loop.call_soon_threadsafe(self._connections.cancel)
 
     def run(self) -> None:
-        """Receive until stopped, or until as many messages came as were asked for.
+        """Receive until stopped, or until the requested number of messages has arrived.
 
         Raises:
-            Unavailable: no connection was made in time, or a server refuses for good.
+            Unavailable: no connection in time, or a server refuses permanently.
         """
         with suppress(asyncio.CancelledError):
             asyncio.run(self._connect_all())
@@ -143,7 +143,7 @@ class Connections:
             raise failures.exceptions[0] from None
 
     async def _keep_connected(self, subscription: Subscription) -> None:
-        """Hold one connection open for a subscription, until cancelled."""
+        """Keep one connection open for a subscription until cancelled."""
         options, urls = self._options, subscription.urls
         backoff, is_first, deadline = Backoff(len(urls)), True, 0.0
         while True:
@@ -173,14 +173,14 @@ class Connections:
             await asyncio.sleep(delay_s)
 
     async def _wait_for_budget(self) -> None:
-        """Wait until the budget of attempts, which all connections share, allows another one."""
+        """Wait until the attempt budget shared by all connections allows another attempt."""
         while (wait_s := self._budget.take()) > 0:
             self._observe("attempts_limited", retry_in_s=round(wait_s, 2))
             await asyncio.sleep(wait_s)
 
     @asynccontextmanager
     async def _open(self, base: str, url: str, *, is_first: bool) -> AsyncIterator["_Connection"]:
-        """Open a connection; close it quickly, whatever the exchange does."""
+        """Open a connection; close it quickly even if the exchange does not respond."""
         connection = await self._connect(base, url, is_first=is_first)
         assert isinstance(connection, _Connection)
         try:
@@ -202,18 +202,18 @@ class Connections:
             compression=None,
             open_timeout=min(10.0, self._options.connect_timeout_s),
             close_timeout=_CLOSE_S,
-            ping_interval=None,  # the server pings; ours would count as inbound messages
+            ping_interval=None,  # pings from here would count as inbound messages
             max_size=_MAX_FRAME_BYTES,
         )
 
     def _begin_session(self, connection: "_Connection") -> None:
-        """Let what comes from now on belong to another session than what came before."""
+        """Start a new session for what arrives from now on."""
         if connection.is_reconnected:
             connection.is_reconnected = False
             self._queue.begin_session()
 
     async def _read(self, connection: "_Connection") -> None:
-        """Wait for the end of the connection, while `_take` takes what comes.
+        """Wait until the connection closes, while `_take` receives.
 
         Raises:
             ConnectionClosed: always, with the reason.
@@ -225,7 +225,7 @@ class Connections:
             watchdog.cancel()
 
     def _take(self, connection: "_Connection", frames: list[bytes]) -> None:
-        """Put frames into the queue, up to the last one that is wanted."""
+        """Queue frames, up to the requested number of messages."""
         if self._stopped.is_set():
             return
         self._begin_session(connection)
@@ -248,7 +248,7 @@ class Connections:
     def _without_notice(
         self, connection: "_Connection", frames: list[bytes], notice: bytes
     ) -> list[bytes]:
-        """Leave the notice of a shutdown out, and reconnect at once if it is one."""
+        """Drop a shutdown notice and reconnect immediately."""
         kept = [f for f in frames if notice not in f or len(f) >= _NOTICE_MAX_BYTES]
         if len(kept) < len(frames):
             connection.farewell = "the exchange shuts the server down"
@@ -263,7 +263,7 @@ class Connections:
             connection.resume()
 
     async def _watch(self, connection: "_Connection") -> None:
-        """Cut a connection on which nothing comes, or only pings after there was market data."""
+        """Close a connection without data, or with only pings after there was market data."""
         options = self._options
         while True:
             await asyncio.sleep(min(options.stale_after_s, options.silent_after_s) / 10)
@@ -283,29 +283,29 @@ class Connections:
             return
 
     def _give_up(self, exc: Exception, base: str, *, is_first: bool, is_late: bool) -> None:
-        """Raise where another try is pointless: refused for good, or never connected in time."""
+        """Raise if another attempt is pointless: refused permanently, or not connected in time."""
         if isinstance(exc, ssl.SSLCertVerificationError):
             raise Unavailable(
                 f"{base}: the server's certificate is not valid: {exc.verify_message}",
-                hint="a private authority is trusted with SSL_CERT_FILE=ca.pem",
+                hint="set SSL_CERT_FILE=ca.pem to trust a private authority",
             ) from exc
         if not is_first:
             return
         if isinstance(exc, InvalidStatus) and _is_final(exc.response.status_code):
             raise Unavailable(
                 f"{base} refuses the connection: HTTP {exc.response.status_code}",
-                hint="check --symbols and --url; 451 means not served where you are, "
-                "3xx a redirect to another server, which is not followed",
+                hint="check --symbols and --url; 451 means not available in your location,  "
+                "3xx a redirect to another server, which k2 does not follow",
             ) from exc
         if is_late:
             raise Unavailable(
                 f"no connection to {', '.join(self._options.bases)}: {_reason(exc)}",
-                hint="check the network, or name another server with --url",
+                hint="check the network, or choose another server with --url",
             ) from exc
 
 
 class _SameOriginConnect(connect):
-    """Follows redirects within a server only."""
+    """Follows redirects only within a server."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         before = self.ws_uri
@@ -325,10 +325,10 @@ class _SameOriginConnect(connect):
 
 
 class _Connection(ClientConnection):
-    """A connection that hands its messages over as they come, without a queue of its own.
+    """A connection that passes messages on as they arrive, without queueing them.
 
-    `received_us` and `last_data_s` say when data last came, pings included; `last_frame_s` when
-    market data did.
+    `received_us` and `last_data_s` are the times of the last data, pings included; `last_frame_s`
+    is the time of the last market data.
     """
 
     def __init__(
@@ -341,7 +341,7 @@ class _Connection(ClientConnection):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.is_reconnected = is_reconnected
-        self.farewell = ""  # what the exchange said before it went
+        self.farewell = ""  # the exchange's shutdown notice
         self.received_us = 0
         self.last_data_s = clock()
         self.last_frame_s: float | None = None  # of market data
@@ -395,12 +395,12 @@ class _Connection(ClientConnection):
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the URL of the proxy that the environment names for a WebSocket URL, if any.
+    """Return the proxy URL that the environment sets for a WebSocket URL, if any.
 
-    Without a scheme it is an HTTP proxy, as for curl.
+    A URL without a scheme means an HTTP proxy, as in curl.
 
     Raises:
-        ConfigError: what is set is not the URL of a proxy, or its kind needs a missing package.
+        ConfigError: the value is not a proxy URL, or this kind of proxy needs a missing package.
     """
     proxy = get_proxy(parse_uri(url))
     if not proxy:
@@ -423,7 +423,7 @@ def proxy_for(url: str) -> str | None:
 
 
 def retry_after_s(exc: Exception) -> float:
-    """Return the seconds for which a throttling server asked for no attempt; 0 if it did not."""
+    """Return how many seconds a throttling server asked clients to wait, or 0."""
     if not isinstance(exc, InvalidStatus) or exc.response.status_code not in _THROTTLED:
         return 0.0
     text = exc.response.headers.get("Retry-After", "")
@@ -431,7 +431,7 @@ def retry_after_s(exc: Exception) -> float:
 
 
 def _is_final(status: int) -> bool:
-    """Return whether a status means that another attempt is pointless; redirects elsewhere do."""
+    """Return whether a status makes another attempt pointless, as redirects elsewhere do."""
     is_refused = HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.INTERNAL_SERVER_ERROR
     return is_refused and status not in _RETRIED_STATUS
 

@@ -1,1 +1,1 @@
-"""What moves records: streams, loads, topics and exports, and the sinks they end in."""
+"""Pipelines that move records: stream, load, produce, consume and export, and their sinks."""

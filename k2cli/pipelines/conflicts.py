@@ -22,7 +22,7 @@ class ConflictReport:
     def report(
         self, kind: RecordKind, count: int, examples: Sequence[ValueConflict]
     ) -> list[Reject]:
-        """Report the conflicts of one commit; return those that belong into the rejects file."""
+        """Report the conflicts of one commit; return those to write to the rejects file."""
         if not count:
             return []
         self._observe("conflict", table=kind.table, count=count, reason=str(examples[0]))

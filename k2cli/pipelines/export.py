@@ -1,8 +1,8 @@
-"""Table -> files in the layout they came in: the way back of a load, by the same description.
+"""Export tables as files in the layout of their source files, the inverse of a load.
 
-Every column of the layout is filled from where a load puts it: an entry of vendor_data as it was
-written, a field of the record, a time in the layout's own way. What a row never had (a streamed
-trade has no quote quantity) is made from its fields where it follows from them, else left empty.
+Every column of the layout is filled from where a load stores it: an entry of vendor_data unchanged,
+a field of the record, or a time in the layout's format. A missing value (a streamed trade has no
+quote quantity) is computed from the row's fields if possible, else left empty.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from k2cli.query.questions import Question, filters, selected
 from k2cli.query.render import UTC, iso_instant, literal, quoted
 from k2cli.query.selection import Selection
 
-# Entries of vendor_data that follow from the record's fields.
+# Entries of vendor_data that can be computed from the record's fields.
 _DERIVED: Final[Mapping[str, str]] = {
     "quote_quantity": "CAST(price * quantity AS VARCHAR)",
     "trade_time": "CAST(epoch_us(timestamp) AS VARCHAR)",
@@ -26,35 +26,35 @@ _DERIVED: Final[Mapping[str, str]] = {
 
 
 def check_zone(layout: Layout, zone: str) -> None:
-    """Refuse a zone for times that are written without an offset: it could not be read back.
+    """Refuse a zone for times that are written without an offset.
 
     Raises:
-        UsageError: the layout writes epochs, or times of its own zone.
+        UsageError: the layout writes epochs, or times of a fixed zone.
     """
     if zone != UTC and layout.time.how not in ("iso", "auto"):
         own = "epochs" if layout.time.how == "epoch" else f"local times of {layout.time.zone}"
         raise UsageError(
             f"the layout writes {own}, which have no offset",
-            hint="leave --tz out, or export in another layout, for instance generic-trades",
+            hint="omit --tz, or use another layout, for example generic-trades",
         )
 
 
 def export_rows(session: Session, layout: Layout, selection: Selection) -> Answer:
-    """Ask for the rows of a selection, in its order, with a layout's columns as text.
+    """Query the rows of a selection, in its order, with a layout's columns as text.
 
-    A layout that names no columns gets those of its fields, then one for every entry that
-    vendor_data has in any row of the selection. Optional columns that no row fills are left out,
-    as in the files that a load reads.
+    A layout without columns gets those of its fields, then one for every entry of vendor_data in
+    the selected rows. Optional columns without values are omitted, as in the files that a load
+    reads.
 
     Raises:
-        UsageError: the layout has a delimiter or another form that is not written, or the session
-            has a zone that the layout's times cannot show.
+        UsageError: the layout has an unsupported delimiter or format, or the layout's times cannot
+        show the session's zone.
     """
     check_zone(layout, session.zone)
     if not layout.is_plain:
         raise UsageError(
-            "k2 exports UTF-8 with commas, and the layout has another form",
-            hint="export in another layout, for instance generic-trades",
+            "k2 exports comma-separated UTF-8, but the layout has another format",
+            hint="use another layout, for example generic-trades",
         )
     if layout.columns:
         columns = _columns_of_files(session, layout, selection)
@@ -66,7 +66,7 @@ def export_rows(session: Session, layout: Layout, selection: Selection) -> Answe
 
 
 def _columns_of_files(session: Session, layout: Layout, selection: Selection) -> dict[str, str]:
-    """Fill a layout's columns, each row's as in the files of its market."""
+    """Fill a layout's columns, each row as in the files of its market."""
     columns = {name: _expression(layout, name, session.zone) for name in layout.columns}
     if not layout.optional and not layout.market_columns:
         return columns
@@ -92,7 +92,7 @@ def _columns_of_files(session: Session, layout: Layout, selection: Selection) ->
 def _of_market(
     columns: Mapping[str, str], layout: Layout, market: Market, *, is_alone: bool, zone: str
 ) -> dict[str, str]:
-    """Fill the columns that are others in a market; name them so where all rows are of it."""
+    """Fill columns that differ in a market; rename them if all rows are of it."""
     own = layout.for_market(market)
     names = layout.market_columns[market]
     is_of_it = f"exchange = {literal(market.exchange)}"
@@ -110,7 +110,7 @@ def _of_market(
 
 
 def _columns_in_use(session: Session, layout: Layout, selection: Selection) -> dict[str, str]:
-    """Fill the columns of fields that any row has, and of all entries of vendor_data."""
+    """Fill the columns of fields with values, and of all entries of vendor_data."""
     kind = layout.record
     condition, values = filters(kind, selection)
     source = f"FROM {quoted(kind.name)} WHERE {condition}"
@@ -122,12 +122,12 @@ def _columns_in_use(session: Session, layout: Layout, selection: Selection) -> d
     fields = {field: _field(layout, field, session.zone) for field in layout.fields}
     counts = ", ".join(f"count({made}) AS {quoted(field)}" for field, made in fields.items())
     (used,) = session.ask(Question(f"SELECT {counts} {source}", values)).table().to_pylist()
-    in_use = [field for field in fields if used[field]] or list(fields)  # no rows: a header of all
+    in_use = [field for field in fields if used[field]] or list(fields)  # no rows: all fields
     return entries | {layout.candidates(field)[0]: fields[field] for field in in_use}
 
 
 def _expression(layout: Layout, column: str, zone: str) -> str:
-    """Make the SQL that fills one column."""
+    """Build the SQL that fills one column."""
     field = _field_of(layout, column)
     made = [_entry(name) for name, source in layout.vendor_data.items() if source == column]
     made += [
@@ -138,7 +138,7 @@ def _expression(layout: Layout, column: str, zone: str) -> str:
     if field is not None:
         made.append(_field(layout, field, zone))
     if not made:
-        made.append("NULL")  # a column that a load does not keep
+        made.append("NULL")  # a column that a load does not store
     return f"coalesce({', '.join(made)})" if len(made) > 1 else made[0]
 
 
@@ -160,7 +160,7 @@ def _field(layout: Layout, field: str, zone: str) -> str:
         "date": f"strftime({local}, {literal(rule.date_formats[0])})",
         "time": f"strftime({local}, {literal(rule.time_format)})",
         "timestamp": epoch if rule.how == "epoch" else iso,
-        # The exchange's own id; one that a load made of time and row is none.
+        # Only the exchange's id, not one that a load derived from time and row.
         "id": f"CASE WHEN NOT starts_with({kind.id_column},"
         " concat(exchange, '-', epoch_us(timestamp) // 1000, '-'))"
         f" THEN substr({kind.id_column}, length(exchange) + 2) END",

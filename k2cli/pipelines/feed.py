@@ -1,4 +1,4 @@
-"""An exchange's live feed into a sink: what `k2 stream` runs, put together."""
+"""Assemble what `k2 stream` runs: an exchange's live feed into a sink."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedOptions:
-    """What to stream, and where its rows go: to `out`, else to Kafka, else into the tables."""
+    """What to stream, and the target of its rows: `out`, else Kafka, else the tables."""
 
     stream: StreamOptions
     policy: PumpPolicy
@@ -37,42 +37,42 @@ class FeedOptions:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """An open feed: run its pump, once."""
+    """An open feed: run its pump once."""
 
     stream: ExchangeStream
     pump: Pump
 
     @property
     def totals(self) -> Totals:
-        """The sums so far."""
+        """The totals so far."""
         return self.pump.totals
 
     def summarize(self) -> dict[str, object]:
-        """Return the sums of the run, by name."""
+        """Return the totals of the run, by name."""
         silent = len(self.stream.silent_streams)
         duration_s = round(self.totals.duration_s, 3)
         return {**asdict(self.totals), "silent_streams": silent, "duration_s": duration_s}
 
     def check_connected(self, duration_s: float | None) -> None:
-        """Check that a run which lasted its whole duration reached a server at all.
+        """Check that a run that lasted its whole duration reached a server.
 
         Raises:
-            Unavailable: no connection was made.
+            Unavailable: there was no connection.
         """
         if duration_s is None or self.totals.duration_s < duration_s or self.stream.was_connected:
             return
         raise Unavailable(
-            f"no connection was made within {duration_s:g} s",
-            hint="check the network, or name another server with --url",
+            f"no connection within {duration_s:g} s",
+            hint="check the network, or choose another server with --url",
         )
 
 
 @contextmanager
 def open_feed(options: FeedOptions, config: Settings, observe: Observer) -> Iterator[Feed]:
-    """Open the sink, and prepare the stream; it connects when the pump runs.
+    """Open the sink and prepare the stream; it connects when the pump runs.
 
     Raises:
-        UsageError: a URL cannot be one.
+        UsageError: a URL is invalid.
         ConfigError, Unavailable, NotFound: the sink cannot be opened.
     """
     venue = options.stream.venue

@@ -11,14 +11,14 @@ from k2cli.storage.append import Commit, SourcePosition
 
 
 class Printer(Protocol):
-    """Writes rows onto a stream."""
+    """Writes rows to a stream."""
 
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
-        """Write rows, at once."""
+        """Write rows immediately."""
 
 
 class NdjsonPrinter:
-    """Rows as lines of JSON."""
+    """Writes rows as lines of JSON."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
@@ -45,7 +45,7 @@ class NdjsonPrinter:
 
 
 class ArrowPrinter:
-    """Rows of one kind as an Arrow IPC stream; `close` ends it."""
+    """Writes rows of one kind as an Arrow IPC stream; `close` ends it."""
 
     def __init__(self, out: BinaryIO, kind: RecordKind) -> None:
         self._out = out
@@ -63,7 +63,7 @@ class ArrowPrinter:
 
 
 class PrintedTables:
-    """Rows onto a stream, in the place of tables."""
+    """Writes rows to a stream instead of tables."""
 
     def __init__(self, printer: Printer) -> None:
         self._printer = printer
@@ -86,7 +86,7 @@ class PrintedTable:
         """Do nothing: nobody else prints."""
 
     def evolved_kind(self) -> RecordKind:
-        """Return the kind: it is printed with its own columns."""
+        """Return the kind unchanged: all its columns are printed."""
         return self._kind
 
     def stored_position(self, key: str) -> str | None:  # noqa: ARG002

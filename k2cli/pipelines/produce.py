@@ -1,4 +1,4 @@
-"""Rows onto topics: which topic takes them, and with which schema."""
+"""Produce rows to their topics, with the registered schema."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,13 +27,13 @@ class ProduceOptions:
     timeout_s: float
     run: str  # a header of every message
     topic: str | None = None  # for all rows; None: market.{asset_class}.{kind}
-    is_registering: bool = True  # our schema, where the registry does not have it yet
-    transaction: str | None = None  # its id, so that all is there or nothing
-    patience_s: float | None = None  # for brokers that do not answer; None: for ever
+    is_registering: bool = True  # k2's schema, if the registry does not have it yet
+    transaction: str | None = None  # its id; then all rows appear or none
+    patience_s: float | None = None  # for brokers that do not answer; None: no limit
 
 
 class TopicRows:
-    """Produces rows onto the topics that they belong to. Made by `open_topics`."""
+    """Produces rows to their topics. Created by `open_topics`."""
 
     def __init__(
         self, *, writer: TopicWriter, topics: Topics, registry: Registry, options: ProduceOptions
@@ -45,11 +45,11 @@ class TopicRows:
         self._headers: dict[tuple[str, str], bytes] = {}
 
     def prepare(self, kind: RecordKind, asset_class: str) -> str:
-        """Find out where such rows go, before there are any. Returns the topic.
+        """Prepare the topic of such rows in advance; return its name.
 
         Raises:
-            NotFound: the topic does not exist, or the registry lacks the schema and is not to
-                get it.
+            NotFound: the topic does not exist, or the registry lacks the schema and it must not be
+            registered.
         """
         topic = self._options.topic or topic_of(kind, asset_class)
         self._header(topic, kind)
@@ -65,19 +65,19 @@ class TopicRows:
             self._write(topic_of(kind, asset_class), kind, some)
 
     def flush(self) -> None:
-        """Return when the brokers hold everything. See `TopicWriter.flush`."""
+        """Wait until the brokers have everything. See `TopicWriter.flush`."""
         self._writer.flush()
 
     def commit(self) -> None:
-        """Make all that was written since `begin` visible, at once."""
+        """Make everything written since `begin` visible atomically."""
         self._writer.commit()
 
     def begin(self) -> None:
-        """Let what is written from now on appear all at once, or not at all."""
+        """Begin a transaction: later rows appear atomically or not at all."""
         self._writer.begin()
 
     def abort(self) -> None:
-        """Let nothing of what was written since `begin` ever appear."""
+        """Discard everything written since `begin`."""
         self._writer.abort()
 
     def _write(self, topic: str, kind: RecordKind, rows: pa.RecordBatch) -> None:
@@ -90,7 +90,7 @@ class TopicRows:
         try:
             self._topics.describe([topic])
         except NotFound as exc:
-            raise NotFound(str(exc), hint=f"k2 init, or k2 topic create {topic}") from exc
+            raise NotFound(str(exc), hint=f"run k2 init, or k2 topic create {topic}") from exc
         subject = subject_of(topic)
         ask = self._registry.register if self._options.is_registering else self._registry.find
         header = self._headers[(topic, kind.name)] = wire_header(ask(subject, kind.avro))
@@ -99,10 +99,10 @@ class TopicRows:
 
 @contextmanager
 def open_topics(options: ProduceOptions, *, observe: Observer) -> Iterator[TopicRows]:
-    """Open a producer, and the registry that knows its schemas.
+    """Open a producer and its schema registry.
 
     Raises:
-        ConfigError: Kafka or the registry is not set up, or a setting is wrong.
+        ConfigError: Kafka or the registry is not configured, or a setting is wrong.
     """
     with ExitStack() as stack:
         registry = open_registry(options.registry, timeout_s=options.timeout_s)

@@ -22,7 +22,7 @@ class Allowance:
     percent: float | None = None
 
     def is_exceeded(self, rejects: int, lines: int) -> bool:
-        """Return whether so many rejects among so many lines are too many."""
+        """Return whether there are too many rejects for this number of lines."""
         if self.percent is None:
             return rejects > self.count
         return rejects * _PERCENT > self.percent * lines
@@ -37,7 +37,7 @@ class RejectPolicy:
 
     rejects: RejectLog
     allowance: Allowance
-    max_reject_bytes: int = MAX_REJECT_BYTES  # of the file of rejects
+    max_reject_bytes: int = MAX_REJECT_BYTES  # of the rejects file
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ def pump(
 
     Raises:
         BadData: more rejects than allowed, the file of rejects is full, or the input cannot be read
-            to its end.
+        its end.
     """
     rejects, allowance = policy.rejects, policy.allowance
     first = ""
@@ -84,5 +84,5 @@ def pump(
         what = "line" if sums.rejects == 1 else "lines"
         raise BadData(
             f"{path}: {sums.rejects:,} {what} rejected (limit {allowance}); first: {first}",
-            hint=f"see {rejects.path}; --max-rejects allows more",
+            hint=f"see {rejects.path}, or increase --max-rejects",
         )

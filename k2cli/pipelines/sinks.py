@@ -1,4 +1,4 @@
-"""Where rows go: tables, topics, or stdout."""
+"""The sinks of rows: tables, topics and stdout."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,16 +21,16 @@ from k2cli.storage.lake import Lake
 from k2cli.storage.laketable import LakeTable
 from k2cli.storage.position import Position, Series, Stored
 
-_REMEMBERED = 1_024  # ranges of a series
+_REMEMBERED = 1_024  # ranges per series
 
 if TYPE_CHECKING:
     from k2cli.pipelines.spill import Spilled, SpillFolder
 
 
 class TableSink:
-    """Rows into Iceberg tables, with what is stored of every series in each snapshot.
+    """Writes rows to Iceberg tables, with the position of every series in each snapshot.
 
-    With `spill`, rows that could not be committed at the end of a run are kept for the next one.
+    With `spill`, rows that could not be committed at the end of a run are saved for the next one.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class TableSink:
         self._pending[kind.name].append(rows)
 
     def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
-        """Keep ids that stand for no record until the next commit."""
+        """Keep ids without a row until the next commit."""
         _add_seen(self._seen[kind.name], ids)
 
     def commit(self) -> Committed:
-        """Append what is pending, a snapshot a table; what a table stores already is left out."""
+        """Append pending rows, one snapshot per table; skip rows that are already stored."""
         total = Committed()
         for name in KINDS:
             if self._pending[name] or self._seen[name] or self._recovered[name]:
@@ -65,16 +65,16 @@ class TableSink:
         return total
 
     def recover(self) -> Iterator[Recovered]:
-        """Take over the rows that earlier runs kept for this catalog, a file at a time."""
+        """Add rows saved by earlier runs for this catalog, one file at a time."""
         for spilled in self._spill.load() if self._spill else ():
             self._recovered[spilled.kind.name].append(spilled)
             self._observe("recovered", rows=spilled.rows.num_rows, file=str(spilled.path))
             yield Recovered(rows=spilled.rows.num_rows, size_bytes=spilled.rows.nbytes)
 
     def keep(self) -> Kept:
-        """Save what is pending in files that the next run picks up; without `spill`, only count.
+        """Save pending rows in files for the next run; without `spill`, only count them.
 
-        What earlier runs kept stays in the files that it is in.
+        Rows saved by earlier runs stay in their files.
         """
         rows = sum(batch.num_rows for batches in self._pending.values() for batch in batches)
         if self._spill is None:
@@ -137,18 +137,18 @@ class TableSink:
             for spilled in self._recovered[name]:
                 spilled.remove()
             self._recovered[name].clear()
-            # What this run skips from now on was skipped while no run streamed.
+            # Gaps of this run so far were missed while no run streamed.
             self._watches.update(
                 {each: watch for each, watch in _watches(self._exchange).items() if each == name}
             )
 
     def _take_unfit(self, kind: RecordKind, rows: pa.Table) -> list[Reject]:
-        """Remove the pending rows that the table cannot hold before it has evolved."""
+        """Remove pending rows that do not fit until the table is evolved."""
         faults = self._open_table(kind).unfit_rows(rows)
         is_fit = np.ones(rows.num_rows, dtype=np.bool_)
         is_fit[list(faults)] = False
         self._pending[kind.name][:] = rows.filter(pa.array(is_fit)).to_batches()
-        for spilled in self._recovered[kind.name]:  # its rows are among the pending ones now
+        for spilled in self._recovered[kind.name]:  # its rows are now pending
             spilled.rows = kind.arrow.empty_table()
         with NdjsonRenderer() as renderer:
             return [
@@ -174,21 +174,21 @@ class ForwardingSink:
         self._deduplicator = Deduplicator(exchange=exchange, observe=observe)
 
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
-        """Write the rows that were not written before; wait while the receiver is behind."""
+        """Write new rows; wait while the receiver is behind."""
         for batch in self._deduplicator.new_rows(kind, rows):
             self._write(kind, batch)
 
     def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
-        """Note ids that stand for no record."""
+        """Record ids without a row."""
         self._deduplicator.see(kind, ids)
 
     def commit(self) -> Committed:
-        """Flush, and return the sums since the last commit."""
+        """Flush; return the totals since the last commit."""
         self._flush()
         return self._deduplicator.take_sums()
 
     def recover(self) -> Iterator[Recovered]:
-        """Yield nothing: nothing is kept between runs."""
+        """Yield nothing: no rows are saved between runs."""
         return iter(())
 
     def keep(self) -> Kept:
@@ -197,10 +197,10 @@ class ForwardingSink:
 
 
 class Deduplicator:
-    """Leaves out what came before in this run, and reports gaps: for sinks without a table.
+    """Skips rows already seen in this run and reports gaps, for sinks without a table.
 
-    Of each series the newest ids are remembered: all trades but for the oldest holes between them,
-    and 1,024 ranges of quotes. What is older is taken again rather than lost.
+    It remembers the newest ids of each series: all trades except for the oldest gaps between them,
+    and 1,024 ranges of quotes. Older rows are written again rather than lost.
     """
 
     def __init__(self, *, exchange: str, observe: Observer) -> None:
@@ -213,7 +213,7 @@ class Deduplicator:
         self._rejects: list[Reject] = []
 
     def new_rows(self, kind: RecordKind, rows: pa.RecordBatch) -> Sequence[pa.RecordBatch]:
-        """Return the rows that did not come before, and count them as taken."""
+        """Return the rows not seen before, and record them."""
         stored = self._stored[kind.name]
         position = Position(stored)
         table = pa.Table.from_batches([rows])
@@ -237,18 +237,18 @@ class Deduplicator:
         return batches
 
     def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
-        """Take note of ids that stand for no record, before the rows that came with them."""
+        """Record ids without a row, before the rows of the same batch."""
         _add_seen(self._seen[kind.name], ids)
 
     def take_sums(self) -> Committed:
-        """Return the sums since the last call."""
+        """Return the totals since the last call."""
         sums, self._sums = replace(self._sums, rejects=self._rejects), Committed()
         self._rejects = []
         return sums
 
 
 def is_outage(exc: K2Error, *, has_committed: bool) -> bool:
-    """Return whether to wait and to commit again: a wrong setting too, once it has been right."""
+    """Return whether to retry the commit: also for a wrong setting, if it worked before."""
     return not isinstance(exc, ConfigError) or has_committed
 
 
@@ -285,7 +285,7 @@ def _unfit_reject(
 
 
 def _report_gaps(observe: Observer, kind: RecordKind, gaps: Sequence[Gap]) -> int:
-    """Report every gap; return how many numbers were skipped while streaming."""
+    """Report every gap; return how many numbers were missed while streaming."""
     for gap in gaps:
         observe(
             "restart_gap" if gap.is_restart else "gap",

@@ -1,8 +1,8 @@
-"""Rows that a stopped run could not commit, as files that the next run picks up.
+"""Save rows that a stopped run could not commit as files for the next run.
 
-A file is an Arrow IPC file of one kind's rows. Its metadata has the kind, and the numbers that
-were seen without a row. Whoever reads a file holds a lock on it until its rows are committed, so
-that two runs do not pick up the same one.
+A file is an Arrow IPC file of one kind's rows. Its metadata has the kind, and the sequence numbers
+seen without a row. A run that reads a file locks it until its rows are committed, so two runs do
+not pick up the same file.
 """
 
 import fcntl
@@ -35,7 +35,7 @@ _SUFFIX: Final = ".arrow"
 
 @dataclass(slots=True, kw_only=True)
 class Spilled:
-    """What one file holds."""
+    """The content of one file."""
 
     path: Path
     kind: RecordKind
@@ -50,7 +50,7 @@ class Spilled:
 
 
 class SpillFolder:
-    """Where rows for one catalog are kept between runs; created with the first file."""
+    """The folder of saved rows for one catalog, created with the first file."""
 
     def __init__(self, config: Settings, observe: Observer) -> None:
         self.path: Final = config.home / "uncommitted" / _catalog_name(config)
@@ -83,13 +83,13 @@ class SpillFolder:
         return path
 
     def load(self) -> Iterator[Spilled]:
-        """Yield what earlier runs left, oldest first, and lock it.
+        """Yield the files of earlier runs, oldest first, and lock each.
 
-        A file that cannot be read is reported and left where it is.
+        A file that cannot be read is reported and left in place.
         """
         for path in sorted(self.path.glob(f"*{_SUFFIX}"), key=lambda each: each.name.split("-")[1]):
             file = _locked(path)
-            if file is None:  # another run has it
+            if file is None:  # another run has locked it
                 continue
             try:
                 rows = pa.ipc.open_file(file).read_all()
@@ -124,7 +124,7 @@ def _locked(path: Path) -> BinaryIO | None:
 
 
 def _catalog_name(config: Settings) -> str:
-    """Name the catalog that rows are for; the same whatever password it is reached with."""
+    """Return a name for the rows' catalog that does not depend on its password."""
     where = [config.catalog.get(key) for key in ("uri", "warehouse")]
     if not any(where):
         return "embedded"

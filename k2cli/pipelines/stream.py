@@ -1,7 +1,7 @@
-"""Source -> sink: the one place where they meet. Totals, flush policy, rejects, the end.
+"""The pump from a source to a sink: totals, flush policy, rejects and shutdown.
 
-An outage of the sink does not end a run: reading goes on while the rows fit into memory, and the
-commit is tried again. A run that is stopped meanwhile saves its rows for the next one.
+An outage of the sink does not end a run: it keeps reading while the rows fit into memory, and
+retries the commit. A run that is stopped meanwhile saves its rows for the next one.
 """
 
 import math
@@ -30,7 +30,7 @@ class PumpPolicy:
     duration_s: float | None = None
     max_rejects: int | None = None  # None: any number
     max_reject_bytes: int | None = None  # of the file; None: any size
-    max_held_bytes: int = 256 * _MIB  # of rows during an outage; reading pauses above
+    max_held_bytes: int = 256 * _MIB  # of rows during an outage; above it reading pauses
     clock: Callable[[], float] = time.monotonic  # of the interval and the duration
     sleep: Callable[[float], None] = time.sleep
 
@@ -57,10 +57,10 @@ class Pump:
         self._started = 0.0
         self._recovering = sink.recover()
         self._pending_rows = 0
-        self._recovered_rows = 0  # of these, those that earlier runs kept: they are in files
+        self._recovered_rows = 0  # of these, rows saved by earlier runs: they are in files
         self._pending_since = 0.0
         self._held_bytes = 0  # of pending rows
-        self._unwritten: list[Reject] = []  # that the rejects file did not take yet
+        self._unwritten: list[Reject] = []  # not written to the rejects file yet
         self._failures = 0  # of commits in a row
         self._retry_at = -math.inf
         self._is_stopping = False
@@ -68,20 +68,20 @@ class Pump:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the run was asked to end, or has come to it: the rest is being committed."""
+        """Whether the run is ending and committing the rest."""
         return self._is_stopping
 
     def stop(self) -> None:
-        """Ask for the end: what was read already is committed. Any thread."""
+        """Request the end: everything read so far is committed. Any thread."""
         self._is_stopping = True
         self._source.stop()
 
     def run(self, on_batch: Callable[[Batch], None] = lambda _: None) -> Totals:
-        """Pump to the end, commit the rest, return the totals. `on_batch` sees every batch.
+        """Pump to the end, commit the rest, return the totals. `on_batch` gets every batch.
 
         Raises:
-            BadData: more rejects than allowed; all before them is committed.
-            Unavailable: the last commit failed; the message says what happened to its rows.
+            BadData: more rejects than allowed; everything before them is committed.
+            Unavailable: the last commit failed; the message has the outcome of its rows.
         """
         self._started = self._clock()
         try:
@@ -91,23 +91,23 @@ class Pump:
                 on_batch(batch)
                 self._check_limits()
         finally:
-            # Also when the source failed: what was read before is committed or saved.
+            # Also if the source failed: data read before is committed or saved.
             self._finish()
         if self._has_too_many_rejects():
             raise BadData(
-                f"{self.totals.rejects} rejects; allowed are {self._policy.max_rejects}",
+                f"{self.totals.rejects} rejects (limit {self._policy.max_rejects})",
                 hint=f"see {self._rejects.path}",
             )
         if self._is_reject_file_full():
             raise BadData(
-                f"the rejects file has {self._rejects.size_bytes} bytes; "
-                f"allowed are {self._policy.max_reject_bytes}",
-                hint=f"move {self._rejects.path} away, or raise --max-reject-bytes",
+                f"the rejects file has {self._rejects.size_bytes} bytes "
+                f"(limit {self._policy.max_reject_bytes})",
+                hint=f"move {self._rejects.path} elsewhere, or increase --max-reject-bytes",
             )
         return self.totals
 
     def _recover(self) -> None:
-        """Commit what earlier runs could not, a file at a time: one waits out an outage."""
+        """Commit rows saved by earlier runs, one file at a time, retrying during an outage."""
         for recovered in self._recovering:
             self._recovered_rows += recovered.rows
             self._count_pending(recovered.rows)
@@ -118,7 +118,7 @@ class Pump:
     def _take(self, batch: Batch) -> None:
         self.totals.messages += batch.messages
         self.totals.reconnects = batch.session
-        for kind, ids in batch.seen:  # first: rows beside them open no gap then
+        for kind, ids in batch.seen:  # first, so that newer rows do not open a gap
             self._count_pending(ids.num_rows)
             self._sink.see(kind, ids)
         for kind, rows in batch.rows:
@@ -132,7 +132,7 @@ class Pump:
             self.totals.rejects += len(rejects)
             self._unwritten += rejects
             self._held_bytes += sum(len(reject.raw) for reject in rejects)
-            with suppress(Unavailable):  # the next commit tries it again, or reports it
+            with suppress(Unavailable):  # the next commit retries or reports it
                 self._write_rejects()
             self._observe(
                 "reject",
@@ -174,7 +174,7 @@ class Pump:
             self.stop()
 
     def _is_memory_full(self) -> bool:
-        """Return whether reading has to wait for the end of an outage."""
+        """Return whether reading must pause until an outage ends."""
         return self._failures > 0 and self._held_bytes >= self._policy.max_held_bytes
 
     def _has_too_many_rejects(self) -> bool:
@@ -186,7 +186,7 @@ class Pump:
         return limit is not None and self._rejects.size_bytes > limit
 
     def _commit(self) -> K2Error | None:
-        """Commit what is pending. An outage is reported and returned; all is kept then."""
+        """Commit pending rows. An outage is reported and returned, and the rows are kept."""
         self._is_sink_broken = True
         failure = self._try_commit()
         self._is_sink_broken = False
@@ -232,10 +232,10 @@ class Pump:
                 self._rejects.sync()
 
     def _finish(self) -> None:
-        """Commit the rest; save for the next run what cannot be committed.
+        """Commit the rest; save rows that cannot be committed for the next run.
 
         Raises:
-            Unavailable: something was not committed.
+            Unavailable: rows were not committed.
         """
         self._is_stopping = True
         failure = None
@@ -248,7 +248,7 @@ class Pump:
                 self._keep(failure)
 
     def _keep(self, failure: K2Error | None) -> None:
-        """Save what was not committed, and report it; raise after an outage."""
+        """Save and report uncommitted rows; raise after an outage."""
         self.totals.uncommitted = self._pending_rows - self._recovered_rows
         what = f"{self.totals.uncommitted} rows were not committed"
         hint = None
@@ -268,6 +268,6 @@ class Pump:
         count, file = len(self._unwritten) + self._rejects.unwritten, str(self._rejects.path)
         if count:
             self._observe("rejects_lost", count=count, file=file)
-            what = f"{what}, and {count} rejects are lost, which {file} did not take"
+            what = f"{what}, and {count} rejects that could not be written to {file} are lost"
         if failure is not None:
             raise Unavailable(f"{what}: {failure}", hint=hint or failure.hint) from failure

@@ -1,1 +1,1 @@
-"""The questions, asked with DuckDB over the data files that a plan left over."""
+"""Query the data files of a plan with DuckDB."""

@@ -1,4 +1,4 @@
-"""`python -m k2cli.query FD`: the process that starts those of users' SQL."""
+"""`python -m k2cli.query FD`: the process that starts the workers for user SQL."""
 
 from k2cli.startup import leave_out_pandas
 

@@ -1,4 +1,4 @@
-"""A question that was checked: its columns are known, its rows stream."""
+"""The answer to a checked query: known columns, streamed rows."""
 
 import base64
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ _RUNS_TO_LEARN_WHY: Final = 5
 
 
 class Answer:
-    """A query that was checked but has not run: its columns are known, its rows stream.
+    """A checked query that has not run yet: known columns, streamed rows.
 
     It runs once, by `copy` or `batches`, while its session is open.
     """
@@ -49,7 +49,7 @@ class Answer:
         return [(name, of.id) for name, of in self.columns]
 
     def first(self, rows: int) -> "Answer":
-        """The same answer, cut after its first rows."""
+        """Return the same answer, limited to its first rows."""
         return Answer(
             session=self._session,
             question=Question(f"FROM ({self._question.sql}) LIMIT {rows:d}", self._values),
@@ -57,7 +57,7 @@ class Answer:
         )
 
     def copy(self, form: str, sink: BinaryIO) -> int:
-        """Write all rows into `sink` in a form of `render.COPIES`; return how many."""
+        """Write all rows to `sink` in a format of `render.COPIES`; return how many."""
         copy = COPIES[form]
         sql = self._rendered(copy.render)
         try:
@@ -90,13 +90,13 @@ class Answer:
             return self._session.connection.execute(sql, self._values).to_arrow_reader(_BATCH_ROWS)
 
     def _streamed(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        # In a thread, because a wait for it can be interrupted, and DuckDB's own work cannot.
+        # In a thread, because waiting for a thread can be interrupted, and DuckDB's work cannot.
         with reader, ThreadPoolExecutor(1) as worker:
             while (batch := self._wait(worker.submit(_next_batch, reader))) is not None:
                 yield batch
 
     def _failure(self, sql: str, interrupted: Interrupted) -> K2Error:
-        """Learn why a query failed that only says it was interrupted: by running it again."""
+        """Find the cause of a query that only reports an interrupt, by running it again."""
         if self._session.is_cancelled:
             return _cancelled()
         for _ in range(_RUNS_TO_LEARN_WHY):
@@ -118,7 +118,7 @@ class Answer:
             raise
 
     def table(self) -> pa.Table:
-        """Take all rows at once, for answers that are small."""
+        """Return all rows, for small answers."""
         return pa.Table.from_batches(self.batches())
 
     def _rendered(self, render: Expression) -> str:
@@ -126,9 +126,9 @@ class Answer:
         return f"SELECT {columns} FROM ({self._question.sql})"
 
     def _zones_option(self, sql: str) -> str:
-        """Make the option that keeps the zone of times in Parquet, which itself knows only UTC.
+        """Return the option that stores time zones in Parquet, which itself supports only UTC.
 
-        Readers based on Arrow find it in the schema that Arrow's own writer would add.
+        Readers based on Arrow find them in the schema that Arrow's writer would add.
         """
         if self._session.zone == UTC:
             return ""

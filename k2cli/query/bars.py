@@ -1,4 +1,4 @@
-"""Bars: what a period of trades comes to, with exact sums."""
+"""Bars: aggregates of trades per period, with exact sums."""
 
 from typing import Final
 
@@ -6,10 +6,9 @@ from k2cli.query.questions import Question, filters
 from k2cli.query.selection import Selection
 from k2cli.records import TRADES
 
-# price * quantity, a DECIMAL(18,8) times a DECIMAL(20,8), is a DECIMAL(38,16), and so is its sum:
-# both exact.
-# vwap: DuckDB divides decimals as doubles. Turnover has 16 decimal places and volume 8, so the
-# quotient of their digits as integers is the vwap with 8 places; half rounds up.
+# price * quantity, a DECIMAL(18,8) times a DECIMAL(20,8), is a DECIMAL(38,16), and so is its sum;
+# both are exact. vwap: DuckDB divides decimals as doubles. Turnover has 16 decimal places and
+# volume 8, so the quotient of their digits as integers is the vwap with 8 places; half rounds up.
 _BARS: Final = """
     WITH numbered AS (
         SELECT *,
@@ -39,9 +38,9 @@ _BARS: Final = """
 
 
 def one_minute_bars(selection: Selection) -> Question:
-    """Sum up trades by exchange, symbol and minute.
+    """Aggregate trades by exchange, symbol and minute.
 
-    Takes the symbols, exchanges and timespan of the selection. Columns: exchange, symbol, minute
+    Uses the symbols, exchanges and timespan of the selection. Columns: exchange, symbol, minute
     (its start, UTC), open, high, low, close (first and last by timestamp, then
     source_sequence), volume decimal(38,8), turnover decimal(38,16) (both exact), vwap
     decimal(18,8) (turnover / volume, null without volume), trades. Minutes without trades have no

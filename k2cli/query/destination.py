@@ -1,4 +1,4 @@
-"""The file that an answer is written to: complete, or not at all."""
+"""The file that an answer is written to, completely or not at all."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +26,7 @@ Write = Callable[["AnyAnswer", BinaryIO], int]  # returns the number of rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDestination:
-    """A file, and the format that an answer has in it. Made by `choose_file`."""
+    """A file, and the format of the answer in it. Created by `choose_file`."""
 
     path: Path
     format: Format
@@ -43,7 +43,7 @@ class FileDestination:
     ) -> int:
         """Run the answer and write it; return the number of rows.
 
-        `draw` writes a table, the one format that has no writer here; `progress` wraps the sink.
+        `draw` writes a table, the only format without a writer here; `progress` wraps the sink.
 
         Raises:
             UsageError: the file exists or may not be written.
@@ -62,25 +62,27 @@ class FileDestination:
 
 
 def choose_file(path: Path, chosen: Format | None, *, is_forced: bool) -> FileDestination:
-    """Settle the format before any work is done: the chosen one, or that of the file's name.
+    """Choose the format before any work is done: the given one, or that of the file's suffix.
 
     Raises:
         UsageError: the file exists, its format is unclear, or it cannot be compressed as a whole.
-        NotFound: the folder of the file does not exist.
+        NotFound: the file's directory does not exist.
     """
     refuse_dangling_link(path)
     is_special = path.exists() and not path.is_file() and not path.is_dir()
     if path.is_dir():
-        raise UsageError(f"{path} is a folder", hint="-o takes the name of a file")
+        raise UsageError(f"{path} is a directory", hint="-o needs the name of a file")
     if not path.parent.is_dir():
-        raise NotFound(f"folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}")
+        raise NotFound(f"directory {path.parent} does not exist", hint=f"mkdir -p {path.parent}")
     if path.is_file() and not is_forced:
         raise already_exists(path)
     compression, name = compression_of(path)
     found = chosen or EXTENSIONS.get(name.suffix.lower()) or (Format.CSV if is_special else None)
     if found is None:
         known = " ".join(EXTENSIONS)
-        hint = f"add --format, or name it one of {known}, with .gz or .zst for text"
+        hint = (
+            f"add --format, or use one of the suffixes {known}, with .gz or .zst for text formats"
+        )
         raise UsageError(f"no format for {path}", hint=hint)
     if compression and found in BINARY:
         raise UsageError(

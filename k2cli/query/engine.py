@@ -1,11 +1,10 @@
-"""DuckDB: one engine that answers any number of questions, several at a time.
+"""DuckDB: one engine that answers many questions, several at a time.
 
-Each question is asked in a session of its own, which sees the data files of one plan, has its own
-time zone, and can be cancelled without the others. k2's own questions share an engine and its
-memory. SQL that a user wrote gets an engine of its own that is locked down: no other file or
-object, no other place on the network, no extension but httpfs where the files lie in S3, no change
-to its own configuration, and nothing that it could write to. Its rows are formatted by another
-engine, to which they stream; so no query reads its own answer.
+Each question runs in a separate session, which sees the data files of one plan, has its own time
+zone, and can be cancelled without the others. k2's own questions share an engine and its memory.
+User SQL runs in a separate engine that is locked down: no access to other files, objects or hosts,
+no extension except httpfs if the files are in S3, no configuration changes, and no writes. Its rows
+are streamed to another engine that formats them, so no query reads its own answer.
 """
 
 import tempfile
@@ -61,7 +60,7 @@ def open_locked(
     """Open a DuckDB for one statement of a user, locked down to these files, in UTC.
 
     Raises:
-        ConfigError: files that DuckDB has no way to.
+        ConfigError: files that DuckDB cannot access.
     """
     plans = list(files)
     check_paths(plans)
@@ -71,7 +70,7 @@ def open_locked(
         ]
         with translated():
             connection.execute(f"SET TimeZone = {literal(UTC)}")
-            # Types that other readers do not know: the rows go to another engine.
+            # Keeps types that other readers lack: the rows go to another engine.
             connection.execute("SET arrow_lossless_conversion = true")
             open_s3(connection, plans)
             connection.execute(f"SET allowed_paths = [{', '.join(map(literal, allowed))}]")
@@ -87,14 +86,14 @@ def open_locked(
 def open_sql(
     request: Request, *, when_ready: Callable[[], None] = lambda: None
 ) -> Iterator[Answer]:
-    """Run a statement that a user wrote in engines of its own.
+    """Run a user's statement in separate engines.
 
-    The statement runs in UTC; only its answer is shown in the zone that was asked for.
+    The statement runs in UTC; only its answer is shown in the requested zone.
     `when_ready` is called when both engines are open, before the statement is parsed.
 
     Raises:
-        UsageError: it is not one statement that only reads, or names what does not exist.
-        K2Error: also while the answer is read; always what the statement failed with.
+        UsageError: it is not one statement that only reads, or uses an unknown name.
+        K2Error: the statement failed, possibly while the answer is read.
     """
     with (
         open_locked(request.settings, request.files) as reading,
@@ -112,7 +111,7 @@ def open_sql(
 
 
 class _Handover:
-    """Streams rows from one engine to another, and keeps the error that the first one raised."""
+    """Streams rows from one engine to another, and keeps the error of the first."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -133,7 +132,7 @@ class _Handover:
 
 @contextmanager
 def _connected(settings: QuerySettings) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Connect to a new DuckDB; on exit it is closed, and what it spilled is removed."""
+    """Connect to a new DuckDB; on exit close it and remove its spilled data."""
     with tempfile.TemporaryDirectory(prefix="k2-query-") as spill:
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": settings.memory_limit,
@@ -156,24 +155,24 @@ def _interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        connection.interrupt()  # otherwise closing it waits for the query's end
+        connection.interrupt()  # otherwise closing it waits for the query to end
         raise
 
 
 class Engine:
-    """An open DuckDB. Made by `open_engine`; any thread may open a session."""
+    """An open DuckDB. Created by `open_engine`; any thread may open a session."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
 
     @contextmanager
     def session(self, files: Iterable[TableFiles], *, zone: str = UTC) -> Iterator["Session"]:
-        """Open a session with one view for each kind of record over its files.
+        """Open a session with one view per record kind over its files.
 
         Answers show instants in `zone`, an IANA name.
 
         Raises:
-            ConfigError: files that DuckDB has no way to.
+            ConfigError: files that DuckDB cannot access.
         """
         plans = list(files)
         check_paths(plans)
@@ -191,7 +190,7 @@ class Engine:
 
 
 class Session:
-    """A connection that sees the files of one plan; gives one answer at a time."""
+    """A connection that sees the files of one plan; it gives one answer at a time."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, zone: str) -> None:
         self.connection = connection
@@ -199,7 +198,7 @@ class Session:
         self.is_cancelled = False
 
     def cancel(self) -> None:
-        """Stop the question that runs, and all later ones: they raise Unavailable. Any thread."""
+        """Cancel the running question and all later ones: they raise Unavailable. Any thread."""
         self.is_cancelled = True
         self.connection.interrupt()
 
@@ -209,11 +208,11 @@ class Session:
             return Answer(session=self, question=question, is_from_user=False)
 
     def ask_table(self, rows: pa.Table) -> Answer:
-        """Make an answer of rows that are there already, to be written like any other."""
+        """Build an answer from existing rows, to be written like any other."""
         return self._ask_registered(rows)
 
     def ask_stream(self, rows: pa.RecordBatchReader) -> Answer:
-        """Make an answer of rows that are read once, while it is written."""
+        """Build an answer from rows that are read once, while it is written."""
         return self._ask_registered(rows)
 
     def _ask_registered(self, rows: pa.Table | pa.RecordBatchReader) -> Answer:
@@ -222,7 +221,7 @@ class Session:
         return self.ask(Question(f"FROM {_ANSWER}"))
 
     def copy(self, sql: str, values: Sequence[object], options: str, sink: BinaryIO) -> int:
-        """Let DuckDB write a query's rows, and move the bytes into `sink`; return the rows."""
+        """Let DuckDB write a query's rows, copy the bytes to `sink`, and return the row count."""
         with open_pipe() as pipe:
             pump = Pump(pipe.reader, sink)
             pump.start()
@@ -243,13 +242,13 @@ class Session:
 
 
 class StatementSession(Session):
-    """A session of a locked engine, for the SQL of a user. Made by `open_locked`."""
+    """A session of a locked engine, for user SQL. Created by `open_locked`."""
 
     def ask_sql(self, text: str) -> Answer:
-        """Check a statement that the user wrote.
+        """Check a user's statement.
 
         Raises:
-            UsageError: it is not one statement that only reads, or names what is not there.
+            UsageError: it is not one statement that only reads, or uses an unknown name.
         """
         with translated(is_from_user=True):
             checked = check_statement(self.connection, text)
@@ -266,6 +265,6 @@ class StatementSession(Session):
         try:
             relation = self.connection.sql(statement)
         except MISTAKES:
-            self.connection.execute(statement)  # fails alike, and shows where
+            self.connection.execute(statement)  # fails in the same way, and shows where
             raise
         relation.create_view(_ANSWER)

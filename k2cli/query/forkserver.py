@@ -1,14 +1,14 @@
-"""A process that has everything loaded and forks a worker for each statement of a user.
+"""A preloaded process that forks a worker for each user statement.
 
-It owns what a worker may leave behind: it kills the worker when the client hangs up, waits for it,
-and removes its folder. It runs no SQL, so it does not crash with a worker; when k2 itself is
-killed, it ends all workers.
+It cleans up after workers: it kills the worker when the client hangs up, waits for it, and removes
+its folder. It runs no SQL, so it does not crash with a worker; when k2 itself is killed, it kills
+all workers.
 
-Each worker comes with a connection to the client and a lifeline. The client hangs up on the
-lifeline to end the worker; the server sends the worker's exit status on it when all is removed.
+Each worker has a connection to the client and a lifeline. The client closes the lifeline to kill
+the worker; the server sends the worker's exit status on it after cleaning up.
 
-DuckDB's own limits of memory and disk are not exact, and the kernel limits addresses, not memory.
-So the server watches what each worker takes, and ends those that take too much.
+DuckDB's limits of memory and disk are not exact, and the kernel limits addresses, not memory. So
+the server monitors each worker and kills those that use too much.
 """
 
 import os
@@ -37,15 +37,15 @@ class _Worker:
     resident_limit: int  # bytes
     spill_limit: int
     lifeline: socket.socket
-    pulse: BinaryIO  # ends when the worker does
-    verdict: int | None = None  # why it was ended, in place of its exit code
+    pulse: BinaryIO  # readable when the worker has exited
+    verdict: int | None = None  # why it was killed, instead of its exit code
 
     def kill(self) -> None:
-        """End it; until it was waited for, the id is its own."""
+        """Kill it; its process id stays valid until it was waited for."""
         os.kill(self.pid, signal.SIGKILL)
 
     def check(self) -> None:
-        """End it if it takes too much."""
+        """Kill it if it uses too much."""
         if _resident_size(self.pid) > self.resident_limit:
             self.verdict = SWOLLEN
         elif _size_on_disk(self.folder) > self.spill_limit:
@@ -57,7 +57,7 @@ class _Worker:
 def _resident_size(pid: int) -> int:
     try:
         pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
-    except (OSError, IndexError):  # another system; or it has just ended
+    except (OSError, IndexError):  # another system, or it has just exited
         return 0
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
@@ -79,7 +79,7 @@ class _Server:
         self._workers: list[_Worker] = []
 
     def serve(self) -> None:
-        """Start and end workers until the client closes the control socket."""
+        """Start and stop workers until the client closes the control socket."""
         is_open = True
         while is_open or self._workers:
             for key, _ in self._selector.select(_WATCH_S if self._workers else None):
@@ -116,7 +116,7 @@ class _Server:
     def _run(
         self, connection: socket.socket, lifeline: socket.socket, folder: Path, read_fd: int
     ) -> None:
-        """Be the worker, with nothing open that belongs to others."""
+        """Run as the worker, without open files of other workers."""
         code = 1
         try:
             self._selector.close()
@@ -124,7 +124,7 @@ class _Server:
                 end.close()
             os.close(read_fd)
             with open(os.devnull, "r+b") as null:  # noqa: PTH123
-                for fd in (0, 1, 2):  # DuckDB logs, profiles and dies loudly
+                for fd in (0, 1, 2):  # DuckDB logs, profiles and prints crashes
                     os.dup2(null.fileno(), fd)
             run_worker(connection, folder)
             code = 0
@@ -132,7 +132,7 @@ class _Server:
             os._exit(code)
 
     def _on_event(self, worker: _Worker, *, is_pulse: bool) -> None:
-        if worker not in self._workers:  # both of its ends were ready
+        if worker not in self._workers:  # both of its files were ready
             return
         if not is_pulse:
             worker.kill()
@@ -147,11 +147,11 @@ class _Server:
         worker.pulse.close()
         code = os.waitstatus_to_exitcode(status)
         code = worker.verdict if code < 0 and worker.verdict is not None else code
-        with worker.lifeline, suppress(OSError):  # nobody may be left to read it
+        with worker.lifeline, suppress(OSError):  # the reader may be gone
             worker.lifeline.send(str(code).encode())
 
 
 def main() -> None:
-    """Serve on the socket whose descriptor is the argument."""
+    """Serve on the socket with the descriptor given as argument."""
     _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
-    os._exit(0)  # nothing is worth a finalizer
+    os._exit(0)  # exit without finalizers

@@ -1,6 +1,6 @@
-"""The formats of answers, and the writers that put them into any binary stream.
+"""The formats of answers, and their writers for any binary stream.
 
-What the values look like is in `render`. A table for a terminal is drawn by the terminal's package.
+`render` formats the values. Tables for a terminal are drawn by the terminal package.
 """
 
 import gzip
@@ -32,7 +32,7 @@ class Format(StrEnum):
 
 
 class Compression(StrEnum):
-    """How a file is compressed, by the end of its name."""
+    """The compression of a file, by its suffix."""
 
     GZIP = ".gz"
     ZSTD = ".zst"
@@ -65,14 +65,14 @@ def write_answer(
     has_header: bool = True,
     is_stream: bool = True,
 ) -> int:
-    """Run an answer and write all of its rows; return how many there are.
+    """Run an answer and write all of its rows; return how many.
 
     csv is written without its header if `has_header` is false. Arrow is written as an IPC stream,
-    or as an IPC file, which needs a sink that tells its position. Memory stays bounded.
+    or as an IPC file, which needs a sink with `tell`. Memory stays bounded.
 
     Raises:
-        UsageError: the format is a table, which only a terminal draws.
-        K2Error: the query failed; what was written until then is incomplete.
+        UsageError: the format is a table, which only the terminal package draws.
+        K2Error: the query failed; the data written so far is incomplete.
         OSError: the sink failed.
     """
     match fmt:
@@ -114,7 +114,7 @@ def markdown_line(cells: Row) -> str:
 
 
 def compression_of(path: Path) -> tuple[Compression | None, Path]:
-    """Split the name of a compressed file from that of its content."""
+    """Split the suffix of compression off a file name."""
     suffix = path.suffix.lower()
     if suffix in list(Compression):
         return Compression(suffix), path.with_suffix("")
@@ -123,12 +123,12 @@ def compression_of(path: Path) -> tuple[Compression | None, Path]:
 
 @contextmanager
 def compressed(sink: BinaryIO, compression: Compression | None) -> Iterator[BinaryIO]:
-    """Compress what is written on its way into `sink`."""
+    """Compress the data written to `sink`."""
     match compression:
         case None:
             yield sink
         case Compression.GZIP:
-            # Without name and time: the same rows are the same bytes.
+            # Without name and time, so the same rows give the same bytes.
             with gzip.GzipFile("", "wb", compresslevel=6, fileobj=sink, mtime=0) as stream:
                 yield cast("BinaryIO", stream)
         case Compression.ZSTD:
@@ -140,7 +140,7 @@ def compressed(sink: BinaryIO, compression: Compression | None) -> Iterator[Bina
 
 
 class _KeptOpen:
-    """Passes on what Arrow writes, but not that it closes what it wrote to."""
+    """Forwards Arrow's writes, but does not close the sink."""
 
     def __init__(self, sink: BinaryIO) -> None:
         self._sink = sink
@@ -155,26 +155,26 @@ class _KeptOpen:
         self._sink.flush()
 
     def close(self) -> None:
-        """Leave the sink open: its owner closes it."""
+        """Do nothing: the owner closes the sink."""
         self.closed = True
 
 
 class _JsonArray:
-    """Turns lines of JSON, in chunks of any size, into one array with an item on each line."""
+    """Converts lines of JSON, in chunks of any size, to one array with one item per line."""
 
     def __init__(self, sink: BinaryIO) -> None:
         self._sink = sink
         self._lead = b"[\n"
 
     def write(self, chunk: memoryview) -> None:
-        """Put a comma between lines. The last line's end is held back: more may follow, or not."""
+        """Insert commas between lines; buffer the last line end, since more may follow."""
         text = bytes(chunk)
         body = text.removesuffix(b"\n")
         self._sink.write(self._lead + body.replace(b"\n", b",\n"))
         self._lead = b",\n" if len(body) < len(text) else b""
 
     def flush(self) -> None:
-        """Nothing is held back that could be written."""
+        """Do nothing: the buffered line end cannot be written yet."""
 
     def finish(self) -> None:
         """Close the array."""

@@ -1,7 +1,7 @@
-"""The pipe that DuckDB writes to, and the thread that moves its bytes to where they belong.
+"""The pipe that DuckDB writes to, and the thread that copies its bytes to the destination.
 
-So that DuckDB's own parallel writers serve every destination, a terminal, `>>` and a half-written
-file included.
+So DuckDB's parallel writers work for every destination, including a terminal, `>>` and a partly
+written file.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ _CHUNK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Pipe:
-    """Both ends of a pipe that DuckDB writes to, under its path."""
+    """Both ends of a pipe that DuckDB writes to by its path."""
 
     reader: BinaryIO
     writer: BinaryIO
@@ -34,8 +34,8 @@ class Pipe:
 def open_pipe() -> Iterator[Pipe]:
     """Open a pipe with a large buffer."""
     read_fd, write_fd = os.pipe()
-    if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux: fewer and larger hand-overs
-        with suppress(OSError):  # more than the system grants
+    if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux: fewer and larger transfers
+        with suppress(OSError):  # more than the system allows
             fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, _CHUNK_BYTES)
     with (
         os.fdopen(read_fd, "rb", buffering=0) as reader,
@@ -45,7 +45,7 @@ def open_pipe() -> Iterator[Pipe]:
 
 
 class Pump(threading.Thread):
-    """Moves bytes from a pipe to where they belong, until either end closes."""
+    """Copies bytes from a pipe to their destination until either end closes."""
 
     def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
         super().__init__(name="k2-output", daemon=True)
@@ -55,10 +55,10 @@ class Pump(threading.Thread):
         self._is_stopped = False
 
     def stop(self, writer: BinaryIO) -> None:
-        """End it without an end of the data: an interrupted COPY keeps its end of the pipe."""
+        """Stop it before the end of the data: an interrupted COPY keeps its pipe end open."""
         self._is_stopped = True
         os.set_blocking(writer.fileno(), False)
-        with suppress(OSError):  # full: then there is something to wake up for; or closed
+        with suppress(OSError):  # full, so the thread wakes up anyway; or closed
             os.write(writer.fileno(), b"\0")
 
     def run(self) -> None:

@@ -1,7 +1,7 @@
-"""What the client and the worker of a query send each other, in frames of a kind and a length.
+"""The protocol between the client and the worker of a query: frames with kind and length.
 
-The worker runs what users wrote, but it is k2's own code that sends, and both sides are one user
-on one machine: bodies may be pickled.
+The worker runs users' SQL, but only k2's code sends frames, and both sides are the same user on the
+same machine, so bodies may be pickled.
 """
 
 import io
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from k2cli.config import QuerySettings
     from k2cli.records import TableFiles
 
-START: Final = struct.Struct(">QQ")  # to the fork server: resident and spilled bytes allowed
-# From it, in place of an exit code: the worker was ended because it took more.
+START: Final = struct.Struct(">QQ")  # to the fork server: limits of resident and spilled bytes
+# From it, instead of an exit code: the worker was killed because it exceeded a limit.
 SWOLLEN: Final = 256
 SPILLED: Final = 257
 MEMORY_HINT: Final = (
@@ -37,16 +37,16 @@ _CHUNK_BYTES: Final = 1 << 20
 
 
 def modest_limit_bytes(settings: "QuerySettings") -> int:
-    """Return what k2's own queries may use as DuckDB counts it.
+    """Return the memory limit of k2's own queries, as DuckDB counts it.
 
-    They sort, at most, and a sort that spills takes no longer than one that takes gigabytes.
+    At most they sort, and a sort that spills is as fast as one that uses gigabytes.
     """
     modest = _THREAD_BYTES * (settings.threads or os.cpu_count() or 1)
     return min(modest, _limit_bytes(settings))
 
 
 def memory_bytes(settings: "QuerySettings") -> int:
-    """Return what both engines of a user's SQL may use as DuckDB counts it.
+    """Return the memory limits of both engines of a user's SQL, as DuckDB counts it.
 
     Raises:
         ConfigError: the limit is not a size.
@@ -64,17 +64,17 @@ def _limit_bytes(settings: "QuerySettings") -> int:
 
 
 class AnyAnswer(Protocol):
-    """An answer that can be written: of an engine in this process or of a worker."""
+    """An answer that can be written, from an engine in this process or from a worker."""
 
     @property
     def named_types(self) -> Sequence[tuple[str, str]]:
         """Return the columns: name, and id of the DuckDB type."""
 
     def first(self, rows: int) -> Self:
-        """Return the same answer, cut after its first rows."""
+        """Return the same answer, limited to its first rows."""
 
     def copy(self, form: str, sink: BinaryIO) -> int:
-        """Write all rows in a form of `render.COPIES`; return how many."""
+        """Write all rows in a format of `render.COPIES`; return how many."""
 
     def batches(self, rendering: str = ...) -> "Iterator[pa.RecordBatch]":
         """Stream the rows in a rendering of `render.RENDERINGS`."""
@@ -82,21 +82,21 @@ class AnyAnswer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A statement, and how its answer is wanted."""
+    """A statement, and the requested form of its answer."""
 
     settings: "QuerySettings"
     files: "Sequence[TableFiles]"
     text: str
     form: str  # of render.COPIES: bytes; or of render.RENDERINGS: an Arrow stream
-    zone: str  # that times are shown in
+    zone: str  # for displayed times
     limit: int | None = None  # rows
 
 
 class Kind(Enum):
-    """What a frame carries."""
+    """The content of a frame."""
 
     REQUEST = b"R"
-    READY = b"B"  # the statement begins
+    READY = b"B"  # the statement starts
     COLUMNS = b"C"
     DATA = b"D"
     END = b"E"
@@ -108,15 +108,15 @@ class Closed(Exception):
 
 
 def send_frame(connection: socket.socket, kind: Kind, body: bytes | memoryview) -> None:
-    """Send one frame; it waits until the other side has taken most of it."""
+    """Send one frame; wait until the other side has received most of it."""
     connection.sendall(_HEADER.pack(kind.value, len(body)))
     connection.sendall(body)
 
 
 class Frames:
-    """Receives frames, and gives up when it has waited for `allowance_s` in all.
+    """Receives frames, and gives up after waiting `allowance_s` in total.
 
-    Only the time in which nothing arrives counts, not what the caller does with the frames.
+    Only time without data counts, not the time that the caller spends on frames.
     """
 
     def __init__(
@@ -135,8 +135,8 @@ class Frames:
         """Wait for the next frame.
 
         Raises:
-            Closed: there is none.
-            TimeoutError: it did not come in time.
+            Closed: there are no more.
+            TimeoutError: it did not arrive in time.
         """
         kind, size = _HEADER.unpack(self._exactly(_HEADER.size))
         return Kind(kind), self._exactly(size)
@@ -166,14 +166,14 @@ class Frames:
 
 
 class FrameSink(io.RawIOBase):
-    """A binary file whose bytes become frames of data."""
+    """A binary file that sends its bytes as data frames."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__()
         self._connection = connection
 
     def writable(self) -> bool:
-        """Return whether it can be written to."""
+        """Return True: it is writable."""
         return True
 
     def write(self, chunk: object) -> int:

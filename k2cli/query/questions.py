@@ -1,4 +1,4 @@
-"""The questions about any kind of record, as SQL over its view. Values are always parameters."""
+"""Questions about any record kind, as SQL over its view. Values are always parameters."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ _SHOWN_SYMBOLS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A SELECT over the views of the record kinds, and the values of its `?`."""
+    """A SELECT over the views of the record kinds, with the values of its `?`."""
 
     sql: str
     values: Sequence[object] = ()
 
 
 def check_columns(kind: RecordKind, columns: Iterable[str]) -> None:
-    """Refuse names that the kind of record does not have.
+    """Check that the record kind has these columns.
 
     Raises:
-        UsageError: suggests the nearest column, or all.
+        UsageError: unknown column; suggests the nearest one, or all.
     """
     for name in columns:
         if name not in kind.arrow.names:
@@ -39,9 +39,9 @@ def check_columns(kind: RecordKind, columns: Iterable[str]) -> None:
 
 
 def select_rows(kind: RecordKind, selection: Selection) -> Question:
-    """Ask for rows by time, then the exchange's number, symbol and message id.
+    """Select rows by time, exchange sequence, symbol and message id.
 
-    That order is total, so the same rows always come in the same order; descending is its exact
+    The order is total, so the same rows always have the same order; descending is its exact
     reverse.
     """
     check_columns(kind, selection.columns)
@@ -51,7 +51,7 @@ def select_rows(kind: RecordKind, selection: Selection) -> Question:
 
 
 def selected(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]:
-    """Make all of a query but what it selects: rows, order and limit, and the values of its `?`."""
+    """Build a query without its SELECT list: rows, order and limit, and the values of its `?`."""
     condition, values = filters(kind, selection)
     order = ordering(kind, is_descending=selection.is_descending)
     limit = "" if selection.limit is None else f" LIMIT {selection.limit:d}"
@@ -59,9 +59,9 @@ def selected(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]
 
 
 def ordering(kind: RecordKind, *, is_descending: bool) -> str:
-    """Make the total order of rows: time, the exchange's number, symbol, message id.
+    """Build the total order of rows: time, exchange sequence, symbol, message id.
 
-    It is that of the stored values, also where a query selects something else under their names.
+    It uses the stored values, even if a query selects other values under their names.
     """
     way = "DESC NULLS FIRST" if is_descending else "ASC NULLS LAST"
     keys = (kind.partition_by, "source_sequence", "symbol", "message_id")
@@ -69,7 +69,7 @@ def ordering(kind: RecordKind, *, is_descending: bool) -> str:
 
 
 def filters(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]:
-    """Make the condition of a selection, with a `?` for each of the values returned."""
+    """Build the condition of a selection, with a `?` for each returned value."""
     conditions, values = ["true"], list[object]()
     for column, words in (("symbol", selection.symbols), ("exchange", selection.exchanges)):
         if words:
@@ -83,7 +83,7 @@ def filters(kind: RecordKind, selection: Selection) -> tuple[str, list[object]]:
 
 
 def list_symbols(kinds: Iterable[RecordKind]) -> Question:
-    """Ask for every symbol of every exchange: how many rows of each kind, from when to when."""
+    """Select every symbol of every exchange, with rows, first and last time per kind."""
     each = " UNION ALL ".join(
         f"SELECT exchange, symbol, '{kind.name}' AS kind, count(*) AS rows,"
         f' min("{kind.partition_by}") AS first_time, max("{kind.partition_by}") AS last_time'
@@ -94,7 +94,7 @@ def list_symbols(kinds: Iterable[RecordKind]) -> Question:
 
 
 def explain_nothing(session: "Session", kind: RecordKind, selection: Selection) -> list[str]:
-    """Say for each symbol of a selection without rows what is stored of it, or is like it."""
+    """Explain a selection without rows: for each symbol the stored times, or similar names."""
     stored: dict[str, list[dict[str, Any]]] = {}
     for row in session.ask(list_symbols([kind])).table().to_pylist():
         stored.setdefault(row["symbol"], []).append(row)

@@ -1,10 +1,9 @@
-"""How values look: SQL expressions that turn a column of any DuckDB type into text.
+"""Render values: SQL expressions that convert a column of any DuckDB type to text.
 
-Text is the same in every text format: times ISO 8601 (where the type knows the zone with a `Z`, or
-with the offset of the session's time zone if that is not UTC), decimals with the scale they are
-stored with, doubles the shortest text that reads back the same, nested values as JSON. In JSON
-decimals are strings, because most readers take numbers for doubles, and NaN and infinities, which
-JSON cannot say, are null.
+Text is the same in every text format: times in ISO 8601 (zoned types with a `Z`, or with the offset
+of the session's time zone if that is not UTC), decimals with their stored scale, doubles as the
+shortest text that round-trips, nested values as JSON. In JSON, decimals are strings, because most
+readers parse numbers as doubles, and NaN and infinities, which JSON lacks, are null.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from duckdb.sqltypes import DuckDBPyType
 
 Column = tuple[str, "DuckDBPyType"]
-# Makes the SQL that renders a column, given the session's time zone.
+# Builds the SQL that renders a column, given the session's time zone.
 Expression = Callable[[str, "DuckDBPyType", str], str]
 
 UTC: Final = "UTC"
@@ -31,14 +30,14 @@ _TIME_FORMAT: Final = {
     "timestamp_ns": f"{_SECONDS}.%n",
 }
 _NESTED: Final = frozenset({"list", "array", "struct", "map", "union"})
-# JSON has its own words for these; everything else is a string there.
+# JSON has literals for these; everything else is a string there.
 _JSON_NATIVE: Final = frozenset(
     {"boolean", "tinyint", "smallint", "integer", "bigint", "hugeint"}
     | {"utinyint", "usmallint", "uinteger", "ubigint", "uhugeint"}
 )
-# What Arrow and Parquet readers do not share a type for, and what they get.
+# Types that not all Arrow and Parquet readers support, and their replacements.
 _EXCHANGED: Final = {
-    "hugeint": "DECIMAL(38, 0)",  # Parquet would get a double
+    "hugeint": "DECIMAL(38, 0)",  # would be a double in Parquet
     **dict.fromkeys(
         ("uhugeint", "bignum", "enum", "uuid", "bit", "interval", "time with time zone"),
         "VARCHAR",
@@ -48,7 +47,7 @@ _EXCHANGED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """How DuckDB's COPY writes a format: what becomes of each value, and the options."""
+    """How DuckDB's COPY writes a format: the rendering of values, and the options."""
 
     render: Expression
     options: str
@@ -60,7 +59,7 @@ def quoted(name: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Quote a text that cannot be a parameter for SQL."""
+    """Quote a text for SQL that cannot be a parameter."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -74,20 +73,20 @@ def as_text(expression: str, of: "DuckDBPyType", zone: str) -> str:
 
 
 def as_csv(expression: str, of: "DuckDBPyType", zone: str) -> str:
-    """Leave to the csv writer what it writes as `as_text` does: it is faster at it."""
+    """Leave types to the csv writer that it writes like `as_text`, only faster."""
     is_writers = of.id not in _TIME_FORMAT and of.id not in _NESTED
     is_utc = of.id == _ZONED and zone == UTC
     return expression if is_writers or is_utc else as_text(expression, of, zone)
 
 
 def as_json(expression: str, of: "DuckDBPyType", zone: str, depth: int = 0) -> str:
-    """Make a value such that DuckDB's `to_json` renders it as k2 wants it."""
+    """Convert a value so that DuckDB's `to_json` renders it in k2's form."""
     if of.id in _NESTED:
         return _nested_json(expression, of, zone, depth) if _needs_help(of) else expression
     if of.id in _JSON_NATIVE or str(of) in ("VARCHAR", "JSON"):
         return expression
     if of.id in ("float", "double"):
-        # Through text, because DuckDB writes a float as the double next to it.
+        # Through text, because DuckDB writes a float as the nearest double.
         return (
             f"CASE WHEN isfinite({expression}) THEN CAST(CAST({expression} AS VARCHAR) AS JSON) END"
         )
@@ -95,7 +94,7 @@ def as_json(expression: str, of: "DuckDBPyType", zone: str, depth: int = 0) -> s
 
 
 def as_exchanged(expression: str, of: "DuckDBPyType", zone: str) -> str:
-    """Keep a value's type for parquet and arrow, or change it to one that every reader knows."""
+    """Keep a value's type for parquet and arrow, or cast it to one every reader supports."""
     if of.id == "union":
         return as_text(expression, of, zone)
     into = _EXCHANGED.get(of.id)
@@ -103,12 +102,12 @@ def as_exchanged(expression: str, of: "DuckDBPyType", zone: str) -> str:
 
 
 def as_transferred(expression: str, of: "DuckDBPyType", zone: str) -> str:  # noqa: ARG001
-    """Keep a value's type for another DuckDB; what Arrow has no type for becomes text."""
+    """Keep a value's type for another DuckDB; types that Arrow lacks become text."""
     return f"CAST({expression} AS VARCHAR)" if of.id == "variant" else expression
 
 
 def projection(columns: Sequence[Column], render: Expression, zone: str = UTC) -> str:
-    """Make the list of a SELECT that renders every column under its own name."""
+    """Build the SELECT list that renders every column under its name."""
     return ", ".join(f"{render(quoted(name), of, zone)} AS {quoted(name)}" for name, of in columns)
 
 
@@ -119,8 +118,8 @@ def _iso(expression: str, of: "DuckDBPyType", zone: str) -> str:
 
 
 def iso_instant(expression: str, zone: str) -> str:
-    """Write an instant with microseconds, and with the offset of `zone`, the session's."""
-    # strftime of the plain type: on the one with a zone it is half as fast.
+    """Format an instant with microseconds and the offset of `zone`, the session's zone."""
+    # strftime on the plain type: it is twice as fast as on the zoned type.
     local = f"CAST({expression} AS TIMESTAMP)"
     if zone == UTC:
         return f"strftime({local}, '{_TIME_FORMAT[_ZONED]}')"
@@ -128,9 +127,9 @@ def iso_instant(expression: str, zone: str) -> str:
 
 
 def _offset(expression: str, local: str) -> str:
-    """Make an instant's offset from UTC, such as +09:30; an infinite one has none.
+    """Build an instant's offset from UTC, such as +09:30; infinite instants have none.
 
-    Offsets of times before standard time have seconds.
+    Offsets before standard time have seconds.
     """
     offset = f"(epoch_us({local}) - epoch_us({expression}))"
     clock = f"make_timestamp(abs({offset}))"
@@ -147,7 +146,7 @@ def _children(of: "DuckDBPyType") -> list[tuple[str, Any]]:
 
 
 def _needs_help(of: "DuckDBPyType") -> bool:
-    """Tell whether plain to_json would render something inside differently."""
+    """Return whether plain to_json would render a nested value differently."""
     if of.id == "union":
         return False
     if of.id in _NESTED:
@@ -187,7 +186,7 @@ def _field(name: str, place: int) -> str:
 
 
 def json_object(columns: Sequence[Column]) -> str:
-    """Make the expression that renders a row as one JSON object."""
+    """Build the expression that renders a row as one JSON object."""
     fields = ", ".join(
         f"{quoted(name)} := {as_json(quoted(name), of, UTC)}" for name, of in columns
     )
@@ -210,9 +209,9 @@ RENDERINGS: Final[Mapping[str, Expression]] = {"text": as_text, "exchanged": as_
 
 
 class NdjsonRenderer:
-    """Renders record batches as the text that `k2 query --format ndjson` prints of them.
+    """Renders record batches as the text that `k2 query --format ndjson` prints.
 
-    One renderer serves one thread; `close` it, or use it as a context manager.
+    Use one renderer per thread; `close` it, or use it as a context manager.
     """
 
     def __init__(self) -> None:
@@ -232,7 +231,7 @@ class NdjsonRenderer:
         self._connection.close()
 
     def render(self, batch: pa.RecordBatch) -> bytes:
-        """Return one line of JSON for every row, in the batch's order."""
+        """Return one line of JSON per row, in order."""
         self._connection.register("batch", pa.Table.from_batches([batch]))
         try:
             shape = self._connection.execute("FROM batch LIMIT 0").description

@@ -1,8 +1,8 @@
-"""DuckDB's way to S3: its httpfs extension, from a package of its own, and the keys as secrets.
+"""DuckDB's access to S3: its httpfs extension, from a separate package, and keys as secrets.
 
-Nothing is downloaded, and no secret that a user keeps for DuckDB is used. The user's SQL can see
-that there are secrets, but not what they hold; the engine's lock-down is what keeps it from every
-object but those of the plan.
+Nothing is downloaded, and the user's stored DuckDB secrets are not used. User SQL can see that
+secrets exist, but not their values; the engine's lock-down prevents access to objects outside the
+plan.
 """
 
 import itertools
@@ -21,12 +21,12 @@ from k2cli.records import S3Access, TableFiles
 _PACKAGE: Final = "duckdb_extension_httpfs"
 _HINT: Final = f"pip install duckdb-extension-httpfs=={duckdb.__version__}"
 KEYS_HINT: Final = "check s3.access-key-id and s3.secret-access-key under [catalog]: k2 config show"
-_numbers: Final = itertools.count()  # of secrets: several sessions may have some
+_numbers: Final = itertools.count()  # of secrets: several sessions may have secrets
 _SCHEMES: Final = ("s3://", "s3a://", "s3n://")
 
 
 def check_paths(plans: Sequence[TableFiles]) -> None:
-    """Refuse files that DuckDB has no way to.
+    """Refuse files that DuckDB cannot access.
 
     Raises:
         ConfigError: a table is neither on disk nor in S3.
@@ -35,17 +35,17 @@ def check_paths(plans: Sequence[TableFiles]) -> None:
         if "://" in path and not path.startswith(_SCHEMES):
             raise ConfigError(
                 f"{path} cannot be read by a query: it is neither on disk nor in S3",
-                hint="query the table with an engine that reads it, such as Spark or Trino",
+                hint="query the table with an engine that can read it, such as Spark or Trino",
             )
 
 
 def open_s3(connection: duckdb.DuckDBPyConnection, plans: Sequence[TableFiles]) -> list[str]:
-    """Let DuckDB read the objects of plans, each with the keys of its own table.
+    """Let DuckDB read the objects of plans, each with its table's keys.
 
     Returns the names of the secrets that hold the keys.
 
     Raises:
-        ConfigError: the extension is not installed, or not of this DuckDB.
+        ConfigError: the extension is not installed, or is for another DuckDB version.
     """
     remote = [(plan, plan.s3) for plan in plans if plan.s3 is not None and plan.paths]
     if not remote:
@@ -55,9 +55,9 @@ def open_s3(connection: duckdb.DuckDBPyConnection, plans: Sequence[TableFiles]) 
     except duckdb.Error as exc:
         reason = str(exc).partition("\n")[0]
         raise ConfigError(f"DuckDB cannot load its httpfs extension: {reason}", hint=_HINT) from exc
-    # Data files never change: what was learned of one need not be asked again.
+    # Data files never change, so their metadata can be cached.
     connection.execute("SET GLOBAL enable_http_metadata_cache = true")
-    if authority := os.environ.get("SSL_CERT_FILE"):  # OpenSSL's, as for all else
+    if authority := os.environ.get("SSL_CERT_FILE"):  # OpenSSL's, as everywhere else
         connection.execute(f"SET GLOBAL ca_cert_file = {literal(authority)}")
     names = []
     for plan, access in remote:
@@ -66,8 +66,8 @@ def open_s3(connection: duckdb.DuckDBPyConnection, plans: Sequence[TableFiles]) 
             connection.execute(_secret(names[-1], access, _common_prefix(plan.paths)))
         except duckdb.Error:  # its text may show the statement
             raise ConfigError(
-                f"DuckDB does not take the S3 settings of table {plan.kind.table}",
-                hint="check what begins with s3. under [catalog]: k2 config show",
+                f"DuckDB rejects the S3 settings of table {plan.kind.table}",
+                hint="check the s3.* settings under [catalog]: k2 config show",
             ) from None
     return names
 
@@ -87,7 +87,7 @@ def _extension() -> Path:
 
 
 def _common_prefix(paths: Sequence[str]) -> str:
-    """Make what a secret is for: DuckDB takes the one with the longest prefix of a path."""
+    """Build the scope of a secret: DuckDB uses the one with the longest matching prefix."""
     return os.path.commonprefix(list(paths)).partition("[")[0]  # noqa: RUF071, it is as DuckDB's
 
 

@@ -1,4 +1,4 @@
-"""SQL that users wrote, run in processes that may crash, hang or be stopped at any time."""
+"""Run user SQL in processes that may crash, hang or be stopped at any time."""
 
 import io
 import os
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from k2cli.records import TableFiles
 
 
-# Beside the memory that DuckDB counts: libraries, and rows on their way.
+# Besides the memory that DuckDB counts: libraries, and rows in transit.
 _HEADROOM_BYTES: Final = 600 << 20
-# Fewer reserves of address space, which is bounded, and no threads that a fork would lose.
+# Reserve less of the bounded address space, and start no threads that a fork would lose.
 _FRUGAL: Final = {
     "MALLOC_ARENA_MAX": "2",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -46,7 +46,7 @@ _START_S: Final = 60.0  # until a worker reads its statement
 
 
 class Sandbox:
-    """A running fork server. Made by `open_sandbox`; several threads may ask it at a time."""
+    """A running fork server. Created by `open_sandbox`; safe to use from several threads."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
@@ -63,9 +63,9 @@ class Sandbox:
     ) -> Iterator["RemoteAnswer"]:
         """Prepare a statement; it runs, once, when the answer is read.
 
-        Only the times of the answer are shown in `zone`: the statement itself runs in UTC.
+        Only the answer's times are shown in `zone`; the statement runs in UTC.
 
-        On exit its process has ended and its files are removed.
+        On exit its process is stopped and its files are removed.
         """
         limits = START.pack(memory_bytes(settings) + _HEADROOM_BYTES, settings.spill_limit)
         ours, theirs = socket.socketpair()
@@ -77,7 +77,7 @@ class Sandbox:
                     socket.send_fds(self._control, [limits], fds)
                 except OSError as exc:
                     raise Unavailable("the process that starts queries ended") from exc
-            # What the answer asks for is not known yet.
+            # The form of the answer is not known yet.
             request = Request(settings=settings, files=list(files), text=text, form="", zone=zone)
             try:
                 yield RemoteAnswer(ours, lifeline, request)
@@ -90,7 +90,7 @@ class Sandbox:
 
 @contextmanager
 def open_sandbox() -> Iterator[Sandbox]:
-    """Start the fork server; it loads what queries need while the caller does other things."""
+    """Start the fork server; it loads what queries need in the background."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -101,7 +101,7 @@ def open_sandbox() -> Iterator[Sandbox]:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **_FRUGAL},
-                start_new_session=True,  # Ctrl-C and SIGHUP are for k2, which ends it
+                start_new_session=True,  # Ctrl-C and SIGHUP are for k2, which stops it
             )
         try:
             yield Sandbox(ours)
@@ -111,9 +111,9 @@ def open_sandbox() -> Iterator[Sandbox]:
 
 
 def _exit_status(lifeline: socket.socket) -> int | None:
-    """Wait until a worker has ended and is cleaned up; return its exit code, or minus its signal.
+    """Wait until a worker is cleaned up; return its exit code, or minus its signal.
 
-    None if nobody knows: the fork server was killed.
+    None if unknown: the fork server was killed.
     """
     lifeline.settimeout(None)
     with suppress(ConnectionError):
@@ -123,9 +123,9 @@ def _exit_status(lifeline: socket.socket) -> int | None:
 
 
 class RemoteAnswer:
-    """The answer of another process, like the engine's own `Answer`.
+    """The answer of another process, like the engine's `Answer`.
 
-    Its columns are known once rows are read.
+    Its columns are known after the first rows are read.
     """
 
     def __init__(
@@ -159,22 +159,22 @@ class RemoteAnswer:
         with data, pa.ipc.open_stream(data) as reader:
             yield pa.RecordBatch.from_pylist([], schema=reader.schema)
             yield from reader
-            while data.read(1):  # until the worker says that this was all
+            while data.read(1):  # until the worker reports the end
                 pass
 
     def _send(self, form: str) -> None:
         request = pickle.dumps(replace(self._request, form=form))
-        with suppress(OSError):  # it died: the next frame says why
+        with suppress(OSError):  # it died: the next frame has the cause
             send_frame(self._connection, Kind.REQUEST, request)
 
     def next_bytes(self) -> bytearray | None:
-        """Receive the next bytes of the answer; None is its end."""
+        """Receive the next bytes of the answer; None at the end."""
         try:
             kind, body = self._frames.receive()
         except TimeoutError:
             raise Unavailable(
                 f"the query took longer than {self._frames.allowance_s:.15g}s",
-                hint="--timeout, or query.timeout (K2_QUERY_TIMEOUT), allows more",
+                hint="increase --timeout or query.timeout (K2_QUERY_TIMEOUT)",
             ) from None
         except Closed:
             self._raise_death()
@@ -185,7 +185,7 @@ class RemoteAnswer:
             return None
         if kind is Kind.DATA:
             return self._counted(body)
-        if kind is Kind.READY:  # from now on it is the statement that takes time
+        if kind is Kind.READY:  # from now on the statement uses the time
             allowance_s = self._request.settings.timeout or None
             self._frames = Frames(self._connection, allowance_s=allowance_s)
         elif kind is Kind.COLUMNS:
@@ -197,36 +197,36 @@ class RemoteAnswer:
         if self._size_bytes > self._request.settings.answer_limit:
             raise Unavailable(
                 f"the answer is larger than {self._request.settings.answer_limit:,} bytes",
-                hint="query.answer_limit (K2_QUERY_ANSWER_LIMIT) allows more",
+                hint="increase query.answer_limit (K2_QUERY_ANSWER_LIMIT)",
             )
         return body
 
     def _raise_death(self) -> NoReturn:
         code = _exit_status(self._lifeline)
         if code == SWOLLEN:
-            raise Unavailable("the query took more memory than it may", hint=MEMORY_HINT)
+            raise Unavailable("the query exceeded its memory limit", hint=MEMORY_HINT)
         if code == SPILLED:
             limit = self._request.settings.spill_limit
             raise Unavailable(
                 f"the query spilled more than {limit:,} bytes to disk",
-                hint="query.spill_limit (K2_QUERY_SPILL_LIMIT) allows more",
+                hint="increase query.spill_limit (K2_QUERY_SPILL_LIMIT)",
             )
         if code is None or code == -signal.SIGKILL:
-            raise Unavailable("the process of the query was killed; the system may lack memory")
+            raise Unavailable("the query process was killed; the system may be out of memory")
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise BadData(f"the query crashed DuckDB ({name})", hint="write it in another way")
+        raise BadData(f"the query crashed DuckDB ({name})", hint="rewrite the query")
 
 
 def _raise_error(body: bytearray) -> NoReturn:
     error = pickle.loads(body)
     if isinstance(error, str):
-        raise RuntimeError(f"in the process of the query:\n{error}")
+        raise RuntimeError(f"in the query process:\n{error}")
     cls, message, hint = error
     raise cls(message, hint=hint)
 
 
 class _Data(io.RawIOBase):
-    """The bytes of an answer as a file."""
+    """The bytes of an answer, as a file."""
 
     def __init__(self, answer: RemoteAnswer) -> None:
         super().__init__()
@@ -234,11 +234,11 @@ class _Data(io.RawIOBase):
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
-        """Return whether it can be read."""
+        """Return True: it is readable."""
         return True
 
     def readinto(self, buffer: object) -> int:
-        """Read what there is, at least a byte before the end."""
+        """Read the available bytes, at least one before the end."""
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         while not self._rest:
             body = self._answer.next_bytes()

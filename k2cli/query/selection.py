@@ -1,4 +1,4 @@
-"""Which rows and columns a question is about, as people write it."""
+"""Select rows and columns of a question, with parameters as people write them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ EVER = Timespan()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which rows and columns of one kind of record, in which order. Empty means all."""
+    """The selected rows and columns of one record kind, and their order. Empty means all."""
 
     symbols: Sequence[str] = ()
     exchanges: Sequence[str] = ()
@@ -26,16 +26,16 @@ class Selection:
     limit: int | None = None
 
     def count_of(self, rows: int) -> int | None:
-        """Return how many of a table's rows are selected; None if it must be read for that."""
+        """Return how many of a table's rows are selected; None if the table must be read."""
         if self.symbols or self.exchanges or self.span != EVER:
             return None
         return rows if self.limit is None else min(rows, self.limit)
 
 
 class Selected(TypedDict, total=False):
-    """The parameters that select rows, as people write them; without one, all are selected.
+    """The parameters that select rows, as people write them; none select all rows.
 
-    Names may be comma lists; symbols are found in any spelling. Times are aware datetimes, or text
+    Names may be comma-separated; symbols may be in any spelling. Times are aware datetimes, or text
     such as `-1d` and `2026-01-13`; the start is inclusive, the end exclusive.
     """
 
@@ -49,13 +49,12 @@ class Selected(TypedDict, total=False):
 
 
 def selection_of(*, prefix: str = "", **selected: Unpack[Selected]) -> Selection:
-    """Make a selection of what people write. See `Selected`.
+    """Build a selection from parameters. See `Selected`.
 
-    `prefix` comes before the names of parameters in messages: `--` on the command line.
+    `prefix` precedes parameter names in messages: `--` on the command line.
 
     Raises:
-        UsageError: a parameter that names nothing, a time that cannot be read, or a start that is
-            not before the end.
+        UsageError: an empty parameter, an invalid time, or a start that is not before the end.
     """
     order, limit = selected.get("order", "asc"), selected.get("limit")
     if order not in ("asc", "desc"):
@@ -75,7 +74,7 @@ def selection_of(*, prefix: str = "", **selected: Unpack[Selected]) -> Selection
 
 
 def _names(value: Names | None, option: str) -> list[str]:
-    """Split names; refuse one that names nothing.
+    """Split names; refuse empty ones.
 
     An unset variable in a script (`--symbol "$SYMBOL"`) must not select everything.
     """
@@ -85,6 +84,6 @@ def _names(value: Names | None, option: str) -> list[str]:
     for each in values or [""]:
         if not any(word.strip() for word in each.split(",")):
             raise UsageError(
-                f"{option} {each!r} names nothing", hint=f"leave {option} out to select all"
+                f"{option} {each!r} contains an empty name", hint=f"omit {option} to select all"
             )
     return split_commas(values)

@@ -1,9 +1,9 @@
-"""Which SQL of a user runs: one statement that reads, and calls only harmless table functions.
+"""Check users' SQL: one statement that only reads and calls only harmless table functions.
 
-The check works on DuckDB's own parse tree, before anything is bound: binding some table functions
-already reads memory by pointer, switches logging on, or runs SQL that was not checked. It keeps
-honest mistakes and simple attacks out. What it lets through can still crash DuckDB or never end;
-that is why the statement runs in a process of its own (`k2cli.query.worker`).
+The check works on DuckDB's parse tree, before anything is bound: merely binding some table
+functions reads memory by pointer, enables logging, or runs unchecked SQL. It stops honest mistakes
+and simple attacks. Accepted statements can still crash DuckDB or never end; therefore they run in a
+separate process (`k2cli.query.worker`).
 """
 
 import json
@@ -30,14 +30,14 @@ ALLOWED_TABLE_FUNCTIONS: Final = frozenset(
 _FORBIDDEN_FUNCTIONS: Final = frozenset({"json_serialize_plan", "write_log"})
 _NAME: Final = re.compile(r'"((?:[^"]|"")*)"|\'((?:[^\']|\'\')*)\'|([^\W\d][\w$]*)')
 _UNICODE_NAME: Final = re.compile(r"\bU&[\"']", re.IGNORECASE)
-# Statements about tables have small answers, and must not see the view that an answer lives in.
+# Statements about tables have small answers, and must not see the view that holds an answer.
 _ABOUT: Final = frozenset({"show", "describe", "desc", "summarize"})
 _EXPLAIN_OPTIONS: Final = frozenset({"format", "analyze"})
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A statement that may run: first what prepares it, then the statement itself."""
+    """A statement that may run, with its preparations."""
 
     preparations: Sequence[duckdb.Statement]  # of a PIVOT: the types of its columns
     statement: duckdb.Statement
@@ -45,7 +45,7 @@ class Checked:
 
 
 def check_statement(connection: duckdb.DuckDBPyConnection, text: str) -> Checked:
-    """Parse the user's SQL and refuse everything but one statement that reads.
+    """Parse the user's SQL and refuse everything except one statement that only reads.
 
     Raises:
         UsageError: it is too long, more than one statement, changes something, or calls a table
@@ -59,7 +59,7 @@ def check_statement(connection: duckdb.DuckDBPyConnection, text: str) -> Checked
         raise UsageError("the statement contains a NUL character")
     words = list(_words(text))
     if not words:
-        raise UsageError("there is no SQL statement")
+        raise UsageError("no SQL statement given")
     statements = _parsed(connection, text, words)
     is_about = words[0].text.lower() in _ABOUT
     return Checked(statements[:-1], statements[-1], is_about_tables=is_about)
@@ -69,7 +69,7 @@ def check_statement(connection: duckdb.DuckDBPyConnection, text: str) -> Checked
 class _Word:
     """A token of SQL: a name, keyword, string, number or the start of an operator."""
 
-    text: str  # a name without its quotes
+    text: str  # a name without quotes
     offset: int  # in the UTF-8 text
 
 
@@ -94,22 +94,22 @@ def _parsed(
 ) -> list[duckdb.Statement]:
     statements: list[duckdb.Statement] = connection.extract_statements(text)
     if not statements:
-        raise UsageError("there is no SQL statement")
-    # Only a PIVOT is parsed into several statements that have no text of their own.
+        raise UsageError("no SQL statement given")
+    # Only a PIVOT is parsed into several statements without separate texts.
     is_pivot = len(statements) > 1 and not any(each.query for each in statements)
     if len(statements) > 1 and not is_pivot:
-        raise UsageError(f"these are {len(statements)} SQL statements; k2 takes one")
+        raise UsageError(f"expected one SQL statement, got {len(statements)}")
     statement = statements[-1]
     is_rewritten = statement.query.strip() not in text  # a PRAGMA, as a SELECT
     if statement.type == duckdb.StatementType.EXPLAIN:
         _check_explained(connection, text, words)
     elif statement.type != duckdb.StatementType.SELECT or is_rewritten:
         name = "PRAGMA" if is_rewritten else statement.type.name
-        raise UsageError(f"{name} is not allowed: only statements that read, such as SELECT")
+        raise UsageError(f"{name} is not allowed: only statements that read, such as SELECT, are")
     else:
         _check_functions(connection, text, words, is_pivot=is_pivot)
     if statement.named_parameters:
-        raise UsageError("parameters ($1, ?) have no values here: write the values")
+        raise UsageError("parameters ($1, ?) are not supported: write the values")
     return statements
 
 
@@ -138,19 +138,19 @@ def _check_functions(
         raise UsageError("the statement is nested too deeply") from exc
     if not document["error"]:
         forbidden = _forbidden_in_tree(document)
-    elif is_pivot:  # one whose columns come from the data has no tree of its own
+    elif is_pivot:  # a PIVOT whose columns come from the data has no tree
         forbidden = _forbidden_in_words(connection, text, words)
     else:
         raise UsageError(f"this statement is not allowed: {document['error_message']}")
     for name in forbidden:
         raise UsageError(
             f"function {name} is not allowed",
-            hint="query the tables trades and quotes; range, unnest and json_each work, too",
+            hint="query the tables trades and quotes; range, unnest and json_each are allowed, too",
         )
 
 
 def _forbidden_in_tree(tree: object) -> Iterator[str]:
-    """Find the functions of a parse tree that may not be called."""
+    """Find forbidden functions in a parse tree."""
     pending: list[Any] = [tree]
     while pending:
         node = pending.pop()
@@ -169,7 +169,7 @@ def _forbidden_in_tree(tree: object) -> Iterator[str]:
 def _forbidden_in_words(
     connection: duckdb.DuckDBPyConnection, text: str, words: Sequence[_Word]
 ) -> Iterator[str]:
-    """Find names before a parenthesis that only a table function has."""
+    """Find names before a parenthesis that are only table functions."""
     if _UNICODE_NAME.search(text):
         yield "U&"
     kinds: dict[str, set[str]] = {}

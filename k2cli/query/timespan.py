@@ -1,4 +1,4 @@
-"""What people write as a time, as aware UTC datetimes. The clock is an argument."""
+"""Parse times as people write them to aware UTC datetimes. The clock is an argument."""
 
 import re
 from dataclasses import dataclass
@@ -31,15 +31,15 @@ class Timespan:
 
 
 def parse_time(text: str, *, now: datetime) -> datetime:
-    """Turn `2024-08-08T10:30+02:00`, `2024-08`, `-15m`, `now` or an epoch into a UTC time.
+    """Parse `2024-08-08T10:30+02:00`, `2024-08`, `-15m`, `now` or an epoch to a UTC time.
 
     Without an offset a time is UTC; a date is its midnight, a month the midnight of its first day.
-    The unit of an epoch (s, ms, us, ns) follows from its number of digits; it may have a
-    fraction, which is cut off after microseconds. Units of
-    `-15m` ignore case, except for `-1M`, which could be minutes or months and is refused.
+    The unit of an epoch (s, ms, us, ns) follows from its number of digits; it may have a fraction,
+    which is truncated to microseconds. Units of `-15m` ignore case, except for `-1M`, which could
+    be minutes or months and is refused.
 
     Raises:
-        ValueError: it is none of these, or not in the years 1 to 9999.
+        ValueError: it has another form, or is not in the years 1 to 9999.
     """
     if _MONTHS_AGO.fullmatch(text.strip()):
         raise ValueError(f"{text!r} could be minutes or months")
@@ -69,12 +69,12 @@ def _epoch(digits: str, fraction: str) -> datetime:
 def parse_timespan(
     start: str | datetime | None, end: str | datetime | None, *, now: datetime, prefix: str = "--"
 ) -> Timespan:
-    """Turn a start and an end, as text or aware datetimes, into a timespan.
+    """Parse a start and an end, as text or aware datetimes, to a timespan.
 
-    `prefix` comes before `start` and `end` in messages.
+    `prefix` precedes `start` and `end` in messages.
 
     Raises:
-        UsageError: a time that cannot be read, or a start that is not before the end.
+        UsageError: an invalid time, or a start that is not before the end.
     """
     span = Timespan(_moment(f"{prefix}start", start, now), _moment(f"{prefix}end", end, now))
     if span.start and span.end and span.start >= span.end:

@@ -1,4 +1,4 @@
-"""What DuckDB raises, as errors of k2: translated here and nowhere else."""
+"""Translate DuckDB's errors to k2 errors, here and nowhere else."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from k2cli.query.s3 import KEYS_HINT
 
 _OVERFLOW: Final = "an explicit cast to a bigger decimal"
 _WIDER: Final = "cast one side to a wider type first, as in CAST(price AS DECIMAL(28, 8)) * price"
-# What a failed cast says of a constant (LIMIT 1e30, price = 'abc'); of stored values it names the
+# Messages of failed casts of constants (LIMIT 1e30, price = 'abc'); for stored values they name the
 # column.
 _OUT_OF_RANGE: Final = "the value is out of range"
 _OF_COLUMN: Final = "when casting from source column"
 _OUTSIDE: Final = ("Out of Memory Error", "IO Error", "HTTP Error", "INTERRUPT Error")
-# Syntax and unknown names, what DuckDB cannot do, files that are not the table's.
+# Syntax errors and unknown names, unsupported features, files outside the table.
 MISTAKES: Final = (
     duckdb.ProgrammingError,
     duckdb.NotSupportedError,
@@ -27,24 +27,24 @@ MISTAKES: Final = (
 
 
 class Interrupted(Unavailable):
-    """A query was stopped, and nobody asked for it: one of its threads failed.
+    """A query was interrupted without a request: one of its threads failed.
 
-    That thread's error says why, but now and then DuckDB hands out what another thread, stopped
-    because of it, had to say.
+    That thread's error has the cause, but DuckDB sometimes reports the error of another thread that
+    was interrupted because of it.
     """
 
 
 @contextmanager
 def translated(*, is_from_user: bool = False) -> Iterator[None]:
-    """Turn what DuckDB raises into errors of k2.
+    """Translate DuckDB's errors to k2 errors.
 
-    Mistakes in SQL that the user wrote are usage errors. In k2's own SQL they are bugs, like
-    DuckDB's internal errors: they pass, and end in a traceback.
+    Mistakes in user SQL are usage errors. In k2's own SQL they are bugs, like DuckDB's internal
+    errors: they propagate as tracebacks.
     """
     try:
         yield
     except RuntimeError as exc:
-        if isinstance(exc.__cause__, KeyboardInterrupt):  # what DuckDB makes of Ctrl-C
+        if isinstance(exc.__cause__, KeyboardInterrupt):  # DuckDB's error after Ctrl-C
             raise KeyboardInterrupt from exc
         raise
     except duckdb.Error as exc:
@@ -55,9 +55,9 @@ def translated(*, is_from_user: bool = False) -> Iterator[None]:
 
 
 def streaming_error(exc: Exception) -> K2Error:
-    """Translate what a stream of batches raises.
+    """Translate the errors of a stream of batches.
 
-    On the way through Arrow's C interface an error of DuckDB loses its type, not its text.
+    Through Arrow's C interface an error of DuckDB loses its type but keeps its text.
     """
     reason = str(exc).partition("\n")[0]
     return _outside(reason) if reason.startswith(_OUTSIDE) else _misfit(reason)
@@ -74,13 +74,13 @@ def _expected(exc: duckdb.Error, *, is_from_user: bool) -> K2Error | None:
         return _misfit(reason, is_mistake=is_from_user and is_cast and _OF_COLUMN not in reason)
     if is_from_user and isinstance(exc, MISTAKES):
         return _mistake(str(exc))
-    if isinstance(exc, duckdb.PermissionException):  # DuckDB looks for a folder of that name
-        return Unavailable(f"a data file is gone: {reason}", hint="run it again")
+    if isinstance(exc, duckdb.PermissionException):  # DuckDB looks for a directory of that name
+        return Unavailable(f"a data file no longer exists: {reason}", hint="run it again")
     return None
 
 
 def _mistake(text: str) -> UsageError:
-    """Keep what DuckDB says of wrong SQL: the caret under it, and the suggestion as the hint."""
+    """Keep DuckDB's explanation of wrong SQL: the caret, and the suggestion as the hint."""
     lines = [line for line in text.splitlines() if line.strip()]
     hints = [line for line in lines if line.startswith(("Did you mean", "Candidate "))]
     caret = next((at for at, line in enumerate(lines) if line.startswith("LINE ")), len(lines))
@@ -99,7 +99,7 @@ def _outside(reason: str) -> K2Error:
     if reason.startswith("INTERRUPT Error"):
         return Interrupted(f"the query failed: {reason}", hint="run it again")
     if "(HTTP 401" in reason or "(HTTP 403" in reason:
-        return ConfigError(f"the object store refuses us: {reason}", hint=KEYS_HINT)
+        return ConfigError(f"the object store rejected the credentials: {reason}", hint=KEYS_HINT)
     if "(HTTP 404" in reason:
-        return Unavailable(f"a data file is gone: {reason}", hint="run it again")
+        return Unavailable(f"a data file no longer exists: {reason}", hint="run it again")
     return Unavailable(reason)

@@ -9,7 +9,7 @@ from k2cli.records import TableFiles
 
 
 def arrow_to_duckdb_type(of: pa.DataType) -> str:
-    """Name the DuckDB type of a column of a record kind."""
+    """Return the DuckDB type of a column of a record kind."""
     if pa.types.is_decimal(of):
         return f"DECIMAL({of.precision}, {of.scale})"
     if pa.types.is_timestamp(of):
@@ -23,7 +23,7 @@ def arrow_to_duckdb_type(of: pa.DataType) -> str:
 
 
 def files_query(plan: TableFiles) -> str:
-    """Make the SELECT over a plan's files, columns found by field id, absent ones null."""
+    """Build the SELECT over a plan's files; columns match by field id, missing ones are null."""
     types = {field.name: arrow_to_duckdb_type(field.type) for field in plan.kind.arrow}
     stored = {name: field_id for field_id, name in plan.columns.items() if name in types}
     if not plan.paths or not stored:
@@ -42,5 +42,5 @@ def files_query(plan: TableFiles) -> str:
 
 
 def path_pattern(path: str) -> str:
-    """Write a path as the pattern that matches only it: DuckDB takes every path for a pattern."""
+    """Escape a path: DuckDB treats every path as a glob pattern."""
     return re.sub(r"[\[*?]", r"[\g<0>]", path)

@@ -1,7 +1,7 @@
-"""The process that runs one statement of a user, with bounded memory, and sends the answer.
+"""The process that runs one user statement with bounded memory and sends the answer.
 
-Nothing in here can be trusted to end, or to survive: DuckDB has SELECTs that crash it and SELECTs
-that cannot be interrupted. `k2cli.query.forkserver` starts the process and cleans up after it.
+It may hang or crash at any time: DuckDB has SELECTs that crash it and SELECTs that cannot be
+interrupted. `k2cli.query.forkserver` starts the process and cleans up after it.
 """
 
 import os
@@ -32,18 +32,18 @@ from k2cli.query.protocol import (
 )
 from k2cli.query.render import COPIES, RENDERINGS
 
-# What DuckDB, Arrow and Python need beside the memory that DuckDB counts itself.
+# Memory of DuckDB, Arrow and Python that DuckDB does not count.
 _HEADROOM_BYTES: Final = 1 << 30
 _LONGEST_ERROR: Final = 4_000  # characters
-_DEEPEST_TREE: Final = 20_000  # levels of a parse tree as JSON
+_DEEPEST_TREE: Final = 20_000  # levels of a parse tree in JSON
 
 
 def run_worker(connection: socket.socket, folder: Path) -> None:
-    """Answer one request; spill into `folder`. What happens is sent, never printed."""
+    """Answer one request; spill into `folder`. Results and errors are sent, never printed."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     tempfile.tempdir = str(folder)
     sys.setrecursionlimit(_DEEPEST_TREE)
-    with suppress(BrokenPipeError, ConnectionResetError):  # the client went away
+    with suppress(BrokenPipeError, ConnectionResetError):  # the client disconnected
         try:
             _, body = Frames(connection).receive()
             rows = _answer(pickle.loads(body), connection)
@@ -54,20 +54,20 @@ def run_worker(connection: socket.socket, folder: Path) -> None:
             _send_error(connection, Unavailable("the query ran out of memory", hint=MEMORY_HINT))
         except (BrokenPipeError, ConnectionResetError):
             raise
-        except BaseException:  # a bug of k2: the client raises it
+        except BaseException:  # a bug in k2: the client raises it
             send_frame(connection, Kind.ERROR, pickle.dumps(traceback.format_exc()))
             raise
 
 
 def _send_error(connection: socket.socket, exc: K2Error) -> None:
-    # As its class: subclasses of the engine are nobody else's.
+    # As its base class: the client does not have the engine's subclasses.
     known = next(cls for cls in type(exc).__mro__ if cls.__module__ == K2Error.__module__)
     hint = _shortened(exc.hint) if exc.hint else exc.hint
     send_frame(connection, Kind.ERROR, pickle.dumps((known, _shortened(str(exc)), hint)))
 
 
 def _shortened(text: str) -> str:
-    """Cut an error that a query has made long."""
+    """Shorten an error that a query made long."""
     return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."
 
 
@@ -96,12 +96,12 @@ def _stream(answer: Answer, rendering: str, sink: BinaryIO) -> int:
 
 
 def _bound_memory(settings: QuerySettings) -> None:
-    """Let the process grow by what the query may use: DuckDB does not count all of it."""
+    """Limit the memory of the process: DuckDB does not count everything."""
     statm = Path("/proc/self/statm")
     if not statm.exists():  # other systems do not enforce the limit
         return
     idle = int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     limit = (
         idle + 2 * memory_bytes(settings) + _HEADROOM_BYTES
-    )  # allocators reserve what they do not use
+    )  # allocators reserve more than they use
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

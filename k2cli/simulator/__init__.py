@@ -1,4 +1,4 @@
-"""The exchange, played on this machine: its protocol, its limits and its bad days.
+"""A local simulation of the exchange: its protocol, limits and failures.
 
 market: a synthetic market; recording: recorded frames; wire: paths, control messages, framing;
 connection: one client; server: all of them.

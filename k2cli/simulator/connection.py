@@ -1,7 +1,7 @@
 """One client of the simulated exchange: a reader, a player and a pinger.
 
-Market frames are framed by hand, a block at a time, and given to the transport as one piece;
-`websockets` does the handshake and the control frames.
+Market frames are framed here, block by block, and passed to the transport as one buffer;
+`websockets` handles the handshake and control frames.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ _MOST_BEHIND_S: Final = 1.0
 
 
 class _Pace:
-    """Lets frames through at a rate, in small regular bursts."""
+    """Limits the frame rate, with small regular bursts."""
 
     def __init__(self, rate: float | None, clock: Callable[[], float]) -> None:
         self._rate = rate
@@ -52,20 +52,20 @@ class _Pace:
         self._passed = 0
 
     async def allow(self, most: int) -> int:
-        """Wait until something may be sent, and return how many frames."""
+        """Wait until frames may be sent; return how many."""
         if self._rate is None:
-            await asyncio.sleep(0)  # others have their turn
+            await asyncio.sleep(0)  # let other tasks run
             return most
         burst = max(self._rate * _BURST_S, 1)
         await asyncio.sleep(max((burst - self._due(self._rate)) / self._rate, 0))
         due = self._due(self._rate)
         behind = due - max(self._rate * _MOST_BEHIND_S, 2 * burst)
-        if behind > 0:  # a slow reader: what it missed longer ago is not caught up
+        if behind > 0:  # a slow reader does not catch up on what it missed long ago
             self._started_s += behind / self._rate
         return min(int(due), most)
 
     def count(self, frames: int) -> None:
-        """Take note of what was sent."""
+        """Count sent frames."""
         self._passed += frames
 
     def _due(self, rate: float) -> float:
@@ -73,7 +73,7 @@ class _Pace:
 
 
 class Exchange(Protocol):
-    """What the connections of an exchange share: its market, and what it counts."""
+    """State shared by the connections of an exchange: its market and counters."""
 
     options: SimulatorOptions
     clock: Callable[[], float]
@@ -88,7 +88,7 @@ class Exchange(Protocol):
         """Return the exchange's time, in UTC microseconds."""
 
     def open_source(self, path: str, route: Route) -> FrameSource:
-        """Open the frames that a client of this path gets."""
+        """Open the frames for a client of this path."""
 
     def resume_from(self, path: str, position: int) -> None:
         """Remember how far a client of this path was served."""
@@ -131,21 +131,21 @@ class Connection:
                     for task in tasks:
                         task.cancel()
         except (OSError, EOFError, asyncio.LimitOverrunError):
-            pass  # the client went away, or never spoke HTTP
+            pass  # the client disconnected, or never spoke HTTP
         finally:
             transport = self._writer.transport
-            # One that closed once its buffer was empty has no event loop any more, and fails.
+            # A transport that closed after draining its buffer has no event loop, and fails.
             if not transport.is_closing() or transport.get_write_buffer_size():
                 transport.abort()
 
     def go_away(self) -> None:
-        """Say goodbye because the simulator ends; wait for nothing."""
+        """Close because the simulator stops, without waiting."""
         self._close(CloseCode.GOING_AWAY, "the simulator ends")
         if not self._writer.transport.get_write_buffer_size():
             self._writer.close()
 
     async def _shake_hands(self) -> bool:
-        """Answer the HTTP request; tell whether it became a WebSocket connection."""
+        """Answer the HTTP request; return whether it became a WebSocket connection."""
         head = await self._reader.readuntil(b"\r\n\r\n")
         line, end, headers = head.partition(b"\r\n")
         words = line.split(b" ")
@@ -216,7 +216,7 @@ class Connection:
         self._has_changed.set()
 
     def _pong(self, payload: bytes) -> None:
-        if payload in self._pings:  # it answers the pings before it as well
+        if payload in self._pings:  # it also answers the pings before it
             for earlier in list(self._pings):
                 del self._pings[earlier]
                 if earlier == payload:
@@ -249,7 +249,7 @@ class Connection:
         self._close(CloseCode.POLICY_VIOLATION, reason)
 
     def _leave(self) -> None:
-        """Remember where the recording stops: the next connection goes on from there."""
+        """Remember the position in the recording: the next connection continues there."""
         if isinstance(self._source, Recording):
             self._simulator.resume_from(self._path, self._source.position)
         self._source = None
@@ -274,7 +274,7 @@ class Connection:
     # --- the market
 
     async def _play(self) -> None:
-        with contextlib.suppress(OSError):  # the client went away
+        with contextlib.suppress(OSError):  # the client disconnected
             while not self._streams:
                 await self._wait_for_change()
             source = self._simulator.open_source(self._path, self._route)
@@ -313,7 +313,7 @@ class Connection:
             await self._end_market()
 
     def _taken_from(self, source: FrameSource, most: int) -> list[bytes] | None:
-        """Take frames; a file that turns out damaged ends there, as a recorder that was cut."""
+        """Take frames; a corrupt file ends there, like an interrupted recording."""
         try:
             return source.take(most, self._simulator.market_time_us())
         except OSError as exc:
@@ -321,7 +321,7 @@ class Connection:
             return None
 
     def _ending(self) -> tuple[int, Callable[[], Awaitable[None]]]:
-        """Return after how many frames the play ends, and what happens then."""
+        """Return after how many frames the connection ends, and how."""
         options = self._options
         endings = (
             (options.drop_after, self._drop),

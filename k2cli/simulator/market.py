@@ -1,8 +1,8 @@
-"""A synthetic market, pure: no sockets, and no clock, `take` is told the time.
+"""A synthetic market without sockets or clock: the caller passes the time to `take`.
 
-Every frame is a function of seed, stream and id: two connections that
-see the same id see the same price. So a connection needs no more state than the next id of each
-of its streams. Prices and quantities are integers (ticks, steps) until they are printed.
+Every frame is a function of seed, stream and id: two connections that see the same id see the same
+price. So the only state of a connection is the next id of each of its streams. Prices and
+quantities are integers (ticks, steps) until they are formatted.
 """
 
 import re
@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 CHANNELS: Final = ("trade", "aggTrade", "bookTicker")
 
-# $ and a letter is a value that differs from frame to frame: $k the id, $u the update id, $p $b
+# $ and a letter is a value that changes with each frame: $k the id, $u the update id, $p $b
 # $a prices, $q $B $A quantities, $T $E times. $S is the symbol.
 _SPOT: Final[Mapping[str, str]] = {
     "trade": '{"e":"trade","E":$E,"s":"$S","t":$k,"p":"$p","q":"$q","T":$T,"m":$m,"M":true}',
@@ -47,7 +47,7 @@ _MARK: Final = re.compile(r"\$(\w)")
 _PRICES: Final = "pba"
 _TEXTS: Final = "qBAm"
 
-# What one unit is worth in dollars; the first line names the currencies that others are priced in.
+# The price of one unit in dollars; the first line has the quote currencies.
 _QUOTES: Final = (
     "USDT=1 USDC=1 FDUSD=1 BUSD=1 TUSD=1 USD=1 EUR=1.08 TRY=0.03 BTC=67000 ETH=3400 BNB=580"
 )
@@ -66,7 +66,7 @@ _QUOTE_USD: Final = _worth(_QUOTES)
 _USD: Final = _worth(f"{_QUOTES} {_BASES}")
 
 
-# What a market that trades whatever is asked for lists.
+# The listing of a market that trades any symbol.
 PAIRS: Final[Mapping[Market, Sequence[str]]] = {
     Market.SPOT: [f"{base}/USDT" for base in _USD if base not in ("USDT", "USD")],
     Market.US: [f"{base}/USD" for base in _USD if base not in ("USD", "EUR", "TRY")],
@@ -77,10 +77,10 @@ PAIRS: Final[Mapping[Market, Sequence[str]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instrument:
-    """How one symbol is priced and printed, in integers."""
+    """How one symbol is priced and formatted, in integers."""
 
     symbol: str
-    base_ticks: int  # the price that the walk goes around
+    base_ticks: int  # the center of the walk
     move_ticks: int  # one step of the walk
     tick: int  # in units of the last printed decimal
     price_decimals: int
@@ -89,7 +89,7 @@ class Instrument:
 
 
 def instrument(symbol: str, kind: Market) -> Instrument:
-    """Price a symbol: well-known ones realistically, others by their name's checksum."""
+    """Price a symbol: well-known ones realistically, others by the checksum of the name."""
     usd, quote_usd = _base_and_quote_usd(symbol.partition("_")[0])
     price, magnitude = usd / quote_usd, usd.adjusted()  # magnitude is 4 for 67000
     decimals = min(max(4 - price.adjusted(), 2), 8)
@@ -118,9 +118,9 @@ def _base_and_quote_usd(pair: str) -> tuple[Decimal, Decimal]:
     return _USD.get(base, made_up), _QUOTE_USD[quote]
 
 
-_PERIOD: Final = 1 << 18  # the walk closes after so many ids
+_PERIOD: Final = 1 << 18  # the walk is periodic after this many ids
 _MASK: Final = _PERIOD - 1
-_WIDEST: Final = 900  # steps away from the base, so that no price gets to zero
+_WIDEST: Final = 900  # steps from the base, so prices stay above zero
 _SIZES: Final = 1024
 _MOST_GAP_US: Final = 100_000
 _MOST_LAG_US: Final = 2000
@@ -129,7 +129,7 @@ _BOOLEANS: Final = np.array([b"false", b"true"], dtype=object)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Chance:
-    """All that is random in a market, drawn once from its seed."""
+    """The random data of a market, drawn once from its seed."""
 
     walk: Ints  # closed random walk, in steps
     is_sell: npt.NDArray[np.bool_]
@@ -167,10 +167,10 @@ def _size_texts(seed: int, step: int, decimals: int) -> npt.NDArray[np.object_]:
 
 
 class SyntheticMarket:
-    """A synthetic market that plays on for ever.
+    """An endless synthetic market.
 
-    A connection begins at the highest id that any connection reached. The first id comes from
-    the clock, four for every microsecond, so that a market that starts later has higher ids.
+    A connection starts at the highest id that any connection reached. The first id comes from the
+    clock, four per microsecond, so a market that starts later has higher ids.
     """
 
     def __init__(
@@ -190,23 +190,23 @@ class SyntheticMarket:
         self._channels = frozenset(channels)
 
     def offers(self, stream: str) -> bool:
-        """Tell whether anything is ever sent on a stream."""
+        """Return whether the market has data for a stream."""
         symbol, _, channel = stream.partition("@")
         return channel in self._channels and (not self._symbols or symbol in self._symbols)
 
     def play(self, *, is_combined: bool, is_micros: bool = False) -> "Play":
-        """Begin one connection's copy of the market."""
+        """Open one connection's view of the market."""
         return Play(self, is_combined=is_combined, is_micros=is_micros)
 
 
 def first_id_at(now_us: int) -> int:
-    """Return the id that a market begins with which starts at this time."""
+    """Return the first id of a market that starts at this time."""
     return (now_us - 1_577_836_800_000_000) * 4  # since 2020; update ids stay below 2**53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
-    """The instruments of a group as columns, a row per stream."""
+    """The instruments of a group as columns, one row per stream."""
 
     phase: Ints
     base: Ints
@@ -219,9 +219,9 @@ class _Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
-    """The followed streams of one channel: they share a shape, so also their columns."""
+    """The subscribed streams of one channel, which share a template and columns."""
 
-    marks: str  # what differs from frame to frame, in the order of the shape
+    marks: str  # the variable parts, in the order of the template
     templates: list[bytes]
     table: _Table
 
@@ -243,7 +243,7 @@ def _table(instruments: Sequence[Instrument], seed: int) -> _Table:
 
 
 class Play:
-    """One connection's copy of a synthetic market."""
+    """One connection's view of a synthetic market."""
 
     is_at_end = False
 
@@ -259,16 +259,16 @@ class Play:
         self._ids: Ints = np.empty(0, dtype=np.int64)  # next id of every stream
         self._group_of: Ints = self._ids
         self._row_of: Ints = self._ids
-        self._order: Ints = self._ids  # streams whose turn comes next
+        self._order: Ints = self._ids  # streams that are next in turn
         self._last_us = 0
 
     @property
     def is_idle(self) -> bool:
-        """Tell whether no followed stream is offered."""
+        """Return whether no subscribed stream has data."""
         return not self._streams
 
     def follow(self, streams: Collection[str]) -> None:
-        """Play these streams from now on; one that was followed before goes on where it was."""
+        """Subscribe to these streams; one subscribed before continues where it was."""
         self._next.update(zip(self._streams, self._ids.tolist(), strict=True))
         self._streams = [stream for stream in streams if self._market.offers(stream)]
         by_channel: dict[str, list[str]] = {}
@@ -314,7 +314,7 @@ class Play:
         return text.encode()
 
     def take(self, most: int, now_us: int) -> list[bytes]:
-        """Return the next `most` frames; none while no stream is followed."""
+        """Return the next `most` frames; none without a subscribed stream."""
         if not self._streams or most < 1:
             return []
         picks = self._turns(most)
@@ -331,7 +331,7 @@ class Play:
         return [next(parts[number]) for number in group_of.tolist()]
 
     def _turns(self, count: int) -> Ints:
-        """Let every stream have a turn in every round, in an order that changes by round."""
+        """Give every stream a turn in every round, in an order that changes by round."""
         if len(self._order) < count:
             rounds = max(count // len(self._streams), 1) + 1
             fresh = np.tile(np.arange(len(self._streams)), (rounds, 1))
@@ -341,7 +341,7 @@ class Play:
         return picks
 
     def _advance(self, picks: Ints) -> Ints:
-        """Give every turn the next id of its stream."""
+        """Assign the next id of the stream to every turn."""
         counts = np.bincount(picks, minlength=len(self._streams))
         by_stream = np.argsort(picks, kind="stable")
         first = np.cumsum(counts) - counts
@@ -356,7 +356,7 @@ class Play:
         return ids
 
     def _times(self, count: int, now_us: int) -> Ints:
-        """Spread a block's times over the time since the block before."""
+        """Spread a block's times over the time since the previous block."""
         since = min(max(now_us - self._last_us, 0), _MOST_GAP_US) if count > 1 else 0
         self._last_us = now_us
         return now_us - since + since * np.arange(1, count + 1) // count
@@ -374,7 +374,7 @@ class Play:
     def _columns(
         self, group: _Group, row: Ints, ids: Ints, times: Ints
     ) -> dict[str, list[list[Any]]]:
-        """Return the values behind the marks of a group's shape; a price is two columns."""
+        """Return the values for the placeholders of a template; a price is two columns."""
         chance, table = self._chance, group.table
         at = (ids + table.phase[row]) & _MASK
         bid = table.base[row] + chance.walk[at] * table.move[row]
@@ -394,7 +394,7 @@ class Play:
         makers: Mapping[str, Callable[[], list[list[Any]]]] = {
             "k": lambda: [ids.tolist()],
             "u": lambda: [(2 * ids + is_sell).tolist()],
-            "p": lambda: price(bid + ~is_sell),  # a buyer that is the aggressor pays the ask
+            "p": lambda: price(bid + ~is_sell),  # an aggressive buyer pays the ask
             "b": lambda: price(bid),
             "a": lambda: price(bid + 1),
             "q": lambda: size(0),

@@ -1,4 +1,4 @@
-"""What the simulated exchange is asked to play, and what a connection plays."""
+"""Options of the simulated exchange, and the interface of what a connection plays."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,27 +22,27 @@ GARBAGE: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatorOptions:
-    """What the simulated exchange plays, how fast, and how it misbehaves.
+    """What the simulated exchange plays, how fast, and with which failures.
 
     Counts of frames are market frames of one connection; garbage does not count. Of
     `drop_after`, `silent_after`, `shutdown_after` and `limit`, the smallest ends a connection.
     """
 
     host: str = "127.0.0.1"
-    port: int = 0  # 0 takes a free one
+    port: int = 0  # 0 chooses a free one
     ssl: SSLContext | None = None
     market: Market = Market.SPOT
-    symbols: tuple[str, ...] = ()  # none: whatever is asked for
+    symbols: tuple[str, ...] = ()  # none: any symbol
     channels: tuple[str, ...] = CHANNELS
     seed: int = 0
-    first_id: int | None = None  # none: from the clock
+    first_id: int | None = None  # None: from the clock
     frames: Path | None = None  # a recording, instead of the synthetic market
     loop: bool = False
-    limit: int | None = None  # frames of a connection, then the market has ended
+    limit: int | None = None  # frames per connection, then the market ends
     close_at_end: bool = False
-    rate: float | None = None  # frames/s of a connection; none: as fast as possible
-    history_s: float = 0.0  # how long ago the synthetic market's time begins
-    speed: float = 60.0  # how fast its time runs until it is now
+    rate: float | None = None  # frames/s per connection; None: as fast as possible
+    history_s: float = 0.0  # how long ago the synthetic market's clock starts
+    speed: float = 60.0  # how fast its clock runs until now
     drop_after: int | None = None
     silent_after: int | None = None
     shutdown_after: int | None = None
@@ -56,18 +56,18 @@ class SimulatorOptions:
 
 
 class FrameSource(Protocol):
-    """Where the frames of one connection come from."""
+    """The source of one connection's frames."""
 
     @property
     def is_at_end(self) -> bool:
-        """Tell whether `take` will never return a frame again."""
+        """Return whether `take` will never return a frame again."""
 
     @property
     def is_idle(self) -> bool:
-        """Tell whether `take` returns nothing until other streams are followed."""
+        """Return whether `take` returns nothing until other streams are subscribed."""
 
     def follow(self, streams: Collection[str]) -> None:
-        """Play these streams from now on."""
+        """Subscribe to these streams."""
 
     def take(self, most: int, now_us: int) -> list[bytes]:
-        """Return the next frames in order, at most so many; none does not mean the end."""
+        """Return the next frames in order, up to a limit; none does not mean the end."""

@@ -1,4 +1,4 @@
-"""Recorded frames: a file of them, and a connection's way through it."""
+"""Recorded frames: a file, and the position of a connection in it."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -12,13 +12,13 @@ import pyarrow as pa
 from k2cli.symbols import lower_symbol
 
 _BLOCK_BYTES: Final = 1 << 20
-_MOST_LINES: Final = 5000  # searched in one go
+_MOST_LINES: Final = 5000  # searched per call
 _COMPRESSION: Final = {".gz": "gzip", ".zst": "zstd"}
 _RECEIVED: Final = re.compile(rb"\d+ ")
 
 
 class _Recorded(msgspec.Struct):
-    """What tells the stream of a recorded frame, wrapped or raw."""
+    """The fields that identify the stream of a recorded frame, wrapped or raw."""
 
     stream: str | None = None
     data: msgspec.Raw = msgspec.Raw()
@@ -31,12 +31,12 @@ _decode_recorded = msgspec.json.Decoder(_Recorded).decode
 
 
 def stream_and_frame(line: bytes) -> tuple[str | None, bytes]:
-    """Split a recorded line into its stream and the raw frame, the bytes as they were recorded.
+    """Split a recorded line into its stream and the raw frame, with the bytes unchanged.
 
     {"stream":"btcusdt@trade","data":{"e":"trade","s":"BTCUSDT",...}}
     {"u":499869768,"s":"NKNUSDT","b":"0.3521","B":"672","a":"0.3526","A":"3199"}
 
-    A line that is no market frame has no stream.
+    A line that is not a market frame has no stream.
     """
     try:
         found = _decode_recorded(line)
@@ -54,7 +54,7 @@ def recorded_lines(path: Path) -> Iterator[bytes]:
     """Read a recording line by line: plain, .gz or .zst; a leading receive time is dropped.
 
     Raises:
-        OSError: the file cannot be read, or its compression is damaged.
+        OSError: the file cannot be read, or its compressed data is corrupt.
     """
     rest = b""
     with pa.input_stream(str(path), compression=_COMPRESSION.get(path.suffix)) as file:
@@ -73,13 +73,13 @@ def _frames_of(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class Recording:
-    """One connection's way through a recorded file."""
+    """One connection's position in a recorded file."""
 
     def __init__(
         self, path: Path, *, is_combined: bool, is_looped: bool = False, position: int = 0
     ) -> None:
         self.is_at_end = False
-        self.position = position  # lines taken of this pass
+        self.position = position  # lines taken in this pass
         self._path = path
         self._is_combined = is_combined
         self._is_looped = is_looped
@@ -89,18 +89,18 @@ class Recording:
 
     @property
     def is_idle(self) -> bool:
-        """Tell whether no stream is followed."""
+        """Return whether no stream is subscribed."""
         return not self._streams
 
     def follow(self, streams: Collection[str]) -> None:
-        """Play these streams from now on."""
+        """Subscribe to these streams."""
         self._streams = frozenset(streams)
 
     def take(self, most: int, now_us: int) -> list[bytes]:  # noqa: ARG002
-        """Return the next frames of the followed streams, after a bounded search.
+        """Return the next frames of the subscribed streams, after a bounded search.
 
         Raises:
-            OSError: the file cannot be read, or its compression is damaged.
+            OSError: the file cannot be read, or its compressed data is corrupt.
         """
         frames: list[bytes] = []
         if most < 1:
@@ -119,7 +119,7 @@ class Recording:
         return frames
 
     def _end_pass(self) -> None:
-        """Start over, unless a whole pass had nothing to play."""
+        """Start over, unless a whole pass had no matching frames."""
         self.is_at_end = not (self._is_looped and self._is_played)
         self.position = 0 if self._is_looped else self.position
         self._is_played = False

@@ -1,4 +1,4 @@
-"""The simulated exchange as a server: on an event loop, or in a thread of its own."""
+"""The simulated exchange as a server: on an event loop, or in a thread."""
 
 import asyncio
 import contextlib
@@ -22,23 +22,23 @@ from k2cli.simulator.wire import Route, exchange_info
 from k2cli.symbols import fold_symbol, is_asset
 
 _WRITE_BUFFER_BYTES: Final = 1 << 18
-_ACCEPTING_TURNS: Final = 5  # of the event loop, until a connection that arrives is served
+_ACCEPTING_TURNS: Final = 5  # event loop iterations until an incoming connection is served
 _MOST_HEAD_BYTES: Final = 1 << 20  # a URL may name 1024 streams
 
 
 class Simulator:
-    """A running exchange, and what it has seen. `open_simulator` makes one."""
+    """A running exchange and its counters. Created by `open_simulator`."""
 
     def __init__(
         self, *, options: SimulatorOptions, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.options = options
         self.clock = clock  # of rates, pings and limits
-        self.connections = 0  # opened until now
+        self.connections = 0  # opened so far
         self.frames_sent = 0  # market frames, over all connections
-        self.paths: list[str] = []  # of all handshakes, refused ones too
+        self.paths: list[str] = []  # of all handshakes, including refused ones
         self.info_path = VENUES[options.market].info_path
-        self.info_requests = 0  # answered until now
+        self.info_requests = 0  # answered so far
         self.url = ""
         self.exchange_info = exchange_info(_listed(options))
         self._started_us = time.time_ns() // 1000
@@ -49,22 +49,22 @@ class Simulator:
             symbols=options.symbols,
             channels=options.channels,
         )
-        self._stopped: dict[str, deque[int]] = {}  # path -> lines of a recording, by cut
+        self._stopped: dict[str, deque[int]] = {}  # path -> recorded lines to skip, in order
         self._open: dict[asyncio.Task[None], Connection] = {}
 
     @property
     def open_connections(self) -> int:
-        """How many clients are connected now."""
+        """The number of connected clients."""
         return len(self._open)
 
     def market_time_us(self) -> int:
-        """Tell the time in the market: now, or on the way from `history_s` ago to now."""
+        """Return the market's time: now, or between `history_s` ago and now."""
         now_us = time.time_ns() // 1000
         began_us = self._started_us - self.options.history_s * 1_000_000
         return min(now_us, int(began_us + (now_us - self._started_us) * self.options.speed))
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a client that has connected."""
+        """Serve a connected client."""
         writer.transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         connection = Connection(self, reader, writer)
         task = asyncio.create_task(connection.serve())
@@ -79,16 +79,16 @@ class Simulator:
             )
 
     async def end_connections(self) -> None:
-        """Send every client away, at once."""
+        """Disconnect every client immediately."""
         tasks = list(self._open)
         for task, connection in self._open.items():
             connection.go_away()
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # then their sockets are closed
+        await asyncio.sleep(0)  # until their sockets are closed
 
     def open_source(self, path: str, route: Route) -> FrameSource:
-        """Open what a new connection plays."""
+        """Open the frames for a new connection."""
         if self.options.frames is None:
             return self._market.play(is_combined=route.is_combined, is_micros=route.is_micros)
         return Recording(
@@ -99,7 +99,7 @@ class Simulator:
         )
 
     def resume_from(self, path: str, position: int) -> None:
-        """Let the next connection of the same path go on after this many lines."""
+        """Make the next connection of the same path continue after this many lines."""
         self._stopped.setdefault(path, deque()).append(position)
 
     def _resume_position(self, path: str) -> int:
@@ -108,7 +108,7 @@ class Simulator:
 
 
 def _listed(options: SimulatorOptions) -> list[Instrument]:
-    """Return the symbols that `exchangeInfo` lists: those that have a known split."""
+    """Return the symbols that `exchangeInfo` lists: those with a known split."""
     instruments = []
     for symbol in options.symbols or PAIRS[options.market]:
         with contextlib.suppress(UsageError):
@@ -125,7 +125,9 @@ def _first_id(options: SimulatorOptions) -> int:
 def _check(options: SimulatorOptions) -> None:
     for symbol in options.symbols:
         if symbol != fold_symbol(symbol) or not all(map(is_asset, symbol.split("_", 1))):
-            raise UsageError(f"{symbol!r} is not a symbol", hint="--symbols BTCUSDT,ETHUSDT")
+            raise UsageError(
+                f"{symbol!r} is not a symbol", hint="use for example --symbols BTCUSDT,ETHUSDT"
+            )
     for channel in options.channels:
         if channel not in CHANNELS:
             raise UsageError(
@@ -144,10 +146,10 @@ async def open_simulator(
     """Run a simulator on this event loop.
 
     Raises:
-        UsageError: a symbol or channel that cannot be one.
+        UsageError: invalid symbol or channel.
         NotFound: the recording does not exist.
         BadData: the recording cannot be read.
-        Unavailable: the port is taken, or cannot be listened on.
+        Unavailable: the port is in use, or cannot be opened.
     """
     _check(options)
     simulator = Simulator(options=options, clock=clock)
@@ -164,7 +166,7 @@ async def open_simulator(
         reason = "the port is in use" if is_taken else exc.strerror or str(exc)
         raise Unavailable(
             f"cannot listen on {options.host}:{options.port}: {reason}",
-            hint="--port 0 takes a free port" if is_taken else None,
+            hint="--port 0 chooses a free port" if is_taken else None,
         ) from exc
     port = server.sockets[0].getsockname()[1]
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -173,16 +175,16 @@ async def open_simulator(
         yield simulator
     finally:
         server.close()
-        for _ in range(_ACCEPTING_TURNS):  # who has just connected is among them then
+        for _ in range(_ACCEPTING_TURNS):  # includes clients that have just connected
             await asyncio.sleep(0)
         await simulator.end_connections()
 
 
 @contextlib.contextmanager
 def running_simulator(options: SimulatorOptions) -> Iterator[Simulator]:
-    """Run a simulator in a thread of its own, for callers without an event loop.
+    """Run a simulator in a thread, for callers without an event loop.
 
-    Raises what `open_simulator` raises.
+    Raises the errors of `open_simulator`.
     """
     started: Future[tuple[Simulator, Callable[[], object]]] = Future()
 

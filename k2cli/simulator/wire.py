@@ -1,4 +1,4 @@
-"""The exchange's side of the protocol, pure: paths and control messages in, frames out."""
+"""The exchange's side of the protocol, without I/O: paths, control messages, frames."""
 
 import re
 import struct
@@ -11,7 +11,7 @@ import msgspec
 
 from k2cli.ingestion.symbols import Instrument
 
-# Names that are not ASCII are percent-encoded in paths, and plain in control messages.
+# Non-ASCII names are percent-encoded in paths, and plain in control messages.
 _STREAM: Final = re.compile(r"((?:[a-z0-9_]|[^\x00-\x7f])+@|!)[a-zA-Z0-9_]+(@[a-zA-Z0-9_]+)?")
 
 
@@ -25,7 +25,7 @@ class RefusedPath(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """What the path of a handshake asks for."""
+    """The streams that a handshake path requests."""
 
     streams: tuple[str, ...]
     is_combined: bool
@@ -33,7 +33,7 @@ class Route:
 
 
 def parse_path(path: str, *, max_streams: int) -> Route:
-    """Read a handshake's path.
+    """Parse a handshake path.
 
     /ws/btcusdt@trade    /ws/btcusdt@trade/ethusdt@trade?timeUnit=MICROSECOND    /ws
     /stream?streams=btcusdt@trade/ethusdt@bookTicker    /stream
@@ -54,7 +54,7 @@ def parse_path(path: str, *, max_streams: int) -> Route:
         if _STREAM.fullmatch(name) is None:
             raise RefusedPath(400, f"invalid stream name: {name[:80]}")
     if len(streams) > max_streams:
-        raise RefusedPath(400, f"{len(streams)} streams, at most {max_streams} a connection")
+        raise RefusedPath(400, f"{len(streams)} streams, at most {max_streams} per connection")
     unit = query.get("timeUnit", ["MILLISECOND"])[0].upper()
     if unit not in ("MILLISECOND", "MICROSECOND"):
         raise RefusedPath(400, f"invalid timeUnit: {unit[:80]}")
@@ -66,7 +66,7 @@ def parse_path(path: str, *, max_streams: int) -> Route:
 
 
 def exchange_info(instruments: Sequence[Instrument]) -> bytes:
-    """Answer `exchangeInfo` with these symbols.
+    """Build the `exchangeInfo` answer for these symbols.
 
     {"timezone":"UTC","symbols":[{"symbol":"BTCUSDT","status":"TRADING","baseAsset":"BTC",...}]}
     """
@@ -87,7 +87,7 @@ class RefusedRequest(Exception):
 
 
 def answer_control(text: bytes, streams: dict[str, None], *, max_streams: int) -> bytes:
-    """Carry out a control message on the subscribed streams, and return the reply.
+    """Apply a control message to the subscribed streams, and return the reply.
 
     {"method":"SUBSCRIBE","params":["btcusdt@trade"],"id":1} -> {"result":null,"id":1}
     """
@@ -153,7 +153,7 @@ _HEADERS: Final = tuple(_header(size) for size in range(1024))
 
 
 def websocket_frames(payloads: list[bytes]) -> bytes:
-    """Frame payloads as text messages of a server, one after the other."""
+    """Frame payloads as consecutive text messages of a server."""
     try:
         parts = [part for payload in payloads for part in (_HEADERS[len(payload)], payload)]
     except IndexError:

@@ -1,5 +1,5 @@
-"""Files against a schema, before anything reads them in earnest.
+"""Validate files against a schema before they are loaded or consumed.
 
-Data files are read a part at a time, by the code that loads and consumes them: so their size does
-not matter, and what is valid here fits there.
+Data files are read in parts, by the code that loads and consumes them, so their size does not
+matter and valid files are accepted there.
 """

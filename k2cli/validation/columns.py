@@ -1,4 +1,4 @@
-"""Files of columns and of Avro against a schema: faults are found a column at a time."""
+"""Validate Parquet and Avro files against a schema, column by column."""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from k2cli.avro.ours import our_schema, ours_of
+from k2cli.avro.builtin import builtin_name, builtin_schema
 from k2cli.codec.container import Container, ContainerDecoder
 from k2cli.codec.resolve import Incompatible, RecordDecoder, record_name
 from k2cli.columns import Ints
@@ -24,24 +24,24 @@ _INT_BITS: Final = 32
 
 
 def avro_parts(file: BinaryIO, expected: Expected | None) -> tuple[str, Parts]:
-    """Read the header of an Avro container; return what its records are held against, and them.
+    """Read the header of an Avro container; return the expected schema and the records.
 
-    Without an expected schema that is ours of the same name, or else the file's own.
+    The default schema is k2's of the same name, or else the file's own.
 
     Raises:
-        BadData: it is no container of records.
+        BadData: it is not a container of records.
     """
     container = Container(file)
-    against = expected or _told_by(container.schema)
+    against = expected or _schema_of(container.schema)
     return against.name, _container_parts(container, against)
 
 
-def _told_by(schema: Any) -> Expected:
+def _schema_of(schema: Any) -> Expected:
     name = record_name(schema) if isinstance(schema, dict) else None
     if name is None:
-        raise BadData("the file does not hold records")
-    if stem := ours_of(name):
-        return Expected(name=stem, avro=our_schema(stem))
+        raise BadData("the file does not contain records")
+    if stem := builtin_name(name):
+        return Expected(name=stem, avro=builtin_schema(stem))
     return Expected(name=name, avro=schema)
 
 
@@ -64,10 +64,10 @@ def _number(places: Ints, row: int) -> int:
 
 
 def parquet_parts(raw: BinaryIO, expected: Expected) -> Parts:
-    """Look at the rows of a Parquet file.
+    """Check the rows of a Parquet file.
 
     Raises:
-        BadData: it is no Parquet file, or broken.
+        BadData: it is not a Parquet file, or is corrupt.
     """
     expected.kind()  # all of its fields are columns
     with _parquet_errors():
@@ -84,7 +84,7 @@ def parquet_parts(raw: BinaryIO, expected: Expected) -> Parts:
         for batch in file.iter_batches(_BATCH_ROWS, columns=names):
             there = [batch[column.name].cast(column.type) for column in columns.values()]
             rows = pa.RecordBatch.from_arrays(there, names)
-            rows.validate(full=True)  # texts are UTF-8, for instance
+            rows.validate(full=True)  # that texts are UTF-8, for example
             problems = [
                 *_problems(decoder, rows, partial(operator.add, first)),
                 *_nulls_within(rows, first),
@@ -98,11 +98,11 @@ def _parquet_errors() -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
-        raise BadData(f"no Parquet that can be read: {exc}") from exc
+        raise BadData(f"not a readable Parquet file: {exc}") from exc
 
 
 def _columns(there: pa.Schema, ours: Mapping[str, Any]) -> dict[str, pa.Field]:
-    """Choose the columns that our fields are read from, with the types to read them as."""
+    """Choose the columns that k2's fields are read from, with the types to read."""
     columns = {}
     for field in ours["fields"]:
         name = field["name"]
@@ -115,7 +115,7 @@ def _columns(there: pa.Schema, ours: Mapping[str, Any]) -> dict[str, pa.Field]:
 
 
 def _plain(of: pa.DataType) -> pa.DataType:
-    """Return a type without what does not matter: how texts are stored, what items are called."""
+    """Return a type without text encodings and item names, which do not matter."""
     kind = pa.types
     if kind.is_dictionary(of):
         return _plain(of.value_type)
@@ -136,7 +136,7 @@ def _plain(of: pa.DataType) -> pa.DataType:
 def _as_avro(
     columns: Mapping[str, pa.Field], ours: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Problem]]:
-    """Write columns as the schema of a record; those of a type that no field has are problems."""
+    """Convert columns to a record schema; columns of unsupported types are problems."""
     wanted = avro_to_arrow_schema(ours)
     fields, strange = [], {}
     for name, column in columns.items():
@@ -153,7 +153,7 @@ def _unfit(field: str, reason: str) -> Problem:
 
 
 def _nulls_within(rows: pa.RecordBatch, first: int) -> Iterator[Problem]:
-    """Find lists and maps that hold a null where ours may not."""
+    """Find lists and maps with a null where k2's have none."""
     for name in rows.schema.names:
         values = rows[name]
         is_map = pa.types.is_map(values.type)
@@ -167,16 +167,16 @@ def _nulls_within(rows: pa.RecordBatch, first: int) -> Iterator[Problem]:
             for row, held in enumerate(values.to_pylist()):
                 if held and None in ([value for _, value in held] if is_map else held):
                     fault = Fault(
-                        reason="holds a null", cause=Cause.MISSING, field=name, value=shown(held)
+                        reason="contains a null", cause=Cause.MISSING, field=name, value=shown(held)
                     )
                     yield problem_of(fault, row=first + row)
 
 
 def _unfit_fields(schema: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Problem]:
-    """Say which of our fields cannot be read from what a writer's schema has."""
+    """List k2's fields that cannot be read with the writer's schema."""
     name = record_name(schema)
     if name != ours["name"]:
-        yield _unfit("", f"the records are of {name}, not of {ours['name']}")
+        yield _unfit("", f"the records are {name}, not {ours['name']}")
         return
     for field in ours["fields"]:
         try:

@@ -1,11 +1,11 @@
-"""A file of data, whatever it holds, against a schema."""
+"""Validate a data file of any format against a schema."""
 
 import sys
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from k2cli.avro.ours import ours_of
+from k2cli.avro.builtin import builtin_name
 from k2cli.errors import UsageError
 from k2cli.files import STDIN, open_input
 from k2cli.ingestion.csv.layout import Layout
@@ -17,7 +17,7 @@ from k2cli.validation.report import Expected, FileKind, Parts, Report, gather, k
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """What is asked of files: the schema, how CSV is laid out, and how many errors are wanted."""
+    """The options of a validation: schema, CSV layout and error limit."""
 
     expected: Expected | None
     layout: Layout | None
@@ -25,22 +25,22 @@ class Validation:
     max_errors: int
 
     def kind_of(self, file: str) -> FileKind:
-        """Tell what a file, or stdin, holds.
+        """Infer the format of a file or stdin.
 
         Raises:
-            UsageError: its name does not tell.
+            UsageError: its suffix is unknown.
         """
         if file == STDIN:
-            told = FileKind.NDJSON if self.expected else FileKind.AVSC
-            return FileKind.CSV if self.layout else told
+            inferred = FileKind.NDJSON if self.expected else FileKind.AVSC
+            return FileKind.CSV if self.layout else inferred
         return kind_of(Path(file))
 
     def validate(self, file: str) -> Report:
-        """Look at the rows of a file of data.
+        """Check the rows of a data file.
 
         Raises:
-            UsageError: nothing tells what its rows must be.
-            K2Error: it cannot be looked at.
+            UsageError: there is no schema to check it against.
+            K2Error: it cannot be checked.
         """
         kind = self.kind_of(file)
         report = Report(file="stdin" if file == STDIN else file, kind=kind)
@@ -50,14 +50,14 @@ class Validation:
         return report
 
     def _parts(self, stack: ExitStack, file: str, kind: FileKind) -> tuple[str | None, Parts]:
-        """Open a file; return what its rows are held against, and the rows."""
+        """Open a file; return the expected schema and the rows."""
         if kind is FileKind.CSV:
             return self._csv_parts(file)
         if kind is FileKind.AVRO:
             return avro_parts(stack.enter_context(open_input(file)), self.expected)
         if self.expected is None:
             raise UsageError(
-                f"nothing tells what the rows of {file} must be", hint="--schema trade_v2"
+                f"no schema given for {file}", hint="use --schema, for example --schema trade_v2"
             )
         parts = parquet_parts if kind is FileKind.PARQUET else ndjson_parts
         stream = stack.enter_context(open_input(file))
@@ -66,9 +66,9 @@ class Validation:
     def _csv_parts(self, file: str) -> tuple[str | None, Parts]:
         if self.layout is None:
             raise UsageError(
-                f"nothing tells what the columns of {file} are",
-                hint="--layout NAME; k2 load layouts lists them",
+                f"no layout given for {file}",
+                hint="use --layout NAME; k2 load layouts lists them",
             )
         source = sys.stdin.buffer if file == STDIN else Path(file)
-        told = ours_of(self.layout.record.avro["name"])
-        return told, csv_parts(source, self.layout, self.options, self.expected)
+        inferred = builtin_name(self.layout.record.avro["name"])
+        return inferred, csv_parts(source, self.layout, self.options, self.expected)

@@ -1,4 +1,4 @@
-"""Files of lines against a schema: what would be a reject is a problem."""
+"""Validate ndjson and CSV against a schema: each reject is a problem."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,15 +25,15 @@ def ndjson_parts(stream: BinaryIO, expected: Expected) -> Parts:
 def csv_parts(
     source: Path | IO[bytes], layout: Layout, options: CsvOptions, expected: Expected | None
 ) -> Parts:
-    """Validate the rows of a CSV file, which a layout makes records of its kind of.
+    """Validate the rows of a CSV file, read with a layout.
 
     Raises:
         NotFound, ConfigError, UsageError: the file cannot be read, or an option is missing.
     """
     if expected is not None and expected.avro != layout.record.avro:
         raise UsageError(
-            f"the layout makes {layout.kind}, not records of {expected.name}",
-            hint="leave --schema out: the layout tells it",
+            f"the layout is for {layout.kind}, not for records of {expected.name}",
+            hint="omit --schema: the layout determines it",
         )
     return _parts(read_csv(source, layout, options))
 

@@ -1,4 +1,4 @@
-"""What is found in one file, and how that is gathered."""
+"""The report on one file, and how it is built."""
 
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +14,7 @@ from k2cli.storage.tables import iceberg_schema
 
 
 class FileKind(StrEnum):
-    """What a file holds."""
+    """The format of a file."""
 
     AVSC = "avsc"
     AVRO = "avro"
@@ -38,18 +38,18 @@ _SUFFIXES: Final[Mapping[str, FileKind]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What does not fit; without a row it is the file as a whole, or the schema itself."""
+    """A problem in a row or, without a row, in the whole file or schema."""
 
-    row: int | None = None  # from 1 on; of CSV and ndjson the line
-    field: str | None = None  # of the record; of CSV the column
+    row: int | None = None  # starting at 1; the line in CSV and ndjson
+    field: str | None = None  # of the record; the column in CSV
     value: str | None = None
-    code: str | None = None  # of a row that would be rejected, or of a schema that does not fit
+    code: str | None = None  # of a rejected row, or of a schema that does not fit
     cause: Cause | None = None
     reason: str
 
 
 def problem_of(fault: Fault, *, row: int | None = None, raw: str | None = None) -> Problem:
-    """Describe a fault; `raw` is shown where no field is to blame."""
+    """Describe a fault; `raw` is shown if no field is to blame."""
     field = fault.column or fault.field or None
     return Problem(
         row=row,
@@ -63,7 +63,7 @@ def problem_of(fault: Fault, *, row: int | None = None, raw: str | None = None) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Some rows, of which some do not fit."""
+    """A number of rows, with the problems among them."""
 
     rows: int
     problems: Iterable[Problem] = ()
@@ -74,13 +74,13 @@ Parts = Generator[Part]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """The schema that rows are held against."""
+    """The schema that rows are checked against."""
 
     name: str
     avro: Mapping[str, Any]
 
     def kind(self) -> RecordKind:
-        """Return a record kind of this schema, for what reads rows of a kind.
+        """Return a record kind with this schema.
 
         Raises:
             BadData: a field has a type that no column has.
@@ -95,49 +95,49 @@ class Expected:
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What was found in one file."""
+    """The report on one file."""
 
     file: str
     kind: FileKind | None
-    schema: str | None = None  # what the rows were held against
-    rows: int | None = None  # that were looked at
+    schema: str | None = None  # the schema that the rows were checked against
+    rows: int | None = None  # rows checked
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
-    stopped: bool = False  # there are more errors, and rows that were not looked at
+    stopped: bool = False  # the check stopped early, at the error limit
 
     @property
     def valid(self) -> bool:
-        """Whether there is no error."""
+        """Whether the file has no errors."""
         return not self.errors
 
     def document(self) -> dict[str, object]:
-        """Return it as JSON has it."""
+        """Return the report for JSON."""
         return {**asdict(self), "valid": self.valid}
 
 
 def kind_of(file: Path) -> FileKind:
-    """Tell what a file holds by the end of its name.
+    """Infer the format of a file from its suffix.
 
     Raises:
-        UsageError: the name does not tell.
+        UsageError: the suffix is unknown.
     """
     for suffix, kind in _SUFFIXES.items():
         if file.name.lower().endswith(suffix):
             return kind
     if file.is_dir():
-        raise UsageError(f"{file} is a folder", hint="name the files in it")
+        raise UsageError(f"{file} is a directory", hint="name the files in it")
     raise UsageError(
-        f"the name of {file} does not tell what it holds", hint=f"known are {' '.join(_SUFFIXES)}"
+        f"cannot infer the format of {file} from its name", hint=f"use one of {' '.join(_SUFFIXES)}"
     )
 
 
 def failed(file: str, kind: FileKind | None, error: K2Error) -> Report:
-    """Report a file that could not be looked at."""
+    """Report a file that could not be checked."""
     return Report(file=file, kind=kind, errors=[Problem(reason=str(error))])
 
 
 def validate_schema(avro: Any, file: str, *, is_strict: bool) -> Report:
-    """Look at a schema that was parsed: names, docs, logical types, columns in Arrow and Iceberg.
+    """Check a parsed schema: names, docs, logical types, columns in Arrow and Iceberg.
 
     With `is_strict`, warnings are errors.
     """
@@ -150,12 +150,12 @@ def validate_schema(avro: Any, file: str, *, is_strict: bool) -> Report:
         try:
             iceberg_schema(avro_to_arrow_schema(avro))
         except ValueError as exc:
-            report.errors.append(Problem(reason=f"no Iceberg schema: {exc}"))
+            report.errors.append(Problem(reason=f"cannot convert it to an Iceberg schema: {exc}"))
     return report
 
 
 def gather(report: Report, parts: Iterable[Part], *, max_errors: int) -> None:
-    """Look at the rows of a file, up to the first error past `max_errors`; 0 is no limit."""
+    """Check the rows of a file up to the first error past `max_errors`; 0 means no limit."""
     report.rows = 0
     try:
         for part in parts:
@@ -166,5 +166,5 @@ def gather(report: Report, parts: Iterable[Part], *, max_errors: int) -> None:
                     return
                 report.errors.append(problem)
     except BadData as exc:
-        where = f"behind row {report.rows}: " if report.rows else ""
+        where = f"after row {report.rows}: " if report.rows else ""
         report.errors.append(Problem(reason=f"{where}{exc}"))

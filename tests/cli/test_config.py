@@ -87,12 +87,17 @@ def test_the_profile_option_wins_over_its_variable(home: Path, secret_file: Path
     ("args", "code", "message", "hint"),
     [
         (["--profile", "prd", "config", "show"], 3, "unknown profile prd", "it has prod"),
-        (["query", "trades", "--profile", "prod"], 2, "before the command", "k2 --profile NAME"),
-        (["config", "show", "--profile=prod"], 2, "before the command", "k2 --profile NAME"),
-        (["config", "init"], 2, "k2.toml exists", "--force replaces it"),
+        (["query", "trades", "--profile", "prod"], 2, "precede the command", "k2 --profile NAME"),
+        (["config", "show", "--profile=prod"], 2, "precede the command", "k2 --profile NAME"),
+        (["config", "init"], 2, "k2.toml already exists", "use --force to replace it"),
         (["config", "init", "--cluster", "--docker"], 2, "different files", "run it once each"),
-        (["config", "init", "--docker", "-o", "-"], 2, "name of a file", "not for stdout"),
-        (["config", "init", "-o", "/"], 2, "/ is a folder", "name of a file"),
+        (
+            ["config", "init", "--docker", "-o", "-"],
+            2,
+            "name of a file",
+            "cannot be written to stdout",
+        ),
+        (["config", "init", "-o", "/"], 2, "/ is a directory", "name of a file"),
         (["config", "init", "-o", "/dev/null/k2.toml"], 2, "cannot write", "another"),
         (["config", "init", "--home", "/proc/x"], 3, "cannot create the folder", "--home"),
     ],
@@ -110,7 +115,7 @@ def test_failures_say_what_to_do(
 def test_path_and_init_do_not_mind_a_broken_file(home: Path, secret_file: Path) -> None:
     secret_file.write_text("[table\n")
     within = k2_at(home)
-    assert "k2 config init --force begins anew" in within("config", "show", code=3).stderr
+    assert "start over with k2 config init --force" in within("config", "show", code=3).stderr
     assert within("config", "path").stdout == f"{secret_file}\n"
     within("config", "init", "--force")
     assert values(loaded(home)) == values(Settings(home=home))
@@ -167,7 +172,7 @@ def test_docker_secrets_are_new_each_time_and_never_shown(tmp_path: Path, home: 
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     before = files[0].read_text()
     refused = k2_at(home)("config", "init", "--docker", "-o", files[0], code=2)
-    assert "hint: --force replaces it" in refused.stderr
+    assert "hint: use --force to replace it" in refused.stderr
     assert files[0].read_text() == before
     k2_at(home)("config", "init", "--docker", "--force", "-o", files[0])
     assert files[0].read_text() != before

@@ -110,7 +110,7 @@ def test_history_fits_a_narrow_terminal(
     assert names.split() == ["load", "loaded_at", "path", "rows"]
     assert [len(part) for part in rule.split()] == [len(part) for part in row.split()]
     assert "…" in row
-    assert "left out: digest, offset_bytes" in " ".join(notes)
+    assert "omitted: digest, offset_bytes" in " ".join(notes)
     assert "shortened: path; --format csv shows everything" in "".join(notes)
     piped = run(["load", "history", "--format", "table"]).stdout
     assert str(dump) in piped
@@ -354,8 +354,8 @@ def test_interrupted_load_says_what_was_loaded_and_goes_on(
     (line,) = (line for line in talk.splitlines() if line.startswith("interrupted: "))
     assert line.startswith(f"interrupted: loaded {loaded} ({files[0]}")
     assert line.endswith(
-        f"; not loaded {files[loaded]}, which was in work; {len(files) - loaded - 1} more remain;"
-        " the same command goes on from there"
+        f"; not loaded {files[loaded]}, which was in progress;"
+        f" {len(files) - loaded - 1} more remain; run the same command to continue"
     )
     again = run_k2(args, env=k2_env)
     assert again.exit_code == 0

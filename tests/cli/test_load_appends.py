@@ -157,7 +157,7 @@ def test_last_line_that_was_loaded_and_went_on_is_refused(
     growing.write_text(HEADER + lines(1, 3).removesuffix("\n"))
     k2("load", "csv", growing, *GENERIC)
     append(growing, "T\n")
-    assert "last line was not complete" in follow(code=6).stderr
+    assert "last line was incomplete" in follow(code=6).stderr
     assert len(stored(settings)) == 3
 
 
@@ -229,7 +229,7 @@ def test_grown_file_is_refused_without_the_option(
     k2("load", "csv", growing, *GENERIC)
     append(growing, lines(4, 1))
     result = k2("load", "csv", growing, *GENERIC, code=6)
-    assert "was loaded before, when it was shorter" in result.stderr
+    assert "has grown since it was last loaded" in result.stderr
     assert "--follow-appends" in result.stderr
     assert rows_in(follow()) == 1
     assert stored(settings) == [1, 2, 3, 4]
@@ -263,7 +263,7 @@ def test_rollback_makes_the_lines_count_as_not_loaded(
 @pytest.mark.parametrize(
     ("name", "args", "said"),
     [
-        ("-", [], "stdin is no file"),
+        ("-", [], "stdin is not a file"),
         ("x.csv.gz", [], "is compressed"),
         ("growing.csv", ["--dry-run"], "only into the table"),
         ("growing.csv", ["--to", "stdout"], "only into the table"),

@@ -252,7 +252,7 @@ def test_bad_line_in_the_middle_is_told_and_the_file_left_out(
     first = f"first: line {line}: {reason}"
     assert told == f"error: {path}: 1 line rejected (limit 0); {first}"
     log = tmp_path / "home" / "rejects" / "load-csv.ndjson"
-    assert hint == f"hint: see {log}; --max-rejects allows more"
+    assert hint == f"hint: see {log}, or increase --max-rejects"
     assert summary.startswith("summary files=1 loaded=0 skipped=0 failed=1 rows=0")
     assert end == "error: 1 of 1 files not loaded"
     assert rejects_in(tmp_path / "home") == [(line, reason)]
@@ -315,7 +315,7 @@ def test_local_time_that_comes_twice_is_the_first_one(k2: K2, tmp_path: Path) ->
         pytest.param(
             ".zip",
             zipped("../a.csv"),
-            "holds a file of the unsafe name '../a.csv'",
+            "holds a file with the unsafe name '../a.csv'",
             id="zip-of-an-unsafe-name",
         ),
         pytest.param(".zip", zipped("a.csv")[:40], "is not a zip archive", id="zip-cut-off"),
@@ -336,11 +336,15 @@ def test_damaged_archive_is_left_out_and_the_next_file_loaded(
     ("name", "options", "said"),
     [
         ("no.csv", BINANCE, (4, "error: {path} does not exist\n")),
-        ("", BINANCE, (4, "error: {path} matches no file\nhint: a folder's files end in .csv")),
+        (
+            "",
+            BINANCE,
+            (4, "error: {path} matches no file\nhint: files in a folder must end in .csv"),
+        ),
         ("*.csv", BINANCE, (4, "error: {path} matches no file\n")),
         ("x.csv/no.csv", BINANCE, (4, "error: {path} does not exist\n")),
-        ("FOOBARX-trades-2024-08-08.csv", BINANCE, (2, "error: cannot tell the quote asset")),
-        ("7078.csv", ASX[:2], (2, "error: nothing tells the symbol\nhint: give it with --symbol")),
+        ("FOOBARX-trades-2024-08-08.csv", BINANCE, (2, "error: cannot infer the quote asset")),
+        ("7078.csv", ASX[:2], (2, "error: no symbol given\nhint: use --symbol")),
         ("x.txt", (*GENERIC, "--timezone", "Mars/Olympus"), (2, "error: unknown time zone")),
         ("x.txt", GENERIC, (6, "error: {path}: the header names 'True' twice (delimiter ',')\n")),
         ("h.txt", GENERIC, (6, "error: {path}: no column for timestamp in the header 'Px,Qty")),
@@ -364,7 +368,9 @@ def test_company_that_the_reference_does_not_know(k2: K2, tmp_path: Path) -> Non
     path.write_text(f"{ASX_LINE}\n")
     options = ("--layout", "asx-trades", "--reference", reference)
     result = k2("load", "csv", path, *options, code=2)
-    assert result.stderr.startswith(f"error: {reference} has no symbol for 7078\nhint: give it")
+    assert result.stderr.startswith(
+        f"error: {reference} has no symbol for 7078\nhint: use --symbol"
+    )
 
 
 def test_layout_file_with_an_unknown_key(k2: K2, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_tables_show_exact_values(k2: K2, fmt: str) -> None:
 def test_options_choose_rows(k2: K2, args: list[str], trade_ids: list[int]) -> None:
     result = k2("trades", *args, "--columns", "trade_id")
     assert result.stdout.split() == ["trade_id", *(f"BINANCE-{number}" for number in trade_ids)]
-    assert result.stderr[:16] == ("" if trade_ids else "nothing matched\n")
+    assert result.stderr[:16] == ("" if trade_ids else "no rows matched\n")
 
 
 def test_columns_keep_their_order(k2: K2) -> None:
@@ -160,7 +160,7 @@ def test_nothing_matched_is_an_empty_answer_and_a_note(k2: K2, fmt: str, text: s
     result = k2("trades", "--symbol", "NONE", "--columns", "price", "--format", fmt)
     assert result.stdout == text
     assert result.stderr == (
-        "nothing matched\nno trades of NONE; there are BTCUSDT, ETHUSDT, ODD: k2 query symbols\n"
+        "no rows matched\nno trades of NONE; there are BTCUSDT, ETHUSDT, ODD: k2 query symbols\n"
     )
 
 
@@ -174,7 +174,7 @@ def test_nothing_matched_is_an_empty_answer_and_a_note(k2: K2, fmt: str, text: s
 )
 def test_symbols_without_rows_are_explained(k2: K2, args: list[str], said: str) -> None:
     note, explained = k2("trades", *args).stderr.splitlines()
-    assert note == "nothing matched"
+    assert note == "no rows matched"
     assert explained.startswith(said)
 
 
@@ -190,8 +190,8 @@ def test_sql_may_start_with_a_comment(k2: K2, comment: str) -> None:
         (["trades", "--start", "now", "--end", "today"], 2, "not before"),
         (["trades", "--start", "2024-08-08", "--end", "2024-08-08"], 2, "not before"),
         (["trades", "--start=-1M"], 2, "hint: write minutes as -1m"),
-        (["trades", "--symbol", ""], 2, "--symbol '' names nothing"),
-        (["trades", "--exchange", " , "], 2, "hint: leave --exchange out"),
+        (["trades", "--symbol", ""], 2, "--symbol '' contains an empty name"),
+        (["trades", "--exchange", " , "], 2, "hint: omit --exchange"),
         (["trades", "--limit", "9" * 30], 2, "--limit"),
         (["sql", "select 9223372036854775807 + 1"], 2, "Overflow"),
         (["sql", "from trades limit 100000000000000000000000"], 2, "out of range"),
@@ -203,7 +203,7 @@ def test_sql_may_start_with_a_comment(k2: K2, comment: str) -> None:
         (["sql", "select 1", "--tz", "Mars/Base"], 2, "--tz 'Mars/Base' is not a time zone"),
         (["trades", "--format", "xml"], 2, "xml"),
         (["trades", "-o", "answer.txt"], 2, "--format"),
-        (["trades", "-o", "/"], 2, "folder"),
+        (["trades", "-o", "/"], 2, "directory"),
         (["trades", "-o", "/no/such/folder/x.csv"], 4, "hint: mkdir -p /no/such/folder"),
         (["sql", "selec 1"], 2, 'syntax error at or near "selec"'),
         (["sql", "select cast(symbol as int) from trades"], 6, "Conversion Error"),
@@ -435,7 +435,7 @@ def test_terminal_shows_all_rows_of_a_limit(filled: Path) -> None:
 def test_terminal_gets_no_bytes(filled: Path) -> None:
     result = on_terminal(filled, "trades", "--format", "parquet")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "hint: write a file: -o answer.parquet" in result.stderr
+    assert "hint: write it to a file: -o answer.parquet" in result.stderr
 
 
 def test_terminal_is_safe_from_control_characters(filled: Path) -> None:

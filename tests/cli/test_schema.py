@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyiceberg.schema import Schema
 
-from k2cli.avro.ours import OURS, our_schema
+from k2cli.avro.builtin import BUILTIN_SCHEMAS, builtin_schema
 from k2cli.codec.upgrade import UPGRADES
 from k2cli.records import QUOTES, TRADES, arrow_field, avro_to_arrow_schema
 from support.builders import START, Row, quote_row, trade_row, trade_v1, trades_batch
@@ -80,7 +80,7 @@ def found(result: Any) -> list[dict[str, Any]]:
 
 def test_our_own_schemas_are_valid_and_strictly_so(k2: K2) -> None:
     result = k2("schema", "validate", "--strict")
-    assert result.stdout.splitlines() == [f"{name}: valid" for name in OURS]
+    assert result.stdout.splitlines() == [f"{name}: valid" for name in BUILTIN_SCHEMAS]
     assert result.stderr == ""
 
 
@@ -91,7 +91,7 @@ def test_a_schema_is_valid_or_says_where_not(k2: K2, schema_file: Callable[..., 
     assert result.stdout.splitlines() == [
         f"{good}: valid",
         f"{bad}: 2 errors",
-        "  price: does not make a trade_v2: decimal(18,6) read as decimal(18,8) would change every"
+        "  price: does not fit trade_v2: decimal(18,6) read as decimal(18,8) would change every"
         " value",
         "  venue: k2 has no column for it: no Arrow type for the Avro type 'double'",
         "  warning: venue: has no doc",
@@ -109,7 +109,7 @@ def test_a_missing_doc_fails_only_with_strict(k2: K2, schema_file: Callable[...,
 
 
 def test_a_schema_comes_from_stdin_too(k2: K2) -> None:
-    text = json.dumps(our_schema("quote_v1")).encode()
+    text = json.dumps(builtin_schema("quote_v1")).encode()
     assert k2("schema", "validate", "-", stdin=text).stdout == "stdin: valid\n"
     assert "stdin is not JSON" in k2("schema", "validate", "-", stdin=b"{", code=6).stdout
 
@@ -210,8 +210,8 @@ def test_faults_of_ndjson_name_line_field_and_value(k2: K2, tmp_path: Path) -> N
     assert [each["reason"] for each in errors[:5]] == [
         "negative",
         "field symbol is missing",
-        "'UP' is none of BUY, SELL, SELL_SHORT, UNKNOWN",
-        "there is no field extra",
+        "'UP' is not one of BUY, SELL, SELL_SHORT, UNKNOWN",
+        "unknown field extra",
         "currency is null",
     ]
 
@@ -264,10 +264,12 @@ def test_a_file_stops_behind_so_many_errors(k2: K2, tmp_path: Path) -> None:
 
 
 def test_an_avro_file_tells_what_its_records_are(k2: K2, tmp_path: Path) -> None:
-    path = avro_file(tmp_path / "a.avro", [trade_v1(i) for i in range(3)], our_schema("trade_v1"))
+    path = avro_file(
+        tmp_path / "a.avro", [trade_v1(i) for i in range(3)], builtin_schema("trade_v1")
+    )
     assert k2("schema", "validate", path).stdout == f"{path}: valid (3 rows of trade_v1)\n"
     other = k2("schema", "validate", path, "--schema", "trade_v2", "--format", "json", code=6)
-    assert [each["reason"] for each in found(other)] == ["the records are of Trade, not of TradeV2"]
+    assert [each["reason"] for each in found(other)] == ["the records are Trade, not TradeV2"]
     own = {"type": "record", "name": "Own", "fields": [{"name": "a", "type": "long"}]}
     stranger = avro_file(tmp_path / "b.avro", [{"a": 1}], own)
     assert k2("schema", "validate", stranger).stdout == f"{stranger}: valid (1 rows of Own)\n"
@@ -317,9 +319,9 @@ def test_nulls_and_unknown_symbols_in_parquet_are_faults(k2: K2, tmp_path: Path)
     errors = found(k2(*args, "--format", "json", code=6))
     assert [(each["row"], each["field"], each["reason"]) for each in errors] == [
         (1, "symbol", "is null"),
-        (2, "side", "is UP, none of its symbols"),
-        (3, "trade_conditions", "holds a null"),
-        (4, "vendor_data", "holds a null"),
+        (2, "side", "is UP, not a symbol of it"),
+        (3, "trade_conditions", "contains a null"),
+        (4, "vendor_data", "contains a null"),
     ]
 
 
@@ -403,14 +405,14 @@ def test_rows_come_from_stdin(k2: K2) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "stderr"),
     [
-        (["a.ndjson"], 2, "hint: --schema trade_v2"),
-        (["a.parquet"], 2, "hint: --schema trade_v2"),
-        (["a.csv"], 2, "hint: --layout NAME; k2 load layouts lists them"),
-        (["a.xml"], 2, "hint: known are .avsc .avro"),
-        (["a.csv", *CSV, "--schema", "quote_v2"], 2, "hint: leave --schema out"),
+        (["a.ndjson"], 2, "hint: use --schema, for example --schema trade_v2"),
+        (["a.parquet"], 2, "hint: use --schema, for example --schema trade_v2"),
+        (["a.csv"], 2, "hint: use --layout NAME; k2 load layouts lists them"),
+        (["a.xml"], 2, "hint: use one of .avsc .avro"),
+        (["a.csv", *CSV, "--schema", "quote_v2"], 2, "hint: omit --schema"),
         (["a.csv", "--layout", "no-such"], 4, "no-such"),
         (["a.ndjson", "--schema", "./no.avsc"], 4, "no.avsc does not exist"),
-        (["a.ndjson", "--schema", "trade_v7"], 3, "trade_v7 is none of our schemas"),
+        (["a.ndjson", "--schema", "trade_v7"], 3, "trade_v7 is not one of our schemas"),
         (["a.ndjson", "--schema", "trade_v2"], 4, "a.ndjson does not exist"),
         (["a.avro", "--max-errors", "-1"], 2, "--max-errors"),
         (["a.avsc"], 4, "a.avsc does not exist"),
@@ -427,7 +429,7 @@ def test_a_validation_that_cannot_be_says_why(
 def test_a_folder_is_no_file(k2: K2, tmp_path: Path) -> None:
     (tmp_path / "a.avro").mkdir()
     result = k2("schema", "validate", tmp_path / "a.avro", code=2)
-    assert "is a folder" in result.stderr
+    assert "is a directory" in result.stderr
 
 
 # --- check
@@ -487,20 +489,24 @@ def test_check_holds_a_schema_against_the_table(k2: K2, schema_file: Callable[..
     text = k2("schema", "check", scaled, *against, code=6).stdout
     assert text == "field price is decimal128(18, 6), not decimal128(18, 8)\n"
     other = k2("schema", "check", "quote_v2", *against, "--table", "trades", code=6)
-    assert other.stdout == "the schema is of QuoteV2, not of TradeV2\n"
+    assert other.stdout == "the schema is QuoteV2, not TradeV2\n"
 
 
 @pytest.mark.parametrize(
     ("args", "code", "stderr"),
     [
         (["trade_v2"], 2, "hint: k2 schema check OLD trade_v2"),
-        (["trade_v1", "trade_v2", "--against", "table"], 2, "there is one schema, the new one"),
-        (["trade_v2", "--against", "registry"], 3, "no schema registry is set up"),
-        (["trade_v1", "trade_v2", "--subject", "x"], 2, "--subject goes with --against registry"),
-        (["trade_v1", "trade_v2", "--table", "trades"], 2, "--table goes with --against table"),
-        (["trade_v2", "--against", "table", "--compatibility", "FULL"], 2, "a table has none"),
+        (["trade_v1", "trade_v2", "--against", "table"], 2, "takes one schema, the new one"),
+        (["trade_v2", "--against", "registry"], 3, "no schema registry is configured"),
+        (["trade_v1", "trade_v2", "--subject", "x"], 2, "--subject requires --against registry"),
+        (["trade_v1", "trade_v2", "--table", "trades"], 2, "--table requires --against table"),
+        (
+            ["trade_v2", "--against", "table", "--compatibility", "FULL"],
+            2,
+            "does not apply to tables",
+        ),
         (["trade_v2", "no.avsc"], 4, "no.avsc does not exist"),
-        (["trade_v2", "trade_v3"], 3, "trade_v3 is none of our schemas"),
+        (["trade_v2", "trade_v3"], 3, "trade_v3 is not one of our schemas"),
         (["trade_v1", "trade_v2", "--compatibility", "SOME"], 2, "SOME"),
         (["trade_v2", "--against", "table"], 4, "there are no tables"),
     ],
@@ -516,7 +522,7 @@ def test_a_schema_that_tells_no_kind_needs_a_table(k2: K2, tmp_path: Path) -> No
     path = tmp_path / "own.avsc"
     path.write_text('{"type": "record", "name": "Own", "fields": []}')
     result = k2("schema", "check", path, "--against", "table", code=2)
-    assert "is of Own, which tells no kind of record" in result.stderr
+    assert "from its name Own" in result.stderr
 
 
 # --- diff
@@ -539,7 +545,7 @@ def test_diff_shows_what_changed_and_ends_with_0(k2: K2, schema_file: Callable[.
 def test_diff_says_when_there_is_none(k2: K2) -> None:
     result = k2("schema", "diff", "quote_v2", "quote_v2")
     assert (result.stdout, result.stderr) == ("", "no difference\n")
-    stdin = json.dumps(our_schema("quote_v2")).encode()
+    stdin = json.dumps(builtin_schema("quote_v2")).encode()
     empty = k2("schema", "diff", "quote_v2", "-", "-f", "json", stdin=stdin)
     assert json.loads(empty.stdout)["differences"] == []
 
@@ -547,9 +553,9 @@ def test_diff_says_when_there_is_none(k2: K2) -> None:
 # --- show and list
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILTIN_SCHEMAS)
 def test_ours_are_shown_in_every_form(k2: K2, name: str) -> None:
-    avro = our_schema(name)
+    avro = builtin_schema(name)
     arrow = avro_to_arrow_schema(avro)
     assert json.loads(k2("schema", "show", name).stdout) == avro
     plain = arrow.remove_metadata().to_string(show_field_metadata=False)
@@ -561,14 +567,14 @@ def test_ours_are_shown_in_every_form(k2: K2, name: str) -> None:
     assert [line.split(" | ")[0].removeprefix("| ") for line in markdown[2:]] == arrow.names
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILTIN_SCHEMAS)
 def test_the_sql_makes_a_table_that_takes_the_rows(k2: K2, name: str) -> None:
     sql = k2("schema", "show", name, "--as", "sql").stdout
-    schema = avro_to_arrow_schema(our_schema(name))
+    schema = avro_to_arrow_schema(builtin_schema(name))
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(sql)
-        record = our_schema(name)["name"]
+        record = builtin_schema(name)["name"]
         made = connection.execute(f'SELECT * FROM "{record}"').to_arrow_table().schema
     assert made.names == schema.names
     for ours, theirs in zip(schema, made, strict=True):
@@ -620,7 +626,7 @@ def test_the_mapping_is_that_of_the_rules(k2: K2, name: str) -> None:
     assert text[0].split() == ["field", "type", "made", "of", "how"]
     assert [line.split()[0] for line in text[2:]] == [rule.target for rule in rules]
     markdown = k2("schema", "show", name, "--mapping", "--as", "markdown").stdout.splitlines()
-    assert markdown[0] == "| field | type | made of | how |"
+    assert markdown[0] == "| field | type | computed from | how |"
     for line, rule in zip(markdown[2:], rules, strict=True):
         assert line.endswith(f"| {', '.join(rule.sources)} | {rule.how} |")
 
@@ -628,10 +634,10 @@ def test_the_mapping_is_that_of_the_rules(k2: K2, name: str) -> None:
 @pytest.mark.parametrize(
     ("args", "stderr"),
     [
-        (["trade_v2", "--mapping"], "hint: there is one of trade_v1, quote_v1"),
-        (["--mapping"], "there is no mapping of nothing"),
-        (["trade_v1", "--mapping", "--as", "sql"], "--mapping is shown as text"),
-        (["trade_v2", "--version", "1"], "--version goes with the name of a subject"),
+        (["trade_v2", "--mapping"], "hint: use one of trade_v1, quote_v1"),
+        (["--mapping"], "no mapping for an unnamed schema"),
+        (["trade_v1", "--mapping", "--as", "sql"], "--mapping supports only text"),
+        (["trade_v2", "--version", "1"], "--version requires the name of a subject"),
     ],
 )
 def test_show_says_what_cannot_be(k2: K2, args: list[str], stderr: str) -> None:
@@ -640,10 +646,10 @@ def test_show_says_what_cannot_be(k2: K2, args: list[str], stderr: str) -> None:
 
 def test_ours_are_listed_offline(k2: K2) -> None:
     rows = json.loads(k2("schema", "list", "--ours", "--format", "json").stdout)
-    assert [row["name"] for row in rows] == list(OURS)
+    assert [row["name"] for row in rows] == list(BUILTIN_SCHEMAS)
     assert rows[0]["record"] == "com.k2.marketdata.TradeV2"
     result = k2("schema", "list", code=3)
-    assert "offline: k2 schema list --ours" in result.stderr
+    assert "without a registry: k2 schema list --ours" in result.stderr
 
 
 def test_quotes_are_validated_like_trades(k2: K2, tmp_path: Path) -> None:
@@ -669,7 +675,7 @@ def test_all_files_are_looked_at_whatever_they_are(home: Path, tmp_path: Path) -
     validate = ("schema", "validate", words, tmp_path, escape, "--schema", "trade_v2")
     lines = k2_at(home)(*validate, code=6).stdout.splitlines()
     assert f"{words}: 1 error" in lines
-    assert f"  {tmp_path} is a folder" in lines
+    assert f"  {tmp_path} is a directory" in lines
     assert any("\\x1b[31mhi\\x07" in line for line in lines)
     document = json.loads(k2_at(home)(*validate, "--format", "json", code=6).stdout)
     assert [file["valid"] for file in document["files"]] == [False, False, False]
@@ -694,7 +700,7 @@ def one_field(avro: Any, **more: Any) -> dict[str, Any]:
         (one_field(["string", "string"]), "field a: the union has string more than once"),
         ({**one_field("long"), "name": "T-1"}, "'x.T-1' is not a valid name"),
         (one_field("long", default="1"), 'field a: default "1" is not long'),
-        (one_field("nosuch"), "there is no type x.nosuch"),
+        (one_field("nosuch"), "unknown type x.nosuch"),
     ],
 )
 @pytest.mark.parametrize("is_old", [False, True])

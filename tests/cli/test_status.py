@@ -14,9 +14,9 @@ from pyiceberg.transforms import HourTransform
 
 from k2cli.health import (
     Check,
+    HealthReport,
     PartitionLag,
     State,
-    Survey,
     TableStatus,
     judge_disk,
     judge_lag,
@@ -177,21 +177,21 @@ def test_messages_that_nobody_takes_are_yellow(lag: int, age_s: float | None, st
     )
     check = judge_lag([table], [behind])
     assert (check.state, check.hint) == (state, "k2 consume" if state is State.YELLOW else None)
-    assert f"{lag:,} messages to come" in check.detail
+    assert f"{lag:,} messages behind" in check.detail
 
 
 def test_the_exit_code_is_that_of_what_is_away_first() -> None:
-    def survey(*codes: int) -> Survey:
-        return Survey(
+    def report(*codes: int) -> HealthReport:
+        return HealthReport(
             checks=[
                 Check(name="x", state=State.RED if code else State.GREEN, detail="", exit_code=code)
                 for code in codes
             ]
         )
 
-    assert survey(0, 0).exit_code == 0
-    assert survey(0, 3).exit_code == 3
-    assert survey(6, 5, 0).exit_code == 5
+    assert report(0, 0).exit_code == 0
+    assert report(0, 3).exit_code == 3
+    assert report(6, 5, 0).exit_code == 5
 
 
 @pytest.mark.parametrize("name", ADDRESSES)
@@ -255,7 +255,7 @@ def test_wrong_settings_of_a_server_are_red(
     assert check["state"] == "red"
     assert detail in check["detail"]
     assert hint in check["hint"]
-    assert "is it up" not in check["hint"]
+    assert "is it running" not in check["hint"]
 
 
 def test_secrets_are_hidden(run: Run) -> None:

@@ -111,7 +111,7 @@ def test_dedupe_counts_and_removes_what_is_stored_twice(
     rejects = tmp_path / "conflicts.ndjson"
     words = ["table", "dedupe", "trades", "--summary", "json", "--rejects", str(rejects)]
     unnamed = run([*words[:5], "--dry-run"])
-    assert "--rejects FILE lists them" in unnamed.stderr
+    assert "use --rejects FILE to list them" in unnamed.stderr
     assert not (settings.home / "rejects").exists()
     dry = run([*words, "--dry-run"])
     assert json.loads(dry.stdout) == {"days": 1, "removed": 11, "conflicts": 1}

@@ -44,7 +44,7 @@ def test_a_topic_that_is_there_is_an_error_unless_told(run: Run, topic_name: str
     other = f"{topic_name}-2"
     again = run(["topic", "create", topic_name, other])
     assert again.exit_code == 4
-    assert f"1 of 2 topics already existed: {topic_name}" in again.stderr
+    assert f"1 of 2 topics already exist: {topic_name}" in again.stderr
     assert f"hint: k2 topic describe {topic_name}" in again.stderr
     assert f"created topic {other}" in again.stderr  # the others are created all the same
     told = run(["topic", "create", topic_name, "--if-not-exists"])
@@ -62,9 +62,9 @@ def test_a_topic_that_is_there_is_an_error_unless_told(run: Run, topic_name: str
         (["create", "far", "--config", "nope"], 2, "'nope' is not KEY=VALUE"),
         (["create", "far", "--partitions", "0"], 2, "--partitions"),
         (["list", "--kafka-option", "no.such=1"], 3, 'No such configuration property: "no.such"'),
-        (["list", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),
-        (["create", "far", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),
-        (["describe", "far", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),
+        (["list", *AWAY], 5, "hint: is Kafka running at 127.0.0.1:1?"),
+        (["create", "far", *AWAY], 5, "hint: is Kafka running at 127.0.0.1:1?"),
+        (["describe", "far", *AWAY], 5, "hint: is Kafka running at 127.0.0.1:1?"),
         (["list", "--kafka-option", "bootstrap.servers="], 3, "hint: export K2_KAFKA_BOOTSTRAP"),
     ],
 )

@@ -465,7 +465,7 @@ def test_a_topic_with_the_wrong_schema_is_all_dead_letters(
     summary = cluster.consume("--topic", topic, *group)
     assert (summary["rows"], summary["rejects"]) == (0, 3)
     (letter, *_) = cluster.read(f"{topic}.dlq", 3)
-    assert b"the schema is of QuoteV2, not of TradeV2" in headers_of(letter)["k2.reason"]
+    assert b"the schema is QuoteV2, not TradeV2" in headers_of(letter)["k2.reason"]
 
 
 def test_large_messages_arrive(cluster: Cluster, topic_name: str, group: tuple[str, str]) -> None:
@@ -555,13 +555,18 @@ def test_a_topic_whose_dead_letters_can_have_no_topic(
     [
         (["--topic", "no.trades"], {}, 4, "hint: k2 topic create no.trades"),
         (["--topic", "no"], {}, 4, "hint: k2 topic create no"),
-        ([*AWAY], {"K2_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, 5, "is Kafka up at 127.0.0.1:1?"),
+        (
+            [*AWAY],
+            {"K2_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"},
+            5,
+            "is Kafka running at 127.0.0.1:1?",
+        ),
         ([], {"K2_KAFKA_BOOTSTRAP_SERVERS": ""}, 3, "export K2_KAFKA_BOOTSTRAP_SERVERS"),
         ([], {"K2_SCHEMA_REGISTRY_URL": ""}, 3, "export K2_SCHEMA_REGISTRY_URL"),
         (["--from", "soon"], {}, 2, "--from"),
         (["--format", "ndjson"], {}, 2, "only with --to stdout"),
         (["--batch-rows", "0"], {}, 2, "--batch-rows"),
-        (["--on-bad", "stop", "--rejects", "x"], {}, 2, "exclude each other"),
+        (["--on-bad", "stop", "--rejects", "x"], {}, 2, "mutually exclusive"),
         (["--kafka-option", "no.such=1"], {}, 3, 'No such configuration property: "no.such"'),
     ],
 )
@@ -580,7 +585,7 @@ def test_a_registry_that_is_away_is_told_at_once(cluster: Cluster, topic: str) -
     away = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, env)
     result = away.run("consume", "--topic", topic, "--timeout", "30s", "--until-end")
     assert result.exit_code == 5
-    assert "hint: is the schema registry up at http://127.0.0.1:1?" in result.stderr
+    assert "hint: is the schema registry running at http://127.0.0.1:1?" in result.stderr
 
 
 def test_a_topic_whose_name_tells_nothing_needs_a_kind(
@@ -590,7 +595,7 @@ def test_a_topic_whose_name_tells_nothing_needs_a_kind(
     cluster.produce(topic_name, numbered_trades(5), TRADES)
     result = cluster.run("consume", "--topic", topic_name, *group)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "hint: --kind trades, or --kind quotes" in result.stderr
+    assert "hint: use --kind trades or --kind quotes" in result.stderr
     assert cluster.consume("--topic", topic_name, *group, "--kind", "trades")["rows"] == 5
 
 

@@ -110,7 +110,7 @@ def test_what_consume_sets_aside_is_listed_repaired_and_consumed(
     header, first, second = listed.stdout.splitlines()
     assert header == HEADER
     assert first.startswith("0/0,20")
-    reason = "2 bytes are left over behind the record"
+    reason = "2 extra bytes after the record"
     assert first.endswith(f"Z,{reason},{topic},1,1,key,{len(good[1]) + 2},false")
     assert second.endswith(f",{topic},1,2,key,8,false")
 
@@ -144,7 +144,7 @@ def test_each_letter_is_replayed_once_unless_told(cluster: Cluster, topic: str) 
     assert replay(cluster, topic, "0/2", "0/0", "0/2") == (2, 2, 0)
     twice = cluster.run("dlq", "replay", "--topic", topic, "0/2")
     assert twice.exit_code == 0
-    assert "0/2 was replayed before; --again sends it again" in twice.stderr
+    assert "0/2 was replayed before; use --again to replay it again" in twice.stderr
     assert "summary letters=1 replayed=0 skipped=1" in twice.stderr
     assert replay(cluster, topic, "--all") == (4, 2, 2)
     assert replay(cluster, topic, "--all") == (4, 0, 4)
@@ -171,7 +171,7 @@ def test_all_letters_that_are_named_go_or_none(cluster: Cluster, topic: str) -> 
     set_aside(cluster, topic, [b"0", b"1"])
     result = cluster.run("dlq", "replay", "--topic", topic, "0/0", "0/1", "0/2")
     assert (result.exit_code, result.stdout) == (4, "")
-    assert f"error: there is no dead letter 0/2 on {topic}.dlq" in result.stderr
+    assert f"error: dead letter 0/2 does not exist on {topic}.dlq" in result.stderr
     assert messages_on(cluster, topic) == []
     assert replay(cluster, topic, "--all") == (2, 2, 0)
 
@@ -227,21 +227,21 @@ def test_a_table_shows_the_newest_and_says_so(cluster: Cluster, topic: str) -> N
     table = cluster.run("dlq", "list", "--topic", topic, "--format", "table")
     assert len(table.stdout.splitlines()) == 1_002
     assert table.stdout.splitlines()[-1].startswith("0/1199 ")
-    assert "the newest 1000; more with --limit, all with --format csv" in table.stderr
+    assert "showing the newest 1000; use --limit for more, or --format csv for all" in table.stderr
     assert len(letters_of(cluster, topic)) == 1_200
 
 
 def test_no_dead_letters_are_no_error(cluster: Cluster, topic_name: str, topic: str) -> None:
     empty = cluster.run("dlq", "list", "--topic", topic)
     assert (empty.exit_code, empty.stdout) == (0, f"{HEADER}\n")
-    assert empty.stderr == "nothing matched\n"
+    assert empty.stderr == "no rows matched\n"
     assert replay(cluster, topic, "--all") == (0, 0, 0)
 
     other = f"{topic_name}.quotes"
     cluster.create(other)
     missing = cluster.run("dlq", "list", "--topic", other, "--format", "json")
     assert (missing.exit_code, missing.stdout) == (0, "[]\n")
-    assert f"no dead letters: there is no topic {other}.dlq" in missing.stderr
+    assert f"no dead letters: topic {other}.dlq does not exist" in missing.stderr
     assert replay(cluster, other, "--all") == (0, 0, 0)
     assert f"{other}.dlq" not in Topics(cluster.kafka, timeout_s=60).names()
 
@@ -275,7 +275,7 @@ def test_a_value_is_shown_as_far_as_it_decodes(cluster: Cluster, topic: str) -> 
     assert shown[0]["fields"]["timestamp"].endswith("Z")
     assert {"problem", "hex"}.isdisjoint(shown[0])
     assert shown[1]["fields"] == shown[0]["fields"]
-    assert shown[1]["problem"] == "2 bytes are left over behind the record"
+    assert shown[1]["problem"] == "2 extra bytes after the record"
     assert list(shown[2]["fields"]) == ["message_id", "trade_id", "symbol"]
     assert shown[2]["problem"] == "field exchange: the value ends in it"
     assert shown[2]["hex"] == good[:60].hex()
@@ -312,7 +312,7 @@ def test_what_others_put_there_is_a_letter_too(cluster: Cluster, topic: str) -> 
     rows = cluster.run("dlq", "list", "--topic", topic).stdout.splitlines()
     assert rows[1].endswith(f"Z,,{topic},,,key,1,false")
     shown = cluster.run("dlq", "show", "--topic", topic, "0/0").stdout
-    assert "reason  not told: it is not k2 that set it aside" in shown
+    assert "reason  unknown: it was not written by k2" in shown
     assert f"from    {topic}\n" in shown
     assert replay(cluster, topic, "--all") == (1, 1, 0)
     assert [m.value() for m in messages_on(cluster, topic)] == [b"x"]
@@ -361,7 +361,7 @@ def test_two_replays_at_once_send_each_letter_once(cluster: Cluster, topic: str)
         _, stderr = run.communicate(timeout=PATIENCE_S)
         assert run.returncode in (0, 7), stderr
         if run.returncode:
-            assert f"error: another replay of {topic}.dlq began and ended this one" in stderr
+            assert f"error: another replay of {topic}.dlq started and replaced this one" in stderr
     replay(cluster, topic, "--all")
     assert Counter(m.value() for m in messages_on(cluster, topic)) == Counter(values)
 
@@ -397,15 +397,23 @@ def test_a_replay_that_is_ended_anywhere_goes_on_where_it_was(
         (["show", "--topic", "x"], 2, "hint: k2 dlq list --topic x"),
         (["show", "--topic", "x", "17"], 2, "'17' is not PARTITION/OFFSET"),
         (["show", "--topic", "x", "0/-1"], 2, "'0/-1' is not PARTITION/OFFSET"),
-        (["show", "--topic", "x", "0/1", "0/2", "--raw"], 2, "--raw shows one letter"),
-        (["replay", "--topic", "x"], 2, "all of them with --all"),
-        (["replay", "--topic", "x", "0/1", "--all"], 2, "all of them with --all"),
-        (["replay", "--topic", "x", "--all", "--value", "-"], 2, "name that one"),
+        (
+            ["show", "--topic", "x", "0/1", "0/2", "--raw"],
+            2,
+            "--raw requires exactly one dead letter",
+        ),
+        (["replay", "--topic", "x"], 2, "or use --all"),
+        (["replay", "--topic", "x", "0/1", "--all"], 2, "or use --all"),
+        (
+            ["replay", "--topic", "x", "--all", "--value", "-"],
+            2,
+            "requires exactly one dead letter",
+        ),
         (["replay", "--topic", "x", "0/1", "--value", "no.bin"], 4, "no.bin does not exist"),
-        (["replay", "--topic", "x", "0/1", "--value", "/"], 2, "/ is a folder"),
-        (["list", "--topic", "x", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),
-        (["show", "--topic", "x", "0/1", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),
-        (["replay", "--topic", "x", "--all", *AWAY], 5, "hint: is Kafka up at 127.0.0.1:1?"),
+        (["replay", "--topic", "x", "0/1", "--value", "/"], 2, "/ is a directory"),
+        (["list", "--topic", "x", *AWAY], 5, "hint: is Kafka running at 127.0.0.1:1?"),
+        (["show", "--topic", "x", "0/1", *AWAY], 5, "hint: is Kafka running at 127.0.0.1:1?"),
+        (["replay", "--topic", "x", "--all", *AWAY], 5, "hint: is Kafka running at 127.0.0.1:1?"),
         (
             ["list", "--topic", "x", "--kafka-option", "bootstrap.servers="],
             3,

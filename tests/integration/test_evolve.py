@@ -173,7 +173,7 @@ def test_writers_and_several_who_evolve_at_once_are_not_in_each_others_way(
             {**TRADES.avro, "fields": [f for f in TRADES.avro["fields"] if f["name"] != "price"]},
             "the schema has no field price",
         ),
-        ({**TRADES.avro, "name": "QuoteV2"}, "the schema is of QuoteV2, not of TradeV2"),
+        ({**TRADES.avro, "name": "QuoteV2"}, "the schema is QuoteV2, not TradeV2"),
         (["null", "string"], "the schema is of no record, not of TradeV2"),
         ({"type": "string"}, "the schema is of no record, not of TradeV2"),
     ],
@@ -205,9 +205,9 @@ def test_the_command_says_what_changes(home: Path, tmp_path: Path) -> None:
     assert (dry.stdout, dry.stderr) == ("add venue string\n", "dry run: nothing was changed\n")
     assert k2("table", "evolve", "trades", "--schema", file).stdout == "add venue string\n"
     again = k2("table", "evolve", "trades", "--schema", file)
-    assert (again.stdout, again.stderr) == ("", "table trades_v2 has all of it already\n")
+    assert (again.stdout, again.stderr) == ("", "table trades_v2 is already up to date\n")
     assert "venue" in k2("table", "describe", "trades").stdout
-    assert "has all of it" in k2("table", "evolve", "trades").stderr
+    assert "is already up to date" in k2("table", "evolve", "trades").stderr
     file.write_text("{")
     assert "is not JSON" in k2("table", "evolve", "trades", "--schema", file, code=6).stderr
     missing = tmp_path / "none.avsc"

@@ -138,7 +138,7 @@ def test_server_that_is_not_there_is_unavailable() -> None:
 
 
 def test_base_that_is_not_one_is_a_wrong_option() -> None:
-    with pytest.raises(UsageError, match="not a WebSocket base"):
+    with pytest.raises(UsageError, match="not a WebSocket URL"):
         stream_of("http://127.0.0.1:1", Read(), "BTC/USD")
 
 

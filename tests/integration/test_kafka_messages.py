@@ -242,9 +242,9 @@ def test_what_is_no_trade_is_a_reject_with_its_reason(schemas: Registry, topic_n
         1: "a null value (tombstone)",
         2: "0 bytes are too short for a message",
         3: "2 bytes are too short for a message",
-        4: "it begins with byte 123, not with 0: not in a registry's wire format",
-        6: f"schema id {other}: the schema is of QuoteV2, not of TradeV2",
-        7: "2 bytes are left over behind the record",
+        4: "it starts with byte 123, not 0: not in a registry's wire format",
+        6: f"schema id {other}: the schema is QuoteV2, not TradeV2",
+        7: "2 extra bytes after the record",
     }
 
 
@@ -289,7 +289,7 @@ def test_a_registry_that_is_away() -> None:
         open_registry(settings, timeout_s=1) as away,
     ):
         away.schema(1)
-    assert caught.value.hint == "is the schema registry up at http://127.0.0.1:1?"
+    assert caught.value.hint == "is the schema registry running at http://127.0.0.1:1?"
 
 
 def test_a_record_that_the_broker_refuses_is_an_error(kafka: KafkaAddress, topic_name: str) -> None:
@@ -312,7 +312,7 @@ def test_brokers_that_are_away_are_an_error_after_a_while() -> None:
         patience_s=1,
     ) as writer:
         writer.write("any", TRADES, trades_batch(3), header=wire_header(1))
-        with pytest.raises(Unavailable, match="3 records wait to be sent") as caught:
+        with pytest.raises(Unavailable, match="3 records are waiting to be sent") as caught:
             writer.flush()
-    assert caught.value.hint == "is Kafka up at 127.0.0.1:1?"
+    assert caught.value.hint == "is Kafka running at 127.0.0.1:1?"
     assert seen == []

@@ -523,7 +523,7 @@ def test_a_file_that_is_gone_from_the_store_is_told(k2: K2, home: Path, rest: Pr
         (path,) = lake.open(TRADES).plan().paths
         lake.open(TRADES).iceberg.io.delete(path)
     failed = k2("query", "trades", code=5)
-    assert "a data file is gone" in failed.stderr
+    assert "a data file no longer exists" in failed.stderr
     assert "hint: run it again" in failed.stderr
 
 

@@ -161,7 +161,7 @@ def test_rows_from_a_pipe_arrive_as_they_were(cluster: Cluster, topic: str, tmp_
         ({"price": None}, "price is null"),
         ({"side": "HOLD"}, "side: 'HOLD' is none of BUY, SELL"),
         ({"timestamp": "yesterday"}, "timestamp: "),
-        ({"colour": "red"}, "there is no field colour"),
+        ({"colour": "red"}, "unknown field colour"),
         ({"source_sequence": 2**70}, "source_sequence: "),
         ({"symbol": 5}, "symbol: "),
     ],
@@ -250,7 +250,7 @@ def test_init_makes_what_is_missing_and_says_so(cluster: Cluster) -> None:
     [
         (["init", "--asset-class", "bonds"], 2, "bonds is none of equities, crypto, futures"),
         (["produce", "no.trades"], 4, "hint: k2 init, or k2 topic create no.trades"),
-        (["produce", "no"], 2, "hint: --kind trades, or --kind quotes"),
+        (["produce", "no"], 2, "hint: use --kind trades or --kind quotes"),
         (["produce", "no.trades", "no.ndjson"], 4, "no.ndjson does not exist"),
         (
             ["stream", "binance", "-s", "BTCUSDT", "--channels", "trade,bookTicker", "-t", "x"],
@@ -269,8 +269,8 @@ def test_brokers_and_registries_that_are_away_are_told(cluster: Cluster, topic: 
     away = ("--kafka-option", "bootstrap.servers=127.0.0.1:1", "--timeout", "1s")
     result = cluster.run("produce", topic, *away, stdin=ndjson(1))
     assert result.exit_code == 5
-    assert "hint: is Kafka up at 127.0.0.1:1?" in result.stderr
+    assert "hint: is Kafka running at 127.0.0.1:1?" in result.stderr
     no_registry = ("--registry-option", "url=http://127.0.0.1:1", "--timeout", "30s")
     result = cluster.run("produce", topic, *no_registry, stdin=ndjson(1))
     assert result.exit_code == 5
-    assert "hint: is the schema registry up at http://127.0.0.1:1?" in result.stderr
+    assert "hint: is the schema registry running at http://127.0.0.1:1?" in result.stderr

@@ -164,7 +164,7 @@ def test_check_answers_before_anything_is_registered(
     assert no.stdout.splitlines() == [
         f"BACKWARD: a reader with {unfit} cannot read what {subject}@1 wrote: field venue: "
         "record TradeV2 lacks it, and it has no default",
-        "the registry would refuse the schema: it does not say why",
+        "the registry would refuse the schema: without giving a reason",
     ]
     assert no.stderr == f"error: {unfit} does not fit {subject}@1 at level BACKWARD\n"
     assert run(["schema", "versions", subject]).stdout.count("AVRO") == 1
@@ -176,7 +176,7 @@ def test_check_takes_the_only_subject_of_the_kind(
     k2_env["K2_SCHEMA_REGISTRY_URL"] = own_registry().url
     none = run(["schema", "check", str(newer), "--against", "registry"])
     assert none.exit_code == 4
-    assert "there is no subject whose name ends in .trades-value" in none.stderr
+    assert "no subject has a name that ends in .trades-value" in none.stderr
     run(["schema", "register", "a.trades-value"])
     run(["schema", "register", "a.quotes-value"])
     assert run(["schema", "check", str(newer), "--against", "registry"]).exit_code == 0
@@ -200,8 +200,8 @@ def test_check_tells_what_the_registry_would_let_pass(
     reasons = document["reasons"]
     assert [reason["field"] for reason in reasons] == ["price", "quantity"]
     assert all(reason["registry_passes"] for reason in reasons)
-    assert document["notes"] == ["the registry itself would take the schema"]
-    assert "(the registry would let this pass)" in reasons[0]["text"]
+    assert document["notes"] == ["the registry itself would accept the schema"]
+    assert "(the registry would accept this)" in reasons[0]["text"]
 
 
 def test_check_looks_at_all_versions_where_the_level_is_transitive(
@@ -217,7 +217,7 @@ def test_check_looks_at_all_versions_where_the_level_is_transitive(
     assert all_of_them.exit_code == 6
     assert f"what {subject}@1 wrote: field venue" in all_of_them.stdout
     assert f"what {subject}@2 wrote" not in all_of_them.stdout
-    assert "at the subject's own level BACKWARD, would take the schema" in all_of_them.stderr
+    assert "at the subject's own level BACKWARD, would accept the schema" in all_of_them.stderr
 
 
 def test_schemas_of_a_subject_are_named_like_others(run: Run, subject: str, newer: Path) -> None:
@@ -257,20 +257,20 @@ def test_an_unknown_subject_or_version_is_told_with_what_is_near(run: Run, subje
     [
         (["show", "--id", "2147483647"], 4, "cannot read schema 2147483647"),
         (["show", "x9-y7-z5"], 4, "k2 schema list shows all"),
-        (["show"], 2, "name a subject, or an id with --id"),
-        (["show", "x", "--id", "1"], 2, "name a subject, or an id with --id"),
-        (["show", "--id", "1", "--version", "1"], 2, "exclude each other"),
+        (["show"], 2, "give a name, or an id with --id"),
+        (["show", "x", "--id", "1"], 2, "give a name, or an id with --id"),
+        (["show", "--id", "1", "--version", "1"], 2, "mutually exclusive"),
         (["show", "x", "--version", "0"], 2, "'0' is not a number or latest"),
         (["register", "x", "no.avsc"], 4, "no.avsc does not exist"),
-        (["register", "x", "/"], 2, "/ is a folder"),
-        (["register", "x", "a.avsc", "--kind", "trades"], 2, "exclude each other"),
+        (["register", "x", "/"], 2, "/ is a directory"),
+        (["register", "x", "a.avsc", "--kind", "trades"], 2, "mutually exclusive"),
         (["register", "x", "-"], 6, "stdin is not JSON"),
-        (["list", *AWAY], 5, "hint: is the schema registry up at http://127.0.0.1:1?"),
-        (["register", "x.trades-value", *AWAY], 5, "hint: is the schema registry up at"),
+        (["list", *AWAY], 5, "hint: is the schema registry running at http://127.0.0.1:1?"),
+        (["register", "x.trades-value", *AWAY], 5, "hint: is the schema registry running at"),
         (["list", "--registry-option", "url="], 3, "hint: export K2_SCHEMA_REGISTRY_URL"),
-        (["list", "--registry-option", "url="], 3, "offline: k2 schema list --ours"),
+        (["list", "--registry-option", "url="], 3, "without a registry: k2 schema list --ours"),
         (["show", "trade_v9"], 4, "ours are trade_v2, quote_v2, trade_v1, quote_v1"),
-        (["show", "trade_v2", "--version", "2"], 2, "--version goes with the name of a subject"),
+        (["show", "trade_v2", "--version", "2"], 2, "--version requires the name of a subject"),
         (["list", "--registry-option", "no.such=1"], 3, "wrong [schema_registry] settings"),
         (["list", "--registry-option", "x"], 2, "'x' is not KEY=VALUE"),
     ],
@@ -316,7 +316,7 @@ def test_what_is_no_schema_registry_is_a_wrong_setting(run: Run) -> None:
                 result = run(["schema", "list", "--registry-option", f"url={url}"])
             if status == 404 or body:
                 assert result.exit_code == 3, result.stderr
-                assert f"what answers at {url} is not a schema registry" in result.stderr
+                assert f"the server at {url} is not a schema registry" in result.stderr
 
 
 def dripping(write: Callable[[bytes], object]) -> None:
@@ -482,7 +482,7 @@ def test_a_registry_of_nothing_but_braces_is_an_outage_for_every_command(run: Ru
         for args in (["schema", "list"], ["schema", "show", "market.crypto.trades-value"]):
             result = run([*args, "--registry-option", f"url={url}"])
             assert (result.exit_code, result.stdout) == (5, "")
-            assert "the answer is not what a registry sends" in result.stderr
+            assert "unexpected answer from the registry" in result.stderr
 
 
 def test_a_registry_that_refuses_us_is_a_wrong_setting(run: Run) -> None:
@@ -499,7 +499,7 @@ def test_a_registry_without_subjects_lists_none(run: Run) -> None:
         result = run(["schema", "list", "--registry-option", f"url={url}"])
     assert result.exit_code == 0
     assert result.stdout == "subject,versions,newest,id,type,compatibility\n"
-    assert result.stderr == "nothing matched\n"
+    assert result.stderr == "no rows matched\n"
 
 
 def confluent(method: str, path: str) -> tuple[int, Any]:

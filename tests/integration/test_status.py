@@ -116,7 +116,7 @@ def test_each_step_of_a_new_cluster_is_named(own_cluster: Cluster) -> None:
     found = status(own_cluster)
     assert check_of(found, "consumers")["state"] == "yellow"
     assert check_of(found, "consumers")["hint"] == "k2 consume"
-    assert "50 messages to come" in check_of(found, "consumers")["detail"]
+    assert "50 messages behind" in check_of(found, "consumers")["detail"]
     lags = [lag for lag in found["lag"] if lag["topic"] == TOPIC]
     assert {(lag["table_offset"], lag["group_offset"]) for lag in lags} == {(None, None)}
     assert own_cluster.consume()["rows"] == 50

@@ -340,7 +340,7 @@ class ProgressMachine(RuleBasedStateMachine):
         assert offsets == {place: start.offset for place, start in starts.items()}
 
     def renew(self) -> None:
-        """Go over to a topic that was recreated."""
+        """Switch to a topic that was recreated."""
         self.flush()
         missing = self.progress.recreate(TOPIC, self.topic.id, decode_offsets(self.position))
         assert missing >= 0

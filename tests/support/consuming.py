@@ -100,7 +100,7 @@ class Consumer:
 
     @property
     def totals(self) -> ConsumeTotals:
-        """The sums so far."""
+        """The totals so far."""
         return self.consumption.totals
 
     def run(self, reader: Reader, on_read: Callable[[], None] = lambda: None) -> None:

@@ -99,7 +99,7 @@ class MemoryBroker:
 
     @contextmanager
     def open_reader(self, *, group: str, rebalance: Rebalance) -> Iterator["MemoryReader"]:
-        """Open a member of a group; at the end it leaves, which revokes its partitions first."""
+        """Open a member of a group; on exit its partitions are revoked and it leaves."""
         reader = MemoryReader(self, group=group, rebalance=rebalance)
         try:
             yield reader
@@ -237,7 +237,7 @@ class MemoryReader:
         return self._next.keys() <= self._at_end
 
     def take_ends(self, waiting: Collection[Place]) -> dict[Place, int]:
-        """Return the ends reached since the last call, except those of `waiting` partitions."""
+        """Return the ends reached since the last call, except in `waiting` partitions."""
         places = [place for place in self._ends_reached if place not in waiting]
         return {place: self._ends_reached.pop(place) for place in places}
 
@@ -256,7 +256,7 @@ class MemoryReader:
             return {place: log.end for place in self._next if (log := self._broker.log(place))}
 
     def bounds(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
-        """Return the oldest offset of each partition, and the next one."""
+        """Return the oldest and the next offset of each partition."""
         with self._broker.lock:
             return {place: (self._log(place).first, self._log(place).end) for place in places}
 

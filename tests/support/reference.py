@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.testing import CliRunner
 
-from k2cli.avro.ours import our_schema, ours_of
+from k2cli.avro.builtin import builtin_name, builtin_schema
 from k2cli.codec.upgrade import UPGRADES
 from k2cli.commands.app import app
 from k2cli.commands.config_files import _CLUSTER
@@ -326,11 +326,11 @@ def older_records_reference() -> str:
 
 
 def _stem(kind: RecordKind) -> str:
-    return str(ours_of(kind.avro["name"]))
+    return str(builtin_name(kind.avro["name"]))
 
 
 def _record(name: str) -> str:
-    avro = our_schema(name)
+    avro = builtin_schema(name)
     full_name = f"{avro['namespace']}.{avro['name']}"
     fields = _printed("schema", "show", name, "--as", "markdown")
     doc = f"{plain(avro['doc'])}\n\n" if avro.get("doc") else ""

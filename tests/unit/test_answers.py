@@ -170,8 +170,8 @@ def test_several_threads_ask_one_lake(lake: LakeReader) -> None:
 @pytest.mark.parametrize(
     ("selected", "message"),
     [
-        ({"symbol": ""}, "symbol '' names nothing"),
-        ({"symbol": []}, "symbol '' names nothing"),
+        ({"symbol": ""}, "symbol '' contains an empty name"),
+        ({"symbol": []}, "symbol '' contains an empty name"),
         ({"columns": "prise"}, "trades have no column 'prise'"),
         ({"start": "soon"}, "start 'soon' is not a time"),
         ({"start": "now", "end": "-1d"}, "start .* is not before end"),

@@ -99,19 +99,19 @@ def test_a_file_that_is_cut_off_gives_its_whole_blocks() -> None:
     container = Container(io.BytesIO(data[:-40]))
     parts = ContainerDecoder(TRADES.avro, TRADES.arrow.names).decode(container.blocks())
     assert 0 < next(parts).rows.num_rows < 50
-    with pytest.raises(BadData, match="the file is cut off"):
+    with pytest.raises(BadData, match="the file is truncated"):
         next(parts)
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        pytest.param(b"", "it does not begin as an Avro file does", id="empty"),
-        pytest.param(b"PAR1....", "it does not begin as an Avro file does", id="parquet"),
+        pytest.param(b"", "it does not start with the Avro magic bytes", id="empty"),
+        pytest.param(b"PAR1....", "it does not start with the Avro magic bytes", id="parquet"),
         pytest.param(b"Obj\x01", "not an Avro container", id="magic-alone"),
         pytest.param(b"Obj\x01\x00", "not an Avro container", id="empty-header"),
         pytest.param(file_of()[:100], "not an Avro container", id="header-cut-off"),
-        pytest.param(compressed("lzo"), "compressed as 'lzo'", id="unknown-codec"),
+        pytest.param(compressed("lzo"), "compressed with 'lzo'", id="unknown-codec"),
     ],
 )
 def test_what_is_no_container_is_told(data: bytes, reason: str) -> None:
@@ -123,7 +123,7 @@ def test_a_block_with_another_mark_at_its_end_is_told() -> None:
     data = bytearray(file_of())
     data[-1] ^= 1
     container = Container(io.BytesIO(bytes(data)))
-    with pytest.raises(BadData, match="does not end with the file's mark"):
+    with pytest.raises(BadData, match="does not end with the file's sync marker"):
         list(container.blocks())
 
 
@@ -220,7 +220,7 @@ def test_bytes_that_are_left_over_in_a_block_are_told(more: bytes) -> None:
     body = block.data + more
     changed = data[:start] + varint(3) + varint(len(body)) + body + data[-16:]
     (part,) = decoded(changed)
-    assert reasons_of(part.rejects) == [(2, f"{len(more)} bytes are left over behind it")]
+    assert reasons_of(part.rejects) == [(2, f"{len(more)} extra bytes after it")]
 
 
 def test_a_count_that_is_too_high_is_told() -> None:

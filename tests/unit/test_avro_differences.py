@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from k2cli.avro.builtin import BUILTIN_SCHEMAS, builtin_schema
 from k2cli.avro.differences import differences
-from k2cli.avro.ours import OURS, our_schema
 from k2cli.avro.types import link
 from support.avro_cases import array, decimal, enum, field, mapped, record
 
@@ -13,8 +13,8 @@ def told(old: Any, new: Any) -> list[tuple[str, str, str | None, str | None]]:
 
 
 def test_ours_do_not_differ_from_themselves() -> None:
-    for name in OURS:
-        assert told(our_schema(name), our_schema(name)) == []
+    for name in BUILTIN_SCHEMAS:
+        assert told(builtin_schema(name), builtin_schema(name)) == []
 
 
 def test_fields_come_go_and_change() -> None:

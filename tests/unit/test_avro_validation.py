@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from k2cli.avro.ours import OURS, our_schema
+from k2cli.avro.builtin import BUILTIN_SCHEMAS, builtin_schema
 from k2cli.avro.types import parse_avro
 from k2cli.avro.validation import check_valid, findings
 from k2cli.errors import BadData
@@ -22,14 +22,14 @@ def errors(avro: Any) -> list[tuple[str, str]]:
 
 def trade(**fields: Any) -> Any:
     """Change the types of some fields of our trades; None takes a field away."""
-    ours = our_schema("trade_v2")
+    ours = builtin_schema("trade_v2")
     changed = [{**each, "type": fields.get(each["name"], each["type"])} for each in ours["fields"]]
     return {**ours, "fields": [each for each in changed if each["type"] is not None]}
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILTIN_SCHEMAS)
 def test_nothing_is_wrong_with_ours(name: str) -> None:
-    assert findings(our_schema(name)) == []
+    assert findings(builtin_schema(name)) == []
 
 
 def test_missing_docs_and_namespace_are_warnings() -> None:
@@ -46,18 +46,18 @@ def test_missing_docs_and_namespace_are_warnings() -> None:
     [
         (
             {"type": "string", "logicalType": "decimal", "precision": 4, "scale": 2},
-            "decimal stands on string, not on bytes or fixed",
+            "decimal is on string, not on bytes or fixed",
         ),
-        (logical("timestamp-micros", "string"), "timestamp-micros stands on string, not on long"),
-        (logical("timestamp-micros", "int"), "timestamp-micros stands on int, not on long"),
-        (logical("date"), "date stands on long, not on int"),
-        (logical("timestamp-micro"), "there is no logical type 'timestamp-micro'"),
+        (logical("timestamp-micros", "string"), "timestamp-micros is on string, not on long"),
+        (logical("timestamp-micros", "int"), "timestamp-micros is on int, not on long"),
+        (logical("date"), "date is on long, not on int"),
+        (logical("timestamp-micro"), "unknown logical type 'timestamp-micro'"),
         (
             {"type": "bytes", "logicalType": "decimal"},
-            "a decimal has a precision of 1 or more, not None",
+            "the precision of a decimal must be at least 1, not None",
         ),
-        (decimal(0, 0), "a decimal has a precision of 1 or more, not 0"),
-        (fixed(8, logicalType="duration"), "duration stands on a fixed of 8 bytes, not 12"),
+        (decimal(0, 0), "the precision of a decimal must be at least 1, not 0"),
+        (fixed(8, logicalType="duration"), "duration is on a fixed of 8 bytes, not 12"),
     ],
 )
 def test_a_logical_type_that_readers_would_ignore_is_an_error(of: Any, reason: str) -> None:
@@ -69,7 +69,7 @@ def test_a_logical_type_beside_the_type_is_an_error() -> None:
     assert errors(record(field("string", logicalType="uuid"))) == [
         (
             "a",
-            "the logical type would be ignored: logicalType uuid stands beside the type, not in it",
+            "the logical type would be ignored: logicalType uuid is beside the type, not inside it",
         )
     ]
 
@@ -82,7 +82,7 @@ def test_a_decimal_of_more_digits_than_columns_have_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("avro", "path", "reason"),
     [
-        (record(field("long"), field("string")), "a", "there are several fields of this name"),
+        (record(field("long"), field("string")), "a", "the record has several fields of this name"),
         (record(field("long", "a-b")), "a-b", "is not a valid field name"),
         (record(field("long"), name="1R"), "", "'n.1R' is not a valid name"),
         (record(field(["null", "long", "long"])), "a", "the union has long more than once"),
@@ -92,7 +92,7 @@ def test_a_decimal_of_more_digits_than_columns_have_is_an_error() -> None:
         (
             record(field("long"), field("long", "b", aliases=["a"])),
             "b",
-            "its alias a is another field",
+            "its alias a is the name of another field",
         ),
     ],
 )
@@ -243,7 +243,7 @@ def test_what_is_no_record_is_an_error() -> None:
 def test_a_record_of_our_name_has_our_core_fields(
     fields: dict[str, Any], path: str, reason: str
 ) -> None:
-    assert errors(trade(**fields)) == [(path, f"does not make a trade_v2: {reason}")]
+    assert errors(trade(**fields)) == [(path, f"does not fit trade_v2: {reason}")]
 
 
 def test_a_record_of_our_name_may_have_less_and_more() -> None:
@@ -261,7 +261,7 @@ def test_a_record_of_our_name_may_have_less_and_more() -> None:
         (record({"name": 1, "type": "long"}), "name: Expected `str`, got `int`"),
         (record(field(["null", fixed(8) | {"size": "x"}])), "size: Expected `int`, got `str`"),
         ({"type": "record", "name": "R"}, "R has no fields"),
-        (record(field("nosuch")), "there is no type n.nosuch"),
+        (record(field("nosuch")), "unknown type n.nosuch"),
         ({}, "{} is not a type"),
     ],
 )

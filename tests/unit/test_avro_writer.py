@@ -105,7 +105,7 @@ def test_an_array_of_items_without_bytes_is_refused(items: Any) -> None:
 @pytest.mark.parametrize(
     ("avro", "reason"),
     [
-        ("string", "the schema is of string, not of a record"),
+        ("string", "the schema is string, not a record"),
         (None, "null is not a type"),
         ({"type": "record"}, "has no name"),
         ({"type": "record", "name": "R"}, "has no list of fields"),
@@ -118,9 +118,9 @@ def test_an_array_of_items_without_bytes_is_refused(items: Any) -> None:
         (record(field({"type": "fixed", "name": "F", "size": True})), "has no size"),
         (record(field(fixed(-1))), "has no size"),
         (record(field({"type": "enum", "name": "E", "symbols": "AB"})), "has no list of symbols"),
-        (record(field(LEG), field(LEG, "b")), "there are several types n.Leg"),
+        (record(field(LEG), field(LEG, "b")), "type n.Leg is defined more than once"),
         (record(field(7)), "7 is not a type"),
-        (record(field("nosuch")), "there is no type n.nosuch"),
+        (record(field("nosuch")), "unknown type n.nosuch"),
     ],
 )
 def test_what_is_not_avro_is_refused_with_the_reason(avro: Any, reason: str) -> None:

@@ -123,7 +123,7 @@ def test_bad_bodies_are_told_from_good_ones() -> None:
     decoded = RecordDecoder(TRADES.avro, TRADES.avro).decode(bodies)
     assert dict(reasons_of(decoded.rejects)) == {
         10: "the body does not decode: EOFError",
-        20: "1 bytes are left over behind the record",
+        20: "1 extra bytes after the record",
         30: "the body does not decode: EOFError",
         40: decoded.rejects[3][1].reason,
     }
@@ -287,7 +287,7 @@ def test_a_symbol_that_only_the_writer_knows_is_a_reject() -> None:
     rows = as_records(trades_batch(3))
     rows[1]["side"] = "CROSS"
     decoded = RecordDecoder(schema, TRADES.avro).decode(written(schema, *rows))
-    assert reasons_of(decoded.rejects) == [(1, "side is CROSS, none of its symbols")]
+    assert reasons_of(decoded.rejects) == [(1, "side is CROSS, not a symbol of it")]
     assert decoded.rows["side"].to_pylist() == ["BUY", "BUY"]
 
 
@@ -302,7 +302,7 @@ def test_a_null_where_we_need_a_value_is_a_reject() -> None:
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
-        (QUOTES.avro, "the schema is of QuoteV2, not of TradeV2"),
+        (QUOTES.avro, "the schema is QuoteV2, not TradeV2"),
         (evolved(drop="symbol"), "field symbol is missing, and has no default"),
         (
             evolved(price={"type": "double"}),

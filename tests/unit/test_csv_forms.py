@@ -204,7 +204,7 @@ def test_times_of_all_forms(tmp_path: Path, cell: str, expected: str) -> None:
 def test_finer_times_are_cut_off_and_that_is_noted(tmp_path: Path, cell: str) -> None:
     ((row,), _, notices) = generic(tmp_path, f"timestamp,price,size\n{cell},1,2\n")
     assert row["timestamp"] == us("2023-01-03T14:30:00.123456")
-    assert notices == ["times are finer than microseconds: cut off after the microsecond"]
+    assert notices == ["times are finer than microseconds: truncated to microseconds"]
 
 
 @pytest.mark.parametrize("cell", ["1989-12-31T23:59:59", "86400", "2611-01-01", "5000000000"])
@@ -280,7 +280,7 @@ def test_sides_that_a_layout_takes_as_unknown_are_counted(tmp_path: Path) -> Non
     rows, rejects, (notice,) = load(tmp_path, data, layout, **OF_FILE)
     assert [row["side"] for row in rows] == ["UNKNOWN"] * 3 + ["BUY"]
     assert rejects == []
-    assert notice.startswith("3 sides are not known and stored as UNKNOWN: 'x', 'y'")
+    assert notice.startswith("3 unknown sides stored as UNKNOWN: 'x', 'y'")
 
 
 def test_values_of_other_fields_are_mapped(tmp_path: Path) -> None:
@@ -295,9 +295,9 @@ def test_values_of_other_fields_are_mapped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"side": {"bid": "SOLD"}}, "side 'bid' cannot mean 'SOLD'"),
+        ({"side": {"bid": "SOLD"}}, "side 'bid' cannot be mapped to 'SOLD'"),
         ({"price": {"x": "1"}}, "values of price cannot be mapped"),
-        ({"asset_class": {"spot": "coins"}}, "asset_class 'spot' cannot mean 'coins'"),
+        ({"asset_class": {"spot": "coins"}}, "asset_class 'spot' cannot be mapped to 'coins'"),
     ],
 )
 def test_values_that_cannot_be_mapped(values: dict[str, dict[str, str]], message: str) -> None:
@@ -446,7 +446,9 @@ def test_aggregate_trades_have_ids_of_their_own(tmp_path: Path) -> None:
     trade = "1002004001,46210.5,0.5,23105.25,1640995200053,true\n"
     ((other,), *_) = load(tmp_path, trade, "binance-trades", symbol="BTCUSDT", market="usdm")
     assert other["message_id"] != row["message_id"]
-    with pytest.raises(BadData, match=r"the name .* says aggTrades, the layout is for trades"):
+    with pytest.raises(
+        BadData, match=r"the name .* indicates aggTrades, but the layout is for trades"
+    ):
         load(tmp_path, line, "binance-trades", name, market="usdm")
 
 
@@ -544,7 +546,7 @@ def test_the_currency_of_crypto_is_the_symbols(tmp_path: Path) -> None:
     rows, (reject,), _ = load(tmp_path, data, "generic-trades", exchange="X", asset_class="crypto")
     assert [row["currency"] for row in rows] == ["USD", "EUR"]
     assert "has no known currency" in reject.reason
-    with pytest.raises(UsageError, match="nothing tells the currency"):
+    with pytest.raises(UsageError, match="no currency given"):
         load(tmp_path, data, "generic-trades", exchange="X", asset_class="equities")
 
 
@@ -556,7 +558,7 @@ def test_the_currency_of_crypto_is_the_symbols(tmp_path: Path) -> None:
         ('dump = "trades"', "dump needs market"),
         ('id_series = "agg"', "id_series is a word"),
         ("aliases = { z = ['y'] }", "unknown key aliases.z"),
-        ("values = { side = { x = 'SOLD' } }", "side 'x' cannot mean 'SOLD'"),
+        ("values = { side = { x = 'SOLD' } }", "side 'x' cannot be mapped to 'SOLD'"),
         ("values = { price = { x = '1' } }", "values of price cannot be mapped"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_layout_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> 
         pytest.param(
             '"equities"',
             '"stocks"',
-            "constants.asset_class is none of",
+            "constants.asset_class is not one of",
             None,
             id="unknown-asset-class",
         ),
@@ -126,7 +126,7 @@ def test_a_layout_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> 
         pytest.param(
             "[constants]",
             '[side]\nb = "buy"\n[constants]',
-            "side 'b' cannot mean 'buy'",
+            "side 'b' cannot be mapped to 'buy'",
             None,
             id="unknown-side",
         ),

@@ -249,7 +249,7 @@ def test_symbols_of_other_markets_in_a_column_are_rejects(tmp_path: Path) -> Non
     (batch,) = list(read_csv(path, layout, CsvOptions()))
     assert [row["symbol"] for row in batch.rows[0][1].to_pylist()] == ["BTCUSDT", "币USDT"]
     assert [reject.position for reject in batch.rejects] == [2]
-    assert "not of the market spot" in batch.rejects[0].reason
+    assert "not on the market spot" in batch.rejects[0].reason
 
 
 def test_name_that_is_not_ascii_is_read_in_any_normal_form(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_a_zip_whose_checksum_is_wrong_is_bad_data(folder: Path) -> None:
 def test_missing_forbidden_and_folder(folder: Path) -> None:
     with pytest.raises(NotFound, match=r"no\.csv does not exist"):
         load(folder / "no.csv", "binance-trades", CsvOptions())
-    with pytest.raises(UsageError, match="is a folder"):
+    with pytest.raises(UsageError, match="is a directory"):
         load(folder, "binance-trades", CsvOptions())
     path = folder / NAME
     path.touch(mode=0)
@@ -351,7 +351,7 @@ def test_a_line_without_end_is_bad_data(folder: Path, monkeypatch: pytest.Monkey
         ),
         pytest.param(
             changed(5, "maybe"),
-            "is_buyer_maker 'maybe' is none of true, false",
+            "is_buyer_maker 'maybe' is not one of true, false",
             id="maker-not-a-boolean",
         ),
         pytest.param(LINE + ",1", "has 8 columns, not 7", id="column-too-many"),
@@ -648,7 +648,7 @@ def test_a_symbol_column_of_a_binance_layout(folder: Path) -> None:
         ("BNBEUR", "EUR", "UNKNOWN"),
     ]
     (reject,) = loaded.rejects
-    assert reject.reason.startswith("s 'WHAT' is unknown: cannot tell the quote asset")
+    assert reject.reason.startswith("s 'WHAT' is unknown: cannot infer the quote asset")
 
 
 def test_rows_without_ids_differ_by_file_and_line(folder: Path) -> None:

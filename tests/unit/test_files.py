@@ -26,7 +26,7 @@ def test_a_dash_is_stdin_and_stays_open(monkeypatch: pytest.MonkeyPatch) -> None
     [
         (errno.ENOENT, NotFound, "reference x does not exist"),
         (errno.ENOTDIR, NotFound, "reference x does not exist"),
-        (errno.EISDIR, UsageError, "reference x is a folder"),
+        (errno.EISDIR, UsageError, "reference x is a directory"),
         (errno.EACCES, ConfigError, "reference x cannot be read: Permission denied"),
         (errno.EIO, ConfigError, "reference x cannot be read: Input/output error"),
     ],
@@ -41,7 +41,7 @@ def test_reading_errors_say_what_is_wrong(code: int, error: type[K2Error], text:
 def test_inputs_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         open_input(tmp_path / "no")
-    with pytest.raises(UsageError, match="is a folder"):
+    with pytest.raises(UsageError, match="is a directory"):
         open_input(tmp_path)
     (tmp_path / "a").write_bytes(b"1")
     with open_input(tmp_path / "a") as stream:

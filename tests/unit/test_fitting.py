@@ -31,13 +31,13 @@ def test_all_columns_stay_where_they_fit() -> None:
 def test_details_are_left_out_first_and_in_their_order() -> None:
     fit = fit_columns(WIDE, 100, details=["digest", "rows"])
     assert (fit.shown, fit.left_out) == ([(0, 16), (1, 60), (2, 10)], ["digest"])
-    assert fit.note("use csv") == "left out: digest; use csv"
+    assert fit.note("use csv") == "omitted: digest; use csv"
 
 
 def test_texts_are_shortened_when_leaving_out_is_not_enough() -> None:
     fit = fit_columns(WIDE, 50, details=["digest"])
     assert fit.shown == [(0, 16), (1, 20), (2, 10)]
-    assert fit.note("use csv") == "left out: digest; shortened: path; use csv"
+    assert fit.note("use csv") == "omitted: digest; shortened: path; use csv"
 
 
 def test_last_resort_leaves_out_from_the_right() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import typer
 
-from k2cli.avro.ours import OURS
+from k2cli.avro.builtin import BUILTIN_SCHEMAS
 from k2cli.commands.app import app
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, load_layout
 from k2cli.ingestion.exchanges import EXCHANGES
@@ -31,7 +31,7 @@ def test_columns_of_note_are_columns(kind: RecordKind) -> None:
 
 
 def test_every_schema_that_comes_with_k2_is_of_a_kind() -> None:
-    assert {path.stem for path in (REPOSITORY / "schemas").glob("*.avsc")} == set(OURS)
+    assert {path.stem for path in (REPOSITORY / "schemas").glob("*.avsc")} == set(BUILTIN_SCHEMAS)
     assert {kind for each in EXCHANGES.values() for kind in each.channels.values()} == set(KindName)
 
 

@@ -126,9 +126,9 @@ def test_a_value_that_is_nothing_known_is_shown_in_hex() -> None:
 
 
 def test_a_record_without_a_registry_still_tells_its_schema() -> None:
-    info = describe_value(wire_header(7) + b"x", "no schema registry is set up")
+    info = describe_value(wire_header(7) + b"x", "no schema registry is configured")
     assert (info.schema_id, info.fields) == (7, None)
-    assert info.problem == "no schema registry is set up"
+    assert info.problem == "no schema registry is configured"
     assert info.hex == "000000000778"
 
 

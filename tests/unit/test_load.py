@@ -78,7 +78,7 @@ def test_a_full_file_of_rejects_ends_each_file_early(tmp_path: Path) -> None:
             max_reject_bytes=100_000,
         )
         for _ in range(2):
-            with pytest.raises(BadData, match="allowed are 100,000") as caught:
+            with pytest.raises(BadData, match="limit 100,000") as caught:
                 pump_file(file_of(path), nowhere, policy, FileSums())
             assert "--max-reject-bytes" in (caught.value.hint or "")
         sums = FileSums()

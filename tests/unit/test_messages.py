@@ -100,7 +100,7 @@ def test_mistakes_that_do_not_matter_to_decoding_are_ignored(schema: Any, tail: 
         (with_field({"type": "fixed", "name": "F", "size": 1 << 60}), b"", "does not decode"),
         (with_field(enum("A")), varint(7), ""),
         (with_field({"type": "array"}), b"", "array has no items"),
-        (with_field("nosuch"), b"", "there is no type com.k2.marketdata.nosuch"),
+        (with_field("nosuch"), b"", "unknown type com.k2.marketdata.nosuch"),
         ({**TRADES.avro, "fields": None}, b"", "has no list of fields"),
         ({"type": "record"}, b"", "has no name"),
         ({}, b"", "{} is not a type"),
@@ -150,7 +150,7 @@ def test_whatever_a_decoder_raises_is_a_reject_of_that_message(failure: Exceptio
 def test_a_value_of_a_recursive_schema_is_described() -> None:
     info = describe_value(wire_header(POISON) + b"\x02" * 100_000, schemas(NODE))
     assert (info.schema, info.fields) == ("Node", None)
-    assert info.problem == "the schema cannot be decoded with: record Node is recursive"
+    assert info.problem == "the schema cannot be used for decoding: record Node is recursive"
 
 
 def test_a_value_is_described_as_far_as_it_decodes() -> None:
@@ -163,7 +163,7 @@ def test_a_value_is_described_as_far_as_it_decodes() -> None:
 def test_a_value_that_is_not_a_record_is_described() -> None:
     info = describe_value(wire_header(POISON) + b"\x02x!", schemas("string"))
     assert (info.schema, info.fields) == (None, {"value": "x"})
-    assert info.problem == "1 bytes are left over behind the record"
+    assert info.problem == "1 extra bytes after the record"
 
 
 class SlowRegistry:

@@ -150,7 +150,7 @@ def test_rejects_file_of_more_bytes_than_allowed_ends_the_run(rejects: RejectLog
     sink = MemorySink()
     given = [batch for _ in range(1_000) for batch in (trades(1), rejected(b"x" * 100))]
     pump = pump_of(MemorySource(given), sink, rejects, max_reject_bytes=2_000)
-    with pytest.raises(BadData, match="allowed are 2000") as caught:
+    with pytest.raises(BadData, match="limit 2000") as caught:
         pump.run()
     assert "--max-reject-bytes" in str(caught.value.hint)
     assert 2_000 < rejects.path.stat().st_size < 2_400
@@ -160,7 +160,7 @@ def test_rejects_file_of_more_bytes_than_allowed_ends_the_run(rejects: RejectLog
 def test_rejects_of_earlier_runs_count(tmp_path: Path) -> None:
     path = tmp_path / "old.ndjson"
     path.write_bytes(b"x" * 999 + b"\n")
-    with RejectLog(path, run="") as log, pytest.raises(BadData, match="allowed are 1000"):
+    with RejectLog(path, run="") as log, pytest.raises(BadData, match="limit 1000"):
         pump_of(MemorySource([rejected(b"x")]), MemorySink(), log, max_reject_bytes=1_000).run()
 
 
@@ -265,7 +265,9 @@ def test_rejects_that_the_file_did_not_take_are_reported(lake: Lake, settings: S
     source = MemorySource([rejected(b"x")])
     with (
         RejectLog(Path("/dev/full"), run="") as log,
-        pytest.raises(Unavailable, match="1 rejects are lost, which /dev/full did not take"),
+        pytest.raises(
+            Unavailable, match="1 rejects that could not be written to /dev/full are lost"
+        ),
     ):
         pump_of(source, sink_of(lake, settings, events), log, events).run()
     assert named(events, "rejects_lost") == [{"count": 1, "file": "/dev/full"}]

@@ -133,7 +133,7 @@ def test_stream_url_of_unusual_hosts(base: str) -> None:
 
 @pytest.mark.parametrize("base", ["", "127.0.0.1:9443", "http://x.y", "ws://", "ws://x.y?a=b"])
 def test_stream_url_of_no_websocket_base_is_a_usage_error(base: str) -> None:
-    with pytest.raises(UsageError, match="is not a WebSocket base"):
+    with pytest.raises(UsageError, match="is not a WebSocket URL"):
         stream_url(base, ["a@trade"], has_microseconds=False)
 
 

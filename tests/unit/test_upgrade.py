@@ -234,7 +234,7 @@ def test_a_writers_variant_of_v1_is_read_by_the_rules_of_the_specification() -> 
             "field price is decimal128(18, 8), not decimal128(18, 6)",
         ),
         (evolved(company_id="long"), "field company_id is int64, not int32"),
-        (QUOTE_V1, "the schema is of Quote, not of TradeV2"),
+        (QUOTE_V1, "the schema is Quote, not TradeV2"),
     ],
 )
 def test_schemas_that_cannot_be_read_say_which_field(schema: dict[str, Any], reason: str) -> None:

@@ -1,1 +1,1 @@
-"""`k2 schema`: one module for each group of its commands."""
+"""`k2 schema`: one module per group of commands."""

@@ -1,4 +1,4 @@
-"""`k2 schema check`: could a schema follow others, what a registry has, or what a table holds?"""
+"""`k2 schema check`: whether a schema can succeed others, a subject's or a table's."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Against(StrEnum):
-    """What a schema is held against."""
+    """What a schema is checked against."""
 
     REGISTRY = "registry"
     TABLE = "table"
@@ -37,14 +37,14 @@ class Against(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reason:
-    """Why a schema does not fit, as JSON has it; `text` says all of it in one line."""
+    """Why a schema does not fit, for JSON; `text` has all of it in one line."""
 
     text: str
     direction: str | None = None  # BACKWARD or FORWARD
     reader: str | None = None
     writer: str | None = None
     field: str | None = None
-    registry_passes: bool = False  # registries look past logical types
+    registry_passes: bool = False  # registries ignore logical types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class _Verdict:
     against: list[str]
     level: str | None
     reasons: list[_Reason]
-    registry_compatible: bool | None = None  # what the registry itself says
+    registry_compatible: bool | None = None  # the registry's own result
     notes: list[str] = field(default_factory=list)
     hint: str | None = None
 
@@ -63,7 +63,7 @@ def check(
         list[str],
         typer.Argument(
             metavar="SCHEMA",
-            help="Old ones, oldest first, and the new one: names such as trade_v2, FILE.avsc, - or "
+            help="Old schemas, oldest first, then the new: names such as trade_v2, FILE.avsc, - or "
             "SUBJECT@VERSION. With --against only the new one.",
             show_default=False,
         ),
@@ -73,30 +73,28 @@ def check(
         typer.Option(
             "--compatibility",
             metavar="LEVEL",
-            help="Who must be able to read what: BACKWARD, FORWARD or FULL, of the last old one; "
-            "with _TRANSITIVE behind it, of all; or NONE.",
+            help="Compatibility level: BACKWARD, FORWARD or FULL with the last old schema; "
+            "with the suffix _TRANSITIVE, with all old schemas; or NONE.",
             case_sensitive=False,
-            show_default="BACKWARD; with --against registry the subject's",
+            show_default="BACKWARD; with --against registry the subject's level",
         ),
     ] = None,
     against: Annotated[
         Against | None,
-        typer.Option(
-            "--against", help="Hold NEW against what is in the registry, or in the table."
-        ),
+        typer.Option("--against", help="Check the new schema against the registry or the table."),
     ] = None,
     subject: Annotated[
         str | None,
         typer.Option(
             "--subject",
-            help="With --against registry.",
-            show_default="the only one whose topic holds such records",
+            help="Subject, with --against registry.",
+            show_default="the only one for such records",
         ),
     ] = None,
     table: Annotated[
         KindName | None,
         typer.Option(
-            "--table", help="With --against table.", show_default="by the name of the record"
+            "--table", help="Table, with --against table.", show_default="by the name of the record"
         ),
     ] = None,
     fmt: TextOrJsonOpt = TextOrJson.TEXT,
@@ -106,8 +104,8 @@ def check(
 ) -> None:
     """Check whether a schema can follow others, offline or against what is in use.
 
-    By the rules of the Avro specification, and stricter: a changed scale or another logical type
-    is refused, which registries let pass. Exit code 0 if it fits, 6 if not; reasons on stdout.
+    It follows the Avro specification, but also refuses a changed scale or logical type, which
+    registries accept. Exit code 0 if the schema fits, 6 if not; reasons on stdout.
 
     Example: k2 schema check trade_v2 ./trade.avsc --compatibility FULL
     """
@@ -125,7 +123,7 @@ def check(
     else:
         older = [finder.find(name) for name in schemas[:-1]]
         verdict = _offline(older, newer, level or Level.BACKWARD)
-    _tell(verdict, fmt)
+    _print_verdict(verdict, fmt)
 
 
 def _check_options(
@@ -137,17 +135,17 @@ def _check_options(
 ) -> None:
     if against is None and len(schemas) == 1:
         raise UsageError(
-            "there is nothing to hold the schema against",
-            hint=f"k2 schema check OLD {schemas[0]}, or --against registry or table",
+            "nothing to check the schema against",
+            hint=f"use k2 schema check OLD {schemas[0]}, or --against registry or table",
         )
     if against is not None and len(schemas) > 1:
-        raise UsageError("with --against there is one schema, the new one")
+        raise UsageError("--against takes one schema, the new one")
     if subject is not None and against is not Against.REGISTRY:
-        raise UsageError("--subject goes with --against registry")
+        raise UsageError("--subject requires --against registry")
     if against is not Against.TABLE and table is not None:
-        raise UsageError("--table goes with --against table")
+        raise UsageError("--table requires --against table")
     if against is Against.TABLE and level is not None:
-        raise UsageError("--compatibility is about schemas; a table has none")
+        raise UsageError("--compatibility does not apply to tables")
 
 
 def _offline(older: list[Found], newer: Found, level: Level) -> _Verdict:
@@ -186,7 +184,7 @@ def _with_registry(
         versions = client.versions(subject)
     verdict = _offline([of_version(version) for version in versions], newer, level)
     misfits = client.misfits(subject, newer.avro, is_transitive=there.is_transitive)
-    says = "take the schema" if misfits is None else f"refuse the schema: {_why(misfits)}"
+    says = "accept the schema" if misfits is None else f"refuse the schema: {_why(misfits)}"
     reasons, notes = verdict.reasons, []
     if level is not there:
         notes = [f"the registry, at the subject's own level {there}, would {says}"]
@@ -198,7 +196,7 @@ def _with_registry(
 
 
 def _why(misfits: list[str]) -> str:
-    return "; ".join(misfits) or "it does not say why"
+    return "; ".join(misfits) or "without giving a reason"
 
 
 def _level(name: str, subject: str) -> Level:
@@ -206,24 +204,25 @@ def _level(name: str, subject: str) -> Level:
         return Level(name)
     except ValueError as exc:
         raise BadData(
-            f"{subject} has a level that k2 does not know: {name}",
-            hint=f"name one with --compatibility: {', '.join(Level)}",
+            f"{subject} has an unknown compatibility level: {name}",
+            hint=f"choose one with --compatibility: {', '.join(Level)}",
         ) from exc
 
 
 def _subject_of(client: "Registry", newer: Found) -> str:
-    """Find the only subject of a topic that holds what the schema is of."""
+    """Find the only subject for records of the schema."""
     ending = f".{_kind_of(newer).name}-value"
     subjects = [name for name in client.subjects() if name.endswith(ending)]
     if len(subjects) == 1:
         return subjects[0]
     if not subjects:
         raise NotFound(
-            f"there is no subject whose name ends in {ending}", hint="k2 schema list; --subject"
+            f"no subject has a name that ends in {ending}",
+            hint="list the subjects with k2 schema list; choose one with --subject",
         )
     raise UsageError(
-        f"there are {len(subjects)} subjects whose names end in {ending}",
-        hint=f"--subject {subjects[0]}",
+        f"{len(subjects)} subjects have names that end in {ending}",
+        hint=f"choose one: --subject {subjects[0]}",
     )
 
 
@@ -239,7 +238,7 @@ def _with_table(lake: "Lake", newer: Found, table: KindName | None) -> _Verdict:
     try:
         opened = lake.open(kind)
         KindDecoder(newer.avro, opened.evolved_kind(), USUAL)
-        if _short_name(newer) == kind.avro["name"]:  # earlier versions are brought up to it
+        if _short_name(newer) == kind.avro["name"]:  # earlier versions are upgraded to it
             changes = opened.evolve(newer.avro, is_dry_run=True)
             reasons = [_Reason(text=f"the table lacks: {change}") for change in changes]
             hint = f"k2 table evolve {kind.name} --schema {newer.name}" if changes else None
@@ -249,7 +248,7 @@ def _with_table(lake: "Lake", newer: Found, table: KindName | None) -> _Verdict:
 
 
 def _kind_of(newer: Found) -> "RecordKind":
-    """Find the kind that a schema is of, also in an earlier version, by the record's name."""
+    """Find the kind of a schema of any version, by the record's name."""
     from k2cli.codec.upgrade import UPGRADES
     from k2cli.records import KINDS
 
@@ -258,8 +257,8 @@ def _kind_of(newer: Found) -> "RecordKind":
     named |= {upgrade.avro["name"]: upgrade.kind for upgrade in UPGRADES.values()}
     if name not in named:
         raise UsageError(
-            f"{newer.name} is of {name}, which tells no kind of record",
-            hint="name it: --subject, or --table trades",
+            f"cannot infer the record kind of {newer.name} from its name {name}",
+            hint="choose it with --subject or --table",
         )
     return named[name]
 
@@ -269,8 +268,8 @@ def _short_name(newer: Found) -> str:
     return str(found).rpartition(".")[2]
 
 
-def _tell(verdict: _Verdict, fmt: TextOrJson) -> None:
-    """Print the verdict; raises BadData where the schema does not fit."""
+def _print_verdict(verdict: _Verdict, fmt: TextOrJson) -> None:
+    """Print the verdict; raise BadData if the schema does not fit."""
     at = f" at level {verdict.level}" if verdict.level else ""
     said = f"{verdict.schema} {{}} {', '.join(verdict.against)}{at}"
     if fmt is TextOrJson.JSON:

@@ -35,7 +35,7 @@ def diff(
 ) -> None:
     """Show how two schemas differ, field by field: added, removed, type, default, doc, aliases.
 
-    The exit code is 0 also where they differ; `k2 schema check` is the one that judges.
+    The exit code is 0 even if they differ; use `k2 schema check` to check compatibility.
 
     Example: k2 schema diff trade_v1 trade_v2
     """
@@ -58,7 +58,7 @@ def diff(
 
 
 def _lines(found: "Sequence[Difference]") -> list[str]:
-    """Write a line a difference, below each other; the name of a field only the first time."""
+    """Format one line per difference; the name of a field only the first time."""
     width = max(len(each.path) for each in found)
     lines = []
     before: str | None = None

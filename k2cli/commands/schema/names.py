@@ -1,4 +1,4 @@
-"""Schemas by name, the same way in all commands: one of ours, a file, or a subject."""
+"""Find schemas by name: a built-in schema, a file, or a subject."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A schema that was found, and what it is called."""
+    """A schema and its name."""
 
     name: str
     avro: Any
 
     def record(self) -> "Mapping[str, Any]":
-        """Return it, where it is that of a record.
+        """Return it if it is the schema of a record.
 
         Raises:
-            BadData: it is of something else.
+            BadData: it is not.
         """
         if not isinstance(self.avro, dict) or self.avro.get("type") != "record":
             raise BadData(f"{self.name} is not the schema of a record")
         return self.avro
 
     def linked(self) -> "Schema":
-        """Return it with its names resolved."""
+        """Return it with resolved names."""
         from k2cli.avro.compatibility import Schema
         from k2cli.avro.types import link
 
@@ -57,13 +57,13 @@ class Finder:
         """Find a schema: `trade_v2`, `./trade.avsc`, `-`, or SUBJECT or SUBJECT@VERSION.
 
         Raises:
-            NotFound: there is no such schema, file or subject.
+            NotFound: the schema, file or subject does not exist.
             BadData: it is not a valid Avro schema.
         """
-        from k2cli.avro.ours import OURS, our_schema
+        from k2cli.avro.builtin import BUILTIN_SCHEMAS, builtin_schema
 
-        if name in OURS:
-            return Found(name=name, avro=dict(our_schema(name)))
+        if name in BUILTIN_SCHEMAS:
+            return Found(name=name, avro=dict(builtin_schema(name)))
         if is_file(name):
             return _valid(read_schema(name))
         subject, _, number = name.partition("@")
@@ -72,16 +72,20 @@ class Finder:
                 version = client.version(subject, version_number(number or None))
                 return _valid(of_version(version))
         except NotFound as exc:
-            if not name.isidentifier():  # no doubt a subject
+            if not name.isidentifier():  # can only be a subject
                 raise
-            raise NotFound(f"{exc}; ours are {', '.join(OURS)}", hint=exc.hint) from exc
+            raise NotFound(
+                f"{exc}; built-in schemas: {', '.join(BUILTIN_SCHEMAS)}", hint=exc.hint
+            ) from exc
         except ConfigError as exc:
-            reason = f"{name} is none of our schemas ({', '.join(OURS)}) and no file; {exc}"
+            reason = (
+                f"{name} is not a built-in schema ({', '.join(BUILTIN_SCHEMAS)}) or a file; {exc}"
+            )
             raise ConfigError(reason, hint=exc.hint) from exc
 
     @contextmanager
     def opened(self) -> "Iterator[Registry]":
-        """Open the registry. A person waits: one try in the time of --timeout, not four."""
+        """Open the registry. A person waits: one attempt within --timeout, not four."""
         from k2cli.ingestion.kafka.registry import open_registry
 
         given = {"max.retries": "0", **registry_settings(settings(self.home), self.registry)}
@@ -97,7 +101,7 @@ def _valid(found: Found) -> Found:
 
 
 def is_file(name: str) -> bool:
-    """Tell whether a name is that of a file, there or not, or stdin."""
+    """Return whether a name is the path of a file, existing or not, or stdin."""
     return name == STDIN or "/" in name or name.endswith(".avsc") or Path(name).exists()
 
 
@@ -125,7 +129,7 @@ def of_version(version: "SchemaVersion") -> Found:
 
 
 def parse_registered(of: str, text: str, what: str) -> Any:
-    """Parse what a registry has.
+    """Parse a schema of a registry.
 
     Raises:
         BadData: it is not Avro.
@@ -134,12 +138,12 @@ def parse_registered(of: str, text: str, what: str) -> Any:
     from k2cli.ingestion.kafka.registry import AVRO
 
     if of != AVRO:
-        raise BadData(f"{what} is of type {of}, not {AVRO}")
+        raise BadData(f"{what} has type {of}, not {AVRO}")
     return parse_avro(text, what)
 
 
 def version_number(version: str | None) -> int | None:
-    """Read the number of a version; None is the newest one."""
+    """Parse the number of a version; None is the newest one."""
     if version is None or version == "latest":
         return None
     if not version.isascii() or not version.isdigit() or not int(version):

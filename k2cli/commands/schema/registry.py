@@ -1,4 +1,4 @@
-"""`k2 schema`: schemas as a gate, and those of a registry, registered, listed and shown."""
+"""`k2 schema`: validate schemas, and register, list and show those of a registry."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 schema_app = typer.Typer(
-    help="Validate, compare and show schemas: ours, files, and those of the registry.",
+    help="Validate, compare and show schemas: built in, in files, and in the registry.",
     no_args_is_help=True,
 )
 
@@ -35,13 +35,15 @@ SchemaArg = Annotated[
     typer.Argument(
         metavar="SCHEMA",
         help="FILE.avsc, - for stdin, a name such as trade_v2, or SUBJECT@VERSION.",
-        show_default="ours, of the kind that the subject's topic holds",
+        show_default="the built-in schema of the subject's record kind",
     ),
 ]
 KindOpt = Annotated[
     KindName | None,
     typer.Option(
-        "--kind", help="Our schema of this kind.", show_default="by the end of the topic's name"
+        "--kind",
+        help="Register the built-in schema of this record kind.",
+        show_default="inferred from the topic's name",
     ),
 ]
 
@@ -57,7 +59,7 @@ def register(
 ) -> None:
     """Register a schema as the next version of a subject, and print its id.
 
-    A schema that is there already keeps its id. Nothing else is set.
+    A schema that already exists keeps its id. No other setting is changed.
 
     Example: k2 schema register market.crypto.trades-value
     """
@@ -72,14 +74,14 @@ def register(
 def list_subjects(
     *,
     ours: Annotated[
-        bool, typer.Option("--ours", help="List the schemas that come with k2 instead; offline.")
+        bool, typer.Option("--ours", help="List the built-in schemas instead, offline.")
     ] = False,
     out: AnswerOptions,
     timeout: TimeoutOpt = None,
     registry: RegistryOpt = None,
     home: HomeOpt = None,
 ) -> None:
-    """List the subjects: versions, the newest one and its id, and the compatibility level.
+    """List the subjects: versions, newest version and its id, compatibility level.
 
     Example: k2 schema list --format json
     """
@@ -94,7 +96,7 @@ def list_subjects(
             infos = client.describe(client.subjects())
             remember_subjects(settings(home), (info.name for info in infos))
     except ConfigError as exc:
-        hints = [exc.hint, "offline: k2 schema list --ours"]
+        hints = [exc.hint, "without a registry: k2 schema list --ours"]
         raise ConfigError(str(exc), hint="; ".join(filter(None, hints))) from exc
     columns = {
         "subject": pa.array([info.name for info in infos], pa.string()),
@@ -135,9 +137,9 @@ def versions(
 
 
 def _schema(finder: Finder, subject: str, name: str | None, kind: KindName | None) -> Any:
-    """Return the schema of a name, or ours of a kind."""
+    """Return the schema of a name, or the built-in schema of a kind."""
     if name is not None and kind is not None:
-        raise UsageError("FILE.avsc and --kind exclude each other")
+        raise UsageError("FILE.avsc and --kind are mutually exclusive")
     from k2cli.records import KINDS, kind_of_topic
 
     if name is not None:
@@ -146,26 +148,26 @@ def _schema(finder: Finder, subject: str, name: str | None, kind: KindName | Non
         return KINDS[kind].avro
     if not subject.endswith(_VALUE):
         raise UsageError(
-            f"{subject} is not the subject of a topic's values: those end in {_VALUE}",
-            hint=f"{subject}{_VALUE}, or --kind {KindName.TRADES}, or a FILE.avsc",
+            f"{subject} is not the subject of a topic's values, which ends in {_VALUE}",
+            hint=f"use {subject}{_VALUE}, --kind {KindName.TRADES}, or a FILE.avsc",
         )
-    told = kind_of_topic(subject.removesuffix(_VALUE))
-    if told is None:
+    inferred = kind_of_topic(subject.removesuffix(_VALUE))
+    if inferred is None:
         raise UsageError(
-            f"the name of {subject} does not tell what its topic holds",
+            f"cannot infer the record kind from {subject}",
             hint=f"{' or '.join(f'--kind {each}' for each in KINDS)}, or a FILE.avsc",
         )
-    return told.avro
+    return inferred.avro
 
 
 def _ours() -> "pa.Table":
     import pyarrow as pa
 
-    from k2cli.avro.ours import OURS, our_schema
+    from k2cli.avro.builtin import BUILTIN_SCHEMAS, builtin_schema
 
-    schemas = [our_schema(name) for name in OURS]
+    schemas = [builtin_schema(name) for name in BUILTIN_SCHEMAS]
     columns = {
-        "name": list(OURS),
+        "name": list(BUILTIN_SCHEMAS),
         "record": [f"{schema['namespace']}.{schema['name']}" for schema in schemas],
         "fields": [len(schema["fields"]) for schema in schemas],
         "doc": [schema["doc"] for schema in schemas],

@@ -1,4 +1,4 @@
-"""`k2 schema show`: one schema, in the forms that others want it in."""
+"""`k2 schema show`: print a schema in several formats."""
 
 import json
 from enum import StrEnum
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Form(StrEnum):
-    """What a schema is shown as."""
+    """The output format of a schema."""
 
     AVRO = "avro"
     ARROW = "arrow"
@@ -46,21 +46,27 @@ def show(
     ] = None,
     form: Annotated[
         Form | None,
-        typer.Option("--as", help="Avro or Iceberg as JSON, SQL for DuckDB.", show_default="avro"),
+        typer.Option(
+            "--as",
+            help="Output format: Avro and Iceberg are JSON, SQL is for DuckDB.",
+            show_default="avro",
+        ),
     ] = None,
     mapping: Annotated[
         bool,
         typer.Option(
             "--mapping",
-            help="How records of an earlier built-in schema, such as trade_v1, become v2.",
+            help="Show how records of an earlier built-in schema, such as trade_v1, map to v2.",
         ),
     ] = False,
     version: Annotated[
         str | None,
-        typer.Option("--version", metavar="NUMBER", help="Of a subject.", show_default="latest"),
+        typer.Option(
+            "--version", metavar="NUMBER", help="Version of a subject.", show_default="latest"
+        ),
     ] = None,
     schema_id: Annotated[
-        int | None, typer.Option("--id", min=0, help="The schema with this id instead.")
+        int | None, typer.Option("--id", min=0, help="Show the schema with this id instead.")
     ] = None,
     timeout: TimeoutOpt = None,
     registry: RegistryOpt = None,
@@ -74,16 +80,16 @@ def show(
         _show_mapping(name, form)
         return
     finder = Finder(home=home, registry=registry, timeout_s=timeout)
-    output.data(_written(_found(finder, name, version, schema_id), form or Form.AVRO))
+    output.data(_written(_find(finder, name, version, schema_id), form or Form.AVRO))
 
 
-def _found(finder: Finder, name: str | None, version: str | None, schema_id: int | None) -> Found:
-    from k2cli.avro.ours import OURS
+def _find(finder: Finder, name: str | None, version: str | None, schema_id: int | None) -> Found:
+    from k2cli.avro.builtin import BUILTIN_SCHEMAS
 
     if (name is None) == (schema_id is None):
-        raise UsageError("name a subject, or an id with --id")
+        raise UsageError("give a name, or an id with --id")
     if version is not None and schema_id is not None:
-        raise UsageError("--id and --version exclude each other")
+        raise UsageError("--id and --version are mutually exclusive")
     number = version_number(version)
     if name is None:
         with finder.opened() as client:
@@ -92,8 +98,8 @@ def _found(finder: Finder, name: str | None, version: str | None, schema_id: int
         return Found(name=what, avro=parse_registered(of, text, what))
     if version is None:
         return finder.find(name)
-    if name in OURS or is_file(name) or "@" in name:
-        raise UsageError(f"--version goes with the name of a subject, not with {name}")
+    if name in BUILTIN_SCHEMAS or is_file(name) or "@" in name:
+        raise UsageError(f"--version requires the name of a subject, not {name}")
     with finder.opened() as client:
         return of_version(client.version(name, number))
 
@@ -108,7 +114,7 @@ def _written(found: Found, form: Form) -> str:
         return _as_columns(avro, form)
     except ValueError as exc:
         hint = f"k2 schema validate {found.name}"
-        raise BadData(f"{found.name} has no such columns: {exc}", hint=hint) from exc
+        raise BadData(f"{found.name} cannot be shown like this: {exc}", hint=hint) from exc
 
 
 def _as_columns(avro: "Mapping[str, Any]", form: Form) -> str:
@@ -163,11 +169,11 @@ def _show_mapping(name: str | None, form: Form | None) -> None:
     from k2cli.codec.upgrade import UPGRADES
 
     if form not in (None, Form.MARKDOWN):
-        raise UsageError("--mapping is shown as text, or --as markdown")
+        raise UsageError("--mapping supports only text and --as markdown")
     if name is None or name not in UPGRADES:
         raise UsageError(
-            f"there is no mapping of {name or 'nothing'}",
-            hint=f"there is one of {', '.join(UPGRADES)}",
+            f"no mapping for {name or 'an unnamed schema'}",
+            hint=f"use one of {', '.join(UPGRADES)}",
         )
     upgrade = UPGRADES[name]
     types = {field.name: str(field.type) for field in link(upgrade.kind.avro).fields}
@@ -175,7 +181,7 @@ def _show_mapping(name: str | None, form: Form | None) -> None:
         {
             "field": rule.target,
             "type": types[rule.target],
-            "made of": ", ".join(rule.sources),
+            "computed from": ", ".join(rule.sources),
             "how": rule.how,
         }
         for rule in upgrade.rules

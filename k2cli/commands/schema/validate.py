@@ -1,4 +1,4 @@
-"""`k2 schema validate`: schemas, and files of data against them."""
+"""`k2 schema validate`: validate schemas, and data files against them."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -28,42 +28,46 @@ def validate(
         typer.Argument(
             help="Schemas (.avsc) and data: .avro, .ndjson, .jsonl, .parquet, .csv, .csv.gz, "
             ".csv.zst, .zip; - is stdin: a schema, or ndjson with --schema, or CSV with --layout.",
-            show_default="our own schemas",
+            show_default="the built-in schemas",
         ),
     ] = None,
     schema: Annotated[
         str | None,
         typer.Option(
             "--schema",
-            help="What the rows must be: a name such as trade_v2, FILE.avsc, or SUBJECT@VERSION.",
-            show_default="as an Avro file's records are called; by the layout of CSV",
+            help="Schema of the rows: a name such as trade_v2, FILE.avsc, or SUBJECT@VERSION.",
+            show_default="by the record name of Avro files, or the layout of CSV",
         ),
     ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
-            "--layout", "-l", help="Of CSV: a name that `k2 load layouts` lists, or a TOML file."
+            "--layout", "-l", help="CSV layout: a name from `k2 load layouts`, or a TOML file."
         ),
     ] = None,
     symbol: Annotated[
         str | None,
-        typer.Option("--symbol", "-s", help="The symbol, where neither column nor name has it."),
+        typer.Option("--symbol", "-s", help="Symbol, if no column or file name has it."),
     ] = None,
     exchange: Annotated[
-        str | None, typer.Option("--exchange", help="The exchange, where the layout has none.")
+        str | None, typer.Option("--exchange", help="Exchange, if the layout has none.")
     ] = None,
     asset_class: Annotated[
-        str | None, typer.Option("--asset-class", help="equities, crypto, futures or options.")
+        str | None,
+        typer.Option("--asset-class", help="Asset class: equities, crypto, futures or options."),
     ] = None,
     currency: Annotated[
-        str | None, typer.Option("--currency", help="The currency, where no column has it.")
+        str | None, typer.Option("--currency", help="Currency, if no column has it.")
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="A field without doc is an error, not a warning.")
+        bool,
+        typer.Option("--strict", help="Treat warnings, such as fields without doc, as errors."),
     ] = False,
     max_errors: Annotated[
         int,
-        typer.Option("--max-errors", min=0, help="Stop a file behind so many errors; 0: never."),
+        typer.Option(
+            "--max-errors", min=0, help="Stop after this many errors per file (0: no limit)."
+        ),
     ] = 20,
     fmt: TextOrJsonOpt = TextOrJson.TEXT,
     timeout: TimeoutOpt = None,
@@ -72,7 +76,7 @@ def validate(
 ) -> None:
     """Validate schemas, and files of data against a schema, row by row.
 
-    All files are looked at. Exit code 0 if all are valid, 6 if one is not, 4 if one is missing.
+    All files are checked. Exit code 0 if all are valid, 6 if one is not, 4 if one is missing.
 
     Example: k2 schema validate trades.parquet --schema trade_v2 --format json
     """
@@ -112,18 +116,18 @@ def _expected(found: Found) -> "Expected":
 def _look_at(
     files: list[str] | None, validation: "Validation", *, is_strict: bool
 ) -> "tuple[list[Report], list[K2Error]]":
-    """Look at files, or at our own schemas; return the reports, and an error for each bad one."""
-    from k2cli.avro.ours import OURS, our_schema
+    """Check files, or the built-in schemas; return reports, and an error per invalid one."""
+    from k2cli.avro.builtin import BUILTIN_SCHEMAS, builtin_schema
     from k2cli.validation.report import FileKind, failed, validate_schema
 
     reports: list[Report] = []
     errors: list[K2Error] = []
-    for file in files or OURS:
+    for file in files or BUILTIN_SCHEMAS:
         kind = None
         try:
             kind = validation.kind_of(file) if files else FileKind.AVSC
             if not files:
-                report = validate_schema(our_schema(file), file, is_strict=is_strict)
+                report = validate_schema(builtin_schema(file), file, is_strict=is_strict)
             elif kind is FileKind.AVSC:
                 found = read_schema(file)
                 report = validate_schema(found.avro, found.name, is_strict=is_strict)
@@ -140,7 +144,7 @@ def _look_at(
 
 
 def _lines(report: "Report") -> list[str]:
-    """Write a report: a line for the file, then one for each error and warning."""
+    """Format a report: one line for the file, then one per error and warning."""
     of = f" rows of {report.schema}" if report.schema else ""
     looked_at = "" if report.rows is None else f" ({report.rows:,}{of})"
     stopped = "; stopped, there are more" if report.stopped else ""

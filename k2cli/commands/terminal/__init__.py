@@ -1,1 +1,1 @@
-"""What people see: output, tables, live views, log lines, charts; and the signals they send."""
+"""The terminal: output, tables, live views, log lines, charts, and signals."""

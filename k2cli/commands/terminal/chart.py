@@ -13,7 +13,7 @@ _PRICES: Final = ("open", "high", "low", "close")
 def candles(bars: "pa.Table", *, title: str, width: int) -> str:
     """Draw one symbol's bars (columns minute, open, high, low, close) as candlesticks.
 
-    Colours only where stdout is a terminal. Returns lines of at most `width` characters.
+    Colours only if stdout is a terminal. Returns lines of at most `width` characters.
     """
     import plotext
 

@@ -1,4 +1,4 @@
-"""What happens during a run, as log lines on stderr: one event a line, text or JSON."""
+"""Write the events of a run as log lines to stderr: one event per line, text or JSON."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ from k2cli.redaction import hide_in_value
 
 
 class LogFormat(StrEnum):
-    """How events are written."""
+    """The format of log lines."""
 
     TEXT = "text"
     JSON = "json"
@@ -30,10 +30,10 @@ _ORDER: Final = list(Level)
 
 
 class RunLog:
-    """Events of a run as lines on stderr, and in a log file. Safe from any thread.
+    """Writes events of a run as lines to stderr and a log file. Safe from any thread.
 
-    `run` is in every line, as in the headers of messages and in snapshots. What stderr or the file
-    did not take is reported as `log_lines_lost` once lines can be written again, or at the end.
+    `run` is in every line, as in message headers and snapshots. Lost lines are reported as
+    `log_lines_lost` once lines can be written again, or at the end.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RunLog:
         self._reported = 0  # lost lines
 
     def on_event(self, event: str, /, **fields: object) -> None:
-        """Write an event, if it matters enough."""
+        """Write an event, if its level is high enough."""
         before = self._losses()
         if self.view is not None:
             self.view(event, **fields)
@@ -64,13 +64,13 @@ class RunLog:
             self._report_losses()
 
     def record(self, event: str, /, **fields: object) -> None:
-        """Write an event only into the log file, if there is one."""
+        """Write an event only to the log file, if there is one."""
         if self._file is not None and (line := self._line(event, fields)) is not None:
             self._file.write(line)
 
     @contextmanager
     def ending(self) -> "Iterator[RunLog]":
-        """Make the error that ends the run a line like the others, where those are JSON."""
+        """Write the error that ends the run as a log line, if those are JSON."""
         try:
             yield self
         except K2Error as exc:
@@ -107,7 +107,7 @@ class RunLog:
 
 
 def event_text(event: str, fields: dict[str, object]) -> str:
-    """Write an event as people read it: its name, then `key=value` for every field."""
+    """Format an event for people: its name, then `key=value` for every field."""
     return " ".join([event, *(f"{key}={_quoted(value)}" for key, value in fields.items())])
 
 

@@ -1,4 +1,4 @@
-"""How tables fit the width of a screen: which columns stay, and how wide they are."""
+"""Fit tables to the width of a screen: which columns stay, and how wide they are."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -7,31 +7,31 @@ from typing import Final
 
 GAP: Final = "  "
 ELLIPSIS: Final = "…"
-_LEAST_WIDTH: Final = 12  # of a text that is shortened, unless the screen is narrower still
+_LEAST_WIDTH: Final = 12  # minimum width of a shortened text, unless the screen is narrower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column that wants to be shown."""
+    """A column to fit."""
 
     name: str
-    width: int  # cells on the screen that its widest text needs
-    can_shrink: bool = False  # a text that is still of use when its middle is missing
+    width: int  # cells that its widest text needs
+    can_shrink: bool = False  # a text that is still useful with its middle cut out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """What fits: indices and widths of the columns that stay, and the names of the others."""
+    """The result: indices and widths of the columns that stay, and names of the others."""
 
     shown: Sequence[tuple[int, int]]
     left_out: Sequence[str] = ()
     shortened: Sequence[str] = ()
 
     def note(self, complete: str) -> str:
-        """Say what is missing, and how to see it; nothing is missing from an empty text."""
+        """Describe what is missing and how to see it; empty if nothing is missing."""
         parts = []
         if self.left_out:
-            parts.append(f"left out: {', '.join(self.left_out)}")
+            parts.append(f"omitted: {', '.join(self.left_out)}")
         if self.shortened:
             parts.append(f"shortened: {', '.join(self.shortened)}")
         return "; ".join([*parts, complete]) if parts else ""
@@ -40,9 +40,9 @@ class Fit:
 def fit_columns(columns: Sequence[Column], width: int, *, details: Sequence[str] = ()) -> Fit:
     """Fit columns into a width, so that no line of the table is longer than the screen.
 
-    Columns named in `details` are left out first, in that order. If that is not enough, texts are
-    shortened, the widest ones first, and then columns are left out from the right. A last column
-    that cannot shrink keeps its width.
+    Columns named in `details` are omitted first, in that order. If that is not enough, texts are
+    shortened, the widest first, and then columns are omitted from the right. A last column that
+    cannot shrink keeps its width.
     """
     shown = dict(enumerate(columns))
     left_out = []
@@ -67,7 +67,7 @@ def _least(column: Column) -> int:
 
 
 def _shrink(columns: dict[int, Column], widths: dict[int, int], width: int) -> None:
-    """Cut the widest texts to one width, with which the table fits."""
+    """Cut the widest texts to one common width with which the table fits."""
     texts = [at for at, column in columns.items() if column.can_shrink]
     room = width - _total(widths.values()) + sum(widths[at] for at in texts)
     least = _LEAST_WIDTH if len(columns) > 1 else 1
@@ -95,9 +95,9 @@ def fit_rows(
     texts: Sequence[str],
     details: Sequence[str] = (),
 ) -> tuple[list[str], Fit]:
-    """Put cells below their names, in lines that are no longer than `width`; None is any length.
+    """Arrange cells below their names, in lines of at most `width`; None means any length.
 
-    Columns named in `texts` go to the left and may be shortened, the others are numbers.
+    Columns named in `texts` are left-aligned and may be shortened; the others are numbers.
     """
     columns = [
         Column(name=name, width=max(map(cell_width, (name, *cells))), can_shrink=name in texts)
@@ -112,7 +112,7 @@ def fit_rows(
 
 
 def shorten(text: str, width: int) -> str:
-    """Leave out the middle of a text that is wider than so many cells."""
+    """Cut out the middle of a text that is wider than N cells."""
     if cell_width(text) <= width:
         return text
     room = width - 1
@@ -122,7 +122,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """Take as much of the start as fits; wide characters take two cells."""
+    """Return as much of the start as fits; wide characters take two cells."""
     used = 0
     for at, char in enumerate(text):
         used += cell_width(char)
@@ -132,7 +132,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def pad(text: str, width: int, *, is_number: bool = False) -> str:
-    """Shorten or fill a text so that it takes exactly so many cells; numbers go to the right."""
+    """Shorten or pad a text to exactly N cells; numbers are right-aligned."""
     fitting = shorten(text, width) if not is_number else text
     space = " " * (width - cell_width(fitting))
     return space + fitting if is_number else fitting + space

@@ -1,4 +1,4 @@
-"""The live view of `k2 consume` on a terminal: a row a partition, and the totals below."""
+"""The live view of `k2 consume` on a terminal: one row per partition, and totals."""
 
 import time
 from typing import Final
@@ -15,8 +15,8 @@ _LOOK_S: Final = 0.5
 
 
 class LagView(Screen):
-    """Shows how far each partition was read, how much is not committed yet, and how old the newest
-    committed record is. The partitions that are furthest behind come first.
+    """Shows per partition the next offset, uncommitted messages, and the age of the newest
+    committed record. Partitions that are furthest behind come first.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class LagView(Screen):
         self._began = time.monotonic()
 
     def watch(self, consumption: Consumption) -> None:
-        """Show this from now on."""
+        """Show this run from now on."""
         self._consumption = consumption
         self._began = time.monotonic()
         self.state.is_stopping = lambda: consumption.is_stopping
@@ -40,7 +40,7 @@ class LagView(Screen):
         return totals.messages if event == "kafka_unavailable" else (totals.rows, totals.commits)
 
     def on_read(self, reader: Reader) -> None:
-        """Look where the partitions end, now and then. In the thread that reads."""
+        """Update the partitions' ends at intervals. Runs in the reading thread."""
         now = time.monotonic()
         if self._consumption is None:
             return
@@ -56,7 +56,7 @@ class LagView(Screen):
                 self._ends = ends
 
     def draw(self, width: int, height: int, now: float) -> RenderableType:
-        """Draw the view as it is now."""
+        """Draw the current view."""
         progress = self._consumption.progress if self._consumption else None
         committed = progress.committed() if progress else {}
         committed_ms = progress.committed_ms() if progress else {}

@@ -1,4 +1,4 @@
-"""The live view of a stream on a terminal: a row a symbol, and the totals below."""
+"""The live view of a stream on a terminal: one row per symbol, and totals."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class _Line:
 
 
 class LiveView(Screen):
-    """Shows what streams by: per symbol and channel the rate, last price, last id and its age.
+    """Shows per symbol and channel the rate, last price, last id and its age.
 
     The busiest symbols come first.
     """
@@ -35,7 +35,7 @@ class LiveView(Screen):
         self._reading_since = float("inf")
 
     def watch(self, totals: Totals) -> None:
-        """Show these totals from now on; they change while the run goes on."""
+        """Show these totals from now on; they change during the run."""
         self._totals = totals
         self._began = time.monotonic()
 
@@ -48,7 +48,7 @@ class LiveView(Screen):
         return (totals.rows, totals.duplicates, totals.conflicts, totals.commits)
 
     def on_batch(self, batch: Batch) -> None:
-        """Take the newest row of every symbol of a batch."""
+        """Record the newest row of every symbol of a batch."""
         now = time.monotonic()
         with self.lock:
             if batch.messages:
@@ -69,7 +69,7 @@ class LiveView(Screen):
                     line.rate.add(count, now)
 
     def draw(self, width: int, height: int, now: float) -> RenderableType:
-        """Draw the view as it is now."""
+        """Draw the current view."""
         lines = [
             (line.rate.per_second(now, since=self._reading_since), line.rate.total, key, line)
             for key, line in self._lines.items()
@@ -86,7 +86,7 @@ class LiveView(Screen):
             ]
             for rate, _, (symbol, kind), line in lines[: max(height, 1)]
         ]
-        rows += [[""] * 6] * (len(lines) - len(rows))  # too many for the screen, only counted
+        rows += [[""] * 6] * (len(lines) - len(rows))  # too many for the screen, so only counted
         totals = self._totals
         frame = Frame(
             title=self._title,

@@ -12,7 +12,7 @@ from k2cli.files import make_folder, opener
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotation:
-    """A file is rotated before it exceeds `max_bytes`; `keep` older ones stay."""
+    """A file is rotated before it exceeds `max_bytes`; `keep` older ones are kept."""
 
     max_bytes: int
     keep: int
@@ -38,7 +38,7 @@ class LogFile:
         except OSError as exc:
             raise ConfigError(
                 f"cannot write the log file {path}: {exc.strerror}",
-                hint="name another file with --log-file",
+                hint="choose another file with --log-file",
             ) from exc
 
     def __enter__(self) -> "LogFile":
@@ -95,5 +95,5 @@ class LogFile:
         if file is not None:
             try:
                 file.close()
-            except OSError:  # what was left to write is lost
+            except OSError:  # the rest is lost
                 self.lost += 1

@@ -1,6 +1,6 @@
-"""A stderr that never fails and never blocks for long: what cannot be written is counted as lost.
+"""A stderr that never fails or blocks for long: failed writes are counted as lost.
 
-Log lines on a full disk, a terminal that hung up or a pipe that nobody reads must not stop data.
+Log lines on a full disk, a closed terminal or an unread pipe must not stop data.
 """
 
 import io
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_CHUNK_BYTES: Final = select.PIPE_BUF  # a pipe that polls as writable takes this much at once
-_PATIENCE_MS: Final = 1_000  # with a reader that is behind; none after it was exceeded
+_CHUNK_BYTES: Final = select.PIPE_BUF  # a pipe that polls as writable accepts this much
+_PATIENCE_MS: Final = 1_000  # for a slow reader; none after it was exceeded
 
 
 class LossyWriter(io.RawIOBase):
-    """Write to a file descriptor; drop what it does not take. `lost` counts dropped writes."""
+    """Write to a file descriptor; drop what it does not accept. `lost` counts dropped writes."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class LossyWriter(io.RawIOBase):
         self._is_cut = False  # the last write ended within a line
 
     def write(self, data: "Buffer", /) -> int:
-        """Write all of it or drop the rest; return the size either way."""
+        """Write all data or drop the rest; return the size either way."""
         view = memoryview(data).cast("B")
         with self._lock:
             done = self._write(b"\n") if self._is_cut and len(view) else 0
@@ -44,7 +44,7 @@ class LossyWriter(io.RawIOBase):
         return len(view)
 
     def writable(self) -> bool:
-        """Return that it can be written to."""
+        """Return True: it is writable."""
         return True
 
     def fileno(self) -> int:

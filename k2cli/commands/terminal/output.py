@@ -1,4 +1,4 @@
-"""stdout is data, stderr is talk. Machine formats never pass through Rich."""
+"""stdout is for data, stderr for messages. Machine formats never pass through Rich."""
 
 import json
 import sys
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from k2cli.answers import Answer
     from k2cli.query.protocol import AnyAnswer
 
-PREVIEW_ROWS: Final = 100  # of a table on a terminal, unless --limit says otherwise
+PREVIEW_ROWS: Final = 100  # of a table on a terminal, without --limit
 
 
 def data(line: str) -> None:
-    """Print a line of data on stdout; on a terminal, without what that would obey."""
+    """Print a line of data on stdout; on a terminal, escape control characters."""
     print(printable_lines(line) if sys.stdout.isatty() else line)
 
 
@@ -41,7 +41,7 @@ def chart(lines: str) -> None:
 
 
 def rich_data(renderable: "RenderableType") -> None:
-    """Print what Rich renders on stdout, with colours on a terminal."""
+    """Print a Rich renderable on stdout, with colours on a terminal."""
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False)
@@ -51,7 +51,7 @@ def rich_data(renderable: "RenderableType") -> None:
 
 
 class Summary(StrEnum):
-    """How the sums of a run are told: a line on stderr, or one JSON object on stdout."""
+    """The format of a run's totals: a line on stderr, or one JSON object on stdout."""
 
     TEXT = "text"
     JSON = "json"
@@ -64,7 +64,7 @@ def summary(
     is_data_on_stdout: bool,
     log: RunLog | None = None,
 ) -> None:
-    """Report the sums of a run at its end; as a line of its log, where those are JSON."""
+    """Report the totals of a run at its end; as a log line if those are JSON."""
     if form is Summary.TEXT and log and log.is_json:
         observe: Observer = log.on_event
         observe("summary", **sums)
@@ -81,7 +81,7 @@ def summary(
 
 
 def error(exc: K2Error) -> None:
-    """Print an expected failure and, on a line of its own, what mends it."""
+    """Print an expected failure and, on a separate line, how to fix it."""
     note(f"error: {exc}")
     if exc.hint:
         note(f"hint: {exc.hint}")
@@ -89,7 +89,7 @@ def error(exc: K2Error) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """Where an answer goes, and in which format. Made by `choose_output`."""
+    """The destination and format of an answer. Created by `choose_output`."""
 
     format: Format
     file: FileDestination | None = None  # None is stdout
@@ -97,7 +97,7 @@ class Output:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person sees the answer at once."""
+        """Whether the answer is shown to a person directly."""
         return self.file is None and sys.stdout.isatty()
 
     def write(
@@ -109,13 +109,13 @@ class Output:
         details: Sequence[str] = DETAILS,
         complete: str = COMPLETE,
     ) -> int:
-        """Run the answer and write it; says on stderr when there is nothing, or more.
+        """Run the answer and write it; report on stderr if there are no rows, or more.
 
         Returns how many rows there are, up to one more than a preview shows.
 
-        `is_limited` means that the user chose how many rows they want to see; `expected` is how
-        many there will be, if that is known. A table on a narrow terminal leaves out `details`
-        first, and says that `complete` shows what is missing.
+        `is_limited` means that the user chose the number of rows; `expected` is how many there will
+        be, if known. A table on a narrow terminal omits `details` first, with a note that
+        `complete` shows everything.
         """
         is_preview = self.is_terminal and self.format is Format.TABLE and not is_limited
         draw = partial(
@@ -135,9 +135,11 @@ class Output:
                 progress = partial(shown_progress, has_lines=has_lines, total=expected)
                 rows = file.write(shown, draw=draw, progress=progress)
         if rows == 0:
-            note("nothing matched")
+            note("no rows matched")
         elif is_preview and rows > PREVIEW_ROWS:
-            note(f"the first {PREVIEW_ROWS} rows; all of them: --format csv, or -o FILE")
+            note(
+                f"showing the first {PREVIEW_ROWS} rows; for all rows use --format csv, or -o FILE"
+            )
         return rows
 
     def _print(self, answer: "AnyAnswer", draw: Write) -> int:
@@ -159,18 +161,18 @@ class Output:
 def print_rows(
     out: Output, rows: "pa.Table", *, details: Sequence[str] = (), complete: str = COMPLETE
 ) -> None:
-    """Write rows that are there already; `details` as in `Output.write`."""
+    """Write existing rows; `details` as in `Output.write`."""
     from k2cli.answers import answer_of
 
     out.write(answer_of(rows), is_limited=True, details=details, complete=complete)
 
 
 def choose_output(chosen: Format | None, path: Path | None, *, is_forced: bool) -> Output:
-    """Settle format and destination before any work is done.
+    """Choose format and destination before any work is done.
 
     Raises:
         UsageError: the file exists, its format is unclear, or bytes would go to a terminal.
-        NotFound: the folder of the file does not exist.
+        NotFound: the file's directory does not exist.
     """
     if path is None or str(path) == "-":
         return Output(format=_format_for_stdout(chosen))
@@ -182,6 +184,7 @@ def _format_for_stdout(chosen: Format | None) -> Format:
     is_terminal = sys.stdout.isatty()
     if chosen in BINARY and is_terminal:
         raise UsageError(
-            f"{chosen} is not for a terminal", hint=f"write a file: -o answer.{chosen}"
+            f"{chosen} cannot be written to a terminal",
+            hint=f"write it to a file: -o answer.{chosen}",
         )
     return chosen or (Format.TABLE if is_terminal else Format.CSV)

@@ -1,4 +1,4 @@
-"""Text for people: without secrets, and without what a terminal would obey."""
+"""Text for people, without secrets and terminal control characters."""
 
 import re
 from typing import Final
@@ -9,25 +9,25 @@ _COLOURS: Final = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
 def printable(text: str) -> str:
-    """Write out what could move a terminal's cursor, or do worse."""
+    """Escape terminal control characters."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def printable_lines(text: str) -> str:
-    """Do the same, but leave line breaks and tabs."""
+    """Escape terminal control characters except line breaks and tabs."""
     return "".join(
         part if part in "\n\t" else printable(part) for part in re.split(r"([\n\t])", text)
     )
 
 
 def for_people(text: str) -> str:
-    """Hide secrets, and write out control characters, in a message of one or more lines."""
+    """Hide secrets and escape control characters in a message of one or more lines."""
     return printable_lines(hide_secrets(text))
 
 
 def for_people_in_colour(text: str) -> str:
-    """Do the same, but leave the colours that Rich gave a text."""
+    """Hide secrets and escape control characters, but keep Rich's colours."""
     parts = _COLOURS.split(hide_secrets(text))
     return "".join(part if index % 2 else printable_lines(part) for index, part in enumerate(parts))

@@ -1,4 +1,4 @@
-"""How far the writing of a file is, on a line of the terminal that is wiped at the end."""
+"""Show the progress of writing a file on a terminal line, which is erased at the end."""
 
 import os
 import sys
@@ -11,14 +11,14 @@ from typing import Any, BinaryIO, Final, cast
 from k2cli.commands.terminal.fitting import GAP
 from k2cli.commands.terminal.streams import view_stream
 
-_QUIET_S: Final = 1.0  # nothing is shown of what takes no longer
+_QUIET_S: Final = 1.0  # faster writes show nothing
 _EVERY_S: Final = 0.25
 _WIPE: Final = "\r\x1b[K"
 _MB: Final = 1_000_000
 
 
 class _Counted:
-    """A sink that counts the bytes and lines on their way into another one."""
+    """A sink that counts bytes and lines and forwards them to another one."""
 
     def __init__(self, sink: BinaryIO, *, has_lines: bool) -> None:
         self.size_bytes = 0
@@ -34,7 +34,7 @@ class _Counted:
         return self._sink.write(chunk)
 
     def __getattr__(self, name: str) -> Any:
-        """Be like the sink in everything else."""
+        """Delegate everything else to the sink."""
         return getattr(self._sink, name)
 
 
@@ -42,9 +42,9 @@ class _Counted:
 def shown_progress(
     sink: BinaryIO, *, has_lines: bool, total: int | None = None
 ) -> Iterator[BinaryIO]:
-    """Yield a sink whose progress is shown on stderr, if that is a terminal.
+    """Yield a sink whose progress is shown on stderr if that is a terminal.
 
-    Where the format `has_lines`, a line is a row; `total` is how many there will be, if known.
+    If the format `has_lines`, a line is a row; `total` is the number of rows, if known.
     """
     if not sys.stderr.isatty():
         yield sink
@@ -80,7 +80,7 @@ def _show(counted: _Counted, total: int | None, is_done: threading.Event) -> Non
 def progress_text(
     counted: _Counted, total: int | None, *, elapsed_s: float, writing_s: float
 ) -> str:
-    """Say what was written so far; the rate is over the time since the first of it came."""
+    """Describe what was written so far; the rate is measured since the first byte."""
     elapsed = f"{elapsed_s:.0f} s"
     if not counted.size_bytes:
         return GAP.join(["running the query", elapsed])

@@ -1,4 +1,4 @@
-"""What the live views on a terminal share: the frame, the state of the run, honest rates."""
+"""Shared parts of the live views on a terminal: the frame, the run's state, rates."""
 
 import math
 import time
@@ -20,8 +20,8 @@ from k2cli.commands.terminal.streams import view_console
 from k2cli.events import Level, level_of
 
 _WINDOW_S: Final = 5.0
-_LEAST_S: Final = 1.0  # that a rate is measured over
-_NARROW: Final = 20  # columns of the narrowest screen that is drawn for
+_LEAST_S: Final = 1.0  # window of a rate
+_NARROW: Final = 20  # columns of the narrowest supported screen
 _AWAY: Final = {
     "catalog_unavailable": "catalog",
     "kafka_unavailable": "Kafka",
@@ -31,7 +31,7 @@ _AWAY: Final = {
 
 
 class Rate:
-    """How many a second, over the last five seconds, or over what has passed since the first."""
+    """A rate per second over the last five seconds, or the time since the first event."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -39,7 +39,7 @@ class Rate:
         self._recent: deque[tuple[float, int]] = deque()
 
     def add(self, count: int, now: float) -> None:
-        """Count what came just now."""
+        """Count new items."""
         if not self.total:
             self._first_at = now
         self.total += count
@@ -47,7 +47,7 @@ class Rate:
         self._forget(now)
 
     def per_second(self, now: float, *, since: float = math.inf) -> float:
-        """Return the rate; `since` is when the run began to read, if before the first of these."""
+        """Return the rate; `since` is when the run started to read, if before the first item."""
         if not self.total:
             return 0.0
         self._forget(now)
@@ -64,15 +64,15 @@ class _Outage:
     """A server that does not answer."""
 
     name: str
-    waiting: object  # rows that cannot be committed meanwhile
+    waiting: object  # rows waiting for a commit
     retry_at: float | None
-    progress: object  # of the run when it was reported
+    progress: object  # reconnects of the run when it was reported
 
 
 class RunState:
-    """What a run is doing, from its events: connecting, waiting for a server, stopping.
+    """The state of a run, from its events: connecting, waiting for a server, stopping.
 
-    `progress` returns what changes when the server of an event answers again.
+    `progress` returns a value that changes when the server of an event answers again.
     """
 
     def __init__(self, first: str, running: str, progress: Callable[[str], object]) -> None:
@@ -81,16 +81,16 @@ class RunState:
         self.has_ended = False
         self._first, self._running = first, running
         self._progress = progress
-        self._retries: list[float] = []  # when each lost connection is tried again
+        self._retries: list[float] = []  # when each lost connection is retried
         self._outages: dict[str, _Outage] = {}
 
     def on_event(self, event: str, fields: dict[str, object], now: float) -> None:
-        """Take note of an event."""
+        """Record an event."""
         wait_s = fields.get("retry_in_s")
         retry_at = now + wait_s if isinstance(wait_s, int | float) else None
         if event in ("connected", "disconnected", "attempts_limited"):
             is_due = self._retries and (event == "connected" or min(self._retries) <= now)
-            if is_due:  # the events do not say which connection: it is the one that was tried
+            if is_due:  # events do not identify the connection: it is the one that was retried
                 self._retries.remove(min(self._retries))
             self.is_running |= event == "connected"
             if event != "connected" and retry_at is not None:
@@ -102,7 +102,7 @@ class RunState:
             self._outages.pop("catalog_unavailable", None)
 
     def parts(self, now: float) -> list[str]:
-        """Say what the run is doing, the most important first."""
+        """Describe what the run is doing, the most important first."""
         for event, outage in list(self._outages.items()):
             if self._progress(event) != outage.progress:
                 self._outages.pop(event, None)
@@ -138,16 +138,16 @@ class RunState:
 
 
 class Screen:
-    """Draws a view on stderr four times a second, below what is logged; never wider than it."""
+    """Draws a view on stderr four times a second, below log lines; never wider than it."""
 
     def __init__(self, state: RunState) -> None:
         self.state = state
-        self.lock = Lock()  # of what is drawn
+        self.lock = Lock()  # of the drawn view
         self._console = view_console()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        # Here: it draws at once.
+        # Here, because it draws immediately.
         live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
         self._stack.enter_context(live)
         return self
@@ -157,7 +157,7 @@ class Screen:
         self._stack.close()
 
     def on_event(self, event: str, /, **fields: object) -> None:
-        """Take an event for the state; print warnings above the view."""
+        """Update the state from an event; print warnings above the view."""
         with self.lock:
             self.state.on_event(event, fields, time.monotonic())
         if level_of(event) is Level.WARNING:
@@ -169,24 +169,24 @@ class Screen:
             return self.draw(max(size.width, _NARROW), size.height, time.monotonic())
 
     def draw(self, width: int, height: int, now: float) -> RenderableType:
-        """Draw the view as it is now."""
+        """Draw the current view."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """A table between a title and sums, in lines that fit the screen."""
+    """A table between a title and totals, in lines that fit the screen."""
 
     title: str
     state: RunState
     names: Sequence[str]
     texts: Sequence[str]  # the names of columns that are not numbers
-    details: Sequence[str]  # columns that a narrow screen leaves out, the first one first
+    details: Sequence[str]  # columns to omit on a narrow screen, in order
     rows: Sequence[Sequence[str]]
     sums: Sequence[str]
 
     def draw(self, width: int, height: int, now: float) -> RenderableType:
-        """Draw the rows that there is room for, and say how many more there are."""
+        """Draw the rows that fit, and how many more there are."""
         state = [Text(line, style=self._style()) for line in pack(self.state.parts(now), width)]
         sums = [Text(line) for line in pack(self.sums, width)]
         title = Text(shorten(self.title, width), style="bold")
@@ -206,7 +206,7 @@ class Frame:
 
 
 def pack(parts: Sequence[str], width: int) -> list[str]:
-    """Put parts into as few lines as they fit in; one that is too long is shortened."""
+    """Arrange parts in as few lines as possible; shorten one that is too long."""
     lines: list[str] = []
     for part in parts:
         longer = f"{lines[-1]}{GAP}{part}" if lines else part

@@ -1,7 +1,6 @@
-"""Signals: a first one ends a run cleanly, a second one at once.
+"""Signals: the first stops a run cleanly, the second immediately.
 
-Streams are asked to stop. What has an end of its own is interrupted, but never in the middle of a
-commit.
+Streams are asked to stop. Finite work is interrupted, but never in the middle of a commit.
 """
 
 import os
@@ -16,18 +15,18 @@ import typer
 
 from k2cli.errors import BadData
 
-_BASE: Final = 128  # a shell's exit code for a signal is this and its number
+_BASE: Final = 128  # a shell's exit code for a signal is this plus its number
 _MOST_CLOSING_S: Final = 5.0
 _REPEATED_ENDS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: whatever is open is closed first.
+    """Make SIGTERM and SIGHUP end a command like Ctrl-C: open resources are closed first.
 
-    The exit code is that of a shell, 143 or 129. Closing takes at most 5 seconds, so that a reader
-    of stdout that stalls keeps no process alive. A second signal ends it at once. A signal that is
-    ignored, as under nohup, stays ignored.
+    The exit code is that of a shell, 143 or 129. Closing takes at most 5 seconds, so a stalled
+    reader of stdout does not keep the process alive. A second signal ends it immediately. A signal
+    that is ignored, as under nohup, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread receives signals
@@ -50,7 +49,7 @@ def interrupted_by_signals() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, RuntimeError) as exc:
-        # Within a class statement, as while modules are imported, it may come as a RuntimeError.
+        # Within a class statement, as during imports, it may arrive as a RuntimeError.
         is_interrupt = isinstance(exc, KeyboardInterrupt)
         if not received or not (is_interrupt or isinstance(exc.__cause__, KeyboardInterrupt)):
             raise
@@ -62,21 +61,21 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 def forget_interrupts() -> None:
-    """Let the process end with an exit code, not by SIGINT, after an interrupt that was handled.
+    """Make the process end with an exit code, not by SIGINT, after a handled interrupt.
 
-    CPython notes a KeyboardInterrupt that leaves code which `exec` runs, as dataclasses do while
-    modules are imported, and in the end kills itself by SIGINT, whoever caught it. To run other
-    code clears the note (`run_eval_code_obj` in Python/pythonrun.c).
+    CPython records a KeyboardInterrupt that leaves code run by `exec`, as in dataclasses during
+    imports, and at exit kills itself with SIGINT even if it was caught. Running other code clears
+    the record (`run_eval_code_obj` in Python/pythonrun.c).
     """
     exec("")
 
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Let the first SIGINT, SIGTERM or SIGHUP end the run cleanly.
+    """Make the first SIGINT, SIGTERM or SIGHUP end the run cleanly.
 
-    A second SIGINT or SIGTERM ends it at once; a second SIGHUP does not, because a session that
-    closes sends several. SIGHUP stays ignored where it was, as under nohup.
+    A second SIGINT or SIGTERM ends it immediately; a second SIGHUP does not, because a closing
+    session sends several. SIGHUP stays ignored if it was, as under nohup.
     """
     numbers = _ends()
 
@@ -96,7 +95,7 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _ends() -> list[signal.Signals]:
-    """Return the signals that end a run: SIGHUP stays ignored where it was, as under nohup."""
+    """Return the signals that end a run: SIGHUP stays ignored if it was, as under nohup."""
     is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [*_REPEATED_ENDS] if is_ignored else [*_REPEATED_ENDS, signal.SIGHUP]
 
@@ -110,7 +109,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Where the first signal to end raises KeyboardInterrupt, and where it has to wait."""
+    """Where the first signal raises KeyboardInterrupt, and where it has to wait."""
 
     def __init__(self) -> None:
         self._holds = 0
@@ -118,13 +117,13 @@ class Interrupts:
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt, or Terminated, at the first signal; a second ends at once."""
+        """Raise KeyboardInterrupt or Terminated at the first signal; end at the second."""
 
         def handle(number: int, _frame: FrameType | None) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if signal.SIGHUP in numbers:
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a session that closes sends several
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closing session sends several
             found = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
             if not self._holds:
                 raise found
@@ -140,10 +139,10 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let a signal wait until this block has ended: it commits, and reports what it did.
+        """Delay signals until this block ends: it commits and reports.
 
-        An error other than one of the input goes before the signal: it may say that nobody knows
-        whether the commit was made.
+        An error other than BadData takes precedence over the signal: the outcome of the commit may
+        be unknown.
         """
         self._holds += 1
         try:

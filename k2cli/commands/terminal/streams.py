@@ -1,8 +1,8 @@
-"""stdin, stdout and stderr as k2 uses them, whatever the shell made of them.
+"""stdin, stdout and stderr for k2, in whatever state the shell left them.
 
-A closed stream is replaced by one of /dev/null: stdin is empty, stderr swallows, and stdout
-fails like a full disk, because data would be lost. Text that an encoding lacks is written as an
-escape. stdout raises an error of k2's own, so that no other handler takes it for one of its file.
+A closed stream is replaced by /dev/null: stdin is empty, stderr discards, and stdout fails like a
+full disk, because data would be lost. Text that cannot be encoded is escaped. stdout raises a k2
+error, so that no other handler mistakes it for an error of its file.
 """
 
 import codecs
@@ -27,10 +27,10 @@ _ESCAPE: Final = "k2.escape"
 
 
 class StdoutWriter(io.FileIO):
-    """File descriptor 1. `failure` is the last one, which was raised where it happened.
+    """File descriptor 1. `failure` is the last error, which was also raised.
 
     Raises:
-        Unavailable: it cannot be written; a reader that went away is a BrokenPipeError.
+        Unavailable: it cannot be written; a closed reader is a BrokenPipeError.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class StdoutWriter(io.FileIO):
         self.failure: Exception | None = None
 
     def write(self, data: "Buffer", /) -> int:
-        """Write some of the data; wait where stdout does not block."""
+        """Write some of the data; wait if stdout is non-blocking."""
         try:
             while (done := cast(int | None, super().write(data))) is None:
                 _wait_for_reader()
@@ -52,10 +52,10 @@ class StdoutWriter(io.FileIO):
 
 
 class PeopleWriter(io.TextIOWrapper):
-    """stderr: what is written is for people, whoever writes it."""
+    """stderr, for people."""
 
     def write(self, text: str, /) -> int:
-        """Write a text without secrets, and without control characters but for colours."""
+        """Write a text without secrets and control characters, except for colours."""
         super().write(for_people_in_colour(text))
         return len(text)
 
@@ -85,7 +85,7 @@ def use_standard_streams() -> None:
 def view_console() -> "Console":
     """Return a console on stderr for a view, which moves the cursor.
 
-    What it shows must be `printable`; markup and emoji codes in it are shown as they are.
+    Its content must be `printable`; markup and emoji codes are not interpreted.
     """
     from rich.console import Console
 
@@ -93,7 +93,7 @@ def view_console() -> "Console":
 
 
 def view_stream() -> TextIO:
-    """Return stderr for what moves the cursor. All else that is written must be `printable`."""
+    """Return stderr for cursor movements. Everything else written must be `printable`."""
     if not isinstance(sys.stderr, PeopleWriter):
         return sys.stderr
     out = sys.stderr
@@ -109,12 +109,12 @@ def stdout_failure() -> Exception | None:
 
 
 def give_up_stdout() -> None:
-    """Send what is still written to stdout to /dev/null, so that nothing fails once more."""
+    """Redirect further writes to stdout to /dev/null, so that nothing fails again."""
     _open_null(_STDOUT, os.O_WRONLY)
 
 
 def _open_null(fd: int, flags: int) -> None:
-    """Let a descriptor be /dev/null. No other file may get its number."""
+    """Open /dev/null as this descriptor. No other file may get its number."""
     if (null := os.open(os.devnull, flags)) != fd:
         os.dup2(null, fd)
         os.close(null)
@@ -127,7 +127,7 @@ def _wait_for_reader() -> None:
 
 
 def _escape(exc: UnicodeError) -> tuple[str, int]:
-    """Write characters as JSON escapes them: what is valid JSON stays so."""
+    """Escape characters as in JSON, so valid JSON stays valid."""
     if not isinstance(exc, UnicodeEncodeError):
         raise exc
     return json.dumps(exc.object[exc.start : exc.end])[1:-1], exc.end
@@ -139,5 +139,5 @@ def note(message: str) -> None:
 
 
 def screen_width() -> int | None:
-    """Return how many cells a line on stdout has; None is any number: no terminal."""
+    """Return the width of the terminal on stdout; None if it is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

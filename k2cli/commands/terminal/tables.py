@@ -1,4 +1,4 @@
-"""Tables of answers as aligned text, on a terminal of any width or in a file."""
+"""Format answers as aligned text, on a terminal of any width or in a file."""
 
 import itertools
 import sys
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from k2cli.query.protocol import AnyAnswer
 
 COMPLETE: Final = "--format csv shows everything"
-# Columns that a table on a narrow terminal leaves out first.
+# Columns that a table on a narrow terminal omits first.
 DETAILS: Final = (
     *("vendor_data", "message_id", "ingestion_timestamp", "platform_sequence"),
     *("trade_conditions", "asset_class", "trade_id", "quote_id", "source_sequence", "currency"),
 )
-_BLOCK_ROWS: Final = 1_000  # rows that decide how wide the columns of a table are
-# What is still of use on a narrow terminal when its middle is missing; numbers and times are not.
+_BLOCK_ROWS: Final = 1_000  # rows that determine the column widths
+# Columns that are still useful with the middle cut out; numbers and times are not.
 _TEXTS: Final = frozenset({"varchar", "json", "list", "array", "struct", "map", "union"})
 
 
@@ -34,10 +34,11 @@ def write_table(
     details: Sequence[str],
     complete: str,
 ) -> int:
-    """Write rows in columns as wide as the first rows need; return how many there are.
+    """Write rows in columns as wide as the first rows need; return how many.
 
-    Past `limit` rows are counted, not written. On a screen of `width`, what does not fit is left
-    out or shortened, with a note that ends in `complete`; what its encoding lacks is escaped.
+    Rows beyond `limit` are counted, not written. On a screen of `width`, columns that do not fit
+    are omitted or shortened, with a note that ends in `complete`; characters that its encoding
+    lacks are escaped.
     """
     rows = text_rows(answer)
     block = list(itertools.islice(rows, _BLOCK_ROWS))
@@ -51,18 +52,18 @@ def write_table(
         if limit is None or count <= limit:
             sink.write(layout.line(row).encode(encoding, "backslashreplace"))
     if missing := layout.fit.note(complete):
-        sink.flush()  # the note comes below the table
+        sink.flush()  # the note is printed below the table
         note(missing)
     return count
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """The columns that a table shows: name, index in the row, width, whether it is a number."""
+    """The columns of a table: name, index in the row, width, whether it is a number."""
 
     columns: Sequence[tuple[str, int, int, bool]]
     fit: Fit
-    is_bounded: bool  # by a screen
+    is_bounded: bool  # because of the screen width
 
     @classmethod
     def fitting(
@@ -84,12 +85,12 @@ class _Layout:
         return cls(shown, fit, is_bounded=width is not None)
 
     def header(self) -> str:
-        """The names, and a line below them."""
+        """Return the names and the line below them."""
         names = [name for name, *_ in self.columns]
         return self._text(names) + self._text(["-" * width for _, _, width, _ in self.columns])
 
     def line(self, row: Row) -> str:
-        """One row; as many lines as its highest cell."""
+        """Return one row, with as many lines as its tallest cell."""
         cells = [_lines(row[at]) for _, at, _, _ in self.columns]
         return "".join(map(self._text, itertools.zip_longest(*cells, fillvalue="")))
 
@@ -102,7 +103,7 @@ class _Layout:
 
 
 def _lines(cell: str) -> list[str]:
-    """Split a cell's lines, with what could move a terminal's cursor written out."""
+    """Split a cell into lines, with control characters escaped."""
     if cell.isprintable():
         return [cell]
     return [printable(line) for line in cell.split("\n")]

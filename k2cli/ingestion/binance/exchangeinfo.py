@@ -1,7 +1,7 @@
 """Refresh the home folder's list of symbols from the exchange's `exchangeInfo`, in the background.
 
-Nothing waits for it and nothing fails because of it: a stream that cannot reach the REST API, or
-gets nonsense from it, goes on with the list that it has.
+Nothing waits for it or fails because of it: if the REST API is unreachable or its answer invalid,
+the stream keeps the list that it has.
 """
 
 import ssl
@@ -29,14 +29,14 @@ from k2cli.ingestion.symbols import Market
 from k2cli.symbols import fold_symbol, is_asset
 from k2cli.urls import check_url
 
-_MOST_BYTES: Final = 128 << 20  # of the unpacked answer; the spot market's is near 20 MB
+_MOST_BYTES: Final = 128 << 20  # of the decompressed answer; the spot market's is about 20 MB
 _MAX_AGE_S: Final = 24 * 3600.0
 _STEP_TIMEOUT_S: Final = 10.0  # to connect, and between two reads
-_TIMEOUT_S: Final = 60.0  # for all of it
+_TIMEOUT_S: Final = 60.0  # in total
 
 
 class ListedVenue(Protocol):
-    """A market whose REST API lists its symbols."""
+    """A market with a REST API that lists its symbols."""
 
     @property
     def market(self) -> Market:
@@ -58,12 +58,12 @@ class _ExchangeInfo(msgspec.Struct):
 
 
 def parse_exchange_info(answer: bytes, date: str) -> dict[str, Pair]:
-    """Read the pairs of an answer to `exchangeInfo`, of any market.
+    """Parse the pairs of an `exchangeInfo` answer, of any market.
 
     {"symbols":[{"symbol":"BTCUSDT","status":"TRADING","baseAsset":"BTC","quoteAsset":"USDT"}]}
 
     Raises:
-        ValueError: the answer is not one, or lists nothing.
+        ValueError: the answer is invalid or empty.
     """
     info = msgspec.json.decode(answer, type=_ExchangeInfo)
     pairs: dict[str, Pair] = {}
@@ -86,7 +86,7 @@ def check_rest_url(base: str) -> None:
     parts = urlsplit(base)
     is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query
     if not is_base or parts.port == 0:
-        raise UsageError(f"{base!r} is not a REST base", hint="like https://api.binance.com")
+        raise UsageError(f"{base!r} is not a REST URL", hint="write https://api.binance.com")
 
 
 class SymbolRefresh:
@@ -102,12 +102,12 @@ class SymbolRefresh:
         self._is_started = False
 
     def on_event(self, event: str, /, **fields: object) -> None:
-        """Pass an event on; the first `connected` starts the refresh."""
+        """Forward an event; the first `connected` starts the refresh."""
         self._pass_on(event, **fields)
         if event == "connected" and not self._is_started:
             self._is_started = True
             if is_stale(self._venue, self._home):
-                # A daemon: the end of the process does not wait for it.
+                # A daemon, so that the process can exit without it.
                 threading.Thread(target=self._run, name="exchange-info", daemon=True).start()
 
     def _run(self) -> None:
@@ -142,8 +142,8 @@ def refresh_symbols(venue: ListedVenue, *, rest_url: str, home: Path) -> int:
     """Fetch `exchangeInfo`, and merge it into the home folder's list; return its pairs.
 
     Raises:
-        httpx2.HTTPError: the exchange cannot be reached, or refuses.
-        ValueError: the answer is too large or too slow, or not one of `exchangeInfo`.
+        httpx2.HTTPError: the exchange is unreachable or refuses.
+        ValueError: the answer is too large, too slow or not an `exchangeInfo` answer.
         OSError: the list cannot be written.
     """
     answer = _fetch(f"{rest_url.rstrip('/')}{venue.info_path}")
@@ -152,7 +152,7 @@ def refresh_symbols(venue: ListedVenue, *, rest_url: str, home: Path) -> int:
     try:
         pairs.update(_read(path, venue))
     except (OSError, ValueError):
-        pairs.clear()  # there is none, or it is damaged: it is written anew
+        pairs.clear()  # missing or damaged: it is rewritten
     listed = parse_exchange_info(answer, datetime.now(UTC).date().isoformat())
     merge_pairs(pairs, listed)
     replace_file(path, format_listing({venue.market.value: pairs}))
@@ -168,7 +168,7 @@ def _fetch(url: str) -> bytes:
 
     deadline_s = time.monotonic() + _TIMEOUT_S
     answer = bytearray()
-    # The system's authorities, and SSL_CERT_FILE, as for the stream itself.
+    # The system's authorities and SSL_CERT_FILE, as for the stream.
     context = ssl.create_default_context()
     with (
         httpx2.Client(verify=context, timeout=_STEP_TIMEOUT_S) as client,

@@ -1,4 +1,4 @@
-"""The exchange's protocol, pure: frames into RecordBatches.
+"""Parse the exchange's frames into RecordBatches, without I/O.
 
 A trade and a quote as combined streams send them:
 
@@ -7,8 +7,8 @@ A trade and a quote as combined streams send them:
     {"stream":"nknusdt@bookTicker","data":{"u":499869768,"s":"NKNUSDT",
      "b":"0.35210000","B":"672.00000000","a":"0.35260000","A":"3199.00000000"}}
 
-Frames are decoded one by one into typed structs and turned into columns many at a time; what
-does not fit is found only when a column as a whole does not.
+Frames are decoded one by one into typed structs and converted to columns many at a time; values are
+checked one by one only if a column fails as a whole.
 """
 
 import re
@@ -48,7 +48,7 @@ _Time = Annotated[int, msgspec.Meta(ge=1, le=YEAR_9999_US)]
 
 
 class _Payload(msgspec.Struct, gc=False):
-    """Every field of a trade or bookTicker; the event decides which ones must be there."""
+    """Every field of a trade or bookTicker; the event decides which ones are required."""
 
     e: str | UnsetType = UNSET
     E: _Time | UnsetType = UNSET
@@ -83,10 +83,10 @@ class _ErrorFrame(msgspec.Struct):
 
 
 class FrameParser:
-    """Turn frames of one venue into trades and quotes.
+    """Parse frames of one venue into trades and quotes.
 
-    `home` is the folder with what the exchange said last of its symbols. A symbol that no list
-    had is looked up again with every chunk, because the list may have been refreshed since.
+    `home` is the folder with the exchange's latest symbol lists. A symbol on no list is looked up
+    again with every chunk, because the list may have been refreshed.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class FrameParser:
     def _seen(
         self, events: "_Group", faults: dict[int, Fault]
     ) -> Sequence[tuple[RecordKind, pa.RecordBatch]]:
-        """List the numbers of events without a trade; broken ones enter `faults`."""
+        """List the ids of events without a trade; invalid events go to `faults`."""
         symbols: list[str] = []
         numbers: list[int] = []
         for payload, place in zip(*events, strict=True):
@@ -140,7 +140,7 @@ class FrameParser:
         return ((TRADES, pa.record_batch([exchanges, symbols, numbers], schema=SEEN)),)
 
     def _grouped(self, frames: Sequence[bytes]) -> "tuple[_Group, _Group] | None":
-        """Decode frames that are all good, the fast path; None if one of them is not."""
+        """Decode valid frames, the fast path; None if any frame is invalid."""
         decode = self._decode
         try:
             payloads = cast("list[_Payload]", [decode(frame).data for frame in frames])
@@ -160,7 +160,7 @@ class FrameParser:
     def _sorted_out(
         self, frames: Sequence[bytes], faults: dict[int, Fault]
     ) -> "tuple[_Group, _Group]":
-        """Decode frames one by one; those that are neither trade nor quote enter `faults`."""
+        """Decode frames one by one; those that are neither trade nor quote go to `faults`."""
         trades: tuple[list[_Payload], list[int]] = ([], [])
         quotes: tuple[list[_Payload], list[int]] = ([], [])
         for place, frame in enumerate(frames):
@@ -186,7 +186,7 @@ class FrameParser:
     def _build(
         self, kind: RecordKind, group: "_Group", received: Ints, faults: dict[int, Fault]
     ) -> pa.RecordBatch:
-        """Build a batch of one kind; payloads that do not fit leave it and enter `faults`."""
+        """Build a batch of one kind; payloads that do not fit go to `faults` instead."""
         payloads, places = group
         columns = self._trades if kind is TRADES else self._quotes
         times = received if len(places) == len(received) else received[places]
@@ -196,7 +196,7 @@ class FrameParser:
             found = [self._fault(kind, payload) for payload in payloads]
         fit = [number for number, fault in enumerate(found) if fault is None]
         if len(fit) == len(found):
-            raise AssertionError(f"{kind.name} of which each fits do not fit together")
+            raise AssertionError(f"{kind.name} fit one by one but not together")
         faults.update(
             {place: fault for place, fault in zip(places, found, strict=True) if fault is not None}
         )
@@ -261,7 +261,7 @@ class FrameParser:
         numbers: Sequence[int | UnsetType],
         received: Ints,
     ) -> "_Common":
-        """Build the columns that trades and quotes share, by symbol and the exchange's number."""
+        """Build the columns that trades and quotes share, from symbol and exchange sequence."""
         encoded = pa.array([p.s for p in payloads], pa.string()).dictionary_encode()
         codes = encoded.indices.to_numpy()
         instruments = [self._instrument(name) for name in encoded.dictionary.to_pylist()]
@@ -291,7 +291,7 @@ class FrameParser:
         )
 
     def _instrument(self, symbol: str) -> Instrument:
-        """Look a symbol up, or split it; what the exchange sends beyond the asked is kept too."""
+        """Look up or split a symbol; unrequested symbols from the exchange are kept, too."""
         instrument = self._instruments.get(symbol)
         if instrument is None or instrument.is_guess:
             try:
@@ -299,13 +299,13 @@ class FrameParser:
             except UsageError as exc:
                 raise Unfit(str(exc), Cause.UNKNOWN_SYMBOL) from exc
             if instrument.symbol != normalize_symbol(symbol):
-                reason = f"{symbol[:MOST_SHOWN]!r} is not a symbol of the exchange"
+                reason = f"{symbol[:MOST_SHOWN]!r} is not a symbol of this exchange"
                 raise Unfit(reason, Cause.UNKNOWN_SYMBOL)
             self._instruments[symbol] = instrument
         return instrument
 
     def _fault(self, kind: RecordKind, payload: _Payload) -> Fault | None:
-        """Say why a payload is not a row of its kind, or None: the slow, explaining path."""
+        """Explain why a payload is not a row of its kind, or return None: the slow path."""
         required, numeric = _REQUIRED[kind.name]
         missing = [name for name in required if getattr(payload, name) is UNSET]
         if missing:
@@ -337,10 +337,10 @@ SEEN: Final = pa.schema(
 _NO_TRADE: Final = "NA"  # the order type of an event without a trade: its quantity is 0
 _USUAL_ORDER: Final = frozenset({UNSET, "", "MARKET"})
 _ZERO: Final = re.compile(r"0*\.?0*")
-_Group = tuple[Sequence[_Payload], Sequence[int]]  # payloads, and their places in the chunk
+_Group = tuple[Sequence[_Payload], Sequence[int]]  # payloads, and their indexes in the chunk
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-# Of each kind: the attributes that a payload must have, and which of them are decimals, with
-# their columns.
+# For each kind: the required attributes of a payload, and which of them are decimals, with their
+# columns.
 _REQUIRED: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]]] = {
     "trades": (("E", "T", "s", "t", "p", "q", "m"), {"p": "price", "q": "quantity"}),
     "quotes": (
@@ -348,7 +348,7 @@ _REQUIRED: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]]] = {
         {"b": "bid_price", "B": "bid_quantity", "a": "ask_price", "A": "ask_quantity"},
     ),
 }
-# What the keys of both kinds of payload stand for; those of numbers are in `_REQUIRED`.
+# Columns by payload key, of both kinds; those of numbers are in `_REQUIRED`.
 _FIELDS: Final = {"s": "symbol", "t": "id", "u": "id", "T": "timestamp", "m": "side"}
 _TRADE: Final = pa.array(["trade"])
 _BOOLEANS: Final = pa.array(["false", "true"])
@@ -358,14 +358,14 @@ _SIDES: Final = pa.array(["BUY", "SELL"])  # the buyer is the maker: the seller 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Common:
-    codes: Ints  # place of each row's symbol in bases and quotes
+    codes: Ints  # index of each row's symbol in bases and quotes
     bases: pa.StringArray
     quotes: pa.StringArray
     columns: Mapping[str, pa.Array]
 
 
 def _without_events(trades: "_Group") -> "tuple[_Group, _Group]":
-    """Separate trades from the events of futures that take an id and report no trade.
+    """Separate trades from futures events that consume an id without a trade.
 
     {"e":"trade","E":1723161348055,"T":1723161348055,"s":"BTCUSDT","t":102,"p":"0","q":"0",
      "X":"NA","m":true}
@@ -390,7 +390,7 @@ def _is_without_trade(payload: _Payload) -> bool:
 
 
 def _conditions(orders: Sequence[str | UnsetType]) -> pa.ListArray:
-    """Note the order types of trades that are not the market's: insurance fund, ADL, new ones."""
+    """Record order types of trades outside the market: insurance fund, ADL, new ones."""
     if _USUAL_ORDER.issuperset(orders):
         offsets = np.zeros(len(orders) + 1, dtype=np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array([], pa.string()))
@@ -401,7 +401,7 @@ def _conditions(orders: Sequence[str | UnsetType]) -> pa.ListArray:
 
 
 def _are_quotes(payloads: Sequence[_Payload]) -> bool:
-    """Tell bookTickers; on spot they name no event, and only they have an update id."""
+    """Detect bookTickers; on spot they have no event name, and only they have an update id."""
     events = [payload.e for payload in payloads]
     named, unnamed = events.count("bookTicker"), events.count(UNSET)
     has_ids = unnamed == 0 or UNSET not in [payload.u for payload in payloads]

@@ -26,10 +26,10 @@ class Channel(StrEnum):
     BOOK_TICKER = "bookTicker"
 
 
-# 200 names keep the URL far below the 8 KiB that servers take; the exchange allows 1024.
+# 200 names keep the URL far below the servers' limit of 8 KiB; the exchange allows 1024.
 STREAMS_PER_CONNECTION: Final = 200
-# The exchange bans an address after 300 connection attempts in 5 minutes. Half of that, for all
-# connections of a process.
+# The exchange bans an address after 300 connection attempts in 5 minutes; a process makes at most
+# half of that.
 MAX_ATTEMPTS: Final = 150
 WINDOW_S: Final = 300.0
 
@@ -39,11 +39,11 @@ class BinanceVenue(Venue):
     """One market of Binance."""
 
     market: Market
-    has_microseconds: bool  # understands timeUnit=MICROSECOND
+    has_microseconds: bool  # supports timeUnit=MICROSECOND
     info_path: str  # of `exchangeInfo` in the REST API
 
     def parse_symbol(self, text: str, home: Path | None = None) -> Instrument:
-        """Read a symbol by the market's list."""
+        """Parse a symbol with the market's list."""
         return parse_symbol(text, self.market, home)
 
     def stream_name(self, instrument: Instrument, channel: str) -> str:
@@ -55,13 +55,13 @@ class BinanceVenue(Venue):
         return stream_url(base, names, has_microseconds=self.has_microseconds)
 
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
-        """Return a parser of combined and raw frames."""
+        """Return a parser for combined and raw frames."""
         from k2cli.ingestion.binance.protocol import FrameParser  # noqa: PLC0415  imports pyarrow
 
         return FrameParser(venue=self, instruments=instruments, home=home)
 
     def refresh_symbols(self, rest_url: str, home: Path, observe: "Observer") -> "Observer":
-        """Return an observer that asks for `exchangeInfo` once connected, at most once a day."""
+        """Return an observer that fetches `exchangeInfo` once connected, at most once a day."""
         from k2cli.ingestion.binance.exchangeinfo import SymbolRefresh  # noqa: PLC0415  pyarrow
 
         return SymbolRefresh(venue=self, rest_url=rest_url, home=home, observe=observe).on_event
@@ -73,7 +73,7 @@ def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> st
     Names that are not ASCII are percent-encoded.
 
     Raises:
-        UsageError: the base is not a ws:// or wss:// URL, or has a host or port that cannot exist.
+        UsageError: the base is not a ws:// or wss:// URL, or its host or port is invalid.
     """
     unit = "&timeUnit=MICROSECOND" if has_microseconds else ""
     return f"{check_base(base)}/stream?streams={quote('/'.join(names), safe='/@!')}{unit}"

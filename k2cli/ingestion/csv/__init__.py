@@ -1,1 +1,1 @@
-"""CSV files into batches: layouts describe them, the source reads them."""
+"""Read CSV files into batches: layouts describe them, the source reads them."""

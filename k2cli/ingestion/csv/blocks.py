@@ -1,8 +1,8 @@
-"""Blocks of lines into batches.
+"""Parse blocks of lines into batches.
 
-A block all of whose lines are good is parsed column by column. Any other is cut into pieces, and a
-piece that does not parse is gone through line by line. What comes back is bounded: a block of
-nothing but bad lines yields batches of a few thousand rejects, so that a limit ends the file there.
+A block of valid lines is parsed column by column. Any other is split into pieces, and a piece that
+does not parse is parsed line by line. Batches are bounded: a block of only bad lines yields batches
+of a few thousand rejects, so a limit can stop the file there.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from k2cli.rejects import Cause, Fault, Reject
 
 BOM: Final = b"\xef\xbb\xbf"
 LONGEST_LINE: Final = 1 << 20  # bytes
-_HALVE_ABOVE: Final = 64  # lines; fewer are parsed one by one
+_HALVE_ABOVE: Final = 64  # lines; smaller pieces are parsed line by line
 _PIECE_LINES: Final = 4096
 _PIECE_BYTES: Final = 256 << 10
 _MOST_REJECTS: Final = 1000  # of a batch, unless a single piece has more
@@ -32,7 +32,7 @@ _BLANK_LINES: Final = re.compile(rb"(?:\r?\n)+")
 
 
 class BadLine(Exception):
-    """A line that is not CSV, with the cause of its reject."""
+    """A line that is not CSV, with the cause."""
 
     def __init__(self, reason: str, cause: Cause = Cause.BAD_CSV) -> None:
         super().__init__(reason)
@@ -40,7 +40,7 @@ class BadLine(Exception):
 
 
 class BlockParser:
-    """Turn blocks of lines into batches."""
+    """Parses blocks of lines into batches."""
 
     def __init__(
         self, names: Sequence[str], builder: RowBuilder, *, delimiter: str, lines_before: int
@@ -49,7 +49,9 @@ class BlockParser:
         self._builder = builder
         self._kind = builder.kind
         self._delimiter = delimiter
-        self._lines_before = lines_before  # the first row: the header, and those that are skipped
+        self._lines_before = (
+            lines_before  # lines before the first row: the header, and skipped lines
+        )
         self._convert = pa.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
         )
@@ -57,7 +59,7 @@ class BlockParser:
         self._parse = pa.csv.ParseOptions(delimiter=delimiter)
 
     def parse(self, block: bytes, *, first: int) -> Iterator[Batch]:
-        """Parse whole lines, of which the first is line `first` of the file."""
+        """Parse whole lines; the first is line `first` of the file."""
         now_us = time.time_ns() // 1000
         count = count_lines(block)
         cells = self._columns(block, count)
@@ -110,7 +112,7 @@ class BlockParser:
         return built.rows, rejects
 
     def _table(self, block: bytes, count: int, faults: dict[int, Fault]) -> tuple[Cells, Ints]:
-        """Cut lines into columns; return them with the index of each row among the lines."""
+        """Split lines into columns; return them with the line index of each row."""
         tables: list[Cells] = []
         places: list[Ints] = []
         parts = [(block, 0, count)]
@@ -136,7 +138,7 @@ class BlockParser:
         return [pa.concat_arrays(column) for column in columns], np.concatenate(places)
 
     def _columns(self, block: bytes, count: int) -> Cells | None:
-        """Parse lines all of which are good, the fast path; None if one of them is not."""
+        """Parse valid lines, the fast path; None if any line is invalid."""
         if b"\0" in block or block.startswith(BOM) or _has_bare_return(block):
             return None
         try:
@@ -151,7 +153,7 @@ class BlockParser:
         if table.num_rows != count:  # blank lines, or quotes over several lines
             return None
         cells = [column.combine_chunks() for column in table.columns]
-        # Arrow closes a quote that is open at the end of what it looks at.
+        # Arrow closes a quote that is open at the end of its input.
         if b'"' in block and pc.any(pc.ends_with(cells[-1], "\n")).as_py():
             return None
         return cells
@@ -159,7 +161,7 @@ class BlockParser:
     def _line_by_line(
         self, lines: Sequence[bytes], start: int, faults: dict[int, Fault]
     ) -> tuple[Cells, Ints]:
-        """Parse lines one by one; those that cannot be parsed enter `faults`."""
+        """Parse lines one by one; those that cannot be parsed go to `faults`."""
         rows: list[Sequence[str]] = []
         places: list[int] = []
         for place, line in enumerate(lines, start=start):
@@ -183,7 +185,7 @@ class BlockParser:
 
 
 def parse_line(line: bytes, delimiter: str) -> list[str]:
-    """Cut one line into its cells, exactly as it is cut among others.
+    """Split one line into cells, exactly as within a block.
 
     Raises:
         BadLine: it is not CSV.
@@ -204,7 +206,7 @@ def parse_line(line: bytes, delimiter: str) -> list[str]:
 
 def _parse_quoted(line: bytes, delimiter: str) -> list[str]:
     count = line.count(delimiter.encode()) + 1
-    if count > MOST_COLUMNS:  # of which Arrow makes a column each, unless they are in quotes
+    if count > MOST_COLUMNS:  # Arrow makes a column of each, unless it is quoted
         count = _count_cells(line, delimiter)
     if count > MOST_COLUMNS:
         reason = f"has too many columns: more than {MOST_COLUMNS:,}"
@@ -225,7 +227,7 @@ def _parse_quoted(line: bytes, delimiter: str) -> list[str]:
 
 
 def _count_cells(line: bytes, delimiter: str) -> int:
-    """Count the cells of a line as Arrow does, at most one more than a file may have."""
+    """Count the cells of a line as Arrow does, up to one more than allowed."""
     mark = re.escape(delimiter.encode())
     quoted = rb'"(?:[^"]++|"")*+(?:"|\Z)'
     cells = re.finditer(b"(?:" + quoted + b")?+[^" + mark + b"]*+(" + mark + rb"|\Z)", line)
@@ -233,12 +235,12 @@ def _count_cells(line: bytes, delimiter: str) -> int:
 
 
 def count_lines(block: bytes) -> int:
-    """Count lines, of which the last may lack its end."""
+    """Count lines; the last may lack its line end."""
     return block.count(b"\n") + (not block.endswith(b"\n") and bool(block))
 
 
 def has_long_line(block: bytes) -> bool:
-    """Report whether a line has more bytes than a line may have."""
+    """Return whether a line is longer than allowed."""
     start = 0
     while len(block) - start > LONGEST_LINE:
         newline = block.rfind(b"\n", start, start + LONGEST_LINE + 1)
@@ -249,7 +251,7 @@ def has_long_line(block: bytes) -> bool:
 
 
 def _pieces(block: bytes, first: int) -> Iterator[tuple[bytes, int]]:
-    """Cut a block into pieces of whole lines without blank ones around; yield their first line."""
+    """Split a block into pieces of whole lines; yield each with its first line number."""
     start = 0
     while start < len(block):
         if blank := _BLANK_LINES.match(block, start):
@@ -264,7 +266,7 @@ def _pieces(block: bytes, first: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _cut(block: bytes, start: int) -> int:
-    """Return where a piece ends: after at most so many lines, and bytes if it has several."""
+    """Return where a piece ends: limited in lines and, if it has several, in bytes."""
     end = start
     for _ in range(_PIECE_LINES):
         newline = block.find(b"\n", end)
@@ -281,12 +283,12 @@ def _ended(lines: bytes) -> bytes:
 
 
 def _has_bare_return(block: bytes) -> bool:
-    """Report whether a carriage return is elsewhere than before a line feed."""
+    """Return whether a carriage return is not followed by a line feed."""
     return b"\r" in block and block.count(b"\r") != block.count(b"\r\n") + block.endswith(b"\r")
 
 
 def _middle(block: bytes) -> int:
-    """Return where a line begins, near the middle of several lines."""
+    """Return the start of a line near the middle of several lines."""
     before = block.rfind(b"\n", 0, len(block) // 2)
     return 1 + (before if before >= 0 else block.index(b"\n"))
 

@@ -1,4 +1,4 @@
-"""Files of any kind as one stream of plain bytes, counted and hashed as they are read."""
+"""Read any file as one stream of plain bytes, counted and hashed on the way."""
 
 import codecs
 import errno
@@ -22,7 +22,7 @@ from k2cli.files import reading
 _CHUNK: Final = 1 << 20
 _MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 _BY_SUFFIX: Final = {".gz": "gzip", ".zst": "zstd", ".zip": "zip"}
-_BROKEN: Final = (  # what the decoders raise; zipfile also fails on odd names, flags and offsets
+_BROKEN: Final = (  # errors of the decoders; zipfile also fails on odd names, flags and offsets
     OSError,
     EOFError,
     IndexError,
@@ -37,9 +37,9 @@ _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RawFile(io.RawIOBase):
-    """A file that counts and hashes its bytes as they are read, for as long as nobody seeks.
+    """A file that counts and hashes its bytes as they are read, until someone seeks.
 
-    It is read from its start to its end, unless `cut` moves the end, and `skip` the start.
+    It is read from start to end, unless `cut` moves the end or `skip` the start.
     """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
@@ -52,7 +52,7 @@ class RawFile(io.RawIOBase):
         self._before = _state(file)
         self.size_bytes = self._before[0]
         self.member = ""  # the name of the file in a zip archive, once that is open
-        self._hashed = (0, hashlib.sha256())  # of so many of the first bytes; to go on from there
+        self._hashed = (0, hashlib.sha256())  # number of bytes hashed so far, to continue from
 
     def readable(self) -> bool:
         return True
@@ -84,30 +84,30 @@ class RawFile(io.RawIOBase):
         super().close()
 
     def bytes_at(self, offset: int, size: int) -> bytes:
-        """Look at bytes before the end, without reading them."""
+        """Return bytes before the end without moving the read position."""
         return os.pread(self._file.fileno(), max(min(size, self.size_bytes - offset), 0), offset)
 
     def beside(self) -> BinaryIO:
-        """Open the same bytes once more, from the start, without moving on in this one."""
+        """Open the same bytes again, from the start, independent of this read position."""
         return cast("BinaryIO", _Beside(self))
 
     def cut(self, size: int) -> None:
-        """Take a file that may be written to for what it is up to here."""
+        """Fix the end of a file that may be growing at this offset."""
         self.size_bytes, self._is_cut = size, True
 
     def skip(self, size: int) -> int:
-        """Begin to read after the first bytes; return how many line feeds are in them."""
+        """Skip the first bytes; return how many line feeds they contain."""
         self._hash = self._hash_of_first(size).copy()
         self._file.seek(size)
         self.bytes_read = size
         return sum(data.count(b"\n") for data in self._chunks(0, size))
 
     def hash(self, size: int | None = None) -> str:
-        """Hash the first bytes, else all, wherever reading stands."""
+        """Hash the first N bytes, or all, independent of the read position."""
         return self._hash_of_first(self.size_bytes if size is None else size).hexdigest()
 
     def _hash_of_first(self, size: int) -> "hashlib._Hash":
-        """Hash on from where the last call ended, unless that is too far."""
+        """Continue hashing where the last call ended, unless that is too far."""
         start, digest = self._hashed if self._hashed[0] <= size else (0, hashlib.sha256())
         digest = digest.copy()
         for data in self._chunks(start, size):
@@ -116,10 +116,10 @@ class RawFile(io.RawIOBase):
         return digest
 
     def finish(self, expected: str | None) -> str:
-        """Return the digest of the whole file, all of which was read.
+        """Return the digest of the whole file after reading all of it.
 
         Raises:
-            BadData: the file was written to in the meantime.
+            BadData: the file was modified meanwhile.
         """
         if self._is_in_order:
             while self.read(_CHUNK):
@@ -142,7 +142,7 @@ class RawFile(io.RawIOBase):
 
 
 class _Beside(io.RawIOBase):
-    """The bytes of a raw file, read at positions of its own."""
+    """The bytes of a raw file, with a separate read position."""
 
     def __init__(self, raw: RawFile) -> None:
         self._raw = raw
@@ -170,10 +170,10 @@ class _Beside(io.RawIOBase):
 
 
 def open_raw(source: Path | IO[bytes]) -> RawFile:
-    """Open a file; what is no regular file (stdin, a pipe) is copied to a temporary one first.
+    """Open a file; stdin, pipes and the like are copied to a temporary file first.
 
     Raises:
-        NotFound, ConfigError (no permission), UsageError (a folder), Unavailable (disk full).
+        NotFound, ConfigError (no permission), UsageError (a directory), Unavailable (disk full).
     """
     if not isinstance(source, Path):
         return RawFile(_spooled(source), "stdin")
@@ -186,19 +186,19 @@ def open_raw(source: Path | IO[bytes]) -> RawFile:
 
 
 def compression(raw: RawFile, suffix: str) -> str | None:
-    """Tell from a file's suffix, or else its first bytes, how it is compressed."""
+    """Infer a file's compression from its suffix or first bytes."""
     first = raw.bytes_at(0, 4)
     by_magic = (how for magic, how in _MAGIC.items() if first.startswith(magic))
     return _BY_SUFFIX.get(suffix.lower()) or next(by_magic, None)
 
 
 def open_plain(raw: RawFile, suffix: str, *, is_beside: bool = False) -> IO[bytes]:
-    """Open what a file holds: decompressed as its suffix or its first bytes tell.
+    """Open the content of a file, decompressed according to its suffix or first bytes.
 
-    With `is_beside` this neither counts as reading the file, nor does it move on in it.
+    With `is_beside` this does not count as reading the file or move its position.
 
     Raises:
-        BadData: a zip archive that is broken, or does not hold exactly one file.
+        BadData: a zip archive is corrupt, or does not hold exactly one file.
     """
     source: Any = raw.beside() if is_beside else raw
     match compression(raw, suffix):
@@ -214,7 +214,7 @@ def open_plain(raw: RawFile, suffix: str, *, is_beside: bool = False) -> IO[byte
 
 
 def open_text(stream: IO[bytes], encoding: str, name: str) -> IO[bytes]:
-    """Open text in any encoding as UTF-8; UTF-8 is passed on as it is, not checked."""
+    """Open text in any encoding as UTF-8; UTF-8 is passed through unchecked."""
     if encoding == "utf-8":
         return stream
     return cast("IO[bytes]", _Recoded(stream, encoding, name))
@@ -228,11 +228,11 @@ class _Recoded:
         self._decoder = codecs.getincrementaldecoder(encoding)()
         self._encoding = encoding
         self._name = name
-        self._before = 0  # bytes that were decoded
+        self._before = 0  # bytes decoded so far
         self._is_done = False
 
     def read(self, size: int) -> bytes:
-        """Read some text; empty at the end alone."""
+        """Read some text; empty only at the end."""
         while not self._is_done:
             data = self._stream.read(size)
             self._is_done = not data
@@ -243,7 +243,7 @@ class _Recoded:
                 at = self._before - waiting + exc.start + 1
                 raise BadData(
                     f"{self._name} is not {self._encoding} at byte {at}",
-                    hint="name another one with --encoding",
+                    hint="choose another encoding with --encoding",
                 ) from exc
             except UnicodeError as exc:
                 raise BadData(f"{self._name} is not {self._encoding}: {exc}") from exc
@@ -254,7 +254,7 @@ class _Recoded:
 
 
 def hash_plain(raw: RawFile, suffix: str) -> str:
-    """Return the SHA-256 of what a file holds, decompressed, in hex.
+    """Return the SHA-256 of a file's decompressed content, in hex.
 
     Raises:
         BadData: the compressed data is cut off or broken.
@@ -269,7 +269,7 @@ def hash_plain(raw: RawFile, suffix: str) -> str:
 
 
 def read_plain(stream: IO[bytes], size: int, name: str) -> bytes:
-    """Read from what `open_plain` opened.
+    """Read from a stream opened by `open_plain`.
 
     Raises:
         BadData: the compressed data is cut off or broken.
@@ -290,11 +290,13 @@ def _member(raw: RawFile, source: IO[bytes]) -> IO[bytes]:
     if len(members) != 1:  # some vendors add a report in a .txt file
         members = [each for each in members if not each.filename.lower().endswith(".txt")]
     if len(members) != 1:
-        raise BadData(f"{name} holds {len(members)} files", hint="unpack it, load one by one")
+        raise BadData(
+            f"{name} holds {len(members)} files", hint="unpack it and load the files one by one"
+        )
     (member,) = members
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise BadData(f"{name} holds a file of the unsafe name {member.filename!r}")
+        raise BadData(f"{name} holds a file with the unsafe name {member.filename!r}")
     raw.member = member.filename
     if member.flag_bits & 1:
         raise BadData(f"{name} is encrypted", hint="unpack it first")
@@ -305,7 +307,7 @@ def _member(raw: RawFile, source: IO[bytes]) -> IO[bytes]:
 
 
 def _is_by_macos(member: zipfile.ZipInfo) -> bool:
-    """Report whether the Finder put a file into an archive beside what users zipped."""
+    """Return whether macOS Finder added this file to an archive."""
     path = PurePosixPath(member.filename)
     return path.parts[:1] == ("__MACOSX",) or path.name == ".DS_Store"
 
@@ -315,13 +317,13 @@ def _spooled(source: IO[bytes]) -> IO[bytes]:
     try:
         while data := source.read(_CHUNK):
             spool.write(data)
-        spool.seek(0)  # writes what is left in its buffer
+        spool.seek(0)  # flushes its buffer
     except OSError as exc:
         spool.close()
         if exc.errno in _NO_SPACE:
             raise Unavailable(
                 f"no space for a copy of the input in {tempfile.gettempdir()}",
-                hint="set TMPDIR to a folder with more space",
+                hint="set TMPDIR to a directory with more space",
             ) from exc
         raise BadData(f"the input cannot be read: {exc.strerror}") from exc
     return spool

@@ -1,8 +1,8 @@
-"""Headers: which column of a file is which field of a record, whatever it is called there.
+"""Headers: map the columns of a file to the fields of a record.
 
-Names are compared without regard to letter case, spaces and signs; layouts list further spellings.
-Nothing is guessed: a column of a dump that the layout does not know is an error, and a field that
-a file seems to lack while it has columns that nothing uses is noted.
+Names are compared without case, spaces and punctuation; layouts list further spellings. Nothing is
+guessed: an unknown column of a dump is an error, and an absent field gets a notice if the file has
+unused columns.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,21 +19,21 @@ _SHOWN: Final = 200  # characters of a header
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """The columns of one file: what a layout comes to with the file's own names."""
+    """The columns of one file: a layout applied to the file's column names."""
 
     names: tuple[str, ...]
     fields: Mapping[str, int]
     vendor: tuple[tuple[str, int], ...]
     lower: frozenset[int]
-    unused: tuple[str, ...] = ()  # columns that no field is read from
+    unused: tuple[str, ...] = ()  # unused columns
 
 
 def find_columns(layout: Layout, names: Sequence[str]) -> Columns:
-    """Find the columns that a layout names among a file's.
+    """Find a layout's columns among a file's columns.
 
     Raises:
-        BadData: a needed column is missing, a name or field comes twice, there are too many, or the
-            file is a dump and has a column that the layout does not know.
+        BadData: a required column is missing, a name or field is duplicated, there are too many
+        columns, or a dump has a column unknown to the layout.
     """
     if len(names) > MOST_COLUMNS:
         raise BadData(f"{len(names):,} columns, more than {MOST_COLUMNS:,}")
@@ -55,7 +55,7 @@ def find_columns(layout: Layout, names: Sequence[str]) -> Columns:
     if missing:
         raise BadData(
             f"no column for {missing[0]} in the header {_shown(names)}",
-            hint=_fitting(layout, names) or f"name it with --map {missing[0]}=COLUMN",
+            hint=_fitting(layout, names) or f"map it with --map {missing[0]}=COLUMN",
         )
     if layout.rest:
         rest = {name: index for index, name in enumerate(names) if index not in used}
@@ -72,7 +72,7 @@ def find_columns(layout: Layout, names: Sequence[str]) -> Columns:
 
 
 def notices(layout: Layout, columns: Columns) -> Iterator[str]:
-    """Yield what a header seems to lack or to have twice; only where it has unused columns."""
+    """Yield notices about fields that seem missing or duplicated, if columns are unused."""
     if not columns.unused:
         return
     of = f"unused columns: {', '.join(columns.unused)[:_SHOWN]}"
@@ -92,7 +92,7 @@ def notices(layout: Layout, columns: Columns) -> Iterator[str]:
 
 
 def _further_columns(layout: Layout, columns: Columns, field: str) -> list[str]:
-    """Return columns that nothing uses and that a field could be read from, too."""
+    """Return unused columns that a field could also be read from."""
     known = {
         plain_name(spelling)
         for candidate in layout.candidates(field)
@@ -102,7 +102,7 @@ def _further_columns(layout: Layout, columns: Columns, field: str) -> list[str]:
 
 
 def time_fields(fields: Collection[str]) -> Sequence[str]:
-    """Return the fields that the time of a row is read from."""
+    """Return the fields that make the time of a row."""
     return ("timestamp",) if "timestamp" in fields else ("date", "time")
 
 
@@ -116,7 +116,7 @@ def _missing(layout: Layout, fields: Mapping[str, int]) -> Iterator[str]:
 def _check_known(
     layout: Layout, names: Sequence[str], unused: Collection[str], missing: Sequence[str]
 ) -> None:
-    """Check that every column of a dump is one of its layout's."""
+    """Check that the layout has every column of a dump."""
     known = {_find(layout, names, column) for column in layout.all_columns}
     for index, name in enumerate(names):
         if name in unused and index not in known:
@@ -134,7 +134,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _fitting(layout: Layout, names: Sequence[str]) -> str | None:
-    """Look for the dump layout that has just these columns."""
+    """Find the dump layout with exactly these columns."""
     if not layout.market and layout.rest is False:
         return None
     for name in layout_names():
@@ -159,7 +159,7 @@ def _find_first(layout: Layout, names: Sequence[str], columns: Sequence[str]) ->
 
 
 def _find(layout: Layout, names: Sequence[str], column: str) -> int | None:
-    """Find a column by its name, or else by the only one that is a spelling of it.
+    """Find a column by its name, or by the only name that is a spelling of it.
 
     Raises:
         BadData: several names are spellings of it.
@@ -177,6 +177,6 @@ def _find(layout: Layout, names: Sequence[str], column: str) -> int | None:
 
 
 def _plain_names(name: str) -> set[str]:
-    """Return the plain forms of a name; of one in two scripts, `price/价格`, also the first."""
+    """Return the plain forms of a name; for two scripts, `price/价格`, also the first."""
     first, _, second = name.partition("/")
     return {plain_name(name), *([plain_name(first)] if second and not second.isascii() else [])}

@@ -1,9 +1,9 @@
-"""Ids of rows: the exchange's own, a number or any text, or else the row's place in its file.
+"""Ids of rows: the exchange's id, a number or any text, or the row's index in its file.
 
-A number belongs to the series of its exchange and symbol, as in a stream, so that the same trade
-has the same message id wherever it comes from. So has a text: its message id is made of series and
-text alone. A row without an id is identified by its file's identity, its series and its number in
-the file.
+A number belongs to the series of its exchange and symbol, as in a stream, so the same trade has the
+same message id in every source. The same holds for a text: its message id depends only on series
+and text. A row without an id is identified by its file's identity, its series and its number in the
+file.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from k2cli.rejects import Cause
 
 _LONGEST: Final = 128  # characters of an id
 _NUMBER: Final = "^[0-9]{1,18}$"
-_VERSION: Final = (0xF << 76, 8 << 76)  # bits of a UUID, and what k2's are: RFC 9562, section 5.8
+_VERSION: Final = (0xF << 76, 8 << 76)  # mask and value in a UUID: RFC 9562, section 5.8
 _VARIANT: Final = (0b11 << 62, 0b10 << 62)
 
 
@@ -34,7 +34,7 @@ class Labels:
     codes: Ints
 
     def column(self) -> pa.StringArray:
-        """Write it out."""
+        """Expand it to an array."""
         return pa.array(self.names, pa.string()).take(pa.array(self.codes))
 
 
@@ -44,29 +44,29 @@ class Ids:
 
     message_ids: pa.StringArray
     texts: pa.StringArray  # of the id column: behind the exchange and a dash
-    numbers: pa.Int64Array  # null where an id is no number
+    numbers: pa.Int64Array  # null if an id is not a number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """What ids are made of, beside the ids that a file has."""
+    """What ids are built from besides the ids in a file."""
 
     kind: str
     identity: Callable[[], str]  # of the file
     exchanges: Labels
     symbols: Labels
     moments: Ints
-    places: Ints  # the rows' numbers in the file
-    id_series: str = ""  # which ids the numbers are, if not those that streams have
+    places: Ints  # row numbers in the file
+    id_series: str = ""  # name of the id series, if it is not that of streams
 
     @property
     def codes(self) -> Ints:
-        """The place of each row's series in `series`."""
+        """The index of each row's series in `series`."""
         return self.exchanges.codes * len(self.symbols.names) + self.symbols.codes
 
     @property
     def series(self) -> list[str]:
-        """The series of ids that rows can belong to: one for each exchange and symbol."""
+        """The id series of the rows: one per exchange and symbol."""
         return [
             f"{exchange}/{self.kind}/{symbol}"
             for exchange in self.exchanges.names
@@ -75,10 +75,10 @@ class Rows:
 
 
 def number_ids(rows: Rows, texts: pa.StringArray) -> Ids:
-    """Make ids of a column of numbers.
+    """Build ids from a column of numbers.
 
     Raises:
-        Unfit: one of them is none.
+        Unfit: a value is not a number.
     """
     numbers = whole_numbers(texts)
     column = pa.array(numbers)
@@ -87,12 +87,12 @@ def number_ids(rows: Rows, texts: pa.StringArray) -> Ids:
 
 
 def other_ids(rows: Rows, texts: pa.StringArray) -> Ids:
-    """Make ids of numbers that are not those of streams, such as ids of aggregate trades.
+    """Build ids from numbers that streams do not have, such as ids of aggregate trades.
 
-    They are a series of their own, so they never count as numbers of that series.
+    They form a separate series, so they are never mistaken for numbers of streams.
 
     Raises:
-        Unfit: one of them is not a number.
+        Unfit: a value is not a number.
     """
     numbers = whole_numbers(texts)
     series = [f"{each}/{rows.id_series}" for each in rows.series]
@@ -103,7 +103,7 @@ def other_ids(rows: Rows, texts: pa.StringArray) -> Ids:
 
 
 def place_ids(rows: Rows) -> Ids:
-    """Make ids for rows that have none: of their time and their number in the file."""
+    """Build ids for rows without one, from their time and number in the file."""
     count = len(rows.places)
     pair = [pa.array(part).cast(pa.string()) for part in (rows.moments // 1000, rows.places)]
     file = rows.identity()
@@ -112,9 +112,9 @@ def place_ids(rows: Rows) -> Ids:
 
 
 def any_ids(rows: Rows, texts: pa.StringArray) -> Ids:
-    """Make ids of a column of numbers, of other texts, and of cells that are empty.
+    """Build ids from a column of numbers, other texts and empty cells.
 
-    `{exchange}-` at the start of a text, as k2 writes it, is no part of the id.
+    The prefix `{exchange}-`, as k2 writes it, is not part of the id.
     """
     try:
         return number_ids(rows, texts)
@@ -136,10 +136,10 @@ def any_ids(rows: Rows, texts: pa.StringArray) -> Ids:
 
 
 def check_ids(texts: pa.StringArray) -> None:
-    """Check a column of any ids.
+    """Validate a column of ids.
 
     Raises:
-        Unfit: one of them is too long, or has spaces around it or signs that cannot be printed.
+        Unfit: an id is too long, has spaces around it or unprintable characters.
     """
     is_padded = pc.not_equal(texts, pc.utf8_trim_whitespace(texts))
     if pc.any(is_padded).as_py() or not pc.all(pc.utf8_is_printable(texts)).as_py():
@@ -156,7 +156,7 @@ def _without_exchange(texts: pa.StringArray, exchanges: Labels) -> pa.StringArra
 
 
 def _text_ids(rows: Rows, texts: pa.StringArray, is_text: pa.BooleanArray) -> pa.StringArray:
-    """Make the message ids of texts: UUIDs of version 8, 122 bits of a SHA-256."""
+    """Compute the message ids of texts: UUIDs of version 8 from 122 bits of a SHA-256."""
     series = rows.series
     codes = rows.codes[is_text.to_numpy(zero_copy_only=False)].tolist()
     pairs = zip(codes, texts.filter(is_text).to_pylist(), strict=True)

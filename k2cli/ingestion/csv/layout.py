@@ -1,4 +1,4 @@
-"""Layouts: what the columns of a file are, and what becomes of them.
+"""Layouts: the columns of a file, and how they map to fields.
 
 A layout is a TOML file (see layouts/*.toml for the built-in ones):
 
@@ -6,22 +6,22 @@ A layout is a TOML file (see layouts/*.toml for the built-in ones):
     header = "sniff"           # none, sniff or required
     columns = ["id", "px"]     # in file order; with a header, names find their columns
     optional = []              # columns at the end that a file may lack
-    lower_case = []            # columns whose text is brought to lower case
-    delimiter = ","            # one character; "tab" is one, too
+    lower_case = []            # columns whose text is lowercased
+    delimiter = ","            # one character, or "tab"
     decimal = "."              # or ",": the decimal mark of numbers and times
     encoding = "utf-8"         # of the text: utf-16, gbk, latin-1, ...
     skip_lines = 0             # lines before the header or the first row
-    rest = false               # true: columns that nothing else uses go to vendor_data
+    rest = false               # true: unused columns go to vendor_data
     file_stem = "company_id"   # entry of vendor_data for the number that the file is named after
     market = false             # true: a dump of a Binance market, which implies exchange, asset
                                # class and currency; a header must not name unknown columns
-    dump = "trades"            # what the names of such dumps say: trades, aggTrades, bookTicker
+    dump = "trades"            # in the names of such dumps: trades, aggTrades, bookTicker
     signed_quantity = false    # true: the sign of the quantity is the side, negative is a sell
-    id_series = "agg"          # ids are not those of streams, but a series of this name
+    id_series = "agg"          # ids form a separate series of this name, not that of streams
     may_be_empty = []          # prices and quantities of quotes whose cells may be empty: null, as
                                # are quantities that [fields] of quotes does not have
-    [market_columns.coinm]     # columns of that market which are others than in `columns`
-    [aliases]                  # column = other spellings that headers have for it
+    [market_columns.coinm]     # columns of that market that differ from `columns`
+    [aliases]                  # column = other spellings in headers
 
     [fields]                   # field of the record = its column, or a list of candidates, of
                                # which the first in the header counts;
@@ -32,7 +32,7 @@ A layout is a TOML file (see layouts/*.toml for the built-in ones):
     [vendor_data]              # entry = its column
     [constants]                # exchange, asset_class, currency
 
-Letter case, spaces and signs do not matter when names of columns are compared.
+Column names are compared without case, spaces and punctuation.
 """
 
 import re
@@ -90,7 +90,7 @@ class TimeRule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
-    """What the columns of a CSV file are, and what becomes of them."""
+    """The columns of a CSV file, and how they map to fields."""
 
     kind: KindName
     header: Literal["none", "sniff", "required"]
@@ -113,34 +113,34 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     market_columns: Mapping[str, Mapping[str, str]] = {}
     aliases: Mapping[str, tuple[str, ...]] = {}
     values: Mapping[str, Mapping[str, str]] = {}
-    side: Mapping[str, str] = {}  # values.side, as layouts of k2 0.1.0 have it
+    side: Mapping[str, str] = {}  # values.side, in layouts of k2 0.1.0
     vendor_data: Mapping[str, str] = {}
     constants: Mapping[str, str] = {}
 
     @property
     def record(self) -> RecordKind:
-        """The kind of record that a row becomes."""
+        """The record kind of the rows."""
         return KINDS[self.kind]
 
     @property
     def decimals(self) -> tuple[str, ...]:
-        """The fields that are prices and quantities."""
+        """The price and quantity fields."""
         return _DECIMALS[self.kind]
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The prices and quantities that a file must have a column for; quotes may lack sizes."""
+        """The prices and quantities that need a column; quotes may lack sizes."""
         sizes = ("bid_quantity", "ask_quantity")
         lacking = {each for each in sizes if each not in self.fields or each in self.may_be_empty}
         return tuple(name for name in self.decimals if name not in lacking)
 
     def candidates(self, field: str) -> tuple[str, ...]:
-        """The names that the column of a field may have; the first one there is taken."""
+        """The possible column names of a field; the first one present is used."""
         names = self.fields.get(field, ())
         return (names,) if isinstance(names, str) else tuple(names)
 
     def for_market(self, market: Market) -> "Layout":
-        """Name the columns as the files of a market have them."""
+        """Return the column names in the files of a market."""
         names = self.market_columns.get(market, {})
         return msgspec.structs.replace(
             self,
@@ -150,13 +150,13 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_plain(self) -> bool:
-        """Whether files are UTF-8 with commas between columns, and nothing above them."""
+        """Whether files are UTF-8, comma-separated and without lines to skip."""
         form = (self.delimiter, self.decimal, self.encoding.lower(), self.skip_lines)
         return form == (",", ".", "utf-8", 0)
 
     @property
     def side_values(self) -> Mapping[str, str]:
-        """The sides that texts mean; `other` is that of all other texts."""
+        """The side of each text; `other` is the side of all other texts."""
         return {**self.side, **self.values.get("side", {})}
 
     @property
@@ -166,7 +166,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(dict.fromkeys([*self.columns, *others]))
 
     def spellings(self, column: str) -> tuple[str, ...]:
-        """The names that a header may have for a column."""
+        """The possible header names of a column."""
         return (column, *self.aliases.get(column, ()))
 
     def formatted(
@@ -178,12 +178,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         encoding: str | None = None,
         skip_lines: int | None = None,
     ) -> "Layout":
-        """Take the form of files from options; None leaves what the layout says.
+        """Override the file format with options; None keeps the layout's value.
 
         `columns` are the names of the columns of a file without header.
 
         Raises:
-            UsageError: there is no such delimiter, decimal mark or encoding.
+            UsageError: the delimiter, decimal mark or encoding is invalid.
         """
         said = {
             "delimiter": delimiter,
@@ -203,10 +203,10 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     def mapped(
         self, renames: Mapping[str, str], values: Mapping[str, Mapping[str, str]] | None = None
     ) -> "Layout":
-        """Take fields from other columns: {"price": "Px"}; give texts: {"side": {"bid": "SELL"}}.
+        """Map fields to columns: {"price": "Px"}; map texts: {"side": {"bid": "SELL"}}.
 
         Raises:
-            UsageError: no such field or value, or no such column in a layout without header.
+            UsageError: unknown field or value, or unknown column in a layout without header.
         """
         known = _known_fields(self.kind)
         for field, column in renames.items():
@@ -216,7 +216,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
                 )
             if self.header == "none" and column not in self.columns:
                 raise UsageError(
-                    f"the layout has no column {column!r}", hint=f"one of {', '.join(self.columns)}"
+                    f"the layout has no column {column!r}",
+                    hint=f"choose one of {', '.join(self.columns)}",
                 )
         merged = dict(self.values)
         for field, texts in (values or {}).items():
@@ -235,11 +236,12 @@ def layout_text(name: str) -> str:
     """Return the TOML text of a built-in layout.
 
     Raises:
-        NotFound: no such layout.
+        NotFound: the layout does not exist.
     """
     if name not in layout_names():
         raise NotFound(
-            f"no layout {name!r}", hint=f"a path of a .toml file, or {', '.join(layout_names())}"
+            f"unknown layout {name!r}",
+            hint=f"use the path of a .toml file, or {', '.join(layout_names())}",
         )
     return str((_folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8"))
 
@@ -248,8 +250,8 @@ def load_layout(name_or_path: str | Path) -> Layout:
     """Load a built-in layout by its name, or one from a .toml file.
 
     Raises:
-        NotFound: no such layout or file.
-        ConfigError: the file does not describe a layout; the message names key and file.
+        NotFound: the layout or file does not exist.
+        ConfigError: the file is not a valid layout; the message names key and file.
     """
     text = str(name_or_path)
     if not text.endswith(_SUFFIX) and "/" not in text:
@@ -267,10 +269,10 @@ def load_layout(name_or_path: str | Path) -> Layout:
 
 
 def parse_layout(text: str, *, origin: str) -> Layout:
-    """Read a layout from TOML; `origin` names it in messages.
+    """Parse a layout from TOML; `origin` names it in messages.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a value cannot be right.
+        ConfigError: a key is unknown or missing, or a value is invalid.
     """
     try:
         document: dict[str, Any] = tomllib.loads(text)
@@ -321,30 +323,33 @@ def _check_names(layout: Layout, origin: str) -> None:
 
 
 def _check_form(layout: Layout) -> None:
-    """Check how files are written.
+    """Check the file format options.
 
     Raises:
-        UsageError: there is no such delimiter, decimal mark or encoding.
+        UsageError: the delimiter, decimal mark or encoding is invalid.
     """
     delimiter = _delimiter(layout.delimiter)
     is_single = len(delimiter) == 1 and delimiter.isascii()
     if not is_single or delimiter.isalnum() or delimiter in '"\r\n\0.':
         raise UsageError(
-            f"{layout.delimiter!r} cannot be a delimiter", hint="one character like ; | , or tab"
+            f"{layout.delimiter!r} cannot be a delimiter",
+            hint="use one character like ; | , or tab",
         )
     if layout.decimal not in (".", ",") or layout.decimal == delimiter:
         raise UsageError(
-            f"{layout.decimal!r} cannot be the decimal mark", hint="'.' or ',', not the delimiter"
+            f"{layout.decimal!r} cannot be the decimal mark",
+            hint="use '.' or ',', and not the delimiter",
         )
     if not 0 <= layout.skip_lines <= _MOST_SKIPPED:
-        raise UsageError(f"skip_lines is from 0 to {_MOST_SKIPPED}, not {layout.skip_lines}")
+        raise UsageError(f"skip_lines must be from 0 to {_MOST_SKIPPED}, not {layout.skip_lines}")
     try:
         is_text = "a,\n".encode(layout.encoding).decode(layout.encoding) == "a,\n"
     except (LookupError, UnicodeError, ValueError):
         is_text = False
     if not is_text:
         raise UsageError(
-            f"unknown encoding {layout.encoding!r}", hint="like utf-8, utf-16, latin-1 or gbk"
+            f"unknown encoding {layout.encoding!r}",
+            hint="use a name like utf-8, utf-16, latin-1 or gbk",
         )
 
 
@@ -366,37 +371,39 @@ def _check_values(layout: Layout, origin: str) -> None:
         except UsageError as exc:
             raise ConfigError(f"{origin}: {exc}", hint=exc.hint) from exc
     if layout.constants.get("asset_class", "equities") not in ASSET_CLASSES:
-        raise ConfigError(f"{origin}: constants.asset_class is none of {', '.join(ASSET_CLASSES)}")
+        raise ConfigError(
+            f"{origin}: constants.asset_class is not one of {', '.join(ASSET_CLASSES)}"
+        )
     for pattern in (*layout.time.date_formats, layout.time.time_format):
         if not _is_pattern(pattern):
             raise ConfigError(
                 f"{origin}: {pattern!r} is not a strptime format without an offset",
-                hint='for texts with an offset, how = "iso"',
+                hint='use how = "iso" for texts with an offset',
             )
 
 
 def _check_texts(field: str, texts: Mapping[str, str], kind: str) -> None:
-    """Check what texts of a field mean.
+    """Check the values that texts of a field map to.
 
     Raises:
-        UsageError: the field has no such values.
+        UsageError: the field does not have these values.
     """
     known = (*_sides(kind), *_LABELS)
     if field not in known:
         raise UsageError(
-            f"values of {field} cannot be mapped", hint=f"those of {', '.join(known)} can"
+            f"values of {field} cannot be mapped", hint=f"only those of {', '.join(known)}"
         )
     allowed = enum_values(KINDS[kind], field)
     for text, value in texts.items():
         if (allowed and value not in allowed) or not value:
             raise UsageError(
-                f"{field} {text!r} cannot mean {value!r}",
-                hint=f"one of {', '.join(allowed)}" if allowed else None,
+                f"{field} {text!r} cannot be mapped to {value!r}",
+                hint=f"choose one of {', '.join(allowed)}" if allowed else None,
             )
 
 
 def _check_columns(layout: Layout, origin: str) -> None:
-    """Check that `columns`, of any market, has every column that is used without a header."""
+    """Check that `columns` of every market has all columns needed without a header."""
     known = {
         *layout.columns,
         *(n for each in layout.market_columns.values() for n in each.values()),
@@ -430,7 +437,7 @@ def _known_fields(kind: str) -> tuple[str, ...]:
 
 
 def _sides(kind: str) -> tuple[str, ...]:
-    """Return the field of the side, if records of a kind have one."""
+    """Return the side field of a record kind, if it has one."""
     return (_SIDE,) if _SIDE in KINDS[kind].arrow.names else ()
 
 

@@ -1,8 +1,8 @@
-"""Which market of the exchange a dump is of: what its name, folder and columns say.
+"""Infer the market of a dump from its name, folder and columns.
 
 The exchange names the dumps of its spot and USD-M markets alike, and each market has its own ids,
-so a dump must not be taken for one of another market. Everything that points to a market counts;
-where it contradicts itself, or what the user says, the file is refused.
+so a dump must not be attributed to another market. All evidence of the market is used; if it
+contradicts itself or the user's options, the file is refused.
 """
 
 import os
@@ -37,32 +37,32 @@ _CONTRACT: Final = re.compile(r"[^_]+_(?P<kind>PERP|SETTLED|[0-9]{6})")
 _BASE_QUANTITY: Final = "baseqty"
 _QUOTE_QUANTITY: Final = "quoteqty"
 _BUYER_MAKER: Final = "isbuyermaker"
-# In every spot dump, in no futures dump; first the exchange's own name, then those of scripts.
+# In every spot dump and no futures dump; first the exchange's name, then those of scripts.
 _BEST_MATCH: Final = "isbestmatch"
 _BEST_MATCHES: Final = frozenset({_BEST_MATCH, "bestmatch", "wasthetradethebestpricematch"})
 _SPOT: Final = frozenset({Market.SPOT, Market.US})
-_UPDATE_ID: Final = "update_id"  # of a book ticker, dumps of which are of futures alone
-_HINT: Final = "say which: --market usdm or --market coinm"
+_UPDATE_ID: Final = "update_id"  # of a book ticker, which only futures have dumps of
+_HINT: Final = "choose one: --market usdm or --market coinm"
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What the exchange's way to name files says: `usdm-BTCUSDT-trades-2024-08-08`."""
+    """The parts of the exchange's file names: `usdm-BTCUSDT-trades-2024-08-08`."""
 
     symbol: str
     market: Market | None
-    dump: str = "trades"  # what it holds: trades, aggTrades, quotes, bookTicker
+    dump: str = "trades"  # content: trades, aggTrades, quotes, bookTicker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dump:
     """What is known of a file before its rows are read."""
 
-    path: Path | None  # none: stdin
+    path: Path | None  # None: stdin
     member: str = ""  # the name of the file in a zip archive
-    symbol: str | None = None  # where the user says it
-    header: Sequence[str] = ()  # the names of the columns; none: no header
-    cells: Sequence[str] = ()  # the first line's, where there is no header
+    symbol: str | None = None  # if the user gives it
+    header: Sequence[str] = ()  # column names; None: no header
+    cells: Sequence[str] = ()  # of the first line, if there is no header
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,12 @@ class _Evidence:
 
 
 def plain_name(name: str) -> str:
-    """Return what is left of a column's name when case and signs do not matter: `quoteqty`."""
+    """Return a column name without case and punctuation: `quoteqty`."""
     return "".join(char for char in name.lower() if char.isalnum())
 
 
 def stem_of(path: PurePath) -> str:
-    """Return a file's name without its folder and endings: `7078` of `x/7078.csv.gz`."""
+    """Return a file's name without folder and extensions: `7078` for `x/7078.csv.gz`."""
     name = path.name
     while name.lower().endswith(_SUFFIXES):
         name = name.rpartition(".")[0]
@@ -85,7 +85,7 @@ def stem_of(path: PurePath) -> str:
 
 
 def parse_name(stem: str) -> Named | None:
-    """Read the name of a file without its endings; None if it is not of the exchange's form."""
+    """Parse a file name without extensions; None if it does not have the exchange's form."""
     match = _NAMED.fullmatch(stem)
     if match is None:
         return None
@@ -94,17 +94,17 @@ def parse_name(stem: str) -> Named | None:
 
 
 def check_dump(path: Path | None, member: str, dump: str) -> None:
-    """Check that a file whose name says what it holds has what its layout is for.
+    """Check that the content that a file's name states is what its layout is for.
 
     Raises:
-        BadData: it has something else.
+        BadData: it is not.
     """
     for each in _paths(Dump(path=path, member=member)):
         named = parse_name(stem_of(each))
         if named and named.dump != dump:
             layout = _LAYOUTS.get(named.dump)
             raise BadData(
-                f"the name {each.name} says {named.dump}, the layout is for {dump}",
+                f"the name {each.name} indicates {named.dump}, but the layout is for {dump}",
                 hint=f"use --layout {layout}" if layout else "rename the file, or use its layout",
             )
 
@@ -112,11 +112,11 @@ def check_dump(path: Path | None, member: str, dump: str) -> None:
 def find_market(
     given: Market | None, exchange: str | None, dump: Dump, columns: Sequence[str]
 ) -> Market:
-    """Infer the market of a dump; `columns` are those of its layout.
+    """Infer the market of a dump; `columns` are the columns of its layout.
 
     Raises:
-        BadData: the evidence contradicts itself or what is given, or it is a futures dump of
-            which nothing says the market.
+        BadData: the evidence contradicts itself or the options, or the market of a futures dump
+        cannot be inferred.
     """
     evidence = [*_given(given, exchange), *_evidence(dump), *_of_best_match(dump, columns)]
     for number, one in enumerate(evidence):
@@ -124,7 +124,7 @@ def find_market(
             if not one.markets & other.markets:
                 raise BadData(
                     f"{other.text} contradicts {one.text}",
-                    hint="load each market's files with its own --market, or without it",
+                    hint="load the files of each market with their own --market, or without it",
                 )
     possible = frozenset(Market).intersection(*(each.markets for each in evidence))
     if not evidence:
@@ -159,7 +159,7 @@ def _evidence(dump: Dump) -> Iterator[_Evidence]:
 
 
 def _paths(dump: Dump) -> Iterator[PurePath]:
-    """Yield every path that a file has: as given, behind symlinks, and in its archive."""
+    """Yield every path of a file: as given, with symlinks resolved, and in its archive."""
     if dump.path is not None:
         given = Path(os.path.abspath(dump.path))  # noqa: PTH100  not through symlinks
         yield given
@@ -170,7 +170,7 @@ def _paths(dump: Dump) -> Iterator[PurePath]:
 
 
 def _of_folder(path: PurePath) -> Iterator[_Evidence]:
-    """Look for futures/um, futures/cm and spot/daily in a path; the innermost counts."""
+    """Find futures/um, futures/cm or spot/daily in a path; the innermost wins."""
     folders = [folder.lower() for folder in path.parent.parts]
     for outer, inner in reversed(list(pairwise(folders))):
         if outer == "futures" and inner in ("um", "cm"):
@@ -188,7 +188,7 @@ def _of_symbol(symbol: str) -> Iterator[_Evidence]:
 
 
 def markets_of_symbol(symbol: str) -> frozenset[Market]:
-    """Return the markets that a symbol can be of: a contract's is one of futures."""
+    """Return the possible markets of a symbol: a contract trades on a futures market."""
     word = fold_symbol(symbol.strip())
     contract = _CONTRACT.fullmatch(word)
     if contract is None:
@@ -199,7 +199,7 @@ def markets_of_symbol(symbol: str) -> frozenset[Market]:
 
 
 def _of_dated(symbol: str) -> frozenset[Market]:
-    """A contract with an end is settled in coins where its quote asset is USD."""
+    """An expiring contract is coin-margined if its quote asset is USD."""
     pair = pair_of(symbol)
     for market in (Market.COINM, Market.USDM):
         if pair in known_listing(market).pairs:
@@ -212,7 +212,7 @@ def _of_dated(symbol: str) -> frozenset[Market]:
 
 
 def _of_header(names: set[str]) -> Iterator[_Evidence]:
-    """Read a header: spot dumps have isBestMatch, COIN-M dumps base_qty for quote_qty."""
+    """Inspect a header: spot dumps have isBestMatch, COIN-M dumps base_qty for quote_qty."""
     if _BASE_QUANTITY in names:
         yield _Evidence("the column base_qty", frozenset({Market.COINM}))
     elif {_QUOTE_QUANTITY, _BUYER_MAKER} <= names and not names & _BEST_MATCHES:
@@ -221,7 +221,7 @@ def _of_header(names: set[str]) -> Iterator[_Evidence]:
 
 
 def _of_best_match(dump: Dump, columns: Sequence[str]) -> Iterator[_Evidence]:
-    """Look for the column that only spot dumps have; without a header, in the first line.
+    """Find the column that only spot dumps have; without a header, in the first line.
 
     The cell of a futures trade is empty: `k2 export` writes one beside trades of the spot market.
     """
@@ -234,14 +234,14 @@ def _of_best_match(dump: Dump, columns: Sequence[str]) -> Iterator[_Evidence]:
 
 
 def _named_cells(dump: Dump, columns: Sequence[str]) -> dict[str, str]:
-    """Return the cells of the first line of a file without a header, by their plain names."""
+    """Return the cells of the first line of a file without a header, by column."""
     return dict(zip(map(plain_name, columns), dump.cells, strict=False))
 
 
 def _lacks_best_match(dump: Dump, columns: Sequence[str]) -> bool:
-    """Return whether a dump lacks what every spot dump has; of a layout that knows it.
+    """Return whether a dump lacks the column of every spot dump that its layout has.
 
-    A header that has other names than the exchange's is somebody else's, and says nothing.
+    A header with names other than the exchange's is from elsewhere and proves nothing.
     """
     if _BEST_MATCH not in map(plain_name, columns):
         return False
@@ -251,5 +251,5 @@ def _lacks_best_match(dump: Dump, columns: Sequence[str]) -> bool:
     cells = _named_cells(dump, columns)
     if cells.get(_BEST_MATCH, ""):
         return False
-    # An empty cell is that of a futures trade where the other truth value is lower case, too.
+    # An empty cell means a futures trade if the other boolean is lower case, too.
     return bool(cells) and (_BEST_MATCH not in cells or cells.get(_BUYER_MAKER, "").islower())

@@ -1,4 +1,4 @@
-"""What a file's name and the options say of its rows: symbol, exchange, currency."""
+"""Values from a file's name and the options: symbol, exchange, currency."""
 
 import csv
 from collections.abc import Collection
@@ -13,26 +13,26 @@ from k2cli.ingestion.csv.market import Named, parse_name, plain_name
 from k2cli.ingestion.symbols import Market, parse_symbol
 
 _OPTIONS: Final = {
-    "symbol": "give it with --symbol, or --reference company_info.csv with a line for the file",
-    "exchange": "give it with --exchange",
-    "asset_class": f"give it with --asset-class: {', '.join(ASSET_CLASSES)}",
-    "currency": "give it with --currency",
+    "symbol": "use --symbol, or --reference company_info.csv with a line for the file",
+    "exchange": "use --exchange",
+    "asset_class": f"use --asset-class: {', '.join(ASSET_CLASSES)}",
+    "currency": "use --currency",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CsvOptions:
-    """What the user says of a file, over what its columns and its layout say."""
+    """The user's options for a file; they override its columns and layout."""
 
     symbol: str | None = None
     exchange: str | None = None
     asset_class: str | None = None
     currency: str | None = None
-    market: Market | None = None  # of a Binance layout; else inferred from the file
+    market: Market | None = None  # of a Binance layout; otherwise inferred from the file
     timezone: str | None = None
-    is_any_time: bool = False  # also times before 1990 and after the end of next year
+    is_any_time: bool = False  # accept times before 1990 and after next year
     reference: Path | None = None  # company_info.csv: the file's stem -> symbol
-    home: Path | None = None  # the folder with what the exchange said last of its symbols
+    home: Path | None = None  # the folder with the last refreshed symbol lists
 
 
 def file_values(
@@ -42,13 +42,13 @@ def file_values(
     columns: Collection[str],
     market: Market | None = None,
 ) -> dict[str, str]:
-    """Return what holds for a whole file: option, else (in `columns`) the row, else the layout.
+    """Return the values of a whole file: the option, else (in `columns`) the row, else the layout.
 
-    `market` is the file's, for a layout of the exchange's own files.
+    `market` is the file's market, for a layout of the exchange's files.
 
     Raises:
-        UsageError: something is said nowhere; the hint names the option.
-        NotFound, ConfigError, BadData: the reference cannot be read or has no such line.
+        UsageError: a value is missing; the hint names the option.
+        NotFound, ConfigError, BadData: the reference is unreadable or lacks the line.
     """
     values = {
         name: value.strip() for name in _OPTIONS if (value := getattr(options, name)) is not None
@@ -62,19 +62,19 @@ def file_values(
     if market is not None:
         defaults |= {"exchange": market.exchange, "asset_class": market.asset_class}
         if "symbol" in values:
-            # Unknown ones fail here, not row by row.
+            # Unknown symbols fail here, not row by row.
             parse_symbol(values["symbol"], market, options.home)
     values |= {name: value for name, value in defaults.items() if name not in {*values, *columns}}
     is_derived = layout.market or values.get("asset_class") == "crypto"
     if is_derived and "currency" not in {*values, *columns} and "symbol" in values and not market:
         values["currency"] = _quote_of(values["symbol"])
     for name, hint in _OPTIONS.items():
-        # The currency of a crypto trade comes from its symbol, whether file or row has that.
+        # The currency of a crypto trade comes from its symbol, in the file or the row.
         if name not in {*values, *columns} and not (is_derived and name == "currency"):
-            raise UsageError(f"nothing tells the {name.replace('_', ' ')}", hint=hint)
+            raise UsageError(f"no {name.replace('_', ' ')} given", hint=hint)
     if values.get("asset_class", "equities") not in ASSET_CLASSES:
         raise UsageError(
-            f"{values['asset_class']!r} is no asset class", hint=_OPTIONS["asset_class"]
+            f"{values['asset_class']!r} is not an asset class", hint=_OPTIONS["asset_class"]
         )
     return values
 
@@ -90,7 +90,7 @@ def _symbol(options: CsvOptions, stem: str, named: Named | None) -> str:
     if named:
         return named.symbol
     if options.reference is None or not stem:
-        raise UsageError("nothing tells the symbol", hint=_OPTIONS["symbol"])
+        raise UsageError("no symbol given", hint=_OPTIONS["symbol"])
     symbols = _read_reference(options.reference)
     found = symbols.get(_company(stem), set())
     if len(found) == 1:
@@ -104,7 +104,7 @@ def _company(text: str) -> str:
 
 
 def _read_reference(path: Path) -> dict[str, set[str]]:
-    """Read company ids and their symbols; a company that was renamed has several."""
+    """Read company ids and their symbols; a renamed company has several."""
     try:
         with (
             reading(path, what="reference"),

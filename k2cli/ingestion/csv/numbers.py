@@ -1,4 +1,4 @@
-"""Numbers as tools write them: with an exponent, a sign, spaces around them, a decimal comma."""
+"""Normalize numbers with an exponent, a sign, surrounding spaces or a decimal comma."""
 
 from decimal import Decimal
 from typing import Final
@@ -10,7 +10,7 @@ _SCIENTIFIC: Final = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][+-]?[0-9]{1,2}$"
 
 
 def plain_numbers(texts: pa.StringArray) -> pa.StringArray:
-    """Write numbers such as 5.07e+10 as 50700000000, exactly; other texts stay as they are."""
+    """Expand numbers such as 5.07e+10 to 50700000000, exactly; leave other texts unchanged."""
     texts = pc.replace_substring_regex(pc.utf8_trim_whitespace(texts), r"^\+([0-9.])", r"\1")
     is_scientific = pc.match_substring_regex(texts, _SCIENTIFIC)
     if not pc.any(is_scientific).as_py():

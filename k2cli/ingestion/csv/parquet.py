@@ -1,12 +1,12 @@
-"""Parquet files into batches, by the same layouts: columns are found by their names.
+"""Read Parquet files into batches with the same layouts: columns are found by name.
 
-Values become texts first, as a CSV file would have them, so that both forms of a file give the same
-rows. Whole numbers, decimals and times are written exactly; floats as their shortest digits,
-without an exponent. A float that cannot hold an id or a time exactly makes its row a reject, and so
-does text that is not UTF-8.
+Values are converted to the text that a CSV file would have, so both forms of a file give the same
+rows. Integers, decimals and times are converted exactly; floats to their shortest digits, without
+an exponent. A row is rejected if a float cannot hold its id or time exactly, or a text is not
+UTF-8.
 
-Only the columns in use are read, text as dictionaries, so that a value that is repeated in the file
-is not repeated in memory; then a few megabytes of text at a time are made into rows.
+Only the columns in use are read, with text as dictionaries, so repeated values are not repeated in
+memory; then a few megabytes of text at a time are converted to rows.
 """
 
 import itertools
@@ -38,33 +38,33 @@ from k2cli.rejects import MOST_SHOWN, Cause, Fault, Reject
 _ROWS: Final = 65_536  # of a batch,
 _CELLS: Final = 1 << 20  # and so many values,
 _BYTES: Final = 8 << 20  # and so much text
-_BUFFER: Final = 1 << 20  # bytes of a column that are read at once
-_PIECE_ROWS: Final = 4096  # of a batch that has rejects
+_BUFFER: Final = 1 << 20  # bytes of a column per read
+_PIECE_ROWS: Final = 4096  # of a batch with rejects
 _BROKEN: Final = (pa.ArrowException, OSError, ValueError, OverflowError)
-_EXACT: Final = {16: 1 << 11, 32: 1 << 24, 64: 1 << 53}  # floats below it, by bits, are exact
+_EXACT: Final = {16: 1 << 11, 32: 1 << 24, 64: 1 << 53}  # floats below it are exact, by bits
 _ID_FIELDS: Final = ("id", "source_sequence")
 
 
 def read_parquet(source: Path | IO[bytes], layout: Layout, options: CsvOptions) -> "ParquetSource":
-    """Open a Parquet file, or read one from a stream such as stdin.
+    """Open a Parquet file, or a stream such as stdin.
 
     Raises:
-        NotFound: no such file.
+        NotFound: the file does not exist.
         ConfigError: no permission to read it.
-        UsageError: it is a folder, or the time zone is unknown.
+        UsageError: it is a directory, or the time zone is unknown.
     """
     return ParquetSource(source, layout, options)
 
 
 class ParquetSource(CsvSource):
-    """A Parquet file as a source of batches; iterate it once. Positions are numbers of rows."""
+    """A Parquet file as a source of batches; iterate it once. Positions are row numbers."""
 
     def hash_content(self) -> str:
         """Return the SHA-256 of the file."""
         return self.hash()
 
     def expect_growth(self) -> None:
-        """Refuse to follow it: a Parquet file does not grow.
+        """Raise, because a Parquet file does not grow.
 
         Raises:
             UsageError: always.
@@ -72,7 +72,7 @@ class ParquetSource(CsvSource):
         raise UsageError(f"{self.name} is Parquet", hint="only plain CSV files can be followed")
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the rows and rejects of the file, and close it."""
+        """Yield the rows and rejects of the file, then close it."""
         with self._raw:
             start = self._started()
             assert start.columns is not None, "a Parquet file has columns"
@@ -85,7 +85,7 @@ class ParquetSource(CsvSource):
             self._digest = self._raw.finish(self._digest)
 
     def _values(self, used: Sequence[int]) -> Iterator[pa.RecordBatch]:
-        """Yield the columns of these numbers, a bounded number of rows and bytes at a time."""
+        """Yield the columns at these indexes, a bounded number of rows and bytes at a time."""
         about = self._open(self._raw.beside())
         schema = self._schema(about)
         texts = [field.name for field in schema if _is_text(field.type)]
@@ -104,7 +104,7 @@ class ParquetSource(CsvSource):
             raise BadData(f"{self.name} cannot be read to its end: {exc}") from exc
 
     def _parts(self, values: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Cut a batch into parts whose values do not take too much memory as texts."""
+        """Split a batch into parts whose values fit in memory as texts."""
         sizes = sum(map(_sizes, values.columns), np.zeros(values.num_rows, dtype=np.int64))
         if sizes.max(initial=0) > LONGEST_LINE:
             raise BadData(f"{self.name} has a row of more than {LONGEST_LINE >> 20} MB")
@@ -132,7 +132,7 @@ class ParquetSource(CsvSource):
         cells, unfit = self._texts(columns, values)
         try:
             if unfit:
-                raise Unfit("values of some rows cannot be texts", Cause.BAD_ROW)
+                raise Unfit("values of some rows cannot be converted to text", Cause.BAD_ROW)
             rows = builder.build_all(cells, first + np.arange(values.num_rows), now_us)
         except Unfit:
             pass
@@ -163,7 +163,7 @@ class ParquetSource(CsvSource):
     def _texts(
         self, columns: Columns, values: pa.RecordBatch
     ) -> tuple[list[pa.StringArray], Mapping[int, Fault]]:
-        """Make the values texts; return with them why rows cannot be, by their index."""
+        """Convert the values to texts; also return the faults of rows, by index."""
         faults: dict[int, Fault] = {}
         cells: list[pa.StringArray] = []
         try:
@@ -188,7 +188,7 @@ class ParquetSource(CsvSource):
 
 
 def _used(columns: Columns) -> tuple[list[int], Columns]:
-    """Return which columns are used, and what they are once only these are there."""
+    """Return the indexes of the used columns, and the columns reduced to these."""
     used = sorted({*columns.fields.values(), *(place for _, place in columns.vendor)})
     now = {place: at for at, place in enumerate(used)}
     return used, replace(
@@ -201,9 +201,9 @@ def _used(columns: Columns) -> tuple[list[int], Columns]:
 
 
 def _rows_at_once(metadata: pq.FileMetaData, columns: int) -> int:
-    """Return how many rows to read so that neither values nor bytes are too many.
+    """Return how many rows to read so that values and bytes stay bounded.
 
-    The size of all columns is taken: Arrow aborts where that of a single one is damaged.
+    The size of all columns is used: Arrow aborts if that of a single one is corrupt.
     """
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
@@ -223,7 +223,7 @@ def _is_text(of: pa.DataType) -> bool:
 
 
 def _checked(column: pa.Array) -> pa.Array:
-    """Return a column, of whose dictionary every value that it names is there."""
+    """Return a column after checking that its dictionary has every referenced value."""
     if pa.types.is_dictionary(column.type):
         least_most = pc.min_max(column.indices).as_py()
         if least_most["min"] is not None and not (
@@ -234,9 +234,9 @@ def _checked(column: pa.Array) -> pa.Array:
 
 
 def _sizes(column: pa.Array) -> Ints:
-    """Return how many bytes each value has as text, about; 0 for those that are always short."""
+    """Estimate the bytes of each value as text; 0 for types that are always short."""
     if pa.types.is_dictionary(column.type):
-        of_values = np.append(_sizes(column.dictionary), 0)  # and that of null
+        of_values = np.append(_sizes(column.dictionary), 0)  # and the index of null
         sizes: Ints = of_values[pc.fill_null(column.indices, len(column.dictionary)).to_numpy()]
         return sizes
     if _is_text(column.type):
@@ -247,7 +247,7 @@ def _sizes(column: pa.Array) -> Ints:
 
 
 def _inexact(columns: Columns, place: int, column: pa.Array) -> Iterator[tuple[int, Fault]]:
-    """Yield the floats that may stand for other ids and times than they have digits of."""
+    """Yield the float columns of ids and times whose values may be inexact."""
     fields = [name for name, at in columns.fields.items() if at == place]
     is_id = any(name in _ID_FIELDS for name in fields)
     if pa.types.is_dictionary(column.type):
@@ -261,7 +261,7 @@ def _inexact(columns: Columns, place: int, column: pa.Array) -> Iterator[tuple[i
         is_exact = pc.and_(is_exact, pc.equal(numbers, pc.floor(numbers)))
     name = columns.names[place]
     for index in pc.indices_nonzero(pc.invert(is_exact.fill_null(True))).to_pylist():
-        brief = "is a float that is not exact: store integers"
+        brief = "is a float that is not exact: store integers instead"
         yield index, _fault(name, numbers[index].as_py(), brief, Cause.INEXACT, field=fields[0])
 
 
@@ -277,7 +277,7 @@ def _fault(column: str, value: object, brief: str, cause: Cause, *, field: str =
 
 
 def _readable(texts: pa.StringArray) -> tuple[pa.StringArray, Sequence[int]]:
-    """Return texts that are UTF-8, with escapes in those that were not, and which these are."""
+    """Return the texts as UTF-8, with invalid ones escaped, and a mask of those."""
     try:
         texts.validate(full=True)
     except pa.ArrowInvalid:
@@ -290,11 +290,11 @@ def _readable(texts: pa.StringArray) -> tuple[pa.StringArray, Sequence[int]]:
 
 
 def _with_times(layout: Layout, schema: pa.Schema) -> Layout:
-    """Read a column of times as what it is, however the layout's files write them."""
+    """Adapt the layout to a column of timestamps, however its CSV files write them."""
     try:
         place = find_columns(layout, schema.names).fields.get("timestamp")
     except BadData:
-        return layout  # and `_fit` explains it
+        return layout  # and `_fit` explains why
     if place is None or not pa.types.is_timestamp(schema.field(place).type):
         return layout
     return msgspec.structs.replace(layout, time=TimeRule(how="auto", zone=layout.time.zone))
@@ -324,7 +324,7 @@ def _doubles(column: pa.Array) -> pa.DoubleArray:
 
 
 def _float_texts(column: pa.Array) -> pa.StringArray:
-    """Write floats with all their digits, whole ones without a point."""
+    """Format floats with all their digits, whole ones without a point."""
     numbers = _doubles(column)
     is_whole = pc.and_(
         pc.less(pc.abs(numbers), float(_EXACT[64])), pc.equal(numbers, pc.floor(numbers))

@@ -1,7 +1,7 @@
-"""Columns of text into rows of a record kind, whole columns at a time.
+"""Convert columns of text to rows of a record kind, whole columns at a time.
 
-Where a column does not fit it is halved until the rows that do not fit stand alone; those come
-back with the reason, all others become rows.
+A column that does not fit is halved until the bad rows are isolated; those are returned with the
+reason, all others become rows.
 """
 
 from collections import Counter
@@ -36,9 +36,9 @@ from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
 from k2cli.rejects import MOST_SHOWN, Cause, Fault
 from k2cli.symbols import normalize_symbol
 
-_HALVE_ABOVE: Final = 32  # rows; fewer are tried one by one
+_HALVE_ABOVE: Final = 32  # rows; smaller parts are tried row by row
 _LONGEST_NAME: Final = 64  # characters of a symbol, exchange or currency
-_FEW: Final = 5  # values that a notice shows
+_FEW: Final = 5  # values shown in a notice
 _MOST_KEPT: Final = 1000  # distinct values
 _NO_CONDITIONS: Final = pa.array([], pa.string())
 
@@ -48,28 +48,28 @@ _Check = Callable[[Cells, int], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What holds for every row of a file, and so stands in none of its columns."""
+    """Values of every row of a file, which none of its columns has."""
 
     zone: str
     values: Mapping[str, str] = field(default_factory=dict)  # symbol, exchange, ...
     entries: Mapping[str, str] = field(default_factory=dict)  # of vendor_data
-    identity: Callable[[], str] = str  # of the file, where its rows have no ids
-    market: Market | None = None  # of a layout of the exchange's own files
+    identity: Callable[[], str] = str  # of the file, if its rows have no ids
+    market: Market | None = None  # of a layout of the exchange's files
     home: Path | None = None  # the folder with what the exchange said last of its symbols
-    is_any_time: bool = False  # times before 1990 and in the far future are good, too
+    is_any_time: bool = False  # accept times before 1990 and in the far future
     decimal: str = "."
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The rows of a block, and why others were rejected, by their row index."""
+    """The rows of a block, and the faults of the others, by row index."""
 
     rows: Sequence[pa.RecordBatch]
     faults: Mapping[int, Fault]
 
 
 class RowBuilder:
-    """Turn the columns of one file into rows."""
+    """Converts the columns of one file to rows."""
 
     def __init__(self, layout: Layout, columns: Columns, facts: Facts) -> None:
         self._layout = layout
@@ -81,18 +81,18 @@ class RowBuilder:
         self._unknown_sides: Counter[str] = Counter()
 
     def notices(self) -> Iterator[str]:
-        """Yield what users should know of the rows that were built."""
+        """Yield notices for the user about the rows built so far."""
         if self._time.is_truncated:
-            yield "times are finer than microseconds: cut off after the microsecond"
+            yield "times are finer than microseconds: truncated to microseconds"
         if self._unknown_sides:
             texts = ", ".join(f"{text!r}" for text, _ in self._unknown_sides.most_common(_FEW))
             yield (
-                f"{self._unknown_sides.total():,} sides are not known and stored as UNKNOWN: "
+                f"{self._unknown_sides.total():,} unknown sides stored as UNKNOWN: "
                 f"{texts} (--map side:TEXT=BUY)"
             )
 
     def build(self, cells: Cells, numbers: Ints, received_us: int) -> Built:
-        """Build rows; `numbers` are those of the rows in the file, for rows without an id."""
+        """Build rows; `numbers` are the row numbers in the file, for rows without an id."""
         if not len(numbers):
             return Built([], {})
         try:
@@ -107,12 +107,12 @@ class RowBuilder:
             part = [column.slice(start, count) for column in fit]
             rows.append(self.build_all(part, numbers[kept[start : start + count]], received_us))
 
-        # What fits row by row need not fit together: times with and without an offset.
+        # Rows that fit one by one may not fit together: times with and without an offset.
         faults |= {int(kept[place]): why for place, why in _each_that_fails(add, len(kept))}
         return Built(rows, faults)
 
     def _faults(self, cells: Cells, count: int) -> dict[int, Fault]:
-        """Find the rows that do not fit, a column at a time."""
+        """Find the rows that do not fit, column by column."""
         faults: dict[int, Fault] = {}
         for names, check in self._checks():
             for place, why in self._faults_of(check, names, cells, count):
@@ -133,7 +133,7 @@ class RowBuilder:
         return _each_that_fails(attempt, count)
 
     def _checks(self) -> Iterator[tuple[Sequence[str], _Check]]:
-        """Yield what can fail, with the fields that it looks at."""
+        """Yield the checks that can fail, with the fields that they read."""
         there = self._columns.fields
         yield time_fields(there), lambda cells, _: self._times(cells)
         for name in self._layout.decimals:
@@ -153,14 +153,14 @@ class RowBuilder:
         for name, check in by_field.items():
             if name in there:
                 yield (name,), check
-        if "symbol" in there:  # which the currency may come from
+        if "symbol" in there:  # the currency may come from it
             yield ("symbol",), self._currencies_check
 
     def build_all(self, cells: Cells, numbers: Ints, received_us: int) -> pa.RecordBatch:
-        """Build rows of cells that all fit.
+        """Build rows from cells that all fit.
 
         Raises:
-            Unfit: one of them does not.
+            Unfit: a cell does not fit.
         """
         cells = [
             pc.ascii_lower(column) if place in self._columns.lower else column
@@ -202,7 +202,7 @@ class RowBuilder:
         return to_batch(self.kind, columns)
 
     def _unfit(self, name: str, cells: Cells, brief: object, cause: Cause) -> UnfitField:
-        """Describe which column does not fit, and what it holds where the row stands alone."""
+        """Describe which column does not fit, with its value if there is only one row."""
         place = self._columns.fields[name]
         column = self._columns.names[place]
         is_alone = len(cells[place]) == 1
@@ -234,7 +234,7 @@ class RowBuilder:
         of = self.kind.type_of(name)
         if self._facts.decimal != ".":
             if pc.any(pc.match_substring(texts, ".")).as_py():
-                reason = "has a point, but the decimal mark is a comma"
+                reason = "has a decimal point, but the decimal mark is a comma"
                 raise self._unfit(name, cells, reason, Cause.NOT_A_NUMBER)
             texts = pc.replace_substring(texts, self._facts.decimal, ".")
         if name == "quantity" and self._layout.signed_quantity:
@@ -325,7 +325,7 @@ class RowBuilder:
         return pc.if_else(is_there, pa.array(numbers), pa.scalar(None, pa.int64()))
 
     def _labels(self, name: str, cells: Cells, count: int) -> Labels:
-        """Return a column of names, or the one name that holds for the whole file."""
+        """Return a column of names, or the one name of the whole file."""
         if name in self._facts.values:
             return Labels([self._facts.values[name]], np.zeros(count, dtype=np.int64))
         encoded = cells[self._columns.fields[name]].dictionary_encode()
@@ -356,9 +356,9 @@ class RowBuilder:
         instrument = self._instruments.get(text)
         if instrument is None:
             market = self._facts.market
-            assert market is not None  # only such layouts split symbols
+            assert market is not None  # only these layouts split symbols
             if market not in markets_of_symbol(text):
-                raise UsageError(f"{text[:MOST_SHOWN]} is not of the market {market}")
+                raise UsageError(f"{text[:MOST_SHOWN]} is not on the market {market}")
             instrument = parse_symbol(text, market, self._facts.home)
             self._instruments |= {text: instrument, instrument.symbol: instrument}
         return instrument
@@ -366,7 +366,7 @@ class RowBuilder:
     def _asset_classes(self, cells: Cells, count: int) -> Labels:
         labels = self._labels("asset_class", cells, count)
         if not set(labels.names) <= set(ASSET_CLASSES):
-            reason = f"is none of {', '.join(ASSET_CLASSES)}"
+            reason = f"is not one of {', '.join(ASSET_CLASSES)}"
             raise self._unfit("asset_class", cells, reason, Cause.UNKNOWN_ENUM)
         return labels
 
@@ -382,7 +382,7 @@ class RowBuilder:
         try:
             quotes = [parse_symbol(name, Market.SPOT).quote for name in symbols.names]
         except UsageError as exc:
-            reason = f"has no known currency: {exc}; --currency sets it"
+            reason = f"has no known currency: {exc}; use --currency"
             raise self._unfit("symbol", cells, reason, Cause.UNKNOWN_CURRENCY) from exc
         return Labels(quotes, symbols.codes)
 
@@ -402,20 +402,20 @@ class RowBuilder:
         if codes.null_count:
             if other is None:
                 expected = ", ".join(text or "nothing" for text in values)
-                reason = f"is none of {expected}; --map side:TEXT=BUY gives it a meaning"
+                reason = f"is not one of {expected}; map it with --map side:TEXT=BUY"
                 raise self._unfit("side", cells, reason, Cause.UNKNOWN_ENUM)
             codes = pc.fill_null(codes, len(values))
         return sides.take(codes)
 
     def _sides_of_signs(self, cells: Cells, count: int) -> pa.StringArray:
-        """Take the side from the sign of the quantity, where the layout has them."""
+        """Take the side from the sign of the quantity, if the layout uses it."""
         if not self._layout.signed_quantity:
             return pa.array(["UNKNOWN"]).take(pa.array(np.zeros(count, dtype=np.int32)))
         texts = pc.utf8_ltrim_whitespace(cells[self._columns.fields["quantity"]])
         return pc.if_else(pc.starts_with(texts, "-"), "SELL", "BUY")
 
     def _note_sides(self, cells: Cells, sides: pa.StringArray) -> None:
-        """Count texts that are stored as a side only because the layout takes any."""
+        """Count unknown texts that the layout stores as a side."""
         other = self._layout.side_values.get("other")
         place = self._columns.fields.get("side")
         if other is None or place is None:
@@ -429,7 +429,7 @@ class RowBuilder:
                 self._unknown_sides[text if is_room else ""] += count
 
     def _sides_check(self, cells: Cells, count: int) -> None:
-        """Refuse quotes with neither a bid nor an ask."""
+        """Reject quotes with neither a bid nor an ask."""
         fields = self._columns.fields
         places = [fields[name] for name in ("bid_price", "ask_price") if name in fields]
         is_empty = np.ones(count, dtype=np.bool_)
@@ -465,7 +465,7 @@ def _is_empty(texts: pa.StringArray) -> pa.BooleanArray:
 def _each_that_fails(
     attempt: Callable[[int, int], None], count: int
 ) -> Iterator[tuple[int, Fault]]:
-    """Try parts (start, count) of rows, in order and ever smaller; yield those that fail alone."""
+    """Bisect parts (start, count) of rows, in order; yield the single rows that fail."""
     parts = [(0, count)] if count else []
     while parts:
         start, size = parts.pop()

@@ -1,7 +1,7 @@
-"""CSV files into batches.
+"""Read CSV files into batches.
 
-The file is read in blocks of whole lines (see blocks.py); every line becomes a row or a reject,
-except for blank ones. A line ends at a line feed, always: a quoted value that has one is a reject.
+The file is read in blocks of whole lines (see blocks.py); every line except blank ones becomes a
+row or a reject. A line always ends at a line feed: a quoted value with a line feed is a reject.
 """
 
 import hashlib
@@ -50,16 +50,16 @@ _LOOK_FOR_ROW: Final = 1000  # lines
 _LOOK_BYTES: Final = 256 << 10  # for these lines
 _UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _DELIMITERS: Final = ",;\t|"
-_LOOK_SKIPPED: Final = 10  # lines above the header that a hint may name
+_LOOK_SKIPPED: Final = 10  # lines above the header that a hint considers
 
 
 def read_csv(source: Path | IO[bytes], layout: Layout, options: CsvOptions) -> "CsvSource":
-    """Open a CSV file (plain, .gz, .zst or .zip), or read one from a stream such as stdin.
+    """Open a CSV file (plain, .gz, .zst or .zip), or a stream such as stdin.
 
     Raises:
-        NotFound: no such file.
+        NotFound: the file does not exist.
         ConfigError: no permission to read it.
-        UsageError: it is a folder, or the time zone is unknown.
+        UsageError: it is a directory, or the time zone is unknown.
     """
     return CsvSource(source, layout, options)
 
@@ -67,8 +67,8 @@ def read_csv(source: Path | IO[bytes], layout: Layout, options: CsvOptions) -> "
 class CsvSource:
     """A CSV file as a source of batches; iterate it once.
 
-    Iterating raises BadData where the file as a whole does not fit (no such columns, compressed
-    data cut off, written to while it was read), and UsageError where an option must be given.
+    Iterating raises BadData if the file as a whole is invalid (missing columns, truncated
+    compressed data, modified while it was read), and UsageError if an option is missing.
     """
 
     def __init__(self, source: Path | IO[bytes], layout: Layout, options: CsvOptions) -> None:
@@ -79,11 +79,11 @@ class CsvSource:
         self._layout = layout
         self._options = options
         self._digest: str | None = None
-        self._content: str | None = None  # digest of what the file holds, decompressed
+        self._content: str | None = None  # digest of the decompressed content
         self._start: Start | None = None
         self._copy = 1
         self._is_growing = False
-        self._lines_before = 0  # what is read
+        self._lines_before = 0  # the stream to read
         self._builder: RowBuilder | None = None
 
     @property
@@ -93,50 +93,50 @@ class CsvSource:
 
     @property
     def size_bytes(self) -> int:
-        """The size of the file as it is, compressed or not."""
+        """The size of the file on disk, compressed or not."""
         return self._raw.size_bytes
 
     @property
     def bytes_read(self) -> int:
-        """How much of `size_bytes` was read."""
+        """How many of `size_bytes` were read."""
         return self._raw.bytes_read
 
     def hash(self) -> str:
-        """Return the SHA-256 of the file as it is, compressed or not; at any time.
+        """Return the SHA-256 of the file on disk, compressed or not; at any time.
 
-        What is read after that is checked against it.
+        Data read after that is checked against it.
         """
         self._digest = self._digest or self._raw.hash()
         return self._digest
 
     def hash_content(self) -> str:
-        """Return the SHA-256 of what the file holds, decompressed, in hex.
+        """Return the SHA-256 of the decompressed content, in hex.
 
         Raises:
-            BadData: the compressed data is cut off or broken.
+            BadData: the compressed data is truncated or corrupt.
         """
-        self.hash()  # so that a file that is written to after that is noticed
+        self.hash()  # to detect later modification of the file
         self._content = self._content or hash_plain(self._raw, self._suffix)
         return self._content
 
     def meaning(self) -> str:
-        """Return a digest of what the file is loaded as.
+        """Return a digest of how the file is interpreted.
 
-        That is the kind of its rows, which column is which field, how times and sides are read, and
-        what holds for the whole file: exchange, symbol, asset class and currency. Neither its name
-        nor that of the layout matters. Empty for a file that holds nothing.
+        It covers the record kind, the mapping of columns to fields, how times and sides are read,
+        and the values of the whole file: exchange, symbol, asset class and currency. The names of
+        file and layout do not matter. Empty for an empty file.
 
         Raises:
-            BadData: the columns do not fit the layout.
-            UsageError: an option must be given.
+            BadData: the columns do not match the layout.
+            UsageError: an option is missing.
         """
         return self._started().meaning
 
     def identity(self) -> str:
-        """Return a digest of the content and its meaning: what tells this file from others.
+        """Return a digest of the content and its meaning, which identifies the file.
 
-        The same content is the same file under another name, compressed or not; loaded as another
-        symbol or in another time zone it is another file.
+        The same content under another name, compressed or not, is the same file; with another
+        symbol or time zone it is another file.
 
         Raises:
             BadData, UsageError: see `meaning` and `hash_content`.
@@ -144,27 +144,27 @@ class CsvSource:
         return _digest([self.hash_content(), self.meaning()])
 
     def _line_file(self) -> str:
-        """Name the file in the message ids of rows without ids. See `records.line_series`."""
+        """Identify the file in the message ids of rows without ids. See `records.line_series`."""
         return nth_copy(self.identity(), self._copy)
 
     @property
     def file_values(self) -> Mapping[str, str]:
-        """What holds for the whole file: exchange, symbol and so on, where no column has it."""
+        """The values of the whole file that no column has: exchange, symbol and so on."""
         return self._started().values
 
     @property
     def has_ids(self) -> bool:
-        """Whether a column has ids, so that rows are not told apart by their lines alone."""
+        """Whether a column has ids, so rows are not identified only by their lines."""
         return self._started().has_ids
 
     def notices(self) -> list[str]:
-        """Return what users should know of how the file was read, once it was."""
+        """Return notices for the user about how the file was read, after reading it."""
         start = self._started()
         found = list(notices(start.layout, start.columns)) if start.columns else []
         return [*found, *(self._builder.notices() if self._builder else ())]
 
     def repeat(self, copy: int) -> None:
-        """Give rows without ids the message ids of the file's n-th copy; the first is itself."""
+        """Give rows without ids the message ids of the file's n-th copy; 1 is the file itself."""
         self._copy = copy
 
     def starts_with(self, size: int, digest: str) -> bool:
@@ -172,29 +172,27 @@ class CsvSource:
         return size <= self.size_bytes and self._raw.hash(size) == digest
 
     def expect_growth(self) -> None:
-        """Take the file for one that grows: a line counts once it is complete.
+        """Treat the file as growing: a line counts once it is complete.
 
         Raises:
             UsageError: the file is compressed, or not a regular file.
         """
         path = self._path
         if path is None or not path.is_file():
-            raise UsageError(
-                f"{self.name} is not a regular file, so its new lines cannot be followed"
-            )
+            raise UsageError(f"{self.name} is not a regular file and cannot be followed")
         if compression(self._raw, path.suffix):
             raise UsageError(f"{self.name} is compressed", hint="only plain files can be followed")
         if "\n".encode(self._encoding()) != b"\n":
             raise UsageError(
-                f"{self.name} is {self._encoding()}, in which lines cannot be followed",
+                f"{self.name} is {self._encoding()} and cannot be followed",
                 hint="--force loads all of it",
             )
         self._is_growing = True
 
     def follow(self, done: int) -> None:
-        """Read complete lines alone, and of those what comes after the first `done` bytes.
+        """Read only complete lines after the first `done` bytes.
 
-        The file may go on growing. Rows keep the numbers that they have in the whole file.
+        The file may keep growing. Rows keep their numbers in the whole file.
 
         Raises:
             BadData: the first bytes end within a line.
@@ -207,7 +205,7 @@ class CsvSource:
             self._lines_before = raw.skip(start)
 
     def _unended(self, done: int) -> int:
-        """Return how many bytes end the last of the lines that are done; 0 if it has its end."""
+        """Return how many bytes of line end follow the lines done; 0 if they are included."""
         raw = self._raw
         after = raw.bytes_at(done, 2)
         if not done or not after or raw.bytes_at(done - 1, 1) == b"\n":
@@ -216,12 +214,12 @@ class CsvSource:
             if after.startswith(end):
                 return len(end)
         raise BadData(
-            f"{self.name} was loaded when its last line was not complete",
+            f"{self.name} was loaded while its last line was incomplete",
             hint="--force loads all of it",
         )
 
     def _end_of_lines(self, start: int) -> int:
-        """Find where the last complete line ends."""
+        """Find the end of the last complete line."""
         end = self.size_bytes
         while end > start:
             begin = max(end - _LOOK_BACK, start)
@@ -239,9 +237,9 @@ class CsvSource:
         return self.batches()
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the rows and rejects of the file, a block at a time, and close it."""
+        """Yield the rows and rejects of the file block by block, then close it."""
         with self._raw, open_plain(self._raw, self._suffix) as stream:
-            self._started()  # so that an empty file is an error
+            self._started()  # so an empty file is an error
             yield from self._parsed(stream)
             self._digest = self._raw.finish(self._digest)
 
@@ -269,7 +267,7 @@ class CsvSource:
             first += count
 
     def _encoding(self) -> str:
-        """Return the encoding of the file's text: that of its byte order mark, or the layout's."""
+        """Return the encoding of the text: from its byte order mark, or the layout."""
         encoding = self._layout.encoding
         if encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
             return encoding
@@ -278,11 +276,11 @@ class CsvSource:
         return "utf-16" if mark in _UTF16_MARKS else "utf-8"
 
     def _text(self, stream: IO[bytes]) -> IO[bytes]:
-        """Return a stream of the same text in UTF-8."""
+        """Return a stream of the text in UTF-8."""
         return open_text(stream, self._encoding(), self.name)
 
     def _first_lines(self) -> bytes | None:
-        """Read the first lines, wherever reading stands; None if the file has none."""
+        """Read the first lines, independent of the read position; None if the file is empty."""
         needed = self._layout.skip_lines + 1
         with open_plain(self._raw, self._suffix, is_beside=True) as raw:
             stream = self._text(raw)
@@ -316,7 +314,7 @@ class CsvSource:
             yield rest
 
     def _started(self) -> "Start":
-        """Settle by the first line what the columns are, once."""
+        """Determine the columns from the first line, once."""
         if self._start is None:
             self._start = self._begin_file()
         return self._start
@@ -339,10 +337,10 @@ class CsvSource:
     def _fit(
         self, layout: Layout, header: Sequence[str] | None, row: Sequence[str], *, encoding: str
     ) -> "Start":
-        """Settle what the columns are, and what holds for the whole file.
+        """Determine the columns and the values of the whole file.
 
         Raises:
-            BadData: the columns do not fit the layout.
+            BadData: the columns do not match the layout.
         """
         try:
             if layout.dump:
@@ -368,7 +366,7 @@ class CsvSource:
         return Start(layout, columns, facts, header is not None, encoding)
 
     def _market(self, header: Sequence[str], row: Sequence[str]) -> Market:
-        """Infer the market from the file's names, its header, or the first of its rows."""
+        """Infer the market from the file's names, header or first row."""
         options, layout = self._options, self._layout
         dump = Dump(
             path=self._path,
@@ -382,7 +380,7 @@ class CsvSource:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What the first line of a file settles; without columns the file holds nothing."""
+    """What the first line of a file determines; an empty file has no columns."""
 
     layout: Layout
     columns: Columns | None = None
@@ -392,17 +390,17 @@ class Start:
 
     @property
     def lines_before(self) -> int:
-        """How many lines are before the first row."""
+        """The number of lines before the first row."""
         return self.layout.skip_lines + self.has_header
 
     @property
     def has_ids(self) -> bool:
-        """Whether rows have ids of a column."""
+        """Whether a column has ids."""
         return self.columns is not None and "id" in self.columns.fields
 
     @property
     def values(self) -> Mapping[str, str]:
-        """What holds for the whole file, with the symbol as its rows have it."""
+        """The values of the whole file, with the symbol as in its rows."""
         facts = self.facts
         values = dict(facts.values)
         if "symbol" in values:
@@ -437,13 +435,13 @@ class Start:
         return _digest([*said, time.how, patterns, self.facts.zone, self.values, read])
 
     def builder(self, line_file: Callable[[], str]) -> RowBuilder:
-        """Return what builds the rows of the file; `line_file` is for rows without ids."""
-        assert self.columns is not None, "a file that holds nothing has no blocks"
+        """Return the row builder of the file; `line_file` is for rows without ids."""
+        assert self.columns is not None, "an empty file has no blocks"
         return RowBuilder(self.layout, self.columns, replace(self.facts, identity=line_file))
 
     def parser(self, builder: RowBuilder) -> BlockParser:
-        """Return what parses the blocks of the file."""
-        assert self.columns is not None, "a file that holds nothing has no blocks"
+        """Return the block parser of the file."""
+        assert self.columns is not None, "an empty file has no blocks"
         return BlockParser(
             self.columns.names,
             builder,
@@ -453,7 +451,7 @@ class Start:
 
 
 def _digest(said: object) -> str:
-    """Return the SHA-256 of values, in hex, whatever the order of the keys in mappings."""
+    """Return the SHA-256 of values, in hex, independent of the key order in mappings."""
     return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
@@ -491,7 +489,7 @@ def _header(layout: Layout, line: bytes, name: str) -> list[str] | None:
 
 
 def _form_hint(layout: Layout, block: bytes) -> str | None:
-    """Guess what option is missing where the header does not fit."""
+    """Guess the missing option if the header does not match."""
     if layout.header != "required":
         return None
     lines = [_cells_of(line, layout.delimiter) for line in block.split(b"\n", _LOOK_SKIPPED + 1)]
@@ -505,7 +503,7 @@ def _form_hint(layout: Layout, block: bytes) -> str | None:
         return f"--delimiter {'tab' if likeliest == chr(9) else repr(likeliest)}"
     first = _cells_of(line, layout.delimiter) or []
     if first and all(_has_digit(cell) for cell in first if cell.strip()):
-        return "this looks like a row: --columns timestamp,price,... names the columns of the file"
+        return "this looks like a row: name the columns with --columns timestamp,price,..."
     return None
 
 
@@ -518,7 +516,7 @@ def _fits(layout: Layout, cells: Sequence[str]) -> bool:
 
 
 def _is_header(layout: Layout, cells: Sequence[str] | None) -> bool:
-    """Tell a header from a row: it names a known column, or has all columns and not one digit."""
+    """Return whether cells are a header: a known column, or all columns and no digit."""
     named = (name for field in layout.fields for name in layout.candidates(field))
     names = [*layout.all_columns, *named]
     known = {plain_name(text) for name in names for text in layout.spellings(name)}
@@ -533,12 +531,12 @@ def _has_digit(text: str) -> bool:
 
 
 def _unnamed(layout: Layout, row: Sequence[str]) -> Sequence[str]:
-    """Name the columns of a file without header: as many as its first row has, if it has one."""
+    """Name the columns of a file without header: as many as its first row has."""
     return layout.columns[: len(row)] if row else layout.columns
 
 
 def _first_row(layout: Layout, block: bytes) -> Sequence[str]:
-    """Return the first line of as many cells as a row can have; none among the first lines."""
+    """Return the first line with as many cells as a row can have; None if there is none."""
     most = len(layout.columns)
     for line in block.split(b"\n", _LOOK_FOR_ROW)[:_LOOK_FOR_ROW]:
         cells = _cells_of(line, layout.delimiter) or ()

@@ -1,10 +1,10 @@
-"""Times of a CSV file: columns of text into UTC microseconds.
+"""Parse the times of a CSV file: columns of text to UTC microseconds.
 
-Numbers since 1970 are seconds, milliseconds, microseconds or nanoseconds, by their magnitude: from
-1990 to 2100 the four do not overlap. Digits after the microsecond are cut off, and that is noted.
+Numbers since 1970 are seconds, milliseconds, microseconds or nanoseconds, by magnitude: from 1990
+to 2100 the four do not overlap. Digits after the microsecond are truncated, with a notice.
 
-A local time that does not exist (clocks went forward) is unfit; one that comes twice (clocks went
-back) is taken as the first of the two, the one in summer time.
+A local time that does not exist (clocks went forward) is rejected; one that occurs twice (clocks
+went back) is read as the first of the two, in summer time.
 """
 
 import re
@@ -25,10 +25,10 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_BELOW: Final = 10**11  # plain numbers below it are seconds,
 _MILLISECONDS_BELOW: Final = 10**14  # below this milliseconds,
 _MICROSECONDS_BELOW: Final = 10**17  # below this microseconds, and nanoseconds from here on
-_MOST_DIGITS: Final = 18  # of an integer that surely fits 64 bits
+_MOST_DIGITS: Final = 18  # of an integer that always fits 64 bits
 _EPOCH_DIGITS: Final = 19  # of nanoseconds
-_FRACTION: Final = 9  # digits of a fraction that are read
-_OF_TIMES: Final = {  # what faults of whole numbers are for times
+_FRACTION: Final = 9  # fraction digits that are read
+_OF_TIMES: Final = {  # causes of integer faults, for times
     Cause.NOT_AN_INTEGER: Cause.BAD_TIME,
     Cause.OUT_OF_RANGE: Cause.TIME_OUT_OF_RANGE,
 }
@@ -50,7 +50,7 @@ _ISO_SPELLINGS: Final = (
     (r" +([+-][0-9]{2}:?[0-9]{2})$", r"\1"),
 )
 _OFFSET: Final = r":.*(?:Z|[+-][0-9]{2}(?::?[0-9]{2})?)$"
-# What strptime reads, as a regular expression and as its part of an ISO time.
+# strptime directives as regular expressions and as parts of an ISO time.
 _DIRECTIVES: Final = {
     "Y": "([0-9]{4})",
     "m": "([0-9]{2})",
@@ -66,15 +66,17 @@ _LONG_FRACTION: Final = re.compile(r"([0-9]{6})[0-9]{1,3}(?![0-9])")
 
 
 def check_zone(zone: str) -> None:
-    """Raise UsageError unless this machine knows the time zone."""
+    """Raise UsageError if this machine does not have the time zone."""
     try:
         pc.assume_timezone(pa.array([0], _US), zone)
     except pa.ArrowException as exc:
-        raise UsageError(f"unknown time zone {zone!r}", hint="like Australia/Sydney") from exc
+        raise UsageError(
+            f"unknown time zone {zone!r}", hint="use a name like Australia/Sydney"
+        ) from exc
 
 
 def whole_numbers(texts: pa.StringArray, *, digits: int = _MOST_DIGITS) -> Ints:
-    """Make a column of whole numbers from 0 on from texts of digits alone."""
+    """Parse texts of digits to a column of integers."""
     if characters(texts).translate(None, b"0123456789"):
         raise Unfit("is not a whole number", Cause.NOT_AN_INTEGER)
     longest = pc.max(pc.binary_length(texts)).as_py() or 0
@@ -89,7 +91,7 @@ def whole_numbers(texts: pa.StringArray, *, digits: int = _MOST_DIGITS) -> Ints:
 
 
 class TimeReader:
-    """Turn the one or two columns that make the time into UTC microseconds."""
+    """Parse the one or two columns of the time to UTC microseconds."""
 
     def __init__(self, rule: TimeRule, zone: str, *, is_any_time: bool = False) -> None:
         self._rule = rule
@@ -101,7 +103,7 @@ class TimeReader:
         """Read columns of texts.
 
         Raises:
-            Unfit: one of them is not such a time, or not in the years that are plausible.
+            Unfit: a value is not such a time, or is out of the plausible years.
         """
         times = self._raw(parts)
         if len(times) and (times.min() < self._first or times.max() > self._last):
@@ -137,7 +139,7 @@ class TimeReader:
         return self._scaled(numbers, np.zeros(1, dtype=np.int64))
 
     def _fractions(self, texts: pa.StringArray) -> Ints:
-        """Read numbers that may have a fraction, exactly."""
+        """Parse numbers with an optional fraction, exactly."""
         if not pc.all(pc.match_substring_regex(texts, _NUMBER)).as_py():
             reason = "is not a number of seconds, milliseconds or microseconds"
             raise Unfit(reason, Cause.BAD_TIME)
@@ -150,7 +152,7 @@ class TimeReader:
         return self._scaled(whole_numbers(whole, digits=_EPOCH_DIGITS), billionths)
 
     def _scaled(self, numbers: Ints, billionths: Ints) -> Ints:
-        """Bring numbers to microseconds, each by its magnitude."""
+        """Convert numbers to microseconds, each by its magnitude."""
         if not len(numbers):
             return numbers
         limits = (0, _SECONDS_BELOW, _MILLISECONDS_BELOW, _MICROSECONDS_BELOW)
@@ -166,7 +168,7 @@ class TimeReader:
         return times
 
     def _in_unit(self, unit: int, numbers: Ints, billionths: Ints) -> Ints:
-        """Bring numbers of seconds (0), milliseconds (1) and so on to microseconds."""
+        """Convert numbers of seconds (0), milliseconds (1) and so on to microseconds."""
         factor = (1_000_000, 1000, 1, 0)[unit]
         if not factor:
             self.is_truncated |= bool((numbers % 1000).any() or billionths.any())
@@ -183,7 +185,7 @@ class TimeReader:
             return _to_utc(texts.cast(_US), self._zone)
         except pa.ArrowException:
             pass
-        try:  # Arrow wants an offset in all values, or in none
+        try:  # Arrow accepts offsets in either all values or none
             return _ints(texts.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()))
         except pa.ArrowException:
             pass
@@ -200,7 +202,7 @@ class TimeReader:
         return _to_utc(self._cast(texts, None), self._zone)
 
     def _cast(self, texts: pa.StringArray, zone: str | None) -> pa.TimestampArray:
-        """Read ISO times with 0 to 9 decimals."""
+        """Parse ISO times with 0 to 9 decimals."""
         try:
             return texts.cast(pa.timestamp("us", tz=zone))
         except pa.ArrowException:
@@ -222,7 +224,7 @@ class TimeReader:
         return _to_utc(pa.array(times).cast(_US), self._zone)
 
     def _clock(self, texts: pa.StringArray, pattern: str) -> Ints:
-        """Read times of day: the usual ones in Arrow, others by their format."""
+        """Parse times of day: common formats with Arrow, others by their format."""
         shortest = pc.min(pc.binary_length(texts)).as_py() or 0
         if pattern in _CLOCK and shortest >= _SHORTEST_CLOCK:
             days = pc.binary_join_element_wise("1970-01-01", texts, " ")
@@ -233,7 +235,7 @@ class TimeReader:
         return self._by_patterns(texts, (pattern,))
 
     def _by_patterns(self, texts: pa.StringArray, patterns: Sequence[str]) -> Ints:
-        """Read texts in formats of strptime; a column in one format, of digits, in Arrow."""
+        """Parse texts in strptime formats; a column in one format of digits with Arrow."""
         for pattern in patterns:
             template = _template(pattern)
             if template and pc.all(pc.match_substring_regex(texts, template[0])).as_py():
@@ -267,7 +269,7 @@ class TimeReader:
 
 
 def _plausible() -> tuple[int, int]:
-    """Return the first and the last microsecond of 1990 to the end of next year."""
+    """Return the first microsecond of 1990 and the last of next year."""
     first = datetime(1990, 1, 1, tzinfo=UTC)
     end = datetime(datetime.now(UTC).year + 2, 1, 1, tzinfo=UTC)
     return int(first.timestamp()) * 1_000_000, int(end.timestamp()) * 1_000_000 - 1
@@ -281,7 +283,7 @@ def _by_part(
     texts: pa.StringArray,
     parts: Sequence[tuple[pa.BooleanArray, Callable[[pa.StringArray], Ints]]],
 ) -> Ints:
-    """Read each part of a column in its own way; the masks of the parts do not overlap."""
+    """Parse each part of a column with its own function; the masks are disjoint."""
     for mask, read in parts:
         if pc.all(mask).as_py():
             return read(texts)
@@ -293,7 +295,7 @@ def _by_part(
 
 
 def _template(pattern: str) -> tuple[str, str] | None:
-    """Turn a format of digits into a regular expression and what makes it an ISO time."""
+    """Translate a format of digits to a regular expression and its ISO replacement."""
     expression, groups = "", []
     for directive, text in _PARTS.findall(pattern):
         if text:
@@ -317,7 +319,7 @@ def _template(pattern: str) -> tuple[str, str] | None:
 
 
 def _variants(pattern: str) -> Sequence[str]:
-    """A format with fractions also reads whole seconds."""
+    """Yield a format and, if it has fractions, its variant for whole seconds."""
     if "%S.%f" in pattern:
         return pattern, pattern.replace("%S.%f", "%S")
     return (pattern, pattern.replace("%S%f", "%S")) if "%S%f" in pattern else (pattern,)

@@ -1,1 +1,1 @@
-"""Kafka with a Schema Registry: what is produced to topics, and what is read from them."""
+"""Kafka with a Schema Registry: produce to topics and read from them."""

@@ -1,9 +1,9 @@
-"""HTTP answers of limited size, each within one time limit: a server may be broken or hostile.
+"""Limit the size and duration of HTTP answers: a server may be broken or hostile.
 
-httpx has a timeout for every single read: a server that sends a byte now and then is never late.
-Here a thread has a deadline while it sends a request and reads the answer, headers included, and
-every read of the socket waits until then at most. Compressed answers are refused: of a few bytes
-there could come gigabytes.
+httpx has a timeout per read, so a server that sends a byte now and then never times out. Here a
+thread has a deadline while it sends a request and reads the answer, headers included, and every
+socket read waits until then at most. Compressed answers are refused: a few bytes could expand to
+gigabytes.
 """
 
 import threading
@@ -17,12 +17,12 @@ MOST_BYTES: Final = 8 << 20
 
 
 def bound_client(client: httpx2.Client, *, timeout_s: float) -> None:
-    """Limit all answers that a client gets to `MOST_BYTES` and to `timeout_s`.
+    """Limit all answers that a client receives to `MOST_BYTES` and `timeout_s`.
 
-    What is late, too large or compressed raises an `httpx2.TransportError`.
+    Answers that are late, too large or compressed raise an `httpx2.TransportError`.
     """
-    # httpx takes a transport, but then no longer the proxies of the environment; and its own
-    # transport takes no network backend. Both are put over those that are there.
+    # httpx accepts a transport, but then ignores the proxies of the environment, and its own
+    # transport accepts no network backend. So both are replaced in place.
     client._transport = _BoundedTransport(client._transport, timeout_s)  # noqa: SLF001
     mounts = client._mounts  # noqa: SLF001
     for pattern, transport in mounts.items():
@@ -31,7 +31,7 @@ def bound_client(client: httpx2.Client, *, timeout_s: float) -> None:
 
 
 class _Deadline(threading.local):
-    """When the answer that this thread waits for is late."""
+    """The deadline of the answer that this thread waits for."""
 
     at: float = 0.0  # monotonic
 

@@ -1,7 +1,7 @@
-"""Messages of topics, read by any number of processes that share a group.
+"""Read messages of topics, shared by the processes of a consumer group.
 
-Where to read on is the caller's to say: the brokers' committed offsets are written for the tools
-that show lag, and never read.
+The caller decides where to resume: offsets are committed to the brokers only for tools that show
+lag, and never read.
 """
 
 import time
@@ -30,32 +30,32 @@ from k2cli.ingestion.kafka.vendor import (
 Message = confluent_kafka.Message
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
-_PREFETCH_KBYTES: Final = 8 << 10  # beside it stands what each message costs by itself
-# Members learn of a rebalance from their next heartbeat, and a hand-over takes two of them. With
+_PREFETCH_KBYTES: Final = 8 << 10  # plus the overhead of each message
+# Members learn of a rebalance with their next heartbeat, and a hand-over takes two heartbeats. With
 # librdkafka's 3 s the first of several members reads a million records before it shares any.
 _HEARTBEAT_MS: Final = 200
 _CLOSED: Final = "cannot leave the group"
 _LEAVE_S: Final = 20.0
-_COUNTER: Final = "k2-status"  # of a client that never joins nor commits
-_COUNTED: Final = 1_000  # messages at once
+_COUNTER: Final = "k2-status"  # of a client that never joins or commits
+_COUNTED: Final = 1_000  # messages per read
 _COUNT_WAIT_S: Final = 0.2
-_ANSWER_S: Final = 10.0  # for what is asked of the brokers
-_FIXED: Final = {  # what k2 relies on; the group's id comes from the caller
+_ANSWER_S: Final = 10.0  # per request to the brokers
+_FIXED: Final = {  # settings that k2 relies on; the group id comes from the caller
     "group.protocol": "classic",
     "partition.assignment.strategy": "cooperative-sticky",
-    "enable.auto.commit": False,  # the position is the table's
-    "auto.offset.reset": "error",  # else librdkafka would skip over deleted records by itself
+    "enable.auto.commit": False,  # the position comes from the table
+    "auto.offset.reset": "error",  # otherwise librdkafka silently skips deleted records
     "enable.partition.eof": True,
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebalance:
-    """What to do when the group hands partitions out or takes them back.
+    """Callbacks for partitions that the group assigns or revokes.
 
-    All three run inside `read`. `assigned` returns where to read on, by partition; a partition
-    that it leaves out is not read until a `seek`. `revoked` is the last moment to commit what was
-    read of these partitions; after `lost` it is too late: they belong to somebody else.
+    All three run inside `read`. `assigned` returns the offset to resume from, by partition; a
+    partition that it omits is not read until a `seek`. `revoked` is the last chance to commit what
+    was read of these partitions; after `lost` it is too late: another member owns them.
     """
 
     assigned: Callable[[Sequence[Place]], Mapping[Place, int]]
@@ -64,17 +64,17 @@ class Rebalance:
 
 
 class TopicReader:
-    """A member of a consumer group. Made by `open_reader`, which also leaves the group."""
+    """A member of a consumer group. Created by `open_reader`, which also leaves the group."""
 
     def __init__(
         self, *, kafka: Mapping[str, str], group: str, rebalance: Rebalance, observe: Observer
     ) -> None:
         self._assigned: set[Place] = set()  # by the group
-        self._reading: set[Place] = set()  # those of them that are read
-        self._at_end: set[Place] = set()  # those that were read to their end, once
+        self._reading: set[Place] = set()  # the partitions being read
+        self._at_end: set[Place] = set()  # partitions read to their end at least once
         self._ends_reached: dict[Place, int] = {}  # since the last `take_ends`
-        self._out_of_range: set[Place] = set()  # whose next offset does not exist any more
-        self._is_topic_gone = False  # as it seems, since the last `take_topic_gone`
+        self._out_of_range: set[Place] = set()  # whose next offset no longer exists
+        self._is_topic_gone = False  # apparently, since the last `take_topic_gone`
         self._joined_s: float | None = None  # monotonic; when the group last assigned partitions
         self._is_closing = False
         self._kafka = kafka
@@ -88,7 +88,7 @@ class TopicReader:
                 setting=f"kafka.{setting}",
                 value=kafka[setting],
                 used=fixed[setting],
-                reason="k2 consume sets this itself: see --group and --from",
+                reason="k2 consume sets this: see --group and --from",
             )
         with translated("cannot start a Kafka consumer", kafka):
             self._consumer = Consumer(
@@ -98,16 +98,16 @@ class TopicReader:
                     heartbeat_interval_ms=_HEARTBEAT_MS,
                     queued_max_messages_kbytes=_PREFETCH_KBYTES,
                     queued_min_messages=100_000,
-                    # Of compressed bytes, which may become ten times as many in memory.
+                    # In compressed bytes, which may take ten times as much memory.
                     fetch_message_max_bytes=1 << 20,
                     fetch_max_bytes=4 << 20,
-                    # By default a full queue stops fetching for a second; it is read in less.
+                    # By default a full queue stops fetching for a second, but it drains faster.
                     fetch_queue_backoff_ms=20,
                 )
             )
 
     def subscribe(self, topics: Sequence[str]) -> None:
-        """Join the group; partitions come with one of the next reads."""
+        """Join the group; a later read delivers the partitions."""
         with translated("cannot subscribe", self._kafka):
             self._consumer.subscribe(
                 list(topics),
@@ -117,12 +117,12 @@ class TopicReader:
             )
 
     def read(self, at_most: int, timeout_s: float) -> list[Message]:
-        """Return the messages that are there, after `timeout_s` perhaps none.
+        """Return the available messages; after `timeout_s` possibly none.
 
-        Those of one partition come in their order. Outages are waited out, with an event.
+        Messages of one partition are in order. During outages it reports an event and waits.
 
         Raises:
-            K2Error: what does not go away by itself.
+            K2Error: a permanent error.
         """
         with translated("cannot read", self._kafka):
             messages = self._consumer.consume(at_most, timeout=timeout_s)
@@ -131,9 +131,9 @@ class TopicReader:
         return [message for message in messages if not self._is_event(message)]
 
     def seek(self, offsets: Mapping[Place, int]) -> None:
-        """Read these of the assigned partitions from these offsets, and none of the others.
+        """Read these assigned partitions from these offsets, and no others.
 
-        All are taken up anew: librdkafka cannot seek in a partition that ran out of its range.
+        All are reassigned: librdkafka cannot seek in a partition whose offset is out of range.
         """
         with translated("cannot seek", self._kafka):
             self._consumer.incremental_unassign([TopicPartition(*each) for each in self._reading])
@@ -144,14 +144,14 @@ class TopicReader:
         self._out_of_range.clear()
 
     def assigned(self) -> list[Place]:
-        """Return the partitions that the group assigned, sorted; some may not be read yet."""
+        """Return the assigned partitions, sorted; some may not be read yet."""
         return sorted(self._assigned)
 
     def is_at_end(self, *, patience_s: float) -> bool:
-        """Return whether all partitions that are read were read to their ends, once.
+        """Return whether all partitions being read have reached their ends once.
 
-        A member without partitions says so only this long after the group last assigned any:
-        other members may be about to give some up.
+        A member without partitions returns True only this long after the last assignment, because
+        other members may be about to give partitions up.
         """
         if self._joined_s is None:
             return False
@@ -160,10 +160,10 @@ class TopicReader:
         return self._reading <= self._at_end
 
     def take_ends(self, waiting: Collection[Place]) -> dict[Place, int]:
-        """Return the ends reached since the last call, except those of `waiting` partitions.
+        """Return the ends reached since the last call, except in `waiting` partitions.
 
-        An end may lie beyond the offset after the last message. Those of partitions whose messages
-        still wait for something are returned by a later call.
+        An end may lie beyond the offset after the last message. Ends of partitions with pending
+        messages are returned by a later call.
         """
         places = [place for place in self._ends_reached if place not in waiting]
         return {place: self._ends_reached.pop(place) for place in places}
@@ -178,7 +178,7 @@ class TopicReader:
         return is_gone
 
     def bounds(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
-        """Return the oldest offset of each partition, and the next one.
+        """Return the oldest and the next offset of each partition.
 
         Raises:
             NotFound: one of them does not exist.
@@ -186,7 +186,7 @@ class TopicReader:
         return self._topics.bounds(places)
 
     def offsets_at(self, places: Sequence[Place], time_ms: int | None) -> dict[Place, int]:
-        """Find the first offset with a message of this time or later; None is the end.
+        """Find the first offset with a message of this time or later; None means the end.
 
         Raises:
             NotFound: one of the partitions does not exist.
@@ -194,11 +194,11 @@ class TopicReader:
         return self._topics.offsets_at(places, time_ms)
 
     def ask_identities(self, names: Iterable[str]) -> IdentityRequest:
-        """Ask which topics have these names now, and do not wait for the answer."""
+        """Request the identities of topics without waiting for the answer."""
         return self._topics.ask_identities(names)
 
     def ends(self) -> dict[Place, int]:
-        """Return the next offset of every partition that is read, as of the last fetch."""
+        """Return the next offset of every partition being read, as of the last fetch."""
         ends = {}
         for place in self._reading:
             known = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
@@ -207,12 +207,12 @@ class TopicReader:
         return ends
 
     def refresh(self, timeout_s: float) -> None:
-        """Let the group notice now, not in some minutes, that topics or partitions have changed."""
+        """Make the group notice changed topics or partitions now, not minutes later."""
         with translated("cannot list the topics", self._kafka):
             self._consumer.list_topics(timeout=timeout_s)
 
     def commit_group_offsets(self, offsets: Mapping[Place, int]) -> None:
-        """Write the group's offsets, for tools that show lag. A failure is an event."""
+        """Commit the group's offsets, for tools that show lag. A failure is an event."""
         held = [TopicPartition(*place, offset) for place, offset in offsets.items()]
         try:
             self._consumer.commit(offsets=held, asynchronous=True)
@@ -222,8 +222,8 @@ class TopicReader:
     def close(self, *, patience_s: float = _LEAVE_S) -> None:
         """Leave the group.
 
-        Now and then librdkafka waits for ever for its group to let it go. After `patience_s` it is
-        left alone, with an event: the group takes its partitions back when its session has ended.
+        Occasionally librdkafka waits forever to leave its group. After `patience_s` it is
+        abandoned, with an event: the group reassigns its partitions when its session expires.
         """
         self._is_closing = True
         leaving = begin(self._consumer.close)
@@ -234,7 +234,7 @@ class TopicReader:
                 self._observe("group_not_left", waited_s=patience_s)
 
     def _is_event(self, message: Message) -> bool:
-        """Tell whether this is no message, but word of one; raise what does not mend itself."""
+        """Return whether this is an error notice instead of a message; raise permanent errors."""
         error = message.error()
         if error is None:
             return False
@@ -256,7 +256,7 @@ class TopicReader:
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         if self._is_closing:
-            return  # too late to read anything; they are revoked next
+            return  # too late to read; they are revoked next
         self._joined_s = time.monotonic()
         places = _places(partitions)
         offsets = self._rebalance.assigned(places) if places else {}
@@ -292,10 +292,10 @@ class TopicReader:
 def open_reader(
     *, kafka: Mapping[str, str], group: str, rebalance: Rebalance, observe: Observer
 ) -> Iterator[TopicReader]:
-    """Open a member of a group; at the end it leaves, which revokes its partitions first.
+    """Open a member of a group; on exit its partitions are revoked and it leaves.
 
     Raises:
-        ConfigError: Kafka is not set up, or a setting is wrong.
+        ConfigError: Kafka is not configured, or a setting is wrong.
     """
     reader = TopicReader(kafka=kafka, group=group, rebalance=rebalance, observe=observe)
     try:
@@ -309,9 +309,9 @@ def count_messages(
 ) -> dict[Place, int]:
     """Count the messages that a consumer would receive from these offsets to the ends.
 
-    Offsets do not tell: markers of transactions and what was aborted or compacted take some. The
-    messages are read, so this is for a few; a partition whose end is not reached in time is left
-    out.
+    Offsets alone are not enough: transaction markers and aborted or compacted messages use some.
+    The messages are read, so use it for small counts; a partition whose end is not reached in time
+    is omitted.
     """
     counts = dict.fromkeys(begins, 0)
     done: dict[Place, int] = {}

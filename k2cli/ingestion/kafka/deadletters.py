@@ -1,9 +1,9 @@
-"""Messages that became no row: onto the topic of dead letters, with where and why.
+"""Send messages that cannot be decoded to a dead-letter topic, with location and cause.
 
-A dead letter has the key, the value and the headers of the message that it was, and further
-headers of text: k2.reason, k2.code and k2.cause (see k2cli/rejects.py), k2.field and k2.value where
-a field is to blame, k2.topic, k2.partition, k2.offset and k2.time (UTC, ISO 8601; milliseconds
-since 1970 outside the years 1 to 9999). Its k2.run stays that of the message.
+A dead letter has the key, value and headers of the original message, plus text headers: k2.reason,
+k2.code and k2.cause (see k2cli/rejects.py), k2.field and k2.value if a field caused it, k2.topic,
+k2.partition, k2.offset and k2.time (UTC, ISO 8601; milliseconds since 1970 outside the years 1 to
+9999). Its k2.run is that of the message.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,21 +21,21 @@ from k2cli.iso import iso_utc_ms
 from k2cli.rejects import Fault, Reject, RejectLog
 
 SUFFIX: Final = ".dlq"
-_LARGEST: Final = "1000000000"  # bytes: the most that librdkafka allows
+_LARGEST: Final = "1000000000"  # bytes: librdkafka's maximum
 _SIZE_LIMIT: Final = "max.message.bytes"
 PREFIX: Final = "k2."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A message that cannot be decoded, and why. Made by `dead_letter`."""
+    """A message that cannot be decoded, and why. Created by `dead_letter`."""
 
     message: Message
     fault: Fault
-    given: Sequence[Header]  # the headers that the message had
+    given: Sequence[Header]  # the original headers
 
     def as_reject(self) -> Reject:
-        """Return it as a line for a file of rejects."""
+        """Return it as a line of a rejects file."""
         message = self.message
         return Reject(
             fault=self.fault,
@@ -49,7 +49,7 @@ class DeadLetter:
         )
 
     def headers(self) -> list[Header]:
-        """Return the headers of the dead letter: those the message had, then ours."""
+        """Return the headers of the dead letter: the original ones, then k2's."""
         message = self.message
         fault = self.fault
         ours = {
@@ -69,19 +69,19 @@ class DeadLetter:
 
     @property
     def reason(self) -> str:
-        """The sentence that says what is wrong."""
+        """The sentence that describes the fault."""
         return self.fault.reason
 
 
 class DeadLetters(Protocol):
-    """Takes messages that cannot be decoded."""
+    """Stores messages that cannot be decoded."""
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep them; they are durable when this returns."""
+        """Store them; they are durable when this returns."""
 
 
 class DeadLetterFile:
-    """Dead letters as lines of a file of rejects."""
+    """Writes dead letters as lines of a rejects file."""
 
     def __init__(self, log: RejectLog) -> None:
         self._log = log
@@ -97,7 +97,7 @@ class DeadLetterFile:
 
 
 def dead_letter(message: Message, fault: Fault) -> DeadLetter:
-    """Make a dead letter of a message; the reason also says what is wrong with its headers."""
+    """Build a dead letter from a message; the reason also reports unreadable headers."""
     given = take_headers(message)
     if given is None:
         reason = f"{fault.reason}; its headers are lost: a name is not UTF-8"
@@ -106,40 +106,40 @@ def dead_letter(message: Message, fault: Fault) -> DeadLetter:
 
 
 def take_headers(message: Message) -> list[Header] | None:
-    """Return the headers of a message; None: they cannot be read, for a name is not UTF-8.
+    """Return the headers of a message; None if they are unreadable: a name is not UTF-8.
 
-    Only once for a message: asked again for such headers, the client returns invalid pointers.
+    Call it once per message: on a second call for such headers the client returns invalid pointers.
     """
     try:
-        return cast("list[Header]", message.headers() or [])  # a dict only where one is sent
-    except (SystemError, UnicodeDecodeError):  # the client raises either
+        return cast("list[Header]", message.headers() or [])  # a dict only when producing
+    except (SystemError, UnicodeDecodeError):  # the client raises both
         return None
 
 
 def is_added(header: str) -> bool:
-    """Tell by its key whether a header of a dead letter is none of the message that it was."""
+    """Return whether k2 added this header of a dead letter, judging by its key."""
     return header.startswith(PREFIX) and header != RUN_HEADER
 
 
 def dead_letter_topic(topic: str) -> str:
-    """Return the topic that takes what could not be read from this one."""
+    """Return the name of the dead-letter topic of a topic."""
     return topic + SUFFIX
 
 
 def dead_letter_config(topics: Topics, source: str) -> dict[str, str]:
-    """Return the settings of a new dead-letter topic: it takes messages as large as its source."""
+    """Return the settings of a new dead-letter topic: the message size limit of its source."""
     try:
         size = topics.setting(source, _SIZE_LIMIT)
-    except (ConfigError, NotFound):  # not allowed to read it, or deleted meanwhile
+    except (ConfigError, NotFound):  # no permission to read it, or deleted meanwhile
         size = None
     return {} if size is None else {_SIZE_LIMIT: size}
 
 
 class DeadLetterTopics:
-    """Sends dead letters to the topic of each message's topic, which is made with the first one.
+    """Sends dead letters to the dead-letter topics, each created with its first letter.
 
-    What that topic refuses, a message that is too large for instance, goes to `refuge`, and so do
-    all dead letters of a topic that cannot be created or written.
+    Letters that the topic refuses, such as messages that are too large, go to `refuge`, and so do
+    all letters if the topic cannot be created or written.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class DeadLetterTopics:
         self._made: set[str] = set()
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Send dead letters, or keep them in the refuge; they are durable when this returns."""
+        """Send dead letters, or store them in the refuge; they are durable when this returns."""
         sources = {letter.message.topic() or "" for letter in letters}
         unusable = {source: why for source in sources if (why := self._prepare(source))}
         refused: dict[int, str] = {}
@@ -179,9 +179,9 @@ class DeadLetterTopics:
             )
 
     def _send_all(self, letters: Sequence[DeadLetter], places: Sequence[int]) -> dict[int, str]:
-        """Send some of the letters; return which of them are refused, and why."""
+        """Send some of the letters; return which were refused, and why."""
         refused = self._send(letters, places)
-        if len(places) > 1:  # a batch is refused as a whole: once more, each by itself
+        if len(places) > 1:  # a batch is refused as a whole: retry its messages one by one
             each = [self._send(letters, [place]) for place in sorted(refused)]
             refused = {place: why for some in each for place, why in some.items()}
         return refused
@@ -199,14 +199,14 @@ class DeadLetterTopics:
                     partial(refused.__setitem__, place),
                 )
             self._writer.flush()
-        except (BadData, ConfigError) as exc:  # of the producer: it takes nothing any more
+        except (BadData, ConfigError) as exc:  # the producer has failed for good
             return dict.fromkeys(places, str(exc))
         return refused
 
     def _prepare(self, source: str) -> str | None:
-        """Create the topic of a topic's dead letters, if it is new; return why it cannot be had.
+        """Create a topic's dead-letter topic unless it exists; return why that failed.
 
-        What is refused is tried again with the next dead letters: rights may be granted meanwhile.
+        It is tried again with the next dead letters: permissions may be granted meanwhile.
         """
         topic = dead_letter_topic(source)
         if topic in self._made:
@@ -221,7 +221,7 @@ class DeadLetterTopics:
         return None
 
     def _exists(self, topic: str) -> bool:
-        """Return whether a topic exists that k2 may not create."""
+        """Return whether a topic that k2 may not create already exists."""
         try:
             self._topics.describe([topic])
         except (BadData, ConfigError, NotFound):
@@ -233,8 +233,9 @@ class DeadLetterTopics:
 def open_dead_letter_topics(
     kafka: Mapping[str, str], *, refuge: DeadLetters, timeout_s: float, observe: Observer
 ) -> Iterator[DeadLetterTopics]:
-    """Open what sends dead letters; what their topics refuse goes to `refuge`."""
-    limits = {"message.max.bytes": _LARGEST, **kafka}  # what the brokers took once, they take again
+    """Open a sender of dead letters; letters that the topics refuse go to `refuge`."""
+    # Messages that the brokers accepted once, they accept again.
+    limits = {"message.max.bytes": _LARGEST, **kafka}
     with open_writer(limits, observe=observe) as writer:
         topics = Topics(kafka, timeout_s=timeout_s)
         yield DeadLetterTopics(writer=writer, topics=topics, refuge=refuge, observe=observe)

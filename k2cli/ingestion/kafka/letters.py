@@ -1,9 +1,8 @@
-"""Dead letters, read back from their topic.
+"""Read dead letters back from their topic.
 
-A letter is known by its partition and offset there. Beside the letters lie receipts: a record with
-the header k2.replayed says which offsets of its own partition went back to where they came from,
-as ranges such as 0-16,18. Receipts are younger than the letters that they are of, and so are kept
-for as long.
+A letter is identified by its partition and offset there. The topic also holds receipts: a record
+with the header k2.replayed lists the offsets of its partition that were replayed, as ranges such as
+0-16,18. Receipts are newer than their letters, so retention keeps them at least as long.
 """
 
 import time
@@ -42,31 +41,31 @@ from k2cli.ingestion.kafka.vendor import (
 from k2cli.iso import moment_of
 
 RECEIPT: Final = f"{PREFIX}replayed"
-_GROUP: Final = "k2-dlq"  # of the client; it never joins nor commits
+_GROUP: Final = "k2-dlq"  # of the client; it never joins or commits
 _FIXED: Final = {
     "group.id": _GROUP,
     "group.protocol": "classic",
-    "partition.assignment.strategy": "cooperative-sticky",  # unused, but one that is invalid fails
+    "partition.assignment.strategy": "cooperative-sticky",  # unused, but an invalid one fails
     "enable.auto.commit": False,
-    "auto.offset.reset": "earliest",  # what was deleted meanwhile is passed over
+    "auto.offset.reset": "earliest",  # skip what was deleted meanwhile
     "enable.partition.eof": True,
 }
 _PREFETCH_KBYTES: Final = 16 << 10
 _SPAN_FACTOR: Final = 4
-_LARGEST: Final = (1 << 63) - 1  # Kafka's numbers have 64 bits
+_LARGEST: Final = (1 << 63) - 1  # Kafka's integers have 64 bits
 _BATCH_ROWS: Final = 10_000
 
 
 class OffsetSet:
-    """Offsets of one partition, kept as ranges."""
+    """Offsets of one partition, stored as ranges."""
 
     def __init__(self, text: str = "") -> None:
-        """Read ranges such as 0-16,18.
+        """Parse ranges such as 0-16,18.
 
         Raises:
-            ValueError: the text has something else, or numbers beyond 64 bits.
+            ValueError: the text is invalid, or a number exceeds 64 bits.
         """
-        self.ranges: Final[list[tuple[int, int]]] = []  # ascending, none touches the next
+        self.ranges: Final[list[tuple[int, int]]] = []  # ascending and disjoint
         for part in text.split(",") if text else ():
             begin, _, end = part.partition("-")
             first, last = _offset(begin), _offset(end or begin)
@@ -75,13 +74,13 @@ class OffsetSet:
             self.add(first, last)
 
     def __str__(self) -> str:
-        """Write the ranges."""
+        """Format the ranges."""
         return ",".join(
             f"{first}-{last}" if last > first else str(first) for first, last in self.ranges
         )
 
     def __contains__(self, offset: int) -> bool:
-        """Tell whether an offset is one of them."""
+        """Return whether an offset is one of them."""
         place = bisect_right(self.ranges, offset, key=itemgetter(0)) - 1
         return place >= 0 and offset <= self.ranges[place][1]
 
@@ -100,7 +99,7 @@ class OffsetSet:
             self.add(first, last)
 
     def mask(self, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Tell of each offset whether it is one of them."""
+        """Return for each offset whether it is one of them."""
         if not self.ranges:
             return np.zeros(len(offsets), dtype=np.bool_)
         firsts, lasts = np.array(self.ranges, dtype=np.int64).T
@@ -110,50 +109,50 @@ class OffsetSet:
 
 
 def _offset(text: str) -> int:
-    """Read an offset, or another number that Kafka has.
+    """Parse an offset, or another integer of Kafka.
 
     Raises:
-        ValueError: it is not one, or beyond 64 bits.
+        ValueError: it is not an integer, or exceeds 64 bits.
     """
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"invalid number: {text!r}")
     number = int(text)
     if number > _LARGEST:
-        raise ValueError(f"invalid number, beyond 64 bits: {text}")
+        raise ValueError(f"invalid number, more than 64 bits: {text}")
     return number
 
 
 class LetterPlace(NamedTuple):
-    """Where a letter stands on the topic of dead letters."""
+    """Partition and offset of a letter on its dead-letter topic."""
 
     partition: int
     offset: int
 
     @classmethod
     def parse(cls, text: str) -> "LetterPlace":
-        """Read what `str` writes: 0/17.
+        """Parse the form of `str`: 0/17.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: it has another form.
         """
         partition, _, offset = text.partition("/")
         return cls(_offset(partition), _offset(offset))
 
     def __str__(self) -> str:
-        """Write it as users do."""
+        """Format it as users write it."""
         return f"{self.partition}/{self.offset}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
-    """A dead letter; key, value and headers are those of the message that it was."""
+    """A dead letter; key, value and headers are those of the original message."""
 
     place: LetterPlace
-    time_ms: int  # UTC, when it was set aside
+    time_ms: int  # UTC, when it became a dead letter
     reason: str
-    code: str  # words that stay the same, empty where k2 did not write them; see rejects.py
+    code: str  # stable codes, empty if not written by k2; see rejects.py
     cause: str
-    field: str  # the field that does not fit, if it is one
+    field: str  # the field that does not fit, if any
     topic: str  # where the message came from
     partition: int | None
     offset: int | None
@@ -164,7 +163,7 @@ class Letter:
 
 
 class LetterBox:
-    """The dead letters of a topic, as they are when this is made. Made by `open_letters`."""
+    """The dead letters of a topic at the time of creation. Created by `open_letters`."""
 
     def __init__(self, *, kafka: Mapping[str, str], topic: str, timeout_s: float) -> None:
         self.topic: Final = topic if topic.endswith(SUFFIX) else dead_letter_topic(topic)
@@ -186,14 +185,14 @@ class LetterBox:
 
     @property
     def is_missing(self) -> bool:
-        """Whether no letter was ever set aside: there is no topic of them."""
+        """Whether the dead-letter topic does not exist: there never was a letter."""
         return not self._partitions
 
     def refresh(self) -> None:
-        """Look again where the topic ends.
+        """Refresh the ends of the topic's partitions.
 
         Raises:
-            NotFound: neither the topic of dead letters exists, nor the one that they come from.
+            NotFound: neither the dead-letter topic nor its source topic exists.
         """
         try:
             (info,) = self._topics.describe([self.topic])
@@ -203,9 +202,9 @@ class LetterBox:
         self._partitions = info.partitions
 
     def letters(self, *, newest: int | None = None) -> Iterator[Letter]:
-        """Read the letters, one partition after the other; of each perhaps only the newest.
+        """Read the letters, partition by partition; optionally only the newest of each.
 
-        What the receipts on the way tell is known to `is_replayed` at the end.
+        Receipts are read along with them; `is_replayed` is complete at the end.
         """
         for info in self._partitions:
             yield from self._read(info, self._start(info, newest))
@@ -214,7 +213,7 @@ class LetterBox:
         """Read one letter.
 
         Raises:
-            NotFound: there is none, or it was deleted.
+            NotFound: it does not exist or was deleted.
         """
         info = next((each for each in self._partitions if each.number == place.partition), None)
         if info is not None and info.first <= place.offset < info.next:
@@ -223,12 +222,12 @@ class LetterBox:
                     return letter
                 break
         raise NotFound(
-            f"there is no dead letter {place} on {self.topic}",
+            f"dead letter {place} does not exist on {self.topic}",
             hint=f"k2 dlq list --topic {self._source}",
         )
 
     def read_receipts(self, places: Sequence[LetterPlace] | None = None) -> None:
-        """Find out what was replayed: of these letters, or of all."""
+        """Read which letters were replayed: these, or all."""
         for info in self._partitions:
             offsets = [place.offset for place in places or () if place.partition == info.number]
             if places is None or offsets:
@@ -236,11 +235,11 @@ class LetterBox:
                     pass
 
     def is_replayed(self, place: LetterPlace) -> bool:
-        """Tell whether a receipt that was read names the letter."""
+        """Return whether a receipt read so far covers the letter."""
         return place.partition in self._replayed and place.offset in self._replayed[place.partition]
 
     def replayed(self, partition: int) -> OffsetSet:
-        """Return what the receipts that were read say of a partition."""
+        """Return the replayed offsets of a partition from the receipts read so far."""
         return self._replayed.get(partition, OffsetSet())
 
     def close(self) -> None:
@@ -248,7 +247,7 @@ class LetterBox:
         self._consumer.close()
 
     def _start(self, info: PartitionInfo, newest: int | None) -> int:
-        """Return an offset from which on there are so many letters, if there are so many."""
+        """Return an offset with at least N letters from there on, or the first offset."""
         if newest is None:
             return info.first
         span = newest
@@ -256,11 +255,11 @@ class LetterBox:
             begin = info.next - span
             if sum(1 for _ in self._read(info, begin)) >= newest:
                 return begin
-            span *= _SPAN_FACTOR  # receipts and transactions take offsets too
+            span *= _SPAN_FACTOR  # receipts and transactions use offsets, too
         return info.first
 
     def _read(self, info: PartitionInfo, begin: int) -> Iterator[Letter]:
-        """Read one partition from an offset to its end; receipts are taken note of."""
+        """Read one partition from an offset to its end; record its receipts."""
         for message in self._messages(info, begin):
             headers = take_headers(message) or []
             ours = _ours(headers)
@@ -294,7 +293,7 @@ class LetterBox:
                 return
             elif error.code() not in RETRIED and not error.retriable():
                 raise translate(what, error, self._kafka)
-        raise unreachable(f"{what}: nothing comes", self._kafka)
+        raise unreachable(f"{what}: no data arrives", self._kafka)
 
     def _letter(
         self, message: Message, headers: Sequence[Header], ours: Mapping[str, str]
@@ -322,7 +321,7 @@ def open_letters(kafka: Mapping[str, str], topic: str, *, timeout_s: float) -> I
     """Open the dead letters of a topic.
 
     Raises:
-        NotFound: the topic does not exist, nor one of its dead letters.
+        NotFound: neither the topic nor its dead-letter topic exists.
     """
     with closing(LetterBox(kafka=kafka, topic=topic, timeout_s=timeout_s)) as box:
         yield box
@@ -347,8 +346,8 @@ _LISTED: Final = pa.schema(
 def list_letters(box: LetterBox, spool: Path, *, newest: int | None) -> pa.Table:
     """List letters, the newest last, without their values.
 
-    The rows lie in the file `spool`, not in memory, and are gone with it. The last column tells
-    whether the letter was replayed. Times outside the years 1 to 9999 are null.
+    The rows are stored in the file `spool`, not in memory, and exist only as long as it does. The
+    last column is whether the letter was replayed. Times outside the years 1 to 9999 are null.
     """
     rows: list[tuple[object, ...]] = []
     with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_file(sink, _LISTED) as writer:
@@ -397,7 +396,7 @@ def _batch(rows: Sequence[tuple[object, ...]]) -> pa.RecordBatch:
 
 
 def as_text(raw: bytes | None) -> str | None:
-    """Write bytes as the text that they are, or in hexadecimal."""
+    """Show bytes as text if they are UTF-8, else in hexadecimal."""
     if raw is None:
         return None
     try:
@@ -407,7 +406,7 @@ def as_text(raw: bytes | None) -> str | None:
 
 
 def _ours(headers: Sequence[Header]) -> dict[str, str]:
-    """Return the headers that k2 put there, as text, without what their names begin with."""
+    """Return the headers that k2 added, as text, without the prefix of their names."""
     return {
         key.removeprefix(PREFIX): value.decode(errors="replace")
         for key, value in headers
@@ -426,7 +425,7 @@ def _receipt(ours: Mapping[str, str]) -> OffsetSet | None:
 
 
 def _number(text: str | None) -> int | None:
-    """Read a number of a record; None: it is not one, or beyond 64 bits."""
+    """Parse a number of a record; None if it is invalid or exceeds 64 bits."""
     try:
         return _offset(text or "")
     except ValueError:

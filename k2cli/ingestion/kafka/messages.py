@@ -1,4 +1,4 @@
-"""Values of messages to rows: which schema, which rows, and what is none."""
+"""Decode message values into rows and rejects, each with its writer's schema."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +22,9 @@ from k2cli.records import RecordKind
 from k2cli.rejects import Cause, Fault
 
 _LOOK_AGAIN_S: Final = 5.0
-_ASK_S: Final = 0.5  # for the schemas of one read: the group and signals must not wait for longer
+_ASK_S: Final = 0.5  # to fetch the schemas of one read: the group and signals must not wait longer
 _NOT_BYTES: Final = b""
-# Whatever a decoder raises for some body, one message must not stop the others.
+# Whatever a decoder raises for a body, one message must not stop the others.
 _FAILURES: Final = (
     ArithmeticError,
     AttributeError,
@@ -40,15 +40,15 @@ _FAILURES: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedMessages(Decoded):
-    """The first of some messages; the others wait for the registry to answer."""
+    """The decoded first part of some messages; the rest waits for the registry."""
 
     count: int  # how many of them were decoded or rejected
 
 
 class MessageReader:
-    """Reads the values of a topic's messages that hold one kind of record, whoever wrote them."""
+    """Decodes the messages of a topic with one record kind, written with any schema version."""
 
-    def __init__(  # noqa: PLR0913  the clock is another one in tests only
+    def __init__(  # noqa: PLR0913  only tests replace the clock
         self,
         *,
         registry: Registry,
@@ -60,8 +60,8 @@ class MessageReader:
     ) -> None:
         """Prepare for a topic.
 
-        `kind` tells which columns rows have by now; it is asked again for every schema that is
-        met. `facts` are for records of earlier schemas.
+        `kind` returns the record kind with the table's current columns; it is called for every new
+        schema. `facts` are the values for records of earlier schemas.
         """
         self._registry = registry
         self._clock = clock
@@ -71,7 +71,7 @@ class MessageReader:
         self._facts = facts
         self._observe = observe
         self._decoders: dict[bytes, KindDecoder] = {}  # by header
-        self._looked_at = 0.0  # monotonic: at what the table has
+        self._looked_at = 0.0  # monotonic: when the table's columns were last read
 
     def read(
         self,
@@ -79,13 +79,13 @@ class MessageReader:
         partitions: npt.NDArray[np.int64],
         offsets: npt.NDArray[np.int64],
     ) -> DecodedMessages:
-        """Decode values, in their order; `platform_sequence` becomes the offset of each.
+        """Decode values in order; `platform_sequence` becomes the offset of each.
 
-        What is not a record of the kind is a reject, with its place in `values`. The
-        registry is asked for half a second, then `count` tells where to begin the next time.
+        A value that is not a record of the kind is a reject, with its index in `values`. The
+        registry gets half a second; then `count` is the index to continue from.
 
         Raises:
-            Unavailable: the registry does not tell a schema.
+            Unavailable: the registry does not return a schema.
         """
         self._look_again()
         origin = self._origin(partitions, offsets)
@@ -117,10 +117,10 @@ class MessageReader:
         )
 
     def _decoder(self, header: bytes, deadline: float) -> KindDecoder | Fault:
-        """Return what decodes messages with this header, or why nothing does.
+        """Return the decoder for messages with this header, or why there is none.
 
         Raises:
-            NotYet: the time for questions is over, or the registry may not be up to date yet.
+            NotYet: the time is up, or the registry may not have the schema yet.
         """
         if header in self._decoders:
             return self._decoders[header]
@@ -129,14 +129,14 @@ class MessageReader:
             return Fault(reason=reason, cause=Cause.BAD_WIRE_FORMAT)
         schema_id = int.from_bytes(header[1:])
         if self._clock() > deadline:
-            raise NotYet(f"schema {schema_id} was not asked for yet")
+            raise NotYet(f"schema {schema_id} was not fetched yet")
         try:
             schema = self._registry.schema(schema_id)
             self._refresh()
             found = KindDecoder(schema, self._kind, self._facts)
         except NotYet:
             raise
-        except (BadData, ValueError, NotFound) as exc:  # asked again: it may be there next time
+        except (BadData, ValueError, NotFound) as exc:  # fetched again: it may exist by then
             is_unknown = isinstance(exc, NotFound)
             cause = Cause.UNKNOWN_SCHEMA if is_unknown else Cause.INCOMPATIBLE_SCHEMA
             return Fault(reason=f"schema id {schema_id}: {exc}", cause=cause)
@@ -153,7 +153,7 @@ class MessageReader:
         return found
 
     def _decode(self, decoder: KindDecoder, values: Sequence[bytes], origin: Origin) -> Decoded:
-        """Decode values; those that make the decoder fail are rejects, and no others."""
+        """Decode values; only those that make the decoder fail are rejects."""
         try:
             return decoder.decode(values, origin)
         except _FAILURES as exc:
@@ -176,18 +176,18 @@ class MessageReader:
         )
 
     def _look_again(self) -> None:
-        """Look now and then whether the table has by now what is left out."""
+        """Check at intervals whether the table has gained the columns left out so far."""
         is_due = self._clock() - self._looked_at > _LOOK_AGAIN_S
         if is_due and any(decoder.left_out for decoder in self._decoders.values()):
             self._looked_at = self._clock()
             self._refresh()
 
     def _refresh(self) -> None:
-        """Take over columns that the table has got meanwhile."""
+        """Adopt columns that the table has gained meanwhile."""
         kind = self._ask_kind()
         if kind != self._kind:
             self._kind = kind
-            self._decoders.clear()  # they are made again, with the new columns
+            self._decoders.clear()  # they are rebuilt with the new columns
 
     def _origin(self, partitions: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Origin:
         count = int(partitions.max(initial=-1)) + 1
@@ -197,7 +197,7 @@ class MessageReader:
     def _in_order(
         self, parts: Sequence[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]
     ) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
-        """Put rows that were decoded by different schemas back into one order."""
+        """Restore the order of rows that were decoded with different schemas."""
         if len(parts) == 1:
             return parts[0]
         places = np.concatenate([np.zeros(0, np.int64), *(places for _, places in parts)])
@@ -214,16 +214,16 @@ class MessageReader:
 def _first(
     part: tuple[pa.RecordBatch, npt.NDArray[np.int64]], count: int
 ) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
-    """Keep the rows of the first so many values."""
+    """Keep the rows of the first N values."""
     rows, places = part
     is_first = places < count
     return rows.filter(pa.array(is_first)), places[is_first]
 
 
 def _by_header(values: Sequence[bytes | None]) -> Mapping[bytes, npt.NDArray[np.int64]]:
-    """Group values by what they begin with; return the indexes of each group."""
+    """Group values by their header; return the indexes of each group."""
     headers = {(value or _NOT_BYTES)[:HEADER_BYTES] for value in values}
-    if len(headers) == 1:  # as nearly always
+    if len(headers) == 1:  # the usual case
         return {headers.pop(): np.arange(len(values))}
     groups: dict[bytes, list[int]] = {}
     for place, value in enumerate(values):
@@ -232,19 +232,19 @@ def _by_header(values: Sequence[bytes | None]) -> Mapping[bytes, npt.NDArray[np.
 
 
 def _taken(values: Sequence[bytes | None], places: npt.NDArray[np.int64]) -> list[bytes]:
-    """Take some values, none of which is None: they have a header."""
+    """Take values by index, none of which is None: they have a header."""
     taken = values if len(places) == len(values) else [values[place] for place in places.tolist()]
     return cast("list[bytes]", taken)
 
 
 def _value_fault(value: bytes | None) -> Fault | None:
-    """Say what is wrong with a value before any schema is asked for."""
+    """Describe what is wrong with a value without fetching a schema."""
     if value is None:
         return Fault(reason="a null value (tombstone)", cause=Cause.NULL_MESSAGE)
     if len(value) < HEADER_BYTES:
         reason = f"{len(value)} bytes are too short for a message"
     elif value[0] != MAGIC:
-        reason = f"it begins with byte {value[0]}, not with 0: not in a registry's wire format"
+        reason = f"it starts with byte {value[0]}, not 0: not in a registry's wire format"
     else:
         return None
     return Fault(reason=reason, cause=Cause.BAD_WIRE_FORMAT)

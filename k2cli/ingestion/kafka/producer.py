@@ -1,4 +1,4 @@
-"""Rows onto topics: idempotent, acknowledged by all replicas, in order for every key."""
+"""Produce rows to topics: idempotent, acknowledged by all replicas, in order per key."""
 
 import math
 import time
@@ -25,21 +25,21 @@ from k2cli.ingestion.kafka.vendor import (
 from k2cli.records import RecordKind
 
 Header = tuple[str, bytes | None]
-RUN_HEADER: Final = "k2.run"  # of every message: the run that produced it, as its log lines have it
-_ROWS: Final = 16_384  # encoded at once; bounds what waits in memory outside librdkafka
-_QUEUE_BYTES: Final = 64 << 20  # waiting for the brokers; a full queue holds the reader up
+RUN_HEADER: Final = "k2.run"  # of every message: the id of its run, as in log lines
+_ROWS: Final = 16_384  # encoded together; bounds memory outside librdkafka
+_QUEUE_BYTES: Final = 64 << 20  # waiting for the brokers; a full queue blocks the reader
 _WAIT_S: Final = 0.2
-_BY_KEY: Final = -1  # what librdkafka calls a partition that the partitioner chooses
+_BY_KEY: Final = -1  # librdkafka's value for a partition chosen by the partitioner
 _WARN_AFTER_S: Final = 5.0
-_TRANSACTION_MS: Final = 900_000  # the most that brokers allow by default
+_TRANSACTION_MS: Final = 900_000  # the brokers' default maximum
 _TRANSACTION_WAIT_S: Final = 60.0
 
 
 class TopicWriter:
-    """Produces rows. Made by `open_writer`.
+    """Produces rows. Created by `open_writer`.
 
-    What was written is safe once `flush` has returned. A record that the brokers refuse for good
-    is an error of the next `write` or `flush`, never a silent loss.
+    Records are durable once `flush` has returned. A record that the brokers permanently refuse
+    raises in the next `write` or `flush`; it is never lost silently.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TopicWriter:
         self._failure: K2Error | None = None
         self._is_ready = False  # for transactions
         self._is_open = False  # a transaction
-        # An outage is waited out here, not record by record in the queue.
+        # Outages are handled here, not record by record in the queue.
         limits: dict[str, object] = {"message_timeout_ms": 0}
         if transaction is not None:
             limits = {
@@ -77,9 +77,9 @@ class TopicWriter:
                     batch_size=1_000_000,
                     queue_buffering_max_messages=500_000,
                     queue_buffering_max_kbytes=_QUEUE_BYTES >> 10,
-                    # As the Java clients have it, so that a key's partition is the same for all.
+                    # As in the Java clients, so that all clients map a key to the same partition.
                     partitioner="murmur2_random",
-                    # Deliveries are counted by what is left in the queue: no call a record.
+                    # Deliveries are counted by the queue length, without a callback per record.
                     delivery_report_only_error=True,
                     **limits,
                 )
@@ -90,7 +90,7 @@ class TopicWriter:
         """Queue rows, each as one message keyed by its symbol; wait while the queue is full.
 
         Raises:
-            K2Error: the brokers refused a record, or could not be reached for too long.
+            K2Error: the brokers refused a record, or were unreachable for too long.
         """
         produce = partial(self._producer.produce, headers=self._row_headers)
         for start in range(0, rows.num_rows, _ROWS):
@@ -114,9 +114,9 @@ class TopicWriter:
         headers: Sequence[Header],
         partition: int | None = None,
     ) -> None:
-        """Queue one message as it is; wait while the queue is full.
+        """Queue one message unchanged; wait while the queue is full.
 
-        Without a `partition` the key tells it.
+        Without a `partition` the key determines it.
         """
         number = _BY_KEY if partition is None else partition
         self._queue(
@@ -131,9 +131,9 @@ class TopicWriter:
         headers: Sequence[Header],
         on_refused: Callable[[str], None],
     ) -> None:
-        """Queue one message that may be refused: it is too large, or k2 may not write there.
+        """Queue one message that may be refused: too large, or no permission.
 
-        That is not an error: `on_refused` is called with the reason, now or before `flush`
+        A refusal is not an error: `on_refused` is called with the reason, now or before `flush`
         returns.
         """
         produce = partial(
@@ -163,17 +163,17 @@ class TopicWriter:
         self._check()
 
     def flush(self) -> None:
-        """Return when the brokers hold everything that was written.
+        """Wait until the brokers have everything that was written.
 
         Raises:
-            K2Error: they refused a record, or could not be reached for too long.
+            K2Error: the brokers refused a record, or were unreachable for too long.
         """
         with self._translated("cannot write"):
             self._wait(lambda: self._producer.flush(_WAIT_S))
         self._check()
 
     def begin(self) -> None:
-        """Begin a transaction: what is written until `commit` appears at once, or never.
+        """Begin a transaction: everything written until `commit` appears atomically or not at all.
 
         Raises:
             Conflict: another producer has taken over this transaction's id.
@@ -187,7 +187,7 @@ class TopicWriter:
         self._is_open = True
 
     def commit(self) -> None:
-        """Flush, and let all of the transaction appear.
+        """Flush and commit the transaction.
 
         Raises:
             Conflict: another producer has taken over this transaction's id.
@@ -198,7 +198,7 @@ class TopicWriter:
         self._is_open = False
 
     def abort(self) -> None:
-        """Throw the transaction away, if one is open."""
+        """Abort the transaction, if one is open."""
         if self._is_open:
             self._is_open = False
             self._failure = None
@@ -206,14 +206,14 @@ class TopicWriter:
                 self._producer.abort_transaction(_TRANSACTION_WAIT_S)
 
     def close(self) -> None:
-        """Throw away what the brokers have not taken; after `flush` that is nothing."""
-        with suppress(KafkaException):  # of a producer that has failed for good
+        """Discard messages that the brokers have not accepted; none after `flush`."""
+        with suppress(KafkaException):  # of a producer that has failed permanently
             self._producer.purge()
             self._producer.flush(_WAIT_S)
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
-        """Translate errors of the block; of a producer that has failed for good, why it has."""
+        """Translate errors of the block; for a failed producer, raise the cause of the failure."""
         with translated(what, self._kafka):
             try:
                 yield
@@ -232,7 +232,7 @@ class TopicWriter:
         self._wait(step)
 
     def _wait(self, step: Callable[[], int]) -> None:
-        """Repeat `step` until it returns 0: how many records are in the way."""
+        """Repeat `step`, which returns how many records are left, until it returns 0."""
         left = step()
         moved_at = warned_at = time.monotonic()
         while left:
@@ -243,7 +243,9 @@ class TopicWriter:
             self._check()
             stuck_s = now - moved_at
             if stuck_s > self._patience_s:
-                raise unreachable(f"{len(self._producer)} records wait to be sent", self._kafka)
+                raise unreachable(
+                    f"{len(self._producer)} records are waiting to be sent", self._kafka
+                )
             if stuck_s > _WARN_AFTER_S and now - warned_at > _WARN_AFTER_S:
                 warned_at = now
                 self._observe(
@@ -278,10 +280,10 @@ def open_writer(
     transaction: str | None = None,
     run: str = "",
 ) -> Iterator[TopicWriter]:
-    """Open a producer; with `patience_s` give up after so long without an answer.
+    """Open a producer; give up after `patience_s` without an answer.
 
-    `run` becomes a header of every row. With `transaction`, an id, it can `begin` transactions;
-    another producer with the same id ends those of this one.
+    `run` becomes a header of every row. With `transaction`, a transactional id, it can `begin`
+    transactions; another producer with the same id fences this one.
 
     Raises:
         ConfigError: Kafka is not set up, or a setting is wrong.

@@ -1,8 +1,8 @@
-"""The schema registry: which schema a message was written with, and the ids of ours.
+"""The schema registry: look up schemas by id, and register k2's.
 
 It speaks Confluent's REST API
-(https://docs.confluent.io/platform/current/schema-registry/develop/api.html); what is fetched by
-id never changes and is kept.
+(https://docs.confluent.io/platform/current/schema-registry/develop/api.html); schemas fetched by id
+never change and are cached.
 """
 
 import json
@@ -44,21 +44,21 @@ _UNAUTHORIZED: Final = (401, 403)
 _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
 _INVALID: Final = 422
-_UNKNOWN: Final = range(40400, 40500)  # codes of a registry that does not know what was asked for
+_UNKNOWN: Final = range(40400, 40500)  # error codes for unknown subjects, versions and schemas
 _WAIT_AGAIN_S: Final = 60.0
-_UNKNOWN_S: Final = 5.0  # for so long an id that is not known is not asked for again
+_UNKNOWN_S: Final = 5.0  # how long an unknown id is not requested again
 _MOST_UNKNOWN: Final = 10_000
-_ASKERS: Final = 8  # questions about many subjects are asked side by side
+_ASKERS: Final = 8  # requests for many subjects run in parallel
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
-# What the client and k2 raise for answers that are JSON, but of another shape, or no text.
+# What the client and k2 raise for JSON of another shape, and for answers that are not text.
 _MISSHAPEN: Final = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
-# How Confluent's registry lists what does not fit.
+# How Confluent's registry lists incompatibilities.
 _DESCRIPTION: Final = re.compile(r"description:\s*'(.*?)'\s*,\s*additionalInfo", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaVersion:
-    """One version of a subject; `text` is the schema as it was registered."""
+    """One version of a subject; `text` is the schema as registered."""
 
     subject: str
     number: int
@@ -69,7 +69,7 @@ class SchemaVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectInfo:
-    """A subject: its versions, the newest of them, and the level that the next one must meet."""
+    """A subject: its versions, the newest one, and the compatibility level for the next one."""
 
     name: str
     versions: int
@@ -78,16 +78,16 @@ class SubjectInfo:
 
 
 class NotYet(NotFound):
-    """A schema that the registry does not know, but may know in a moment."""
+    """The registry does not have a schema yet, but may have it soon."""
 
 
 class Registry:
-    """A schema registry. Made by `open_registry`, which also closes it."""
+    """A schema registry. Created by `open_registry`, which also closes it."""
 
     def __init__(self, settings: Mapping[str, str], *, timeout_s: float, patience_s: float) -> None:
         if not settings.get(_URL):
             raise ConfigError(
-                "no schema registry is set up: schema_registry.url is missing",
+                "no schema registry is configured: schema_registry.url is missing",
                 hint="export K2_SCHEMA_REGISTRY_URL=http://127.0.0.1:8081",
             )
         for url in split_urls(settings[_URL]):
@@ -103,12 +103,12 @@ class Registry:
         except (TypeError, ValueError) as exc:
             raise ConfigError(f"wrong [schema_registry] settings: {exc}") from exc
         self._schemas: dict[int, Mapping[str, Any]] = {}
-        self._unknown: dict[int, float] = {}  # ids, and when they were asked for
+        self._unknown: dict[int, float] = {}  # ids, and when they were requested
         self._patience_s = patience_s
         self._waits_since = -math.inf  # monotonic
 
     def check(self) -> None:
-        """Ask for something small.
+        """Check that the registry answers.
 
         Raises:
             Unavailable: no answer.
@@ -120,21 +120,21 @@ class Registry:
         """Return the Avro schema with an id.
 
         Raises:
-            NotYet: the registry does not know the id, but may soon: ask again in a moment.
-            NotFound: the registry does not know the id.
+            NotYet: the registry does not have the id yet, but may soon: retry.
+            NotFound: the registry does not have the id.
             BadData: it is not an Avro schema.
         """
         found = self._schemas.get(schema_id)
         if found is None:
             asked_at = self._unknown.get(schema_id, -math.inf)
             if time.monotonic() - asked_at < _UNKNOWN_S:
-                raise NotFound(f"the schema registry does not know schema {schema_id}")
+                raise NotFound(f"the schema registry does not have schema {schema_id}")
             of, text = self._fetch_known(schema_id)
             found = self._schemas[schema_id] = _avro(of, text, f"schema {schema_id}")
         return found
 
     def _fetch(self, schema_id: int) -> tuple[str, str]:
-        """Return the type and the text of a schema; text that needs others is of no known type."""
+        """Return the type and the text of a schema; with references, the type says so."""
         with self._translated(f"cannot read schema {schema_id}"):
             found = self._client.get_schema(schema_id)
             of = _shaped(found.schema_type or AVRO, str)
@@ -143,7 +143,7 @@ class Registry:
             )
 
     def _fetch_known(self, schema_id: int) -> tuple[str, str]:
-        """Fetch a schema; remember for a while if the registry does not know it."""
+        """Fetch a schema; remember for a while if the registry does not have it."""
         try:
             return self._fetch(schema_id)
         except NotFound as exc:
@@ -158,21 +158,21 @@ class Registry:
             raise
 
     def register(self, subject: str, avro: Any) -> int:
-        """Register a schema under a subject, if it is not there yet; return its id.
+        """Register a schema under a subject unless it already exists; return its id.
 
         Raises:
-            BadData: it is no Avro schema, or not compatible with what the subject has.
+            BadData: it is not an Avro schema, or is incompatible with the subject's versions.
         """
         with self._translated(f"cannot register a schema as {subject}"):
             return _shaped(self._client.register_schema(subject, _schema(avro)), _Id)
 
     def ensure(self, subject: str, avro: Mapping[str, Any]) -> tuple[int, bool]:
-        """Register a schema with BACKWARD compatibility, if it is not there yet.
+        """Register a schema with BACKWARD compatibility unless it already exists.
 
         Returns its id, and whether it is new.
 
         Raises:
-            BadData: it is not compatible with what the subject has.
+            BadData: it is incompatible with the subject's versions.
         """
         try:
             return self.find(subject, avro), False
@@ -197,7 +197,7 @@ class Registry:
             return sorted(_shaped(self._client.get_subjects(), list[str]))
 
     def describe(self, subjects: Sequence[str]) -> list[SubjectInfo]:
-        """Describe subjects, in this order; those that are gone meanwhile are left out."""
+        """Describe subjects in this order; omit those deleted meanwhile."""
         with ThreadPoolExecutor(_ASKERS) as askers:
             found = list(askers.map(self._describe, subjects))
         return [info for info in found if info is not None]
@@ -206,17 +206,17 @@ class Registry:
         """Return the versions of a subject, oldest first.
 
         Raises:
-            NotFound: no such subject.
+            NotFound: the subject does not exist.
         """
         numbers = self._numbers(subject)
         with ThreadPoolExecutor(_ASKERS) as askers:
             return list(askers.map(lambda number: self.version(subject, number), numbers))
 
     def version(self, subject: str, number: int | None) -> SchemaVersion:
-        """Return a version of a subject; None is the newest one.
+        """Return a version of a subject; None means the newest.
 
         Raises:
-            NotFound: no such subject, or no such version.
+            NotFound: the subject or version does not exist.
         """
         try:
             with self._translated(f"cannot read version {number or 'latest'} of {subject}"):
@@ -238,33 +238,33 @@ class Registry:
         """Return the type and the text of the schema with an id.
 
         Raises:
-            NotFound: the registry does not know the id.
+            NotFound: the registry does not have the id.
         """
         return self._fetch(schema_id)
 
     def level(self, subject: str) -> str:
-        """Return the compatibility level that is in force for a subject."""
+        """Return the effective compatibility level of a subject."""
         path = f"config/{quote(subject, safe='')}"
         with self._translated(f"cannot read the compatibility level of {subject}"):
-            # The client's own method cannot ask for the level of all where the subject has none.
+            # The client's own method cannot fall back to the global level if the subject has none.
             answer = self._rest.get(path, {"defaultToGlobal": "true"})
             return _shaped(answer["compatibilityLevel"], str)
 
     def misfits(self, subject: str, avro: Any, *, is_transitive: bool) -> list[str] | None:
-        """Ask why a schema cannot be the next version of a subject, at its level; None if it can.
+        """Return why a schema cannot be the next version of a subject; None if it can.
 
-        The list may be empty: some registries give no reasons. Whether the level is transitive
-        must be told: asked in general, some compare all versions at any level.
+        The list may be empty: some registries give no reasons. The caller must say whether the
+        level is transitive, because some registries otherwise compare all versions at any level.
 
         Raises:
-            NotFound: no such subject.
-            BadData: it is no Avro schema.
+            NotFound: the subject does not exist.
+            BadData: it is not an Avro schema.
         """
-        self._numbers(subject)  # of a subject that it does not know, a registry may say yes
+        self._numbers(subject)  # for an unknown subject a registry may answer yes
         which = "versions" if is_transitive else "versions/latest"
         path = f"compatibility/subjects/{quote(subject, safe='')}/{which}?verbose=true"
         with self._translated(f"cannot compare a schema with {subject}"):
-            # The client's own method keeps the reasons to itself.
+            # The client's own method does not return the reasons.
             answer = self._rest.post(path, body=_schema(avro).to_dict())
             if _shaped(answer["is_compatible"], bool):
                 return None
@@ -290,7 +290,7 @@ class Registry:
             near = nearest_name(subject, self.subjects())
             hint = f"did you mean {near}? " if near else ""
             raise NotFound(
-                f"there is no subject {subject}", hint=f"{hint}k2 schema list shows all"
+                f"subject {subject} does not exist", hint=f"{hint}k2 schema list shows all subjects"
             ) from exc
 
     def close(self) -> None:
@@ -308,18 +308,18 @@ class Registry:
         except OAuthTokenError as exc:
             raise Unavailable(
                 f"{what}: {exc}",
-                hint="see bearer.auth.* in the [schema_registry] settings: k2 config show",
+                hint="check bearer.auth.* in the [schema_registry] settings: k2 config show",
             ) from exc
         except json.JSONDecodeError as exc:
             raise self._no_registry(what) from exc
         except _MISSHAPEN as exc:
-            raise self._unreachable(f"{what}: the answer is not what a registry sends") from exc
+            raise self._unreachable(f"{what}: unexpected answer from the registry") from exc
 
     def _translate(self, what: str, exc: SchemaRegistryError) -> K2Error:
         message = f"{what}: {_reasons(exc.error_message)}"
         status = exc.http_status_code
         if status in _UNAUTHORIZED:
-            return ConfigError(message, hint="see the [schema_registry] settings: k2 config show")
+            return ConfigError(message, hint="check the [schema_registry] settings: k2 config show")
         if status == _NOT_FOUND:
             return NotFound(message) if exc.error_code in _UNKNOWN else self._no_registry(what)
         if status in (_CONFLICT, _INVALID):
@@ -328,39 +328,39 @@ class Registry:
 
     def _no_registry(self, what: str) -> ConfigError:
         return ConfigError(
-            f"{what}: what answers at {self._url} is not a schema registry",
-            hint="see the [schema_registry] settings: k2 config show",
+            f"{what}: the server at {self._url} is not a schema registry",
+            hint="check the [schema_registry] settings: k2 config show",
         )
 
     def _unreachable(self, message: str) -> Unavailable:
-        return Unavailable(message, hint=f"is the schema registry up at {self._url}?")
+        return Unavailable(message, hint=f"is the schema registry running at {self._url}?")
 
 
 @contextmanager
 def open_registry(
     settings: Mapping[str, str], *, timeout_s: float, patience_s: float = 0.0
 ) -> Iterator[Registry]:
-    """Open a registry that has `timeout_s` for an answer. Nothing is asked of it yet.
+    """Open a registry with `timeout_s` per answer, without sending a request yet.
 
-    One that has just come up may not know yet what it has: for `patience_s`, and once a minute at
-    most, a schema that it does not know is `NotYet`.
+    A registry that has just started may not have loaded its schemas: for `patience_s`, at most once
+    a minute, an unknown schema raises `NotYet`.
 
     Raises:
-        ConfigError: none is set up, or a setting is wrong.
+        ConfigError: none is configured, or a setting is wrong.
     """
     with closing(Registry(settings, timeout_s=timeout_s, patience_s=patience_s)) as registry:
         yield registry
 
 
 def _token_client(rest: Any) -> httpx2.Client | None:
-    """Return what asks an OAuth endpoint for tokens, where one is set."""
-    # Providers of fixed tokens have no client.
+    """Return the client that requests OAuth tokens, if one is configured."""
+    # Providers of static tokens have no client.
     client: httpx2.Client | None = getattr(rest.bearer_field_provider, "client", None)
     return client
 
 
 def subject_of(topic: str) -> str:
-    """Return the subject under which the schemas of a topic's values stand."""
+    """Return the subject of the schemas of a topic's values."""
     return f"{topic}-value"
 
 
@@ -369,16 +369,16 @@ def _schema(avro: Any) -> Schema:
 
 
 def _shaped(value: object, of: type[T]) -> T:
-    """Check what a registry sent.
+    """Validate an answer of a registry.
 
     Raises:
-        msgspec.ValidationError: it is of another type.
+        msgspec.ValidationError: it has another type.
     """
     return msgspec.convert(value, of)
 
 
 def _reasons(message: object) -> str:
-    """Cut an answer down to why a schema does not fit: it may repeat both schemas in full."""
+    """Shorten an answer to why a schema does not fit: it may repeat both schemas in full."""
     text = "" if message is None else str(message)
     return "; ".join(_DESCRIPTION.findall(text)) or text or "no reason given"
 

@@ -1,8 +1,8 @@
-"""Dead letters, sent back to the topics that they came from, each once.
+"""Send dead letters back to the topics they came from, each exactly once.
 
-The messages and the receipt of what was sent (`letters.py`) are one transaction: either both are
-there or none, wherever the run ends. Only one replay of a topic goes on at a time: all of them
-have the same transaction's id, so that a second one ends the first before it reads the receipts.
+The messages and the receipt for them (`letters.py`) are written in one transaction: both appear or
+neither does, even if the run is killed. Only one replay of a topic runs at a time: all replays use
+the same transactional id, so a second one fences the first before it reads the receipts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +20,8 @@ from k2cli.ingestion.kafka.vendor import translated
 _CHUNK_LETTERS: Final = 1_000
 _CHUNK_BYTES: Final = 16 << 20
 _DEFAULTS: Final = {
-    "message.max.bytes": "1000000000",  # the brokers took the message once
-    # Readers of the topic wait for so long behind a replay that was killed.
+    "message.max.bytes": "1000000000",  # the brokers accepted the message once
+    # Readers of the topic wait this long behind a replay that was killed.
     "transaction.timeout.ms": "60000",
     "message.timeout.ms": "60000",
 }
@@ -29,15 +29,15 @@ _DEFAULTS: Final = {
 
 @dataclass(slots=True, kw_only=True)
 class ReplayTotals:
-    """The sums of one replay."""
+    """The counts of one replay."""
 
     letters: int = 0
     replayed: int = 0
-    skipped: int = 0  # those that were replayed before
+    skipped: int = 0  # dead letters that were replayed before
 
 
 class Replay:
-    """Sends letters back. Made by `open_replay`; without a writer it only counts."""
+    """Sends dead letters back. Created by `open_replay`; without a writer it only counts."""
 
     def __init__(
         self,
@@ -52,26 +52,26 @@ class Replay:
         self._writer = writer
         self._topics = topics
         self._kafka = kafka
-        self._partitions: dict[str, int] = {}  # how many a topic has
-        self._sent: dict[int, OffsetSet] = {}  # in the transaction that is open
+        self._partitions: dict[str, int] = {}  # number of partitions, by topic
+        self._sent: dict[int, OffsetSet] = {}  # in the open transaction
         self._letters = self._bytes = 0
         self._is_stopping = False
 
     def stop(self) -> None:
-        """Let the run end before its next letter, as Ctrl-C would. From a signal's handler.
+        """Stop the run before its next letter, as Ctrl-C would. Called from a signal handler.
 
-        (Not by the interrupt itself: within confluent_kafka it becomes an error of types.)
+        (A KeyboardInterrupt raised within confluent_kafka becomes a TypeError.)
         """
         self._is_stopping = True
 
     def run(self, letters: Iterable[Letter], *, is_again: bool, is_whole: bool) -> ReplayTotals:
-        """Send letters back, without those that were replayed before unless `is_again`.
+        """Send dead letters back; skip those already replayed unless `is_again`.
 
-        All at once if `is_whole`, or else so many at once that memory is bounded.
+        In one transaction if `is_whole`, otherwise in several, so that memory stays bounded.
 
         Raises:
-            NotFound: the topic of a letter does not exist; what is not committed yet is not sent.
-            Conflict: another replay of the topic began; it goes on where this one stands.
+            NotFound: the topic of a letter does not exist; uncommitted letters are not sent.
+            Conflict: another replay of the topic started; it continues where this one stopped.
             KeyboardInterrupt: `stop` was called.
         """
         for letter in letters:
@@ -103,7 +103,7 @@ class Replay:
                 )
 
     def _partition(self, letter: Letter) -> int | None:
-        """Return where the message was, if its topic still has that partition."""
+        """Return the message's original partition, or None if its topic no longer has it."""
         if letter.topic not in self._partitions:
             (info,) = self._topics.describe([letter.topic])
             self._partitions[letter.topic] = len(info.partitions)
@@ -136,10 +136,10 @@ def open_replay(
     is_dry_run: bool,
     observe: Observer,
 ) -> Iterator[Replay]:
-    """Begin to replay letters of a box, which is brought up to date; what ends early is undone.
+    """Start a replay of the letters in a refreshed box; abort it if it ends early.
 
     Raises:
-        Conflict: another replay of the topic began.
+        Conflict: another replay of the topic started.
         Unavailable: the brokers do not answer.
     """
     with ExitStack() as stack:
@@ -162,14 +162,14 @@ def open_replay(
 
 @contextmanager
 def _aborted(writer: TopicWriter, topic: str) -> Iterator[None]:
-    """Abort the transaction that is still open at the end."""
+    """Abort a transaction that is still open at the end."""
     try:
         yield
     except Conflict as exc:
         raise Conflict(
-            f"another replay of {topic} began and ended this one",
-            hint="run it again: what was replayed is not sent twice",
+            f"another replay of {topic} started and replaced this one",
+            hint="run it again: letters already replayed are not sent twice",
         ) from exc
     finally:
-        with suppress(K2Error):  # another replay has done it
+        with suppress(K2Error):  # another replay has done so
             writer.abort()

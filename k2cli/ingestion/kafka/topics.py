@@ -1,4 +1,4 @@
-"""Topics: made, listed, described."""
+"""Create, list and describe topics."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -30,26 +30,26 @@ from k2cli.ingestion.kafka.vendor import (
     until_settled,
 )
 
-Place = tuple[str, int]  # topic and number of a partition
+Place = tuple[str, int]  # topic and partition number
 
 _GROUPS: Final = "__consumer_offsets"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionInfo:
-    """One partition: who leads it, who follows, and which offsets it holds."""
+    """One partition: its leader, its replicas and the offsets it holds."""
 
     number: int
-    leader: int | None  # None: nobody
+    leader: int | None  # None: no leader
     replicas: tuple[int, ...]
     in_sync: tuple[int, ...]
-    first: int  # the oldest offset that is still there
-    next: int  # the offset that the next record gets
+    first: int  # the oldest offset that still exists
+    next: int  # the offset of the next record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicInfo:
-    """A topic; `id` tells it from one of the same name that was deleted."""
+    """A topic; `id` distinguishes it from a deleted topic of the same name."""
 
     name: str
     id: str
@@ -58,14 +58,14 @@ class TopicInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicIdentity:
-    """Which topic has a name now; a topic that is recreated gets another id."""
+    """The identity of the topic with a name; a recreated topic has another id."""
 
     id: str
-    partitions: int  # how many
+    partitions: int  # number of partitions
 
 
 class IdentityRequest:
-    """A question under way: which topics have these names. Made by `Topics.ask_identities`."""
+    """A pending request for the identities of topics. Created by `Topics.ask_identities`."""
 
     def __init__(
         self, futures: Mapping[str, "Future[TopicDescription]"], kafka: Mapping[str, str]
@@ -74,11 +74,11 @@ class IdentityRequest:
         self._kafka = kafka
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the answer, but not longer than this; return whether it is there."""
+        """Wait at most this long for the answer; return whether it has arrived."""
         return not wait(self._futures.values(), timeout=timeout_s).not_done
 
     def identities(self) -> dict[str, TopicIdentity | None]:
-        """Wait for the answer, and return it by name; None: no topic has this name.
+        """Wait for the answer and return it by name; None if no topic has this name.
 
         Raises:
             Unavailable: the brokers did not answer in time.
@@ -95,7 +95,7 @@ class IdentityRequest:
 
 
 class Topics:
-    """What there is on the brokers. Every question is answered within `timeout_s`, or an error."""
+    """The topics on the brokers. Every call returns or fails within `timeout_s`."""
 
     def __init__(self, kafka: Mapping[str, str], *, timeout_s: float) -> None:
         self._kafka = kafka
@@ -104,7 +104,7 @@ class Topics:
             self._admin = AdminClient(client_config(kafka))
 
     def names(self) -> list[str]:
-        """List the topics by name, without those that Kafka keeps for itself."""
+        """List the topics by name, without Kafka's internal ones."""
         with translated("cannot list the topics", self._kafka):
             topics = self._admin.list_topics(timeout=self._timeout_s).topics
         return sorted(name for name in topics if not name.startswith("__"))
@@ -117,7 +117,8 @@ class Topics:
     def group_offsets(self, group: str) -> dict[tuple[str, int], int]:
         """Return the offsets that a group has committed, by topic and partition.
 
-        Where there never was a group it does not ask: that would make Kafka prepare for some.
+        If no group ever existed it does not ask, because that would make Kafka create its internal
+        topic.
         """
         with translated(f"cannot read the offsets of group {group}", self._kafka):
             if _GROUPS not in self._admin.list_topics(timeout=self._timeout_s).topics:
@@ -137,10 +138,10 @@ class Topics:
         replication: int | None,
         config: Mapping[str, str],
     ) -> bool:
-        """Create a topic; False if it is there already. None leaves a number to the brokers.
+        """Create a topic; return False if it already exists. None means the brokers' default.
 
         Raises:
-            BadData: the brokers do not take a name, a number or a setting.
+            BadData: the brokers reject a name, a number or a setting.
         """
         topic = NewTopic(name, partitions or -1, replication or -1, config=dict(config))
         futures = self._admin.create_topics([topic], request_timeout=self._timeout_s)
@@ -154,7 +155,7 @@ class Topics:
         return True
 
     def setting(self, topic: str, name: str) -> str | None:
-        """Return a setting of a topic, also where it is the brokers' default; None: unknown.
+        """Return a setting of a topic, including broker defaults; None if unknown.
 
         Raises:
             NotFound: the topic does not exist.
@@ -166,7 +167,7 @@ class Topics:
         return None if entry is None or entry.value is None else str(entry.value)
 
     def describe(self, names: Sequence[str]) -> list[TopicInfo]:
-        """Describe topics, in this order.
+        """Describe topics in this order.
 
         Raises:
             NotFound: one of them does not exist.
@@ -174,14 +175,14 @@ class Topics:
         return [self._describe(name) for name in names]
 
     def ask_identities(self, names: Iterable[str]) -> IdentityRequest:
-        """Ask which topics have these names, and do not wait for the answer."""
+        """Request the identities of topics without waiting for the answer."""
         asked = TopicCollection(sorted(names))
         with translated("cannot identify topics", self._kafka):
             futures = self._admin.describe_topics(asked, request_timeout=self._timeout_s)
         return IdentityRequest(futures, self._kafka)
 
     def bounds(self, partitions: Collection[Place]) -> dict[Place, tuple[int, int]]:
-        """Return the oldest offset of each partition, and the one that its next record gets.
+        """Return the oldest and the next offset of each partition.
 
         Raises:
             NotFound: one of them does not exist.
@@ -194,7 +195,7 @@ class Topics:
     def offsets_at(self, partitions: Collection[Place], time_ms: int | None) -> dict[Place, int]:
         """Return the offset of each partition's first record of this UTC time or later.
 
-        Where there is none, and for None, that is the end: the next record that consumers see.
+        If there is none, and for None, it is the end: the next record that consumers see.
 
         Raises:
             NotFound: one of them does not exist.
@@ -207,7 +208,7 @@ class Topics:
         return {each: found[each] if found[each] >= 0 else ends[each] for each in partitions}
 
     def _settle(self, name: str) -> None:
-        """Wait until a new topic is known, and can be written to."""
+        """Wait until a new topic can be described and written."""
 
         def ask() -> None:
             self._offsets(_places(self._description(name)), OffsetSpec.latest())
@@ -267,7 +268,7 @@ class Topics:
         except KafkaException as exc:
             if exc.args[0].code() == NO_LEADERS:
                 for topic in {topic for topic, _ in partitions}:
-                    self._description(topic)  # raises, if it does not exist
+                    self._description(topic)  # raises if it does not exist
             raise
 
 

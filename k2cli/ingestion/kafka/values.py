@@ -1,6 +1,6 @@
-"""What is in the value of a message, as far as that can be found out; for people who look at one.
+"""Describe the value of a message for people, as far as it can be decoded.
 
-Rows are decoded elsewhere, and fast: this is for values that became none.
+Rows are decoded elsewhere, and fast; this is for values that were rejected.
 """
 
 import io
@@ -24,21 +24,21 @@ _LINE_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueInfo:
-    """A value: the text or the record that it is, or its first bytes, and what is wrong with it."""
+    """A value as text, record or first bytes, and what is wrong with it."""
 
-    size_bytes: int | None  # None: there is no value
+    size_bytes: int | None  # None: no value
     text: str | None = None
     schema_id: int | None = None
     schema: str | None = None  # the record's name
     fields: Mapping[str, Any] | None = (
-        None  # those that decode; of other types than a record: value
+        None  # those that decode; for types other than records: value
     )
     problem: str | None = None
-    hex: str | None = None  # of the first bytes, where nothing else tells what they are
+    hex: str | None = None  # of the first bytes, if nothing else can be shown
 
 
 def describe_value(value: bytes | None, registry: Registry | str) -> ValueInfo:
-    """Find out what a value is; without a registry, a text that says why there is none."""
+    """Inspect a value; in place of a registry, pass a text that says why there is none."""
     if value is None:
         return ValueInfo(size_bytes=None, problem="a null value (tombstone)")
     if len(value) >= HEADER_BYTES and value[0] == MAGIC:
@@ -82,7 +82,7 @@ def _describe_record(value: bytes, registry: Registry | str) -> ValueInfo:
 
 
 def _decode(body: bytes, schema: Any) -> tuple[Mapping[str, Any], str | None]:
-    """Decode as many fields as can be decoded; say what is wrong with the next."""
+    """Decode as many fields as possible; describe what is wrong with the next one."""
     if record_name(schema) is None:
         field = {"name": "value", "type": schema}
         schema = {"type": "record", "name": "k2", "fields": [field]}
@@ -95,7 +95,7 @@ def _decode(body: bytes, schema: Any) -> tuple[Mapping[str, Any], str | None]:
             reason = "the value ends in it" if isinstance(exc, EOFError) else str(exc)
             return found, f"field {field['name']}: {reason or type(exc).__name__}"
     left = len(body) - source.tell()
-    return found, f"{left} bytes are left over behind the record" if left else None
+    return found, f"{left} extra bytes after the record" if left else None
 
 
 def _first(value: bytes) -> str:
@@ -103,7 +103,7 @@ def _first(value: bytes) -> str:
 
 
 def hex_lines(text: str) -> list[str]:
-    """Lay out hexadecimal digits as a dump: offset, bytes, and what of them is printable ASCII."""
+    """Format hexadecimal digits as a dump: offset, bytes, and their printable ASCII."""
     raw = bytes.fromhex(text)
     lines = []
     for begin in range(0, len(raw), _LINE_BYTES):

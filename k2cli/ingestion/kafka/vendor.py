@@ -1,4 +1,4 @@
-"""The border to librdkafka: settings go in, its errors become ours, once."""
+"""The boundary to librdkafka: pass settings, translate its errors."""
 
 import logging
 import time
@@ -13,13 +13,13 @@ from k2cli.errors import BadData, ConfigError, Conflict, K2Error, NotFound, Unav
 
 T = TypeVar("T")
 _LOG: Final = logging.getLogger("k2cli.kafka")
-_LOG.addHandler(logging.NullHandler())  # else Python writes it to stderr
+_LOG.addHandler(logging.NullHandler())  # otherwise Python writes it to stderr
 PURGED: Final = KafkaError._PURGE_QUEUE
 AT_END: Final = KafkaError._PARTITION_EOF
 FATAL: Final = KafkaError._FATAL
-NO_LEADERS: Final = KafkaError._NOENT  # none of the partitions asked about has one
+NO_LEADERS: Final = KafkaError._NOENT  # none of the requested partitions has one
 OUT_OF_RANGE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
-RETRIED: Final = frozenset(  # librdkafka goes on trying, or joins its group again
+RETRIED: Final = frozenset(  # librdkafka retries, or rejoins its group
     {
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._MAX_POLL_EXCEEDED,
@@ -65,7 +65,7 @@ _UNSETTLED: Final = frozenset(
         KafkaError.UNKNOWN_LEADER_EPOCH,
     }
 )
-_REFUSED_MESSAGE: Final = frozenset(  # by the broker or the client, and every time
+_REFUSED_MESSAGE: Final = frozenset(  # by the broker or the client, every time
     {
         KafkaError.INVALID_MSG_SIZE,
         KafkaError.INVALID_RECORD,
@@ -98,7 +98,7 @@ def bootstrap(kafka: Mapping[str, str]) -> str:
     """
     if not kafka.get(BOOTSTRAP):
         raise ConfigError(
-            "no Kafka is set up: kafka.bootstrap.servers is missing",
+            "Kafka is not configured: kafka.bootstrap.servers is missing",
             hint="export K2_KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9092",
         )
     return kafka[BOOTSTRAP]
@@ -107,10 +107,10 @@ def bootstrap(kafka: Mapping[str, str]) -> str:
 def client_config(
     kafka: Mapping[str, str], fixed: Mapping[str, object] | None = None, /, **own: Any
 ) -> dict[str, Any]:
-    """Put the user's librdkafka settings over k2's defaults, which have `_` for a dot.
+    """Merge the user's librdkafka settings into k2's defaults, which use `_` for a dot.
 
-    The `fixed` settings, by librdkafka's names, are k2's own and win over the user's; see
-    `overridden`. What librdkafka has to say goes to the logger `k2cli.kafka`, not to stderr.
+    The `fixed` settings, with librdkafka's names, override the user's; see `overridden`.
+    librdkafka's log goes to the logger `k2cli.kafka`, not to stderr.
     """
     bootstrap(kafka)
     defaults = {key.replace("_", "."): value for key, value in own.items()}
@@ -118,7 +118,7 @@ def client_config(
 
 
 def overridden(kafka: Mapping[str, str], fixed: Mapping[str, object]) -> list[str]:
-    """List the user's settings that have no effect, because k2's own ones win."""
+    """List the user's settings that k2's fixed ones override."""
     return [
         key
         for key, value in fixed.items()
@@ -128,13 +128,13 @@ def overridden(kafka: Mapping[str, str], fixed: Mapping[str, object]) -> list[st
 
 @contextmanager
 def translated(what: str, kafka: Mapping[str, str]) -> Iterator[None]:
-    """Translate librdkafka's errors inside the block; `what` says what was being done.
+    """Translate librdkafka's errors inside the block; `what` describes the operation.
 
     Raises:
-        ConfigError: a setting is wrong, or the brokers refuse who we say we are.
-        NotFound: no such topic.
-        BadData: the brokers will never take this.
-        Unavailable: they do not answer.
+        ConfigError: a setting is wrong, or the brokers reject the credentials.
+        NotFound: the topic does not exist.
+        BadData: the brokers permanently reject this.
+        Unavailable: the brokers do not answer.
     """
     try:
         yield
@@ -143,10 +143,10 @@ def translated(what: str, kafka: Mapping[str, str]) -> Iterator[None]:
 
 
 def translate(what: str, error: KafkaError, kafka: Mapping[str, str]) -> K2Error:
-    """Make one of our errors of one of librdkafka's."""
+    """Convert a librdkafka error to a k2 error."""
     message = f"{what}: {error.str()}"
     if error.code() in _REFUSED:
-        return ConfigError(message, hint="see the [kafka] settings: k2 config show")
+        return ConfigError(message, hint="check the [kafka] settings: k2 config show")
     if error.code() in NO_TOPIC:
         return NotFound(message)
     if error.code() in _UNFIT:
@@ -157,14 +157,14 @@ def translate(what: str, error: KafkaError, kafka: Mapping[str, str]) -> K2Error
 
 
 def is_refusal(error: KafkaError) -> bool:
-    """Return whether a message was refused for a reason of its own or of its topic, for good."""
+    """Return whether a message was permanently refused because of itself or its topic."""
     return error.code() in _REFUSED_MESSAGE
 
 
 def until_settled(ask: Callable[[], T], *, timeout_s: float, new: bool = False) -> T:
-    """Ask again while the brokers still agree on who leads a partition.
+    """Retry while the brokers are still electing the leader of a partition.
 
-    With `new` a topic that they do not know yet counts as unsettled too.
+    With `new`, a topic that they do not know yet is retried, too.
     """
     unsettled = _UNSETTLED | NO_TOPIC if new else _UNSETTLED
     deadline = time.monotonic() + timeout_s
@@ -178,5 +178,5 @@ def until_settled(ask: Callable[[], T], *, timeout_s: float, new: bool = False) 
 
 
 def unreachable(what: str, kafka: Mapping[str, str]) -> Unavailable:
-    """Make the error of brokers that do not answer."""
-    return Unavailable(what, hint=f"is Kafka up at {bootstrap(kafka)}?")
+    """Build the error for brokers that do not answer."""
+    return Unavailable(what, hint=f"is Kafka running at {bootstrap(kafka)}?")

@@ -1,1 +1,1 @@
-"""Topics into their tables, by any number of processes, exactly once."""
+"""Consume topics into their tables exactly once, with any number of processes."""

@@ -1,4 +1,4 @@
-"""Commits in a thread of their own, at most one of them under way, and their outcomes."""
+"""Run commits in a separate thread, one at a time, and handle their outcomes."""
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,11 +12,11 @@ from k2cli.storage.offsets import Partition, PositionMoved
 if TYPE_CHECKING:
     from k2cli.pipelines.consume.batch import Batch
 
-_MOST_FILLED: Final = 1  # batches that wait for the commit under way
+_MOST_FILLED: Final = 1  # batches that wait for the running commit
 
 
 class Committer:
-    """Hands batches to the thread that writes them, and notes the outcomes in the progress."""
+    """Passes batches to the writing thread, and records the outcomes in the progress."""
 
     def __init__(self, run: Run, writer: BatchWriter) -> None:
         self._run = run
@@ -25,9 +25,9 @@ class Committer:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
 
     def commit_if_due(self, now_s: float) -> None:
-        """Begin a commit if the pending batch is full or old.
+        """Start a commit if the pending batch is full or old.
 
-        While another one is under way, only a full batch is waited for.
+        While another commit is running, only a full batch waits for it.
         """
         batch, policy = self._run.progress.pending, self._run.policy
         fill = batch.fill(policy.batch_rows)
@@ -42,10 +42,10 @@ class Committer:
             self._submit()
 
     def flush(self) -> None:
-        """Commit everything that was read, unless it may belong to another consumer by now.
+        """Commit everything that was read, unless another consumer may own it by now.
 
         Raises:
-            BadData: a batch cannot be committed, ever.
+            BadData: a batch can never be committed.
         """
         self.collect(is_waiting=True)
         if self._run.progress.pending.spans and not self._run.progress.must_rewind:
@@ -53,10 +53,10 @@ class Committer:
             self.collect(is_waiting=True)
 
     def collect(self, *, is_waiting: bool) -> None:
-        """Note the outcome of the commit under way, if it has ended.
+        """Record the outcome of the running commit, if it has ended.
 
         Raises:
-            BadData: the batch cannot be committed, ever.
+            BadData: the batch can never be committed.
         """
         if self._under_way is None or not (is_waiting or self._under_way.done()):
             return
@@ -76,11 +76,11 @@ class Committer:
             self._run.reader.commit_group_offsets(reached)
 
     def positions(self, topics: Iterable[str]) -> dict[Partition, int]:
-        """Return where the tables stand in these topics."""
+        """Return the tables' positions in these topics."""
         return self._thread.submit(self._writer.positions, topics).result()
 
     def begin(self, spans: Spans) -> bool:
-        """Commit where partitions begin; return False if another consumer did so first."""
+        """Commit start positions; return False if another consumer did so first."""
         try:
             self._thread.submit(self._writer.begin, spans).result()
         except PositionMoved:
@@ -88,7 +88,7 @@ class Committer:
         return True
 
     def close(self) -> None:
-        """Wait for the commit under way, and drop everything else."""
+        """Wait for the running commit, and drop everything else."""
         self._thread.shutdown()
         self._under_way = None
         self._run.progress.drop()

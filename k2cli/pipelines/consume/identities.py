@@ -1,4 +1,4 @@
-"""Which topics have the names that are read: asked of the brokers, and waited for."""
+"""Request the identities of topics from the brokers, and wait for them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -8,29 +8,29 @@ from k2cli.ingestion.kafka.topics import TopicIdentity
 from k2cli.pipelines.consume.run import Run
 
 _POLL_S: Final = 0.2
-_LAST_ANSWER_S: Final = 1.0  # how long the end of a run waits for the brokers' answer
+_LAST_ANSWER_S: Final = 1.0  # how long a stopping run waits for the brokers' answer
 
 
 class Identities:
-    """Asks the brokers for the ids of topics, as long as it takes. Any thread."""
+    """Requests the ids of topics from the brokers until they answer. Any thread."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
     def find(self, topics: Iterable[str]) -> Mapping[str, TopicIdentity | None]:
-        """Return which topics have these names now; None: the topic does not exist.
+        """Return the current identities of these topics; None if a topic does not exist.
 
         Raises:
-            Unavailable: the brokers do not answer, and the run is to end.
+            Unavailable: the brokers do not answer, and the run must stop.
         """
         names = list(topics)
         return self._run.patience.call("kafka_unavailable", lambda: self._ask(names))
 
     def ids(self, topics: Iterable[str]) -> set[tuple[str, str]]:
-        """Return the names and ids of those of these topics that exist now.
+        """Return the names and ids of the existing topics among these.
 
         Raises:
-            Unavailable: the brokers do not answer, and the run is to end.
+            Unavailable: the brokers do not answer, and the run must stop.
         """
         return {(topic, found.id) for topic, found in self.find(topics).items() if found}
 

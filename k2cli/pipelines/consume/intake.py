@@ -1,4 +1,4 @@
-"""Messages as they are read, decoded a read at a time, by columns."""
+"""Decode the messages of each read, by columns."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _WAIT_S: Final = 0.2
 
 
 class Intake:
-    """Reads and decodes messages; those whose schema the registry does not know yet wait here."""
+    """Reads and decodes messages; those with a schema not yet in the registry wait here."""
 
     def __init__(self, run: Run, feeds: Mapping[str, Feed]) -> None:
         """Prepare to read the topics of feeds, by name."""
@@ -31,21 +31,21 @@ class Intake:
         self._wait_s = _WAIT_S  # for messages
 
     def read(self) -> list[Message]:
-        """Return the messages to decode next: first those that wait for their schemas."""
+        """Return the messages to decode next: first those waiting for their schemas."""
         at_most = _READ
         if self._run.policy.max_messages is not None:
             at_most = min(_READ, self._run.policy.max_messages - self._run.totals.messages)
         fresh = self._run.reader.read(max(1, at_most - len(self._waiting)), self._wait_s)
-        messages = self._waiting + fresh  # a rebalance within the read may have dropped some
+        messages = self._waiting + fresh  # a rebalance during the read may have dropped some
         self._waiting = messages[at_most:]
         return messages[:at_most]
 
     def take(self, messages: list[Message]) -> None:
-        """Decode messages and keep what they hold for the next commit, until the run is to end.
+        """Decode messages and keep their rows for the next commit, until the run must stop.
 
         Raises:
-            BadData: one cannot be decoded, and that is to end the run; what came before it in its
-                partition is kept for the last commit.
+            BadData: a message cannot be decoded and must stop the run; messages before it in its
+            partition are kept for the last commit.
         """
         unread: list[Message] = []
         for topic, group in self._by_topic(messages).items():
@@ -55,15 +55,15 @@ class Intake:
         self._wait_s = 0.0 if self._waiting and has_progress else _WAIT_S
 
     def waiting(self) -> set[Place]:
-        """Return the partitions of the messages that wait."""
+        """Return the partitions of waiting messages."""
         return {_place(message) for message in self._waiting}
 
     def drop(self) -> None:
-        """Drop the messages that wait."""
+        """Drop the waiting messages."""
         self._waiting = []
 
     def release(self, places: Sequence[Place]) -> None:
-        """Drop the messages that wait of these partitions."""
+        """Drop the waiting messages of these partitions."""
         released = set(places)
         self._waiting = [each for each in self._waiting if _place(each) not in released]
 
@@ -76,7 +76,7 @@ class Intake:
         return by_topic
 
     def _take(self, feed: Feed, messages: list[Message]) -> list[Message]:
-        """Take messages of one topic; return the last ones, which wait for their schemas."""
+        """Decode messages of one topic; return the last ones, which wait for their schemas."""
         numbers = np.fromiter(map(Message.partition, messages), np.int64, len(messages))
         offsets = np.fromiter(map(Message.offset, messages), np.int64, len(messages))
         is_owned = self._run.progress.owned(feed.topic, numbers, offsets)
@@ -109,7 +109,7 @@ class Intake:
         rows: pa.RecordBatch,
         letters: Sequence[DeadLetter],
     ) -> None:
-        """Keep what messages hold for the next commit; `numbers` are those of partitions."""
+        """Keep decoded messages for the next commit; `numbers` are partition numbers."""
         if not messages:
             return
         reached = {}
@@ -135,7 +135,7 @@ def _place(message: Message) -> Place:
 def _before_rejects(
     numbers: npt.NDArray[np.int64], rejects: Sequence[int]
 ) -> npt.NDArray[np.bool_]:
-    """Return which messages come before the first reject of their partition."""
+    """Return which messages precede the first reject of their partition."""
     is_before = np.ones(len(numbers), dtype=np.bool_)
     for index in rejects:
         if is_before[index]:
@@ -146,4 +146,6 @@ def _before_rejects(
 def _bad(letter: DeadLetter) -> BadData:
     message = letter.message
     where = f"{message.topic()}/{message.partition()} at offset {message.offset()}"
-    return BadData(f"{where}: {letter.reason}", hint="leave out --on-bad stop to set it aside")
+    return BadData(
+        f"{where}: {letter.reason}", hint="omit --on-bad stop to send it to the dead-letter topic"
+    )

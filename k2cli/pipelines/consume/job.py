@@ -1,4 +1,4 @@
-"""A consumption as a user asks for it: which topics, into what, with everything opened for it."""
+"""A consumer job: which topics, into which target, and the resources it needs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -26,21 +26,21 @@ from k2cli.records import RecordKind, kind_of_topic
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 from k2cli.storage.lake import open_lake
 
-_REGISTRY_PATIENCE_S: Final = 5.0  # with a registry that has only just started
+_REGISTRY_PATIENCE_S: Final = 5.0  # with a registry that has just started
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumeJob:
     """Which topics to consume, and what happens to their messages."""
 
-    kafka: Mapping[str, str]  # as librdkafka names its settings
-    registry: Mapping[str, str]  # as confluent_kafka names its settings
+    kafka: Mapping[str, str]  # with librdkafka's names
+    registry: Mapping[str, str]  # with confluent_kafka's names
     topics: Sequence[str]  # empty: every market.*.trades and market.*.quotes
     kind: RecordKind | None  # of all topics; None: by their names
     currency: str  # of records of the v1 schemas
     group: str  # its members share the partitions
-    is_printed: bool = False  # onto stdout, not into the tables
-    is_arrow: bool = False  # what is printed; else ndjson
+    is_printed: bool = False  # to stdout, not to the tables
+    is_arrow: bool = False  # print Arrow, not ndjson
     rejects: Path | None = None  # a file for dead letters, instead of their topics
     max_reject_bytes: int | None = None
     policy: ConsumePolicy
@@ -48,13 +48,13 @@ class ConsumeJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """The topics of a job, each with the kind of its records, and the registry."""
+    """The topics of a job with their record kinds, and the registry."""
 
     topics: Sequence[tuple[TopicInfo, RecordKind]]
     registry: Registry
 
     def kinds(self) -> list[RecordKind]:
-        """Return the kinds, one for each topic."""
+        """Return the kinds, one per topic."""
         return [kind for _, kind in self.topics]
 
 
@@ -63,7 +63,7 @@ def open_sources(job: ConsumeJob) -> Iterator[Sources]:
     """Find the topics of a job, and check that the registry answers.
 
     Raises:
-        NotFound: there is no such topic.
+        NotFound: a topic does not exist.
         UsageError: the kind of a topic's records cannot be inferred from its name.
     """
     timeout_s = job.policy.timeout_s
@@ -79,10 +79,10 @@ def open_sources(job: ConsumeJob) -> Iterator[Sources]:
 def open_tables(
     config: Settings, job: ConsumeJob, sources: Sources, *, out: BinaryIO, observe: Observer
 ) -> Iterator[Tables]:
-    """Open the tables; for a job that is printed, what prints rows onto `out` instead.
+    """Open the tables, or a printer to `out` for a printing job.
 
     Raises:
-        UsageError: rows of several kinds do not fit into one Arrow stream.
+        UsageError: rows of several kinds cannot share one Arrow stream.
     """
     if not job.is_printed:
         with open_lake(config, create=True, observe=observe) as lake:
@@ -93,7 +93,10 @@ def open_tables(
         return
     distinct = {kind.name: kind for kind in sources.kinds()}
     if len(distinct) > 1:
-        raise UsageError("an Arrow stream has one kind of row", hint="name topics of one with -t")
+        raise UsageError(
+            "an Arrow stream can only have rows of one kind",
+            hint="choose topics of one kind with -t",
+        )
     (kind,) = distinct.values()
     with closing(ArrowPrinter(out, kind)) as printer:
         yield PrintedTables(printer)
@@ -103,7 +106,7 @@ def open_tables(
 def open_consumption(
     config: Settings, job: ConsumeJob, sources: Sources, tables: Tables, *, observe: Observer
 ) -> Iterator[Consumption]:
-    """Open what a job needs beside its tables; `run` of the consumption still needs a reader."""
+    """Open what a job needs besides its tables and its reader."""
     with ExitStack() as stack:
         yield Consumption(
             feeds=_feeds(job, sources, tables, observe),
@@ -122,16 +125,16 @@ def _find_topics(job: ConsumeJob) -> list[tuple[TopicInfo, RecordKind]]:
     ]
     if not names:
         raise NotFound(
-            "there is no topic market.*.trades or market.*.quotes",
-            hint="k2 topic create market.crypto.trades, or name one with --topic",
+            "no topic market.*.trades or market.*.quotes exists",
+            hint="run k2 topic create market.crypto.trades, or choose a topic with --topic",
         )
     topics = []
     for info in client.describe(names):
         kind = job.kind or kind_of_topic(info.name)
         if kind is None:
             raise UsageError(
-                f"the name of topic {info.name} does not tell what it holds",
-                hint="--kind trades, or --kind quotes",
+                f"cannot infer the record kind from topic {info.name}",
+                hint="use --kind trades or --kind quotes",
             )
         topics.append((info, kind))
     return topics
@@ -163,7 +166,7 @@ def _evolved_kind(tables: Tables, kind: RecordKind) -> RecordKind:
 def _open_outlets(
     stack: ExitStack, config: Settings, job: ConsumeJob, tables: Tables, observe: Observer
 ) -> Outlets:
-    """Open the file for rejects; dead letters go into it too where no topic takes them."""
+    """Open the rejects file; it also receives dead letters that no topic accepts."""
     path = job.rejects or config.home / "rejects" / "consume.ndjson"
     rejects = stack.enter_context(RejectLog(path, run=config.run))
     letters: DeadLetters = DeadLetterFile(rejects)

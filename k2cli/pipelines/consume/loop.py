@@ -1,11 +1,11 @@
-"""Topics -> tables, by any number of processes, exactly once.
+"""Consume topics into tables, exactly once, with any number of processes.
 
-Rows and the offsets they reach are committed together, and a commit is refused where the table
-does not stand at the offset at which its rows begin (`storage/offsets.py`). So if two consumers
-read a partition, for whatever reason, it is written once; the one whose commit is refused reads on
-from the table's offset.
+Rows and their end offsets are committed together, and a commit is refused unless the table is at
+the offset where its rows start (`storage/offsets.py`). So if two consumers read the same partition,
+for whatever reason, it is written once; the one whose commit is refused resumes at the table's
+offset.
 
-One thread reads and decodes, another one commits. `progress.py` has the rules, without any I/O.
+One thread reads and decodes, another one commits. `progress.py` has the rules, without I/O.
 """
 
 import time
@@ -50,28 +50,27 @@ class Consumption:
 
     @property
     def rebalance(self) -> Rebalance:
-        """What the reader that is passed to `run` has to call, once it has subscribed."""
+        """Callbacks that the reader passed to `run` must call after subscribing."""
         return Rebalance(assigned=self._assign, revoked=self._revoke, lost=self._lose)
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the run was asked to end."""
+        """Whether the run was asked to stop."""
         return self._is_stopping
 
     def stop(self) -> None:
-        """Ask for the end: what was read already is committed. Any thread."""
+        """Request the end: everything read so far is committed. Any thread."""
         self._is_stopping = True
 
     def run(
         self, reader: Reader, on_read: Callable[[Reader], None] = lambda _: None
     ) -> ConsumeTotals:
-        """Read, decode and commit to the end, and commit the rest.
+        """Read, decode and commit until the end; commit the rest.
 
         Raises:
-            BadData: a message cannot be decoded, and that is to end the run; everything before it
-                is committed.
-            NotFound: a topic that was to be read to its end was deleted.
-            K2Error: an error that does not go away by itself.
+            BadData: a message cannot be decoded and must stop the run; everything before it is
+            committed. NotFound: a topic was deleted before it was read to its end. K2Error: a
+            permanent error.
         """
         run = Run(
             reader=reader,
@@ -102,7 +101,7 @@ class Consumption:
 
 
 class _Loop:
-    """One run of a consumption, with its reader. All methods run in the thread that reads."""
+    """One consumer run with its reader. All methods run in the reading thread."""
 
     def __init__(self, run: Run, feeds: Mapping[str, Feed], outlets: Outlets) -> None:
         self._run = run
@@ -121,7 +120,7 @@ class _Loop:
         self._intake = Intake(run, feeds)
 
     def run(self, on_read: Callable[[Reader], None]) -> None:
-        """Read until the run is over, and commit the rest."""
+        """Read until the run ends, and commit the rest."""
         started_s = time.monotonic()
         try:
             while not self._is_over(started_s):
@@ -136,19 +135,19 @@ class _Loop:
             self._committer.close()
             self._run.totals.duration_s = time.monotonic() - started_s
 
-    # --- within a read: what the group hands out and takes back
+    # --- within a read: assignments of the group
 
     def assign(self, places: Sequence[Place]) -> Mapping[Place, int]:
-        """Take over partitions; return where to read on."""
+        """Take over partitions; return where to resume."""
         return self._starts.assign(places)
 
     def revoke(self, places: Sequence[Place]) -> None:
-        """Commit what was read of partitions, and give them up."""
+        """Commit what was read of partitions, and release them."""
         self._committer.flush()
         self._release(places)
 
     def lose(self, places: Sequence[Place]) -> None:
-        """Give up partitions that another member has already."""
+        """Release partitions that already belong to another member."""
         self._committer.collect(is_waiting=True)
         self._run.progress.require_rewind()
         self._release(places)
@@ -158,7 +157,7 @@ class _Loop:
         self._intake.release(places)
         self._run.observe("revoked", partitions=partition_names(places))
 
-    # --- one read after another
+    # --- the loop
 
     def _is_over(self, started_s: float) -> bool:
         policy = self._run.policy
@@ -176,7 +175,7 @@ class _Loop:
         """
         if self._topics.has_missing() or self._intake.waiting():
             return False
-        # Other members may be about to give some partitions up to one that has none.
+        # Other members may be about to release partitions to one that has none.
         if not self._run.reader.is_at_end(patience_s=self._run.policy.timeout_s):
             return False
         self._committer.flush()
@@ -197,13 +196,13 @@ class _Loop:
         self._committer.commit_if_due(time.monotonic())
 
     def _keep_ends(self) -> None:
-        """Reach the ends of the partitions that were read to them."""
+        """Advance partitions that were read to their ends."""
         ends = self._run.reader.take_ends(self._intake.waiting())
         ends = {place: end for place, end in ends.items() if not self._topics.is_missing(place[0])}
         self._run.progress.keep_ends(ends, now_s=time.monotonic())
 
     def _rewind(self) -> None:
-        """Read on from where the tables stand."""
+        """Resume at the tables' positions."""
         self._committer.collect(is_waiting=True)
         self._run.progress.rewind()
         self._intake.drop()

@@ -1,4 +1,4 @@
-"""Waiting for servers that do not answer."""
+"""Wait for servers that do not answer."""
 
 import itertools
 import time
@@ -15,7 +15,7 @@ _POLL_S: Final = 0.2
 
 
 class Patience:
-    """Repeats calls until the server behind them answers, or the run is to end. Any thread."""
+    """Retries calls until the server answers or the run must stop. Any thread."""
 
     def __init__(
         self,
@@ -33,8 +33,8 @@ class Patience:
         """Call until it succeeds; report each failure with this event.
 
         Raises:
-            Unavailable: the server does not answer, and the run is to end.
-            ConfigError: a setting is wrong, so that waiting would not help.
+            Unavailable: the server does not answer, and the run must stop.
+            ConfigError: a setting is wrong, so waiting would not help.
         """
         waits = itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1]))
         while True:

@@ -1,4 +1,4 @@
-"""What a run is given (its feeds, its outlets, its policy), and the totals that it counts."""
+"""The inputs of a run (feeds, outlets, policy), and its totals."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,12 +15,12 @@ from k2cli.storage.append import Commit, SourcePosition
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumePolicy:
-    """When to commit, where to begin, and when to stop."""
+    """When to commit, where to start, and when to stop."""
 
     batch_rows: int
     commit_interval_s: float
-    timeout_s: float  # for one answer of the brokers
-    start: str | int = EARLIEST  # or latest, or UTC milliseconds: where a table has no position
+    timeout_s: float  # per answer of the brokers
+    start: str | int = EARLIEST  # or latest, or UTC milliseconds: if a table has no position
     is_until_end: bool = False
     max_messages: int | None = None
     duration_s: float | None = None
@@ -30,13 +30,13 @@ class ConsumePolicy:
 
 @dataclass(slots=True, kw_only=True)
 class ConsumeTotals:
-    """The sums of one run."""
+    """The totals of one run."""
 
     messages: int = 0
     rows: int = 0
     rejects: int = 0
     duplicates: int = 0
-    conflicts: int = 0  # rows left out whose id is stored with other values
+    conflicts: int = 0  # rows skipped because their id is stored with other values
     missing: int = 0  # offsets that the brokers deleted before they were read
     commits: int = 0
     lost_commits: int = 0  # to another consumer
@@ -68,7 +68,7 @@ class Tables(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlets:
-    """Where everything that was read is stored."""
+    """Where everything that is read is stored."""
 
     tables: Tables
     letters: DeadLetters  # messages that cannot be decoded
@@ -81,6 +81,6 @@ class Feed:
     """A topic, and the records in it."""
 
     topic: str
-    topic_id: str  # when the run began; a topic that is recreated gets another one
+    topic_id: str  # at the start of the run; a recreated topic gets another one
     kind: RecordKind
     messages: MessageReader

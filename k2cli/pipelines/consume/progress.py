@@ -1,10 +1,9 @@
-"""How far a run is in every partition, and when it has to rewind: no I/O, no clock, no threads.
+"""The progress of a run in every partition, and when to rewind: no I/O, clock or threads.
 
-A partition's offsets pass four points, in this order: the brokers' first one, what the table has
-committed, what was handed over to be committed, and what was read. A span of a batch begins where
-the one before it ended, so a table that stands elsewhere refuses it. After a refusal, or whenever
-a partition may no longer be ours, everything that is not committed is dropped, and reading goes on
-from where the tables stand: that is a rewind.
+A partition has four offsets, in ascending order: the brokers' first one, the committed one, the one
+handed over for a commit, and the one read. A span of a batch starts where the previous one ended,
+so a table at another position refuses it. After a refusal, or if a partition may have been lost,
+everything uncommitted is dropped and reading resumes at the tables' positions: this is a rewind.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -23,9 +22,9 @@ from k2cli.storage.offsets import Partition, Span
 class Start:
     """Where a partition is read from."""
 
-    stored: int | None  # where the table stands; None: it has no position
-    first: int  # the oldest offset that the brokers have
-    end: int  # the offset that the next record gets
+    stored: int | None  # the table's position; None: it has none
+    first: int  # the brokers' oldest offset
+    end: int  # the offset of the next record
 
     @property
     def offset(self) -> int:
@@ -40,7 +39,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What had been read at one moment. Made by `Progress.mark`."""
+    """A snapshot of what was read. Created by `Progress.mark`."""
 
     pending: Batch
     so_far: Batch  # a copy of `pending`
@@ -51,8 +50,8 @@ class Progress:
     """Offsets and spans of the partitions that a run reads.
 
     After `assign`, `keep` and `keep_ends` extend the pending batch; `hand_over` takes it, and
-    `commit` notes that it was committed. `require_rewind` drops what is pending; nothing may be
-    kept until `rewind`. `next_offsets`, `committed` and `committed_ms` may be read by any thread.
+    `commit` records its commit. `require_rewind` drops the pending batch; nothing may be kept until
+    `rewind`. `next_offsets`, `committed` and `committed_ms` may be read by any thread.
     """
 
     def __init__(self, topic_ids: Mapping[str, str]) -> None:
@@ -63,18 +62,18 @@ class Progress:
         self._next: dict[Place, int] = {}
         self._committed: dict[Place, int] = {}
         self._committed_ms: dict[Place, int] = {}
-        # Where the table stands once all that was handed over is committed; None: nowhere yet.
+        # The table's position once everything handed over is committed; None: no position yet.
         self._base: dict[Place, int | None] = {}
-        # Where reading began, and the partitions' ends when their topic was last identified.
+        # Start offsets, and the partitions' ends when their topic was last identified.
         self._begun: dict[Place, int] = {}
         self._ends: dict[Place, int] = {}
 
     def next_offsets(self) -> dict[Place, int]:
-        """Return where reading goes on, by partition."""
+        """Return the next offset to read, by partition."""
         return self._next.copy()
 
     def committed(self) -> dict[Place, int]:
-        """Return the offsets that the tables have reached."""
+        """Return the committed offsets of the tables."""
         return self._committed.copy()
 
     def committed_ms(self) -> dict[Place, int]:
@@ -83,23 +82,23 @@ class Progress:
 
     @property
     def pending(self) -> Batch:
-        """What was read and not handed over yet."""
+        """The batch that was read but not handed over yet."""
         return self._pending
 
     @property
     def must_rewind(self) -> bool:
-        """Whether reading has to go on from where the tables stand."""
+        """Whether reading must resume at the tables' positions."""
         return self._must_rewind
 
     def topic_id(self, topic: str) -> str:
-        """Return the id of the topic that is read under this name."""
+        """Return the id of the topic being read under this name."""
         return self._topic_ids[topic]
 
     def identify(self, place: Place) -> Partition:
         """Return a partition with the id of its topic."""
         return Partition(place[0], self._topic_ids[place[0]], place[1])
 
-    # --- which partitions
+    # --- partitions
 
     def assign(self, starts: Mapping[Place, Start]) -> dict[Place, int]:
         """Take over partitions; return the offsets to read them from.
@@ -110,7 +109,7 @@ class Progress:
         for place, start in starts.items():
             if start.stored is not None and start.stored > start.end:
                 raise BadData(
-                    f"the table stands at offset {start.stored} of {place[0]}/{place[1]}, which"
+                    f"the table is at offset {start.stored} of {place[0]}/{place[1]}, which"
                     f" ends at {start.end}: the brokers lost records that were read before",
                     hint="roll the table back, or recreate the topic",
                 )
@@ -122,21 +121,21 @@ class Progress:
         return offsets
 
     def suspend(self, places: Iterable[Place]) -> None:
-        """Read nothing of these partitions until they are assigned again."""
+        """Stop reading these partitions until they are assigned again."""
         for place in places:
             self._next.pop(place, None)
 
     def release(self, places: Iterable[Place]) -> None:
-        """Forget partitions that are another member's now."""
+        """Drop partitions that now belong to another member."""
         for place in places:
             for known in (self._base, self._next, self._committed, self._committed_ms):
                 known.pop(place, None)
 
     def recreate(self, topic: str, topic_id: str, stored: Mapping[Partition, int]) -> int:
-        """Go over to a topic that was recreated with this id, and require a rewind.
+        """Switch to a topic that was recreated with this id, and require a rewind.
 
-        `stored` is where the tables stand. Returns how many records of the old topic are gone that
-        were never stored.
+        `stored` has the tables' positions. Returns how many unstored records of the old topic are
+        lost.
         """
         missing = 0
         for place in [place for place in self._ends if place[0] == topic]:
@@ -146,14 +145,14 @@ class Progress:
         self.require_rewind()
         return missing
 
-    # --- what was read
+    # --- reading
 
     def owned(
         self, topic: str, numbers: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.bool_]:
-        """Return which messages are to be kept: those of our partitions that were not read yet.
+        """Return which messages to keep: unread ones of the assigned partitions.
 
-        `numbers` are those of the partitions. The others were fetched before a rebalance or a seek.
+        `numbers` are partition numbers. Other messages were fetched before a rebalance or a seek.
         """
         is_owned = np.zeros(len(numbers), dtype=np.bool_)
         for number in np.unique(numbers).tolist():
@@ -174,9 +173,9 @@ class Progress:
             self._reach(place, reached)
 
     def keep_ends(self, ends: Mapping[Place, int], *, now_s: float) -> None:
-        """Go on to the ends of partitions: after the last message there may be further offsets.
+        """Advance to the ends of partitions: after the last message there may be more offsets.
 
-        Markers of transactions, and what was aborted or compacted, take offsets and never arrive.
+        Transaction markers and aborted or compacted messages use offsets but never arrive.
         """
         for place, end in ends.items():
             begin = self._next.get(place)
@@ -195,18 +194,18 @@ class Progress:
             self._pending.newest_ms[place] = reached.time_ms
         self._next[place] = reached.offset
 
-    # --- what is committed
+    # --- committing
 
     def hand_over(self) -> Batch:
-        """Take the pending batch; the next one begins where it ends."""
+        """Take the pending batch; the next one starts at its end."""
         batch, self._pending = self._pending, Batch()
         self._base |= batch.reached()
         return batch
 
     def commit(self, batch: Batch) -> dict[Place, int]:
-        """Note that a batch was committed; return the offsets that this reached.
+        """Record the commit of a batch; return the offsets it reached.
 
-        After one that was cut, none are certain: that requires a rewind.
+        After a truncated batch no offsets are certain, which requires a rewind.
         """
         self._committed_ms.update(batch.newest_ms)
         if batch.is_cut:
@@ -217,27 +216,27 @@ class Progress:
         return reached
 
     def drop(self) -> None:
-        """Drop what is pending: it continues a batch that cannot be committed."""
+        """Drop the pending batch: it follows a batch that cannot be committed."""
         self._pending = Batch()
 
     def require_rewind(self) -> None:
-        """Drop what is pending; reading has to go on from where the tables stand."""
+        """Drop the pending batch; reading must resume at the tables' positions."""
         self.drop()
         self._must_rewind = True
 
     def rewind(self) -> None:
-        """Begin again; `assign` tells where."""
+        """Start over; `assign` sets the offsets."""
         self.drop()
         self._must_rewind = False
 
-    # --- which topics it was read from
+    # --- topic identities
 
     def mark(self, ends: Mapping[Place, int]) -> Mark:
-        """Return what was read so far; `ends` are the partitions' ends."""
+        """Return a snapshot of what was read; `ends` are the partitions' ends."""
         return Mark(self._pending, self._pending.copy(), ends)
 
     def confirm(self, mark: Mark, topics: Collection[str]) -> None:
-        """Note that at the time of a mark, or later, these topics had the ids that are known."""
+        """Confirm that at or after a mark these topics had the known ids."""
         if {topic for topic, _ in mark.so_far.topic_ids()} <= set(topics):
             mark.pending.confirmed = mark.so_far
         kept = {

@@ -1,4 +1,4 @@
-"""What the parts of one run share."""
+"""State shared by the parts of one run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from k2cli.pipelines.consume.reader import Reader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run: the reader it has, the rules it follows, and how far it is."""
+    """One run: its reader, policy and progress."""
 
     reader: Reader
     policy: ConsumePolicy

@@ -1,4 +1,4 @@
-"""Where partitions are read from: where their tables stand, or where the user wants to begin."""
+"""Find where to read partitions from: the tables' positions, or the user's choice."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from k2cli.storage.offsets import Partition, Span
 
 
 class Starts:
-    """Finds the starts of partitions when they are assigned, and when they are rewound."""
+    """Finds the start offsets of partitions when they are assigned or rewound."""
 
     def __init__(
         self, run: Run, *, committer: Committer, topics: TopicWatch, identities: Identities
@@ -28,10 +28,10 @@ class Starts:
     def assign(self, places: Sequence[Place]) -> Mapping[Place, int]:
         """Take over partitions; return the offsets to read them from.
 
-        Partitions that do not exist now are left out, until `TopicWatch` finds them.
+        Partitions that do not exist are omitted until `TopicWatch` finds them.
 
         Raises:
-            BadData: the brokers lost what was read before.
+            BadData: the brokers lost records that were read before.
         """
         found = self._identities.find({topic for topic, _ in places})
         self._topics.identify(found)
@@ -79,9 +79,9 @@ class Starts:
     def _commit_begins(
         self, places: Sequence[Place], found: Mapping[str, TopicIdentity | None]
     ) -> dict[Partition, int]:
-        """Commit where partitions begin that have no position; return the positions of all.
+        """Commit start positions for partitions without one; return all positions.
 
-        Otherwise a run that ends before its first commit would let the next one begin elsewhere.
+        Otherwise, after a run without a commit, the next run would start elsewhere.
         """
         while True:
             stored = self._committer.positions(found)
@@ -93,16 +93,16 @@ class Starts:
             spans = {each: Span(expected=None, reached=begin) for each, begin in begins.items()}
             if self._committer.begin(spans):
                 return stored | begins
-            # Another consumer was first: begin where it did.
+            # Another consumer was first: start where it did.
 
     def _begins(
         self, topic: str, numbers: Sequence[int], size: int, stored: Mapping[Partition, int]
     ) -> dict[Partition, int]:
-        """Return where partitions without a position begin, as far as that is to be committed.
+        """Return the start positions to commit for partitions without one.
 
-        Where to begin is the user's choice for a topic that the table has never read, and then
-        for all of its partitions at one moment: one that is added later, or a topic that is
-        recreated, begins at its first record. That record being number 0, no position is needed.
+        The user's choice applies to a topic that the table has never read, and to all of its
+        partitions at the same time. A partition added later, or a recreated topic, starts at its
+        first record. That is offset 0, so no position is needed.
         """
         ids = {partition.topic_id for partition in stored if partition.topic == topic}
         self._topics.note_other_ids(topic, ids)
@@ -124,7 +124,7 @@ class Starts:
         }
 
     def _chosen(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, int]:
-        """Return the offsets where the user wants to begin.
+        """Return the start offsets of the user's choice.
 
         Raises:
             NotFound: the topic was deleted.
@@ -139,7 +139,7 @@ class Starts:
         return {place: first for place, (first, _) in self._bounds(topic, numbers).items()}
 
     def _bounds(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, tuple[int, int]]:
-        """Return the oldest offset of partitions, and the next one.
+        """Return the oldest and the next offset of partitions.
 
         Raises:
             NotFound: the topic was deleted, and perhaps recreated.
@@ -154,7 +154,7 @@ class Starts:
 
 
 def partition_names(places: Sequence[Place]) -> str:
-    """Name partitions: `market.crypto.trades/0,1,2,3`."""
+    """Format partitions: `market.crypto.trades/0,1,2,3`."""
     by_topic = itertools.groupby(sorted(places), key=lambda place: place[0])
     return " ".join(
         f"{topic}/{','.join(str(number) for _, number in group)}" for topic, group in by_topic
@@ -162,7 +162,7 @@ def partition_names(places: Sequence[Place]) -> str:
 
 
 def _numbers(places: Sequence[Place], topic: str, size: int) -> list[int]:
-    """Return the numbers of those of a topic's partitions that exist."""
+    """Return the numbers of a topic's existing partitions."""
     return [number for name, number in places if name == topic and number < size]
 
 

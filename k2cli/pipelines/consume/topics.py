@@ -1,8 +1,8 @@
-"""Topics that are deleted, recreated or extended while they are read.
+"""Detect topics that are deleted, recreated or extended while they are read.
 
-A topic that is recreated keeps its name, and librdkafka reads on in the new one at the old offset.
-So the brokers are asked for the topics' ids every second and before every commit: what was read
-before the question, and only that, is from the topic with the id of the answer.
+A recreated topic keeps its name, and librdkafka continues in the new topic at the old offset. So
+the topics' ids are requested every second and before every commit: only data read before the
+request is certain to be from the topic with the returned id.
 """
 
 import math
@@ -23,14 +23,14 @@ _ASK_EVERY_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """Which topics are these? And what had been read when the brokers were asked."""
+    """A pending request for topic ids, and what had been read at that time."""
 
     answer: IdentityAnswer
     mark: Mark
 
 
 class TopicWatch:
-    """Knows which topics are read, and acts when they change."""
+    """Tracks the topics being read, and reacts to changes."""
 
     def __init__(self, run: Run, committer: Committer, topics: Sequence[str]) -> None:
         self._run = run
@@ -38,12 +38,12 @@ class TopicWatch:
         self._topics = topics
         self._question: _Question | None = None
         self._asked_s = -math.inf  # monotonic
-        self._sizes: dict[str, int] = {}  # how many partitions each topic has
-        self._missing: dict[str, float] = {}  # topics that do not exist now; since when, monotonic
+        self._sizes: dict[str, int] = {}  # number of partitions of each topic
+        self._missing: dict[str, float] = {}  # missing topics, and since when, monotonic
         self._reported: set[str] = set()  # topics that were recreated
 
     def check(self) -> None:
-        """Ask every second which topics these are, and act on the answer once it has arrived."""
+        """Request the topics' ids every second, and handle the answer once it arrives."""
         question, now_s = self._question, time.monotonic()
         if question is None:
             if self._run.reader.take_topic_gone() or now_s - self._asked_s >= _ASK_EVERY_S:
@@ -61,7 +61,7 @@ class TopicWatch:
                 self._learn(question.mark, found)
 
     def identify(self, found: Mapping[str, TopicIdentity | None]) -> None:
-        """Note which topics partitions are assigned of; the question under way is outdated."""
+        """Record the topics of the assigned partitions; discard the pending request."""
         self._question = None
         for topic, identity in found.items():
             if identity is None:
@@ -87,14 +87,14 @@ class TopicWatch:
             self._run.observe("topic_recreated", topic=topic, old_id=old_ids, new_id=topic_id)
 
     def is_missing(self, topic: str) -> bool:
-        """Return whether a topic does not exist now."""
+        """Return whether a topic does not exist."""
         return topic in self._missing
 
     def has_missing(self) -> bool:
-        """Return whether a topic is waited for.
+        """Return whether a missing topic is being waited for.
 
         Raises:
-            NotFound: it was deleted, and not recreated in time.
+            NotFound: it was deleted and not recreated in time.
         """
         if not self._missing:
             return False
@@ -107,7 +107,7 @@ class TopicWatch:
         return True
 
     def _learn(self, mark: Mark, found: Mapping[str, TopicIdentity | None]) -> None:
-        """Note which topics these were at the time of a mark."""
+        """Record the topics' ids at the time of a mark."""
         same = {topic for topic, each in found.items() if each and self._is_same(topic, each)}
         self._run.progress.confirm(mark, same)
         has_changed = False
@@ -133,9 +133,9 @@ class TopicWatch:
         return identity.id == self._run.progress.topic_id(topic)
 
     def _renew(self, topic: str, identity: TopicIdentity) -> None:
-        """Go over to a topic that was recreated.
+        """Switch to a topic that was recreated.
 
-        What certainly was read from the old one is committed; the rest of it is gone.
+        Data certainly read from the old topic is committed; the rest is lost.
         """
         self._committer.flush()
         old_id = self._run.progress.topic_id(topic)

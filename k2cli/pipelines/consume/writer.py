@@ -1,4 +1,4 @@
-"""What a commit writes: dead letters, then rows and offsets, table by table."""
+"""Write a commit: dead letters, then rows and offsets, table by table."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -19,7 +19,7 @@ Spans = Mapping[Partition, Span]
 
 
 class BatchWriter:
-    """Writes batches to their tables. Everything here runs in the thread that commits."""
+    """Writes batches to their tables. Everything here runs in the committing thread."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class BatchWriter:
         kinds: Mapping[str, RecordKind],
         find_ids: Callable[[Iterable[str]], set[tuple[str, str]]],
     ) -> None:
-        """Prepare; `kinds` are those of the topics, and `find_ids` asks for their current ids."""
+        """Prepare; `kinds` are the topics' kinds, and `find_ids` returns their current ids."""
         self._run = run
         self._outlets = outlets
         self._kinds = kinds
@@ -38,11 +38,11 @@ class BatchWriter:
         self._tables: dict[str, KindTable] = {}  # those that were needed so far
 
     def write(self, batch: Batch) -> Batch:
-        """Make a batch durable, the dead letters first; return the part that was.
+        """Make a batch durable, dead letters first; return the committed part.
 
         Raises:
-            PositionMoved: a table does not stand where the batch begins.
-            BadData: the file of rejects is full, or a table cannot hold a row.
+            PositionMoved: a table is not at the batch's start position.
+            BadData: the rejects file is full, or a row does not fit a table.
         """
         certain = self._certain(batch)
         if certain.letters:
@@ -53,16 +53,16 @@ class BatchWriter:
         return certain
 
     def begin(self, spans: Spans) -> None:
-        """Commit where partitions begin, without rows.
+        """Commit the start positions of partitions, without rows.
 
         Raises:
-            PositionMoved: a table has positions for them by now.
+            PositionMoved: a table already has positions for them.
         """
         for name, begun in self._by_kind(spans).items():
             self._append(KINDS[name], self._no_rows(name), begun)
 
     def positions(self, topics: Iterable[str]) -> dict[Partition, int]:
-        """Return the positions of topics, each as stored in the table that it feeds."""
+        """Return the positions of topics, each from the table that it feeds."""
         topics_by_kind: dict[str, set[str]] = {}
         for topic in topics:
             topics_by_kind.setdefault(self._kinds[topic].name, set()).add(topic)
@@ -74,15 +74,15 @@ class BatchWriter:
         return stored
 
     def _certain(self, batch: Batch) -> Batch:
-        """Return what was read from the topics that it is to be committed under.
+        """Return the part of the batch that is certainly from its topics.
 
-        Usually that is everything. The rest may be from a topic that was recreated meanwhile.
+        Usually that is all of it. The rest may be from a topic that was recreated meanwhile.
         """
         ids = batch.topic_ids()
         try:
             if ids == self._find_ids({topic for topic, _ in ids}):
                 return batch
-        except Unavailable as exc:  # and the run is to end
+        except Unavailable as exc:  # and the run must stop
             self._run.observe("kafka_unavailable", reason=str(exc))
         return batch.cut()
 

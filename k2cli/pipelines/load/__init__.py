@@ -1,1 +1,1 @@
-"""Files -> tables, topics or stdout: which files, whether they are new, all or nothing of each."""
+"""Load files into tables, topics or stdout: only new files, each completely or not at all."""

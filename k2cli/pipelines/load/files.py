@@ -1,4 +1,4 @@
-"""Which files a load reads, and how."""
+"""Find and open the files of a load."""
 
 import os
 import re
@@ -27,7 +27,7 @@ Read = Callable[[Path | IO[bytes], Layout, CsvOptions], CsvSource]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFiles:
-    """The files that paths, globs and folders name, and how they are read; `-` is stdin."""
+    """The files of paths, globs and folders, and how to read them; `-` is stdin."""
 
     words: Sequence[str]
     layout_name: str
@@ -38,7 +38,7 @@ class InputFiles:
     is_following: bool = False  # symbolic links in folders
 
     def open(self, on_skip: OnSkip) -> Iterator[FileToLoad]:
-        """Open the files, each when it is asked for; the caller closes them.
+        """Open the files lazily; the caller closes them.
 
         Raises:
             K2Error: see `find_files`, or a file cannot be opened.
@@ -52,7 +52,7 @@ class InputFiles:
             )
 
     def names(self) -> list[str]:
-        """Return the files as `open` names them, up to the first that does not exist."""
+        """Return the files that `open` opens, up to the first that does not exist."""
         names: list[str] = []
         with suppress(K2Error):
             names.extend(map(_name, self._paths(lambda _path, _reason: None)))
@@ -80,16 +80,16 @@ def find_files(
     is_following: bool = False,
     on_skip: OnSkip = lambda _path, _reason: None,
 ) -> list[Path]:
-    """Find the files that paths, globs and folders name, each once, in sorted order.
+    """Find the files of paths, globs and folders, each once, in sorted order.
 
-    What a folder or glob has beside regular files is skipped, and reported to `on_skip`: FIFOs,
-    devices and, in folders unless `is_following`, symbolic links.
+    Other than regular files, the contents of folders and globs are skipped and reported to
+    `on_skip`: FIFOs, devices and, in folders unless `is_following`, symbolic links.
 
     Raises:
-        UsageError: the path of a file is not UTF-8, as those in the tables' history are.
+        UsageError: the path of a file is not UTF-8, which the tables' history requires.
         NotFound: a file does not exist, or a folder or glob has no match.
         UsageError: a glob is not a valid pattern.
-        ConfigError: no permission to look.
+        ConfigError: no permission to list a folder.
     """
     found: dict[Path, None] = {}
     for word in words:
@@ -106,7 +106,8 @@ def find_files(
             raise ConfigError(f"{exc.filename or word} cannot be read: {exc.strerror}") from exc
         if not matches:
             raise NotFound(
-                f"{word} matches no file", hint=f"a folder's files end in {' '.join(suffixes)}"
+                f"{word} matches no file",
+                hint=f"files in a folder must end in {' '.join(suffixes)}",
             )
         if not is_there:
             raise NotFound(f"{word} does not exist")
@@ -127,14 +128,14 @@ def _in_folder(
     matches, seen = [], set()
     for folder, folders, names in os.walk(path, onerror=_raise, followlinks=is_following):
         status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:  # links may lead back to where they are
+        if (status.st_dev, status.st_ino) in seen:  # links may form a cycle
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         for each in (Path(folder, name) for name in [*names, *folders]):
             is_wanted = each.name.lower().endswith(suffixes)
             if each.is_symlink() and not is_following and (is_wanted or each.is_dir()):
-                on_skip(each, "a symbolic link, which --follow-symlinks follows")
+                on_skip(each, "a symbolic link; use --follow-symlinks to read it")
             elif is_wanted and not each.is_dir() and _is_regular(each, on_skip):
                 matches.append(each)
     return sorted(matches)

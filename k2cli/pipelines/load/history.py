@@ -1,4 +1,4 @@
-"""Loads that the tables' logs have, found by what users call them."""
+"""Find loads in the tables' logs by id or path."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from k2cli.records import RecordKind
 from k2cli.storage.lake import Lake
 from k2cli.storage.loads import STDIN
 
-_LEAST_ID: Final = 4  # characters that name a load
+_LEAST_ID: Final = 4  # shortest prefix of an id
 _TO_FIND: Final = ["load", "loaded_at", "path", "exchange", "symbol", "duplicates"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundLoad:
-    """A load that is to be undone, and what else the log has."""
+    """A load to undo, with related entries of the log."""
 
     kind: RecordKind
     load: str
@@ -24,15 +24,15 @@ class FoundLoad:
     exchange: str | None  # of the whole file
     symbol: str | None
     others: Sequence[str]  # further loads of the same path, newest first
-    has_later_duplicates: bool  # rows that later loads did not store because they were stored
+    has_later_duplicates: bool  # rows that later loads skipped as duplicates
 
 
 def find_load(lake: Lake, word: str) -> FoundLoad:
-    """Find a load by its id, or the start of it; or the newest load of a file by its path.
+    """Find a load by its id or a prefix, or the newest load of a file by its path.
 
     Raises:
-        NotFound: no table's log has such a load.
-        UsageError: several loads have ids that start like this.
+        NotFound: no table's log has this load.
+        UsageError: several loads have ids with this prefix.
     """
     path = STDIN if word == STDIN else str(expanded(word).absolute())
     entries = [

@@ -1,4 +1,4 @@
-"""The load of one file, wherever its rows go: rejects, limits, sums, and the outcome."""
+"""Load one file into any target: rejects, limits, totals and outcome."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -12,7 +12,7 @@ from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.pump import LineSums, RejectPolicy, Write, pump
 from k2cli.records import RecordKind
 
-_SUM_BYTES: Final = 4096  # of a .CHECKSUM file; the sum is its first word
+_SUM_BYTES: Final = 4096  # of a .CHECKSUM file, which starts with the checksum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +20,11 @@ class LoadPolicy(RejectPolicy):
     """How rejects, and files that were loaded before, are handled."""
 
     conflicts: ConflictReport
-    is_forced: bool = False  # load again what was loaded before; store no row twice
-    is_repeating: bool = False  # store rows without ids once more
-    is_following: bool = False  # load only complete lines, and those that were not loaded before
+    is_forced: bool = False  # load files again; no row is stored twice
+    is_repeating: bool = False  # store rows without ids again
+    is_following: bool = False  # load only complete new lines
     is_checked: bool = False  # against the checksum beside each file
-    # What an interruption does not break off: a commit, and the report of it.
+    # A block that an interruption does not abort: a commit and its report.
     held: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -33,7 +33,7 @@ class Reader(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes are read, with those that are skipped at the start."""
+        """How many bytes are read, including those skipped at the start."""
 
     @property
     def bytes_read(self) -> int:
@@ -43,36 +43,36 @@ class Reader(Protocol):
         """Return the SHA-256 of these bytes, in hex."""
 
     def hash_content(self) -> str:
-        """Return the SHA-256 of what the file holds, decompressed, in hex."""
+        """Return the SHA-256 of the decompressed content, in hex."""
 
     def meaning(self) -> str:
-        """Return a digest of what the file is loaded as."""
+        """Return a digest of how the file is interpreted."""
 
     def identity(self) -> str:
         """Return a digest of the file's content and its meaning."""
 
     @property
     def file_values(self) -> Mapping[str, str]:
-        """What holds for the whole file: exchange, symbol and so on."""
+        """The values of the whole file: exchange, symbol and so on."""
 
     @property
     def has_ids(self) -> bool:
         """Whether a column has ids."""
 
     def notices(self) -> Sequence[str]:
-        """Return what users should know of how the file was read, once it was."""
+        """Return notices for the user about how the file was read, after reading it."""
 
     def repeat(self, copy: int) -> None:
         """Give rows without ids the message ids of the file's n-th copy."""
 
     def starts_with(self, size: int, digest: str) -> bool:
-        """Tell whether the first bytes have this SHA-256."""
+        """Return whether the first bytes have this SHA-256."""
 
     def expect_growth(self) -> None:
-        """Take the file for one that grows: a line counts once it is complete."""
+        """Treat the file as growing: a line counts once it is complete."""
 
     def follow(self, done: int) -> None:
-        """Read complete lines alone, those after the first `done` bytes."""
+        """Read only complete lines after the first `done` bytes."""
 
     def close(self) -> None:
         """Close the file."""
@@ -83,9 +83,9 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileToLoad:
-    """A file on its way into the table."""
+    """A file that is being loaded into a table."""
 
-    path: str  # as the log of loads names it
+    path: str  # as in the log of loads
     layout: str
     kind: RecordKind
     reader: Reader
@@ -95,7 +95,7 @@ class FileToLoad:
 class FileSums(LineSums):
     """What was read and stored of one file so far."""
 
-    duplicates: int = 0  # rows that the table stores already
+    duplicates: int = 0  # rows that the table already stores
     conflicts: int = 0  # rows whose id is stored with other values
 
 
@@ -103,7 +103,7 @@ def check_digest(file: FileToLoad) -> None:
     """Compare a file with the `.CHECKSUM` file beside it, in the format of sha256sum.
 
     Raises:
-        BadData: there is none, or it names another sum.
+        BadData: it does not exist, or has another checksum.
         ConfigError: it cannot be read.
     """
     path = Path(file.path)
@@ -111,14 +111,15 @@ def check_digest(file: FileToLoad) -> None:
     try:
         if not beside.is_file():
             raise BadData(
-                f"{path} has no {beside.name} beside it", hint="fetch it, or drop --checksum"
+                f"{path} has no checksum file {beside.name}",
+                hint="download it, or omit --checksum",
             )
         with beside.open("rb") as sums:
             words = sums.read(_SUM_BYTES).decode(errors="replace").split()
     except OSError as exc:
         raise ConfigError(f"{beside} cannot be read: {exc.strerror}") from exc
     if not words or words[0].lower() != file.reader.hash():
-        raise BadData(f"{path} does not match {beside.name}", hint="fetch the file again")
+        raise BadData(f"{path} does not match {beside.name}", hint="download the file again")
 
 
 def pump_file(
@@ -140,27 +141,27 @@ def pump_file(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What loading one file came to."""
+    """The outcome of loading one file."""
 
     file: FileToLoad
     sums: FileSums
-    is_new: bool = True  # False: it was loaded before, and nothing of it was read now
-    fault: BadData | None = None  # why nothing of it was loaded
+    is_new: bool = True  # False: it was loaded before, so it was not read
+    fault: BadData | None = None  # why it was not loaded
 
     @property
     def is_empty(self) -> bool:
-        """Whether it was read, and has no lines but for a header."""
+        """Whether it was read and has no lines except a header."""
         return self.is_new and self.fault is None and not self.sums.lines
 
     @property
     def is_loaded(self) -> bool:
-        """Whether its lines were read now, and are where they were to go."""
+        """Whether its lines were read and stored in the target."""
         return self.is_new and self.fault is None and not self.is_empty
 
 
 @dataclass(slots=True, kw_only=True)
 class LoadTotals:
-    """The sums of one run."""
+    """The totals of one run."""
 
     files: int = 0
     loaded: int = 0
@@ -170,7 +171,7 @@ class LoadTotals:
     duplicates: int = 0
     conflicts: int = 0
     rejects: int = 0
-    empty: int = 0  # files with a header alone
+    empty: int = 0  # files with only a header
     size_bytes: int = 0
     duration_s: float = 0.0
 
@@ -199,9 +200,9 @@ def load_each(
     policy: LoadPolicy,
     load: Callable[[FileToLoad, FileSums, ExitStack], None],
 ) -> Iterator[Outcome]:
-    """Load each file by itself, close it, and yield its outcome.
+    """Load each file separately, close it, and yield its outcome.
 
-    What `load` enters into its last argument is left once the outcome was taken.
+    Contexts that `load` enters into its last argument are exited after the outcome is consumed.
 
     Raises:
         K2Error: a file cannot be opened, or `load` failed for a reason beyond one file.

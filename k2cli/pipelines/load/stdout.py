@@ -1,4 +1,4 @@
-"""Files -> ndjson on stdout."""
+"""Write files as ndjson to stdout."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -21,7 +21,7 @@ def print_files(
     *,
     limit: int | None = None,
 ) -> Iterator[Outcome]:
-    """Write the rows of files as ndjson, of each at most `limit`, and close the files."""
+    """Write the rows of files as ndjson, at most `limit` per file, and close the files."""
 
     def load(file: FileToLoad, sums: FileSums, _: ExitStack) -> None:
         pump_file(file, printer.first(limit), policy, sums)

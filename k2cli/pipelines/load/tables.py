@@ -1,4 +1,4 @@
-"""Files -> tables: which are new, and all or nothing of each, small ones many in a commit."""
+"""Load new files into tables, all or nothing per file; small files share a commit."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,22 +24,22 @@ from k2cli.storage.lines import Lines
 from k2cli.storage.loads import FileKey, FileState, LoadEntry
 from k2cli.storage.stowed import Stowed
 
-_GROUP_FILES: Final = 100  # that are committed together at most
-_GROUP_BYTES: Final = 16 << 20  # of all of them, as they lie on disk
-_GROUP_ROWS: Final = 200_000  # that are in memory before they are committed
+_GROUP_FILES: Final = 100  # committed together at most
+_GROUP_BYTES: Final = 16 << 20  # of all of them, on disk
+_GROUP_ROWS: Final = 200_000  # in memory before a commit
 
 
 def load_into_tables(
     files: Iterable[FileToLoad], lake: Lake, policy: LoadPolicy, progress: Progress
 ) -> Iterator[Outcome]:
-    """Load files into their tables, all or nothing of each, and close them.
+    """Load files into their tables, all or nothing per file, and close them.
 
-    Small files are committed in groups. What is wrong with one file is part of its outcome, and the
-    others are loaded.
+    Small files are committed in groups. An error in one file is part of its outcome, and the other
+    files are loaded.
 
     Raises:
         Conflict: other writers won too often.
-        K2Error: a file cannot be opened, or an option must be given; all before it are loaded.
+        K2Error: a file cannot be opened, or an option is missing; all files before it are loaded.
     """
     loader = _TableLoader(lake, policy, progress)
     for group, fault in _groups(files):
@@ -53,7 +53,7 @@ def load_into_tables(
 
 
 def _groups(files: Iterable[FileToLoad]) -> Iterator[tuple[list[FileToLoad], K2Error | None]]:
-    """Collect files that are small together; with the last ones, the error that ends them."""
+    """Group small files; the last group also has the error that ended the files."""
     group: list[FileToLoad] = []
     size = 0
     try:
@@ -72,25 +72,25 @@ def _groups(files: Iterable[FileToLoad]) -> Iterator[tuple[list[FileToLoad], K2E
 
 @dataclass(slots=True, kw_only=True)
 class _Loading:
-    """A file while it is loaded."""
+    """A file that is being loaded."""
 
     file: FileToLoad
     sums: FileSums = field(default_factory=FileSums)
-    newest: FileState | None = None  # how far its path was loaded before
-    offset: int = 0  # how many of its first bytes that were
+    newest: FileState | None = None  # the earlier load of its path
+    offset: int = 0  # how many bytes of it were loaded
     key: FileKey | None = None
-    complete: CompleteFile | None = None  # read to its end, and not committed yet
+    complete: CompleteFile | None = None  # read to its end, but not committed yet
     is_new: bool = True
     is_stored: bool = False
     fault: BadData | None = None
 
     @property
     def is_open(self) -> bool:
-        """Whether the outcome is not known yet."""
+        """Whether the outcome is still pending."""
         return self.is_new and self.fault is None
 
     def settle(self, stowed: Stowed) -> None:
-        """Count what was stored of it."""
+        """Record what was stored of it."""
         sums, self.is_stored = self.sums, True
         sums.rows, sums.duplicates, sums.conflicts = (
             stowed.rows,
@@ -99,13 +99,13 @@ class _Loading:
         )
 
     def outcome(self) -> Outcome:
-        """Return what it came to."""
+        """Return its outcome."""
         sums = self.sums if self.is_open else FileSums(rejects=self.sums.rejects)
         return Outcome(file=self.file, sums=sums, is_new=self.is_new, fault=self.fault)
 
 
 class _TableLoader:
-    """Loads a group of files at a time into their table."""
+    """Loads groups of files into their table."""
 
     def __init__(self, lake: Lake, policy: LoadPolicy, progress: Progress) -> None:
         self._lake = lake
@@ -113,17 +113,17 @@ class _TableLoader:
         self._policy = policy
         self._progress = progress
         self._is_again = policy.is_forced or policy.is_repeating
-        self._done: set[str] = set()  # identities of files of the group that were read
-        self._error: K2Error | None = None  # why the files after those of a group are not loaded
+        self._done: set[str] = set()  # identities of the files read in this group
+        self._error: K2Error | None = None  # why files after this group are not loaded
 
     def load(self, group: Sequence[FileToLoad]) -> Iterator[Outcome]:
         """Load files of one kind.
 
-        An interruption is raised when the outcomes of all that is committed were yielded.
+        An interruption is raised after yielding the outcomes of everything committed.
 
         Raises:
-            K2Error: see `load_into_tables`; the outcomes of the files that were stored, skipped or
-                refused before were yielded.
+            K2Error: see `load_into_tables`; the outcomes of files stored, skipped or refused before
+            it are yielded first.
         """
         loadings = [_Loading(file=file) for file in group]
         interruption = None
@@ -150,7 +150,7 @@ class _TableLoader:
         self._commit(loadings)
 
     def _each(self, loadings: list[_Loading], step: Callable[[_Loading], None]) -> None:
-        """Take a step with each file; forget those after one that nothing can be done with."""
+        """Run a step for each file; drop the files after one that fails fatally."""
         for at, loading in enumerate(loadings):
             if not loading.is_open:
                 continue
@@ -164,7 +164,7 @@ class _TableLoader:
                 return
 
     def _find_newest(self, loadings: list[_Loading]) -> None:
-        """Find out how far the paths were loaded before."""
+        """Look up the earlier loads of the paths."""
         paths: list[FileKey] = []
 
         def add(loading: _Loading) -> None:
@@ -182,7 +182,7 @@ class _TableLoader:
             loading.newest = newest.get(loading.file.path)
 
     def _identify(self, loading: _Loading) -> None:
-        """Find out which file this is, without the lines that were loaded before."""
+        """Identify the file, without the lines that were loaded before."""
         reader, newest = loading.file.reader, loading.newest
         is_asked = newest is not None and not self._is_again
         if is_asked and newest and reader.starts_with(newest.size_bytes, newest.digest):
@@ -192,7 +192,7 @@ class _TableLoader:
         loading.key = _key(loading.file, identity=reader.identity())
 
     def _leave_out_loaded(self, loadings: Sequence[_Loading]) -> None:
-        """Leave out files that were loaded before, and those of which only a part may have been."""
+        """Skip files that were loaded before, or refuse those that may be partly loaded."""
         left = [(each, each.key) for each in loadings if each.is_open and each.key]
         if not left:
             return
@@ -208,7 +208,7 @@ class _TableLoader:
                 loading.fault = _unclear(loading.file, is_grown=is_grown)
 
     def _load(self, loadings: Sequence[_Loading], loading: _Loading) -> None:
-        """Load a file of a group; commit what is complete before it becomes too much."""
+        """Load a file of a group; commit complete files before they use too much memory."""
         assert loading.key is not None, "it was identified"
         if not self._is_again and loading.key.identity in self._done:
             loading.is_new = False
@@ -219,7 +219,7 @@ class _TableLoader:
             self._commit(loadings)
 
     def _read(self, loading: _Loading, key: FileKey) -> None:
-        """Read a file; commit it if it is large, or loaded again."""
+        """Read a file; commit it immediately if it is large or loaded again."""
         file = loading.file
         table = self._table(file)
         copy, known = _again(file, table, self._policy, key)
@@ -250,7 +250,7 @@ class _TableLoader:
                 )
 
     def _commit(self, loadings: Sequence[_Loading]) -> None:
-        """Commit the files that are complete: together, or each alone if the table refuses one."""
+        """Commit complete files together, or one by one if the table refuses one."""
         left = [(each, each.complete) for each in loadings if each.complete]
         if not left:
             return
@@ -298,7 +298,7 @@ class _TableLoader:
 
 
 def _entry(loading: _Loading, key: FileKey, copy: int) -> LoadEntry:
-    """Describe a load for the log, but for what was stored."""
+    """Describe a load for the log, except for the stored rows."""
     reader = loading.file.reader
     return LoadEntry(
         loaded_at=time.time_ns() // 1000,
@@ -319,13 +319,13 @@ def _entry(loading: _Loading, key: FileKey, copy: int) -> LoadEntry:
 def _again(
     file: FileToLoad, table: LakeTable, policy: LoadPolicy, key: FileKey
 ) -> tuple[int, Lines | None]:
-    """Return which copy of rows without ids is loaded, and which lines are stored already."""
+    """Return which copy of rows without ids is loaded, and which lines are already stored."""
     reader = file.reader
     if policy.is_repeating:
         if reader.has_ids:
             raise UsageError(
                 f"{file.path} has ids, so each of its rows can be stored only once",
-                hint="--allow-duplicates is for files without ids; drop it",
+                hint="omit --allow-duplicates: it is for files without ids",
             )
         copy = table.copies(key.identity) + 1
         reader.repeat(copy)
@@ -336,7 +336,7 @@ def _again(
 
 
 def _key(file: FileToLoad, *, identity: str) -> FileKey:
-    """Describe a file as the log of loads knows it."""
+    """Describe a file for the log of loads."""
     reader = file.reader
     digests = (reader.hash(), reader.hash_content()) if identity else ()
     return FileKey(
@@ -349,13 +349,13 @@ def _key(file: FileToLoad, *, identity: str) -> FileKey:
 
 
 def _unclear(file: FileToLoad, *, is_grown: bool) -> BadData:
-    """Refuse a file that would be loaded twice in part, or whose new lines cannot be identified."""
+    """Refuse a file that would be partly loaded twice, or has unidentifiable new lines."""
     if is_grown:
         return BadData(
-            f"{file.path} was loaded before, when it was shorter",
-            hint="--follow-appends loads its new lines, --force all of it",
+            f"{file.path} has grown since it was last loaded",
+            hint="use --follow-appends to load its new lines, or --force to load all of it",
         )
     return BadData(
-        f"{file.path} was rewritten: it does not begin with what was loaded of it before",
-        hint="--force loads all of it, as does another name",
+        f"{file.path} was rewritten: it does not start with what was loaded before",
+        hint="use --force or another file name to load all of it",
     )

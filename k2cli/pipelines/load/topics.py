@@ -1,4 +1,4 @@
-"""Files -> topics: each file is one transaction."""
+"""Load files into topics, each file in one transaction."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from k2cli.pipelines.produce import TopicRows
 
 
 def transaction_of(topic: str | None, words: Sequence[str]) -> str:
-    """Name the transactions of a load: a second run of the same command ends the first one's."""
+    """Return the transactional id of a load: a second run of the same command fences the first."""
     digest = hashlib.sha256("\0".join([topic or "", *words]).encode()).hexdigest()
     return f"k2-load-{digest[:32]}"
 
@@ -25,7 +25,7 @@ def transaction_of(topic: str | None, words: Sequence[str]) -> str:
 def load_into_topics(
     files: Iterable[FileToLoad], topics: TopicRows, policy: LoadPolicy, progress: Progress
 ) -> Iterator[Outcome]:
-    """Send files to their topics, and close them: consumers see all of a file, or nothing.
+    """Send files to their topics, and close them; consumers see all of a file or nothing.
 
     Raises:
         K2Error: the brokers refuse a record, or do not answer.

@@ -9,19 +9,19 @@ from k2cli.kinds import KindName
 from k2cli.records import schema_text
 
 # schemas/*.avsc, the newest ones first
-OURS: Final = (
+BUILTIN_SCHEMAS: Final = (
     *(kind.traits.schema for kind in KindName),
     *(stem for kind in KindName for stem in kind.traits.earlier),
 )
 
 
 @cache
-def our_schema(stem: str) -> Mapping[str, Any]:
-    """Return one of OURS as it stands in its file."""
+def builtin_schema(stem: str) -> Mapping[str, Any]:
+    """Return a built-in schema as in its file."""
     schema: Mapping[str, Any] = json.loads(schema_text(stem))
     return schema
 
 
-def ours_of(record: str | None) -> str | None:
-    """Return which of OURS is of records with this name, without its namespace; None: of none."""
-    return next((stem for stem in OURS if our_schema(stem)["name"] == record), None)
+def builtin_name(record: str | None) -> str | None:
+    """Return the built-in schema for records of this name without namespace, or None."""
+    return next((stem for stem in BUILTIN_SCHEMAS if builtin_schema(stem)["name"] == record), None)
