@@ -1,9 +1,7 @@
 """The exactly-once append: rows and the position they reach in one snapshot."""
 
 import random
-import re
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +35,7 @@ from k2cli.storage.admission import (
     admit_others,
 )
 from k2cli.storage.datafiles import delete_files, write_data_files
-from k2cli.storage.expire import expired_snapshots, unreferenced_files
+from k2cli.storage.expire import expired_snapshots, merged_manifests, unreferenced_files
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.lookup import days_of_keys, days_of_rows, find_rows
@@ -331,7 +329,7 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
             delete_files(table, made.scratch)
             raise
     with suppress(OSError):  # what stays is garbage
-        merged = _merged_manifests(table, snapshot.snapshot_id, snapshot.commit_uuid)
+        merged = merged_manifests(table, snapshot.snapshot_id, snapshot.commit_uuid)
         delete_files(table, doomed | merged)
     return snapshot.snapshot_id
 
@@ -386,19 +384,3 @@ def _has_landed(table: Table, snapshot_id: int, exc: DatabaseError | OSError | R
 
 def _lost_its_database(exc: Exception) -> bool:
     return isinstance(exc, DBAPIError) and exc.connection_invalidated
-
-
-def _merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) -> set[str]:
-    """List the manifests that a commit wrote and at once merged into larger ones.
-
-    pyiceberg numbers the manifests of a commit, {commit uuid}-m0.avro and so on, and leaves those
-    that its snapshot does not refer to where they are.
-    """
-    snapshot = table.snapshot_by_id(snapshot_id)
-    if snapshot is None:
-        return set()
-    used = {manifest.manifest_path for manifest in snapshot.manifests(table.io)}
-    pattern = re.compile(rf"{commit_uuid}-m(\d+)\.avro$")
-    last = max((int(match[1]) for match in map(pattern.search, used) if match), default=-1)
-    place = table.location_provider().new_metadata_location
-    return {place(f"{commit_uuid}-m{number}.avro") for number in range(last)} - used

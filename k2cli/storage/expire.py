@@ -1,6 +1,8 @@
 """What keeps a table's past bounded: which snapshots go, and which files go with them."""
 
+import re
 import time
+import uuid
 
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
@@ -63,6 +65,22 @@ def unreferenced_files(table: Table, expired: set[int], *, next_log: str | None)
             if entry.data_file.file_path not in live
         }
     return doomed
+
+
+def merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) -> set[str]:
+    """List the manifests that a commit wrote and at once merged into larger ones.
+
+    pyiceberg numbers the manifests of a commit, {commit uuid}-m0.avro and so on, and leaves those
+    that its snapshot does not refer to where they are.
+    """
+    snapshot = table.snapshot_by_id(snapshot_id)
+    if snapshot is None:
+        return set()
+    used = {manifest.manifest_path for manifest in snapshot.manifests(table.io)}
+    pattern = re.compile(rf"{commit_uuid}-m(\d+)\.avro$")
+    last = max((int(match[1]) for match in map(pattern.search, used) if match), default=-1)
+    place = table.location_provider().new_metadata_location
+    return {place(f"{commit_uuid}-m{number}.avro") for number in range(last)} - used
 
 
 def _log(snapshot: Snapshot) -> str | None:
