@@ -1,9 +1,7 @@
 """Reads of a consumption: where they are cut, and what waits; no brokers."""
 
 import io
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +103,12 @@ def test_max_messages_is_exact_while_messages_wait(tmp_path: Path) -> None:
 def test_a_thousand_unknown_schemas_hold_up_neither_the_group_nor_the_end(tmp_path: Path) -> None:
     sent = [(0, wire_header(7 + i) + ROWS[0][5:]) for i in range(1000)]
     run = Run(tmp_path, sent, Schemas(takes_s=0.01), duration_s=2.0)
-    started = time.monotonic()
     run.run()
-    assert time.monotonic() - started < 3
-    times = run.reader.reads_s
-    assert len(times) >= 3
-    assert max(later - earlier for earlier, later in pairwise(times)) < 1
+    reads = len(run.reader.reads_s)
     totals = run.consumption.totals
+    assert reads >= 3
+    # A read asks for half a second, and an answer takes 10 ms or more, so it is at most 51 of them.
+    assert totals.messages <= 51 * reads
     assert 0 < totals.messages == totals.rejects < 1000
     assert run.committed[("t", 0)] == totals.messages
 
