@@ -1,5 +1,6 @@
 """Which files are loaded, and what ends the loading of one."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -78,10 +79,13 @@ def test_a_full_file_of_rejects_ends_each_file_early(tmp_path: Path) -> None:
             max_reject_bytes=100_000,
         )
         for _ in range(2):
-            with pytest.raises(BadData, match="limit 100,000") as caught:
-                pump_file(file_of(path), nowhere, policy, FileSums())
+            file = file_of(path)
+            with closing(file.reader), pytest.raises(BadData, match="limit 100,000") as caught:
+                pump_file(file, nowhere, policy, FileSums())
             assert "--max-reject-bytes" in (caught.value.hint or "")
         sums = FileSums()
-        pump_file(file_of(clean), nowhere, policy, sums)
+        file = file_of(clean)
+        with closing(file.reader):
+            pump_file(file, nowhere, policy, sums)
         assert sums.rows == 1
     assert (tmp_path / "rejects.ndjson").stat().st_size < 5_000_000
