@@ -1,9 +1,6 @@
 """`k2 load undo`: exactly the rows of one load, and the load may come again."""
 
 import json
-import signal
-import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from k2cli.records import TRADES, RecordKind
 from k2cli.storage.lake import open_lake
 from support.builders import table_of, trade_row
 from support.foreign import rewrite_as_another_engine
-from support.running import K2, Run, k2_at, start_k2
+from support.running import K2, Run, k2_at, kill_while_writing
 
 ASX = ["--layout", "asx-trades"]
 BINANCE = ["--layout", "binance-trades"]
@@ -219,12 +216,10 @@ def test_killed_undo_leaves_all_or_nothing(
     with open_lake(settings) as lake:
         rewrite_as_another_engine(lake.open(TRADES).iceberg, is_expiring=False)
     args = ("load", "undo", paths[0])
-    delay_s, is_undone = 0.5, False
-    while not is_undone:
-        with start_k2(*args, env=k2_env, stderr=subprocess.DEVNULL) as process:
-            time.sleep(delay_s)
-            process.send_signal(signal.SIGKILL)
-        delay_s *= 1.3
+    more, is_undone = 0, False
+    while not is_undone:  # one more file each time
+        more += 1
+        kill_while_writing(*args, env=k2_env, folder=settings.home / "warehouse", files=more)
         rows = len(stored(settings, "source_sequence"))
         loads = [each["path"] for each in history(k2)]
         is_undone = rows == 150_000

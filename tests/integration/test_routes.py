@@ -4,7 +4,6 @@ import itertools
 import json
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from k2cli.records import TRADES
 from k2cli.simulator import Simulator, SimulatorOptions, running_simulator
 from support.cluster import Cluster
 from support.paths import RECORDINGS
-from support.waiting import PATIENCE_S
+from support.running import Process
+from support.waiting import PATIENCE_S, wait_for
 
 RECORDED = "binance/spot-BTCUSDT-20240808.trade.ndjson"
 DUMPS = (
@@ -145,6 +145,10 @@ def test_other_values_of_a_dump_are_conflicts(
     assert values["stored"]["price"] == f"{float(lines[3].split(',')[1]):.8f}"
 
 
+def has_ended(process: Process) -> bool:
+    return process.poll() is not None
+
+
 def test_all_routes_at_once_with_kills_store_each_trade_once(
     cluster: Cluster, exchange: Simulator, recordings: Path, topic_name: str, tmp_path: Path
 ) -> None:
@@ -162,9 +166,10 @@ def test_all_routes_at_once_with_kills_store_each_trade_once(
             *("--max-messages", TRADES_COUNT, "--flush-rows", 700),
         ),
     ]
-    for pause_s in (0.9, 1.6):  # somewhere in the middle, however fast the machine is
+    for _ in range(2):
+        before = len(ids(cluster))
         running = [cluster.start(*each) for each in words]
-        time.sleep(pause_s)
+        wait_for(lambda: len(ids(cluster)) > before or all(map(has_ended, running)))  # noqa: B023
         for process in running:
             process.send_signal(signal.SIGKILL)
             process.communicate()

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from k2cli.commands.app import app as k2_app
 from support.forked import can_fork, run_forked
-from support.waiting import PATIENCE_S
+from support.waiting import PATIENCE_S, wait_for
 
 # What starts k2, for a shell or a terminal.
 K2_COMMAND: Final = (sys.executable, "-m", "k2cli")
@@ -111,6 +111,18 @@ def start_k2(
     """Start k2 as a user does; its streams are text, in pipes, but for what `options` say."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*program, *map(str, args)], env=dict(env), **{**pipes, **options})
+
+
+def kill_while_writing(*args: object, env: Mapping[str, str], folder: Path, files: int) -> None:
+    """Start k2, and kill it when it has written this many files, or has ended."""
+
+    def count() -> int:
+        return sum(path.is_file() for path in folder.rglob("*"))
+
+    before = count()
+    with start_k2(*args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: process.poll() is not None or count() >= before + files)
+        process.kill()
 
 
 def _text(data: bytes) -> str:
