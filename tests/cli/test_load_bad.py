@@ -369,7 +369,7 @@ def test_company_that_the_reference_does_not_know(k2: K2, tmp_path: Path) -> Non
     path.write_text(f"{ASX_LINE}\n")
     options = ("--layout", "asx-trades", "--reference", reference)
     result = k2("load", "csv", path, *options, code=2)
-    assert result.stderr.startswith(f"error: {reference} has no symbol for 7078\nhint: use --symbol")
+    assert result.stderr.startswith(f"error: {reference} has no symbol for 7078\nhint: use")
 
 
 def test_layout_file_with_an_unknown_key(k2: K2, tmp_path: Path) -> None:
