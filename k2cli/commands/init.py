@@ -102,8 +102,8 @@ def init(
         names = [topic_of(kind, name) for kind in KINDS.values() for name in wanted]
         remember_topics(config, names)
         for kind in KINDS.values():
-            note(f"table {lake.open(kind).describe().name} is there")
+            note(f"table {lake.open(kind).describe().name} exists")
 
 
 def _report(what: str, *, is_new: bool) -> None:
-    note(f"{what} {'was made' if is_new else 'was there'}")
+    note(f"{'created' if is_new else 'found'} {what}")

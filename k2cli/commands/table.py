@@ -372,7 +372,7 @@ def _confirm(question: str, *, is_confirmed: bool) -> None:
     """Ask for confirmation before data is lost.
 
     Raises:
-        UsageError: stdin is not a terminal, or the answer is no.
+        UsageError: stdin is not a terminal, or the user declined.
     """
     if is_confirmed:
         return

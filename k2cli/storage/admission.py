@@ -1,7 +1,7 @@
-"""Which rows a table takes, and which it stores already: pure, but for the look-up in the table.
+"""Decide which rows are new to a table; pure, except for look-ups in the table.
 
-Rows without a number of the exchange are always taken. A row whose number the table stores is left
-out: as a duplicate if it says the same, else as a conflict. The first one stays.
+Rows without an exchange sequence are always accepted. A row whose number is stored is skipped: as a
+duplicate if its values are the same, else as a conflict. The first row is kept.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +28,11 @@ _UNKNOWN_SIDE: Final = "UNKNOWN"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueConflict:
-    """A row that was left out because its number is stored with other values."""
+    """A row skipped because its number is stored with other values."""
 
     series: Series
     number: int | None  # None: of a record without one
-    text: str  # the record's id as people know it
+    text: str  # the record's id for people
     stored: Mapping[str, object]
     received: Mapping[str, object]
 
@@ -42,17 +42,17 @@ class ValueConflict:
         return [name for name, value in self.received.items() if value != self.stored[name]]
 
     def __str__(self) -> str:
-        """Name the values that differ."""
+        """Describe the values that differ."""
         both = ", ".join(
             f"{name} {self.received[name]} (stored {self.stored[name]})" for name in self.differing
         )
         name = self.text if self.number is None else self.number
-        return f"{self.series.exchange} {self.series.symbol} {name} is stored already: {both}"
+        return f"{self.series.exchange} {self.series.symbol} {name} is already stored: {both}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """Numbers to look up, ascending by series and number, and on which days their rows can lie."""
+    """Numbers to look up, ascending by series and number, with the possible days of their rows."""
 
     series: Sequence[Series]
     codes: Ints  # of each number's series: its index in `series`
@@ -71,7 +71,7 @@ class Keys:
         )
 
     def on_any_day(self) -> "Keys":
-        """Return the same keys, wherever their rows lie."""
+        """Return the same keys without limiting the days."""
         return replace(
             self,
             first_days=np.zeros_like(self.first_days),
@@ -81,14 +81,14 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The rows that a table stores of some keys, one for each."""
+    """The stored rows of some keys, one per key."""
 
     keys: Ints  # ascending indices of the keys that are stored
-    rows: pa.Table  # the kind's compared columns, and when it was received
+    rows: pa.Table  # the kind's compared columns, and the receive time
 
 
 class LookUp(Protocol):
-    """Asks a table for the rows that it stores."""
+    """Looks up rows in a table."""
 
     def __call__(self, keys: Keys) -> Found:
         """Find the rows of these keys."""
@@ -99,24 +99,24 @@ NO_ROWS: Final[Ints] = np.empty(0, dtype=np.int64)  # indices
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """What a table takes of some rows."""
+    """The rows that are new to a table, and the others."""
 
-    rows: pa.Table  # those that it does not store yet, in their order
-    kept: Ints  # their indices among the rows that were judged
+    rows: pa.Table  # new rows, in order
+    kept: Ints  # their indices among the checked rows
     duplicates: int = 0
-    conflicting: Ints = field(default_factory=lambda: NO_ROWS)  # of rows left out with other values
+    conflicting: Ints = field(default_factory=lambda: NO_ROWS)  # of rows skipped with other values
     examples: Sequence[ValueConflict] = ()  # the first of these, in the same order
-    added: Mapping[Series, Stored] = field(default_factory=dict)  # to the position, by these rows
+    added: Mapping[Series, Stored] = field(default_factory=dict)  # added to the position
     others: Ints = field(default_factory=lambda: NO_ROWS)  # in `rows`, those of no series
 
     @classmethod
     def of_all(cls, rows: pa.Table, others: Ints = NO_ROWS) -> "Admission":
-        """Take all rows."""
+        """Accept all rows."""
         return cls(rows=rows, kept=np.arange(rows.num_rows), others=others)
 
     @property
     def conflicts(self) -> int:
-        """How many rows were left out whose id is stored with other values."""
+        """How many rows were skipped because their id is stored with other values."""
         return len(self.conflicting)
 
 
@@ -128,7 +128,7 @@ def admit(
 ) -> Admission:
     """Choose the rows that a table at `position` does not store yet.
 
-    Without a table to look into, rows in a mixed range are taken.
+    Without a table to look up, rows in a mixed range are accepted.
     """
     numbered = numbered_rows(kind, rows)
     if not len(numbered.rows):
@@ -148,7 +148,7 @@ def admit(
 def admit_others(
     kind: RecordKind, admission: Admission, which: Ints, find: Callable[[pa.Table], Found]
 ) -> Admission:
-    """Leave out rows without a number that a table stores, or that came before among the rows.
+    """Skip rows without a number that are stored, or repeated among the rows.
 
     `which` are their ascending indices among the admitted rows. `find` looks up the rows that the
     table stores of some records, given one row of each.
@@ -173,20 +173,20 @@ def admit_others(
 
 
 def leave_out(kind: RecordKind, admission: Admission, which: Ints) -> Admission:
-    """Leave out admitted rows as duplicates, given their indices."""
+    """Skip admitted rows as duplicates, by index."""
     left_out = _LeftOut(kind, admission.rows)
     left_out.is_new[which] = False
     return left_out.admission(admission)
 
 
 def record_keys(rows: pa.Table) -> pa.ChunkedArray:
-    """Return what identifies the records of rows without a number."""
+    """Return the identities of rows without a number."""
     texts = [rows[name].cast(pa.string()) for name in RECORD_COLUMNS]
     return pc.binary_join_element_wise(*texts, "\0")
 
 
 class _LeftOut:
-    """Rows that are left out, and how they differ from those that stay."""
+    """Skipped rows, and how they differ from the kept ones."""
 
     def __init__(self, kind: RecordKind, rows: pa.Table) -> None:
         self.is_new = np.ones(rows.num_rows, dtype=np.bool_)
@@ -197,7 +197,7 @@ class _LeftOut:
         self._examples: list[ValueConflict] = []
 
     def compare(self, index: Ints, stored: pa.Table) -> None:
-        """Leave rows out; those that differ from the stored ones are conflicts."""
+        """Skip rows; those that differ from the stored ones are conflicts."""
         self.is_new[index] = False
         received = self._rows.select(self.columns).take(pa.array(index))
         differing = np.flatnonzero(~are_equal(self._kind, received, stored))
@@ -207,7 +207,7 @@ class _LeftOut:
         self._examples += value_conflicts(self._kind, rows, stored.take(pa.array(shown)))
 
     def admission(self, before: Admission) -> Admission:
-        """Return what is left of the rows."""
+        """Return the remaining rows."""
         left_out = len(self.is_new) - int(self.is_new.sum())
         if not left_out:
             return before
@@ -245,7 +245,7 @@ def value_conflicts(kind: RecordKind, received: pa.Table, stored: pa.Table) -> l
 
 
 class _Judge:
-    """Leaves numbered rows out, and compares them with those that stay."""
+    """Skips numbered rows, and compares them with the kept ones."""
 
     def __init__(self, kind: RecordKind, rows: pa.Table, numbered: Numbered) -> None:
         self.is_first = np.ones(len(numbered.rows), dtype=np.bool_)  # with its number, in `rows`
@@ -257,7 +257,7 @@ class _Judge:
         self._left_out = _LeftOut(kind, rows)
 
     def leave_out(self, index: npt.NDArray[np.intp]) -> None:
-        """Leave out numbered rows."""
+        """Skip numbered rows."""
         self._left_out.is_new[self._numbered.rows[index]] = False
 
     def leave_out_stored(
@@ -267,10 +267,10 @@ class _Judge:
         keys: Keys,
         look_up: LookUp,
     ) -> None:
-        """Leave out what a table stores of some numbered rows; `keys` are theirs.
+        """Skip numbered rows that a table stores; `keys` are their keys.
 
-        What is not found on its own day is looked for on all days before it is taken for new: one
-        of the times may be wrong. Of series that only count up, the position has the days.
+        Rows not found on their day are looked up on all days before they count as new, because one
+        of the times may be wrong. For series that only increase, the position has the days.
         """
         found = look_up(keys)
         self._compare(asked[found.keys], found.rows)
@@ -282,7 +282,7 @@ class _Judge:
             self._compare(asked[left[found.keys]], found.rows)
 
     def leave_out_repeated(self) -> None:
-        """Leave out rows whose number came before among the rows."""
+        """Skip rows whose number is repeated among the rows."""
         repeated = np.flatnonzero(~self.is_first)
         if len(repeated):
             first_of = np.flatnonzero(self.is_first)[np.cumsum(self.is_first) - 1]
@@ -291,7 +291,7 @@ class _Judge:
             self._compare(repeated, stored)
 
     def verdict(self) -> Admission:
-        """Return what is left of the rows."""
+        """Return the remaining rows."""
         is_other = np.ones(self._rows.num_rows, dtype=np.bool_)
         is_other[self._numbered.rows] = False
         everything = Admission.of_all(self._rows, others=np.flatnonzero(is_other))
@@ -319,9 +319,9 @@ class _Judge:
 def added_by_part(
     kind: RecordKind, admission: Admission, begins: Ints
 ) -> list[dict[Series, Stored]]:
-    """Return what the new rows add to a position, for each part of the rows that were judged.
+    """Return what the new rows add to a position, for each part of the checked rows.
 
-    `begins` are the indices, ascending, at which the parts begin.
+    `begins` are the ascending start indices of the parts.
     """
     numbered = numbered_rows(kind, admission.rows)
     parts = np.searchsorted(begins, admission.kept[numbered.rows], side="right") - 1
@@ -386,7 +386,7 @@ def rows_days(kind: RecordKind, rows: pa.Table) -> Ints:
 
 
 def are_equal(kind: RecordKind, one: pa.Table, other: pa.Table) -> npt.NDArray[np.bool_]:
-    """Return which rows say the same of their record. An unknown side says nothing."""
+    """Return which rows agree on their record. An unknown side matches any."""
     are_equal = np.ones(one.num_rows, dtype=np.bool_)
     for name in kind.compared:
         if name == kind.partition_by:
@@ -409,7 +409,7 @@ def are_equal(kind: RecordKind, one: pa.Table, other: pa.Table) -> npt.NDArray[n
 def _are_times_equal(kind: RecordKind, one: pa.Table, other: pa.Table) -> npt.NDArray[np.bool_]:
     """Compare times to the precision that both have: microseconds, or milliseconds.
 
-    Where a series has no times of the exchange, they are when each was received, and say nothing.
+    If a series has no exchange times, they are receive times and are not compared.
     """
     mine, theirs = (each[kind.partition_by].cast(pa.int64()).to_numpy() for each in (one, other))
     is_rough = (mine % 1000 == 0) | (theirs % 1000 == 0)

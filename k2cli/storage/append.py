@@ -55,7 +55,7 @@ from k2cli.storage.target import Target
 _ATTEMPTS: Final = 20
 _UNKNOWN_ATTEMPTS: Final = 3
 _MAX_WAIT_S: Final = 1.0
-# After these a catalog may still be at work on the commit.
+# After these a catalog may still be processing the commit.
 _UNANSWERED: Final = (
     CommitStateUnknownException,
     ServerError,
@@ -67,36 +67,36 @@ _UNANSWERED: Final = (
 
 
 class OutcomeUnknown(Unavailable):
-    """A catalog took a commit and did not answer: it may land yet."""
+    """A catalog received a commit but did not answer: it may still succeed."""
 
     def __init__(self, message: str, *, snapshot_id: int) -> None:
-        super().__init__(message, hint="run it again: what did land is not written twice")
+        super().__init__(message, hint="run it again: rows already committed are not written twice")
         self.snapshot_id = snapshot_id
 
 
 class PositionMissing(Exception):
-    """Nobody knows what the table stores: the position has to be rebuilt first."""
+    """The position is unknown and must be rebuilt first."""
 
 
 class SourcePosition(Protocol):
-    """How far a source was read, as it stands under a key of its own in the snapshot."""
+    """The position of a source, stored under its own key in the snapshot."""
 
     @property
     def key(self) -> str:
         """Name of its snapshot property."""
 
     def advance(self, before: str | None) -> str:
-        """Return the value after the rows, where it is `before` now; None: never written."""
+        """Return the value after the rows, if it is `before` now; None: never written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """What an append did. Without new rows no snapshot is made and `snapshot_id` is None."""
+    """The outcome of an append. Without new rows there is no snapshot; `snapshot_id` is None."""
 
     snapshot_id: int | None
     rows: int
     duplicates: int
-    conflicts: int = 0  # rows left out whose id is stored with other values
+    conflicts: int = 0  # rows skipped because their id is stored with other values
     examples: Sequence[ValueConflict] = ()  # the first of these
     gaps: Sequence[Gap] = ()
     took_ms: float
@@ -112,17 +112,16 @@ def append_rows(
 ) -> Commit:
     """Append the rows that the table does not store yet as one Iceberg snapshot.
 
-    What is new is judged against the newest snapshot, again after every lost race, so a record of
-    a numbered series is stored once, whoever else writes it. `seen` are numbers that stand for no
-    record: they count as stored. Snapshots past the settings are expired in the same commit, and
-    what only they referred to is deleted.
+    New rows are determined against the newest snapshot, again after every lost race, so a record of
+    a numbered series is stored once, even with other writers. `seen` are numbers without a record:
+    they count as stored. Snapshots beyond the settings are expired in the same commit, and files
+    that only they referred to are deleted.
 
-    A source's position that moves without rows (all that was read is kept as rejects) makes a
-    snapshot too.
+    A source's position that moves without rows (everything was rejected) also creates a snapshot.
 
     Raises:
-        Conflict: other writers won too often, or own the source by now; nothing was written.
-        PositionMissing: the position has to be rebuilt; nothing was written.
+        Conflict: other writers won too often, or now own the source; nothing was written.
+        PositionMissing: the position must be rebuilt; nothing was written.
     """
     started = time.perf_counter()
     table, kind = target.table, target.kind
@@ -132,7 +131,7 @@ def append_rows(
     def attempt(state: TableState) -> Attempt | None:
         nonlocal admission, gaps
         before = known_position(state)
-        # Where k2 does not know which files and offsets were read, all ids are looked up.
+        # If it is unknown which files and offsets were read, all ids are looked up.
         is_lost = LOST_KEY in state.properties
         admission = admit_rows(
             target, rows, before, lambda left: left.others if is_lost else NO_ROWS
@@ -180,7 +179,7 @@ def admit_rows(
 ) -> Admission:
     """Choose the rows that a table does not store yet.
 
-    Rows without a number are new but for those that `choose_others` chooses, given what is left:
+    Rows without a number are new, except for those that `choose_others` selects from the rest:
     these are looked up by their ids.
     """
     table, kind, index = target.table, target.kind, target.index
@@ -199,7 +198,7 @@ def known_position(state: TableState) -> Position:
     """Return the position of a table.
 
     Raises:
-        PositionMissing: it has to be rebuilt.
+        PositionMissing: it must be rebuilt.
     """
     if state.position is None:
         raise PositionMissing
@@ -208,12 +207,12 @@ def known_position(state: TableState) -> Position:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What one try to commit adds to the table, and takes from it."""
+    """What one commit attempt adds to and removes from the table."""
 
     files: Sequence[DataFile]
-    removed: Sequence[DataFile] = ()  # live ones, whose rows `files` have if they stay
-    properties: Mapping[str, str]  # of the snapshot: all that is carried on, and what is new
-    scratch: Sequence[str]  # files that are of no use if another writer is faster
+    removed: Sequence[DataFile] = ()  # live files, replaced by `files`
+    properties: Mapping[str, str]  # of the snapshot: carried over and new ones
+    scratch: Sequence[str]  # files that are useless if another writer is faster
     is_repeatable: bool = False  # with files of its own, by whoever finds that none of it is there
 
 
@@ -224,17 +223,17 @@ def commit_attempts(
     *,
     is_current: bool = True,
 ) -> int | None:
-    """Commit what `attempt` makes of the newest snapshot's state, anew after a lost race.
+    """Commit the result of `attempt` on the newest snapshot's state, again after a lost race.
 
-    Returns the snapshot's id, or None when `attempt` found that there is nothing to add. Where the
+    Returns the snapshot's id, or None if `attempt` has nothing to add. Where the
     table was not loaded for this commit (`is_current` is off), a refusal or None counts only if
     `attempt` comes to it again with the newest metadata.
 
     Raises:
         Conflict: other writers won too often; nothing was written.
-        OutcomeUnknown: the catalog did not answer, again and again.
+        OutcomeUnknown: the catalog repeatedly did not answer.
     """
-    unknown: list[int] = []  # snapshots that may have landed
+    unknown: list[int] = []  # snapshots that may have been committed
     for number in range(_ATTEMPTS):
         landed = next((each for each in unknown if table.snapshot_by_id(each)), None)
         if landed is not None:
@@ -248,7 +247,7 @@ def commit_attempts(
         try:
             snapshot_id = _try_commit(table, made, settings)
         except OutcomeUnknown as exc:
-            # Of the two commits only one can land: they follow the same snapshot.
+            # Only one of the two commits can succeed: they have the same parent snapshot.
             unknown.append(exc.snapshot_id)
             if not made.is_repeatable or len(unknown) == _UNKNOWN_ATTEMPTS:
                 raise
@@ -282,7 +281,7 @@ def _judge(
 def has_moved_on(table: Table) -> bool:
     """Reload a table, and return whether another writer committed since it was loaded.
 
-    If so, a metadata file that was not there may just have been expired.
+    If so, a missing metadata file may just have been expired.
     """
     before = table.metadata_location
     return table.refresh().metadata_location != before
@@ -291,11 +290,11 @@ def has_moved_on(table: Table) -> bool:
 def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
     """Commit an attempt as one snapshot; None after a lost race, with its scratch deleted.
 
-    When the outcome is unknown (the catalog's answer was lost), the table is read again. Where that
-    does not settle it, the files stay: garbage if the commit did not land, rows if it did.
+    If the outcome is unknown (the catalog's answer was lost), the table is read again. If that does
+    not settle it, the files are kept: garbage if the commit failed, rows if it succeeded.
 
     Raises:
-        OutcomeUnknown: it may have landed, or may yet.
+        OutcomeUnknown: it may have succeeded, or may still succeed.
     """
     transaction = _OneCommit(table)
     properties = {**made.properties, RUN_KEY: settings.run}
@@ -328,7 +327,7 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
         if not _has_landed(table, snapshot.snapshot_id, exc):
             delete_files(table, made.scratch)
             raise
-    with suppress(OSError):  # what stays is garbage
+    with suppress(OSError):  # remaining files are garbage
         merged = merged_manifests(table, snapshot.snapshot_id, snapshot.commit_uuid)
         delete_files(table, doomed | merged)
     return snapshot.snapshot_id
@@ -339,12 +338,11 @@ def _rows(files: Sequence[DataFile]) -> int:
 
 
 class _OneCommit(Transaction):
-    """A transaction that is committed once, and works the metadata out once for each change.
+    """A transaction that is committed once and computes the metadata once per change.
 
-    pyiceberg's own retry would add rows that another writer has just added, whatever the table's
-    property says, which other engines need above 0. The property is read from the metadata here,
-    and is never sent. And pyiceberg copies all metadata whenever anything asks for it, some 20
-    times a commit.
+    pyiceberg's retry would add rows that another writer has just added, and the table property that
+    controls it must stay above 0 for other engines. The property is read from the metadata here and
+    never sent. Also, pyiceberg copies all metadata on every access, about 20 times per commit.
     """
 
     def __init__(self, table: Table) -> None:
@@ -362,10 +360,10 @@ class _OneCommit(Transaction):
 
 
 def _has_landed(table: Table, snapshot_id: int, exc: DatabaseError | OSError | RESTError) -> bool:
-    """Find out by looking whether a commit that ended in an error has landed.
+    """Check whether a commit that ended in an error has succeeded.
 
     Raises:
-        OutcomeUnknown: it is not there, but may be yet.
+        OutcomeUnknown: it is not visible, but may still be.
     """
     is_over = not isinstance(exc, _UNANSWERED) and not _lost_its_database(exc)
     try:

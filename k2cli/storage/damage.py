@@ -1,8 +1,8 @@
-"""Find what is damaged in a table: every file that its snapshots refer to is read once.
+"""Find damage in a table: read every file that its snapshots refer to once.
 
-Pages of data files are verified by their checksums, Avro and JSON files by parsing them, and what
-one file says of another (sizes, row counts) is compared. Parquet has no checksum for footers; a
-footer counts as damaged if the file cannot be read or its rows do not fit the table.
+Pages of data files are verified by their checksums, Avro and JSON files by parsing them, and sizes
+and row counts recorded in other files are compared. Parquet has no checksum for footers; a footer
+counts as damaged if the file cannot be read or its rows do not fit the table.
 """
 
 import errno
@@ -53,7 +53,7 @@ class _Manifest:
 
 @dataclass(slots=True)
 class Inspector:
-    """Inspects the files of a table, each once, however many snapshots refer to it."""
+    """Inspects the files of a table, each once, even if several snapshots refer to it."""
 
     files: int = 0
     rows: int = 0
@@ -64,7 +64,7 @@ class Inspector:
     _listed: dict[str, tuple[str, ...]] = field(default_factory=dict)  # manifests, by their list
 
     def inspect(self, table: Table, snapshot: Snapshot) -> tuple[Fault, ...]:
-        """Return the faults of a snapshot: of all files that it consists of.
+        """Return the faults of all files of a snapshot.
 
         Raises:
             Unavailable: the store cannot be read.
@@ -74,7 +74,7 @@ class Inspector:
         return self._lists[snapshot.manifest_list]
 
     def data_paths(self, snapshots: Sequence[Snapshot]) -> set[str]:
-        """Return the data files of snapshots that were inspected."""
+        """Return the data files of the inspected snapshots."""
         manifests = {path for each in snapshots for path in self._listed[each.manifest_list]}
         return {path for each in manifests for path in self._manifests[each].paths}
 
@@ -168,7 +168,7 @@ def inspect_table(
 ) -> Inspection:
     """Read all files that the snapshots of a table refer to; a row group at a time is in memory.
 
-    Where files are missing, the table is loaded again: writers expire snapshots meanwhile.
+    If files are missing, the table is reloaded, because writers may have expired snapshots.
 
     Raises:
         Unavailable: the store cannot be read.
@@ -204,13 +204,13 @@ def inspect_table(
 
 
 def metadata_fault(catalog: Catalog, path: str) -> Fault | None:
-    """Find what is wrong with a metadata file of a catalog's table."""
+    """Find the fault of a metadata file of a catalog's table."""
     found = read_metadata_file(load_file_io(dict(catalog.properties), path), path)
     return found if isinstance(found, Fault) else None
 
 
 def read_metadata_file(io: FileIO, path: str) -> TableMetadata | Fault:
-    """Read a metadata file, or find what is wrong with it."""
+    """Read a metadata file, or return its fault."""
     found: list[TableMetadata] = []
     fault = _fault("metadata", path, lambda: found.append(_parse_metadata(io, path)))
     return fault or found[0]

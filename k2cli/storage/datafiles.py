@@ -1,7 +1,7 @@
-"""Rows into Parquet data files that carry the table's field ids and are committed as they are.
+"""Write rows to Parquet data files with the table's field ids, which are committed unchanged.
 
-pyarrow writes these rows at about a million a second when only the columns that repeat
-themselves get a dictionary; pyiceberg's own append spends several times that on casts.
+pyarrow writes these rows at about a million a second if only repetitive columns get a dictionary;
+pyiceberg's append spends several times that on casts.
 """
 
 import uuid
@@ -38,14 +38,13 @@ _DICTIONARY: Final = [
 
 
 def write_data_files(table: Table, kind: RecordKind, rows: pa.Table) -> list[DataFile]:
-    """Write rows, sorted, as one Parquet file a day; nothing is visible until committed.
+    """Write sorted rows as one Parquet file per day; nothing is visible until committed.
 
     `rows` have the kind's columns and whatever further ones the table has, in any order. The files
     lie where the table's location provider puts them.
 
     Raises:
-        BadData: the table is behind: it lacks a column, or has a narrower one that a value does
-            not fit.
+        BadData: the table is outdated: it lacks a column, or a value does not fit a narrower one.
     """
     rows = fitted(table, kind, rows)
     schema = arrow_schema_with_ids(rows.schema, table.schema())
@@ -61,12 +60,12 @@ def write_data_files(table: Table, kind: RecordKind, rows: pa.Table) -> list[Dat
 
 @contextmanager
 def open_data_file(table: Table, path: str, **options: Any) -> Iterator[pq.ParquetFile]:
-    """Open a data file to read it, with options of `pyarrow.parquet.ParquetFile`.
+    """Open a data file for reading, with options of `pyarrow.parquet.ParquetFile`.
 
     Pages that carry a checksum, as all that k2 writes, are verified as they are read.
 
     Raises:
-        BadData: the file is damaged, which may show only while it is read.
+        BadData: the file is damaged; this may only be detected during reading.
     """
     with translated_damage(path), table.io.new_input(path).open() as stream:
         yield pq.ParquetFile(stream, page_checksum_verification=True, **options)
@@ -75,12 +74,12 @@ def open_data_file(table: Table, path: str, **options: Any) -> Iterator[pq.Parqu
 def read_data_file(
     table: Table, file: DataFile, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the rows of a data file, a row group at a time, with the table's columns of today.
+    """Yield the rows of a data file by row group, with the table's current columns.
 
-    `columns` names some of them; without, all are read.
+    `columns` selects some of them; by default all are read.
 
-    Columns are found by their field ids, so it does not matter which engine wrote the file, and
-    what the columns were called or how wide they were then.
+    Columns are found by their field ids, so the engine that wrote the file and former names or
+    widths of columns do not matter.
     """
     schema = arrow_columns(table.schema())
     if columns is not None:
@@ -108,7 +107,7 @@ def read_data_file(
 def write_data_file_again(
     table: Table, kind: RecordKind, file: DataFile, rows: Iterable[pa.Table]
 ) -> DataFile:
-    """Write other rows for a data file, in the order they come; nothing is visible until committed.
+    """Write a replacement for a data file, in the given order; invisible until committed.
 
     They have the columns of the table, and belong to the same partition.
     """
@@ -123,7 +122,7 @@ def write_data_file_again(
 
 
 def delete_files(table: Table, paths: Iterable[str]) -> None:
-    """Delete files that nothing refers to; one that cannot go is garbage, not an error."""
+    """Delete unreferenced files; a file that cannot be deleted is garbage, not an error."""
     for path in paths:
         with suppress(OSError):
             table.io.delete(path)
@@ -165,7 +164,7 @@ def _write_file(
     schema: pa.Schema,
     parts: Iterable[pa.Table],
 ) -> DataFile:
-    """Write one data file; what was written of it is deleted if that fails."""
+    """Write one data file; delete it if that fails."""
     output = table.io.new_output(
         table.location_provider().new_data_location(f"{uuid.uuid4()}.parquet", key)
     )
@@ -212,7 +211,7 @@ def _write_file(
 
 
 def arrow_schema_with_ids(arrow: pa.Schema, iceberg: Schema) -> pa.Schema:
-    """Put the table's field ids, nested ones too, on an Arrow schema, by name."""
+    """Add the table's field ids, including nested ones, to an Arrow schema, by name."""
     return pa.schema([_with_id(field, iceberg.find_field(field.name)) for field in arrow])
 
 

@@ -1,4 +1,4 @@
-"""Removing records that a table stores more than once."""
+"""Remove records that a table stores more than once."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -28,13 +28,13 @@ _ATTEMPTS = 5
 
 
 def remove_doubles(target: Target, keep: Keep | None, *, is_dry_run: bool) -> Iterator[Doubles]:
-    """Remove rows that are stored twice, a commit a day; yield what was found of each day.
+    """Remove rows stored more than once, one commit per day; yield the result of each day.
 
-    Of rows that say the same, the one that was received first stays; of rows of one id with other
-    values the one that `keep` names, else all of them. With `is_dry_run` nothing is written.
+    Of identical rows, the one received first is kept; of rows of one id with other values the one
+    that `keep` selects, else all. With `is_dry_run` nothing is written.
 
     Raises:
-        Conflict: another engine rewrote the files again and again while they were searched.
+        Conflict: another engine repeatedly rewrote the files during the search.
         BadData: another engine left row-level deletes.
     """
     known: dict[Series, Ranges] = {}
@@ -58,7 +58,7 @@ def remove_doubles(target: Target, keep: Keep | None, *, is_dry_run: bool) -> It
 def _find_and_remove(
     target: Target, find: Callable[[FileStatistics], Doubles], *, is_dry_run: bool
 ) -> Doubles:
-    """Remove what is found; look again where other writers rewrote the files meanwhile."""
+    """Remove the rows found; search again if other writers rewrote the files meanwhile."""
     for _ in range(_ATTEMPTS):
         found = find(target.index.files(target.table.refresh()))
         if is_dry_run or not found.rows:
@@ -90,7 +90,7 @@ def _remove(target: Target, found: Doubles) -> None:
 
 
 def _filter(kind: RecordKind, found: Doubles) -> BooleanExpression:
-    """Choose the days from the first to the last on which rows go."""
+    """Choose the days from the first to the last with rows to remove."""
     begin, end = (_EPOCH + timedelta(days=day) for day in (min(found.days), max(found.days) + 1))
     return And(
         predicate(GreaterThanOrEqual, kind.partition_by, begin.isoformat()),
@@ -103,10 +103,10 @@ class _Choice:
 
     def __init__(self, drop: Mapping[str, Ints]) -> None:
         self._drop = drop
-        self._begun: dict[str, int] = {}  # rows of each file that were asked for already
+        self._begun: dict[str, int] = {}  # rows of each file already requested
 
     def __call__(self, file: DataFile, rows: pa.Table) -> Bools:
-        """Return which rows go."""
+        """Return which rows to remove."""
         path = file.file_path
         begin = self._begun.get(path, 0)
         self._begun[path] = begin + rows.num_rows

@@ -1,8 +1,7 @@
-"""Records that a table stores more than once, found a day at a time.
+"""Find records that a table stores more than once, day by day.
 
 Rows of a numbered series are the same record if their numbers are equal, others if their message
-ids are. Of a series whose numbers count up, a record that is stored with different times on
-different days is found, too.
+ids are. In a dense series, a record stored with different times on different days is found, too.
 """
 
 import hashlib
@@ -37,7 +36,7 @@ _NONE = np.empty(0, dtype=np.int64)
 
 
 class Keep(StrEnum):
-    """Which of the rows of one id stays where their values differ."""
+    """Which row of an id to keep if values differ."""
 
     FIRST = "first"
     NEWEST = "newest"
@@ -45,19 +44,19 @@ class Keep(StrEnum):
 
 @dataclass(slots=True)
 class Doubles:
-    """Rows that are stored elsewhere, too."""
+    """Rows that are also stored elsewhere."""
 
     days: list[int] = field(default_factory=list)  # on which they are: since 1970, UTC
     drop: dict[str, Ints] = field(default_factory=dict)  # by file: ascending row indices
-    numbers: Mapping[Series, Stored] = field(default_factory=dict)  # that were looked at
-    rows: int = 0  # how many are dropped
+    numbers: Mapping[Series, Stored] = field(default_factory=dict)  # rows checked
+    rows: int = 0  # number of dropped rows
     conflicts: int = 0  # rows whose id has another row with other values
     examples: list[ValueConflict] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows of some files: where each stands, and what identifies it."""
+    """The rows of some files: their location and identity."""
 
     paths: Sequence[str]
     files: Ints  # of each row, its index in `paths`
@@ -78,10 +77,10 @@ class _Rows:
 def find_in_day(
     table: Table, kind: RecordKind, files: FileStatistics, day: int, keep: Keep | None
 ) -> Doubles:
-    """Find what can be dropped within a day, and which numbers of dense series the day has.
+    """Find rows to drop within a day, and the numbers of dense series on that day.
 
-    Of rows that say the same, the one that was received first stays. Rows of one id with other
-    values are counted; without `keep` all of them stay.
+    Of identical rows, the one received first is kept. Rows of one id with other values are counted;
+    without `keep` all of them are kept.
     """
     paths = [files.paths[at] for at in np.flatnonzero(files.days == day)]
     rows, numbers = _read(table, kind, paths)
@@ -98,7 +97,7 @@ def find_across_days(
     numbers: Mapping[Series, Stored],
     keep: Keep | None,
 ) -> Doubles:
-    """Find what can be dropped of numbers that are stored on several days."""
+    """Find rows to drop among numbers that are stored on several days."""
     paths = files.overlapping(numbers)
     rows, _ = _read(table, kind, paths, only=numbers)
     found = _judge(table, kind, rows, keep)
@@ -112,9 +111,9 @@ def _read(
     paths: Sequence[str],
     only: Mapping[Series, Stored] | None = None,
 ) -> tuple[_Rows, dict[Series, Stored]]:
-    """Find the rows of records that some files store more than once, and which numbers they have.
+    """Find the rows of records stored more than once in some files, with their numbers.
 
-    With `only`, rows of other numbers are left out. Rows are ascending by record, the one that was
+    With `only`, rows of other numbers are omitted. Rows are ascending by record, the one that was
     received first before the others. Some 50 bytes of each row of the files are in memory.
     """
     reader = _Reader(table, kind, only)
@@ -147,7 +146,7 @@ class _FileRows:
 
 
 class _Reader:
-    """Reads what identifies the rows of data files, with one code for each series in them."""
+    """Reads the identities of rows in data files, with one code per series."""
 
     def __init__(
         self, table: Table, kind: RecordKind, only: Mapping[Series, Stored] | None
@@ -186,7 +185,7 @@ class _Reader:
         return _FileRows(self._records(rows, numbered)[which], begin + which, received)
 
     def _records(self, rows: pa.Table, numbered: Numbered) -> Ints:
-        """Name the record of each row by two numbers; the first is negative where it is a hash."""
+        """Identify the record of each row by two numbers; the first is negative for a hash."""
         records = np.empty((rows.num_rows, 2), dtype=np.int64)
         for code, first, last in runs(numbered.codes):
             known = self._codes.setdefault(numbered.series[code], len(self._codes))
@@ -217,7 +216,7 @@ def _are_among(
 
 
 def _judge(table: Table, kind: RecordKind, rows: _Rows, keep: Keep | None) -> Doubles:
-    """Decide which of the rows of each record stay. They are ascending by record."""
+    """Decide which rows of each record to keep. They are ascending by record."""
     found = Doubles()
     if not len(rows.groups):
         return found
@@ -233,7 +232,7 @@ def _judge(table: Table, kind: RecordKind, rows: _Rows, keep: Keep | None) -> Do
     both = (values.take(pa.array(index)) for index in (shown, first_of[shown]))
     found.examples = value_conflicts(kind, *both)
     is_kept = is_first if keep else is_distinct
-    if keep is Keep.NEWEST:  # where values differ, the last row stays instead of the first
+    if keep is Keep.NEWEST:  # if values differ, the last row is kept instead of the first
         has_others = np.repeat(np.add.reduceat(is_distinct, starts) > 1, sizes)
         is_last = np.append(np.diff(first_of) != 0, True)
         is_kept = np.where(has_others, is_last, is_kept)
@@ -246,10 +245,10 @@ def _judge(table: Table, kind: RecordKind, rows: _Rows, keep: Keep | None) -> Do
 
 
 def _are_distinct(kind: RecordKind, values: pa.Table, groups: Ints) -> npt.NDArray[np.bool_]:
-    """Return which rows say something that no row of their record before them says."""
+    """Return which rows differ from all earlier rows of their record."""
     are_distinct = np.ones(len(groups), dtype=np.bool_)
     left = np.arange(len(groups))
-    while len(left):  # each time, compare with the first row of each record that is left
+    while len(left):  # each time, compare with the first remaining row of each record
         is_head = np.diff(groups[left], prepend=-1) != 0
         heads = left[is_head][np.cumsum(is_head) - 1]
         is_same = are_equal(kind, *(values.take(pa.array(index)) for index in (left, heads)))
@@ -280,7 +279,7 @@ def _read_rows(
 
 
 def _values(table: Table, kind: RecordKind, rows: _Rows) -> pa.Table:
-    """Read what the rows say, in their order."""
+    """Read the values of the rows, in order."""
     names = ["exchange", "symbol", "source_sequence", kind.id_column, *kind.compared, RECEIVED]
     parts: list[pa.Table] = []
     order: list[npt.NDArray[np.intp]] = []

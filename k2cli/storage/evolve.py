@@ -1,6 +1,6 @@
-"""Tables that get columns, and wider ones, while the files in them stay as they are.
+"""Evolve tables: add and widen columns without rewriting files.
 
-Iceberg allows that much (https://iceberg.apache.org/spec/#schema-evolution): rows written before
+Iceberg allows this (https://iceberg.apache.org/spec/#schema-evolution): rows written before
 have null in a new column, and a narrow number is read as the wide one.
 """
 
@@ -29,13 +29,13 @@ _NO_RETRIES: Final = "0"  # what tables of k2 0.1.0 have, so that other engines'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A column that a table gets, or gets wider, or that may be null from now on."""
+    """A column to add, widen or make optional."""
 
-    column: pa.Field  # as it will be
+    column: pa.Field  # the new column
     before: pa.Field | None  # None: it is new
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Describe the change."""
         name, of = self.column.name, self.column.type
         if self.before is None:
             return f"add {name} {of}"
@@ -53,7 +53,7 @@ def arrow_columns(schema: Schema) -> pa.Schema:
 
 
 def _small(field: pa.Field) -> pa.Field:
-    """Undo the large types that pyiceberg makes of text and lists."""
+    """Undo pyiceberg's large types for text and lists."""
     of = field.type
     if pa.types.is_large_string(of):
         of = pa.string()
@@ -65,9 +65,9 @@ def _small(field: pa.Field) -> pa.Field:
 
 
 def fitted(table: Table, kind: RecordKind, rows: pa.Table) -> pa.Table:
-    """Return rows with columns as wide as the table's.
+    """Return rows with the table's column widths.
 
-    A table that has not evolved yet may have narrower ones: values that fit are taken exactly.
+    An outdated table may have narrower columns: values that fit are kept exactly.
 
     Raises:
         BadData: it lacks a column, or has a narrower one that a value does not fit.
@@ -88,9 +88,9 @@ def fitted(table: Table, kind: RecordKind, rows: pa.Table) -> pa.Table:
 
 
 def unfit_rows(table: Table, kind: RecordKind, rows: pa.Table) -> dict[int, Fault]:
-    """Find the rows with a value that a column of the table cannot hold: too many digits, or null.
+    """Find the rows with a value that does not fit the table: too many digits, or null.
 
-    Returns what is wrong with each, by row index.
+    Returns the fault of each, by row index.
     """
     columns = arrow_columns(table.schema())
     faults: dict[int, Fault] = {}
@@ -145,7 +145,7 @@ def evolve_table(
                         update.union_by_name(pa.schema([change.column for change in changes]))
                 if not is_retried:
                     transaction.set_properties({RETRIES_KEY: RETRIES})
-        except CommitFailedException:  # another writer was faster: look again
+        except CommitFailedException:  # another writer was faster: check again
             table.refresh()
             continue
         return said
@@ -156,18 +156,18 @@ def evolve_table(
 
 
 def _changes(kind: RecordKind, avro: Mapping[str, Any], columns: pa.Schema) -> Iterator[Change]:
-    """Compare what a schema has with what a table has.
+    """Compare a schema with a table.
 
     Raises:
-        BadData: the table cannot be brought to this schema.
+        BadData: the table cannot be evolved to this schema.
     """
     name = record_name(avro)
     if name != kind.avro["name"]:
-        raise BadData(f"the schema is of {name or 'no record'}, not of {kind.avro['name']}")
+        raise BadData(f"the schema is {name or 'another type'}, not {kind.avro['name']}")
     fields = {field["name"]: field for field in avro["fields"]}
     for needed in kind.arrow:
         if needed.name not in fields and not needed.nullable:
-            raise BadData(f"the schema has no field {needed.name}, which every row of k2's needs")
+            raise BadData(f"the schema lacks field {needed.name}, which every row needs")
     for field in fields.values():
         change = _change(kind, field, columns)
         if change is not None:
@@ -186,7 +186,7 @@ def _change(kind: RecordKind, field: Mapping[str, Any], columns: pa.Schema) -> C
     if not wanted.nullable and "default" not in field:
         raise BadData(
             f"field {name} is not optional, and rows written before have none",
-            hint=f'give it the type ["null", ...] and the default null: {name}',
+            hint=f'use the type ["null", ...] with the default null: {name}',
         )
     return Change(column=wanted.with_nullable(True), before=None)
 
@@ -212,14 +212,14 @@ def _check_is_new(field: Mapping[str, Any], kind: RecordKind, columns: pa.Schema
     for alias in field.get("aliases", ()):
         if alias in columns.names:
             raise BadData(
-                f"field {field['name']} is column {alias} of {kind.table} by another name:"
+                f"field {field['name']} would rename column {alias} of {kind.table}:"
                 " columns are not renamed"
             )
     for column in columns.names:
         if column.lower() == field["name"].lower():
             raise BadData(
                 f"field {field['name']} and column {column} of {kind.table} have the same name"
-                " but for upper and lower case, which SQL does not tell apart"
+                " except for upper and lower case, which SQL does not distinguish"
             )
 
 

@@ -1,4 +1,4 @@
-"""What keeps a table's past bounded: which snapshots go, and which files go with them."""
+"""Expire old snapshots: choose the snapshots, and the files to delete with them."""
 
 import re
 import time
@@ -13,17 +13,17 @@ from k2cli.storage.loads import KEY, segment_paths
 
 
 def expired_snapshots(metadata: TableMetadata, settings: TableSettings) -> set[int]:
-    """Choose the snapshots that the next commit lets go.
+    """Choose the snapshots to expire with the next commit.
 
-    A snapshot stays while it is among the last `keep_snapshots`, younger than `keep_for`, or the
-    head of a branch or tag. They go a batch at a time, since each time costs a little.
+    A snapshot is kept while it is among the last `keep_snapshots`, younger than `keep_for`, or the
+    head of a branch or tag. They are expired in batches, because each expiry has a cost.
     """
     newest_first = sorted(
         metadata.snapshots, key=lambda s: (s.sequence_number or 0, s.timestamp_ms), reverse=True
     )
     protected = {ref.snapshot_id for ref in metadata.refs.values()}
     kept_since_ms = (time.time() - settings.keep_for) * 1000
-    # The commit to come is one of those to keep.
+    # The next commit counts among those to keep.
     candidates = newest_first[settings.keep_snapshots - 1 :]
     expired = {
         snapshot.snapshot_id
@@ -92,7 +92,7 @@ def _is_append(snapshot: Snapshot) -> bool:
 
 
 def _ancestors(metadata: TableMetadata) -> set[int]:
-    """Name the snapshots that the current one builds on, itself included."""
+    """Return the ids of the current snapshot and its ancestors."""
     found: set[int] = set()
     snapshot = metadata.current_snapshot()
     while snapshot is not None:

@@ -1,4 +1,4 @@
-"""A file into a table, all or nothing, and every record once."""
+"""Load a file into a table, all or nothing, and every record once."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -64,25 +64,25 @@ from k2cli.storage.vendor import translated
 if TYPE_CHECKING:
     from pyiceberg.manifest import DataFile
 
-_FILE_ROWS: Final = 200_000  # rows of one data file; what is in memory at once
+_FILE_ROWS: Final = 200_000  # rows of one data file, which are in memory together
 
 
 def _sequence(snapshot: Snapshot | None) -> int:
-    """Return the number that snapshots made later exceed; nothing exceeds that of a v1 table."""
+    """Return the sequence number that later snapshots exceed; none do in a v1 table."""
     if snapshot is None or snapshot.sequence_number is None:
         return BEGINNING
     return snapshot.sequence_number
 
 
 class FileLoad:
-    """Takes the rows of one file and commits them with the file's entry in the log of loads.
+    """Receives the rows of one file and commits them with the file's entry in the log of loads.
 
-    Data files are written as rows come, invisible until the commit; without one they are deleted.
-    Rows are judged against the table as it was when the load began, and against what the file
-    itself held before; the commit judges them again against what other writers added since.
+    Data files are written as rows arrive, invisible until the commit; without a commit they are
+    deleted. Rows are checked against the table at the start of the load, and against earlier rows
+    of the file; the commit checks them again against rows added by other writers.
 
-    Rows with a number are known by it, rows whose ids are texts by their message ids. Lines without
-    an id are new unless `known` says which loads may have stored them.
+    Rows with a number are identified by it, rows with text ids by their message ids. Lines without
+    an id are new unless `known` lists loads that may have stored them.
     """
 
     def __init__(
@@ -96,20 +96,20 @@ class FileLoad:
     ) -> None:
         self.stowed: Final = Stowed()
         self._open_target = open_target
-        self._what = what  # what fails if this does
+        self._what = what  # the operation, for errors
         self._kind = lines.kind
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
         self._files: list[DataFile] = []
-        self._is_ours = True  # the files: no snapshot refers to them
+        self._is_ours = True  # the files, which no snapshot refers to
         self._state: TableState | None = None  # of the table, when the first rows came
         self._position = Position()  # of the table then, and of what was written since
-        self._base: Snapshot | None = None  # what the rows were judged against
+        self._base: Snapshot | None = None  # the state that the rows were checked against
         self._lines = lines  # of this file
-        self._known = known  # of loads whose rows are not stored again
+        self._known = known  # loads whose rows are not stored again
         self._is_again = is_again  # even if the file was loaded before
         self._written = Written()
-        self._is_asking = False  # some rows have no number, and may be stored all the same
+        self._is_asking = False  # some rows without a number may still be stored
 
     def __enter__(self) -> "FileLoad":
         return self
@@ -132,14 +132,14 @@ class FileLoad:
         return self._target.table
 
     def take_rows(self) -> list[pa.RecordBatch] | None:
-        """Return all rows, which are no longer this load's; None if some were written already."""
+        """Release and return all rows; None if some were already written."""
         if self._state is not None:
             return None
         rows, self._pending, self._pending_rows = self._pending, [], 0
         return rows
 
     def write(self, rows: pa.RecordBatch) -> None:
-        """Take rows over."""
+        """Add rows."""
         self._pending.append(rows)
         self._pending_rows += rows.num_rows
         if self._pending_rows >= _FILE_ROWS:
@@ -154,9 +154,9 @@ class FileLoad:
     ) -> int | None:
         """Commit all new rows and the file's entry as one snapshot; return its id.
 
-        The entry is completed with what was stored. `after` is how far the path was loaded before
-        its rows were read. Returns None, and adds nothing, if the file with this key turns out to
-        be loaded already, be it since a moment ago by another process, unless it is loaded again.
+        The entry is completed with what was stored. `after` is the earlier load of the path.
+        Returns None and adds nothing if the file with this key was already loaded, possibly just
+        now by another process, unless it is loaded again.
 
         Raises:
             Conflict: other writers won too often, one loaded from this path meanwhile, or the table
@@ -164,7 +164,7 @@ class FileLoad:
         """
         self._write_files()
         with translated(self._what):
-            self._is_ours = False  # whatever happens now, they may be the table's
+            self._is_ours = False  # from now on they may belong to the table
             try:
                 snapshot_id = self._commit(entry, key, after)
             except Conflict:
@@ -191,7 +191,7 @@ class FileLoad:
         if not self._is_again and loaded_before(self._table, log, [key]):
             return None
         expected = [after]
-        if self._is_again:  # this very file once more: its rows are not stored twice
+        if self._is_again:  # the same file again: its rows are not stored twice
             expected.append(FileState(entry.size_bytes, entry.digest))
         is_moved = newest_loads(self._table, log, [key]).get(key.path) not in expected
         is_copy = self._is_again and not self._known
@@ -209,7 +209,7 @@ class FileLoad:
         return Attempt(files=self._files, properties=properties, scratch=[segment])
 
     def _check_removals(self, state: TableState, *, is_rolled_back: bool) -> None:
-        """Refuse to go on if rows were left out that may not be stored any more."""
+        """Refuse to continue if skipped rows may no longer be stored."""
         if not self.stowed.duplicates + self.stowed.conflicts:
             return
         removed = [each.properties.get(REMOVED_KEY) for each in (state, self._state or state)]
@@ -244,7 +244,7 @@ class FileLoad:
             return write_data_files(self._table, self._kind, rows)
 
     def _admit(self, rows: pa.Table) -> Admission:
-        """Choose the rows that neither the table stores nor the file had before."""
+        """Choose the rows that are new to the table and the file."""
         if self._state is None:
             self._state = read_state(self._table)
             if self._state.position is None:
@@ -264,9 +264,9 @@ class FileLoad:
     def _leave_out_known(
         self, admission: Admission, files: Callable[[Days], FileStatistics], state: TableState
     ) -> Admission:
-        """Leave out rows without a number that are stored, or that came before among the rows."""
+        """Skip rows without a number that are stored, or repeated among the rows."""
         is_lost = LOST_KEY in state.properties
-        # Which loads stored lines of the file is not known then: any may have.
+        # Then it is unknown which loads stored lines of the file: any may have.
         known = partial(are_unnumbered, self._kind) if is_lost else self._known.mask
         admission = self._leave_out_lines(admission, files, known)
         rows, others = admission.rows, admission.others
@@ -293,7 +293,7 @@ class FileLoad:
         files: Callable[[Days], FileStatistics],
         known: Callable[[pa.Table], Bools],
     ) -> Admission:
-        """Leave out lines that other loads stored, where the file is loaded again."""
+        """Skip lines that other loads stored if the file is loaded again."""
         rows, others = admission.rows, admission.others
         if not self._known or not len(others):
             return admission
@@ -307,7 +307,7 @@ class FileLoad:
         return leave_out(self._kind, admission, others[is_known])
 
     def _files_of(self, days: Days) -> FileStatistics:
-        """Return the table's data files of some days, and those that were written since."""
+        """Return the table's data files of some days, and those written since."""
         written = FileStatistics.of(self._table, self._files).within(days, BEGINNING)
         return FileStatistics.joined([self._target.index.files(self._table, days), written])
 
@@ -315,7 +315,7 @@ class FileLoad:
         return find_rows(self._table, self._kind, self._files_of(days_of_keys(keys)), keys)
 
     def _leave_out_added(self, after: int) -> None:
-        """Leave out the rows that other writers added to the table after a snapshot."""
+        """Skip the rows that other writers added to the table after a snapshot."""
         added = self._target.index.files(self._table, after=after)
         hits: dict[Series, list[Ints]] = {}
         for path in added.overlapping(self._written.numbers):
@@ -334,7 +334,7 @@ class FileLoad:
             self._write_again(Position(stored), added)
 
     def _write_again(self, position: Position, added: FileStatistics) -> None:
-        """Replace the files that hold rows which `added` files have by now."""
+        """Replace files with rows that `added` files now have."""
         written = FileStatistics.of(self._table, self._files)
         paths = set(written.overlapping(position.series))
         if self._is_asking:

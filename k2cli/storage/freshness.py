@@ -1,4 +1,4 @@
-"""How new a table's rows are, by its statistics: no row is read."""
+"""Determine the newest row of a table from its statistics, without reading rows."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -14,9 +14,9 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def newest_time(table: Table, column: str) -> datetime | None:
-    """Return the largest time in a column that the table is partitioned by, a day each.
+    """Return the largest time in the column that the table is partitioned by day of.
 
-    None: the table is empty, or its files carry no statistics of the column.
+    None if the table is empty, or its files have no statistics of the column.
     """
     while True:
         snapshot = table.current_snapshot()
@@ -49,7 +49,7 @@ def _newest_time(table: Table, snapshot: Snapshot, column: str) -> datetime | No
 
 
 def _newest_day(table: Table, manifest: ManifestFile, field_id: int) -> int | None:
-    """Return the last day that a manifest's files are of; None where it is not told."""
+    """Return the last day of a manifest's files; None if unknown."""
     fields = table.specs()[manifest.partition_spec_id].fields
     for field, summary in zip(fields, manifest.partitions or (), strict=False):
         if field.source_id == field_id and isinstance(field.transform, DayTransform):
@@ -58,5 +58,5 @@ def _newest_day(table: Table, manifest: ManifestFile, field_id: int) -> int | No
 
 
 def _number(value: bytes) -> int:
-    """Read a date or a time (https://iceberg.apache.org/spec/#binary-single-value-serialization)."""
+    """Decode a date or a time (https://iceberg.apache.org/spec/#binary-single-value-serialization)."""
     return int.from_bytes(value, "little", signed=True)

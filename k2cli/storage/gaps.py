@@ -1,4 +1,4 @@
-"""Numbers that a stream skipped: suspected loss."""
+"""Detect numbers that a stream skipped: suspected loss."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,24 +15,24 @@ Hole = tuple[int, int]  # first and last number that is missing
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Numbers of a symbol that are missing in front of or within one commit."""
+    """Missing numbers of a symbol before or within one commit."""
 
     symbol: str
     first: int  # lowest missing number
     last: int  # highest missing number
     missing: int  # how many between them
-    is_restart: bool = False  # they passed by before this run began
+    is_restart: bool = False  # published before this run started
 
 
 class GapWatch:
-    """Finds the gaps of one stream, whose numbers count up by one."""
+    """Finds the gaps of one stream, whose numbers increase by one."""
 
     def __init__(self, exchange: str) -> None:
         self._exchange = exchange
         self._streamed: set[str] = set()  # symbols of which this run has committed rows
 
     def gaps(self, position: Position, added: Mapping[Series, Stored]) -> list[Gap]:
-        """Return the holes that are open above a position once more is stored."""
+        """Return the open gaps above a position after storing more."""
         return [
             gap
             for series, stored in added.items()
@@ -41,11 +41,11 @@ class GapWatch:
         ]
 
     def committed(self, rows: pa.Table) -> None:
-        """Take note that rows are in the table."""
+        """Record that rows are in the table."""
         self._streamed.update(rows["symbol"].unique().to_pylist())
 
     def _gaps(self, symbol: str, before: Stored, added: Stored) -> Iterator[Gap]:
-        """Sum up the holes above `before`, those of a restart on their own."""
+        """Sum up the gaps above `before`, those of a restart separately."""
         top = before.top
         if len(added.exact) == 1 and added.exact[0, 0] <= top + 1:
             return

@@ -1,4 +1,4 @@
-"""Small files into a table: many in one snapshot, and still all or nothing of each."""
+"""Load small files into a table: many per snapshot, still all or nothing per file."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,14 +45,14 @@ class CompleteFile:
     lines: Lines  # of this file
     entry: LoadEntry  # for the log of loads
     key: FileKey
-    after: FileState | None  # how far the path was loaded before
+    after: FileState | None  # the earlier load of the path
 
 
 def load_group(target: Target, files: Sequence[CompleteFile]) -> list[Stowed | None]:
-    """Commit the new rows of files, and their entries in the log of loads, as one snapshot.
+    """Commit the new rows of files and their entries in the log of loads as one snapshot.
 
-    Of a record that several of the files have, the first one counts. Returns the outcome of each
-    file; None: another process has loaded it meanwhile.
+    If several files have the same record, the first one counts. Returns the outcome of each file;
+    None if another process has loaded it meanwhile.
 
     Raises:
         BadData: the table's log of loads was lost, and it may store lines of these files.
@@ -68,7 +68,7 @@ def load_group(target: Target, files: Sequence[CompleteFile]) -> list[Stowed | N
 
 
 class _Group:
-    """Judges the rows of files against a table, anew at each attempt."""
+    """Checks the rows of files against a table, again at each attempt."""
 
     def __init__(self, target: Target, files: Sequence[CompleteFile]) -> None:
         self.outcomes: list[Stowed | None] = [None] * len(files)
@@ -76,7 +76,7 @@ class _Group:
         self._files = files
 
     def attempt(self, state: TableState) -> Attempt | None:
-        """Make what one commit adds: the rows, and an entry of each file."""
+        """Build what one commit adds: the rows, and an entry per file."""
         table, kind = self._target.table, self._target.kind
         log = state.properties.get(LOADS_KEY)
         files = self._new_files(log)
@@ -108,7 +108,7 @@ class _Group:
         )
 
     def _new_files(self, log: str | None) -> list[CompleteFile]:
-        """Choose the files that the log does not have."""
+        """Choose the files that are not in the log."""
         table = self._target.table
         keys = [file.key for file in self._files]
         known = loaded_before(table, log, keys)
@@ -122,7 +122,7 @@ class _Group:
         return files
 
     def _check_lines(self, files: Sequence[CompleteFile], admission: Admission) -> None:
-        """Refuse files whose lines may be stored as those of files that are not known any more."""
+        """Refuse files whose lines may be stored as those of files missing from the log."""
         target = self._target
         others = admission.rows.take(pa.array(admission.others))
 

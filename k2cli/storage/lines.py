@@ -1,7 +1,7 @@
-"""Rows without an id of the exchange: their message ids are made of a file and a line.
+"""Rows without an exchange id: their message ids are computed from a file and a line.
 
-The first characters of such an id come from the file and the row's series, the others are the
-number of the line, so the ids themselves say which load a row belongs to.
+The first characters of such an id come from the file and the row's series, the others are the line
+number, so the id identifies the load of a row.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Lines:
-    """The lines of some files, as their rows' message ids show them."""
+    """The lines of some files, identified by their message ids."""
 
     kind: RecordKind
     files: Sequence[str] = ()  # as `line_series` names them
@@ -50,7 +50,7 @@ class Lines:
 
 
 def line_keys(rows: pa.Table) -> pa.ChunkedArray:
-    """Return what two rows have in common that are the same line, loaded as the same thing.
+    """Return a key that is equal for rows of the same line with the same interpretation.
 
     The ids of two loads of one line may differ: a file that has grown is another file.
     """

@@ -1,4 +1,4 @@
-"""Which files were loaded into a table: a log that lives and dies with the table's snapshots.
+"""The log of files loaded into a table, which is part of the table's snapshots.
 
 The log is a few immutable Parquet segments beside the table's data files; the snapshot's property
 `k2.loads` names them. A load adds a segment of one entry and merges it with segments that are not
@@ -6,8 +6,8 @@ larger, so that 100,000 loads are some 17 segments and a look-up reads only a fe
 the property is carried from snapshot to snapshot, the log outlives every snapshot that is expired,
 and a table that is rolled back to before a load has not loaded that file.
 
-Segments of k2 0.1.0 lack the newer columns. They do not say what a file was loaded as, so such a
-file counts as loaded before whenever a file of the same bytes is loaded by a layout of that name.
+Segments of k2 0.1.0 lack the newer columns. They do not record how a file was interpreted, so such
+a file counts as loaded before if a file with the same bytes is loaded with a layout of that name.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from k2cli.storage.datafiles import open_data_file
 from k2cli.storage.lines import Lines
 
 KEY: Final = "k2.loads"
-# Not beside the metadata: there some stores take no file but Iceberg's own.
+# Not beside the metadata: some stores only accept Iceberg's files there.
 PREFIX: Final = "k2-loads-log-"
-STDIN: Final = "-"  # the path of what came from no file
+STDIN: Final = "-"  # the path of input without a file
 _ID_CHARS: Final = 12
 _TIME: Final = pa.timestamp("us", tz="UTC")
 _SCHEMA: Final = pa.schema(
@@ -60,19 +60,19 @@ _SCHEMA: Final = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadEntry:
-    """One file that was loaded, or what had been appended to it since an earlier load."""
+    """One loaded file, or the lines appended to it since an earlier load."""
 
     loaded_at: int  # UTC microseconds
     path: str
-    digest: str  # sha256 of the file's first `size_bytes`, as they lie on disk, in hex
+    digest: str  # sha256 of the file's first `size_bytes` on disk, in hex
     size_bytes: int
     layout: str
     rows: int = 0
     rejects: int
-    offset_bytes: int = 0  # the first ones of these, which earlier loads took
-    meaning: str  # digest of what the file was loaded as
+    offset_bytes: int = 0  # the first of these, which earlier loads covered
+    meaning: str  # digest of the interpretation
     identity: str  # digest of the content and its meaning
-    copy: int = 1  # how many times its rows without ids are stored with this load
+    copy: int = 1  # number of stored copies of its rows without ids, with this load
     exchange: str | None = None  # of the whole file
     symbol: str | None = None
     duplicates: int = 0
@@ -86,13 +86,13 @@ class LoadEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileKey:
-    """What identifies a file among those that were loaded."""
+    """The identity of a loaded file."""
 
     path: str
     layout: str
-    meaning: str  # empty: no row says what it is loaded as
+    meaning: str  # empty: a file without rows has no interpretation
     identity: str
-    digests: tuple[str, ...]  # of its bytes, as they are and decompressed: all that 0.1.0 knew
+    digests: tuple[str, ...]  # of its bytes, raw and decompressed: all that 0.1.0 recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class _Segment:
 
 
 def loaded_before(table: Table, log: str | None, keys: Sequence[FileKey]) -> set[str]:
-    """Return the identities of those files that the log has, loaded as the same thing."""
+    """Return the identities of files in the log with the same interpretation."""
     wanted = {key.identity for key in keys}
     digests = {digest for key in keys for digest in key.digests}
     is_legacy = pc.field("identity").is_null() & pc.field("digest").isin(_texts(digests))
@@ -123,16 +123,16 @@ def loaded_before(table: Table, log: str | None, keys: Sequence[FileKey]) -> set
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """How far a file was loaded: so many of its first bytes, with this digest."""
+    """How far a file was loaded: the number of its first bytes, and their digest."""
 
     size_bytes: int
     digest: str
 
 
 def newest_loads(table: Table, log: str | None, keys: Sequence[FileKey]) -> dict[str, FileState]:
-    """Report how far the newest load of each path, as the same thing, went, if any took rows.
+    """Return the newest load of each path with the same interpretation, if any.
 
-    Of stdin, nothing.
+    Nothing for stdin.
     """
     counts = ("rows", "offset_bytes", "duplicates", "conflicts")
     took_rows = pc.field("rows") > 0
@@ -159,14 +159,14 @@ def stored_lines(
     key: FileKey,
     is_start: Callable[[int, str], bool],
 ) -> Lines:
-    """Name the loads that may have stored lines of this file, loaded as the same thing.
+    """Return the loads that may have stored lines of this file with the same interpretation.
 
-    Those are its own earlier loads, and loads of what the file was when it was shorter:
+    These are its earlier loads, and loads of the file when it was shorter:
     `is_start(size, digest)` reports whether its first bytes have this digest.
     """
     found = _find(table, log, _may_mean(key), _START)
     entries = pa.concat_tables([_SCHEMA.empty_table().select(_START), *found])
-    files: dict[str, None] = {key.identity: None}  # be it by a load that is not over yet
+    files: dict[str, None] = {key.identity: None}  # possibly by a load that is still running
     legacy: dict[str, None] = {}
     for entry in entries.sort_by("size_bytes").to_pylist():
         if entry["identity"] != key.identity and not (
@@ -195,7 +195,7 @@ def list_loads(table: Table, log: str | None) -> pa.Table:
 
 
 def _with_ids(entries: pa.Table) -> pa.Table:
-    """Add the ids of loads: digests of what no two entries have in common."""
+    """Add the ids of loads: digests of what is unique to an entry."""
     parts = entries.select(["loaded_at", "path", "digest", "identity"])
     said = zip(*(column.cast(pa.string()).to_pylist() for column in parts), strict=True)
     ids = [hashlib.sha256(repr(each).encode()).hexdigest()[:_ID_CHARS] for each in said]
@@ -203,7 +203,7 @@ def _with_ids(entries: pa.Table) -> pa.Table:
 
 
 def extended(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tuple[str, str]:
-    """Write a segment with these entries, merged with those that are not larger.
+    """Write a segment with these entries, merged with segments that are not larger.
 
     Returns the property's new value, and the path of the segment that was written.
     """
@@ -216,7 +216,7 @@ def extended(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tup
 
 
 def without(table: Table, log: str | None, load: str) -> tuple[str | None, str | None]:
-    """Take the entry of a load out: rewrite the segment that has it.
+    """Remove the entry of a load: rewrite its segment.
 
     Returns the property's new value (None: the log is empty now), and the path of the segment that
     was written, if one was.
@@ -234,7 +234,7 @@ def without(table: Table, log: str | None, load: str) -> tuple[str | None, str |
 
 
 def segment_paths(table: Table, logs: Iterable[str | None]) -> set[str]:
-    """Return the files that these logs consist of."""
+    """Return the files of these logs."""
     return {_path(table, segment) for log in logs for segment in _segments(log)}
 
 
@@ -247,7 +247,7 @@ def _path(table: Table, segment: _Segment) -> str:
     name, places = f"{segment.name}.parquet", table.location_provider()
     if segment.name.startswith(PREFIX):
         return places.new_data_location(name)
-    return places.new_metadata_location(name)  # where they were at first
+    return places.new_metadata_location(name)  # their original location
 
 
 def _value(segments: Sequence[_Segment]) -> str:
@@ -270,7 +270,7 @@ def _texts(values: Iterable[str]) -> pa.StringArray:
 
 
 def _may_mean(key: FileKey) -> pc.Expression:
-    """Select entries loaded as the same thing; those of k2 0.1.0 do not say."""
+    """Select entries with the same interpretation; k2 0.1.0 did not record it."""
     if not key.meaning:
         return pc.field("meaning").is_null() | pc.field("meaning").is_valid()
     is_same: pc.Expression = pc.field("meaning") == key.meaning

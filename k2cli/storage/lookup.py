@@ -1,4 +1,4 @@
-"""Looking records up in a table: few files are opened, and few columns read."""
+"""Look up records in a table, opening few files and reading few columns."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -27,18 +27,18 @@ _Found = tuple[npt.NDArray[np.intp], pa.Table]  # indices of keys, and their row
 
 
 def days_of_keys(keys: Keys) -> Days:
-    """Return the days on which rows of some keys can lie."""
+    """Return the possible days of rows of some keys."""
     return Days(int(keys.first_days.min()), int(keys.last_days.max()))
 
 
 def days_of_rows(kind: RecordKind, rows: pa.Table) -> Days:
-    """Return the days on which rows lie."""
+    """Return the days of rows."""
     days = rows_days(kind, rows)
     return Days(int(days.min()), int(days.max()))
 
 
 def find_rows(table: Table, kind: RecordKind, files: FileStatistics, keys: Keys) -> Found:
-    """Look keys up in data files; of a key that is stored more than once, one row is returned."""
+    """Look up keys in data files; return one row per key, even if it is stored more often."""
     found = [
         each for path in files.may_hold(keys) for each in _find_in_file(table, kind, path, keys)
     ]
@@ -46,7 +46,7 @@ def find_rows(table: Table, kind: RecordKind, files: FileStatistics, keys: Keys)
 
 
 def _first_of(kind: RecordKind, found: Sequence[_Found]) -> Found:
-    """Keep one row for each key, with the columns that are compared."""
+    """Keep one row per key, with the compared columns."""
     columns = [*kind.compared, RECEIVED]
     if not found:
         empty = pa.schema([kind.arrow.field(name) for name in columns]).empty_table()
@@ -59,7 +59,7 @@ def _first_of(kind: RecordKind, found: Sequence[_Found]) -> Found:
 
 
 def _find_in_file(table: Table, kind: RecordKind, path: str, keys: Keys) -> Iterator[_Found]:
-    """Yield the indices of keys that a row group holds, and the rows."""
+    """Yield the indices of keys in a row group, and the rows."""
     with open_data_file(table, path, read_dictionary=_TEXTS) as file:
         for group in range(file.num_row_groups):
             if not _may_hold(file, group, keys):
@@ -126,17 +126,17 @@ def _dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
 
 
 class StoredIds:
-    """Looks up rows by their message ids, where those are not made of a number.
+    """Looks up rows by message ids that are not computed from a number.
 
-    Such ids say nothing about the file they are in, so all files of the same days are read, each
-    once: 8 bytes remain of every row, as long as rows of its day are looked up.
+    Such ids do not indicate their file, so all files of the same days are read, each once: 8 bytes
+    per row are cached while rows of its day are looked up.
     """
 
     def __init__(self) -> None:
         self._hashes: dict[str, Ints] = {}  # by the path of the file, ascending
 
     def find(self, table: Table, kind: RecordKind, files: FileStatistics, rows: pa.Table) -> Found:
-        """Find the rows that are stored of some records; `rows` has one of each."""
+        """Find the stored rows of some records; `rows` has one of each."""
         wanted = np.sort(_hashes(rows["message_id"].combine_chunks()))
         records = record_keys(rows).combine_chunks()
         near = files.of_days(rows_days(kind, rows))
@@ -203,7 +203,7 @@ def check_lines(
     rows: pa.Table,
     what: str,
 ) -> None:
-    """Refuse lines that a table may store as lines of another file, where its log was lost.
+    """Refuse lines that may be stored as lines of another file, if the table's log was lost.
 
     Raises:
         BadData: rows of the same series have the same line number and time.
@@ -216,7 +216,7 @@ def check_lines(
         raise BadData(
             f"{what}: it may be stored already; the table's log of loads was lost, and {count} rows"
             " have the same line numbers and times",
-            hint="--force stores the lines that are missing, --allow-duplicates all of them",
+            hint="use --force to store the missing lines, or --allow-duplicates to store all",
         )
 
 

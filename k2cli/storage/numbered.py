@@ -1,9 +1,9 @@
-"""Which rows belong to a numbered series, and to which: pure.
+"""Determine the numbered series of rows; pure.
 
-A row is identified by its series (exchange, kind and symbol) and its `source_sequence`, if that is
-what its message id is made of. Of the rows that k2 made, those without an id of the exchange have
-a message id made of their file and line, whatever number stands in `source_sequence`; they belong
-to no series. Message ids that k2 did not make say nothing, so there the number decides.
+A row is identified by its series (exchange, kind and symbol) and its `source_sequence`, if its
+message id was computed from them. k2's rows without an exchange id have a message id computed from
+their file and line, whatever their `source_sequence`; they do not belong to a series. For message
+ids from elsewhere, the number decides.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from k2cli.ranges import Ints
 from k2cli.records import MAX_NUMBER, RecordKind, message_ids
 from k2cli.storage.position import Series
 
-# A UUID of version 8: no other program that we know makes ids of this version.
+# A UUID of version 8, which no other known program uses.
 _OURS: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-8"
 
 
@@ -26,7 +26,7 @@ _OURS: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-8"
 class Numbered:
     """The rows of a table that belong to numbered series, ascending by series and number.
 
-    Rows of the same number stay in the order in which they stand in the table.
+    Rows of the same number keep their order in the table.
     """
 
     series: list[Series]
@@ -55,7 +55,7 @@ def numbered_rows(kind: RecordKind, rows: pa.Table) -> Numbered:
 
 
 def are_unnumbered(kind: RecordKind, rows: pa.Table) -> npt.NDArray[np.bool_]:
-    """Return which rows belong to no numbered series: among them, the lines of any file."""
+    """Return which rows are outside numbered series, such as lines of files."""
     mask = np.ones(rows.num_rows, dtype=np.bool_)
     mask[numbered_rows(kind, rows).rows] = False
     return mask
@@ -64,7 +64,7 @@ def are_unnumbered(kind: RecordKind, rows: pa.Table) -> npt.NDArray[np.bool_]:
 def _is_identity(
     kind: RecordKind, ids: pa.ChunkedArray, series: list[Series], codes: Ints, numbers: Ints
 ) -> npt.NDArray[np.bool_]:
-    """Return which message ids are those of the series and number, or not of k2's making."""
+    """Return which message ids are computed from series and number, or not from k2."""
     names = [f"{each.exchange}/{kind.name}/{each.symbol}" for each in series]
     made = message_ids(names, codes, np.clip(numbers, 0, MAX_NUMBER))
     is_same = pc.equal(ids, made)

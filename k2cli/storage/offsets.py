@@ -1,9 +1,8 @@
-"""How far a table has come on Kafka's topics, and whether it is still ours to go on: pure.
+"""The position of a table on Kafka topics, and whether a batch may continue it; pure.
 
 The position is, for every partition that ever fed the table, the next offset to read. It is one
 property of the newest snapshot for all topics, so that rows and offsets become visible, or
-vanish, together. A topic is known by its id as well as by its name: one that was deleted and made
-again begins anew.
+vanish, together. A topic is identified by its id and name: a recreated topic starts over.
 """
 
 import json
@@ -18,7 +17,7 @@ KEY: Final = "k2.kafka"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Partition:
-    """One partition of one topic, wherever that topic lives."""
+    """One partition of one topic."""
 
     topic: str
     topic_id: str
@@ -30,21 +29,21 @@ Offsets = Mapping[Partition, int]  # the next offset to read
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """What a batch holds of one partition."""
+    """The offsets of one partition in a batch."""
 
-    expected: int | None  # where the table must stand; None: never written to
-    reached: int  # where it stands afterwards
+    expected: int | None  # the required offset of the table; None: never written
+    reached: int  # the offset afterwards
 
 
 class PositionMoved(Conflict):
-    """Another consumer wrote these partitions, or the table was rolled back: read on from there."""
+    """Another consumer wrote these partitions, or the table was rolled back: resume there."""
 
 
 class OffsetPosition:
-    """The position of one batch of rows out of Kafka. Nothing of it is written twice.
+    """The position of one batch of rows from Kafka, which is never written twice.
 
-    A table that does not stand where the batch begins belongs to another consumer by now, or was
-    rolled back: then the batch is not written at all.
+    If the table is not at the start of the batch, another consumer has taken over or it was rolled
+    back: then the batch is not written at all.
     """
 
     key: Final = KEY
@@ -53,10 +52,10 @@ class OffsetPosition:
         self._spans = spans
 
     def advance(self, before: str | None) -> str:
-        """Return the offsets after the rows, if the table stands where they begin.
+        """Return the offsets after the rows, if the table is at their start.
 
         Raises:
-            PositionMoved: it does not.
+            PositionMoved: it is not.
         """
         offsets = dict(decode_offsets(before))
         for partition, span in self._spans.items():
@@ -64,14 +63,14 @@ class OffsetPosition:
             if found != span.expected:
                 raise PositionMoved(
                     f"{partition.topic}/{partition.number} was expected at offset"
-                    f" {span.expected}, but the table stands at {found}"
+                    f" {span.expected}, but the table is at {found}"
                 )
             offsets[partition] = span.reached
         return encode_offsets(offsets)
 
 
 def encode_offsets(offsets: Offsets) -> str:
-    """Write offsets as a property: {topic: {topic id: {partition: next offset}}}, as JSON."""
+    """Encode offsets as a property: {topic: {topic id: {partition: next offset}}}, as JSON."""
     document: dict[str, dict[str, dict[str, int]]] = {}
     for partition in sorted(offsets):
         ids = document.setdefault(partition.topic, {})
@@ -80,10 +79,10 @@ def encode_offsets(offsets: Offsets) -> str:
 
 
 def decode_offsets(text: str | None) -> Offsets:
-    """Read what `encode_offsets` wrote; no property at all is no offsets.
+    """Decode what `encode_offsets` wrote; a missing property means no offsets.
 
     Raises:
-        BadData: the property is not ours, or damaged.
+        BadData: the property is damaged.
     """
     if text is None:
         return {}

@@ -1,6 +1,6 @@
-"""Which metadata file a catalog names for a table: read it, and swap it for another one.
+"""Read and swap the metadata file that a catalog has for a table.
 
-Only SQL catalogs, the embedded one among them, keep this pointer where k2 can reach it; others
+Only SQL catalogs, including the embedded one, store this pointer where k2 can access it; others
 manage their metadata files themselves.
 """
 
@@ -27,7 +27,7 @@ def read_pointers(catalog: Catalog) -> dict[tuple[str, str], Pointer]:
     """Return the pointers of all tables of a catalog, by namespace and name.
 
     Raises:
-        ConfigError: the catalog does not let k2 set them.
+        ConfigError: k2 cannot set the pointers of this catalog.
     """
     sql = _sql(catalog)
     query = select(
@@ -47,10 +47,10 @@ def read_pointers(catalog: Catalog) -> dict[tuple[str, str], Pointer]:
 def swap_pointers(
     catalog: Catalog, swaps: Mapping[tuple[str, str], tuple[Pointer, Pointer]]
 ) -> None:
-    """Replace the pointers of tables, (old, new), in one transaction: all of them or none.
+    """Replace the pointers of tables, (old, new), in one transaction: all or none.
 
     Raises:
-        ConfigError: the catalog does not let k2 set them.
+        ConfigError: k2 cannot set the pointers of this catalog.
         Conflict: another process changed one since it was read.
     """
     sql = _sql(catalog)

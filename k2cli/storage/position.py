@@ -1,19 +1,19 @@
-"""Which records of the exchanges' numbered series a table stores: pure, no I/O.
+"""The stored records of the exchanges' numbered series; pure, no I/O.
 
-A series is the records of one exchange and symbol, identified by the exchange's own number
-(`source_sequence`). The position has, for every series, ranges of numbers that are stored, as one
-property of the newest snapshot: rows and position become visible, or vanish, together.
+A series is the records of one exchange and symbol, identified by the exchange's sequence number
+(`source_sequence`). The position has, for every series, ranges of stored numbers, as one property
+of the newest snapshot: rows and position become visible, or vanish, together.
 
 A number is in one of three states:
 
 - in a range of `stored`: the table has it;
-- in a range of `mixed`: the table has some of these numbers, so it has to be asked;
+- in a range of `mixed`: the table has some of these numbers, so they must be looked up;
 - in neither: the table does not have it.
 
-The property stays small. Where a series has more ranges than it may keep, those with the smallest
-holes between them become one mixed range. Series whose numbers only increase (update ids of
-quotes) have mixed ranges only: one can never tell a number that was left out from one that never
-was. Theirs also say on which days the rows lie.
+The property stays small. If a series has more ranges than allowed, those with the smallest gaps
+between them become one mixed range. Series whose numbers only increase (update ids of quotes) have
+only mixed ranges: a skipped number cannot be distinguished from one that never existed. These
+ranges also have the days of their rows.
 """
 
 import binascii
@@ -34,7 +34,7 @@ from k2cli.records import MAX_NUMBER
 
 KEY: Final = "k2.position"  # the snapshot property
 MAX_RANGES: Final = 4_000  # of all series together
-MAX_SERIES: Final = 5_000  # listed; beyond that, a series that is not listed is unknown
+MAX_SERIES: Final = 5_000  # listed; if there are more, an unlisted series is unknown
 _ENCODING: Final = "z2:"
 _DAYS_SHAPE: Final = 4  # first and last number, first and last day
 
@@ -47,11 +47,11 @@ class Series(NamedTuple):
 
 
 class State(IntEnum):
-    """What a position says of a number."""
+    """The state of a number in a position."""
 
     ABSENT = 0
     STORED = 1
-    UNKNOWN = 2  # the table has to be asked
+    UNKNOWN = 2  # must be looked up in the table
 
 
 _ANY_DAY: Final[Ints] = np.array([0, 1 << 24], dtype=np.int64)
@@ -60,10 +60,10 @@ NO_MIXED: Final[Ints] = np.empty((0, _DAYS_SHAPE), dtype=np.int64)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
-    """What a table stores of one series.
+    """The stored numbers of one series.
 
     `mixed` has shape (n, 4): first and last number, and the first and last day (days since 1970,
-    UTC) of the rows in between; the days count for series whose numbers only increase.
+    UTC) of the rows in between; the days are used for series whose numbers only increase.
     """
 
     exact: Ranges = field(default_factory=lambda: EMPTY)
@@ -96,9 +96,9 @@ class Stored:
         return states
 
     def days(self, numbers: Ints) -> Ints:
-        """Return the first and last day on which the rows of each number can lie, as shape (n, 2).
+        """Return the first and last possible day of each number's rows, as shape (n, 2).
 
-        Of numbers that are not in a mixed range the days are not known.
+        The days of numbers outside mixed ranges are unknown.
         """
         index = index_of(self.mixed[:, :2], numbers)
         days = np.tile(_ANY_DAY, (len(numbers), 1))
@@ -106,11 +106,11 @@ class Stored:
         return days
 
     def without(self, ranges: Ranges) -> "Stored":
-        """Take numbers out that are no longer stored; mixed ranges stay mixed."""
+        """Remove numbers that are no longer stored; mixed ranges stay mixed."""
         return replace(self, exact=difference(self.exact, ranges))
 
     def merged(self, other: "Stored") -> "Stored":
-        """Return what is stored after both."""
+        """Return the union of both."""
         if not len(self.mixed) and not len(other.mixed):
             return Stored(exact=union(self.exact, other.exact))
         mixed = _merge_mixed(np.concatenate((self.mixed, other.mixed)))
@@ -118,7 +118,7 @@ class Stored:
         return Stored(exact=exact, mixed=mixed)
 
     def shrunk(self, limit: int) -> "Stored":
-        """Keep at most `limit` ranges: over the smallest holes, ranges become one mixed range."""
+        """Keep at most `limit` ranges: merge ranges with the smallest gaps to mixed ranges."""
         if len(self) <= limit:
             return self
         ranges = np.concatenate((_with_days(self.exact), self.mixed))
@@ -126,7 +126,7 @@ class Stored:
         order = np.argsort(ranges[:, 0])
         ranges, is_mixed = ranges[order], is_mixed[order]
         holes = ranges[1:, 0] - ranges[:-1, 1]
-        closed = np.zeros(len(ranges), dtype=np.bool_)  # over the hole before this range
+        closed = np.zeros(len(ranges), dtype=np.bool_)  # over the gap before this range
         closed[1 + np.argpartition(holes, len(ranges) - limit - 1)[: len(ranges) - limit]] = True
         starts = np.flatnonzero(~closed)
         group = np.cumsum(~closed) - 1
@@ -140,7 +140,7 @@ class Stored:
 
 
 def unknown_numbers(ranges: Ranges) -> Stored:
-    """Describe numbers of a dense series that a table has to be asked for."""
+    """Build mixed ranges of a dense series, which must be looked up."""
     return Stored(mixed=_with_days(ranges))
 
 
@@ -152,7 +152,7 @@ def _with_days(exact: Ranges) -> Ints:
 
 _NO_FIRST_DAY: Final = 1 << 30
 _NO_LAST_DAY: Final = -1
-_NO_DAYS: Final = (0, -1)  # as the property has it
+_NO_DAYS: Final = (0, -1)  # as in the property
 
 
 def _grouped(ranges: Ints, starts: npt.NDArray[np.intp]) -> Ints:
@@ -180,17 +180,17 @@ def _merge_mixed(mixed: Ints) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """What a table stores of all series."""
+    """The stored numbers of all series."""
 
     series: Mapping[Series, Stored] = field(default_factory=dict)
     is_partial: bool = False  # series that are not listed are unknown, not absent
 
     def of(self, series: Series) -> Stored:
-        """Return what is stored of one series."""
+        """Return the stored numbers of one series."""
         return self.series.get(series, _NOTHING if not self.is_partial else _ANYTHING)
 
     def extended(self, added: Mapping[Series, Stored]) -> "Position":
-        """Return the position once more is stored of some series, within its limits."""
+        """Return the position after storing more of some series, within its limits."""
         return self.updated(
             {series: self.of(series).merged(stored) for series, stored in added.items()}
         )
@@ -213,7 +213,7 @@ _ANYTHING: Final = Stored(mixed=np.array([[0, MAX_NUMBER, *_ANY_DAY]], dtype=np.
 
 
 def encode_position(position: Position) -> str:
-    """Write a position as a compact property: MessagePack, deflated, in base 64.
+    """Encode a position as a compact property: MessagePack, deflated, in base 64.
 
     A series is a list of whole numbers, for each range: how far its first number is above the
     range before, and how many numbers follow it; of a mixed range, the second one is `-1 - n`, and
@@ -247,7 +247,7 @@ def _words(stored: Stored) -> Iterator[int]:
 
 
 def decode_position(text: str) -> Position:
-    """Read what `encode_position` wrote.
+    """Decode what `encode_position` wrote.
 
     Raises:
         BadData: the property was not written by this version of k2, or is damaged.

@@ -1,8 +1,8 @@
-"""The position of a table, built from the numbers that its rows have.
+"""Rebuild the position of a table from the numbers of its rows.
 
 That is needed once for a table that was written by k2 0.1.0, and after other engines have added,
-changed or removed rows, or have expired all of k2's snapshots. What was read is kept in a file
-under the home folder, so that a run that is cut off goes on where the last one stood.
+changed or removed rows, or have expired all of k2's snapshots. Progress is saved in a file under
+the home folder, so an interrupted run continues where the last one stopped.
 """
 
 import os
@@ -31,18 +31,18 @@ from k2cli.storage.state import LOST_KEY, TableState, position_property, read_st
 from k2cli.storage.target import Target
 
 _SAVE_S: Final = 5.0
-_MOST_RANGES: Final = 100_000  # of one series, while it is built
+_MOST_RANGES: Final = 100_000  # of one series, during the rebuild
 
 
 class _Progress(msgspec.Struct):
-    """What was read of a table so far."""
+    """The progress of reading a table."""
 
     files: list[str]
     position: str
 
 
 def ensure_position(target: Target) -> None:
-    """Rebuild a table's position and commit it, unless it is known.
+    """Rebuild a table's position and commit it, unless it exists.
 
     Raises:
         Conflict: other writers won too often.
@@ -73,7 +73,7 @@ class _Rebuild:
         self._done, self._series = _load(self._path)
 
     def read(self) -> Position:
-        """Read the data files of the newest snapshot that were not read yet."""
+        """Read the remaining data files of the newest snapshot."""
         table, kind = self._target.table, self._target.kind
         paths = self._target.index.files(table).paths
         if not self._done <= set(paths):  # what was read may be gone with its file
@@ -96,7 +96,7 @@ class _Rebuild:
         return Position(self._series)
 
     def forget(self) -> None:
-        """Delete what was kept."""
+        """Delete the saved progress."""
         self._path.unlink(missing_ok=True)
 
     def _add(self, numbered: Numbered, rows: pa.Table) -> None:
@@ -120,7 +120,7 @@ class _Rebuild:
 
 
 def _load(path: Path) -> tuple[set[str], dict[Series, Stored]]:
-    """Read what an earlier run kept; nothing if there is none, or it cannot be read."""
+    """Read the progress of an earlier run; empty if missing or unreadable."""
     try:
         progress = msgspec.msgpack.decode(path.read_bytes(), type=_Progress)
         return set(progress.files), dict(decode_position(progress.position).series)

@@ -1,10 +1,10 @@
 """Rewrite the paths in an embedded catalog whose home folder was moved or copied.
 
-Iceberg keeps absolute paths: in the catalog, in metadata files, in manifest lists and manifests.
+Iceberg stores absolute paths: in the catalog, in metadata files, in manifest lists and manifests.
 Relocating writes new metadata, lists and manifests beside the old ones, syncs them, and then swaps
-the pointers of all tables in one transaction: before it the old state is there, after it the new
-one. The names of new files follow from the old ones, so a repeated run overwrites what a run that
-was killed had written. Data files and load logs contain no paths of the home folder.
+the pointers of all tables in one transaction: before it the old state is in effect, after it the
+new one. The names of new files follow from the old ones, so a repeated run overwrites what a run
+that was killed had written. Data files and load logs contain no paths of the home folder.
 """
 
 import gzip
@@ -41,7 +41,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MovedTable:
-    """A table whose paths lead to where the home folder was."""
+    """A table whose paths point to the former home folder."""
 
     name: str
     old_home: str
@@ -52,14 +52,14 @@ class MovedTable:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """What relocating one table wrote, and what nothing refers to afterwards."""
+    """The files written for one table, and the files unreferenced afterwards."""
 
     metadata: Path
     replaced: list[Path]
 
 
 def moved_tables(catalog: Catalog, home: Path) -> dict[Identifier, MovedTable]:
-    """Find the tables whose catalog entries lead to another home folder than this one.
+    """Find the tables whose catalog entries point to a different home folder.
 
     Another path to the same folder, such as a symlink, is not another home.
     """
@@ -83,7 +83,7 @@ def moved_tables(catalog: Catalog, home: Path) -> dict[Identifier, MovedTable]:
 
 
 def relocate_tables(catalog: Catalog, moved: Mapping[Identifier, MovedTable]) -> None:
-    """Make tables refer to the files where they are now; all tables, or none.
+    """Update all tables, or none, to the current paths of their files.
 
     Raises:
         BadData: a file is missing or damaged, or a table has row-level deletes.
@@ -100,13 +100,13 @@ def relocate_tables(catalog: Catalog, moved: Mapping[Identifier, MovedTable]) ->
     for identifier, each in written.items():
         for path in each.replaced:
             if path.is_relative_to(moved[identifier].new_home):
-                with suppress(OSError):  # what stays is garbage
+                with suppress(OSError):  # remaining files are garbage
                     path.unlink()
 
 
 @dataclass(slots=True)
 class _Relocation:
-    """Writes the metadata of one table again, with the paths of now."""
+    """Rewrites the metadata of one table with the current paths."""
 
     table: MovedTable
     replaced: list[Path] = field(default_factory=list)
@@ -121,7 +121,7 @@ class _Relocation:
                 raise ValidationError("not a JSON object")
         for entry in document.get("metadata-log", ()):
             self.replaced.append(Path(self._plain(entry["metadata-file"])))
-        document["metadata-log"] = []  # their paths are the old ones
+        document["metadata-log"] = []  # they contain the old paths
         changed = self._changed(document)
         for old, new in zip(
             document.get("snapshots", ()), changed.get("snapshots", ()), strict=True
@@ -179,7 +179,7 @@ class _Relocation:
         return uuid.uuid5(uuid.NAMESPACE_URL, f"{self.table.old_home} {source}")
 
     def _changed(self, value: Any) -> Any:
-        """Change all paths in a JSON document; what snapshots say of themselves stays."""
+        """Change all paths in a JSON document, except in snapshot summaries."""
         match value:
             case dict():
                 return {
@@ -194,7 +194,7 @@ class _Relocation:
                 return value
 
     def _path(self, text: str) -> str:
-        """Change the home folder of a path; other texts stay."""
+        """Change the home folder of a path; leave other texts unchanged."""
         for scheme in ("", _FILE):
             old = f"{scheme}{self.table.old_home}"
             if text == old or text.startswith(f"{old}/"):
@@ -207,7 +207,7 @@ class _Relocation:
 
 @contextmanager
 def _reading(table: MovedTable, path: Path) -> Iterator[None]:
-    """Name the file that cannot be read."""
+    """Return the error for an unreadable file."""
     try:
         with reading_manifests():
             yield
@@ -232,7 +232,7 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _synced(path: Path) -> Iterator[Any]:
-    """Yield a file that appears under its name once it is complete and on the disk."""
+    """Yield a file that gets its name once it is complete and synced."""
     scratch = path.with_name(f".{path.name}.tmp")
     try:
         with scratch.open("wb") as stream:

@@ -1,8 +1,8 @@
-"""Go back to the newest metadata file that is intact, where the current one is not.
+"""Restore the newest intact metadata file if the current one is damaged.
 
-The candidates are the metadata files beside the current one, the newest first. Of several files of
-one version only that counts which was current once, as far as this is known: a commit that lost
-against another leaves its file behind.
+The candidates are the metadata files beside the current one, newest first. Of several files of one
+version only the one that was current counts, as far as this is known: a commit that lost a race
+leaves its file behind.
 """
 
 import re
@@ -33,7 +33,7 @@ _DATA: Final = ".parquet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostCommit:
-    """A commit that the table no longer has after a repair."""
+    """A commit that is lost by a repair."""
 
     snapshot_id: int
     committed_at: datetime
@@ -42,7 +42,7 @@ class LostCommit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DamagedMetadata:
-    """A metadata file that a repair passes over, with what is damaged of what it refers to."""
+    """A metadata file that a repair skips, with its damaged files."""
 
     path: str
     faults: Sequence[Fault]
@@ -50,17 +50,17 @@ class DamagedMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """What a repair would do. Without `damaged` or `history` there is nothing to repair."""
+    """The plan of a repair. Without `damaged` or `history` there is nothing to repair."""
 
-    pointer: Pointer  # as the catalog has it
+    pointer: Pointer  # from the catalog
     chosen: str
     written_at: datetime
     rows: int  # that the table has afterwards
     damaged: Sequence[DamagedMetadata]
-    lost: Sequence[LostCommit]  # as far as metadata files that can be read tell
-    left_files: int  # data files that stay in the store, but not in the table
-    left_rows: int  # in those of them that can be read; also of commits that never succeeded
-    history: Sequence[Fault]  # of older snapshots, which go
+    lost: Sequence[LostCommit]  # as far as known from readable metadata files
+    left_files: int  # data files that remain in the store, but not in the table
+    left_rows: int  # in readable ones; also of failed commits
+    history: Sequence[Fault]  # of older snapshots, which are dropped
     expired: Sequence[int]  # these snapshots
 
 
@@ -71,12 +71,12 @@ def plan_repair(catalog: Catalog, identifier: tuple[str, str]) -> Repair:
     tag, are. Other damaged snapshots are given up.
 
     Raises:
-        ConfigError: the catalog does not let k2 point it to a metadata file.
+        ConfigError: k2 cannot set the metadata file in this catalog.
         BadData: no metadata file is intact.
     """
     pointer = read_pointers(catalog).get(identifier)
     if pointer is None:
-        raise NotFound(f"there is no table {'.'.join(identifier)}")
+        raise NotFound(f"table {'.'.join(identifier)} does not exist")
     io = PyArrowFileIO(catalog.properties)
     inspector = Inspector()
     damaged: list[DamagedMetadata] = []
@@ -111,7 +111,7 @@ def plan_repair(catalog: Catalog, identifier: tuple[str, str]) -> Repair:
 
 
 def repair_table(catalog: Catalog, identifier: tuple[str, str], plan: Repair) -> None:
-    """Point the catalog to the metadata file that was found, and give damaged history up.
+    """Point the catalog to the chosen metadata file, and drop damaged history.
 
     Raises:
         Conflict: the table was changed since it was inspected.
@@ -125,7 +125,7 @@ def repair_table(catalog: Catalog, identifier: tuple[str, str], plan: Repair) ->
 
 
 def _candidates(io: PyArrowFileIO, pointer: Pointer) -> Iterator[tuple[str, TableMetadata | Fault]]:
-    """Yield the current metadata file and those before it, the newest first."""
+    """Yield the current and earlier metadata files, newest first."""
     folder = pointer.current.rpartition("/")[0]
     paths = {f"{folder}/{each.base_name}" for each in _files(io, folder)}
     paths = {path for path in paths if path.endswith(_SUFFIX) and _version(path) >= 0}
@@ -142,13 +142,13 @@ def _candidates(io: PyArrowFileIO, pointer: Pointer) -> Iterator[tuple[str, Tabl
             if not isinstance(metadata, Fault):
                 uuid = uuid or metadata.table_uuid
                 if metadata.table_uuid != uuid or not _is_of_folder(metadata, path):
-                    continue  # of a table that was here before, or before the folder was moved
+                    continue  # of an earlier table here, or from before the folder was moved
                 committed |= {entry.metadata_file for entry in metadata.metadata_log}
             yield path, metadata
 
 
 def _is_of_folder(metadata: TableMetadata, path: str) -> bool:
-    """Tell whether a metadata file is where its table keeps them."""
+    """Return whether a metadata file is in its table's metadata folder."""
     folder = metadata.properties.get(TableProperties.WRITE_METADATA_PATH, metadata.location)
     return path.startswith(f"{folder.rstrip('/')}/")
 
@@ -159,7 +159,7 @@ def _version(path: str) -> int:
 
 
 def _heads(metadata: TableMetadata) -> list[int]:
-    """Name the snapshots that must be intact: the newest, and those with a branch or tag."""
+    """Return the snapshots that must be intact: the newest, and those with a branch or tag."""
     heads = {ref.snapshot_id for ref in metadata.refs.values()}
     if metadata.current_snapshot_id is not None:
         heads.add(metadata.current_snapshot_id)
@@ -206,7 +206,7 @@ def _unknown_files(table: Table, io: PyArrowFileIO, known: set[str]) -> list[str
 
 
 def _count_rows(table: Table, path: str) -> int:
-    """Count the rows of a data file by its footer; none if that cannot be read."""
+    """Count the rows of a data file by its footer; 0 if that cannot be read."""
     with suppress(BadData), open_data_file(table, path) as parquet:
         return int(parquet.metadata.num_rows)
     return 0

@@ -21,7 +21,7 @@ _ANSWER: Final = ("rest.client.socket-timeout-ms", 30_000)
 
 
 class BoundedRestCatalog(RestCatalog):
-    """pyiceberg's client, which by itself waits for an answer for ever."""
+    """pyiceberg's client with timeouts, which it lacks by default."""
 
     def commit_table(
         self,
@@ -29,14 +29,14 @@ class BoundedRestCatalog(RestCatalog):
         requirements: tuple[TableRequirement, ...],
         updates: tuple[TableUpdate, ...],
     ) -> CommitTableResponse:
-        """Commit; a refusal is believed where the commit is not there.
+        """Commit; a refusal only counts if the commit is not in the table.
 
-        A gateway that lost the answer may have sent the request again, which the catalog refused
-        because of the first one. What follows from a refusal is that the files are deleted.
+        A gateway that lost the answer may have repeated the request, which the catalog refused
+        because of the first one. After a refusal the files are deleted.
 
         Raises:
             CommitFailedException: another writer was faster.
-            CommitStateUnknownException: nothing tells whether it landed.
+            CommitStateUnknownException: the outcome is unknown.
         """
         try:
             answer: CommitTableResponse = super().commit_table(table, requirements, updates)
@@ -48,7 +48,7 @@ class BoundedRestCatalog(RestCatalog):
             known = {"metadata": there.metadata, "metadata-location": there.metadata_location}
             answer = CommitTableResponse.model_validate(known)
         except ValidationError as exc:
-            raise CommitStateUnknownException("the answer is none of a catalog") from exc
+            raise CommitStateUnknownException("the answer is not from a catalog") from exc
         return answer
 
     def _reloaded(self, table: Table, refusal: CommitFailedException) -> Table:
@@ -56,24 +56,24 @@ class BoundedRestCatalog(RestCatalog):
             there: Table = self.load_table(table.name())
         except (OSError, RESTError, ValidationError) as exc:
             raise CommitStateUnknownException(
-                f"the catalog refused a commit ({refusal}), and does not say what it has"
+                f"the catalog refused a commit ({refusal}) and does not return its state"
             ) from exc
         return there
 
     def _config_headers(self, session: requests.Session) -> None:
-        # The first thing that is done to every session, before it fetches a token.
+        # Called first for every session, before it fetches a token.
         super()._config_headers(session)
         timeouts_s = tuple(
             int(self.properties.get(name, default)) / 1000 for name, default in (_CONNECT, _ANSWER)
         )
-        session.verify = os.environ.get("SSL_CERT_FILE") or True  # OpenSSL's, as for all else
+        session.verify = os.environ.get("SSL_CERT_FILE") or True  # OpenSSL's, as everywhere else
         session.request = _bounded(session.request, timeouts_s)  # type: ignore[method-assign]
 
 
 def _bounded(
     request: Callable[..., requests.Response], timeouts_s: tuple[float, ...]
 ) -> Callable[..., requests.Response]:
-    """Limit the waits of requests, and say in plain words how one failed."""
+    """Limit the time of requests, and report failures in plain words."""
 
     def send(method: str, url: str, **options: Any) -> requests.Response:
         try:

@@ -1,7 +1,7 @@
-"""Removing rows: data files that hold some of them are written again without them.
+"""Remove rows: rewrite data files without them.
 
-Files never change, so what was found in a file, and what was written for it, stays right when
-another writer is faster; only files that this writer added or replaced are read anew.
+Files never change, so the rows found in a file, and its replacement, stay valid if another writer
+is faster; only files that this writer added or replaced are read again.
 """
 
 import uuid
@@ -30,7 +30,7 @@ from k2cli.storage.target import Target
 from k2cli.storage.vendor import reading_manifests
 
 _IDENTITY: Final = ("exchange", "symbol", "source_sequence", "message_id")
-# Given a data file and rows of it, in their order: which of them go. Called once for each row.
+# Returns which rows of a data file to remove. Called once per row, in order.
 Choose = Callable[[DataFile, pa.Table], Bools]
 
 
@@ -41,7 +41,7 @@ def add_ranges(numbers: dict[Series, Ranges], series: Series, ranges: Ranges) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """The rows that go from one data file."""
+    """The rows to remove from one data file."""
 
     file: DataFile
     is_removed: Bools  # of each row
@@ -49,20 +49,20 @@ class Removal:
 
     @property
     def rows(self) -> int:
-        """How many rows go."""
+        """The number of rows to remove."""
         return int(self.is_removed.sum())
 
 
 @dataclass(slots=True, kw_only=True)
 class Removed:
-    """The rows that go from a table."""
+    """The rows to remove from a table."""
 
     removals: list[Removal] = field(default_factory=list)
-    added: list[DataFile] = field(default_factory=list)  # with the rows that stay
+    added: list[DataFile] = field(default_factory=list)  # with the remaining rows
 
     @property
     def rows(self) -> int:
-        """How many rows go."""
+        """The number of rows to remove."""
         return sum(each.rows for each in self.removals)
 
     @property
@@ -72,7 +72,7 @@ class Removed:
 
     @property
     def numbers(self) -> Mapping[Series, Ranges]:
-        """The numbers of the rows that go, of dense series."""
+        """The numbers of rows to remove, of dense series."""
         numbers: dict[Series, Ranges] = {}
         for each in self.removals:
             for series, ranges in each.numbers.items():
@@ -82,7 +82,7 @@ class Removed:
     def position(self, before: Position, others: Mapping[Series, Ranges]) -> Position:
         """Return what is stored after the removal.
 
-        `others` are numbers that rows which stay may have, too: the table has to be asked for them.
+        `others` are numbers that remaining rows may also have: they must be looked up.
         """
         after: dict[Series, Stored] = {}
         for series, ranges in self.numbers.items():
@@ -114,7 +114,7 @@ class Rewrite:
         self._choose = choose
         self._columns = [*_IDENTITY, *columns]
         self._found: dict[str, Removal | None] = {}  # by the path of each file that was read
-        self._written: dict[str, DataFile | None] = {}  # for it; None: no row stays
+        self._written: dict[str, DataFile | None] = {}  # its replacement; None: no rows remain
         self._committed: set[str] = set()  # paths of written files that are the table's
         self._is_ours = True  # the files that were written: no snapshot refers to them
 
@@ -132,7 +132,7 @@ class Rewrite:
             delete_files(self._table, paths - self._committed)
 
     def find(self) -> Removed:
-        """Find the rows in the table as it is; nothing is written.
+        """Find the rows in the current table; nothing is written.
 
         Raises:
             BadData: another engine left row-level deletes.

@@ -1,4 +1,4 @@
-"""S3: where a table's objects are, and the keys to them."""
+"""S3: the location of a table's objects, and their keys."""
 
 import importlib
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ _SCHEMES: Final = frozenset({"s3", "s3a", "s3n"})
 
 
 def s3_access(table: Table) -> S3Access | None:
-    """Tell how the files of a table are read, if they lie in S3.
+    """Return how to access the files of a table, if they are in S3.
 
-    Keys that the catalog hands out for this table win over those of the settings; without either
-    they are looked for where AWS's own tools do: variables, profiles, the machine's role.
+    Keys that the catalog returns for this table override those of the settings; without either,
+    AWS's default sources are used: variables, profiles, the machine's role.
     """
     scheme, bucket, _ = PyArrowFileIO.parse_location(table.location())
     if scheme not in _SCHEMES:
@@ -30,7 +30,7 @@ def s3_access(table: Table) -> S3Access | None:
     return S3Access(
         endpoint=endpoint.partition("://")[2] or endpoint,
         is_encrypted=not endpoint.startswith("http://"),
-        # As pyarrow has it, which wrote the files.
+        # As in pyarrow, which wrote the files.
         is_path_style=bool(endpoint) and not is_on(known, "s3.force-virtual-addressing"),
         region=_region(table.io, scheme, bucket),
         key_id=key_id,
@@ -40,7 +40,7 @@ def s3_access(table: Table) -> S3Access | None:
 
 
 def is_on(properties: Mapping[str, Any], name: str) -> bool:
-    """Tell whether a property is there and true.
+    """Return whether a property is set to true.
 
     Raises:
         ConfigError: it is neither true nor false.
@@ -52,7 +52,7 @@ def is_on(properties: Mapping[str, Any], name: str) -> bool:
 
 
 def aws_session(properties: Mapping[str, Any]) -> Any:
-    """Open a session of AWS's own library, which knows the usual places of keys and regions.
+    """Open a session of AWS's library, which finds keys and regions in the default sources.
 
     Raises:
         ConfigError: it is not installed, or the profile does not exist.

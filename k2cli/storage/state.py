@@ -1,9 +1,9 @@
-"""What k2 knows of a table, as its newest snapshot has it: the position, the loads, the offsets.
+"""k2's state of a table in its newest snapshot: the position, the loads, the offsets.
 
-All of it stands in properties `k2.*` of a snapshot's summary, and each snapshot that k2 makes takes
-over those of the one before. Other engines' snapshots carry none. A compaction changes no row, so
-what the snapshot before it says still holds; after anything else, the position of the numbered
-series has to be rebuilt from the table.
+The state is stored in properties `k2.*` of a snapshot's summary, and each snapshot of k2 copies
+those of its parent. Other engines' snapshots have none. A compaction does not change rows, so the
+state of the previous snapshot is still valid; after anything else, the position of the numbered
+series must be rebuilt from the table.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from pyiceberg.table.snapshots import Operation, Snapshot
 from k2cli.storage.position import KEY, Position, decode_position, encode_position
 
 PREFIX: Final = "k2."
-RUN_KEY: Final = "k2.run"  # the run that made a snapshot, as its log lines have it
-ROWS_KEY: Final = "k2.rows"  # how many rows the table had then
-LOST_KEY: Final = "k2.lost"  # set once what k2 knew of the table was lost with its snapshots
-REMOVED_KEY: Final = "k2.removed"  # another value after each time that k2 removed rows
+RUN_KEY: Final = "k2.run"  # the run that created a snapshot, as in its log lines
+ROWS_KEY: Final = "k2.rows"  # number of rows in the table
+LOST_KEY: Final = "k2.lost"  # set if k2's state was lost with its snapshots
+REMOVED_KEY: Final = "k2.removed"  # changes whenever k2 removes rows
 TAG: Final = "k2"  # on k2's newest snapshot: other engines' expiry leaves tagged snapshots alone
-_LEGACY: Final = "k2.position."  # k2 0.1.0 had positions of streams alone, one for each exchange
+_LEGACY: Final = "k2.position."  # k2 0.1.0 had only positions of streams, one per exchange
 _TOTAL: Final = "total-records"
 _MOST_KNOWN: Final = 8
 _OWN: Final = (RUN_KEY, ROWS_KEY)  # of one snapshot alone
@@ -29,19 +29,19 @@ _OWN: Final = (RUN_KEY, ROWS_KEY)  # of one snapshot alone
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableState:
-    """What k2 knows of a table.
+    """k2's state of a table.
 
-    `position` is None where it has to be rebuilt from the rows. With `is_lost`, rows are there
-    of which nothing else is known either.
+    `position` is None if it must be rebuilt from the rows. With `is_lost`, the table has rows
+    without any other state.
     """
 
-    properties: dict[str, str] = field(default_factory=dict)  # that the next snapshot takes over
+    properties: dict[str, str] = field(default_factory=dict)  # for the next snapshot
     position: Position | None = None
     is_lost: bool = False
 
 
 def read_state(table: Table) -> TableState:
-    """Read what k2 knows of a table, as of the metadata that was loaded.
+    """Read k2's state of a table from the loaded metadata.
 
     Raises:
         BadData: a property is damaged.
@@ -68,21 +68,21 @@ def read_state(table: Table) -> TableState:
 
 
 def carried_properties(table: Table) -> dict[str, str]:
-    """Read the properties that the next snapshot takes over."""
+    """Read the properties that the next snapshot copies."""
     return read_state(table).properties
 
 
 def total_rows(table: Table) -> int | None:
-    """Return how many rows a table has; None if its newest snapshot does not say."""
+    """Return how many rows a table has; None if its newest snapshot does not record it."""
     snapshot = table.current_snapshot()
     return 0 if snapshot is None else _number(snapshot, _TOTAL)
 
 
 def _newest_known(table: Table, current: Snapshot) -> tuple[Snapshot | None, bool, bool]:
-    """Find the newest snapshot of k2's, whether only compactions followed it, and all are known.
+    """Find k2's newest snapshot, and whether only known compactions followed it.
 
-    Where another engine expired snapshots in between, k2's tag still has it, unless the table was
-    rolled back meanwhile. What the snapshots in between did is not known then.
+    If another engine expired snapshots in between, k2's tag still has it, unless the table was
+    rolled back meanwhile. Then the changes in between are unknown.
     """
     is_unchanged = True
     for snapshot in _ancestors(table, current):
@@ -101,9 +101,9 @@ def _ancestors(table: Table, snapshot: Snapshot | None) -> Iterator[Snapshot]:
 
 
 def is_ancestor(table: Table, snapshot: Snapshot) -> bool:
-    """Return whether a table's newest snapshot goes back to this one.
+    """Return whether a table's newest snapshot descends from this one.
 
-    Where snapshots between them have expired, their order decides.
+    If snapshots between them have expired, their order decides.
     """
     for each in _ancestors(table, table.current_snapshot()):
         if each.snapshot_id == snapshot.snapshot_id:
@@ -131,11 +131,11 @@ def _number(snapshot: Snapshot, key: str) -> int | None:
     return int(value) if value is not None else None
 
 
-_known: dict[str, Position] = {}  # the last positions that were read or written, by their text
+_known: dict[str, Position] = {}  # the last positions read or written, by encoded text
 
 
 def position_property(position: Position) -> str:
-    """Write a position as a property, and remember what it says."""
+    """Encode a position as a property, and cache it."""
     text = encode_position(position)
     _remember(text, position)
     return text

@@ -1,7 +1,7 @@
-"""What is known of a table's data files without opening them: which ones may hold some records.
+"""Statistics of a table's data files, to find files with some records without opening them.
 
-Manifests never change, so each is read once by a process, and only if it can matter; what remains
-of it is a few numbers for each data file.
+Manifests never change, so each is read once per process, and only if relevant; a few numbers per
+data file are cached.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -39,23 +39,23 @@ EVER: Final = Days(_LEAST, _MOST)
 
 @dataclass(frozen=True, slots=True)
 class FileStatistics:
-    """What is known of some data files without opening them, an element a file."""
+    """Statistics of some data files, one element per file."""
 
     paths: list[str]
     days: Ints  # of the partition, days since 1970, UTC
     numbers: Ints  # shape (n, 2): bounds of source_sequence
     symbols: list[tuple[str, str]]  # bounds
-    # Of the snapshot that added the file, even if it is a compaction; not of the rows, which keep
-    # theirs. What is not committed comes last.
+    # Of the snapshot that added the file, even a compaction; not of the rows, which keep theirs.
+    # Uncommitted files come last.
     sequences: Ints
 
     @classmethod
     def of(
         cls, table: Table, files: Sequence[DataFile], sequences: Sequence[int] | None = None
     ) -> "FileStatistics":
-        """Read the statistics of data files. Without bounds, a file may hold anything of its day.
+        """Read the statistics of data files. Without bounds, a file may have any row of its day.
 
-        `sequences` are the files' sequence numbers; None: they are not committed yet.
+        `sequences` are the files' sequence numbers; None if not committed yet.
         """
         sequence, symbol = (
             table.schema().find_field(name) for name in ("source_sequence", "symbol")
@@ -85,11 +85,11 @@ class FileStatistics:
         )
 
     def of_days(self, days: Ints) -> list[str]:
-        """Name the files of some days."""
+        """Return the files of some days."""
         return [self.paths[index] for index in np.flatnonzero(np.isin(self.days, days))]
 
     def may_hold(self, keys: Keys) -> list[str]:
-        """Name the files that may hold rows of some of these keys."""
+        """Return the files that may have rows of some of these keys."""
         chosen = np.zeros(len(self.paths), dtype=np.bool_)
         for code in np.unique(keys.codes).tolist():
             begin, end = np.searchsorted(keys.codes, [code, code + 1])
@@ -108,7 +108,7 @@ class FileStatistics:
         return self._take(is_near & (self.sequences > after))
 
     def overlapping(self, stored: Mapping[Series, Stored]) -> list[str]:
-        """Name the files that may hold numbers that are stored of some series."""
+        """Return the files that may have stored numbers of some series."""
         chosen = np.zeros(len(self.paths), dtype=np.bool_)
         for series, each in stored.items():
             ranges = union(each.exact, each.mixed[:, :2])
@@ -144,7 +144,7 @@ class FileStatistics:
 
 
 def _day(file: DataFile) -> int:
-    """Return the day of a data file: of k2's tables every row has one."""
+    """Return the day of a data file: in k2's tables every row has one."""
     return int(file.partition[0])
 
 
@@ -168,12 +168,12 @@ class FileIndex:
     def files(self, table: Table, days: Days = EVER, *, after: int = BEGINNING) -> FileStatistics:
         """Return the statistics of data files in the newest snapshot.
 
-        Those of some days alone, or those that were added after a snapshot with this sequence
-        number: of the others not even the manifests are read.
+        Only those of some days, or those added after a snapshot with this sequence number:
+        manifests of other files are not even read.
 
         Raises:
             BadData: another engine left row-level deletes.
-            ValidationError: a manifest, or the list of them, is damaged.
+            ValidationError: a manifest or manifest list is damaged.
         """
         with reading_manifests():
             return FileStatistics.joined(
@@ -217,7 +217,7 @@ def _sequence(manifest: ManifestFile, sequence: int | None) -> int:
 
 
 def check_deletes(table: Table, manifests: Iterable[ManifestFile]) -> None:
-    """Refuse a table some of whose rows are deleted, but still stand in its data files.
+    """Refuse a table with deleted rows that are still in its data files.
 
     Raises:
         BadData: another engine left row-level deletes.
@@ -237,7 +237,7 @@ def row_level_deletes(table: str) -> BadData:
 
 
 def _overlaps(manifest: ManifestFile, days: Days) -> bool:
-    """Decide by the bounds of its partitions whether a manifest may list files of some days."""
+    """Return whether a manifest may list files of some days, by its partition bounds."""
     if days == EVER or not manifest.partitions:
         return True
     bounds = manifest.partitions[0]

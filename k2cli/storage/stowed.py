@@ -1,4 +1,4 @@
-"""What a load of a file stored, and what the log of loads says of it."""
+"""What a load of a file stored, and its entry in the log of loads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,18 +19,18 @@ _MOST_RANGES: Final = 100_000  # that are kept exactly of what one file adds to 
 class Stowed:
     """The outcome of loading the rows of one file."""
 
-    rows: int = 0  # those that the table did not store yet
+    rows: int = 0  # new rows
     duplicates: int = 0
     conflicts: int = 0
     examples: list[ValueConflict] = field(default_factory=list)  # the first of the conflicts
 
     def add(self, admission: Admission) -> None:
-        """Count what a table took of some rows."""
+        """Count the new rows, duplicates and conflicts."""
         self.rows += admission.rows.num_rows
         self.add_left_out(admission)
 
     def add_left_out(self, admission: Admission) -> None:
-        """Count the rows that were left out alone."""
+        """Count only the skipped rows."""
         self.duplicates += admission.duplicates
         self.conflicts += admission.conflicts
         self.examples += admission.examples[: MAX_CONFLICTS - len(self.examples)]
@@ -38,7 +38,7 @@ class Stowed:
 
 @dataclass(slots=True)
 class Written:
-    """What a load stores: what the table must know to find these rows again."""
+    """What a load stores: the data needed to find these rows again."""
 
     numbers: dict[Series, Stored] = field(default_factory=dict)
     received: set[int] = field(default_factory=set)  # every ingestion_timestamp
@@ -46,7 +46,7 @@ class Written:
     has_texts: bool = False  # rows whose ids are texts
 
     def add(self, kind: RecordKind, rows: pa.Table, added: Mapping[Series, Stored]) -> None:
-        """Add rows that were taken, and what they add to the position."""
+        """Add stored rows, and what they add to the position."""
         for series, stored in added.items():
             own = self.numbers.get(series, Stored()).merged(stored)
             self.numbers[series] = own.shrunk(_MOST_RANGES)

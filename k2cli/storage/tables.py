@@ -1,4 +1,4 @@
-"""How a record kind becomes an Iceberg table."""
+"""Create the Iceberg table of a record kind."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -12,20 +12,20 @@ from pyiceberg.transforms import DayTransform, IdentityTransform
 
 from k2cli.records import RecordKind
 
-# For other engines, whose rewrites race k2's commits. k2 itself retries in its own way.
+# For other engines, whose rewrites race k2's commits. k2 has separate retries.
 RETRIES_KEY: Final = "commit.retry.num-retries"
 RETRIES: Final = "10"
 _PROPERTIES: Final[Mapping[str, str]] = {
     "format-version": "2",
     RETRIES_KEY: RETRIES,
-    # What keeps the thousandth commit as cheap as the tenth.
+    # Keeps the thousandth commit as cheap as the tenth.
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "50",
-    "commit.manifest.target-size-bytes": "1048576",  # the most that one merge writes again
+    "commit.manifest.target-size-bytes": "1048576",  # the maximum that one merge rewrites
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "10",
     "write.parquet.compression-codec": "zstd",
-    # Bounds only for the columns that prune; the others would only make manifests large.
+    # Bounds only for columns that prune files; others would only enlarge manifests.
     "write.metadata.metrics.default": "none",
     "write.metadata.metrics.column.symbol": "full",
     "write.metadata.metrics.column.exchange": "full",
@@ -38,13 +38,13 @@ def create_table(catalog: Catalog, identifier: tuple[str, str], kind: RecordKind
     """Create a kind's table: docs from the schema, partitioned by day, sorted.
 
     Raises:
-        TableAlreadyExistsError: it is there, be it since a moment ago.
-        CommitFailedException: as the one above, from catalogs that find out at the end.
+        TableAlreadyExistsError: it already exists, possibly created just now.
+        CommitFailedException: the same, from catalogs that detect it at the end.
     """
     with catalog.create_table_transaction(
         identifier, schema=kind.arrow, properties=dict(_PROPERTIES)
     ) as transaction:
-        if transaction.table_metadata.spec().fields:  # some catalogs hand out what is there
+        if transaction.table_metadata.spec().fields:  # some catalogs return the existing table
             raise TableAlreadyExistsError(".".join(identifier))
         day_name = f"{kind.partition_by}_day"
         with transaction.update_spec() as spec:
@@ -55,10 +55,10 @@ def create_table(catalog: Catalog, identifier: tuple[str, str], kind: RecordKind
 
 
 def iceberg_schema(columns: pa.Schema) -> Schema:
-    """Return the schema that a table of these columns gets.
+    """Return the Iceberg schema for a table with these columns.
 
     Raises:
-        ValueError: Iceberg has no such type.
+        ValueError: Iceberg does not have a type.
     """
     try:
         return assign_fresh_schema_ids(_pyarrow_to_schema_without_ids(columns))

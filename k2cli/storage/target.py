@@ -13,11 +13,11 @@ from k2cli.storage.stored import FileIndex
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A table as it was loaded to be written to, and what writers share."""
+    """A table loaded for writing, and state shared by writers."""
 
     table: Table
     kind: RecordKind
     settings: Settings
     index: FileIndex  # of the table's data files; kept from one write to the next
     ids: StoredIds  # of its rows; kept as well
-    observe: Observer  # sees how work goes on that takes long
+    observe: Observer  # receives the progress of long operations

@@ -1,8 +1,8 @@
-"""Undoing a load: its rows leave the table, and the load leaves the log, in one commit.
+"""Undo a load: remove its rows from the table and its entry from the log in one commit.
 
-The rows are found wherever they are by now, in files that any engine may have merged: by their
-numbers among those that the load stored, or by the message ids that its lines have; and always by
-the moments at which the load received them. Rows that other loads and streams stored stay.
+The rows are found in any file, even if other engines have merged files: by the numbers that the
+load stored, or by the message ids of its lines; and always by their receive times. Rows stored by
+other loads and streams are kept.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ _COLUMNS: Final = (RECEIVED,)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undone:
-    """What undoing a load removed; with a dry run, what it would."""
+    """What undoing a load removed, or would remove in a dry run."""
 
     load: str
     path: str
@@ -56,7 +56,7 @@ def undo_load(target: Target, load: str, *, is_dry_run: bool) -> Undone:
     """Remove the rows of a load and its entry in the log, in one snapshot.
 
     Raises:
-        NotFound: the log has no such load, or no longer.
+        NotFound: the load is not, or no longer, in the log.
         BadData: k2 0.1.0 made this load and did not record which rows it stored, or another engine
             left row-level deletes.
         Conflict: other writers won too often; nothing was changed.
@@ -108,11 +108,11 @@ def find_load(target: Target, log: str | None, load: str) -> dict[str, Any]:
     """Return the entry of a load.
 
     Raises:
-        NotFound: there is none.
+        NotFound: it does not exist.
     """
     for entry in list_loads(target.table, log).filter(pc.field("load") == load).to_pylist():
         return dict(entry)
-    raise NotFound(f"no load {load}", hint="k2 load history lists the loads")
+    raise NotFound(f"no load {load}", hint="list the loads with k2 load history")
 
 
 class _LoadRows:
@@ -201,6 +201,6 @@ def _between(kind: RecordKind, first: datetime | None, last: datetime | None) ->
 def _unknown_rows(entry: dict[str, Any]) -> BadData:
     return BadData(
         f"{entry['path']} was loaded by k2 0.1.0, which did not record which rows it stored",
-        hint="rows of an exchange's ids are stored once: --force with the right options adds what"
-        " is missing; to remove rows, use an engine that deletes them by a condition",
+        hint="rows with exchange ids are stored once: load with --force and the right options to"
+        " add missing rows; to remove rows, use an engine that can delete them by a condition",
     )

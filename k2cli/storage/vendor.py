@@ -1,4 +1,4 @@
-"""The border to pyiceberg, SQLAlchemy and the file system: their errors become ours, once."""
+"""The boundary to pyiceberg, SQLAlchemy and the file system: translate their errors."""
 
 import errno
 import re
@@ -37,9 +37,9 @@ _NOT_WRITABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
 )
-# How pyiceberg's readers of JSON and Avro end in a file that is cut off or overwritten.
+# Errors of pyiceberg's JSON and Avro readers for truncated or overwritten files.
 _DAMAGED = (EOFError, UnicodeDecodeError, JSONDecodeError, zlib.error, SystemError)
-# What Arrow says of S3: the operation's error, and, of a refusal it does not know, the status.
+# Arrow's messages about S3: the operation's error and, for unknown refusals, the status.
 _S3_ERROR: Final = "AWS Error"
 _S3_REFUSED: Final = re.compile(
     r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID"
@@ -48,12 +48,12 @@ _S3_REFUSED: Final = re.compile(
 )
 _S3_KEYS: Final = (
     "check s3.access-key-id, s3.secret-access-key and s3.region under [catalog], or"
-    " K2_CATALOG_S3__ACCESS_KEY_ID and so on; k2 config show tells what is set"
+    " K2_CATALOG_S3__ACCESS_KEY_ID and so on; k2 config show shows what is set"
 )
 _CATALOG_PLACE: Final = "check uri and warehouse under [catalog]: k2 config show"
 _NOT_THERE: Final = re.compile(r"NoSuch\w+Exception|NotFoundException")
 _REPAIR: Final = (
-    "k2 table check shows what is damaged, k2 table repair goes back to the newest intact state;"
+    "k2 table check shows the damage, k2 table repair restores the newest intact state;"
     " or restore it from a backup"
 )
 _REFUSED = (UnauthorizedError, ForbiddenError, OAuthError, AuthorizationExpiredError)
@@ -73,28 +73,28 @@ _AWS_KEYS: Final = (
 def predicate(
     make: Callable[..., BooleanExpression], column: str, value: object
 ) -> BooleanExpression:
-    """Build a predicate; its constructor takes more than its annotations admit."""
+    """Build a predicate; its constructor accepts more than its annotations."""
     return make(column, value)
 
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Translate vendor errors inside the block; `what` says what was being done, and where.
+    """Translate vendor errors inside the block; `what` describes the operation.
 
     Raises:
         NotFound: the table does not exist, or the warehouse that it would be in.
         ConfigError: a folder or catalog file cannot be written or opened, or keys are refused.
-        BadData: the catalog file is damaged, or a file of a table is gone.
-        Unavailable: disk full, catalog locked or out of reach, object storage out of reach.
+        BadData: the catalog file is damaged, or a file of a table is missing.
+        Unavailable: disk full, catalog locked or unreachable, object storage unreachable.
     """
     try:
         yield
     except NoSuchTableError as exc:
-        raise NotFound(f"{what}: no such table") from exc
+        raise NotFound(f"{what}: the table does not exist") from exc
     except NoSuchNamespaceError as exc:
         raise NotFound(f"{what}: {exc}", hint=_CATALOG_PLACE) from exc
     except (ValidationError, *_DAMAGED) as exc:
-        said, _, _ = str(exc).partition("For further information")  # as pydantic ends
+        said, _, _ = str(exc).partition("For further information")  # end of pydantic's messages
         reason = " ".join(hide_secrets(said).split())[:300]
         raise BadData(f"{what}: a metadata file is damaged: {reason}", hint=_REPAIR) from exc
     except (DatabaseError, OSError, RESTError) as exc:
@@ -105,10 +105,10 @@ def translated(what: str) -> Iterator[None]:
 
 @contextmanager
 def reading_manifests() -> Iterator[None]:
-    """Tell damage from bugs: pyiceberg believes what stands in a manifest, whatever comes of it.
+    """Distinguish damage from bugs: pyiceberg does not validate manifests.
 
     Raises:
-        ValidationError: a manifest, or the list of them, is not one.
+        ValidationError: a manifest or manifest list is invalid.
     """
     try:
         yield
@@ -118,10 +118,10 @@ def reading_manifests() -> Iterator[None]:
 
 @contextmanager
 def translated_damage(path: str) -> Iterator[None]:
-    """Translate what Arrow raises of a damaged Parquet file.
+    """Translate Arrow's errors about a damaged Parquet file.
 
     Raises:
-        BadData: the file at `path` is one.
+        BadData: the file at `path` is damaged.
     """
     try:
         yield
@@ -144,7 +144,7 @@ def _translate(what: str, exc: DatabaseError | OSError | RESTError) -> K2Error:
 
 
 def aws_errors() -> tuple[type[Exception], ...]:
-    """Name the errors of AWS's own library; none where nothing has loaded it."""
+    """Return the error types of AWS's library; none if it is not loaded."""
     errors = sys.modules.get("botocore.exceptions")
     return (errors.BotoCoreError, errors.ClientError) if errors else ()
 
@@ -159,7 +159,9 @@ def _translate_aws(what: str, exc: Exception) -> K2Error:
 def _translate_rest(what: str, exc: RESTError) -> K2Error:
     reason = " ".join(hide_secrets(str(exc)).split())[:300]
     if isinstance(exc, _REFUSED):
-        return ConfigError(f"{what}: the catalog refuses us: {reason}", hint=_CATALOG_KEYS)
+        return ConfigError(
+            f"{what}: the catalog rejected the credentials: {reason}", hint=_CATALOG_KEYS
+        )
     if _NOT_THERE.match(reason):
         return NotFound(f"{what}: {reason}", hint=_CATALOG_PLACE)
     return Unavailable(f"{what}: {reason}", hint=_CATALOG_PLACE)
@@ -170,17 +172,17 @@ def _translate_database(what: str, exc: DatabaseError) -> K2Error:
     if not isinstance(exc.orig, sqlite3.Error):
         if "password" in reason or "authentication" in reason:
             hint = "check the user and password in catalog.uri"
-            return ConfigError(f"{what}: the catalog refuses us: {reason}", hint=hint)
+            return ConfigError(f"{what}: the catalog rejected the credentials: {reason}", hint=hint)
         return Unavailable(f"{what}: {reason}")
     if not isinstance(exc, OperationalError):
         return BadData(
             f"{what}: {reason}",
-            hint="the catalog file is damaged; restore it from a backup, or move it away",
+            hint="the catalog file is damaged; restore it from a backup, or move it elsewhere",
         )
     if getattr(exc.orig, "sqlite_errorname", "") == "SQLITE_READONLY_DBMOVED":
         return Unavailable(f"{what}: the catalog file was moved or deleted while it was open")
     if "unable to open" in reason or "readonly" in reason:
-        hint = "choose a folder you may write with --home, or mend catalog.uri if it is set"
+        hint = "choose a writable directory with --home, or fix catalog.uri if it is set"
         return ConfigError(f"{what}: {reason}", hint=hint)
     return Unavailable(f"{what}: {reason}")
 
@@ -189,10 +191,10 @@ def _translate_os(what: str, exc: OSError) -> K2Error:
     if exc.errno in _NO_SPACE:
         return Unavailable(f"{what}: {exc}", hint="free some disk space and run it again")
     if exc.errno in _NOT_WRITABLE:
-        return ConfigError(f"{what}: {exc}", hint="choose a folder you may write with --home")
+        return ConfigError(f"{what}: {exc}", hint="choose a writable directory with --home")
     if isinstance(exc, FileNotFoundError):
         is_remote = "://" in str(exc) or "Path does not exist" in str(exc)  # pyiceberg's, Arrow's
-        hint = f"is the bucket still there? If so, {_REPAIR}" if is_remote else _REPAIR
+        hint = f"does the bucket still exist? If so, {_REPAIR}" if is_remote else _REPAIR
         if _LOADS_LOG in str(exc):
             hint = _LOADS_LOG_HINT
         return BadData(f"{what}: a file of the table is missing: {exc}", hint=hint)
@@ -205,7 +207,7 @@ def _translate_os(what: str, exc: OSError) -> K2Error:
 
 def _translate_s3(what: str, reason: str) -> K2Error:
     if "NO_SUCH_BUCKET" in reason:
-        return NotFound(f"{what}: {reason}", hint="make the bucket, or check catalog.warehouse")
+        return NotFound(f"{what}: {reason}", hint="create the bucket, or check catalog.warehouse")
     if _S3_REFUSED.search(reason):
         return ConfigError(f"{what}: {reason}", hint=_S3_KEYS)
-    return Unavailable(f"{what}: {reason}", hint="is catalog.s3.endpoint right? k2 config show")
+    return Unavailable(f"{what}: {reason}", hint="check catalog.s3.endpoint: k2 config show")

@@ -363,7 +363,7 @@ def test_lines_that_a_table_may_have_are_refused_where_its_log_was_lost(
         refused = k2(*load, *options, code=6)
         assert f"cannot load {growing}" in refused.stderr
         assert "may be stored already" in refused.stderr
-        assert "--force stores the lines that are missing" in refused.stderr
+        assert "use --force to store the missing lines" in refused.stderr
     assert stored(settings) == list(range(1, 7))
     forced = json.loads(k2("load", "csv", growing, *GENERIC, "--force", "--summary", "json").stdout)
     assert (forced["rows"], forced["duplicates"]) == (2, 6)

@@ -305,7 +305,7 @@ def test_other_values_of_a_text_id_are_conflicts(k2: K2, tmp_path: Path) -> None
     sums = json.loads(result.stdout)
     assert (sums["rows"], sums["duplicates"], sums["conflicts"]) == (2, 1, 2)
     reasons = [json.loads(line)["reason"] for line in rejects.read_text().splitlines()]
-    assert [reason.split(" is stored already: ")[1] for reason in reasons] == [
+    assert [reason.split(" is already stored: ")[1] for reason in reasons] == [
         "price 1.60000000 (stored 1.50000000)",
         "quantity 2.00000000 (stored 1.00000000)",
     ]

@@ -377,8 +377,13 @@ WRONG = [
     ("sql", {"s3.secret-access-key": "wrong"}, 3, ["ACCESS_DENIED", KEYS]),
     ("sql", {"s3.access-key-id": "wrong"}, 3, ["ACCESS_DENIED", KEYS]),
     ("rest", {"s3.secret-access-key": "wrong"}, 3, ["ACCESS_DENIED", KEYS]),
-    ("rest", {"client.secret-access-key": "wrong"}, 3, ["refuses us", "hint: check token"]),
-    ("rest", {"rest.sigv4-enabled": "false"}, 3, ["refuses us", "hint: check token"]),
+    (
+        "rest",
+        {"client.secret-access-key": "wrong"},
+        3,
+        ["rejected the credentials", "hint: check token"],
+    ),
+    ("rest", {"rest.sigv4-enabled": "false"}, 3, ["rejected the credentials", "hint: check token"]),
     ("rest", {"rest.sigv4-enabled": "maybe"}, 3, ["catalog.rest.sigv4-enabled"]),
     (
         "rest",
@@ -590,7 +595,7 @@ def test_any_secret_is_handed_over_and_none_shown(
     plan = replace(plan, s3=replace(plan.s3, secret=secret))
     with (
         open_session(settings.query, [plan]) as session,
-        pytest.raises(ConfigError, match=r"refuses us.*403") as refused,
+        pytest.raises(ConfigError, match=r"rejected the credentials.*403") as refused,
     ):
         session.ask(select_rows(TRADES, Selection())).table()
     assert refused.value.hint is not None

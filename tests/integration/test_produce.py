@@ -228,8 +228,8 @@ def test_init_makes_what_is_missing_and_says_so(cluster: Cluster) -> None:
     )
     assert (result.exit_code, result.stdout) == (0, "")
     topic = "market.options.trades"
-    assert f"topic {topic} was made" in result.stderr
-    assert f"topic {topic}.dlq was made" in result.stderr
+    assert f"created topic {topic}\n" in result.stderr
+    assert f"created topic {topic}.dlq\n" in result.stderr
     (info,) = Topics(cluster.kafka, timeout_s=60).describe([topic])
     assert len(info.partitions) == 2
     admin = AdminClient({**cluster.kafka})
@@ -239,8 +239,8 @@ def test_init_makes_what_is_missing_and_says_so(cluster: Cluster) -> None:
         registry.find(subject_of(topic), TRADES.avro)
     again = cluster.run("init", "--asset-class", "options", "--partitions", 2)
     assert again.exit_code == 0
-    assert "was made" not in again.stderr
-    assert "table market_data.trades_v2 is there" in again.stderr
+    assert "created" not in again.stderr
+    assert "table market_data.trades_v2 exists" in again.stderr
     assert cluster.run("produce", topic, stdin=ndjson(5)).exit_code == 0
     assert cluster.consume("--topic", topic)["rows"] == 5
 

@@ -461,7 +461,7 @@ def test_other_values_of_an_id_that_is_text_are_a_conflict(lake: Lake) -> None:
     (conflict,) = again.examples
     assert conflict.received["price"] == Decimal("7.00000000")
     assert conflict.stored["price"] == row["price"]
-    assert str(conflict).startswith(f"BINANCE BTCUSDT {row['trade_id']} is stored already: price")
+    assert str(conflict).startswith(f"BINANCE BTCUSDT {row['trade_id']} is already stored: price")
 
 
 def test_a_table_with_row_level_deletes_is_refused(
