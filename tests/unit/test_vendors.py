@@ -1,0 +1,65 @@
+"""Parts of vendors that k2 relies on and that no vendor promises; each failure says what breaks.
+
+Each is used in one place: `registry.py` and `bounded.py` of `ingestion/kafka`, `storage/tables.py`,
+`ingestion/websocket.py`.
+"""
+
+import inspect
+
+import httpx2
+import pyarrow as pa
+from confluent_kafka import KafkaError
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from pyiceberg.io import pyarrow as iceberg_arrow
+from websockets.asyncio.client import ClientConnection, connect
+
+from k2cli.ingestion.kafka import vendor
+from k2cli.records import TRADES
+from k2cli.storage.tables import iceberg_schema
+
+
+def test_the_registry_client_has_its_http_client() -> None:
+    client = SchemaRegistryClient({"url": "http://127.0.0.1:1"})
+    assert hasattr(client, "_rest_client"), "answers of registries are no longer bounded"
+    assert isinstance(client._rest_client.session, httpx2.Client), (
+        "the registry's client no longer speaks through httpx2: its errors are not translated"
+    )
+
+
+def test_http_transports_have_a_pool_whose_network_can_be_replaced() -> None:
+    with httpx2.Client(proxy="http://127.0.0.1:1") as client:
+        transports = [client._transport, *client._mounts.values()]
+        for transport in filter(None, transports):
+            pool = getattr(transport, "_pool", None)
+            assert hasattr(pool, "_network_backend"), (
+                "the time of a registry's answer is no longer bounded as a whole"
+            )
+
+
+def test_arrow_schemas_without_ids_become_iceberg_schemas() -> None:
+    assert hasattr(iceberg_arrow, "_pyarrow_to_schema_without_ids"), (
+        "k2 schema check --table cannot convert columns that are in no file yet"
+    )
+    schema = iceberg_schema(TRADES.arrow)
+    assert [field.name for field in schema.fields] == TRADES.arrow.names
+    assert len({field.field_id for field in schema.fields}) == len(TRADES.arrow)
+    nested = iceberg_schema(pa.schema([pa.field("m", pa.map_(pa.string(), pa.int64()))]))
+    assert nested.highest_field_id == 3
+
+
+def test_errors_of_librdkafka_have_their_names() -> None:
+    names = [value for name, value in vars(vendor).items() if name.isupper()]
+    assert names, "the boundary to librdkafka has no codes"
+    assert KafkaError._PARTITION_EOF == vendor.AT_END, (
+        "the end of a partition is not recognized: k2 consume --until-end does not end"
+    )
+
+
+def test_websocket_connections_can_be_watched() -> None:
+    for name in ("connection_made", "data_received", "process_event"):
+        assert callable(getattr(ClientConnection, name, None)), (
+            f"{name} is gone: stale connections and bursts of frames are not noticed"
+        )
+    assert "create_connection" in inspect.signature(connect.__init__).parameters, (
+        "connect no longer takes another connection class"
+    )
