@@ -14,6 +14,8 @@ unchanged: [catalog] to pyiceberg, [kafka] to librdkafka, [schema_registry] to t
 client. In their variables `_` means a dot: K2_KAFKA_BOOTSTRAP_SERVERS is `bootstrap.servers`. Those
 of the catalog follow pyiceberg, with `__` for a dot and `_` for a dash:
 K2_CATALOG_S3__ACCESS_KEY_ID is `s3.access-key-id`.
+
+The module is long because every setting is declared in it, next to the code that reads it.
 """
 
 import difflib

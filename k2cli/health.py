@@ -2,6 +2,8 @@
 
 All servers are queried in parallel, each in a thread that is abandoned if its answer is late, so
 any number of dead servers costs one timeout.
+
+The module is long because the facts and the verdict of a check are kept together.
 """
 
 import os

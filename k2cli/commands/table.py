@@ -1,4 +1,7 @@
-"""`k2 table`: inspect, evolve, check and repair the tables."""
+"""`k2 table`: inspect, evolve, check and repair the tables.
+
+The module is long because it has a command group as a whole.
+"""
 
 import json
 import sys

@@ -3,6 +3,8 @@
 Every frame is a function of seed, stream and id: two connections that see the same id see the same
 price. So the only state of a connection is the next id of each of its streams. Prices and
 quantities are integers (ticks, steps) until they are formatted.
+
+The module is long because the price paths and the frames made of them share their state.
 """
 
 import re

@@ -2,6 +2,8 @@
 
 Rows without an exchange sequence are always accepted. A row whose number is stored is skipped: as a
 duplicate if its values are the same, else as a conflict. The first row is kept.
+
+The module is long because the steps of one decision are kept together.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -33,6 +33,8 @@ A layout is a TOML file (see layouts/*.toml for the built-in ones):
     [constants]                # exchange, asset_class, currency
 
 Column names are compared without case, spaces and punctuation.
+
+The module is long because this format and the checks of its keys are kept together.
 """
 
 import re

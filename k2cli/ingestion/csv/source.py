@@ -2,6 +2,8 @@
 
 The file is read in blocks of whole lines (see blocks.py); every line except blank ones becomes a
 row or a reject. A line always ends at a line feed: a quoted value with a line feed is a reject.
+
+The module is long because the states of one file (opening, header, growth) share their data.
 """
 
 import hashlib

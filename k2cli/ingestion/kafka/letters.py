@@ -3,6 +3,8 @@
 A letter is identified by its partition and offset there. The topic also holds receipts: a record
 with the header k2.replayed lists the offsets of its partition that were replayed, as ranges such as
 0-16,18. Receipts are newer than their letters, so retention keeps them at least as long.
+
+The module is long because letters and receipts can only be read together.
 """
 
 import time
