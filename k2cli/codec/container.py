@@ -185,7 +185,7 @@ class ContainerDecoder:
             count = sum(block.count for block in group)
             rows = self._read(group)
             if rows is not None:
-                yield Decoded(rows=rows, places=np.arange(first, first + count), rejects=())
+                yield Decoded(rows=rows, indexes=np.arange(first, first + count), rejects=())
             else:
                 yield from self._one_by_one(group, first)
             first += count
@@ -206,7 +206,7 @@ class ContainerDecoder:
         for block in blocks:
             rows = self._read([block])
             if rows is not None:
-                yield Decoded(rows=rows, places=np.arange(first, first + block.count), rejects=())
+                yield Decoded(rows=rows, indexes=np.arange(first, first + block.count), rejects=())
             else:
                 yield self._salvaged(block, first)
             first += block.count
@@ -229,7 +229,7 @@ class ContainerDecoder:
                 break
             bodies.append(block.data[start : rest.tell()])
         decoded = self._decoder.decode(bodies)
-        rejects = [(first + place, why) for place, why in decoded.rejects]
+        rejects = [(first + index, why) for index, why in decoded.rejects]
         left = len(block.data) - rest.tell()
         if fault is not None:
             rejects.append((first + len(bodies), fault))
@@ -237,7 +237,7 @@ class ContainerDecoder:
             reason = f"{left} extra bytes after it"
             fault = Fault(reason=reason, cause=Cause.TRAILING_BYTES)
             rejects.append((first + len(bodies) - 1, fault))
-        return replace(decoded, places=decoded.places + first, rejects=rejects)
+        return replace(decoded, indexes=decoded.indexes + first, rejects=rejects)
 
 
 def _groups(blocks: Iterator[Block]) -> Iterator[list[Block]]:
@@ -266,11 +266,11 @@ def _read_long(file: BinaryIO, head: bytes = b"") -> int:
 
 def _read_unsigned(file: BinaryIO, head: bytes = b"") -> int:
     number = 0
-    for place in range(_LONGEST_VARINT):
-        byte = (head if place == 0 and head else file.read(1)) or b""
+    for index in range(_LONGEST_VARINT):
+        byte = (head if index == 0 and head else file.read(1)) or b""
         if not byte:
             raise ValueError("the file is truncated")
-        number |= (byte[0] & 0x7F) << 7 * place
+        number |= (byte[0] & 0x7F) << 7 * index
         if byte[0] < 1 << 7:
             return number
     raise ValueError("the size of a block is not a number")

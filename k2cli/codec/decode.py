@@ -46,7 +46,7 @@ class Decoded:
     """The rows of decoded bodies, in order, and the rejects."""
 
     rows: pa.RecordBatch
-    places: npt.NDArray[np.int64]  # the index of each row's body
+    indexes: npt.NDArray[np.int64]  # the index of each row's body
     rejects: Sequence[tuple[int, Fault]]  # body index and fault, ascending
 
     def without(self, faults: Mapping[int, Fault]) -> "Decoded":
@@ -55,10 +55,10 @@ class Decoded:
             return self
         keep = np.ones(self.rows.num_rows, dtype=np.bool_)
         keep[list(faults)] = False
-        rejects = [(int(self.places[row]), fault) for row, fault in faults.items()]
+        rejects = [(int(self.indexes[row]), fault) for row, fault in faults.items()]
         return Decoded(
             rows=self.rows.filter(pa.array(keep)),
-            places=self.places[keep],
+            indexes=self.indexes[keep],
             rejects=sorted([*self.rejects, *rejects], key=itemgetter(0)),
         )
 
@@ -164,8 +164,8 @@ class Decoder:
         return Decoded(
             # A single one is copied, too: polars over-allocates its buffers.
             rows=pa.concat_batches(batches) if batches else empty_batch(self.arrow),
-            places=np.flatnonzero(good),
-            rejects=[(place, self._fault(bodies[place])) for place in bad],
+            indexes=np.flatnonzero(good),
+            rejects=[(index, self._fault(bodies[index])) for index in bad],
         )
 
     def _block(self, bodies: Sequence[bytes]) -> pa.RecordBatch | None:

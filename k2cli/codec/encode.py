@@ -88,8 +88,8 @@ def _optional(values: pa.Array, branch: Any, *, tag: bytes, null: bytes) -> Piec
         return _joined([*tagged, *_pieces(values, branch)], len(values))
     is_valid = values.is_valid().to_numpy(zero_copy_only=False)
     encoded = _joined([*tagged, *_pieces(values.drop_null(), branch)], int(is_valid.sum()))
-    places = pa.array(np.cumsum(is_valid) - 1, mask=~is_valid)
-    return encoded.take(places).fill_null(pa.scalar(null, pa.binary()))
+    indexes = pa.array(np.cumsum(is_valid) - 1, mask=~is_valid)
+    return encoded.take(indexes).fill_null(pa.scalar(null, pa.binary()))
 
 
 def _enums(values: pa.StringArray, symbols: Sequence[str]) -> Piece:

@@ -35,4 +35,4 @@ class KindDecoder:
         decoded = self._decoder.decode(values)
         if self._upgrade is None:
             return decoded
-        return self._upgrade.apply(decoded, origin.take(decoded.places), self._facts)
+        return self._upgrade.apply(decoded, origin.take(decoded.indexes), self._facts)

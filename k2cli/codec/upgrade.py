@@ -42,9 +42,9 @@ class Origin:
     codes: Ints  # the index of each record's series in `series`
     numbers: Ints  # of each record in its series: the offset, or the row of a file
 
-    def take(self, places: Ints) -> "Origin":
+    def take(self, indexes: Ints) -> "Origin":
         """Return the origin of some of the records."""
-        return replace(self, codes=self.codes[places], numbers=self.numbers[places])
+        return replace(self, codes=self.codes[indexes], numbers=self.numbers[indexes])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,8 +214,8 @@ def _record_id(name: str) -> Rule:
                 rows["exchange_timestamp"].cast(pa.int64()),
                 pa.array(earlier.origin.numbers),
             )
-            moment, place = (each.cast(pa.string()) for each in numbers)
-            texts = pc.coalesce(texts, pc.binary_join_element_wise(moment, place, "-"))
+            moment, index = (each.cast(pa.string()) for each in numbers)
+            texts = pc.coalesce(texts, pc.binary_join_element_wise(moment, index, "-"))
         return pc.binary_join_element_wise(rows["exchange"], texts, "-")
 
     return Rule(

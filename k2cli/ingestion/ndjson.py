@@ -37,12 +37,12 @@ def read_ndjson(stream: BinaryIO, kind: RecordKind) -> Iterator[Batch]:
     """
     number = 0
     for lines in _lines(stream):
-        places = [place for place, line in enumerate(lines) if line.strip()]
-        rows = [_row(lines[place], kind) for place in places]
+        indexes = [index for index, line in enumerate(lines) if line.strip()]
+        rows = [_row(lines[index], kind) for index in indexes]
         for first, made in _batches(rows, kind, 0):
             if isinstance(made, Fault):
-                place = places[first]
-                reject = _reject(lines[place], number + place + 1, made)
+                index = indexes[first]
+                reject = _reject(lines[index], number + index + 1, made)
                 yield Batch(rejects=[reject], messages=1)
             else:
                 yield Batch(rows=[(kind, made)], messages=made.num_rows)

@@ -53,14 +53,14 @@ def _container_parts(container: Container, against: Expected) -> Parts:
     decoder = RecordDecoder(schema, against.avro)
     for decoded in ContainerDecoder(schema, decoder.sources).decode(container.blocks()):
         problems = [
-            *(problem_of(fault, row=place + 1) for place, fault in decoded.rejects),
-            *_problems(decoder, decoded.rows, partial(_number, decoded.places)),
+            *(problem_of(fault, row=index + 1) for index, fault in decoded.rejects),
+            *_problems(decoder, decoded.rows, partial(_number, decoded.indexes)),
         ]
         yield Part(rows=decoded.rows.num_rows + len(decoded.rejects), problems=_in_order(problems))
 
 
-def _number(places: Ints, row: int) -> int:
-    return int(places[row]) + 1
+def _number(indexes: Ints, row: int) -> int:
+    return int(indexes[row]) + 1
 
 
 def parquet_parts(raw: BinaryIO, expected: Expected) -> Parts:

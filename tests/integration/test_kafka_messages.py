@@ -234,7 +234,7 @@ def test_what_is_no_trade_is_a_reject_with_its_reason(schemas: Registry, topic_n
             good[1],
         ],
     )
-    assert decoded.places.tolist() == [0, 8]
+    assert decoded.indexes.tolist() == [0, 8]
     assert decoded.rows["platform_sequence"].to_pylist() == [100, 108]
     reasons = dict(reasons_of(decoded.rejects))
     assert reasons.pop(5).startswith(f"schema id {unknown}: cannot read schema {unknown}: ")

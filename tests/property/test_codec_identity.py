@@ -90,7 +90,7 @@ def test_a_damaged_body_never_changes_another_row(rows: list[Row], data: st.Data
     bodies[hit] = bytes(body)
     decoded = _DECODERS["trades"].decode(bodies)
     others = [place for place in range(len(rows)) if place != hit]
-    kept = dict(zip(decoded.places.tolist(), decoded.rows.to_pylist(), strict=True))
+    kept = dict(zip(decoded.indexes.tolist(), decoded.rows.to_pylist(), strict=True))
     expected = batch_of(kind, rows).to_pylist()
     assert {place: kept[place] for place in others} == {place: expected[place] for place in others}
     assert len(kept) + len(decoded.rejects) == len(rows)

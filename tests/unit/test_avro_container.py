@@ -70,7 +70,7 @@ def compressed(codec: str) -> bytes:
 def test_the_rows_of_a_file_are_those_that_were_written(codec: str) -> None:
     parts = decoded(file_of(codec))
     assert rows_of(parts).cast(TRADES.arrow).to_batches()[0].equals(ROWS)
-    assert [place for part in parts for place in part.places] == list(range(50))
+    assert [place for part in parts for place in part.indexes] == list(range(50))
     assert not any(part.rejects for part in parts)
 
 
@@ -152,7 +152,7 @@ def test_of_a_broken_block_the_records_before_are_rows() -> None:
     numbers = rows_of(parts)["source_sequence"].to_pylist()
     assert numbers[:21] == list(range(1000, 1021))
     assert numbers[-1] == 1049
-    places = [place for part in parts for place in part.places]
+    places = [place for part in parts for place in part.indexes]
     assert numbers == [1000 + place for place in places]
 
 

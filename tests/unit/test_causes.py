@@ -319,7 +319,7 @@ def test_messages(value: bytes | None, expected: Told) -> None:
     good = values_of(trades_batch(2), wire_header(1))
     decoded = reader.read([good[0], value, good[1]], np.zeros(3, np.int64), np.arange(3))
     ((place, fault),) = decoded.rejects
-    assert (place, told(fault), decoded.places.tolist()) == (1, expected, [0, 2])
+    assert (place, told(fault), decoded.indexes.tolist()) == (1, expected, [0, 2])
 
 
 @pytest.mark.parametrize(

@@ -55,14 +55,14 @@ def test_rows_come_back_as_they_were(kind: RecordKind) -> None:
     decoded = RecordDecoder(kind.avro, kind.avro).decode(bodies_of(rows, kind))
     assert decoded.rows.equals(rows)
     assert decoded.rows.schema.equals(kind.arrow)
-    assert decoded.places.tolist() == list(range(1_000))
+    assert decoded.indexes.tolist() == list(range(1_000))
     assert decoded.rejects == []
 
 
 def test_nothing_becomes_nothing() -> None:
     assert bodies_of(trades_batch(0)) == []
     decoded = RecordDecoder(TRADES.avro, TRADES.avro).decode([])
-    assert (decoded.rows.num_rows, decoded.places.size, decoded.rejects) == (0, 0, [])
+    assert (decoded.rows.num_rows, decoded.indexes.size, decoded.rejects) == (0, 0, [])
 
 
 def test_a_slice_encodes_like_its_rows() -> None:
@@ -129,7 +129,7 @@ def test_bad_bodies_are_told_from_good_ones() -> None:
     }
     assert decoded.rejects[3][1].reason.startswith("the body does not decode: ")
     kept = [place for place in range(400) if place not in {10, 20, 30, 40}]
-    assert decoded.places.tolist() == kept
+    assert decoded.indexes.tolist() == kept
     assert decoded.rows.equals(trades_batch(400).take(pa.array(kept)))
 
 
@@ -176,7 +176,7 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str) -
     read = evolved(price={"type": wide}, quantity={"type": wide}, timestamp=time)
     decoded = RecordDecoder(read, TRADES.avro).decode(written(schema, *rows))
     assert reasons_of(decoded.rejects) == [(1, reason)]
-    assert decoded.places.tolist() == [0, 2]
+    assert decoded.indexes.tolist() == [0, 2]
     assert decoded.rows.num_rows == 2
 
 
@@ -223,7 +223,7 @@ def test_only_values_that_do_not_fit_a_narrow_reader_are_rejects() -> None:
     reason = "quantity is negative or does not fit decimal128(18, 8)"
     assert reasons_of(read.rejects) == [(1, reason)]
     assert causes_of(read.rejects) == [(Cause.DECIMAL_OVERFLOW, "quantity", str(large))]
-    assert read.places.tolist() == [0, 2]
+    assert read.indexes.tolist() == [0, 2]
     # A registry may give both schemas one id; no value changes for it.
     read = RecordDecoder(narrow(TRADES).avro, TRADES.avro).decode(bodies)
     assert read.rows["quantity"].to_pylist()[1] == large

@@ -115,8 +115,8 @@ def test_what_cannot_be_decoded_is_a_reject_and_nothing_else_is(
         ((place, why),) = decoded.rejects
         assert place == 2
         assert reason in why.reason
-    assert set(decoded.places.tolist()) >= {0, 1, 3}
-    assert len(decoded.places) + len(decoded.rejects) == 4
+    assert set(decoded.indexes.tolist()) >= {0, 1, 3}
+    assert len(decoded.indexes) + len(decoded.rejects) == 4
 
 
 class FailingDecoder:
@@ -142,7 +142,7 @@ def test_whatever_a_decoder_raises_is_a_reject_of_that_message(failure: Exceptio
     origin = Origin(series=["t"], codes=np.zeros(4, np.int64), numbers=np.arange(4))
     values = [*values_of(FEW, wire_header(1))[:3], wire_header(1) + b"bad"]
     decoded = reader._decode(cast("KindDecoder", FailingDecoder(failure)), values, origin)
-    assert decoded.places.tolist() == [0, 1]
+    assert decoded.indexes.tolist() == [0, 1]
     (two, fault), (three, _) = decoded.rejects
     assert (two, three, type(failure).__name__ in fault.reason) == (2, 3, True)
 
@@ -203,8 +203,8 @@ def test_many_unknown_schemas_take_several_reads_and_lose_nothing() -> None:
         decoded = reader.read(values[begin:], numbers[begin:], offsets[begin:])
         assert clock.now_s - started_s < 1
         assert decoded.count > 0
-        assert decoded.rows["platform_sequence"].to_pylist() == (decoded.places + begin).tolist()
-        taken += (decoded.places + begin).tolist()
+        assert decoded.rows["platform_sequence"].to_pylist() == (decoded.indexes + begin).tolist()
+        taken += (decoded.indexes + begin).tolist()
         refused += [place + begin for place, _ in decoded.rejects]
         begin, reads = begin + decoded.count, reads + 1
     assert taken == list(range(0, 80, 2))

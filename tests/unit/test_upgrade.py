@@ -188,7 +188,7 @@ def test_values_that_do_not_fit_are_rejects(over: dict[str, Any], reason: str) -
     records[1] |= over
     decoded = upgraded(*records)
     assert reasons_of(decoded.rejects) == [(1, reason)]
-    assert decoded.places.tolist() == [0, 2]
+    assert decoded.indexes.tolist() == [0, 2]
     assert decoded.rows.equals(expected.take(pa.array([0, 2])))
 
 
@@ -209,7 +209,7 @@ def test_bodies_that_do_not_decode_leave_the_others_alone() -> None:
     expected = decoder.decode(values, origin_of(4)).rows
     decoded = decoder.decode([values[0], HEADER, values[2] + b"x", values[3]], origin_of(4))
     assert [place for place, _ in decoded.rejects] == [1, 2]
-    assert decoded.places.tolist() == [0, 3]
+    assert decoded.indexes.tolist() == [0, 3]
     assert decoded.rows.equals(expected.take(pa.array([0, 3])))
 
 
@@ -272,7 +272,7 @@ def test_messages_of_both_versions_keep_their_order() -> None:
     decoded = reader.read(values, np.zeros(6, np.int64), np.arange(10, 16))
     assert decoded.rows["symbol"].to_pylist() == ["BTCUSDT", "BHP", "ETHUSDT", "CBA", "BTCUSDT"]
     assert decoded.rows["platform_sequence"].to_pylist() == [10, 11, 13, 14, 15]
-    assert decoded.places.tolist() == [0, 1, 3, 4, 5]
+    assert decoded.indexes.tolist() == [0, 1, 3, 4, 5]
     assert reasons_of(decoded.rejects) == [(2, f"volume -5 {UNFIT_QUANTITY}")]
 
 

@@ -112,12 +112,12 @@ class FrameParser:
         seen = self._seen(events, faults)
         rejects = [
             Reject(
-                fault=faults[place],
-                raw=frames[place],
-                position=first + place,
-                received_us=received_us[place],
+                fault=faults[index],
+                raw=frames[index],
+                position=first + index,
+                received_us=received_us[index],
             )
-            for place in sorted(faults)
+            for index in sorted(faults)
         ]
         return Parsed(rows=rows, rejects=rejects, seen=seen)
 
@@ -127,10 +127,10 @@ class FrameParser:
         """List the ids of events without a trade; invalid events go to `faults`."""
         symbols: list[str] = []
         numbers: list[int] = []
-        for payload, place in zip(*events, strict=True):
+        for payload, index in zip(*events, strict=True):
             fault = self._fault(TRADES, payload)
             if fault is not None:
-                faults[place] = fault
+                faults[index] = fault
             elif isinstance(payload.s, str) and isinstance(payload.t, int):
                 symbols.append(self._instrument(payload.s).symbol)
                 numbers.append(payload.t)
@@ -148,14 +148,14 @@ class FrameParser:
         except (*_UNDECODABLE, AttributeError):  # the data of a raw frame is UNSET
             return None
         count = len(payloads)
-        trades = [place for place, event in enumerate(events) if event == "trade"]
+        trades = [index for index, event in enumerate(events) if event == "trade"]
         if len(trades) == count:
             return (payloads, range(count)), ([], [])
-        quotes = [place for place, event in enumerate(events) if event != "trade"]
-        others = [payloads[place] for place in quotes] if trades else payloads
+        quotes = [index for index, event in enumerate(events) if event != "trade"]
+        others = [payloads[index] for index in quotes] if trades else payloads
         if not _are_quotes(others):
             return None
-        return ([payloads[place] for place in trades], trades), (others, quotes)
+        return ([payloads[index] for index in trades], trades), (others, quotes)
 
     def _sorted_out(
         self, frames: Sequence[bytes], faults: dict[int, Fault]
@@ -163,33 +163,33 @@ class FrameParser:
         """Decode frames one by one; those that are neither trade nor quote go to `faults`."""
         trades: tuple[list[_Payload], list[int]] = ([], [])
         quotes: tuple[list[_Payload], list[int]] = ([], [])
-        for place, frame in enumerate(frames):
+        for index, frame in enumerate(frames):
             try:
                 payload = self._decode(frame).data
                 if payload is UNSET:
                     payload = self._decode_raw(frame)
             except _UNDECODABLE as exc:
                 reason = f"not a frame of the exchange: {exc}"
-                faults[place] = Fault(reason=reason, cause=Cause.BAD_FRAME)
+                faults[index] = Fault(reason=reason, cause=Cause.BAD_FRAME)
                 continue
             if payload.e == "trade":
-                payloads, places = trades
+                payloads, indexes = trades
             elif _are_quotes([payload]):
-                payloads, places = quotes
+                payloads, indexes = quotes
             else:
-                faults[place] = _why_unknown(frame, payload)
+                faults[index] = _why_unknown(frame, payload)
                 continue
             payloads.append(payload)
-            places.append(place)
+            indexes.append(index)
         return trades, quotes
 
     def _build(
         self, kind: RecordKind, group: "_Group", received: Ints, faults: dict[int, Fault]
     ) -> pa.RecordBatch:
         """Build a batch of one kind; payloads that do not fit go to `faults` instead."""
-        payloads, places = group
+        payloads, indexes = group
         columns = self._trades if kind is TRADES else self._quotes
-        times = received if len(places) == len(received) else received[places]
+        times = received if len(indexes) == len(received) else received[indexes]
         try:
             return to_batch(kind, columns(payloads, times))
         except (pa.ArrowException, TypeError, Unfit):
@@ -198,10 +198,10 @@ class FrameParser:
         if len(fit) == len(found):
             raise AssertionError(f"{kind.name} fit one by one but not together")
         faults.update(
-            {place: fault for place, fault in zip(places, found, strict=True) if fault is not None}
+            {index: fault for index, fault in zip(indexes, found, strict=True) if fault is not None}
         )
         kept = [payloads[number] for number in fit]
-        return to_batch(kind, columns(kept, received[[places[number] for number in fit]]))
+        return to_batch(kind, columns(kept, received[[indexes[number] for number in fit]]))
 
     def _trades(self, payloads: Sequence[_Payload], received: Ints) -> Mapping[str, pa.Array]:
         common = self._common(TRADES, payloads, [p.t for p in payloads], received)
@@ -370,17 +370,17 @@ def _without_events(trades: "_Group") -> "tuple[_Group, _Group]":
     {"e":"trade","E":1723161348055,"T":1723161348055,"s":"BTCUSDT","t":102,"p":"0","q":"0",
      "X":"NA","m":true}
     """
-    payloads, places = trades
+    payloads, indexes = trades
     if _NO_TRADE not in [payload.X for payload in payloads]:
         return trades, ([], [])
-    pairs = list(zip(payloads, places, strict=True))
+    pairs = list(zip(payloads, indexes, strict=True))
     kept = [pair for pair in pairs if not _is_without_trade(pair[0])]
     events = [pair for pair in pairs if _is_without_trade(pair[0])]
     return _unzipped(kept), _unzipped(events)
 
 
 def _unzipped(pairs: Sequence[tuple[_Payload, int]]) -> "_Group":
-    return [payload for payload, _ in pairs], [place for _, place in pairs]
+    return [payload for payload, _ in pairs], [index for _, index in pairs]
 
 
 def _is_without_trade(payload: _Payload) -> bool:

@@ -96,32 +96,32 @@ class BlockParser:
         self, piece: bytes, first: int, now_us: int
     ) -> tuple[Sequence[pa.RecordBatch], list[Reject]]:
         faults: dict[int, Fault] = {}
-        cells, places = self._table(piece, count_lines(piece), faults)
-        built = self._builder.build(cells, places + (first - self._lines_before), now_us)
-        faults |= {int(places[place]): fault for place, fault in built.faults.items()}
+        cells, indexes = self._table(piece, count_lines(piece), faults)
+        built = self._builder.build(cells, indexes + (first - self._lines_before), now_us)
+        faults |= {int(indexes[index]): fault for index, fault in built.faults.items()}
         lines = piece.split(b"\n") if faults else []
         rejects = [
             Reject(
-                fault=faults[place],
-                raw=lines[place].removesuffix(b"\r"),
-                position=first + place,
+                fault=faults[index],
+                raw=lines[index].removesuffix(b"\r"),
+                position=first + index,
                 received_us=now_us,
             )
-            for place in sorted(faults)
+            for index in sorted(faults)
         ]
         return built.rows, rejects
 
     def _table(self, block: bytes, count: int, faults: dict[int, Fault]) -> tuple[Cells, Ints]:
         """Split lines into columns; return them with the line index of each row."""
         tables: list[Cells] = []
-        places: list[Ints] = []
+        indexes: list[Ints] = []
         parts = [(block, 0, count)]
         while parts:
             part, start, size = parts.pop()
             cells = self._columns(part, size)
             if cells is not None:
                 tables.append(cells)
-                places.append(np.arange(start, start + size))
+                indexes.append(np.arange(start, start + size))
             elif size > _HALVE_ABOVE:
                 cut = _middle(part)
                 head, tail = part[:cut], part[cut:]
@@ -131,11 +131,11 @@ class BlockParser:
             else:
                 cells, kept = self._line_by_line(part.split(b"\n")[:size], start, faults)
                 tables.append(cells)
-                places.append(kept)
+                indexes.append(kept)
         if len(tables) == 1:
-            return tables[0], places[0]
+            return tables[0], indexes[0]
         columns = zip(*tables, strict=True)
-        return [pa.concat_arrays(column) for column in columns], np.concatenate(places)
+        return [pa.concat_arrays(column) for column in columns], np.concatenate(indexes)
 
     def _columns(self, block: bytes, count: int) -> Cells | None:
         """Parse valid lines, the fast path; None if any line is invalid."""
@@ -163,25 +163,25 @@ class BlockParser:
     ) -> tuple[Cells, Ints]:
         """Parse lines one by one; those that cannot be parsed go to `faults`."""
         rows: list[Sequence[str]] = []
-        places: list[int] = []
-        for place, line in enumerate(lines, start=start):
+        indexes: list[int] = []
+        for index, line in enumerate(lines, start=start):
             if line in (b"", b"\r"):
                 continue
             try:
                 cells = parse_line(line, self._delimiter)
             except BadLine as exc:
-                faults[place] = Fault(reason=str(exc), cause=exc.cause)
+                faults[index] = Fault(reason=str(exc), cause=exc.cause)
                 continue
             if len(cells) != len(self._names):
                 of = f" (delimiter {self._delimiter!r})" if len(cells) == 1 else ""
                 reason = f"has {len(cells)} columns, not {len(self._names)}{of}"
-                faults[place] = Fault(reason=reason, cause=Cause.BAD_COLUMN_COUNT)
+                faults[index] = Fault(reason=reason, cause=Cause.BAD_COLUMN_COUNT)
                 continue
             rows.append(cells)
-            places.append(place)
+            indexes.append(index)
         columns = zip(*rows, strict=True) if rows else [() for _ in self._names]
         cells_of_all = [pa.array(column, pa.string()) for column in columns]
-        return cells_of_all, np.array(places, dtype=np.int64)
+        return cells_of_all, np.array(indexes, dtype=np.int64)
 
 
 def parse_line(line: bytes, delimiter: str) -> list[str]:

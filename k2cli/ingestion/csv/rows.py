@@ -108,26 +108,26 @@ class RowBuilder:
             rows.append(self.build_all(part, numbers[kept[start : start + count]], received_us))
 
         # Rows that fit one by one may not fit together: times with and without an offset.
-        faults |= {int(kept[place]): why for place, why in _each_that_fails(add, len(kept))}
+        faults |= {int(kept[index]): why for index, why in _each_that_fails(add, len(kept))}
         return Built(rows, faults)
 
     def _faults(self, cells: Cells, count: int) -> dict[int, Fault]:
         """Find the rows that do not fit, column by column."""
         faults: dict[int, Fault] = {}
         for names, check in self._checks():
-            for place, why in self._faults_of(check, names, cells, count):
-                faults.setdefault(place, why)
+            for index, why in self._faults_of(check, names, cells, count):
+                faults.setdefault(index, why)
         return faults
 
     def _faults_of(
         self, check: _Check, names: Sequence[str], cells: Cells, count: int
     ) -> Iterator[tuple[int, Fault]]:
-        places = [self._columns.fields[name] for name in names]
+        indexes = [self._columns.fields[name] for name in names]
         part = list(cells)
 
         def attempt(start: int, size: int) -> None:
-            for place in places:
-                part[place] = cells[place].slice(start, size)
+            for index in indexes:
+                part[index] = cells[index].slice(start, size)
             check(part, size)
 
         return _each_that_fails(attempt, count)
@@ -163,8 +163,8 @@ class RowBuilder:
             Unfit: a cell does not fit.
         """
         cells = [
-            pc.ascii_lower(column) if place in self._columns.lower else column
-            for place, column in enumerate(cells)
+            pc.ascii_lower(column) if index in self._columns.lower else column
+            for index, column in enumerate(cells)
         ]
         count, layout = len(numbers), self._layout
         symbols = self._symbols(cells, count)
@@ -203,10 +203,10 @@ class RowBuilder:
 
     def _unfit(self, name: str, cells: Cells, brief: object, cause: Cause) -> UnfitField:
         """Describe which column does not fit, with its value if there is only one row."""
-        place = self._columns.fields[name]
-        column = self._columns.names[place]
-        is_alone = len(cells[place]) == 1
-        value = cells[place][0].as_py()[:MOST_SHOWN] if is_alone else None
+        index = self._columns.fields[name]
+        column = self._columns.names[index]
+        is_alone = len(cells[index]) == 1
+        value = cells[index][0].as_py()[:MOST_SHOWN] if is_alone else None
         what = column if value is None else f"{column} {value!r}"
         return UnfitField(
             Fault(
@@ -220,10 +220,10 @@ class RowBuilder:
         )
 
     def _decimals(self, name: str, cells: Cells, count: int) -> pa.Array:
-        place, of = self._columns.fields.get(name), self.kind.type_of(name)
-        if place is None:  # quotes without sizes
+        index, of = self._columns.fields.get(name), self.kind.type_of(name)
+        if index is None:  # quotes without sizes
             return pa.nulls(count, of)
-        texts = cells[place]
+        texts = cells[index]
         if name in self._layout.may_be_empty:
             is_empty = _is_empty(texts)
             filled = self._all_decimals(name, pc.if_else(is_empty, "0", texts), cells)
@@ -286,15 +286,15 @@ class RowBuilder:
             raise self._unfit(name, cells, exc, exc.cause) from exc
 
     def _ids(self, cells: Cells, rows: IdRows) -> dict[str, pa.Array]:
-        place = self._columns.fields.get("id")
-        if place is None:
+        index = self._columns.fields.get("id")
+        if index is None:
             ids = place_ids(rows)
         elif self._layout.id_series:
-            ids = other_ids(rows, cells[place])
+            ids = other_ids(rows, cells[index])
         elif self._layout.market:
-            ids = number_ids(rows, cells[place])
+            ids = number_ids(rows, cells[index])
         else:
-            ids = any_ids(rows, cells[place])
+            ids = any_ids(rows, cells[index])
         return {
             "message_id": ids.message_ids,
             self.kind.id_column: pc.binary_join_element_wise(
@@ -313,10 +313,10 @@ class RowBuilder:
             raise self._unfit("id", cells, exc, exc.cause) from exc
 
     def _sequence(self, cells: Cells, otherwise: pa.Array) -> pa.Array:
-        place = self._columns.fields.get("source_sequence")
-        if place is None:
+        index = self._columns.fields.get("source_sequence")
+        if index is None:
             return otherwise
-        texts = cells[place]
+        texts = cells[index]
         is_there = pc.greater(pc.binary_length(texts), 0)
         if pc.all(is_there).as_py():
             return pa.array(self._numbers("source_sequence", cells, texts))
@@ -389,10 +389,10 @@ class RowBuilder:
     def _sides(self, cells: Cells, count: int) -> pa.StringArray:
         values = {text.lower(): side for text, side in self._layout.side_values.items()}
         other = values.pop("other", None)
-        place = self._columns.fields.get("side")
-        if place is None:
+        index = self._columns.fields.get("side")
+        if index is None:
             return self._sides_of_signs(cells, count)
-        texts = pc.ascii_lower(cells[place])
+        texts = pc.ascii_lower(cells[index])
         known = pa.array(list(values), pa.string())
         codes = pc.index_in(texts, value_set=known)
         if codes.null_count:
@@ -417,12 +417,12 @@ class RowBuilder:
     def _note_sides(self, cells: Cells, sides: pa.StringArray) -> None:
         """Count unknown texts that the layout stores as a side."""
         other = self._layout.side_values.get("other")
-        place = self._columns.fields.get("side")
-        if other is None or place is None:
+        index = self._columns.fields.get("side")
+        if other is None or index is None:
             return
         known = {text.lower() for text in self._layout.side_values} - {"other"}
         is_other = pc.equal(sides, other)
-        for each in pc.value_counts(cells[place].filter(is_other)):
+        for each in pc.value_counts(cells[index].filter(is_other)):
             text, count = each["values"].as_py(), each["counts"].as_py()
             is_room = len(self._unknown_sides) < _MOST_KEPT or text in self._unknown_sides
             if text.strip().lower() not in known:
@@ -431,10 +431,10 @@ class RowBuilder:
     def _sides_check(self, cells: Cells, count: int) -> None:
         """Reject quotes with neither a bid nor an ask."""
         fields = self._columns.fields
-        places = [fields[name] for name in ("bid_price", "ask_price") if name in fields]
+        indexes = [fields[name] for name in ("bid_price", "ask_price") if name in fields]
         is_empty = np.ones(count, dtype=np.bool_)
-        for place in places:
-            is_empty &= _is_empty(cells[place]).to_numpy(zero_copy_only=False)
+        for index in indexes:
+            is_empty &= _is_empty(cells[index]).to_numpy(zero_copy_only=False)
         if is_empty.any():
             reason = "is empty, and so is the ask: not a quote"
             raise self._unfit("bid_price", cells, reason, Cause.MISSING)
@@ -443,8 +443,8 @@ class RowBuilder:
         vendor = VendorData(count)
         for key, text in self._facts.entries.items():
             vendor.add(key, pa.array([text]), np.zeros(count, dtype=np.int64))
-        for key, place in self._columns.vendor:
-            texts, rows = cells[place], np.arange(count)
+        for key, index in self._columns.vendor:
+            texts, rows = cells[index], np.arange(count)
             is_empty = pc.equal(pc.binary_length(texts), 0)
             if pc.any(is_empty).as_py():
                 rows = np.where(is_empty.to_numpy(zero_copy_only=False), -1, rows)
@@ -486,6 +486,6 @@ def _fault_of(exc: Unfit) -> Fault:
 
 def _split(start: int, count: int) -> list[tuple[int, int]]:
     if count <= _HALVE_ABOVE:
-        return [(place, 1) for place in range(start, start + count)]
+        return [(index, 1) for index in range(start, start + count)]
     half = count // 2
     return [(start, half), (start + half, count - half)]

@@ -93,25 +93,25 @@ class MessageReader:
         rejects: list[tuple[int, Fault]] = []
         count = len(values)
         deadline = self._clock() + _ASK_S
-        for header, places in _by_header(values).items():
+        for header, indexes in _by_header(values).items():
             try:
                 decoder = self._decoder(header, deadline)
             except NotYet:
-                count = int(places[0])
+                count = int(indexes[0])
                 parts = [_first(part, count) for part in parts]
                 break
             if isinstance(decoder, Fault):
                 rejects += [
-                    (place, _value_fault(values[place]) or decoder) for place in places.tolist()
+                    (index, _value_fault(values[index]) or decoder) for index in indexes.tolist()
                 ]
                 continue
-            part = self._decode(decoder, _taken(values, places), origin.take(places))
-            parts.append((part.rows, places[part.places]))
-            rejects += [(int(places[place]), fault) for place, fault in part.rejects]
-        rows, places_taken = self._in_order(parts)
+            part = self._decode(decoder, _taken(values, indexes), origin.take(indexes))
+            parts.append((part.rows, indexes[part.indexes]))
+            rejects += [(int(indexes[index]), fault) for index, fault in part.rejects]
+        rows, decoded_indexes = self._in_order(parts)
         return DecodedMessages(
-            rows=self._numbered(rows, offsets[places_taken]),
-            places=places_taken,
+            rows=self._numbered(rows, offsets[decoded_indexes]),
+            indexes=decoded_indexes,
             rejects=sorted((each for each in rejects if each[0] < count), key=itemgetter(0)),
             count=count,
         )
@@ -161,17 +161,17 @@ class MessageReader:
                 reason = f"cannot be decoded: {type(exc).__name__}: {exc}"
                 return Decoded(
                     rows=empty_batch(self._kind.arrow),
-                    places=np.zeros(0, np.int64),
+                    indexes=np.zeros(0, np.int64),
                     rejects=[(0, Fault(reason=reason, cause=Cause.BAD_BODY))],
                 )
         half = len(values) // 2
-        places = np.arange(len(values))
-        first = self._decode(decoder, values[:half], origin.take(places[:half]))
-        second = self._decode(decoder, values[half:], origin.take(places[half:]))
-        rejects = [(half + place, fault) for place, fault in second.rejects]
+        indexes = np.arange(len(values))
+        first = self._decode(decoder, values[:half], origin.take(indexes[:half]))
+        second = self._decode(decoder, values[half:], origin.take(indexes[half:]))
+        rejects = [(half + index, fault) for index, fault in second.rejects]
         return Decoded(
             rows=pa.concat_batches([first.rows, second.rows]),
-            places=np.concatenate([first.places, half + second.places]),
+            indexes=np.concatenate([first.indexes, half + second.indexes]),
             rejects=[*first.rejects, *rejects],
         )
 
@@ -200,24 +200,24 @@ class MessageReader:
         """Restore the order of rows that were decoded with different schemas."""
         if len(parts) == 1:
             return parts[0]
-        places = np.concatenate([np.zeros(0, np.int64), *(places for _, places in parts)])
-        order = np.argsort(places, kind="stable")
+        indexes = np.concatenate([np.zeros(0, np.int64), *(indexes for _, indexes in parts)])
+        order = np.argsort(indexes, kind="stable")
         rows = joined([empty_batch(self._kind.arrow), *(rows for rows, _ in parts)])
         (batch,) = rows.combine_chunks().to_batches() or [empty_batch(rows.schema)]
-        return batch.take(pa.array(order)), places[order]
+        return batch.take(pa.array(order)), indexes[order]
 
     def _numbered(self, rows: pa.RecordBatch, offsets: npt.NDArray[np.int64]) -> pa.RecordBatch:
-        place = rows.schema.get_field_index("platform_sequence")
-        return rows.set_column(place, rows.schema.field(place), pa.array(offsets))
+        index = rows.schema.get_field_index("platform_sequence")
+        return rows.set_column(index, rows.schema.field(index), pa.array(offsets))
 
 
 def _first(
     part: tuple[pa.RecordBatch, npt.NDArray[np.int64]], count: int
 ) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
     """Keep the rows of the first N values."""
-    rows, places = part
-    is_first = places < count
-    return rows.filter(pa.array(is_first)), places[is_first]
+    rows, indexes = part
+    is_first = indexes < count
+    return rows.filter(pa.array(is_first)), indexes[is_first]
 
 
 def _by_header(values: Sequence[bytes | None]) -> Mapping[bytes, npt.NDArray[np.int64]]:
@@ -226,14 +226,14 @@ def _by_header(values: Sequence[bytes | None]) -> Mapping[bytes, npt.NDArray[np.
     if len(headers) == 1:  # the usual case
         return {headers.pop(): np.arange(len(values))}
     groups: dict[bytes, list[int]] = {}
-    for place, value in enumerate(values):
-        groups.setdefault((value or _NOT_BYTES)[:HEADER_BYTES], []).append(place)
-    return {header: np.array(places) for header, places in groups.items()}
+    for index, value in enumerate(values):
+        groups.setdefault((value or _NOT_BYTES)[:HEADER_BYTES], []).append(index)
+    return {header: np.array(indexes) for header, indexes in groups.items()}
 
 
-def _taken(values: Sequence[bytes | None], places: npt.NDArray[np.int64]) -> list[bytes]:
+def _taken(values: Sequence[bytes | None], indexes: npt.NDArray[np.int64]) -> list[bytes]:
     """Take values by index, none of which is None: they have a header."""
-    taken = values if len(places) == len(values) else [values[place] for place in places.tolist()]
+    taken = values if len(indexes) == len(values) else [values[index] for index in indexes.tolist()]
     return cast("list[bytes]", taken)
 
 

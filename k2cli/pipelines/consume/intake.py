@@ -94,7 +94,7 @@ class Intake:
         letters = [dead_letter(messages[index], reason) for index, reason in read.rejects]
         if letters and self._run.policy.is_bad_fatal:
             is_before = _before_rejects(numbers, [index for index, _ in read.rejects])
-            rows = rows.filter(pa.array(is_before[read.places]))
+            rows = rows.filter(pa.array(is_before[read.indexes]))
             messages = [messages[index] for index in np.flatnonzero(is_before).tolist()]
             self._keep(feed, messages, numbers[is_before], rows, [])
             raise _bad(letters[0])
