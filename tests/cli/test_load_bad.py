@@ -336,14 +336,14 @@ def test_damaged_archive_is_left_out_and_the_next_file_loaded(
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("no.csv", BINANCE, (4, "error: no file {path}\n")),
+        ("no.csv", BINANCE, (4, "error: {path} does not exist\n")),
         (
             "",
             BINANCE,
             (4, "error: {path} matches no file\nhint: files in a folder must end in .csv"),
         ),
         ("*.csv", BINANCE, (4, "error: {path} matches no file\n")),
-        ("x.csv/no.csv", BINANCE, (4, "error: no file {path}\n")),
+        ("x.csv/no.csv", BINANCE, (4, "error: {path} does not exist\n")),
         ("FOOBARX-trades-2024-08-08.csv", BINANCE, (2, "error: cannot infer the quote asset")),
         ("7078.csv", ASX[:2], (2, "error: no symbol given\nhint: use --symbol")),
         ("x.txt", (*GENERIC, "--timezone", "Mars/Olympus"), (2, "error: unknown time zone")),

@@ -281,7 +281,7 @@ def test_secrets_are_hidden(run: Run):
 @pytest.mark.parametrize(
     ("args", "env", "code", "stderr"),
     [
-        (["--every", "1s"], {}, 2, "hint: k2 status --watch --every 1"),
+        (["--every", "1s"], {}, 2, "hint: use k2 status --watch --every 1"),
         (["--watch", "--every", "soon"], {}, 2, "'soon' is not a duration"),
         (["--timeout", "5"], {}, 2, "'5' is not a duration"),
         ([], {"K2_TABEL_KEEP_FOR": "1h"}, 3, "hint: did you mean K2_TABLE_KEEP_FOR?"),

@@ -249,7 +249,7 @@ def test_init_makes_what_is_missing_and_says_so(cluster: Cluster):
         (["init", "--asset-class", "bonds"], 2, "bonds is none of equities, crypto, futures"),
         (["produce", "no.trades"], 4, "hint: k2 init, or k2 topic create no.trades"),
         (["produce", "no"], 2, "hint: use --kind trades or --kind quotes"),
-        (["produce", "no.trades", "no.ndjson"], 4, "no file no.ndjson"),
+        (["produce", "no.trades", "no.ndjson"], 4, "no.ndjson does not exist"),
         (
             ["stream", "binance", "-s", "BTCUSDT", "--channels", "trade,bookTicker", "-t", "x"],
             2,

@@ -58,7 +58,7 @@ def test_start_is_where_the_table_stands_or_where_the_brokers_begin(
 
 def test_table_beyond_the_end_is_an_error_and_nothing_is_assigned() -> None:
     progress = Progress({"t": "id"})
-    with pytest.raises(BadData, match="stands at offset 21 of t/0, which ends at 20"):
+    with pytest.raises(BadData, match="is at offset 21 of t/0, which ends at 20"):
         progress.assign({ZERO: Start(stored=21, first=0, end=20)})
     assert progress.next_offsets() == {}
 
