@@ -164,7 +164,7 @@ def open_lake(
                 open(path, "ab", opener=opener).close()  # otherwise SQLite creates it
             elif settings.home.exists() and not settings.home.is_dir():
                 raise ConfigError(
-                    f"{settings.home} is no folder", hint="choose another one with --home"
+                    f"{settings.home} is not a directory", hint="choose another one with --home"
                 )
             elif not path.exists():
                 raise _no_table("", where)

@@ -99,7 +99,7 @@ def test_the_profile_option_wins_over_its_variable(home: Path, secret_file: Path
         ),
         (["config", "init", "-o", "/"], 2, "/ is a directory", "name of a file"),
         (["config", "init", "-o", "/dev/null/k2.toml"], 2, "cannot write", "another"),
-        (["config", "init", "--home", "/proc/x"], 3, "cannot create the folder", "--home"),
+        (["config", "init", "--home", "/proc/x"], 3, "cannot create the directory", "--home"),
     ],
 )
 @pytest.mark.usefixtures("secret_file")

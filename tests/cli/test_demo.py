@@ -9,7 +9,7 @@ def test_demo_works_twice_in_a_row_and_its_suggestion_finds_rows(run: Run, home:
     results = [run(["demo", "--seconds", "1"]) for _ in range(2)]
     for result in results:
         assert result.exit_code == 0, result.stderr
-        assert "0 rejects, 0 missing, 0 twice" in result.stderr
+        assert "0 rejects, 0 missing, 0 duplicates" in result.stderr
         assert "k2 query trades --symbol BTCUSDT" in result.stderr
         assert "┤" in result.stdout  # the chart
         for word in ("BTCUSDT", "ETHUSDT", "quotes", "trades"):

@@ -84,7 +84,7 @@ def test_files_before_one_that_cannot_be_opened_are_loaded(
 ) -> None:
     paths = small_files(tmp_path, 3)
     result = k2("load", "csv", *paths, tmp_path / "none.csv", *BINANCE, code=4)
-    assert "no file" in result.stderr
+    assert "does not exist" in result.stderr
     with open_lake(settings) as lake:
         assert lake.open(TRADES).describe().rows == 3
 

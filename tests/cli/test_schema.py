@@ -412,7 +412,7 @@ def test_rows_come_from_stdin(k2: K2) -> None:
         (["a.csv", *CSV, "--schema", "quote_v2"], 2, "hint: omit --schema"),
         (["a.csv", "--layout", "no-such"], 4, "no-such"),
         (["a.ndjson", "--schema", "./no.avsc"], 4, "no.avsc does not exist"),
-        (["a.ndjson", "--schema", "trade_v7"], 3, "trade_v7 is not one of our schemas"),
+        (["a.ndjson", "--schema", "trade_v7"], 3, "trade_v7 is not a built-in schema"),
         (["a.ndjson", "--schema", "trade_v2"], 4, "a.ndjson does not exist"),
         (["a.avro", "--max-errors", "-1"], 2, "--max-errors"),
         (["a.avsc"], 4, "a.avsc does not exist"),
@@ -495,7 +495,7 @@ def test_check_holds_a_schema_against_the_table(k2: K2, schema_file: Callable[..
 @pytest.mark.parametrize(
     ("args", "code", "stderr"),
     [
-        (["trade_v2"], 2, "hint: k2 schema check OLD trade_v2"),
+        (["trade_v2"], 2, "hint: use k2 schema check OLD trade_v2"),
         (["trade_v1", "trade_v2", "--against", "table"], 2, "takes one schema, the new one"),
         (["trade_v2", "--against", "registry"], 3, "no schema registry is configured"),
         (["trade_v1", "trade_v2", "--subject", "x"], 2, "--subject requires --against registry"),
@@ -506,7 +506,7 @@ def test_check_holds_a_schema_against_the_table(k2: K2, schema_file: Callable[..
             "does not apply to tables",
         ),
         (["trade_v2", "no.avsc"], 4, "no.avsc does not exist"),
-        (["trade_v2", "trade_v3"], 3, "trade_v3 is not one of our schemas"),
+        (["trade_v2", "trade_v3"], 3, "trade_v3 is not a built-in schema"),
         (["trade_v1", "trade_v2", "--compatibility", "SOME"], 2, "SOME"),
         (["trade_v2", "--against", "table"], 4, "there are no tables"),
     ],
@@ -623,7 +623,7 @@ def test_a_type_that_no_column_has_is_shown_where_it_can_be(k2: K2, tmp_path: Pa
 def test_the_mapping_is_that_of_the_rules(k2: K2, name: str) -> None:
     rules = UPGRADES[name].rules
     text = k2("schema", "show", name, "--mapping").stdout.splitlines()
-    assert text[0].split() == ["field", "type", "made", "of", "how"]
+    assert text[0].split() == ["field", "type", "computed", "from", "how"]
     assert [line.split()[0] for line in text[2:]] == [rule.target for rule in rules]
     markdown = k2("schema", "show", name, "--mapping", "--as", "markdown").stdout.splitlines()
     assert markdown[0] == "| field | type | computed from | how |"

@@ -133,7 +133,7 @@ def test_a_file_system_without_a_size_is_full(tmp_path: Path) -> None:
 def test_a_home_that_is_a_file_is_a_wrong_setting(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     failed = k2_at(tmp_path / "file")("table", "list", code=3)
-    assert "is no folder" in failed.stderr
+    assert "is not a directory" in failed.stderr
     assert "hint: choose another one with --home" in failed.stderr
 
 
@@ -276,7 +276,7 @@ def test_secrets_are_hidden(run: Run) -> None:
 @pytest.mark.parametrize(
     ("args", "env", "code", "stderr"),
     [
-        (["--every", "1s"], {}, 2, "hint: k2 status --watch --every 1"),
+        (["--every", "1s"], {}, 2, "hint: use k2 status --watch --every 1"),
         (["--watch", "--every", "soon"], {}, 2, "'soon' is not a duration"),
         (["--timeout", "5"], {}, 2, "'5' is not a duration"),
         ([], {"K2_TABEL_KEEP_FOR": "1h"}, 3, "hint: did you mean K2_TABLE_KEEP_FOR?"),

@@ -64,7 +64,7 @@ def test_a_batch_that_begins_elsewhere_is_not_written(lake: Lake, expected: int 
     mixed = OffsetPosition(
         {ONE: Span(expected=3, reached=4), ZERO: Span(expected=expected, reached=9)}
     )
-    with pytest.raises(PositionMoved, match=r"trades/0 was expected at .*, but .* stands at 3"):
+    with pytest.raises(PositionMoved, match=r"trades/0 was expected at .*, but .* is at 3"):
         lake.open(TRADES).append(rows(1), source=mixed)
     assert held(lake) == {ZERO: 3, ONE: 3}
     assert lake.open(TRADES).describe().rows == 3
