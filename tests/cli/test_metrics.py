@@ -205,7 +205,7 @@ def test_port_in_use_is_an_error_with_a_way_out(run: Run) -> None:
     assert (result.exit_code, result.stdout) == (5, "")
     assert f"error: cannot serve metrics on {address}: " in result.stderr
     assert "in use" in result.stderr
-    assert "hint: end what serves there, or take a free port" in result.stderr
+    assert "hint: stop the server there, or choose a free port" in result.stderr
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "[2001:db8::1]", "a..b"])

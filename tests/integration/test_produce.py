@@ -68,7 +68,7 @@ def test_a_stream_needs_its_topics_before_it_connects(cluster: Cluster) -> None:
         "stream", "binance", "-s", "BTCUSDT", "--topic", "no.such", "--url", "ws://x"
     )
     assert (result.exit_code, result.stdout) == (4, "")
-    assert "hint: k2 init, or k2 topic create no.such" in result.stderr
+    assert "hint: run k2 init, or k2 topic create no.such" in result.stderr
 
 
 def test_a_stream_waits_out_brokers_that_are_away(
@@ -159,7 +159,7 @@ def test_rows_from_a_pipe_arrive_as_they_were(cluster: Cluster, topic: str, tmp_
         ({"price": "1e5"}, "price: not a plain number"),
         ({"price": "0.123456789"}, "price: "),
         ({"price": None}, "price is null"),
-        ({"side": "HOLD"}, "side: 'HOLD' is none of BUY, SELL"),
+        ({"side": "HOLD"}, "side: 'HOLD' is not one of BUY, SELL"),
         ({"timestamp": "yesterday"}, "timestamp: "),
         ({"colour": "red"}, "unknown field colour"),
         ({"source_sequence": 2**70}, "source_sequence: "),
@@ -248,8 +248,8 @@ def test_init_makes_what_is_missing_and_says_so(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "stderr"),
     [
-        (["init", "--asset-class", "bonds"], 2, "bonds is none of equities, crypto, futures"),
-        (["produce", "no.trades"], 4, "hint: k2 init, or k2 topic create no.trades"),
+        (["init", "--asset-class", "bonds"], 2, "bonds is not one of equities, crypto, futures"),
+        (["produce", "no.trades"], 4, "hint: run k2 init, or k2 topic create no.trades"),
         (["produce", "no"], 2, "hint: use --kind trades or --kind quotes"),
         (["produce", "no.trades", "no.ndjson"], 4, "no.ndjson does not exist"),
         (
