@@ -9,6 +9,8 @@ A trade and a quote as combined streams send them:
 
 Frames are decoded one by one into typed structs and converted to columns many at a time; values are
 checked one by one only if a column fails as a whole.
+
+The module is long because every frame type and its conversion to columns are kept together.
 """
 
 import re

@@ -2,6 +2,8 @@
 
 A column that does not fit is halved until the bad rows are isolated; those are returned with the
 reason, all others become rows.
+
+The module is long because all steps from text to rows work on the same columns.
 """
 
 from collections import Counter
