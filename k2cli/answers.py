@@ -204,7 +204,8 @@ class LakeReader:
         if not selection.symbols:
             return []
         with self.engine.session([self.lake.open(kind).plan()]) as session:
-            return explain_nothing(session, kind, selection)
+            symbols = session.ask(list_symbols([kind])).table().to_pylist()
+        return explain_nothing(symbols, kind, selection)
 
     @property
     def lake(self) -> "Lake":

@@ -4,11 +4,12 @@ import base64
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import pyarrow as pa
 
 from k2cli.errors import K2Error, Unavailable
+from k2cli.query.connection import Connection
 from k2cli.query.questions import Question
 from k2cli.query.render import (
     COPIES,
@@ -21,9 +22,6 @@ from k2cli.query.render import (
 )
 from k2cli.query.vendor import Interrupted, streaming_error, translated
 
-if TYPE_CHECKING:
-    from k2cli.query.engine import Session
-
 _BATCH_ROWS: Final = 10_000
 _RUNS_TO_LEARN_WHY: Final = 5
 
@@ -34,7 +32,7 @@ class Answer:
     It runs once, by `copy` or `batches`, while its session is open.
     """
 
-    def __init__(self, *, session: "Session", question: Question, is_from_user: bool) -> None:
+    def __init__(self, *, session: Connection, question: Question, is_from_user: bool) -> None:
         self._session = session
         self._question = question
         self._values = list(question.values)

@@ -8,9 +8,9 @@ are streamed to another engine that formats them, so no query reads its own answ
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import BinaryIO, Final
+from typing import Final
 
 import duckdb
 import pyarrow as pa
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from k2cli.config import QuerySettings
 from k2cli.errors import K2Error
 from k2cli.query.answer import Answer
-from k2cli.query.pipes import Pump, open_pipe
+from k2cli.query.connection import Connection
 from k2cli.query.protocol import Request, modest_limit_bytes
 from k2cli.query.questions import Question
 from k2cli.query.render import UTC, as_transferred, literal, quoted
@@ -189,18 +189,8 @@ class Engine:
             yield Session(connection, zone)
 
 
-class Session:
-    """A connection that sees the files of one plan; it gives one answer at a time."""
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection, zone: str) -> None:
-        self.connection = connection
-        self.zone = zone
-        self.is_cancelled = False
-
-    def cancel(self) -> None:
-        """Cancel the running question and all later ones: they raise Unavailable. Any thread."""
-        self.is_cancelled = True
-        self.connection.interrupt()
+class Session(Connection):
+    """A connection that sees the files of one plan; gives one answer at a time."""
 
     def ask(self, question: Question) -> Answer:
         """Check one of k2's own questions."""
@@ -219,26 +209,6 @@ class Session:
         with translated():
             self.connection.register(_ANSWER, rows)
         return self.ask(Question(f"FROM {_ANSWER}"))
-
-    def copy(self, sql: str, values: Sequence[object], options: str, sink: BinaryIO) -> int:
-        """Let DuckDB write a query's rows, copy the bytes to `sink`, and return the row count."""
-        with open_pipe() as pipe:
-            pump = Pump(pipe.reader, sink)
-            pump.start()
-            counted = None
-            try:
-                copy = f"COPY ({sql}) TO {literal(pipe.path)} ({options})"
-                counted = self.connection.execute(copy, list(values)).fetchone()
-            except duckdb.IOException as exc:
-                raise pump.failure or exc from exc
-            finally:
-                if counted is None:
-                    pump.stop(pipe.writer)
-                pipe.writer.close()
-                pump.join()
-        if pump.failure:
-            raise pump.failure
-        return int(counted[0]) if counted else 0
 
 
 class StatementSession(Session):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from k2cli.errors import UsageError
 from k2cli.iso import iso_utc
@@ -11,9 +11,6 @@ from k2cli.query.render import quoted
 from k2cli.query.selection import Selection
 from k2cli.records import RecordKind
 from k2cli.symbols import join_symbol
-
-if TYPE_CHECKING:
-    from k2cli.query.engine import Session
 
 _SHOWN_SYMBOLS: Final = 10
 
@@ -93,10 +90,15 @@ def list_symbols(kinds: Iterable[RecordKind]) -> Question:
     return Question(f"FROM ({each}) ORDER BY exchange, symbol, kind")
 
 
-def explain_nothing(session: "Session", kind: RecordKind, selection: Selection) -> list[str]:
-    """Explain a selection without rows: for each symbol the stored times, or similar names."""
+def explain_nothing(
+    symbols: Iterable[dict[str, Any]], kind: RecordKind, selection: Selection
+) -> list[str]:
+    """Explain a selection without rows: for each symbol the stored times, or similar names.
+
+    `symbols` are the rows of `list_symbols` for this kind.
+    """
     stored: dict[str, list[dict[str, Any]]] = {}
-    for row in session.ask(list_symbols([kind])).table().to_pylist():
+    for row in symbols:
         stored.setdefault(row["symbol"], []).append(row)
     spelt = {join_symbol(symbol): symbol for symbol in selection.symbols}
     return [_explained(symbol, kind, stored) for symbol in ({*spelt} & {*stored}) or spelt.values()]
