@@ -269,12 +269,10 @@ def test_zone_changes_no_rows(k2: K2) -> None:
     assert first == second
 
 
-def test_zone_of_the_settings_is_used(k2: K2, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("K2_QUERY_TIMEZONE", "Asia/Tokyo")
-    assert "+09:00" in k2("symbols").stdout
-    assert "+09:00" not in k2("symbols", "--tz", "UTC").stdout
-    monkeypatch.setenv("K2_QUERY_TIMEZONE", "Asia/Tokio")
-    result = k2("symbols", code=3)
+def test_zone_of_the_settings_is_used(k2: K2) -> None:
+    assert "+09:00" in k2("symbols", K2_QUERY_TIMEZONE="Asia/Tokyo").stdout
+    assert "+09:00" not in k2("symbols", "--tz", "UTC", K2_QUERY_TIMEZONE="Asia/Tokyo").stdout
+    result = k2("symbols", code=3, K2_QUERY_TIMEZONE="Asia/Tokio")
     assert "query.timezone 'Asia/Tokio' is not a time zone" in result.stderr
     assert "Asia/Tokyo" in result.stderr
 
