@@ -20,7 +20,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from k2cli.errors import ConfigError, K2Error, NotFound, Unavailable, UsageError
+from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable, UsageError
 
 STDIN: Final = "-"  # where a file is named
 Opener = Callable[[str, int], int]
@@ -142,7 +142,9 @@ def reading(path: str | Path, *, what: str = "") -> Iterator[None]:
     except IsADirectoryError as exc:
         raise UsageError(f"{name} is a directory", hint="name the files in it") from exc
     except OSError as exc:
-        raise ConfigError(f"{name} cannot be read: {exc.strerror or exc}") from exc
+        if exc.errno is None:  # of a decompressor
+            raise BadData(f"{name} cannot be read: {exc}") from exc
+        raise ConfigError(f"{name} cannot be read: {exc.strerror}") from exc
 
 
 @contextmanager

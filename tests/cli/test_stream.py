@@ -204,7 +204,7 @@ def test_rejects_below_a_file_are_a_wrong_setting(
     ("args", "words"),
     [
         (["--symbols", "BTC USDT"], "'BTC USDT' is not a symbol"),
-        (["--symbols", "FOOBAR"], "hint: write where it splits, for instance FOO/BAR"),
+        (["--symbols", "FOOBAR"], "hint: write the split, for example FOO/BAR"),
         (["--symbols", "BTCUSDT,@@"], "'@@' is not a symbol"),
         (["--symbols", " , "], "no symbol given"),
         ([], "--symbols"),

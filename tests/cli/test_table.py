@@ -67,7 +67,7 @@ def test_no_tables_is_not_found(run: Run, command: list[str], home: Path) -> Non
 def test_unknown_table_is_not_found(run: Run) -> None:
     result = run(["table", "describe", "bars"])
     assert result.exit_code == 4
-    assert "trades and quotes" in result.stderr
+    assert "tables: trades, quotes" in result.stderr
 
 
 def test_config_shows_what_is_in_force_without_secrets(run: Run, home: Path) -> None:
