@@ -202,7 +202,7 @@ def test_a_fresh_list_is_not_asked_for(tmp_path: Path) -> None:
     "base", ["", "x", "ws://127.0.0.1", "https://", "http://h:x", "http://h?q"]
 )
 def test_wrong_rest_base_is_a_usage_error(base: str) -> None:
-    with pytest.raises(UsageError, match="REST base"):
+    with pytest.raises(UsageError, match="REST URL"):
         check_rest_url(base)
 
 
@@ -230,4 +230,4 @@ def test_stream_refreshes_only_with_a_rest_base(
         ["stream", "binance", "-s", "BTCUSDT", "--url", "ws://127.0.0.1:9", "--rest-url", "x"]
     )
     assert result.exit_code == 2
-    assert "REST base" in result.stderr
+    assert "REST URL" in result.stderr

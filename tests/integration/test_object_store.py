@@ -395,7 +395,7 @@ WRONG = [
     ("rest", {"uri": CLOSED}, 5, ["cannot be reached", "hint: check uri"]),
     ("rest", {"uri": "catalog.example.com"}, 3, ["[catalog] cannot be used", "hint: k2 config"]),
     ("rest", {"rest.client.socket-timeout-ms": "soon"}, 3, ["[catalog] cannot be used"]),
-    ("sql", {"s3.endpoint": CLOSED}, 5, ["NETWORK_CONNECTION", "hint: is catalog.s3.endpoint"]),
+    ("sql", {"s3.endpoint": CLOSED}, 5, ["NETWORK_CONNECTION", "hint: check catalog.s3.endpoint"]),
     ("sql", {"warehouse": "ftp://x/y"}, 3, ["ftp:// is not known", "hint: known are abfs"]),
     ("sql", {"warehouse": ""}, 3, ["catalog.warehouse is not set", "K2_CATALOG_WAREHOUSE"]),
     ("sql", {"type": "sqll"}, 3, ["'sqll' is not a valid CatalogType", "hint: k2 config show"]),
@@ -510,7 +510,7 @@ def test_a_bucket_that_is_gone_is_told(home: Path, seaweedfs: SeaweedFs, tmp_pat
     failed = k2_at(home)("query", "trades", code=6)
     assert "a file of the table is missing" in failed.stderr
     assert f"'{bucket}/lake/" in failed.stderr
-    assert "hint: is the bucket still there?" in failed.stderr
+    assert "hint: does the bucket still exist?" in failed.stderr
 
 
 def test_a_password_in_the_address_is_not_shown(home: Path) -> None:
