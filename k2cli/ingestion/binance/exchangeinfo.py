@@ -82,7 +82,7 @@ def check_rest_url(base: str) -> None:
     Raises:
         UsageError: it is not an http:// or https:// URL of a server.
     """
-    check_url(base, "the REST base", UsageError)
+    check_url(base, "the REST URL", UsageError)
     parts = urlsplit(base)
     is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query
     if not is_base or parts.port == 0:
