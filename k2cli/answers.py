@@ -282,15 +282,15 @@ def open_reader(
     return reader
 
 
-def answer_of(rows: pa.Table, *, zone: str = "UTC") -> Answer:
+def answer_of(rows: pa.Table) -> Answer:
     """Build an answer from existing rows, to be written like any other."""
 
     @contextmanager
     def opening() -> Iterator["AnyAnswer"]:
         from k2cli.query.engine import open_session  # noqa: PLC0415  27 MB
 
-        with open_session(QuerySettings(), [], zone=zone) as session:
-            yield session.ask_table(rows)
+        with open_session(QuerySettings(), []) as session:
+            yield session.ask_rows(rows)
 
     return Answer(opening)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
 
 import typer
 
+from k2cli.commands.kafka import kafka_settings, registry_settings
 from k2cli.commands.options import (
     SIZE,
     TIMEOUT_S,
@@ -18,7 +19,6 @@ from k2cli.commands.options import (
     RegistryOpt,
     TimeoutOpt,
     checked_file,
-    key_values,
 )
 from k2cli.commands.terminal.events import LogFormat, RunLog
 from k2cli.commands.terminal.logfile import LogFile, Rotation
@@ -251,11 +251,11 @@ class ServerOptions(OptionGroup):
 
     def kafka_settings(self, config: Settings) -> dict[str, str]:
         """Merge --kafka-option into [kafka]."""
-        return {**config.kafka, **key_values(self.kafka, "--kafka-option")}
+        return kafka_settings(config, self.kafka)
 
     def registry_settings(self, config: Settings) -> dict[str, str]:
         """Merge --registry-option into [schema_registry]."""
-        return {**config.schema_registry, **key_values(self.registry, "--registry-option")}
+        return registry_settings(config, self.registry)
 
     def produce_options(
         self, config: Settings, topic: str | None, *, is_registering: bool

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import typer
 
@@ -18,9 +18,6 @@ from k2cli.kinds import KindName
 from k2cli.redaction import remember_secrets
 
 Command = TypeVar("Command", bound=Callable[..., object])
-
-if TYPE_CHECKING:
-    pass
 
 GROUP: Final = "k2-iceberg-writer"  # of the consumers that write the tables
 _LAST_PORT: Final = 65535

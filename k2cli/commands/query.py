@@ -76,16 +76,16 @@ def symbols(
 
     Example: k2 query symbols --format json
     """
-    from k2cli.answers import LakeReader, answer_of
+    from k2cli.answers import LakeReader
 
     out = output.choose()
     config = settings(home)
     zone = output_zone(tz, config)
     with LakeReader(config) as reader:
         rows = reader.symbols().arrow()
-    pairs = zip(rows["exchange"].to_pylist(), rows["symbol"].to_pylist(), strict=True)
-    remember_series(config, pairs, is_complete=True)
-    out.write(answer_of(rows, zone=zone))
+        pairs = zip(rows["exchange"].to_pylist(), rows["symbol"].to_pylist(), strict=True)
+        remember_series(config, pairs, is_complete=True)
+        out.write(reader.ask([], lambda session: session.ask_rows(rows), zone))
 
 
 class _SqlCommand(TyperCommand):

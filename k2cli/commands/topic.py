@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from k2cli.commands.groups import AnswerOptions, takes_groups
+from k2cli.commands.kafka import kafka_settings
 from k2cli.commands.known import remember_topics
 from k2cli.commands.options import (
     DURATION,
@@ -149,7 +150,7 @@ def describe(
 def _open(home: "Path | None", kafka: list[str] | None, timeout_s: float | None) -> "Topics":
     from k2cli.ingestion.kafka.topics import Topics
 
-    options = {**settings(home).kafka, **key_values(kafka, "--kafka-option")}
+    options = kafka_settings(settings(home), kafka)
     return Topics(options, timeout_s=timeout_s or TIMEOUT_S)
 
 

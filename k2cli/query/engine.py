@@ -103,7 +103,7 @@ def open_sql(
         answer = reading.ask_sql(request.text)
         rows = _Handover(answer if request.limit is None else answer.first(request.limit))
         try:
-            yield writing.ask_stream(rows.reader())
+            yield writing.ask_rows(rows.reader())
         except BaseException as exc:
             if rows.failure is not None:
                 raise rows.failure from exc
@@ -197,15 +197,8 @@ class Session(Connection):
         with translated():
             return Answer(session=self, question=question, is_from_user=False)
 
-    def ask_table(self, rows: pa.Table) -> Answer:
-        """Build an answer from existing rows, to be written like any other."""
-        return self._ask_registered(rows)
-
-    def ask_stream(self, rows: pa.RecordBatchReader) -> Answer:
-        """Build an answer from rows that are read once, while it is written."""
-        return self._ask_registered(rows)
-
-    def _ask_registered(self, rows: pa.Table | pa.RecordBatchReader) -> Answer:
+    def ask_rows(self, rows: pa.Table | pa.RecordBatchReader) -> Answer:
+        """Build an answer from existing rows; those of a reader are read while it is written."""
         with translated():
             self.connection.register(_ANSWER, rows)
         return self.ask(Question(f"FROM {_ANSWER}"))

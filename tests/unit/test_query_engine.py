@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,6 +44,7 @@ from support.builders import (
     trades_batch,
 )
 
+S = TypeVar("S", bound=Session)
 Open = Callable[..., AbstractContextManager[Session]]
 OpenLocked = Callable[..., AbstractContextManager[StatementSession]]
 
@@ -84,30 +85,31 @@ def plan_of(folder: Path, trades: Sequence[pa.RecordBatch | pa.Table | list[Row]
     return write_files(folder, TRADES, *tables)
 
 
-@pytest.fixture
-def over(tmp_path: Path) -> Open:
-    """Open a session over trades."""
+Opening = Callable[[QuerySettings, list[TableFiles]], AbstractContextManager[S]]
+
+
+def opener(folder: Path, opening: Opening[S]) -> Callable[..., AbstractContextManager[S]]:
+    """Return what opens a session over trades."""
 
     @contextmanager
-    def opened(*trades: pa.RecordBatch | pa.Table | list[Row]) -> Iterator[Session]:
+    def opened(*trades: pa.RecordBatch | pa.Table | list[Row]) -> Iterator[S]:
         settings = QuerySettings(memory_limit="200MB", threads=2)
-        with open_session(settings, [plan_of(tmp_path, trades)]) as session:
+        with opening(settings, [plan_of(folder, trades)]) as session:
             yield session
 
     return opened
+
+
+@pytest.fixture
+def over(tmp_path: Path) -> Open:
+    """Open a session over trades."""
+    return opener(tmp_path, open_session)
 
 
 @pytest.fixture
 def sql_over(tmp_path: Path) -> OpenLocked:
     """Open a session for the SQL of users over trades."""
-
-    @contextmanager
-    def opened(*trades: pa.RecordBatch | pa.Table | list[Row]) -> Iterator[StatementSession]:
-        settings = QuerySettings(memory_limit="200MB", threads=2)
-        with open_locked(settings, [plan_of(tmp_path, trades)]) as session:
-            yield session
-
-    return opened
+    return opener(tmp_path, open_locked)
 
 
 NOTHING = [TableFiles(kind=kind, paths=(), columns={}, rows=0) for kind in KINDS.values()]

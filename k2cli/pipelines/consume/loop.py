@@ -69,8 +69,9 @@ class Consumption:
 
         Raises:
             BadData: a message cannot be decoded and must stop the run; everything before it is
-            committed. NotFound: a topic was deleted before it was read to its end. K2Error: a
-            permanent error.
+                committed.
+            NotFound: a topic was deleted before it was read to its end.
+            K2Error: a permanent error.
         """
         run = Run(
             reader=reader,
