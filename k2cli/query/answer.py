@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import BinaryIO, Final
 
@@ -88,9 +88,9 @@ class Answer:
             return self._session.connection.execute(sql, self._values).to_arrow_reader(_BATCH_ROWS)
 
     def _streamed(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        # In a thread, because waiting for a thread can be interrupted, and DuckDB's work cannot.
+        wait = self._session.wait
         with reader, ThreadPoolExecutor(1) as worker:
-            while (batch := self._wait(worker.submit(_next_batch, reader))) is not None:
+            while (batch := wait(worker.submit(_next_batch, reader))) is not None:
                 yield batch
 
     def _failure(self, sql: str, interrupted: Interrupted) -> K2Error:
@@ -107,13 +107,6 @@ class Answer:
                 return exc
             break
         return interrupted
-
-    def _wait(self, next_batch: Future[pa.RecordBatch | None]) -> pa.RecordBatch | None:
-        try:
-            return next_batch.result()
-        except KeyboardInterrupt:
-            self._session.connection.interrupt()
-            raise
 
     def table(self) -> pa.Table:
         """Return all rows, for small answers."""

@@ -6,12 +6,12 @@ written file.
 
 import fcntl
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
+from k2cli.background import begin
 from k2cli.errors import K2Error
 
 _CHUNK_BYTES: Final = 1 << 20
@@ -44,15 +44,15 @@ def open_pipe() -> Iterator[Pipe]:
         yield Pipe(reader, writer)
 
 
-class Pump(threading.Thread):
-    """Copies bytes from a pipe to their destination until either end closes."""
+class Pump:
+    """Copies bytes from a pipe to their destination, in a thread, until either end closes."""
 
     def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
-        super().__init__(name="k2-output", daemon=True)
         self._source = source
         self._sink = sink
-        self.failure: OSError | K2Error | None = None
         self._is_stopped = False
+        self.failure: OSError | K2Error | None = None
+        self.ended: Final = begin(self._run)
 
     def stop(self, writer: BinaryIO) -> None:
         """Stop it before the end of the data: an interrupted COPY keeps its pipe end open."""
@@ -61,7 +61,7 @@ class Pump(threading.Thread):
         with suppress(OSError):  # full, so the thread wakes up anyway; or closed
             os.write(writer.fileno(), b"\0")
 
-    def run(self) -> None:
+    def _run(self) -> None:
         buffer = bytearray(_CHUNK_BYTES)
         view = memoryview(buffer)
         with self._source as source:  # closing it makes DuckDB's next write fail

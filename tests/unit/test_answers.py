@@ -1,5 +1,6 @@
 """The Python API: `k2cli.open_lake()`, and what its answers can do."""
 
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lake.open(TRADES).append(pa.table(trades_batch(60)))
         lake.open(QUOTES).append(pa.table(quotes_batch(20)))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_settings() -> Iterator[None]:
+    """Unset this machine's K2_*."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("K2_")]:
+            patch.delenv(name)
+        yield
 
 
 @pytest.fixture

@@ -1,10 +1,16 @@
-"""How a process ends that a signal reaches at an awkward moment."""
+"""Signals that arrive at an awkward moment, or in another thread."""
 
+import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future
 from pathlib import Path
+from types import FrameType
 
 import pytest
+
+from k2cli.background import wait_for_end
 
 RUN = """
 import os, signal, sys
@@ -40,3 +46,25 @@ def test_a_signal_while_code_is_made_ends_with_the_exit_code_of_a_shell(
         [sys.executable, "-m", "made"], cwd=tmp_path, check=False, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.timeout(60)
+def test_a_wait_for_a_thread_is_interrupted_by_a_signal_that_another_thread_received() -> None:
+    class Received(Exception):
+        pass
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise Received
+
+    def receive() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        receiver = threading.Timer(0.1, receive)
+        receiver.start()
+        with pytest.raises(Received):
+            wait_for_end(Future[None]())
+        receiver.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
