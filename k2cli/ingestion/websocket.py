@@ -4,9 +4,6 @@
 payloads of messages in a `BurstQueue`, with one receive time per read from the network. While the
 queue is long the connections stop reading, so back-pressure reaches the exchange and memory stays
 bounded. Nothing here is specific to an exchange.
-
-This is the only ingestion module that imports the WebSocket library. Everything that depends on it
-is here, including proxies and redirects, which is why the module is long.
 """
 
 import asyncio
@@ -16,45 +13,19 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from http import HTTPStatus
-from importlib.util import find_spec
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Final
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidProxy, InvalidStatus, InvalidURI, WebSocketException
-from websockets.frames import Frame, Opcode
-from websockets.protocol import Event
-from websockets.proxy import get_proxy, parse_proxy
-from websockets.uri import parse_uri
-
-from k2cli.errors import ConfigError, K2Error, Unavailable
+from k2cli.errors import K2Error, Unavailable
 from k2cli.events import Observer
 from k2cli.ingestion.bursts import BurstQueue
+from k2cli.ingestion.connection import Connection, Refused
+from k2cli.ingestion.proxies import proxy_for
 from k2cli.ingestion.reconnect import AttemptBudget, Backoff
-from k2cli.urls import check_password
 
 _QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # reading pauses above it, until half is left
-_READ_BYTES: Final = 32 * 1024  # per run: a loop over tiny frames cannot be interrupted
-_UNSENT_MAX_BYTES: Final = 1024 * 1024  # of pongs that the exchange does not read
 _DRAIN_CHECK_S: Final = 0.01  # between checks of a queue that is too long
-_CLOSE_S: Final = 0.3  # for the closing handshake
-_MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+_OPEN_S: Final = 10.0  # at most, for one attempt
 _NOTICE_MAX_BYTES: Final = 256  # a longer frame is never a shutdown notice
-_THROTTLED: Final = (
-    HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.IM_A_TEAPOT,  # "banned for a while", at some exchanges
-)
-_RETRIED_STATUS: Final = (HTTPStatus.REQUEST_TIMEOUT, *_THROTTLED)
-_MAX_RETRY_AFTER_S: Final = 3600.0
-_SOCKS_PORT: Final = 1080
-_PROXY: Final = "the proxy from the environment"
-_PROXY_HINT: Final = (
-    "set HTTPS_PROXY to http://HOST:PORT or socks5h://HOST:PORT, and exceptions in NO_PROXY"
-)
-
-_DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,21 +122,21 @@ class Connections:
             started = self._clock()
             deadline = deadline or started + options.connect_timeout_s
             base, url = options.bases[backoff.server], urls[backoff.server]
-            connection, reason, lasted_s, min_delay_s = None, "", 0.0, 0.0
+            reason, lasted_s, min_delay_s = "", 0.0, 0.0
             try:
                 async with self._open(base, url, is_first=is_first) as connection:
                     started = self._clock()
                     is_first, self.was_connected = False, True
                     self._begin_session(connection)
                     for message in subscription.messages:
-                        await connection.send(message)
+                        connection.send(message)
                     self._observe("connected", url=base, streams=subscription.streams)
-                    await self._read(connection)
-            except (OSError, TimeoutError, WebSocketException) as exc:
-                reason, min_delay_s = _reason(exc), retry_after_s(exc)
+                    reason = await self._wait_closed(connection)
+                    lasted_s = self._clock() - started
+            except OSError as exc:  # TimeoutError is one
+                reason = _reason(exc)
+                min_delay_s = exc.retry_after_s if isinstance(exc, Refused) else 0.0
                 self._give_up(exc, base, is_first=is_first, is_late=self._clock() > deadline)
-            if connection is not None:
-                reason, lasted_s = connection.farewell or reason, self._clock() - started
             delay_s = max(backoff.lost(lasted_s), min_delay_s)
             if is_first:
                 delay_s = min(delay_s, max(0.0, deadline - self._clock()))
@@ -179,52 +150,31 @@ class Connections:
             await asyncio.sleep(wait_s)
 
     @asynccontextmanager
-    async def _open(self, base: str, url: str, *, is_first: bool) -> AsyncIterator["_Connection"]:
+    async def _open(self, base: str, url: str, *, is_first: bool) -> AsyncIterator[Connection]:
         """Open a connection; close it quickly even if the exchange does not respond."""
-        connection = await self._connect(base, url, is_first=is_first)
-        assert isinstance(connection, _Connection)
+        connection = Connection(take=self._take, is_reconnected=not is_first, clock=self._clock)
+        timeout_s = min(_OPEN_S, self._options.connect_timeout_s)
         try:
+            await connection.open(url, proxy=self._proxies[base], timeout_s=timeout_s)
             yield connection
         finally:
-            try:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_CLOSE_S):
-                        await connection.close()
-            finally:
-                connection.transport.abort()
+            await connection.close()
 
-    def _connect(self, base: str, url: str, *, is_first: bool) -> connect:
-        make = partial(_Connection, take=self._take, is_reconnected=not is_first, clock=self._clock)
-        return _SameOriginConnect(
-            url,
-            create_connection=make,  # type: ignore[arg-type]
-            proxy=self._proxies[base],
-            compression=None,
-            open_timeout=min(10.0, self._options.connect_timeout_s),
-            close_timeout=_CLOSE_S,
-            ping_interval=None,  # pings from here would count as inbound messages
-            max_size=_MAX_FRAME_BYTES,
-        )
-
-    def _begin_session(self, connection: "_Connection") -> None:
+    def _begin_session(self, connection: Connection) -> None:
         """Start a new session for what arrives from now on."""
         if connection.is_reconnected:
             connection.is_reconnected = False
             self._queue.begin_session()
 
-    async def _read(self, connection: "_Connection") -> None:
-        """Wait until the connection closes, while `_take` receives.
-
-        Raises:
-            ConnectionClosed: always, with the reason.
-        """
+    async def _wait_closed(self, connection: Connection) -> str:
+        """Wait until the connection closes, while `_take` receives; return the reason."""
         watchdog = asyncio.create_task(self._watch(connection))
         try:
-            await connection.recv()
+            return await connection.wait_closed()
         finally:
             watchdog.cancel()
 
-    def _take(self, connection: "_Connection", frames: list[bytes]) -> None:
+    def _take(self, connection: Connection, frames: list[bytes]) -> None:
         """Queue frames, up to the requested number of messages."""
         if self._stopped.is_set():
             return
@@ -246,23 +196,22 @@ class Connections:
             self._resume_when_drained(connection)
 
     def _without_notice(
-        self, connection: "_Connection", frames: list[bytes], notice: bytes
+        self, connection: Connection, frames: list[bytes], notice: bytes
     ) -> list[bytes]:
         """Drop a shutdown notice and reconnect immediately."""
         kept = [f for f in frames if notice not in f or len(f) >= _NOTICE_MAX_BYTES]
         if len(kept) < len(frames):
-            connection.farewell = "the exchange shuts the server down"
-            connection.transport.abort()
+            connection.abort("the exchange shuts the server down")
         return kept
 
-    def _resume_when_drained(self, connection: "_Connection") -> None:
+    def _resume_when_drained(self, connection: Connection) -> None:
         if self._queue.is_over(_QUEUE_HIGH_BYTES // 2):
             loop = asyncio.get_running_loop()
             loop.call_later(_DRAIN_CHECK_S, self._resume_when_drained, connection)
         else:
             connection.resume()
 
-    async def _watch(self, connection: "_Connection") -> None:
+    async def _watch(self, connection: Connection) -> None:
         """Close a connection without data, or with only pings after there was market data."""
         options = self._options
         while True:
@@ -271,18 +220,16 @@ class Connections:
             if connection.is_paused:
                 continue
             idle_s = now - connection.last_data_s
-            silent_s = now - (now if connection.last_frame_s is None else connection.last_frame_s)
+            since_s = connection.last_message_s
+            silent_s = 0.0 if since_s is None else now - since_s
             if idle_s > options.stale_after_s:
                 self._observe("stale", silent_s=round(idle_s, 1))
-            elif silent_s > options.silent_after_s:
-                connection.farewell = "pings but no market data"
+                return connection.abort("no data")
+            if silent_s > options.silent_after_s:
                 self._observe("silent", silent_s=round(silent_s, 1))
-            else:
-                continue
-            connection.transport.abort()
-            return
+                return connection.abort("pings but no market data")
 
-    def _give_up(self, exc: Exception, base: str, *, is_first: bool, is_late: bool) -> None:
+    def _give_up(self, exc: OSError, base: str, *, is_first: bool, is_late: bool) -> None:
         """Raise if another attempt is pointless: refused permanently, or not connected in time."""
         if isinstance(exc, ssl.SSLCertVerificationError):
             raise Unavailable(
@@ -291,9 +238,9 @@ class Connections:
             ) from exc
         if not is_first:
             return
-        if isinstance(exc, InvalidStatus) and _is_final(exc.response.status_code):
+        if isinstance(exc, Refused) and exc.is_final:
             raise Unavailable(
-                f"{base} refuses the connection: HTTP {exc.response.status_code}",
+                f"{base} refuses the connection: HTTP {exc.status}",
                 hint="check --symbols and --url; 451 means not available in your location,  "
                 "3xx a redirect to another server, which k2 does not follow",
             ) from exc
@@ -304,137 +251,5 @@ class Connections:
             ) from exc
 
 
-class _SameOriginConnect(connect):
-    """Follows redirects only within a server."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        before = self.ws_uri
-        try:
-            target = super().process_redirect(exc)
-            if isinstance(target, Exception):
-                return target
-            after = parse_uri(target)
-        except (InvalidURI, ValueError):  # http://, for instance
-            return exc
-        is_same = (after.secure, after.host, after.port) == (
-            before.secure,
-            before.host,
-            before.port,
-        )
-        return target if is_same else exc
-
-
-class _Connection(ClientConnection):
-    """A connection that passes messages on as they arrive, without queueing them.
-
-    `received_us` and `last_data_s` are the times of the last data, pings included; `last_frame_s`
-    is the time of the last market data.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        take: Callable[["_Connection", list[bytes]], None],
-        is_reconnected: bool,
-        clock: Callable[[], float],
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.is_reconnected = is_reconnected
-        self.farewell = ""  # the exchange's shutdown notice
-        self.received_us = 0
-        self.last_data_s = clock()
-        self.last_frame_s: float | None = None  # of market data
-        self.is_paused = False
-        self._clock = clock
-        self._take = take
-        self._messages: list[bytes] = []  # of the current read
-        self._fragments = bytearray()
-        self._is_fragmented = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if hasattr(transport, "max_size"):  # of asyncio's own sockets
-            transport.max_size = _READ_BYTES
-        super().connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        self.received_us = time.time_ns() // 1000
-        self.last_data_s = self._clock()
-        super().data_received(data)
-        if self.transport.get_write_buffer_size() > _UNSENT_MAX_BYTES:
-            self.farewell = "the exchange does not read the replies to its pings"
-            self.transport.abort()
-        if self._messages:
-            self.last_frame_s = self.last_data_s
-            messages, self._messages = self._messages, []
-            self._take(self, messages)
-
-    def process_event(self, event: Event) -> None:
-        if not isinstance(event, Frame) or event.opcode not in _DATA:
-            super().process_event(event)
-        elif event.fin and not self._is_fragmented:
-            self._messages.append(bytes(event.data))
-        else:
-            self._fragments += event.data
-            self._is_fragmented = not event.fin
-            if event.fin:
-                self._messages.append(bytes(self._fragments))
-                self._fragments.clear()
-
-    def pause(self) -> None:
-        """Stop reading from the network, so that the exchange feels the back-pressure."""
-        self.is_paused = True
-        self.transport.pause_reading()
-
-    def resume(self) -> None:
-        """Read on."""
-        self.is_paused = False
-        self.last_data_s = self.last_frame_s = self._clock()
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
-
-
-def proxy_for(url: str) -> str | None:
-    """Return the proxy URL that the environment sets for a WebSocket URL, if any.
-
-    A URL without a scheme means an HTTP proxy, as in curl.
-
-    Raises:
-        ConfigError: the value is not a proxy URL, or this kind of proxy needs a missing package.
-    """
-    proxy = get_proxy(parse_uri(url))
-    if not proxy:
-        return None
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    check_password(proxy, _PROXY, ConfigError)
-    try:
-        kind = parse_proxy(proxy).scheme
-        is_socks = kind.startswith("socks")
-        if is_socks and urlsplit(proxy).port is None:
-            proxy = f"{proxy.rstrip('/')}:{_SOCKS_PORT}"
-    except (InvalidProxy, ValueError) as exc:
-        raise ConfigError(f"{_PROXY}: {exc}", hint=_PROXY_HINT) from exc
-    if is_socks and find_spec("python_socks") is None:
-        raise ConfigError(
-            f"{_PROXY} is a {kind} proxy, which needs python-socks",
-            hint="pip install 'k2cli[socks]'",
-        )
-    return proxy
-
-
-def retry_after_s(exc: Exception) -> float:
-    """Return how many seconds a throttling server asked clients to wait, or 0."""
-    if not isinstance(exc, InvalidStatus) or exc.response.status_code not in _THROTTLED:
-        return 0.0
-    text = exc.response.headers.get("Retry-After", "")
-    return min(float(text), _MAX_RETRY_AFTER_S) if text.isascii() and text.isdecimal() else 0.0
-
-
-def _is_final(status: int) -> bool:
-    """Return whether a status makes another attempt pointless, as redirects elsewhere do."""
-    is_refused = HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.INTERNAL_SERVER_ERROR
-    return is_refused and status not in _RETRIED_STATUS
-
-
-def _reason(exc: Exception) -> str:
+def _reason(exc: OSError) -> str:
     return str(exc) or type(exc).__name__

@@ -15,8 +15,9 @@ from websockets.protocol import State
 from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.venues import Channel
 from k2cli.ingestion.bursts import FRAME_MIN_BYTES
+from k2cli.ingestion.connection import READ_BYTES
 from k2cli.ingestion.symbols import Market, parse_symbol
-from k2cli.ingestion.websocket import _QUEUE_HIGH_BYTES, _READ_BYTES
+from k2cli.ingestion.websocket import _QUEUE_HIGH_BYTES
 from k2cli.simulator import SimulatorOptions, running_simulator
 from support.streamreading import Read, read_all, read_until, serving, stream_of, trade_frame
 from support.waiting import PATIENCE_S, ManualClock, wait_for
@@ -50,7 +51,7 @@ def test_pings_whose_replies_are_never_read_end_the_connection() -> None:
 
 
 def test_queue_of_tiny_frames_is_bounded() -> None:
-    most = _QUEUE_HIGH_BYTES // FRAME_MIN_BYTES + _READ_BYTES
+    most = _QUEUE_HIGH_BYTES // FRAME_MIN_BYTES + READ_BYTES
     with serving(flooding(TINY * 5_000)) as url:
         stream = stream_of(url)
         batches = stream.batches()
@@ -61,7 +62,7 @@ def test_queue_of_tiny_frames_is_bounded() -> None:
             assert queued <= most
             assert next(batches).messages < 2 * 4096
         stream.stop()
-        assert sum(batch.messages for batch in batches) <= most + _READ_BYTES
+        assert sum(batch.messages for batch in batches) <= most + READ_BYTES
 
 
 def test_max_messages_is_exact_in_a_flood() -> None:

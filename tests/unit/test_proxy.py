@@ -3,8 +3,7 @@
 import pytest
 
 from k2cli.errors import ConfigError
-from k2cli.ingestion import websocket as proxy_module
-from k2cli.ingestion.websocket import proxy_for
+from k2cli.ingestion.proxies import proxy_for
 
 URL = "wss://exchange.example:9443/stream"
 
@@ -73,11 +72,3 @@ def test_message_hides_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as caught:
         proxy_for(URL)
     assert "secret" not in str(caught.value)
-
-
-def test_socks_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_module, "find_spec", lambda _: None)
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy.example:1080")
-    with pytest.raises(ConfigError, match="python-socks") as caught:
-        proxy_for(URL)
-    assert "k2cli[socks]" in str(caught.value.hint)

@@ -1,13 +1,10 @@
 """When the client reconnects: delays, and attempts per window, on a clock that the test moves."""
 
 import pytest
-from websockets.datastructures import Headers
-from websockets.exceptions import InvalidStatus
-from websockets.http11 import Response
 
 from k2cli.ingestion.binance.venues import MAX_ATTEMPTS, WINDOW_S
+from k2cli.ingestion.connection import Refused
 from k2cli.ingestion.reconnect import MAX_DELAY_S, MIN_DELAY_S, STABLE_S, AttemptBudget, Backoff
-from k2cli.ingestion.websocket import retry_after_s
 from support.waiting import ManualClock
 
 
@@ -74,10 +71,9 @@ def test_no_window_has_more_attempts_than_the_budget(step_s: float) -> None:
         (429, "999999", 3600.0),
         (429, "Wed, 21 Oct 2026 07:28:00 GMT", 0.0),
         (429, "-5", 0.0),
-        (429, None, 0.0),
+        (429, "", 0.0),
         (503, "17", 0.0),
     ],
 )
-def test_retry_after_of_a_throttling_server(status: int, value: str | None, seconds: float) -> None:
-    headers = Headers() if value is None else Headers({"Retry-After": value})
-    assert retry_after_s(InvalidStatus(Response(status, "", headers))) == seconds
+def test_retry_after_of_a_throttling_server(status: int, value: str, seconds: float) -> None:
+    assert Refused(status, value).retry_after_s == seconds

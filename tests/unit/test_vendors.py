@@ -1,17 +1,14 @@
 """Parts of vendors that k2 relies on and that no vendor promises; each failure says what breaks.
 
-Each is used in one place: `registry.py` and `bounded.py` of `ingestion/kafka`, `storage/tables.py`,
-`ingestion/websocket.py`.
+Each is used in one place: `registry.py` and `bounded.py` of `ingestion/kafka`,
+`storage/tables.py`.
 """
-
-import inspect
 
 import httpx2
 import pyarrow as pa
 from confluent_kafka import KafkaError
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from pyiceberg.io import pyarrow as iceberg_arrow
-from websockets.asyncio.client import ClientConnection, connect
 
 from k2cli.ingestion.kafka import vendor
 from k2cli.records import TRADES
@@ -52,14 +49,4 @@ def test_errors_of_librdkafka_have_their_names() -> None:
     assert names, "the boundary to librdkafka has no codes"
     assert KafkaError._PARTITION_EOF == vendor.AT_END, (
         "the end of a partition is not recognized: k2 consume --until-end does not end"
-    )
-
-
-def test_websocket_connections_can_be_watched() -> None:
-    for name in ("connection_made", "data_received", "process_event"):
-        assert callable(getattr(ClientConnection, name, None)), (
-            f"{name} is gone: stale connections and bursts of frames are not noticed"
-        )
-    assert "create_connection" in inspect.signature(connect.__init__).parameters, (
-        "connect no longer takes another connection class"
     )
