@@ -146,7 +146,7 @@ def test_help_loads_no_heavy_package(run: Run) -> None:
     loaded = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
     assert "typer" in loaded
     heavy = {"pyarrow", "polars", "duckdb", "pyiceberg", "numpy"}
-    heavy |= {"confluent_kafka", "websockets", "prometheus_client"}
+    heavy |= {"confluent_kafka", "picows", "websockets", "prometheus_client"}
     assert heavy & {name.partition(".")[0] for name in loaded} == set()
 
 
