@@ -25,7 +25,7 @@ from k2cli.config import BOOTSTRAP, Settings
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 from k2cli.ingestion.kafka.consumer import count_messages
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
-from k2cli.ingestion.kafka.topics import Place, TopicInfo, Topics
+from k2cli.ingestion.kafka.topics import PartitionId, TopicInfo, Topics
 from k2cli.records import KINDS, RecordKind, kind_of_topic
 from k2cli.redaction import redact_url
 from k2cli.storage.catalog import is_embedded
@@ -297,12 +297,12 @@ def _inspect_lag(
 ) -> list[PartitionLag]:
     fed = {partition.topic for table in tables for partition in table.offsets}
     names = [name for name in kafka.topics if name in fed or _is_market(name)]
-    committed: Mapping[tuple[str, int], int] = {}
+    committed: Mapping[PartitionId, int] = {}
     with suppress(K2Error):  # optional: without permission to read it, the rest is still shown
         committed = kafka.client.group_offsets(group)
     topics = kafka.client.describe(names)
-    places = [(topic.name, each.number) for topic in topics for each in topic.partitions]
-    ends = kafka.client.offsets_at(places, None)
+    partitions = [(topic.name, each.number) for topic in topics for each in topic.partitions]
+    ends = kafka.client.offsets_at(partitions, None)
     lags = [lag for topic in topics for lag in _topic_lag(topic, tables, committed, ends)]
     begins = {
         (lag.topic, lag.partition): lag.end - lag.lag for lag in lags if 0 < lag.lag <= _COUNTED
@@ -314,14 +314,14 @@ def _inspect_lag(
 def _topic_lag(
     topic: TopicInfo,
     tables: Sequence[_Table],
-    committed: Mapping[Place, int],
-    ends: Mapping[Place, int],
+    committed: Mapping[PartitionId, int],
+    ends: Mapping[PartitionId, int],
 ) -> Iterator[PartitionLag]:
     for each in topic.partitions:
-        place = Partition(topic.name, topic.id, each.number)
-        holder = next((table for table in tables if place in table.offsets), None)
+        partition = Partition(topic.name, topic.id, each.number)
+        holder = next((table for table in tables if partition in table.offsets), None)
         kind = kind_of_topic(topic.name)
-        offset = holder.offsets[place] if holder else None
+        offset = holder.offsets[partition] if holder else None
         end = ends[(topic.name, each.number)]
         yield PartitionLag(
             table=holder.status.kind if holder else kind.name if kind else "",

@@ -9,7 +9,7 @@ import pytest
 
 from k2cli.codec.encode import wire_header
 from k2cli.errors import BadData
-from k2cli.ingestion.kafka.topics import Place
+from k2cli.ingestion.kafka.topics import PartitionId
 from k2cli.pipelines.printing import NdjsonPrinter, PrintedTables
 from support.builders import trades_batch
 from support.cluster import values_of
@@ -46,7 +46,7 @@ class Run:
         self._consumer.run(self.reader)
 
     @property
-    def committed(self) -> dict[Place, int]:
+    def committed(self) -> dict[PartitionId, int]:
         return self.consumption.progress.committed()
 
     @property
