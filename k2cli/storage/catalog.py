@@ -59,7 +59,7 @@ def open_catalog(properties: Mapping[str, str]) -> Catalog:
         ConfigError: a property is missing or wrong, or a package that the catalog needs.
     """
     known = {**_defaults(properties), **properties}
-    _check_place(known)
+    _check_location(known)
     if is_on(known, "rest.sigv4-enabled"):
         _check_signing(known)
     if _is_rest(known):
@@ -98,7 +98,7 @@ def _is_rest(properties: Mapping[str, str]) -> bool:
     return kind == "rest"
 
 
-def _check_place(properties: Mapping[str, str]) -> None:
+def _check_location(properties: Mapping[str, str]) -> None:
     check = check_url if _is_rest(properties) else check_database_url
     check(properties.get("uri", ""), "catalog.uri", ConfigError)
     if properties.get("type") in ("rest", "sql") and not properties.get("uri"):

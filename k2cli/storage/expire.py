@@ -79,8 +79,8 @@ def merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) -> 
     used = {manifest.manifest_path for manifest in snapshot.manifests(table.io)}
     pattern = re.compile(rf"{commit_uuid}-m(\d+)\.avro$")
     last = max((int(match[1]) for match in map(pattern.search, used) if match), default=-1)
-    place = table.location_provider().new_metadata_location
-    return {place(f"{commit_uuid}-m{number}.avro") for number in range(last)} - used
+    path_of = table.location_provider().new_metadata_location
+    return {path_of(f"{commit_uuid}-m{number}.avro") for number in range(last)} - used
 
 
 def _log(snapshot: Snapshot) -> str | None:

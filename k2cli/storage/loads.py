@@ -244,10 +244,10 @@ def _segments(log: str | None) -> list[_Segment]:
 
 
 def _path(table: Table, segment: _Segment) -> str:
-    name, places = f"{segment.name}.parquet", table.location_provider()
+    name, locations = f"{segment.name}.parquet", table.location_provider()
     if segment.name.startswith(PREFIX):
-        return places.new_data_location(name)
-    return places.new_metadata_location(name)  # their original location
+        return locations.new_data_location(name)
+    return locations.new_metadata_location(name)  # their original location
 
 
 def _value(segments: Sequence[_Segment]) -> str:

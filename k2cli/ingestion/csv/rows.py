@@ -28,8 +28,15 @@ from k2cli.columns import (
 )
 from k2cli.errors import UsageError
 from k2cli.ingestion.csv.headers import Columns, time_fields
-from k2cli.ingestion.csv.ids import Labels, any_ids, check_ids, number_ids, other_ids, place_ids
-from k2cli.ingestion.csv.ids import Rows as IdRows
+from k2cli.ingestion.csv.ids import (
+    IdRows,
+    Labels,
+    any_ids,
+    check_ids,
+    number_ids,
+    other_ids,
+    row_ids,
+)
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
 from k2cli.ingestion.csv.market import markets_of_symbol
 from k2cli.ingestion.csv.numbers import plain_numbers
@@ -177,7 +184,7 @@ class RowBuilder:
             exchanges=self._labels("exchange", cells, count),
             symbols=symbols,
             moments=moments,
-            places=numbers,
+            numbers=numbers,
             id_series=layout.id_series,
         )
         columns: dict[str, pa.Array] = {
@@ -290,7 +297,7 @@ class RowBuilder:
     def _ids(self, cells: Cells, rows: IdRows) -> dict[str, pa.Array]:
         index = self._columns.fields.get("id")
         if index is None:
-            ids = place_ids(rows)
+            ids = row_ids(rows)
         elif self._layout.id_series:
             ids = other_ids(rows, cells[index])
         elif self._layout.market:

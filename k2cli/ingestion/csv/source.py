@@ -225,9 +225,9 @@ class CsvSource:
         end = self.size_bytes
         while end > start:
             begin = max(end - _LOOK_BACK, start)
-            place = self._raw.bytes_at(begin, end - begin).rfind(b"\n")
-            if place >= 0:
-                return begin + place + 1
+            newline = self._raw.bytes_at(begin, end - begin).rfind(b"\n")
+            if newline >= 0:
+                return begin + newline + 1
             end = begin
         return start
 
