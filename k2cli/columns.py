@@ -104,7 +104,7 @@ def to_batch(kind: RecordKind, columns: Mapping[str, pa.Array]) -> pa.RecordBatc
     )
 
 
-def joined(batches: Sequence[pa.RecordBatch]) -> pa.Table:
+def join_batches(batches: Sequence[pa.RecordBatch]) -> pa.Table:
     """Join rows of a kind; some may have more columns than others, or wider ones."""
     tables = [pa.Table.from_batches([batch]) for batch in batches]
     return pa.concat_tables(tables, promote_options="permissive")

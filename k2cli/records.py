@@ -137,7 +137,7 @@ def is_wider(one: pa.DataType, other: pa.DataType) -> bool:
     return bool(one == pa.int64() and other == pa.int32())
 
 
-def evolved(kind: RecordKind, columns: pa.Schema) -> RecordKind:
+def evolve_kind(kind: RecordKind, columns: pa.Schema) -> RecordKind:
     """Return a kind with the columns of its evolved table.
 
     Its columns may be wider, and there may be more: these come last and are optional. A column of

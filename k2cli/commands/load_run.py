@@ -95,7 +95,7 @@ class LoadRun:
             is_repeating=self.target.allow_duplicates,
             is_following=self.is_following,
             is_checked=self.is_checking,
-            held=interrupts.held,
+            uninterrupted=interrupts.uninterrupted,
         )
 
     def _outcomes(

@@ -37,9 +37,9 @@ def expired_snapshots(metadata: TableMetadata, settings: TableSettings) -> set[i
 def unreferenced_files(table: Table, expired: set[int], *, next_log: str | None) -> set[str]:
     """List the files that only these snapshots refer to: manifest lists, manifests, data files.
 
-    Data files can only be among them if some snapshot rewrote or deleted files, or the table was
-    rolled back; while all are appends in one line, every data file lives on, and no manifest is
-    opened to find out. `next_log` is the log of loads that the commit to come will name.
+    Data files can only be among them if a snapshot rewrote or deleted files, or the table was
+    rolled back. If all snapshots are appends on one branch, every data file is still referenced,
+    and no manifest is read. `next_log` is the log of loads that the next commit will name.
     """
     if not expired:
         return set()
@@ -68,10 +68,10 @@ def unreferenced_files(table: Table, expired: set[int], *, next_log: str | None)
 
 
 def merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) -> set[str]:
-    """List the manifests that a commit wrote and at once merged into larger ones.
+    """List the manifests that a commit wrote and immediately merged into larger ones.
 
-    pyiceberg numbers the manifests of a commit, {commit uuid}-m0.avro and so on, and leaves those
-    that its snapshot does not refer to where they are.
+    pyiceberg numbers the manifests of a commit ({commit uuid}-m0.avro and so on), and does not
+    delete those that its snapshot does not refer to.
     """
     snapshot = table.snapshot_by_id(snapshot_id)
     if snapshot is None:

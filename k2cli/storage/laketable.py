@@ -24,15 +24,16 @@ from k2cli.events import Observer
 from k2cli.records import RecordKind, TableFiles
 from k2cli.storage.append import Commit, PositionMissing, SourcePosition, append_rows
 from k2cli.storage.catalog import catalog_properties, shown_properties
-from k2cli.storage.dedupe import remove_doubles
+from k2cli.storage.dedupe import remove_duplicates
 from k2cli.storage.describe import SnapshotInfo, TableInfo, describe_table, list_snapshots
-from k2cli.storage.duplicates import Doubles, Keep
+from k2cli.storage.duplicates import DuplicateRows, Keep
 from k2cli.storage.evolve import evolve_table, unfit_rows
 from k2cli.storage.fileload import FileLoad
 from k2cli.storage.freshness import newest_time
 from k2cli.storage.gaps import GapWatch
 from k2cli.storage.groupload import CompleteFile, load_group
 from k2cli.storage.lines import Lines
+from k2cli.storage.loadresult import LoadResult
 from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.loads import (
     FileKey,
@@ -50,7 +51,6 @@ from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.snippet import reading_code
 from k2cli.storage.state import carried_properties, read_state
 from k2cli.storage.stored import FileIndex
-from k2cli.storage.stowed import Stowed
 from k2cli.storage.target import Target
 from k2cli.storage.undo import Undone, undo_load
 from k2cli.storage.vendor import reading_manifests, translated
@@ -229,7 +229,7 @@ class LakeTable:
             is_again=is_again,
         )
 
-    def load_group(self, files: Sequence[CompleteFile]) -> list[Stowed | None]:
+    def load_group(self, files: Sequence[CompleteFile]) -> list[LoadResult | None]:
         """Load small files, all in one snapshot. See `groupload.load_group`."""
         target = self._target()
         with translated(f"cannot write to {self._name}"):
@@ -276,12 +276,12 @@ class LakeTable:
         with translated(f"cannot write to {self._name}"):
             return undo_load(target, load, is_dry_run=is_dry_run)
 
-    def dedupe(self, keep: Keep | None, *, is_dry_run: bool = False) -> Iterator[Doubles]:
-        """Remove records that are stored more than once. See `remove_doubles`."""
+    def dedupe(self, keep: Keep | None, *, is_dry_run: bool = False) -> Iterator[DuplicateRows]:
+        """Remove records that are stored more than once. See `remove_duplicates`."""
         self.refresh()
         target = self._target(is_read_only=is_dry_run)
         with translated(f"cannot write to {self._name}"):
-            yield from remove_doubles(target, keep, is_dry_run=is_dry_run)
+            yield from remove_duplicates(target, keep, is_dry_run=is_dry_run)
 
     def _target(self, *, is_read_only: bool = False) -> Target:
         """Prepare to write, and rebuild the table's position if it is unknown."""

@@ -202,7 +202,7 @@ def _with_ids(entries: pa.Table) -> pa.Table:
     return entries.add_column(0, "load", pa.array(ids, pa.string()))
 
 
-def extended(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tuple[str, str]:
+def append_entries(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tuple[str, str]:
     """Write a segment with these entries, merged with segments that are not larger.
 
     Returns the property's new value, and the path of the segment that was written.
@@ -215,7 +215,7 @@ def extended(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tup
     return _value([*kept, segment]), _path(table, segment)
 
 
-def without(table: Table, log: str | None, load: str) -> tuple[str | None, str | None]:
+def remove_entry(table: Table, log: str | None, load: str) -> tuple[str | None, str | None]:
     """Remove the entry of a load: rewrite its segment.
 
     Returns the property's new value (None: the log is empty now), and the path of the segment that
