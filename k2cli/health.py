@@ -1,9 +1,9 @@
-"""Health checks: the facts and verdicts that `k2 status` shows.
+"""Health checks: the findings and verdicts that `k2 status` shows.
 
 All servers are queried in parallel, each in a thread that is abandoned if its answer is late, so
 any number of dead servers costs one timeout.
 
-The module is long because the facts and the verdict of a check are kept together.
+The module is long because the findings and the verdict of a check are kept together.
 """
 
 import os
@@ -217,9 +217,9 @@ def _impatient(settings: Settings, timeout_s: float) -> Settings:
 
 def _inspect_catalog(settings: Settings) -> _Catalog:
     with open_lake(settings) as lake:
-        tables, latency_ms = _timed(lake.listed)
-    ours = [kind.table for kind in KINDS.values() if kind.table in tables]
-    return _Catalog(tables=ours, latency_ms=latency_ms)
+        tables, latency_ms = _timed(lake.list_tables)
+    known = [kind.table for kind in KINDS.values() if kind.table in tables]
+    return _Catalog(tables=known, latency_ms=latency_ms)
 
 
 def _inspect_tables(settings: Settings, catalog: _Request[_Catalog]) -> list[_Table]:
@@ -275,9 +275,9 @@ def _inspect_registry(settings: Settings, timeout_s: float) -> _Registry:
     once = {"max.retries": "0", **settings.schema_registry}
     with open_registry(once, timeout_s=timeout_s) as registry:
         subjects, latency_ms = _timed(registry.subjects)
-        ours = [name for name in subjects if name.startswith(_PREFIX)]
-        unlike = [name for name in ours if not _has_our_schema(registry, name)]
-    return _Registry(subjects=ours, unlike=unlike, latency_ms=latency_ms)
+        market = [name for name in subjects if name.startswith(_PREFIX)]
+        unlike = [name for name in market if not _has_our_schema(registry, name)]
+    return _Registry(subjects=market, unlike=unlike, latency_ms=latency_ms)
 
 
 def _has_our_schema(registry: Registry, subject: str) -> bool:
@@ -466,5 +466,5 @@ def _is_market(topic: str) -> bool:
 
 def _timed(ask: Callable[[], T]) -> tuple[T, float]:
     started = time.perf_counter()
-    found = ask()
-    return found, round((time.perf_counter() - started) * 1000, 1)
+    answer = ask()
+    return answer, round((time.perf_counter() - started) * 1000, 1)

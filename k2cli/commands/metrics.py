@@ -1,7 +1,7 @@
 """Serve the metrics of a run to Prometheus. Imported only with `--metrics`.
 
-The totals are read when Prometheus requests them: all that a run does for its metrics is to count
-its events, of which there are few.
+Totals are read when Prometheus requests them, so metrics cost a run only the counting of its
+events, of which there are few.
 """
 
 import time

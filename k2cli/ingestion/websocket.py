@@ -294,7 +294,7 @@ class Connections:
         if isinstance(exc, InvalidStatus) and _is_final(exc.response.status_code):
             raise Unavailable(
                 f"{base} refuses the connection: HTTP {exc.response.status_code}",
-                hint="check --symbols and --url; 451 means not available in your location,  "
+                hint="check --symbols and --url; 451 means not available in your location, "
                 "3xx a redirect to another server, which k2 does not follow",
             ) from exc
         if is_late:
@@ -387,7 +387,7 @@ class _Connection(ClientConnection):
         self.transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self.is_paused = False
         self.last_data_s = self.last_frame_s = self._clock()
         if not self.transport.is_closing():

@@ -227,7 +227,7 @@ class FileLoad:
         with translated(self._what):
             try:
                 admission = self._admit(rows)
-            except FileNotFoundError:  # compacted and expired since the table was loaded, perhaps
+            except FileNotFoundError:  # possibly compacted and expired since the table was loaded
                 if not has_moved_on(self._table):
                     raise
                 raise self._changed("other writers compacted") from None

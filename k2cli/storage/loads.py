@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
+from k2cli.files import STDIN
 from k2cli.records import RecordKind, nth_copy
 from k2cli.storage.datafiles import open_data_file
 from k2cli.storage.lines import Lines
@@ -28,7 +29,6 @@ from k2cli.storage.lines import Lines
 KEY: Final = "k2.loads"
 # Not beside the metadata: some stores only accept Iceberg's files there.
 PREFIX: Final = "k2-loads-log-"
-STDIN: Final = "-"  # the path of input without a file
 _ID_CHARS: Final = 12
 _TIME: Final = pa.timestamp("us", tz="UTC")
 _SCHEMA: Final = pa.schema(

@@ -85,7 +85,7 @@ class CsvSource:
         self._start: Start | None = None
         self._copy = 1
         self._is_growing = False
-        self._lines_before = 0  # the stream to read
+        self._lines_before = 0  # lines before the part that is read
         self._builder: RowBuilder | None = None
 
     @property
@@ -538,7 +538,7 @@ def _unnamed(layout: Layout, row: Sequence[str]) -> Sequence[str]:
 
 
 def _first_row(layout: Layout, block: bytes) -> Sequence[str]:
-    """Return the first line with as many cells as a row can have; None if there is none."""
+    """Return the cells of the first line that can be a row; none if there is no such line."""
     most = len(layout.columns)
     for line in block.split(b"\n", _LOOK_FOR_ROW)[:_LOOK_FOR_ROW]:
         cells = _cells_of(line, layout.delimiter) or ()

@@ -91,7 +91,7 @@ def whole_numbers(texts: pa.StringArray, *, digits: int = _MOST_DIGITS) -> Ints:
 
 
 class TimeReader:
-    """Parse the one or two columns of the time to UTC microseconds."""
+    """Parses the one or two columns of the time to UTC microseconds."""
 
     def __init__(self, rule: TimeRule, zone: str, *, is_any_time: bool = False) -> None:
         self._rule = rule

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from k2cli.errors import NotFound, UsageError
+from k2cli.files import STDIN
 from k2cli.paths import expand_home
 from k2cli.records import RecordKind
 from k2cli.storage.lake import Lake
-from k2cli.storage.loads import STDIN
 
 _LEAST_ID: Final = 4  # shortest prefix of an id
 _TO_FIND: Final = ["load", "loaded_at", "path", "exchange", "symbol", "duplicates"]
