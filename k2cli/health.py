@@ -26,7 +26,7 @@ from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 from k2cli.ingestion.kafka.consumer import count_messages
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
 from k2cli.ingestion.kafka.topics import PartitionId, TopicInfo, Topics
-from k2cli.records import KINDS, RecordKind, kind_of_topic
+from k2cli.records import KINDS, TOPIC_PREFIX, RecordKind, kind_of_topic
 from k2cli.redaction import redact_url
 from k2cli.storage.catalog import is_embedded
 from k2cli.storage.lake import Lake, open_lake
@@ -36,7 +36,6 @@ from k2cli.storage.offsets import KEY, Offsets, Partition, decode_offsets
 T = TypeVar("T")
 _SHOW: Final = "k2 config show --origin shows what is set, and where"
 _ANOTHER: Final = "choose another folder with --home"
-_PREFIX: Final = "market."  # of the topics that k2 creates, and of their subjects
 _IDLE_S: Final = 60.0  # an active consumer commits more often
 _COUNTED: Final = 10_000  # up to this lag messages are counted: not all offsets are messages
 _LEAST_FREE_BYTES: Final = 1_000_000_000
@@ -275,7 +274,7 @@ def _inspect_registry(settings: Settings, timeout_s: float) -> _Registry:
     once = {"max.retries": "0", **settings.schema_registry}
     with open_registry(once, timeout_s=timeout_s) as registry:
         subjects, latency_ms = _timed(registry.subjects)
-        market = [name for name in subjects if name.startswith(_PREFIX)]
+        market = [name for name in subjects if name.startswith(TOPIC_PREFIX)]
         unlike = [name for name in market if not _has_our_schema(registry, name)]
     return _Registry(subjects=market, unlike=unlike, latency_ms=latency_ms)
 
@@ -384,7 +383,7 @@ def _judge_schemas(tables: Sequence[_Table]) -> list[Check]:
 
 
 def _judge_kafka(bootstrap: str, kafka: _Kafka) -> Check:
-    topics = [name for name in kafka.topics if name.startswith(_PREFIX)]
+    topics = [name for name in kafka.topics if name.startswith(TOPIC_PREFIX)]
     brokers = f"{kafka.brokers} broker{'s' if kafka.brokers != 1 else ''}"
     return Check(
         name="kafka",
@@ -409,7 +408,7 @@ def _judge_registry(url: str, registry: _Registry) -> Check:
 
 
 def _count(names: Sequence[str], what: str) -> str:
-    return f"{len(names) or 'no'} {what}{'s' if len(names) != 1 else ''} {_PREFIX}*"
+    return f"{len(names) or 'no'} {what}{'s' if len(names) != 1 else ''} {TOPIC_PREFIX}*"
 
 
 def judge_lag(tables: Sequence[TableStatus], lags: Sequence[PartitionLag]) -> Check:
@@ -461,7 +460,7 @@ def _red(name: str, exc: K2Error, hint: str) -> Check:
 
 
 def _is_market(topic: str) -> bool:
-    return topic.startswith(_PREFIX) and kind_of_topic(topic) is not None
+    return topic.startswith(TOPIC_PREFIX) and kind_of_topic(topic) is not None
 
 
 def _timed(ask: Callable[[], T]) -> tuple[T, float]:

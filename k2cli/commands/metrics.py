@@ -53,7 +53,7 @@ _LAG: Final = ("k2_consumer_lag_messages", "Messages not committed yet.")
 _DELAY: Final = ("k2_commit_delay_seconds", "Age of the newest committed row or message.")
 _PARTITION_LABELS: Final = ("topic", "partition")
 _COMMIT_BUCKETS_S: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_LOOK_S: Final = 1.0
+_REFRESH_S: Final = 1.0
 
 
 class RunMetrics(Collector):
@@ -68,7 +68,7 @@ class RunMetrics(Collector):
         self._committed_us: int | None = None  # and of the newest row committed
         self._settled_rows = 0
         self._ends: dict[PartitionId, int] = {}
-        self._looked_at = 0.0
+        self._refreshed_at = 0.0
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._events = Counter(
             "k2_events", "Log lines.", ["event", "level"], registry=self.registry
@@ -118,8 +118,8 @@ class RunMetrics(Collector):
     def on_read(self, reader: "Reader") -> None:
         """Update the partitions' ends at intervals. Runs in the reading thread."""
         now = time.monotonic()
-        if now - self._looked_at >= _LOOK_S:
-            self._looked_at = now
+        if now - self._refreshed_at >= _REFRESH_S:
+            self._refreshed_at = now
             self._ends = reader.ends()
 
     def collect(self) -> Iterator[Metric]:

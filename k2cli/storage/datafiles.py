@@ -25,11 +25,11 @@ from pyiceberg.table import Table
 from pyiceberg.types import ListType, MapType, NestedField
 
 from k2cli.records import RecordKind
+from k2cli.storage.admission import rows_days
 from k2cli.storage.evolve import arrow_columns, fit_rows
 from k2cli.storage.vendor import translated_damage
 
 ROW_GROUP_ROWS: Final = 100_000
-_DAY_US: Final = 86_400_000_000
 # Columns of few distinct values; ids and numbers are better off without a dictionary.
 _DICTIONARY: Final = [
     *("symbol", "exchange", "asset_class", "currency", "side"),
@@ -136,7 +136,7 @@ def _day_key(table: Table, day: int) -> PartitionKey:
 
 def _sorted_days(kind: RecordKind, rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     """Split rows by UTC day (days since 1970), each part in the kind's sort order."""
-    days = rows[kind.partition_by].cast(pa.int64()).to_numpy() // _DAY_US
+    days = rows_days(kind, rows)
     keys = [_sort_key(rows[name]) for name in reversed(kind.sort_by)]
     order = np.lexsort((*keys, days))
     ordered = rows.take(pa.array(order))

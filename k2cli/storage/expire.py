@@ -10,6 +10,7 @@ from pyiceberg.table.snapshots import Operation, Snapshot
 
 from k2cli.config import TableSettings
 from k2cli.storage.loads import KEY, segment_paths
+from k2cli.storage.state import ancestors
 
 
 def expired_snapshots(metadata: TableMetadata, settings: TableSettings) -> set[int]:
@@ -52,7 +53,8 @@ def unreferenced_files(table: Table, expired: set[int], *, next_log: str | None)
     doomed = {snapshot.manifest_list for snapshot in gone} | set(only_gone)
     kept_logs = [next_log, *map(_log, kept)]
     doomed |= segment_paths(table, map(_log, gone)) - segment_paths(table, kept_logs)
-    if not (all(map(_is_append, snapshots)) and expired <= _ancestors(table.metadata)):
+    lineage = {snapshot.snapshot_id for snapshot in ancestors(table)}
+    if not (all(map(_is_append, snapshots)) and expired <= lineage):
         live = {
             entry.data_file.file_path
             for manifest in kept_manifests.values()
@@ -89,14 +91,3 @@ def _log(snapshot: Snapshot) -> str | None:
 
 def _is_append(snapshot: Snapshot) -> bool:
     return snapshot.summary is not None and snapshot.summary.operation is Operation.APPEND
-
-
-def _ancestors(metadata: TableMetadata) -> set[int]:
-    """Return the ids of the current snapshot and its ancestors."""
-    found: set[int] = set()
-    snapshot = metadata.current_snapshot()
-    while snapshot is not None:
-        found.add(snapshot.snapshot_id)
-        parent = snapshot.parent_snapshot_id
-        snapshot = metadata.snapshot_by_id(parent) if parent is not None else None
-    return found

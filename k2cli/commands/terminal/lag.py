@@ -11,7 +11,7 @@ from k2cli.ingestion.kafka.topics import PartitionId
 from k2cli.pipelines.consume.loop import Consumption
 from k2cli.pipelines.consume.reader import Reader
 
-_LOOK_S: Final = 0.5
+_REFRESH_S: Final = 0.5
 
 
 class LagView(Screen):
@@ -23,7 +23,7 @@ class LagView(Screen):
         super().__init__(RunState("joining the group", "reading", self._progress))
         self._consumption: Consumption | None = None
         self._ends: dict[PartitionId, int] = {}
-        self._looked_at = 0.0
+        self._refreshed_at = 0.0
         self._messages = Rate()
         self._began = time.monotonic()
 
@@ -49,8 +49,8 @@ class LagView(Screen):
             count = self._consumption.totals.messages - self._messages.total
             if count:
                 self._messages.add(count, now)
-        if now - self._looked_at >= _LOOK_S:
-            self._looked_at = now
+        if now - self._refreshed_at >= _REFRESH_S:
+            self._refreshed_at = now
             ends = reader.ends()
             with self.lock:
                 self._ends = ends

@@ -21,7 +21,7 @@ from k2cli.ingestion.kafka.registry import NotYet, Registry, subject_of
 from k2cli.records import RecordKind
 from k2cli.rejects import Cause, Fault
 
-_LOOK_AGAIN_S: Final = 5.0
+_REFRESH_S: Final = 5.0
 _ASK_S: Final = 0.5  # to fetch the schemas of one read: the group and signals must not wait longer
 _NOT_BYTES: Final = b""
 # Whatever a decoder raises for a body, one message must not stop the others.
@@ -71,7 +71,7 @@ class MessageReader:
         self._defaults = defaults
         self._observe = observe
         self._decoders: dict[bytes, KindDecoder] = {}  # by header
-        self._looked_at = 0.0  # monotonic: when the table's columns were last read
+        self._checked_at = 0.0  # monotonic: when the table's columns were last read
 
     def read(
         self,
@@ -87,7 +87,7 @@ class MessageReader:
         Raises:
             Unavailable: the registry does not return a schema.
         """
-        self._look_again()
+        self._refresh_if_due()
         origin = self._origin(partitions, offsets)
         parts: list[tuple[pa.RecordBatch, npt.NDArray[np.int64]]] = []
         rejects: list[tuple[int, Fault]] = []
@@ -141,7 +141,7 @@ class MessageReader:
             cause = Cause.UNKNOWN_SCHEMA if is_unknown else Cause.INCOMPATIBLE_SCHEMA
             return Fault(reason=f"schema id {schema_id}: {exc}", cause=cause)
         self._decoders[header] = found
-        self._looked_at = self._clock()
+        self._checked_at = self._clock()
         if found.left_out:
             self._observe(
                 "fields_left_out",
@@ -175,11 +175,11 @@ class MessageReader:
             rejects=[*first.rejects, *rejects],
         )
 
-    def _look_again(self) -> None:
+    def _refresh_if_due(self) -> None:
         """Check at intervals whether the table has gained the columns left out so far."""
-        is_due = self._clock() - self._looked_at > _LOOK_AGAIN_S
+        is_due = self._clock() - self._checked_at > _REFRESH_S
         if is_due and any(decoder.left_out for decoder in self._decoders.values()):
-            self._looked_at = self._clock()
+            self._checked_at = self._clock()
             self._refresh()
 
     def _refresh(self) -> None:

@@ -22,7 +22,7 @@ from k2cli.ingestion.kafka.topics import TopicInfo, Topics
 from k2cli.pipelines.consume.loop import Consumption
 from k2cli.pipelines.consume.policy import ConsumePolicy, Feed, Outlets, Tables
 from k2cli.pipelines.printing import ArrowPrinter, NdjsonPrinter, StdoutTables
-from k2cli.records import RecordKind, kind_of_topic
+from k2cli.records import TOPIC_PREFIX, RecordKind, kind_of_topic, require_kind
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 from k2cli.storage.lake import open_lake
 
@@ -121,23 +121,14 @@ def _find_topics(job: ConsumeJob) -> list[tuple[TopicInfo, RecordKind]]:
     names = job.topics or [
         name
         for name in client.names()
-        if name.startswith("market.") and (job.kind or kind_of_topic(name))
+        if name.startswith(TOPIC_PREFIX) and (job.kind or kind_of_topic(name))
     ]
     if not names:
         raise NotFound(
             "no topic market.*.trades or market.*.quotes exists",
             hint="run k2 topic create market.crypto.trades, or choose a topic with --topic",
         )
-    topics = []
-    for info in client.describe(names):
-        kind = job.kind or kind_of_topic(info.name)
-        if kind is None:
-            raise UsageError(
-                f"cannot infer the record kind from topic {info.name}",
-                hint="use --kind trades or --kind quotes",
-            )
-        topics.append((info, kind))
-    return topics
+    return [(info, job.kind or require_kind(info.name)) for info in client.describe(names)]
 
 
 def _feeds(job: ConsumeJob, sources: Sources, tables: Tables, observe: Observer) -> list[Feed]:
