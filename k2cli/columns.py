@@ -52,13 +52,13 @@ class VendorData:
         self._count = count
         self._keys: list[str] = []
         self._pools: list[pa.Array] = []
-        self._places: list[Ints] = []  # in the pool; below 0: the row has no entry
+        self._indexes: list[Ints] = []  # in the pool; below 0: the row has no entry
 
-    def add(self, key: str, pool: pa.Array, places: Ints) -> None:
-        """Add an entry whose value in each row is `pool[place]`."""
+    def add(self, key: str, pool: pa.Array, indexes: Ints) -> None:
+        """Add an entry whose value in each row is `pool[index]`."""
         self._keys.append(key)
         self._pools.append(pool)
-        self._places.append(places)
+        self._indexes.append(indexes)
 
     def add_numbers(self, key: str, numbers: Ints) -> None:
         """Add an entry with a number as text in every row."""
@@ -79,10 +79,10 @@ class VendorData:
         """Return the column; entries are in the order of their addition."""
         width = len(self._keys)
         starts = np.cumsum([0, *(len(pool) for pool in self._pools)])[:width]
-        places = np.stack(self._places, axis=1)
-        is_there = places >= 0
-        values = places + starts
-        keys = np.broadcast_to(np.arange(width), places.shape)
+        indexes = np.stack(self._indexes, axis=1)
+        is_there = indexes >= 0
+        values = indexes + starts
+        keys = np.broadcast_to(np.arange(width), indexes.shape)
         if is_there.all():
             offsets = np.arange(0, width * (self._count + 1), width, dtype=np.int32)
             values, keys = values.ravel(), keys.ravel()
@@ -104,7 +104,7 @@ def to_batch(kind: RecordKind, columns: Mapping[str, pa.Array]) -> pa.RecordBatc
     )
 
 
-def joined(batches: Sequence[pa.RecordBatch]) -> pa.Table:
+def join_batches(batches: Sequence[pa.RecordBatch]) -> pa.Table:
     """Join rows of a kind; some may have more columns than others, or wider ones."""
     tables = [pa.Table.from_batches([batch]) for batch in batches]
     return pa.concat_tables(tables, promote_options="permissive")

@@ -32,7 +32,7 @@ from msgspec import Meta
 
 from k2cli.errors import ConfigError, NotFound
 from k2cli.nearest import suggestion
-from k2cli.paths import expanded
+from k2cli.paths import expand_home
 from k2cli.redaction import redact_setting
 
 FILE_NAME: Final = "k2.toml"
@@ -273,7 +273,7 @@ def _home(env: Mapping[str, str], home: Path | None) -> Path:
 
 def _expanded(path: str | Path, setting: str) -> Path:
     try:
-        return expanded(path).absolute()
+        return expand_home(path).absolute()
     except NotFound as exc:
         raise ConfigError(str(exc), hint=f"set {setting} to a full path") from exc
 

@@ -369,9 +369,9 @@ class Observer(Protocol):
     @overload
     @_level(Level.INFO)
     def __call__(
-        self, event: Literal["interrupted"], /, *, loaded: int, in_work: str, remaining: int
+        self, event: Literal["interrupted"], /, *, loaded: int, in_progress: str, remaining: int
     ) -> None:
-        """A load was stopped: the files loaded, the one interrupted, and how many remain."""
+        """A load was interrupted: files loaded, the one in progress, and how many remain."""
 
     @overload
     @_level(Level.INFO)

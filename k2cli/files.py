@@ -212,6 +212,19 @@ def replaced(path: Path, *, is_forced: bool, opener: Opener = opener) -> Iterato
         temporary.unlink(missing_ok=True)
 
 
+def sync_folder(path: Path) -> None:
+    """Make the names of a folder's new files durable.
+
+    Raises:
+        OSError: the folder cannot be opened or synchronized.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def already_exists(path: Path) -> UsageError:
     """Return the error for a file that must not be replaced."""
     return UsageError(f"{path} already exists", hint="use --force to replace it")

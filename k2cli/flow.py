@@ -19,6 +19,9 @@ class Batch:
     `seen` has sequence numbers that were read but have no row, so they do not count as missing:
     columns exchange, symbol and source_sequence. `session` counts the interruptions of the source:
     data may be missing in between. A batch without messages is a tick: time passed without data.
+
+    The position of a stream is in its rows, as source_sequence, and in `seen`; a file has none: it
+    is loaded as a whole.
     """
 
     rows: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()

@@ -1,9 +1,9 @@
-"""Health checks: the facts and verdicts that `k2 status` shows.
+"""Health checks: the findings and verdicts that `k2 status` shows.
 
 All servers are queried in parallel, each in a thread that is abandoned if its answer is late, so
 any number of dead servers costs one timeout.
 
-The module is long because the facts and the verdict of a check are kept together.
+The module is long because the findings and the verdict of a check are kept together.
 """
 
 import os
@@ -25,8 +25,8 @@ from k2cli.config import BOOTSTRAP, Settings
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 from k2cli.ingestion.kafka.consumer import count_messages
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
-from k2cli.ingestion.kafka.topics import Place, TopicInfo, Topics
-from k2cli.records import KINDS, RecordKind, kind_of_topic
+from k2cli.ingestion.kafka.topics import PartitionId, TopicInfo, Topics
+from k2cli.records import KINDS, TOPIC_PREFIX, RecordKind, kind_of_topic
 from k2cli.redaction import redact_url
 from k2cli.storage.catalog import is_embedded
 from k2cli.storage.lake import Lake, open_lake
@@ -36,7 +36,6 @@ from k2cli.storage.offsets import KEY, Offsets, Partition, decode_offsets
 T = TypeVar("T")
 _SHOW: Final = "k2 config show --origin shows what is set, and where"
 _ANOTHER: Final = "choose another folder with --home"
-_PREFIX: Final = "market."  # of the topics that k2 creates, and of their subjects
 _IDLE_S: Final = 60.0  # an active consumer commits more often
 _COUNTED: Final = 10_000  # up to this lag messages are counted: not all offsets are messages
 _LEAST_FREE_BYTES: Final = 1_000_000_000
@@ -217,9 +216,9 @@ def _impatient(settings: Settings, timeout_s: float) -> Settings:
 
 def _inspect_catalog(settings: Settings) -> _Catalog:
     with open_lake(settings) as lake:
-        tables, latency_ms = _timed(lake.listed)
-    ours = [kind.table for kind in KINDS.values() if kind.table in tables]
-    return _Catalog(tables=ours, latency_ms=latency_ms)
+        tables, latency_ms = _timed(lake.list_tables)
+    known = [kind.table for kind in KINDS.values() if kind.table in tables]
+    return _Catalog(tables=known, latency_ms=latency_ms)
 
 
 def _inspect_tables(settings: Settings, catalog: _Request[_Catalog]) -> list[_Table]:
@@ -275,9 +274,9 @@ def _inspect_registry(settings: Settings, timeout_s: float) -> _Registry:
     once = {"max.retries": "0", **settings.schema_registry}
     with open_registry(once, timeout_s=timeout_s) as registry:
         subjects, latency_ms = _timed(registry.subjects)
-        ours = [name for name in subjects if name.startswith(_PREFIX)]
-        unlike = [name for name in ours if not _has_our_schema(registry, name)]
-    return _Registry(subjects=ours, unlike=unlike, latency_ms=latency_ms)
+        market = [name for name in subjects if name.startswith(TOPIC_PREFIX)]
+        unlike = [name for name in market if not _has_our_schema(registry, name)]
+    return _Registry(subjects=market, unlike=unlike, latency_ms=latency_ms)
 
 
 def _has_our_schema(registry: Registry, subject: str) -> bool:
@@ -297,12 +296,12 @@ def _inspect_lag(
 ) -> list[PartitionLag]:
     fed = {partition.topic for table in tables for partition in table.offsets}
     names = [name for name in kafka.topics if name in fed or _is_market(name)]
-    committed: Mapping[tuple[str, int], int] = {}
+    committed: Mapping[PartitionId, int] = {}
     with suppress(K2Error):  # optional: without permission to read it, the rest is still shown
         committed = kafka.client.group_offsets(group)
     topics = kafka.client.describe(names)
-    places = [(topic.name, each.number) for topic in topics for each in topic.partitions]
-    ends = kafka.client.offsets_at(places, None)
+    partitions = [(topic.name, each.number) for topic in topics for each in topic.partitions]
+    ends = kafka.client.offsets_at(partitions, None)
     lags = [lag for topic in topics for lag in _topic_lag(topic, tables, committed, ends)]
     begins = {
         (lag.topic, lag.partition): lag.end - lag.lag for lag in lags if 0 < lag.lag <= _COUNTED
@@ -314,14 +313,14 @@ def _inspect_lag(
 def _topic_lag(
     topic: TopicInfo,
     tables: Sequence[_Table],
-    committed: Mapping[Place, int],
-    ends: Mapping[Place, int],
+    committed: Mapping[PartitionId, int],
+    ends: Mapping[PartitionId, int],
 ) -> Iterator[PartitionLag]:
     for each in topic.partitions:
-        place = Partition(topic.name, topic.id, each.number)
-        holder = next((table for table in tables if place in table.offsets), None)
+        partition = Partition(topic.name, topic.id, each.number)
+        holder = next((table for table in tables if partition in table.offsets), None)
         kind = kind_of_topic(topic.name)
-        offset = holder.offsets[place] if holder else None
+        offset = holder.offsets[partition] if holder else None
         end = ends[(topic.name, each.number)]
         yield PartitionLag(
             table=holder.status.kind if holder else kind.name if kind else "",
@@ -384,7 +383,7 @@ def _judge_schemas(tables: Sequence[_Table]) -> list[Check]:
 
 
 def _judge_kafka(bootstrap: str, kafka: _Kafka) -> Check:
-    topics = [name for name in kafka.topics if name.startswith(_PREFIX)]
+    topics = [name for name in kafka.topics if name.startswith(TOPIC_PREFIX)]
     brokers = f"{kafka.brokers} broker{'s' if kafka.brokers != 1 else ''}"
     return Check(
         name="kafka",
@@ -409,7 +408,7 @@ def _judge_registry(url: str, registry: _Registry) -> Check:
 
 
 def _count(names: Sequence[str], what: str) -> str:
-    return f"{len(names) or 'no'} {what}{'s' if len(names) != 1 else ''} {_PREFIX}*"
+    return f"{len(names) or 'no'} {what}{'s' if len(names) != 1 else ''} {TOPIC_PREFIX}*"
 
 
 def judge_lag(tables: Sequence[TableStatus], lags: Sequence[PartitionLag]) -> Check:
@@ -461,10 +460,10 @@ def _red(name: str, exc: K2Error, hint: str) -> Check:
 
 
 def _is_market(topic: str) -> bool:
-    return topic.startswith(_PREFIX) and kind_of_topic(topic) is not None
+    return topic.startswith(TOPIC_PREFIX) and kind_of_topic(topic) is not None
 
 
 def _timed(ask: Callable[[], T]) -> tuple[T, float]:
     started = time.perf_counter()
-    found = ask()
-    return found, round((time.perf_counter() - started) * 1000, 1)
+    answer = ask()
+    return answer, round((time.perf_counter() - started) * 1000, 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 from k2cli.errors import NotFound
 
 
-def expanded(path: str | Path) -> Path:
+def expand_home(path: str | Path) -> Path:
     """Replace ~ or ~user at the start of a path with that home directory.
 
     Raises:

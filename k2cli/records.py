@@ -18,7 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from k2cli.errors import UsageError
 from k2cli.kinds import KindName
+
+TOPIC_PREFIX: Final = "market."  # of the topics that k2 creates, and of their subjects
 
 _PRIMITIVES: Final[Mapping[str, pa.DataType]] = {
     "string": pa.string(),
@@ -137,7 +140,7 @@ def is_wider(one: pa.DataType, other: pa.DataType) -> bool:
     return bool(one == pa.int64() and other == pa.int32())
 
 
-def evolved(kind: RecordKind, columns: pa.Schema) -> RecordKind:
+def evolve_kind(kind: RecordKind, columns: pa.Schema) -> RecordKind:
     """Return a kind with the columns of its evolved table.
 
     Its columns may be wider, and there may be more: these come last and are optional. A column of
@@ -199,12 +202,27 @@ def asset_classes() -> tuple[str, ...]:
 
 def topic_of(kind: RecordKind, asset_class: str) -> str:
     """Return the Kafka topic for rows of a kind and asset class."""
-    return f"market.{asset_class}.{kind.name}"
+    return f"{TOPIC_PREFIX}{asset_class}.{kind.name}"
 
 
 def kind_of_topic(topic: str) -> RecordKind | None:
     """Infer the record kind of a topic from the end of its name."""
     return KINDS.get(topic.rpartition(".")[2])
+
+
+def require_kind(topic: str) -> RecordKind:
+    """Infer the record kind of a topic.
+
+    Raises:
+        UsageError: its name does not end in a kind.
+    """
+    kind = kind_of_topic(topic)
+    if kind is None:
+        raise UsageError(
+            f"cannot infer the record kind from topic {topic}",
+            hint=f"use {' or '.join(f'--kind {name}' for name in KINDS)}",
+        )
+    return kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,8 +103,8 @@ class _Resolution:
         for field in reader.fields:
             yield from self._compare_field(field, writer)
         for mine, theirs in zip(reader.inner, writer.inner, strict=True):
-            place = "[]" if reader.kind == "array" else "{}"
-            yield from _under(place, self.misfits(mine, theirs))
+            step = "[]" if reader.kind == "array" else "{}"
+            yield from _under(step, self.misfits(mine, theirs))
         unknown = [symbol for symbol in writer.symbols if symbol not in reader.symbols]
         if unknown and reader.default is None:
             reason = f"{reader} lacks {', '.join(unknown)}, and has no default"
@@ -158,6 +158,6 @@ def _changed_meaning(reader: Type, writer: Type) -> Iterator[Misfit]:
         yield Misfit(path="", reason=reason, is_let_pass=True)
 
 
-def _under(place: str, found: Sequence[Misfit]) -> list[Misfit]:
+def _under(outer: str, found: Sequence[Misfit]) -> list[Misfit]:
     """Prefix the paths of nested misfits with a field, `[]` or `{}`."""
-    return [replace(each, path=join_path(place, each.path)) for each in found]
+    return [replace(each, path=join_path(outer, each.path)) for each in found]

@@ -111,15 +111,15 @@ def _invalid_fields(path: str, of: Type) -> Iterator[Finding]:
             path=join_path(path, name), reason="the record has several fields of this name"
         )
     for field in of.fields:
-        place = join_path(path, field.name)
+        field_path = join_path(path, field.name)
         if not _NAME.fullmatch(field.name) or "." in field.name:
-            yield Finding(path=place, reason="is not a valid field name")
+            yield Finding(path=field_path, reason="is not a valid field name")
         if field.has_default and not _is_value(field.default, field.type):
             text = json.dumps(field.default, ensure_ascii=False)
             if field.type.kind == "enum":
-                yield Finding(path=place, reason=f"default {text} is not one of its symbols")
+                yield Finding(path=field_path, reason=f"default {text} is not one of its symbols")
             else:
-                yield Finding(path=place, reason=f"default {text} is not {field.type}")
+                yield Finding(path=field_path, reason=f"default {text} is not {field.type}")
 
 
 def _is_value(value: Any, of: Type) -> bool:
@@ -180,12 +180,12 @@ def _flaws(path: str, of: Type) -> Iterator[Finding]:
         yield Finding(path=path, reason=f"{of} has no bytes")
     names = {field.name for field in of.fields}
     for field in of.fields:
-        place = join_path(path, field.name)
+        field_path = join_path(path, field.name)
         for alias in sorted({*field.aliases} & names - {field.name}):
-            yield Finding(path=place, reason=f"its alias {alias} is the name of another field")
+            yield Finding(path=field_path, reason=f"its alias {alias} is the name of another field")
         if field.stray_logical is not None:
             reason = f"logicalType {field.stray_logical} is beside the type, not inside it"
-            yield Finding(path=place, reason=f"{_IGNORED}: {reason}")
+            yield Finding(path=field_path, reason=f"{_IGNORED}: {reason}")
 
 
 def _core(root: Type) -> Iterator[Finding]:

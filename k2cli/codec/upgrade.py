@@ -24,14 +24,14 @@ _SEQUENCE: Final = "sequence_number"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """Values of all records of the first version, which the records do not contain."""
+class V1Defaults:
+    """Values for the fields that records of the v1 schemas lack."""
 
     currency: str = "AUD"
     side: str = "UNKNOWN"
 
 
-USUAL: Final = Facts()
+V1_DEFAULTS: Final = V1Defaults()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +48,16 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Earlier:
-    """Rows of an earlier schema, and the other inputs of the rules."""
+class V1Rows:
+    """Rows of a v1 schema, and the other inputs of the rules."""
 
     rows: pa.RecordBatch
     origin: Origin
-    facts: Facts
+    defaults: V1Defaults
     kind: RecordKind
 
 
-def _no_faults(_: Earlier) -> Faults:
+def _no_faults(_: V1Rows) -> Faults:
     return {}
 
 
@@ -66,37 +66,37 @@ class Rule:
     """How one target field of a kind is computed."""
 
     target: str
-    sources: tuple[str, ...]  # the source fields in the earlier record
+    sources: tuple[str, ...]  # the source fields in the v1 record
     how: str
-    make: Callable[[Earlier], pa.Array] = field(repr=False)
-    check: Callable[[Earlier], Faults] = field(repr=False, default=_no_faults)
+    make: Callable[[V1Rows], pa.Array] = field(repr=False)
+    check: Callable[[V1Rows], Faults] = field(repr=False, default=_no_faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upgrade:
-    """How records of an earlier schema become rows of a kind."""
+    """How records of a v1 schema become rows of a kind."""
 
     schema: str  # schemas/{schema}.avsc
     kind: RecordKind
     rules: tuple[Rule, ...]  # one per column of the kind, in order
     avro: Mapping[str, Any] = field(compare=False, repr=False)  # the .avsc
 
-    def apply(self, decoded: Decoded, origin: Origin, facts: Facts) -> Decoded:
-        """Convert rows of the earlier schema to the kind's; rows that do not fit are rejects.
+    def apply(self, decoded: Decoded, origin: Origin, defaults: V1Defaults) -> Decoded:
+        """Convert rows of the v1 schema to the kind's; rows that do not fit are rejects.
 
         `origin` is the origin of `decoded.rows`.
         """
-        earlier = Earlier(rows=decoded.rows, origin=origin, facts=facts, kind=self.kind)
+        v1 = V1Rows(rows=decoded.rows, origin=origin, defaults=defaults, kind=self.kind)
         faults: dict[int, Fault] = {}
         for rule in self.rules:
-            faults = {**rule.check(earlier), **faults}
+            faults = {**rule.check(v1), **faults}
         if faults:
             decoded = decoded.without(faults)
             kept = np.setdiff1d(np.arange(len(origin.numbers)), list(faults))
-            earlier = replace(earlier, rows=decoded.rows, origin=origin.take(kept))
+            v1 = replace(v1, rows=decoded.rows, origin=origin.take(kept))
         if not decoded.rows.num_rows:
             return replace(decoded, rows=empty_batch(self.kind.arrow))
-        columns = {rule.target: rule.make(earlier) for rule in self.rules}
+        columns = {rule.target: rule.make(v1) for rule in self.rules}
         return replace(decoded, rows=to_batch(self.kind, columns))
 
 
@@ -108,9 +108,7 @@ def _fault(field: str, value: pa.Scalar, brief: str, cause: Cause) -> Fault:
 
 def _copied(name: str, source: str = "") -> Rule:
     source = source or name
-    return Rule(
-        target=name, sources=(source,), how="unchanged", make=lambda earlier: earlier.rows[source]
-    )
+    return Rule(target=name, sources=(source,), how="unchanged", make=lambda v1: v1.rows[source])
 
 
 def _decimal(kind: RecordKind, name: str, source: str) -> Rule:
@@ -118,8 +116,8 @@ def _decimal(kind: RecordKind, name: str, source: str) -> Rule:
     of = kind.type_of(name)
     wide = pa.decimal128(MOST_DIGITS, of.scale)  # holds every long and every price, exactly
 
-    def check(earlier: Earlier) -> Faults:
-        values = earlier.rows[source]
+    def check(v1: V1Rows) -> Faults:
+        values = v1.rows[source]
         is_unfit = unfit_decimals(values.cast(wide), of.precision)
         brief = f"is negative or does not fit {of}"
         return {
@@ -132,7 +130,7 @@ def _decimal(kind: RecordKind, name: str, source: str) -> Rule:
         sources=(source,),
         how=f"exactly, as decimal({of.precision},{of.scale}); a value that is negative or does not"
         " fit is rejected",
-        make=lambda earlier: earlier.rows[source].cast(wide).cast(of),
+        make=lambda v1: v1.rows[source].cast(wide).cast(of),
         check=check,
     )
 
@@ -142,7 +140,7 @@ def _time(name: str, source: str) -> Rule:
         target=name,
         sources=(source,),
         how="milliseconds to microseconds",
-        make=lambda earlier: earlier.rows[source].cast(_TIME),
+        make=lambda v1: v1.rows[source].cast(_TIME),
     )
 
 
@@ -151,30 +149,30 @@ def _constant(name: str, value: str | list[str] | None, how: str = "") -> Rule:
         target=name,
         sources=(),
         how=how or f"always {value if isinstance(value, str) else json.dumps(value)}",
-        make=lambda earlier: _repeated(earlier, name, value),
+        make=lambda v1: _repeated(v1, name, value),
     )
 
 
-def _fact(name: str) -> Rule:
+def _default(name: str) -> Rule:
     return Rule(
         target=name,
         sources=(),
-        how=f"set by the option for all records; {getattr(USUAL, name)} by default",
-        make=lambda earlier: _repeated(earlier, name, getattr(earlier.facts, name)),
+        how=f"set by the option for all records; {getattr(V1_DEFAULTS, name)} by default",
+        make=lambda v1: _repeated(v1, name, getattr(v1.defaults, name)),
     )
 
 
-def _repeated(earlier: Earlier, name: str, value: object) -> pa.Array:
-    scalar = pa.scalar(value, earlier.kind.arrow.field(name).type)
-    return pa.repeat(scalar, earlier.rows.num_rows)
+def _repeated(v1: V1Rows, name: str, value: object) -> pa.Array:
+    scalar = pa.scalar(value, v1.kind.arrow.field(name).type)
+    return pa.repeat(scalar, v1.rows.num_rows)
 
 
 def _message_id() -> Rule:
     """Compute the message ids; with a sequence number, the same as from a stream or file."""
 
-    def make(earlier: Earlier) -> pa.Array:
-        rows, origin = earlier.rows, earlier.origin
-        kind = pa.scalar(earlier.kind.name)
+    def make(v1: V1Rows) -> pa.Array:
+        rows, origin = v1.rows, v1.origin
+        kind = pa.scalar(v1.kind.name)
         names = pc.binary_join_element_wise(rows["exchange"], kind, rows["symbol"], "/")
         encoded = names.dictionary_encode()
         series = encoded.dictionary.to_pylist()
@@ -186,12 +184,12 @@ def _message_id() -> Rule:
             np.where(is_there, sequence.fill_null(0).to_numpy(), origin.numbers),
         )
 
-    def check(earlier: Earlier) -> Faults:
-        numbers = earlier.rows[_SEQUENCE].fill_null(0).to_numpy()
+    def check(v1: V1Rows) -> Faults:
+        numbers = v1.rows[_SEQUENCE].fill_null(0).to_numpy()
         is_unfit = (numbers < 0) | (numbers > MAX_NUMBER)
         brief = f"is not within 0 to {MAX_NUMBER}"
         return {
-            row: _fault(_SEQUENCE, earlier.rows[_SEQUENCE][row], brief, Cause.OUT_OF_RANGE)
+            row: _fault(_SEQUENCE, v1.rows[_SEQUENCE][row], brief, Cause.OUT_OF_RANGE)
             for row in np.flatnonzero(is_unfit).tolist()
         }
 
@@ -206,13 +204,13 @@ def _message_id() -> Rule:
 
 
 def _record_id(name: str) -> Rule:
-    def make(earlier: Earlier) -> pa.Array:
-        rows = earlier.rows
+    def make(v1: V1Rows) -> pa.Array:
+        rows = v1.rows
         texts = rows[_SEQUENCE].cast(pa.string())
         if texts.null_count:
             numbers = (
                 rows["exchange_timestamp"].cast(pa.int64()),
-                pa.array(earlier.origin.numbers),
+                pa.array(v1.origin.numbers),
             )
             moment, index = (each.cast(pa.string()) for each in numbers)
             texts = pc.coalesce(texts, pc.binary_join_element_wise(moment, index, "-"))
@@ -228,10 +226,10 @@ def _record_id(name: str) -> Rule:
 
 
 def _vendor_data(*sources: str) -> Rule:
-    def make(earlier: Earlier) -> pa.Array:
-        vendor = VendorData(earlier.rows.num_rows)
+    def make(v1: V1Rows) -> pa.Array:
+        vendor = VendorData(v1.rows.num_rows)
         for source in sources:
-            texts = earlier.rows[source].cast(pa.string())
+            texts = v1.rows[source].cast(pa.string())
             is_there = texts.is_valid().to_numpy(zero_copy_only=False)
             vendor.add(source, texts, np.where(is_there, np.arange(len(texts)), -1))
         return vendor.build()
@@ -253,8 +251,8 @@ _TRADE_RULES: Final = (
     _time("timestamp", "exchange_timestamp"),
     _decimal(TRADES, "price", "price"),
     _decimal(TRADES, "quantity", "volume"),
-    _fact("currency"),
-    _fact("side"),
+    _default("currency"),
+    _default("side"),
     _constant("trade_conditions", []),
     _copied("source_sequence", _SEQUENCE),
     _time("ingestion_timestamp", "ingestion_timestamp"),
@@ -272,7 +270,7 @@ _QUOTE_RULES: Final = (
     _decimal(QUOTES, "bid_quantity", "bid_volume"),
     _decimal(QUOTES, "ask_price", "ask_price"),
     _decimal(QUOTES, "ask_quantity", "ask_volume"),
-    _fact("currency"),
+    _default("currency"),
     _copied("source_sequence", _SEQUENCE),
     _time("ingestion_timestamp", "ingestion_timestamp"),
     _constant("platform_sequence", None, "the offset of a Kafka message; otherwise null"),

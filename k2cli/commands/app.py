@@ -34,7 +34,7 @@ _OF_RICH: Final = 1  # exit code of Rich and Typer if the reader of --help close
 
 
 class K2Group(TyperGroup):
-    """Turn a K2Error into `error:` and `hint:` lines on stderr and its exit code."""
+    """Turns a K2Error into `error:` and `hint:` lines on stderr and its exit code."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Parse the command line, which must be UTF-8: k2 stores and sends only UTF-8."""

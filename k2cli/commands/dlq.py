@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from k2cli.config import Settings
-    from k2cli.ingestion.kafka.letters import Letter, LetterBox, LetterPlace
+    from k2cli.ingestion.kafka.letters import Letter, LetterId, LetterReader
     from k2cli.ingestion.kafka.registry import Registry
     from k2cli.ingestion.kafka.replay import Replay
     from k2cli.ingestion.kafka.values import ValueInfo
@@ -96,12 +96,12 @@ def list_letters(
     newest = limit or (_TABLE_ROWS if chosen.format is Format.TABLE else None)
     options = kafka_settings(settings(home), kafka)
     with (
-        open_letters(options, topic, timeout_s=timeout or TIMEOUT_S) as box,
+        open_letters(options, topic, timeout_s=timeout or TIMEOUT_S) as reader,
         tempfile.TemporaryDirectory(prefix="k2-") as folder,
     ):
-        rows = list_rows(box, Path(folder) / "letters.arrow", newest=newest)
-        if box.is_missing:
-            note(_none(box))
+        rows = list_rows(reader, Path(folder) / "letters.arrow", newest=newest)
+        if reader.is_missing:
+            note(_none(reader))
         elif limit is None and rows.num_rows == newest:
             note(f"showing the newest {newest}; use --limit for more, or --format csv for all")
         details = ("size_bytes", "key", "offset", "partition", "topic", "time")
@@ -128,26 +128,27 @@ def show(
     from k2cli.ingestion.kafka.letters import open_letters
     from k2cli.ingestion.kafka.values import describe_value
 
-    places = _parse_places(letters)
-    if not places:
+    letter_ids = _parse_ids(letters)
+    if not letter_ids:
         raise UsageError(
             "no dead letter given: name one, such as 0/17", hint=f"k2 dlq list --topic {topic}"
         )
     if raw:
-        _check_raw(places)
+        _check_raw(letter_ids)
     config = settings(home)
     timeout_s = timeout or TIMEOUT_S
     with ExitStack() as stack:
         options = kafka_settings(config, kafka)
-        box = stack.enter_context(open_letters(options, topic, timeout_s=timeout_s))
+        reader = stack.enter_context(open_letters(options, topic, timeout_s=timeout_s))
         if raw:
-            _write_raw(box.letter(places[0]))
+            _write_raw(reader.letter(letter_ids[0]))
             return
         schemas = _schemas(stack, config, registry, timeout_s)
         found = [
-            (letter, describe_value(letter.value, schemas)) for letter in map(box.letter, places)
+            (letter, describe_value(letter.value, schemas))
+            for letter in map(reader.letter, letter_ids)
         ]
-        topic = box.topic
+        topic = reader.topic
     if fmt is TextOrJson.JSON:
         objects = [_object(topic, letter, value) for letter, value in found]
         output.data(json.dumps(objects, default=_plain))
@@ -193,26 +194,26 @@ def replay(
     from k2cli.ingestion.kafka.letters import open_letters
     from k2cli.ingestion.kafka.replay import ReplayTotals, open_replay
 
-    places = _parse_places(letters)
-    if bool(places) == every:
+    letter_ids = _parse_ids(letters)
+    if bool(letter_ids) == every:
         raise UsageError(
             "no dead letters given: name them, or use --all", hint="list them with k2 dlq list"
         )
-    if value is not None and len(places) != 1:
+    if value is not None and len(letter_ids) != 1:
         raise UsageError("--value requires exactly one dead letter")
     repaired = None if value is None else _read(value)
     config = settings(home)
     options = kafka_settings(config, kafka)
     timeout_s = timeout or TIMEOUT_S
     with ExitStack() as stack:
-        box = stack.enter_context(open_letters(options, topic, timeout_s=timeout_s))
-        if box.is_missing and every:
-            note(_none(box))
+        reader = stack.enter_context(open_letters(options, topic, timeout_s=timeout_s))
+        if reader.is_missing and every:
+            note(_none(reader))
             output.summary(asdict(ReplayTotals()), summary, is_data_on_stdout=False)
             return
         run = stack.enter_context(
             open_replay(
-                box,
+                reader,
                 options,
                 timeout_s=timeout_s,
                 is_dry_run=dry_run,
@@ -220,7 +221,7 @@ def replay(
             )
         )
         with stopped_by_signals(run.stop):
-            _replay(run, box, places, repaired, is_again=again)
+            _replay(run, reader, letter_ids, repaired, is_again=again)
     if dry_run:
         note("dry run: nothing was sent")
     output.summary(asdict(run.totals), summary, is_data_on_stdout=False)
@@ -228,46 +229,46 @@ def replay(
 
 def _replay(
     run: "Replay",
-    box: "LetterBox",
-    places: "Sequence[LetterPlace]",
+    reader: "LetterReader",
+    letter_ids: "Sequence[LetterId]",
     repaired: bytes | None,
     *,
     is_again: bool,
 ) -> None:
     if not is_again:
-        box.read_receipts(places or None)
-    if not places:
-        run.run(box.letters(), is_again=is_again, is_whole=False)
+        reader.read_receipts(letter_ids or None)
+    if not letter_ids:
+        run.run(reader.letters(), is_again=is_again, is_whole=False)
         return
 
     def named() -> "Iterator[Letter]":
-        for place in places:
-            letter = box.letter(place)
-            if box.is_replayed(place) and not is_again:
-                note(f"{place} was replayed before; use --again to replay it again")
+        for letter_id in letter_ids:
+            letter = reader.letter(letter_id)
+            if reader.is_replayed(letter_id) and not is_again:
+                note(f"{letter_id} was replayed before; use --again to replay it again")
             yield letter if repaired is None else replace(letter, value=repaired)
 
     run.run(named(), is_again=is_again, is_whole=True)
 
 
-def _none(box: "LetterBox") -> str:
-    return f"no dead letters: topic {box.topic} does not exist"
+def _none(reader: "LetterReader") -> str:
+    return f"no dead letters: topic {reader.topic} does not exist"
 
 
-def _parse_places(texts: list[str] | None) -> "list[LetterPlace]":
-    from k2cli.ingestion.kafka.letters import LetterPlace
+def _parse_ids(texts: list[str] | None) -> "list[LetterId]":
+    from k2cli.ingestion.kafka.letters import LetterId
 
-    places = []
+    letter_ids = []
     for text in dict.fromkeys(texts or ()):
         try:
-            places.append(LetterPlace.parse(text))
+            letter_ids.append(LetterId.parse(text))
         except ValueError as exc:
             raise typer.BadParameter(f"{text!r} is not PARTITION/OFFSET, such as 0/17") from exc
-    return places
+    return letter_ids
 
 
-def _check_raw(places: "Sequence[LetterPlace]") -> None:
-    if len(places) > 1:
+def _check_raw(letter_ids: "Sequence[LetterId]") -> None:
+    if len(letter_ids) > 1:
         raise UsageError("--raw requires exactly one dead letter")
     if sys.stdout.isatty():
         raise UsageError(
@@ -277,7 +278,7 @@ def _check_raw(places: "Sequence[LetterPlace]") -> None:
 
 def _write_raw(letter: "Letter") -> None:
     if letter.value is None:
-        note(f"{letter.place} has no value")
+        note(f"{letter.id} has no value")
         return
     sys.stdout.buffer.write(letter.value)
     sys.stdout.buffer.flush()
@@ -300,7 +301,7 @@ def _object(topic: str, letter: "Letter", value: "ValueInfo") -> "dict[str, Any]
     from k2cli.ingestion.kafka.letters import as_text
 
     return {
-        "letter": str(letter.place),
+        "letter": str(letter.id),
         "dlq": topic,
         "time": iso_utc_ms(letter.time_ms),
         "reason": letter.reason,
@@ -325,7 +326,7 @@ def _description(topic: str, letter: "Letter", value: "ValueInfo") -> str:
     sent = f", sent {letter.sent_at}" if letter.sent_at else ""
     size = "none" if value.size_bytes is None else f"{value.size_bytes:,} bytes"
     details: Mapping[str, str | None] = {
-        "letter": f"{letter.place} of {topic}",
+        "letter": f"{letter.id} of {topic}",
         "time": iso_utc_ms(letter.time_ms),
         "reason": letter.reason or "unknown: it was not written by k2",
         "cause": letter.cause or None,

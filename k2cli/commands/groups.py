@@ -1,4 +1,4 @@
-"""Groups of options that several commands share: a dataclass each, declared once."""
+"""Groups of options that several commands share, each declared once as a dataclass."""
 
 import inspect
 from collections.abc import Callable
@@ -39,11 +39,11 @@ class OptionGroup:
 
 
 def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of its groups in place of the parameters that they are.
+    """Expand the parameters of a command that are option groups into their options.
 
     A group is a dataclass whose fields are options: `Annotated[type, typer.Option(...)] = default`.
-    On the command line its fields are options of the command, in this order; the command gets them
-    as one object.
+    On the command line the fields are options of the command, in this order; the command receives
+    them as one object.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, type[Any]] = {}
@@ -85,7 +85,7 @@ def _options_of(group: type[Any]) -> list[inspect.Parameter]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionOptions(OptionGroup):
-    """Which rows a question is about."""
+    """The rows to select."""
 
     symbol: Annotated[
         list[str] | None,
@@ -109,10 +109,10 @@ class SelectionOptions(OptionGroup):
     limit: LimitOpt = None
 
     def select(self, *, columns: list[str] | None = None, order: str = "asc") -> "Selection":
-        """Make the selection.
+        """Build the selection.
 
         Raises:
-            UsageError: an option that names nothing, or a time that cannot be read.
+            UsageError: an empty option, or an invalid time.
         """
         from k2cli.query.selection import selection_of
 
@@ -145,13 +145,13 @@ class FileOptions(OptionGroup):
     ] = False
 
     def choose(self, fmt: Format | None = None) -> Output:
-        """Settle format and destination. See `choose_output`."""
+        """Choose format and destination. See `choose_output`."""
         return choose_output(fmt, self.output, is_forced=self.force)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOptions(FileOptions):
-    """How an answer is written, and where."""
+    """The format of an answer, and the file that it is written to."""
 
     fmt: Annotated[
         Format | None,
@@ -164,7 +164,7 @@ class AnswerOptions(FileOptions):
     ] = None
 
     def choose(self, fmt: Format | None = None) -> Output:
-        """Settle format and destination. See `choose_output`."""
+        """Choose format and destination. See `choose_output`."""
         return choose_output(fmt or self.fmt, self.output, is_forced=self.force)
 
 
@@ -173,7 +173,7 @@ _LOG_FILE_BYTES: Final = 10_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogOptions(OptionGroup):
-    """What a run logs, and where."""
+    """The log of a run."""
 
     log_format: Annotated[
         LogFormat | None,
@@ -224,7 +224,7 @@ class LogOptions(OptionGroup):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewLogOptions(LogOptions):
-    """What a run logs that has a live view."""
+    """The log of a run with a live view."""
 
     log_format: Annotated[
         LogFormat | None,
@@ -238,7 +238,7 @@ class ViewLogOptions(LogOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions(OptionGroup):
-    """How Kafka and the registry are reached."""
+    """The connections to Kafka and the registry."""
 
     timeout: TimeoutOpt = None
     kafka: KafkaOpt = None
@@ -246,7 +246,7 @@ class ServerOptions(OptionGroup):
 
     @property
     def timeout_s(self) -> float:
-        """How long to wait for an answer."""
+        """How long to wait for an answer, in seconds."""
         return self.timeout or TIMEOUT_S
 
     def kafka_settings(self, config: Settings) -> dict[str, str]:
@@ -260,7 +260,7 @@ class ServerOptions(OptionGroup):
     def produce_options(
         self, config: Settings, topic: str | None, *, is_registering: bool
     ) -> "ProduceOptions":
-        """Gather where to produce, and how."""
+        """Build the options of a producer."""
         from k2cli.pipelines.produce import ProduceOptions
 
         return ProduceOptions(

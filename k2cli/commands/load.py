@@ -16,6 +16,7 @@ from k2cli.commands.options import HomeOpt, SummaryOpt, rejects_option, settings
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.output import Summary
 from k2cli.commands.terminal.streams import note
+from k2cli.files import STDIN
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
 _HISTORY = [
@@ -79,7 +80,7 @@ def load_csv(
         raise typer.BadParameter(
             "only for whole files, into the table", param_hint="--allow-duplicates"
         )
-    if (checksum or follow_appends) and "-" in paths:
+    if (checksum or follow_appends) and STDIN in paths:
         raise typer.BadParameter("stdin is not a file", param_hint="--checksum or --follow-appends")
     config = settings(home)
     LoadRun(
@@ -218,7 +219,7 @@ def undo(
     if dry_run:
         note("dry run: nothing was changed")
     elif undone.rows and found.has_later_duplicates:
-        note("later loads left out rows as duplicates: if of these, load their files with --force")
+        note("later loads skipped duplicates; if of these rows, load those files with --force")
     if found.others:
         note(
             f"other loads of this path remain: {', '.join(found.others)};"

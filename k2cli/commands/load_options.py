@@ -27,7 +27,7 @@ class LoadTo(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingOptions(OptionGroup):
-    """What files are read as."""
+    """How files are read."""
 
     layout: LayoutOpt
     symbol: Annotated[
@@ -91,7 +91,7 @@ class ReadingOptions(OptionGroup):
         shape: "ShapeOptions",
         home: Path,
     ) -> "InputFiles":
-        """Gather the files to load, and what they are read as."""
+        """Build the description of the files to load, and of how to read them."""
         from k2cli.ingestion.csv.layout import load_layout
         from k2cli.ingestion.csv.source import CsvOptions
         from k2cli.pipelines.load.files import InputFiles
@@ -99,7 +99,7 @@ class ReadingOptions(OptionGroup):
         return InputFiles(
             words=paths,
             layout_name=self.layout,
-            layout=shape.applied(load_layout(self.layout)).mapped(*parse_mappings(self.mappings)),
+            layout=shape.apply(load_layout(self.layout)).mapped(*parse_mappings(self.mappings)),
             options=CsvOptions(
                 symbol=self.symbol,
                 exchange=self.exchange,
@@ -119,7 +119,7 @@ class ReadingOptions(OptionGroup):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeOptions(OptionGroup):
-    """The form of CSV files, where it is not the layout's."""
+    """The form of CSV files, if it differs from the layout."""
 
     columns: Annotated[
         list[str] | None,
@@ -161,8 +161,8 @@ class ShapeOptions(OptionGroup):
         ),
     ] = None
 
-    def applied(self, layout: "Layout") -> "Layout":
-        """Change a layout to this form."""
+    def apply(self, layout: "Layout") -> "Layout":
+        """Return the layout with this form."""
         return layout.formatted(
             columns=[name.strip() for word in self.columns or () for name in word.split(",")],
             delimiter=self.delimiter,
@@ -174,7 +174,7 @@ class ShapeOptions(OptionGroup):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetOptions(OptionGroup):
-    """Where the rows of files go, and what may go wrong on the way."""
+    """The target of rows, and which files and rejects are accepted."""
 
     to: Annotated[
         LoadTo,
@@ -211,7 +211,7 @@ class TargetOptions(OptionGroup):
 
     @property
     def destination(self) -> LoadTo | None:
-        """Where rows go; None in a dry run."""
+        """The target of rows; None in a dry run."""
         return None if self.dry_run else self.to
 
 

@@ -32,8 +32,8 @@ from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 _PREVIEW_ROWS = 5
 _MOST_NAMED = 20  # files per line
 
-# After an interruption.
-_GO_ON: dict[LoadTo | None, str] = {
+# Hints after an interruption.
+_CONTINUE_HINT: dict[LoadTo | None, str] = {
     LoadTo.TABLE: "run the same command to continue",
     LoadTo.KAFKA: "to continue, give only the files that were not loaded",
 }
@@ -73,7 +73,9 @@ class LoadRun:
                 report.take(self._outcomes(stack, policy, report))
             except KeyboardInterrupt as exc:
                 self._sum_up(report, started)
-                report.interrupted(self.files.names(), hint=_GO_ON.get(self.target.destination))
+                report.interrupted(
+                    self.files.names(), hint=_CONTINUE_HINT.get(self.target.destination)
+                )
                 if isinstance(exc, Terminated):
                     raise typer.Exit(exc.exit_code) from exc
                 raise
@@ -95,7 +97,7 @@ class LoadRun:
             is_repeating=self.target.allow_duplicates,
             is_following=self.is_following,
             is_checked=self.is_checking,
-            held=interrupts.held,
+            uninterrupted=interrupts.uninterrupted,
         )
 
     def _outcomes(
@@ -198,14 +200,14 @@ class _Report:
             self._notice(file, "has no rows")
             return
         what = f"{sums.rows:,} rows" if outcome.is_new else "loaded before, skipped"
-        is_worth_words = sys.stderr.isatty() or not outcome.is_new
+        is_reported = sys.stderr.isatty() or not outcome.is_new
         self._observe(
             "loaded" if outcome.is_new else "skipped",
             path=file.path,
             rows=sums.rows,
             rejects=sums.rejects,
         )
-        if is_worth_words:
+        if is_reported:
             self._say(f"{file.path}: {what}")
 
     def _fault(self, file: FileToLoad, fault: BadData) -> None:
@@ -222,9 +224,9 @@ class _Report:
         """With text for people on stderr, events only go to the log file."""
         return self.log.on_event if self.is_logging else self.log.record
 
-    def _say(self, words: str) -> None:
+    def _say(self, text: str) -> None:
         if not self.is_logging:
-            note(words)
+            note(text)
 
     def _add(self, outcome: Outcome) -> None:
         self.totals.add(outcome)
@@ -235,14 +237,19 @@ class _Report:
     def interrupted(self, names: list[str], *, hint: str | None) -> None:
         """Report the loaded files, the one in progress, and how many remain."""
         left = [name for name in names if name not in self.done]
-        in_work, remaining = left[0] if left else "", max(0, len(left) - 1)
+        current, remaining = left[0] if left else "", max(0, len(left) - 1)
         named = self.loaded[:_MOST_NAMED]
         more = len(self.loaded) - len(named)
         files = ", ".join(named) + (f" and {more:,} more" if more else "")
         parts = [f"loaded {len(self.loaded):,}" + (f" ({files})" if named else "")]
-        if in_work:
-            parts += [f"not loaded {in_work}, which was in progress", f"{remaining:,} more remain"]
-        self._observe("interrupted", loaded=len(self.loaded), in_work=in_work, remaining=remaining)
+        if current:
+            parts += [
+                f"not loaded {current}, which was in progress",
+                f"{remaining:,} more remain",
+            ]
+        self._observe(
+            "interrupted", loaded=len(self.loaded), in_progress=current, remaining=remaining
+        )
         self._say(f"interrupted: {'; '.join(parts)}" + (f"; {hint}" if hint and left else ""))
 
 

@@ -1,7 +1,7 @@
 """Serve the metrics of a run to Prometheus. Imported only with `--metrics`.
 
-The totals are read when Prometheus requests them: all that a run does for its metrics is to count
-its events, of which there are few.
+Totals are read when Prometheus requests them, so metrics cost a run only the counting of its
+events, of which there are few.
 """
 
 import time
@@ -30,7 +30,7 @@ from k2cli.events import EVENTS, Level, Listener, Observer, level_of
 from k2cli.flow import Batch, Totals
 
 if TYPE_CHECKING:
-    from k2cli.ingestion.kafka.topics import Place
+    from k2cli.ingestion.kafka.topics import PartitionId
     from k2cli.pipelines.consume.loop import Consumption
     from k2cli.pipelines.consume.policy import ConsumeTotals
     from k2cli.pipelines.consume.progress import Progress
@@ -51,9 +51,9 @@ _SUMS: Final = {
 }
 _LAG: Final = ("k2_consumer_lag_messages", "Messages not committed yet.")
 _DELAY: Final = ("k2_commit_delay_seconds", "Age of the newest committed row or message.")
-_PLACE: Final = ("topic", "partition")
+_PARTITION_LABELS: Final = ("topic", "partition")
 _COMMIT_BUCKETS_S: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_LOOK_S: Final = 1.0
+_REFRESH_S: Final = 1.0
 
 
 class RunMetrics(Collector):
@@ -67,8 +67,8 @@ class RunMetrics(Collector):
         self._newest_us: int | None = None  # time of the newest row read
         self._committed_us: int | None = None  # and of the newest row committed
         self._settled_rows = 0
-        self._ends: dict[Place, int] = {}
-        self._looked_at = 0.0
+        self._ends: dict[PartitionId, int] = {}
+        self._refreshed_at = 0.0
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._events = Counter(
             "k2_events", "Log lines.", ["event", "level"], registry=self.registry
@@ -118,8 +118,8 @@ class RunMetrics(Collector):
     def on_read(self, reader: "Reader") -> None:
         """Update the partitions' ends at intervals. Runs in the reading thread."""
         now = time.monotonic()
-        if now - self._looked_at >= _LOOK_S:
-            self._looked_at = now
+        if now - self._refreshed_at >= _REFRESH_S:
+            self._refreshed_at = now
             self._ends = reader.ends()
 
     def collect(self) -> Iterator[Metric]:
@@ -134,12 +134,12 @@ class RunMetrics(Collector):
             yield GaugeMetricFamily(*_DELAY, value=_age_s(self._committed_us / 1e6))
 
     def _partitions(self, progress: "Progress") -> Iterator[Metric]:
-        lag = GaugeMetricFamily(*_LAG, labels=_PLACE)
+        lag = GaugeMetricFamily(*_LAG, labels=_PARTITION_LABELS)
         for (topic, number), offset in progress.committed().items():
             end = self._ends.get((topic, number), offset)
             lag.add_metric((topic, str(number)), max(0, end - offset))
         yield lag
-        delay = GaugeMetricFamily(*_DELAY, labels=_PLACE)
+        delay = GaugeMetricFamily(*_DELAY, labels=_PARTITION_LABELS)
         for (topic, number), time_ms in progress.committed_ms().items():
             delay.add_metric((topic, str(number)), _age_s(time_ms / 1e3))
         yield delay

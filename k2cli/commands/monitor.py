@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Monitor:
-    """One object for all that a run reports. Made by `open_monitor`.
+    """What a run reports to: its log, live view and metrics. Created by `open_monitor`.
 
-    A run emits its events to `observe`, and calls what `follow_pump` or `follow_consumption`
-    returns as it goes on.
+    A run emits its events to `observe`, and regularly calls the function that `follow_pump` or
+    `follow_consumption` returns.
     """
 
     observe: Observer
@@ -34,7 +34,7 @@ class Monitor:
     metrics: "RunMetrics | None" = None
 
     def follow_pump(self, pump: "Pump") -> "Callable[[Batch], None]":
-        """Follow a stream; return what is called with every batch."""
+        """Follow a stream; return the function to call with every batch."""
         followers = [each for each in (self.live, self.metrics) if each]
         for follower in followers:
             follower.watch(pump.totals)
@@ -48,7 +48,7 @@ class Monitor:
         return on_batch
 
     def follow_consumption(self, consumption: "Consumption") -> "Callable[[Reader], None]":
-        """Follow a consumer; return what is called after every read, in the thread that reads."""
+        """Follow a consumer; return the function to call after every read, in that thread."""
         if self.lag:
             self.lag.watch(consumption)
         if self.metrics:
@@ -70,9 +70,9 @@ def open_monitor(
     has_lag_view: bool = False,
     metrics: Address | None = None,
 ) -> Monitor:
-    """Open what follows a run: a live view if stderr is a terminal, metrics if there is an address.
+    """Open the monitor of a run: a live view if stderr is a terminal, metrics with an address.
 
-    A stream with a title has a live view of its symbols, a consumer one of its lag.
+    A stream with a title gets a live view of its symbols, a consumer one of its lag.
 
     Raises:
         Unavailable: the address of the metrics is not available.

@@ -17,7 +17,6 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.terminal import output
-from k2cli.errors import UsageError
 from k2cli.files import open_input
 from k2cli.kinds import KindName
 
@@ -60,15 +59,10 @@ def produce(
     from k2cli.ingestion.ndjson import read_ndjson
     from k2cli.pipelines.produce import open_topics, produce_rows
     from k2cli.pipelines.pump import Allowance, LineSums, RejectPolicy
-    from k2cli.records import KINDS, kind_of_topic
+    from k2cli.records import KINDS, require_kind
     from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
-    record_kind = KINDS[kind] if kind else kind_of_topic(topic)
-    if record_kind is None:
-        raise UsageError(
-            f"cannot infer the record kind from topic {topic}",
-            hint="use --kind trades or --kind quotes",
-        )
+    record_kind = KINDS[kind] if kind else require_kind(topic)
     started, sums = time.monotonic(), LineSums()
     with (
         ExitStack() as files,

@@ -253,7 +253,7 @@ def _channels(venue: Venue, names: list[str], topic: str | None) -> list[str]:
     if not channels:
         raise typer.BadParameter("no channel given", param_hint="--channels")
     if topic is not None and len(channels) > 1:
-        raise typer.BadParameter("one topic holds one channel's rows", param_hint="--topic")
+        raise typer.BadParameter("a topic takes the rows of one channel only", param_hint="--topic")
     return channels
 
 

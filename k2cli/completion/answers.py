@@ -154,7 +154,7 @@ def _remembered(kind: str) -> "Callable[[_Line, Mapping[str, str]], list[str]]":
 
 def _columns(line: _Line, _environment: Mapping[str, str]) -> list[str]:
     """Return the columns of the record kind in the command's name."""
-    schema = _schemas()[f"{line.path[-1].removesuffix('s')}_v2"]
+    schema = _schemas()[KindName(line.path[-1]).traits.schema]
     return [column["name"] for column in json.loads(schema.read_text(encoding="utf-8"))["fields"]]
 
 

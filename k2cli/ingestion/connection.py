@@ -184,7 +184,7 @@ class Connection(WSListener):
         self._opened.underlying_transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self.is_paused = False
         self.last_data_s = self.last_message_s = self._clock()
         if not self._opened.is_disconnected:

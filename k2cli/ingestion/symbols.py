@@ -128,8 +128,8 @@ def _guess(pair: str, listing: Listing) -> tuple[str, str]:
 
 def _splits(pair: str) -> Iterator[tuple[str, str]]:
     """Yield every way to split a pair, the longest quote asset first."""
-    for place in range(1, len(pair)):
-        yield pair[:place], pair[place:]
+    for cut in range(1, len(pair)):
+        yield pair[:cut], pair[cut:]
 
 
 @dataclass(frozen=True, slots=True)

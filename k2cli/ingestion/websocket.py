@@ -241,7 +241,7 @@ class Connections:
         if isinstance(exc, Refused) and exc.is_final:
             raise Unavailable(
                 f"{base} refuses the connection: HTTP {exc.status}",
-                hint="check --symbols and --url; 451 means not available in your location,  "
+                hint="check --symbols and --url; 451 means not available in your location, "
                 "3xx a redirect to another server, which k2 does not follow",
             ) from exc
         if is_late:

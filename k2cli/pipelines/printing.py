@@ -1,4 +1,4 @@
-"""Rows on stdout: printers, and what stands for tables when rows are printed."""
+"""Print rows to stdout, also in place of tables."""
 
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
@@ -30,7 +30,7 @@ class NdjsonPrinter:
         self._out.flush()
 
     def first(self, limit: int | None) -> Callable[[RecordKind, pa.RecordBatch], None]:
-        """Return what writes at most so many rows, and ignores the others."""
+        """Return a function that writes at most `limit` rows and ignores the others."""
         if limit is None:
             return self.write
         left = limit
@@ -62,20 +62,20 @@ class ArrowPrinter:
         self._out.flush()
 
 
-class PrintedTables:
-    """Writes rows to a stream instead of tables."""
+class StdoutTables:
+    """Opens tables that print their rows instead of storing them."""
 
     def __init__(self, printer: Printer) -> None:
         self._printer = printer
-        self._tables: dict[str, PrintedTable] = {}
+        self._tables: dict[str, StdoutTable] = {}
 
-    def open(self, kind: RecordKind) -> "PrintedTable":
-        """Return what prints the rows of a kind."""
-        return self._tables.setdefault(kind.name, PrintedTable(kind, self._printer))
+    def open(self, kind: RecordKind) -> "StdoutTable":
+        """Return the table that prints the rows of a kind."""
+        return self._tables.setdefault(kind.name, StdoutTable(kind, self._printer))
 
 
-class PrintedTable:
-    """Rows of one kind onto a stream, in the place of a table."""
+class StdoutTable:
+    """Prints rows of one kind instead of storing them."""
 
     def __init__(self, kind: RecordKind, printer: Printer) -> None:
         self._kind = kind
@@ -83,14 +83,14 @@ class PrintedTable:
         self._position: str | None = None
 
     def refresh(self) -> None:
-        """Do nothing: nobody else prints."""
+        """Do nothing: no other writer changes it."""
 
     def evolved_kind(self) -> RecordKind:
         """Return the kind unchanged: all its columns are printed."""
         return self._kind
 
     def stored_position(self, key: str) -> str | None:  # noqa: ARG002
-        """Return how far the rows were printed."""
+        """Return the position that the printed rows reach."""
         return self._position
 
     def append(self, rows: pa.Table, *, source: SourcePosition) -> Commit:

@@ -129,7 +129,7 @@ def produce_rows(
     policy: RejectPolicy,
     sums: LineSums,
 ) -> None:
-    """Produce the rows of an input as they come, and wait until the brokers hold them.
+    """Produce the rows of an input as they arrive, and wait until the brokers have them.
 
     Raises:
         BadData: more rejects than allowed; the rows before are produced.

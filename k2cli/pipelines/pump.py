@@ -61,7 +61,7 @@ def pump(
 
     Raises:
         BadData: more rejects than allowed, the file of rejects is full, or the input cannot be read
-        its end.
+            to its end.
     """
     rejects, allowance = policy.rejects, policy.allowance
     first = ""

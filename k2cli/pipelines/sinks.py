@@ -81,7 +81,7 @@ class TableSink:
             return Kept(rows=rows)
         files = []
         for spilled in (each for kind in self._recovered.values() for each in kind):
-            spilled.lock.close()
+            spilled.release()
         for name, batches in self._pending.items():
             if batches or self._seen[name]:
                 table = pa.Table.from_batches(batches, KINDS[name].arrow)
@@ -149,7 +149,7 @@ class TableSink:
         is_fit[list(faults)] = False
         self._pending[kind.name][:] = rows.filter(pa.array(is_fit)).to_batches()
         for spilled in self._recovered[kind.name]:  # its rows are now pending
-            spilled.rows = kind.arrow.empty_table()
+            spilled.forget_rows()
         with NdjsonRenderer() as renderer:
             return [
                 _unfit_reject(kind, rows.slice(row, 1), fault, renderer)

@@ -23,7 +23,7 @@ import pyarrow as pa
 from k2cli.config import Settings
 from k2cli.errors import Unavailable
 from k2cli.events import Observer
-from k2cli.files import make_folder, opener
+from k2cli.files import make_folder, opener, sync_folder
 from k2cli.records import KINDS, RecordKind
 from k2cli.redaction import redact_url
 from k2cli.storage.position import Series, Stored
@@ -47,6 +47,14 @@ class Spilled:
         """Remove the file: its rows are committed."""
         self.path.unlink(missing_ok=True)
         self.lock.close()
+
+    def release(self) -> None:
+        """Leave the file, with its rows, to the next run."""
+        self.lock.close()
+
+    def forget_rows(self) -> None:
+        """Drop the rows from memory; the file still has them."""
+        self.rows = self.kind.arrow.empty_table()
 
 
 class SpillFolder:
@@ -75,7 +83,7 @@ class SpillFolder:
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(path)
-                _sync_folder(self.path)
+                sync_folder(self.path)
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as exc:
@@ -143,11 +151,3 @@ def _decode(data: bytes) -> dict[Series, Stored]:
         Series(exchange, symbol): Stored(exact=np.array(ranges, dtype=np.int64).reshape(-1, 2))
         for exchange, symbol, ranges in json.loads(data)
     }
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -13,12 +13,12 @@ _BARS: Final = """
     WITH numbered AS (
         SELECT *,
             make_timestamptz(epoch_us("timestamp") // 60_000_000 * 60_000_000) AS minute,
-            row("timestamp", source_sequence, message_id) AS place
+            row("timestamp", source_sequence, message_id) AS position
         FROM trades WHERE {condition}
     ), bars AS (
         SELECT exchange, symbol, minute,
-            arg_min(price, place) AS open, max(price) AS high, min(price) AS low,
-            arg_max(price, place) AS close, sum(quantity) AS volume,
+            arg_min(price, position) AS open, max(price) AS high, min(price) AS low,
+            arg_max(price, position) AS close, sum(quantity) AS volume,
             sum(price * quantity) AS turnover, count(*) AS trades
         FROM numbered GROUP BY exchange, symbol, minute
     ), digits AS (

@@ -172,17 +172,17 @@ def _nested_json(expression: str, of: "DuckDBPyType", zone: str, depth: int) -> 
             return f"map_from_entries({entries})"
         case _:
             fields = ", ".join(
-                f"{quoted(name or f'v{place}')} := "
+                f"{quoted(name or f'v{number}')} := "
                 + as_json(
-                    f"struct_extract({expression}, {_field(name, place)})", child, zone, depth + 1
+                    f"struct_extract({expression}, {_field(name, number)})", child, zone, depth + 1
                 )
-                for place, (name, child) in enumerate(_children(of), start=1)
+                for number, (name, child) in enumerate(_children(of), start=1)
             )
             return f"CASE WHEN {expression} IS NOT NULL THEN struct_pack({fields}) END"
 
 
-def _field(name: str, place: int) -> str:
-    return literal(name) if name else str(place)
+def _field(name: str, number: int) -> str:
+    return literal(name) if name else str(number)
 
 
 def json_object(columns: Sequence[Column]) -> str:

@@ -136,14 +136,15 @@ class RemoteAnswer:
         self._request = request
         self._frames = Frames(connection, allowance_s=_START_S)
         self._size_bytes = 0
+        self._rows = 0  # set at the end of the answer
         self.named_types: Sequence[tuple[str, str]] = ()
 
     def first(self, rows: int) -> "RemoteAnswer":
-        """The same answer, cut after its first rows."""
+        """Return the same answer, limited to its first rows."""
         return RemoteAnswer(self._connection, self._lifeline, replace(self._request, limit=rows))
 
     def copy(self, form: str, sink: BinaryIO) -> int:
-        """Write all rows into `sink` in a form of `render.COPIES`; return how many."""
+        """Write all rows into `sink` in a format of `render.COPIES`; return how many."""
         self._send(form)
         while (body := self.next_bytes()) is not None:
             sink.write(body)

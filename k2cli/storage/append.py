@@ -212,8 +212,8 @@ class Attempt:
     files: Sequence[DataFile]
     removed: Sequence[DataFile] = ()  # live files, replaced by `files`
     properties: Mapping[str, str]  # of the snapshot: carried over and new ones
-    scratch: Sequence[str]  # files that are useless if another writer is faster
-    is_repeatable: bool = False  # with files of its own, by whoever finds that none of it is there
+    scratch: Sequence[str]  # files to delete if another writer is faster
+    is_repeatable: bool = False  # a second attempt writes its own files, so it may be retried
 
 
 def commit_attempts(
@@ -225,9 +225,9 @@ def commit_attempts(
 ) -> int | None:
     """Commit the result of `attempt` on the newest snapshot's state, again after a lost race.
 
-    Returns the snapshot's id, or None if `attempt` has nothing to add. Where the
-    table was not loaded for this commit (`is_current` is off), a refusal or None counts only if
-    `attempt` comes to it again with the newest metadata.
+    Returns the snapshot's id, or None if `attempt` has nothing to add. If the table was not loaded
+    for this commit (`is_current` is off), a refusal or None is only final if `attempt` repeats it
+    with the newest metadata.
 
     Raises:
         Conflict: other writers won too often; nothing was written.
@@ -270,7 +270,7 @@ def _judge(
     try:
         made = attempt(read_state(table))
     except (BadData, Conflict, FileNotFoundError) as exc:
-        # Compacted and expired since the table was loaded, perhaps, or evolved, or a load undone.
+        # Possibly the table was compacted, expired or evolved since, or a load was undone.
         is_final = is_current and not isinstance(exc, FileNotFoundError)
         if is_final or not has_moved_on(table):
             raise

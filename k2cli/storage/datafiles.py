@@ -25,11 +25,11 @@ from pyiceberg.table import Table
 from pyiceberg.types import ListType, MapType, NestedField
 
 from k2cli.records import RecordKind
-from k2cli.storage.evolve import arrow_columns, fitted
+from k2cli.storage.admission import rows_days
+from k2cli.storage.evolve import arrow_columns, fit_rows
 from k2cli.storage.vendor import translated_damage
 
 ROW_GROUP_ROWS: Final = 100_000
-_DAY_US: Final = 86_400_000_000
 # Columns of few distinct values; ids and numbers are better off without a dictionary.
 _DICTIONARY: Final = [
     *("symbol", "exchange", "asset_class", "currency", "side"),
@@ -40,13 +40,13 @@ _DICTIONARY: Final = [
 def write_data_files(table: Table, kind: RecordKind, rows: pa.Table) -> list[DataFile]:
     """Write sorted rows as one Parquet file per day; nothing is visible until committed.
 
-    `rows` have the kind's columns and whatever further ones the table has, in any order. The files
-    lie where the table's location provider puts them.
+    `rows` have the kind's columns, and optionally other columns of the table, in any order. The
+    table's location provider determines the paths.
 
     Raises:
         BadData: the table is outdated: it lacks a column, or a value does not fit a narrower one.
     """
-    rows = fitted(table, kind, rows)
+    rows = fit_rows(table, kind, rows)
     schema = arrow_schema_with_ids(rows.schema, table.schema())
     files: list[DataFile] = []
     try:
@@ -62,7 +62,7 @@ def write_data_files(table: Table, kind: RecordKind, rows: pa.Table) -> list[Dat
 def open_data_file(table: Table, path: str, **options: Any) -> Iterator[pq.ParquetFile]:
     """Open a data file for reading, with options of `pyarrow.parquet.ParquetFile`.
 
-    Pages that carry a checksum, as all that k2 writes, are verified as they are read.
+    Page checksums, which all files written by k2 have, are verified during reading.
 
     Raises:
         BadData: the file is damaged; this may only be detected during reading.
@@ -107,9 +107,9 @@ def read_data_file(
 def write_data_file_again(
     table: Table, kind: RecordKind, file: DataFile, rows: Iterable[pa.Table]
 ) -> DataFile:
-    """Write a replacement for a data file, in the given order; invisible until committed.
+    """Write a replacement for a data file; invisible until committed.
 
-    They have the columns of the table, and belong to the same partition.
+    `rows` are in order, have the columns of the table, and belong to the file's partition.
     """
     spec = table.specs()[file.spec_id]
     values = [
@@ -136,7 +136,7 @@ def _day_key(table: Table, day: int) -> PartitionKey:
 
 def _sorted_days(kind: RecordKind, rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     """Split rows by UTC day (days since 1970), each part in the kind's sort order."""
-    days = rows[kind.partition_by].cast(pa.int64()).to_numpy() // _DAY_US
+    days = rows_days(kind, rows)
     keys = [_sort_key(rows[name]) for name in reversed(kind.sort_by)]
     order = np.lexsort((*keys, days))
     ordered = rows.take(pa.array(order))

@@ -14,7 +14,7 @@ from k2cli.errors import Conflict
 from k2cli.ranges import EMPTY, Ints, Ranges, intersection, union
 from k2cli.records import RecordKind
 from k2cli.storage.append import Attempt
-from k2cli.storage.duplicates import Doubles, Keep, find_across_days, find_in_day
+from k2cli.storage.duplicates import DuplicateRows, Keep, find_across_days, find_in_day
 from k2cli.storage.lines import Bools
 from k2cli.storage.position import Series, Stored
 from k2cli.storage.rewrite import Removed, Rewrite
@@ -27,7 +27,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ATTEMPTS = 5
 
 
-def remove_doubles(target: Target, keep: Keep | None, *, is_dry_run: bool) -> Iterator[Doubles]:
+def remove_duplicates(
+    target: Target, keep: Keep | None, *, is_dry_run: bool
+) -> Iterator[DuplicateRows]:
     """Remove rows stored more than once, one commit per day; yield the result of each day.
 
     Of identical rows, the one received first is kept; of rows of one id with other values the one
@@ -56,8 +58,8 @@ def remove_doubles(target: Target, keep: Keep | None, *, is_dry_run: bool) -> It
 
 
 def _find_and_remove(
-    target: Target, find: Callable[[FileStatistics], Doubles], *, is_dry_run: bool
-) -> Doubles:
+    target: Target, find: Callable[[FileStatistics], DuplicateRows], *, is_dry_run: bool
+) -> DuplicateRows:
     """Remove the rows found; search again if other writers rewrote the files meanwhile."""
     for _ in range(_ATTEMPTS):
         found = find(target.index.files(target.table.refresh()))
@@ -69,7 +71,7 @@ def _find_and_remove(
     raise Conflict("other writers rewrote the files meanwhile", hint="run the command again")
 
 
-def _remove(target: Target, found: Doubles) -> None:
+def _remove(target: Target, found: DuplicateRows) -> None:
     """Remove the rows that were found, in one commit.
 
     Raises:
@@ -89,7 +91,7 @@ def _remove(target: Target, found: Doubles) -> None:
         rewrite.commit(finish)
 
 
-def _filter(kind: RecordKind, found: Doubles) -> BooleanExpression:
+def _filter(kind: RecordKind, found: DuplicateRows) -> BooleanExpression:
     """Choose the days from the first to the last with rows to remove."""
     begin, end = (_EPOCH + timedelta(days=day) for day in (min(found.days), max(found.days) + 1))
     return And(

@@ -1,4 +1,4 @@
-"""What a table is, how large, and which snapshots it keeps, as people want to see it."""
+"""Describe tables and their snapshots."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from k2cli.storage.state import RUN_KEY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotInfo:
-    """One snapshot of a table, as people want to see it."""
+    """One snapshot of a table."""
 
     snapshot_id: int
     committed_at: datetime
@@ -20,13 +20,13 @@ class SnapshotInfo:
     added_rows: int
     total_rows: int
     total_files: int
-    run: str  # the run of k2 that made it, as its log lines have it
-    refs: tuple[str, ...]  # branches and tags that point at it
+    run: str  # id of the run that created it, as in its log lines
+    refs: tuple[str, ...]  # branches and tags on it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableInfo:
-    """What a table is, and how large."""
+    """A table's columns, properties and size."""
 
     name: str
     kind: str

@@ -43,7 +43,7 @@ class Keep(StrEnum):
 
 
 @dataclass(slots=True)
-class Doubles:
+class DuplicateRows:
     """Rows that are also stored elsewhere."""
 
     days: list[int] = field(default_factory=list)  # on which they are: since 1970, UTC
@@ -76,7 +76,7 @@ class _Rows:
 
 def find_in_day(
     table: Table, kind: RecordKind, files: FileStatistics, day: int, keep: Keep | None
-) -> Doubles:
+) -> DuplicateRows:
     """Find rows to drop within a day, and the numbers of dense series on that day.
 
     Of identical rows, the one received first is kept. Rows of one id with other values are counted;
@@ -96,7 +96,7 @@ def find_across_days(
     files: FileStatistics,
     numbers: Mapping[Series, Stored],
     keep: Keep | None,
-) -> Doubles:
+) -> DuplicateRows:
     """Find rows to drop among numbers that are stored on several days."""
     paths = files.overlapping(numbers)
     rows, _ = _read(table, kind, paths, only=numbers)
@@ -215,9 +215,9 @@ def _are_among(
     return are_among
 
 
-def _judge(table: Table, kind: RecordKind, rows: _Rows, keep: Keep | None) -> Doubles:
+def _judge(table: Table, kind: RecordKind, rows: _Rows, keep: Keep | None) -> DuplicateRows:
     """Decide which rows of each record to keep. They are ascending by record."""
-    found = Doubles()
+    found = DuplicateRows()
     if not len(rows.groups):
         return found
     values = _values(table, kind, rows)

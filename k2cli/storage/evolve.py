@@ -24,7 +24,7 @@ from k2cli.rejects import Cause, Fault, shown
 from k2cli.storage.tables import RETRIES, RETRIES_KEY
 
 _ATTEMPTS: Final = 20
-_NO_RETRIES: Final = "0"  # what tables of k2 0.1.0 have, so that other engines' rewrites fail
+_NO_RETRIES: Final = "0"  # in tables of k2 0.1.0; it makes other engines' rewrites fail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Change:
 
 
 def arrow_columns(schema: Schema) -> pa.Schema:
-    """Return a table's columns as our rows have them."""
+    """Return a table's columns with the Arrow types that rows have in k2."""
     return pa.schema(map(_small, schema_to_pyarrow(schema, include_field_ids=False)))
 
 
@@ -64,7 +64,7 @@ def _small(field: pa.Field) -> pa.Field:
     return field.with_type(of)
 
 
-def fitted(table: Table, kind: RecordKind, rows: pa.Table) -> pa.Table:
+def fit_rows(table: Table, kind: RecordKind, rows: pa.Table) -> pa.Table:
     """Return rows with the table's column widths.
 
     An outdated table may have narrower columns: values that fit are kept exactly.
@@ -80,10 +80,10 @@ def fitted(table: Table, kind: RecordKind, rows: pa.Table) -> pa.Table:
             raise BadData(reason, hint=hint)
     for fault in unfit_rows(table, kind, rows).values():
         raise BadData(fault.reason, hint=hint)
-    for place, field in enumerate(rows.schema):
-        there = columns.field(field.name).type
-        if is_wider(there, field.type) or is_wider(field.type, there):
-            rows = rows.set_column(place, field.with_type(there), rows[place].cast(there))
+    for index, field in enumerate(rows.schema):
+        of = columns.field(field.name).type
+        if is_wider(of, field.type) or is_wider(field.type, of):
+            rows = rows.set_column(index, field.with_type(of), rows[index].cast(of))
     return rows
 
 
@@ -96,17 +96,17 @@ def unfit_rows(table: Table, kind: RecordKind, rows: pa.Table) -> dict[int, Faul
     faults: dict[int, Fault] = {}
     for field in rows.schema:
         column = columns.field(field.name) if field.name in columns.names else field
-        there, values = column.type, rows[field.name]
+        of, values = column.type, rows[field.name]
         if not column.nullable and values.null_count:
             reason = f"{field.name} is null, and every row of {kind.table} needs one"
             fault = Fault(reason=reason, cause=Cause.MISSING, field=field.name)
             for row in np.flatnonzero(values.is_null().to_numpy()).tolist():
                 faults.setdefault(row, fault)
-        if is_wider(field.type, there):
-            for row in np.flatnonzero(_is_unfit(values.combine_chunks(), there)).tolist():
+        if is_wider(field.type, of):
+            for row in np.flatnonzero(_is_unfit(values.combine_chunks(), of)).tolist():
                 value = values[row].as_py()
-                brief = f"does not fit {there}, its type in {kind.table}"
-                is_decimal = pa.types.is_decimal(there)
+                brief = f"does not fit {of}, its type in {kind.table}"
+                is_decimal = pa.types.is_decimal(of)
                 fault = Fault(
                     reason=f"{field.name} {value} {brief}",
                     cause=Cause.DECIMAL_OVERFLOW if is_decimal else Cause.OUT_OF_RANGE,
@@ -129,15 +129,18 @@ def _is_unfit(values: pa.Array, narrow: pa.DataType) -> npt.NDArray[np.bool_]:
 def evolve_table(
     table: Table, kind: RecordKind, avro: Mapping[str, Any], *, is_dry_run: bool
 ) -> list[str]:
-    """Bring a table along with an Avro schema of its kind. See `LakeTable.evolve`."""
+    """Evolve a table to an Avro schema of its kind; return the changes as text.
+
+    See `LakeTable.evolve`.
+    """
     for _ in range(_ATTEMPTS):
         changes = list(_changes(kind, avro, arrow_columns(table.schema())))
-        said = [str(change) for change in changes]
+        texts = [str(change) for change in changes]
         is_retried = table.properties.get(RETRIES_KEY) != _NO_RETRIES
         if not is_retried:
-            said.append(f"set {RETRIES_KEY} {_NO_RETRIES} to {RETRIES}")
-        if not said or is_dry_run:
-            return said
+            texts.append(f"set {RETRIES_KEY} {_NO_RETRIES} to {RETRIES}")
+        if not texts or is_dry_run:
+            return texts
         try:
             with table.transaction() as transaction:
                 if changes:
@@ -148,7 +151,7 @@ def evolve_table(
         except CommitFailedException:  # another writer was faster: check again
             table.refresh()
             continue
-        return said
+        return texts
     raise Conflict(
         f"other writers of {'.'.join(table.name())} won {_ATTEMPTS} times in a row",
         hint="run the command again",
@@ -191,21 +194,21 @@ def _change(kind: RecordKind, field: Mapping[str, Any], columns: pa.Schema) -> C
     return Change(column=wanted.with_nullable(True), before=None)
 
 
-def _widened(kind: RecordKind, wanted: pa.Field, there: pa.Field) -> Change | None:
+def _widened(kind: RecordKind, wanted: pa.Field, current: pa.Field) -> Change | None:
     """Compare a field with the column of its name."""
     name = wanted.name
     can_be_null = name in kind.arrow.names and kind.arrow.field(name).nullable
-    if wanted.nullable and not (there.nullable or can_be_null):
+    if wanted.nullable and not (current.nullable or can_be_null):
         raise BadData(f"field {name} is optional, but every row of {kind.table} has one")
-    is_same = wanted.type == there.type or is_wider(there.type, wanted.type)
-    if not (is_same or is_wider(wanted.type, there.type)):
+    is_same = wanted.type == current.type or is_wider(current.type, wanted.type)
+    if not (is_same or is_wider(wanted.type, current.type)):
         raise BadData(
-            f"field {name} is {wanted.type}, and column {name} of {kind.table} is {there.type}:"
+            f"field {name} is {wanted.type}, and column {name} of {kind.table} is {current.type}:"
             " that is another type, not a wider one"
         )
-    of = there.type if is_same else wanted.type
-    column = there.with_type(of).with_nullable(wanted.nullable or there.nullable)
-    return None if column.equals(there) else Change(column=column, before=there)
+    of = current.type if is_same else wanted.type
+    column = current.with_type(of).with_nullable(wanted.nullable or current.nullable)
+    return None if column.equals(current) else Change(column=column, before=current)
 
 
 def _check_is_new(field: Mapping[str, Any], kind: RecordKind, columns: pa.Schema) -> None:

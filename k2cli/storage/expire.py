@@ -10,6 +10,7 @@ from pyiceberg.table.snapshots import Operation, Snapshot
 
 from k2cli.config import TableSettings
 from k2cli.storage.loads import KEY, segment_paths
+from k2cli.storage.state import ancestors
 
 
 def expired_snapshots(metadata: TableMetadata, settings: TableSettings) -> set[int]:
@@ -37,9 +38,9 @@ def expired_snapshots(metadata: TableMetadata, settings: TableSettings) -> set[i
 def unreferenced_files(table: Table, expired: set[int], *, next_log: str | None) -> set[str]:
     """List the files that only these snapshots refer to: manifest lists, manifests, data files.
 
-    Data files can only be among them if some snapshot rewrote or deleted files, or the table was
-    rolled back; while all are appends in one line, every data file lives on, and no manifest is
-    opened to find out. `next_log` is the log of loads that the commit to come will name.
+    Data files can only be among them if a snapshot rewrote or deleted files, or the table was
+    rolled back. If all snapshots are appends on one branch, every data file is still referenced,
+    and no manifest is read. `next_log` is the log of loads that the next commit will name.
     """
     if not expired:
         return set()
@@ -52,7 +53,8 @@ def unreferenced_files(table: Table, expired: set[int], *, next_log: str | None)
     doomed = {snapshot.manifest_list for snapshot in gone} | set(only_gone)
     kept_logs = [next_log, *map(_log, kept)]
     doomed |= segment_paths(table, map(_log, gone)) - segment_paths(table, kept_logs)
-    if not (all(map(_is_append, snapshots)) and expired <= _ancestors(table.metadata)):
+    lineage = {snapshot.snapshot_id for snapshot in ancestors(table)}
+    if not (all(map(_is_append, snapshots)) and expired <= lineage):
         live = {
             entry.data_file.file_path
             for manifest in kept_manifests.values()
@@ -68,10 +70,10 @@ def unreferenced_files(table: Table, expired: set[int], *, next_log: str | None)
 
 
 def merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) -> set[str]:
-    """List the manifests that a commit wrote and at once merged into larger ones.
+    """List the manifests that a commit wrote and immediately merged into larger ones.
 
-    pyiceberg numbers the manifests of a commit, {commit uuid}-m0.avro and so on, and leaves those
-    that its snapshot does not refer to where they are.
+    pyiceberg numbers the manifests of a commit ({commit uuid}-m0.avro and so on), and does not
+    delete those that its snapshot does not refer to.
     """
     snapshot = table.snapshot_by_id(snapshot_id)
     if snapshot is None:
@@ -79,8 +81,8 @@ def merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) -> 
     used = {manifest.manifest_path for manifest in snapshot.manifests(table.io)}
     pattern = re.compile(rf"{commit_uuid}-m(\d+)\.avro$")
     last = max((int(match[1]) for match in map(pattern.search, used) if match), default=-1)
-    place = table.location_provider().new_metadata_location
-    return {place(f"{commit_uuid}-m{number}.avro") for number in range(last)} - used
+    path_of = table.location_provider().new_metadata_location
+    return {path_of(f"{commit_uuid}-m{number}.avro") for number in range(last)} - used
 
 
 def _log(snapshot: Snapshot) -> str | None:
@@ -89,14 +91,3 @@ def _log(snapshot: Snapshot) -> str | None:
 
 def _is_append(snapshot: Snapshot) -> bool:
     return snapshot.summary is not None and snapshot.summary.operation is Operation.APPEND
-
-
-def _ancestors(metadata: TableMetadata) -> set[int]:
-    """Return the ids of the current snapshot and its ancestors."""
-    found: set[int] = set()
-    snapshot = metadata.current_snapshot()
-    while snapshot is not None:
-        found.add(snapshot.snapshot_id)
-        parent = snapshot.parent_snapshot_id
-        snapshot = metadata.snapshot_by_id(parent) if parent is not None else None
-    return found

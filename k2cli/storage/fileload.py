@@ -25,6 +25,7 @@ from k2cli.storage.admission import (
 from k2cli.storage.append import Attempt, PositionMissing, commit_attempts, has_moved_on
 from k2cli.storage.datafiles import delete_files, open_data_file, write_data_files
 from k2cli.storage.lines import Bools, Lines
+from k2cli.storage.loadresult import LoadResult, Written
 from k2cli.storage.loads import (
     KEY as LOADS_KEY,
 )
@@ -32,8 +33,8 @@ from k2cli.storage.loads import (
     FileKey,
     FileState,
     LoadEntry,
+    append_entries,
     copies,
-    extended,
     loaded_before,
     newest_loads,
 )
@@ -57,7 +58,6 @@ from k2cli.storage.state import (
     read_state,
 )
 from k2cli.storage.stored import BEGINNING, Days, FileStatistics
-from k2cli.storage.stowed import Stowed, Written
 from k2cli.storage.target import Target
 from k2cli.storage.vendor import translated
 
@@ -94,7 +94,7 @@ class FileLoad:
         known: Lines,
         is_again: bool,
     ) -> None:
-        self.stowed: Final = Stowed()
+        self.result: Final = LoadResult()
         self._open_target = open_target
         self._what = what  # the operation, for errors
         self._kind = lines.kind
@@ -203,14 +203,14 @@ class FileLoad:
         self._check_removals(state, is_rolled_back=is_rolled_back)
         self._leave_out_added(BEGINNING if is_rolled_back else _sequence(self._base))
         self._base = self._table.current_snapshot()
-        value, segment = extended(self._table, log, [self._written.entry(entry, self.stowed)])
+        value, segment = append_entries(self._table, log, [self._written.entry(entry, self.result)])
         position = position_property(state.position.extended(self._written.numbers))
         properties = {**state.properties, LOADS_KEY: value, KEY: position}
         return Attempt(files=self._files, properties=properties, scratch=[segment])
 
     def _check_removals(self, state: TableState, *, is_rolled_back: bool) -> None:
         """Refuse to continue if skipped rows may no longer be stored."""
-        if not self.stowed.duplicates + self.stowed.conflicts:
+        if not self.result.duplicates + self.result.conflicts:
             return
         removed = [each.properties.get(REMOVED_KEY) for each in (state, self._state or state)]
         if removed[0] != removed[1] or is_rolled_back:
@@ -227,11 +227,11 @@ class FileLoad:
         with translated(self._what):
             try:
                 admission = self._admit(rows)
-            except FileNotFoundError:  # compacted and expired since the table was loaded, perhaps
+            except FileNotFoundError:  # possibly compacted and expired since the table was loaded
                 if not has_moved_on(self._table):
                     raise
                 raise self._changed("other writers compacted") from None
-            self.stowed.add(admission)
+            self.result.add(admission)
             if admission.rows.num_rows:
                 self._files += self._write_rows(admission.rows)
 
@@ -309,7 +309,7 @@ class FileLoad:
     def _files_of(self, days: Days) -> FileStatistics:
         """Return the table's data files of some days, and those written since."""
         written = FileStatistics.of(self._table, self._files).within(days, BEGINNING)
-        return FileStatistics.joined([self._target.index.files(self._table, days), written])
+        return FileStatistics.concatenate([self._target.index.files(self._table, days), written])
 
     def _look_up(self, keys: Keys) -> Found:
         return find_rows(self._table, self._kind, self._files_of(days_of_keys(keys)), keys)
@@ -355,8 +355,8 @@ class FileLoad:
             delete_files(self._table, (file.file_path for file in files))
             raise
         for admission in admissions.values():
-            self.stowed.rows -= admission.duplicates + admission.conflicts
-            self.stowed.add_left_out(admission)
+            self.result.rows -= admission.duplicates + admission.conflicts
+            self.result.add_left_out(admission)
         self._files = [file for file in self._files if file.file_path not in admissions] + files
         self._written.numbers = {
             series: own.without(position.of(series).exact)

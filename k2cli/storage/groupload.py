@@ -19,12 +19,13 @@ from k2cli.storage.append import (
 )
 from k2cli.storage.datafiles import write_data_files
 from k2cli.storage.lines import Lines
+from k2cli.storage.loadresult import LoadResult, Written
 from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.loads import (
     FileKey,
     FileState,
     LoadEntry,
-    extended,
+    append_entries,
     loaded_before,
     newest_loads,
 )
@@ -33,7 +34,6 @@ from k2cli.storage.position import KEY
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.state import LOST_KEY, TableState, position_property
 from k2cli.storage.stored import Days, FileStatistics
-from k2cli.storage.stowed import Stowed, Written
 from k2cli.storage.target import Target
 
 
@@ -48,7 +48,7 @@ class CompleteFile:
     after: FileState | None  # the earlier load of the path
 
 
-def load_group(target: Target, files: Sequence[CompleteFile]) -> list[Stowed | None]:
+def load_group(target: Target, files: Sequence[CompleteFile]) -> list[LoadResult | None]:
     """Commit the new rows of files and their entries in the log of loads as one snapshot.
 
     If several files have the same record, the first one counts. Returns the outcome of each file;
@@ -71,7 +71,7 @@ class _Group:
     """Checks the rows of files against a table, again at each attempt."""
 
     def __init__(self, target: Target, files: Sequence[CompleteFile]) -> None:
-        self.outcomes: list[Stowed | None] = [None] * len(files)
+        self.outcomes: list[LoadResult | None] = [None] * len(files)
         self._target = target
         self._files = files
 
@@ -94,7 +94,7 @@ class _Group:
             self._check_lines(files, admission)
         entries = self._entries(files, admission)
         data_files = write_data_files(table, kind, admission.rows) if len(admission.kept) else []
-        value, segment = extended(table, log, entries)
+        value, segment = append_entries(table, log, entries)
         position = before.extended(admission.added)
         return Attempt(
             files=data_files,
@@ -156,7 +156,7 @@ class _Group:
         entries: list[LoadEntry] = []
         for at, (file, first, last) in enumerate(zip(files, firsts, lasts, strict=True)):
             conflicts = np.flatnonzero(file_of == at).tolist()
-            stowed = Stowed(
+            result = LoadResult(
                 rows=int(last - first),
                 duplicates=int(sizes[at] - (last - first)) - len(conflicts),
                 conflicts=len(conflicts),
@@ -164,6 +164,6 @@ class _Group:
             )
             written = Written(has_texts=bool(((texts >= first) & (texts < last)).any()))
             written.add(kind, admission.rows.slice(first, last - first), added[at])
-            entries.append(written.entry(file.entry, stowed))
-            self.outcomes[self._files.index(file)] = stowed
+            entries.append(written.entry(file.entry, result))
+            self.outcomes[self._files.index(file)] = result
         return entries

@@ -42,7 +42,7 @@ NAMESPACE: Final = "market_data"
 
 
 class Lake:
-    """An open catalog. Made by `open_lake`, which also closes it."""
+    """An open catalog. Created by `open_lake`, which also closes it."""
 
     def __init__(
         self, *, catalog: Catalog, where: str, settings: Settings, observe: Observer
@@ -53,7 +53,7 @@ class Lake:
         self._observe = observe
 
     def create_tables(self) -> None:
-        """Create the namespace and every table that is missing. Safe to run twice, and at once."""
+        """Create the namespace and all missing tables. Safe to run repeatedly or in parallel."""
         with translated(f"cannot create the tables in {self._where}"):
             with suppress(NamespaceAlreadyExistsError):
                 self._catalog.create_namespace_if_not_exists(NAMESPACE)
@@ -84,7 +84,7 @@ class Lake:
                 raise _no_table(kind.table, self._where) from exc
 
     def kinds(self) -> list[RecordKind]:
-        """The record kinds that have a table here."""
+        """Return the record kinds that have a table."""
         with translated(f"cannot list the tables in {self._where}"):
             return [
                 kind
@@ -92,8 +92,8 @@ class Lake:
                 if self._catalog.table_exists((NAMESPACE, kind.table))
             ]
 
-    def listed(self) -> list[str]:
-        """The tables that the catalog lists. Unlike for `kinds`, nothing else is read."""
+    def list_tables(self) -> list[str]:
+        """Return the tables that the catalog lists, with a single request, unlike `kinds`."""
         with translated(f"cannot list the tables in {self._where}"):
             try:
                 return sorted(name for _, name in self._catalog.list_tables(NAMESPACE))
@@ -106,11 +106,11 @@ class Lake:
             return inspect_table(partial(self._load, kind), partial(self._metadata_fault, kind))
 
     def _metadata_fault(self, kind: RecordKind) -> Fault | None:
-        """Find what is wrong with a table's metadata file, where the catalog says which it is."""
+        """Find the fault of a table's metadata file, if the catalog reveals which file it is."""
         try:
             pointer = read_pointers(self._catalog).get((NAMESPACE, kind.table))
         except ConfigError:
-            return None  # such a catalog reads the file itself
+            return None  # this catalog reads the file itself
         return metadata_fault(self._catalog, pointer.current) if pointer else None
 
     def plan_repair(self, kind: RecordKind) -> Repair:
@@ -127,7 +127,7 @@ class Lake:
         """Rewrite the paths of tables whose home folder was moved. See `relocate_tables`."""
         if not is_embedded(self._settings):
             raise ConfigError("only the embedded catalog can be relocated")
-        with _alone(self._settings.home), translated(f"cannot relocate {self._where}"):
+        with _locked(self._settings.home), translated(f"cannot relocate {self._where}"):
             moved = find_moved(self._catalog, self._settings)
             if not is_dry_run:
                 relocate_tables(self._catalog, moved)
@@ -142,14 +142,14 @@ def open_lake(
     is_relocating: bool = False,
     observe: Observer = lambda *_, **__: None,
 ) -> Iterator[Lake]:
-    """Open the catalog that the settings name; without any, the embedded one under `home`.
+    """Open the catalog of the settings, or the embedded one under `home`.
 
-    With `create` the embedded catalog and all tables are made where they are missing. `observe`
-    sees how work goes on that takes long. A home folder that was moved opens `is_relocating` only:
-    its paths may lead to the tables of the home that it is a copy of.
+    With `create`, a missing embedded catalog and missing tables are created. `observe` receives the
+    progress of long operations. A home folder that was moved or copied opens only with
+    `is_relocating`, because its paths may lead to the tables of the original.
 
     Raises:
-        NotFound: no embedded catalog is there, and `create` is off.
+        NotFound: the embedded catalog does not exist, and `create` is off.
         ConfigError: the folder cannot be written.
         BadData: the catalog file is damaged, or the home folder was moved.
         Unavailable: the catalog does not answer.
@@ -171,7 +171,7 @@ def open_lake(
     else:
         where = f"catalog {redact_url(properties.get('uri', properties.get('type', '')))}"
     with ExitStack() as stack:
-        with _alone(settings.home) if create and embedded else nullcontext():
+        with _locked(settings.home) if create and embedded else nullcontext():
             what = f"the catalog in {where}" if embedded else where
             with translated(f"cannot open {what}"):
                 catalog = open_catalog(properties)
@@ -202,7 +202,7 @@ def _check_home(catalog: Catalog, settings: Settings) -> None:
 
 
 def _make_home(home: Path) -> None:
-    """Create the home folder where it does not exist yet."""
+    """Create the home folder unless it exists."""
     try:
         make_folder(home)
     except FileNotFoundError as exc:  # in /proc and the like nothing can be created
@@ -213,8 +213,8 @@ def _make_home(home: Path) -> None:
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Let one process at a time create the catalog: pyiceberg's own steps race each other."""
+def _locked(home: Path) -> Iterator[None]:
+    """Lock the home folder: pyiceberg does not create a catalog atomically."""
     with ExitStack() as stack:
         with translated(f"cannot use the folder {home}"):
             lock = stack.enter_context(open(home / "catalog.lock", "w", opener=opener))

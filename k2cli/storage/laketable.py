@@ -1,10 +1,10 @@
-"""One table of the lakehouse, opened once: what it holds, and everything that is written to it.
+"""One table of the lakehouse, opened once: what it stores, and all writes to it.
 
 A `LakeTable` keeps the table's metadata as the catalog last returned it, which costs a round trip
-each time. Methods that read answer from this metadata. `refresh` asks the catalog again, and so do,
-by themselves, `append`, `evolve`, `undo_load` and `dedupe` before they write. `load_file` and
-`load_group` continue from the metadata that the log of loads was read in: refresh once before each
-file or group. A commit on outdated metadata fails, reloads it, checks the rows again and repeats.
+each time. Methods that read use this metadata. `refresh` loads it again, and so do `append`,
+`evolve`, `undo_load` and `dedupe` before they write. `load_file` and `load_group` use the metadata
+from which the log of loads was read: refresh once before each file or group. A commit on outdated
+metadata fails; it is then repeated with the newest metadata, after checking the rows again.
 
 Use one `LakeTable` per thread. Several of them, in any number of processes, may write to one table.
 """
@@ -24,15 +24,16 @@ from k2cli.events import Observer
 from k2cli.records import RecordKind, TableFiles
 from k2cli.storage.append import Commit, PositionMissing, SourcePosition, append_rows
 from k2cli.storage.catalog import catalog_properties, shown_properties
-from k2cli.storage.dedupe import remove_doubles
+from k2cli.storage.dedupe import remove_duplicates
 from k2cli.storage.describe import SnapshotInfo, TableInfo, describe_table, list_snapshots
-from k2cli.storage.duplicates import Doubles, Keep
+from k2cli.storage.duplicates import DuplicateRows, Keep
 from k2cli.storage.evolve import evolve_table, unfit_rows
 from k2cli.storage.fileload import FileLoad
 from k2cli.storage.freshness import newest_time
 from k2cli.storage.gaps import GapWatch
 from k2cli.storage.groupload import CompleteFile, load_group
 from k2cli.storage.lines import Lines
+from k2cli.storage.loadresult import LoadResult
 from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.loads import (
     FileKey,
@@ -50,7 +51,6 @@ from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.snippet import reading_code
 from k2cli.storage.state import carried_properties, read_state
 from k2cli.storage.stored import FileIndex
-from k2cli.storage.stowed import Stowed
 from k2cli.storage.target import Target
 from k2cli.storage.undo import Undone, undo_load
 from k2cli.storage.vendor import reading_manifests, translated
@@ -59,7 +59,7 @@ T = TypeVar("T")
 
 
 class LakeTable:
-    """The table of one record kind. Made by `Lake.open`.
+    """The table of one record kind. Created by `Lake.open`.
 
     Raises in all methods that read or write files:
         BadData: a file of the table is damaged or missing.
@@ -88,19 +88,19 @@ class LakeTable:
     def refresh(self) -> None:
         """Load the newest metadata from the catalog: one round trip.
 
-        A load that is under way keeps what it began with.
+        A running load keeps the metadata that it started with.
 
         Raises:
-            NotFound: the table does not exist any more.
+            NotFound: the table no longer exists.
         """
         self._table = self._load()
 
     @property
     def iceberg(self) -> Table:
-        """The table as pyiceberg has it, to be read or changed with pyiceberg's own methods."""
+        """The pyiceberg table, for pyiceberg's own methods."""
         return self._table
 
-    # --- what the table is; answered from the metadata held
+    # --- description, from the loaded metadata
 
     def evolved_kind(self) -> RecordKind:
         """Return the kind with the table's columns, which may have evolved."""
@@ -126,7 +126,7 @@ class LakeTable:
             file.read()
         return path
 
-    # --- what the table holds; answered from the metadata held
+    # --- content, from the loaded metadata
 
     def newest(self) -> datetime | None:
         """Return the time of the newest row; None without rows. Only statistics are read."""
@@ -145,7 +145,7 @@ class LakeTable:
     def series(self) -> set[tuple[str, str]]:
         """Return exchange and symbol of the numbered rows, and of the files with one symbol.
 
-        Only metadata is read, so rows without numbers from files of several symbols are left out.
+        Only metadata is read, so rows without numbers from files of several symbols are omitted.
         """
         with translated(f"cannot read {self._name}"):
             position = read_state(self._table).position or Position()
@@ -181,24 +181,24 @@ class LakeTable:
         return self._read(f"cannot plan a read of {self._name}", plan)
 
     def unfit_rows(self, rows: pa.Table) -> Mapping[int, rejects.Fault]:
-        """Find the rows that the table cannot hold before it has evolved: index -> fault.
+        """Find the rows that the table cannot store until it is evolved: index -> fault.
 
-        After an `append` that failed, those are the rows that it refused.
+        After a failed `append`, these are the rows that it refused.
         """
         return unfit_rows(self._table, self.kind, rows)
 
-    # --- the log of loads; answered from the metadata held
+    # --- the log of loads, from the loaded metadata
 
     def loads(self) -> pa.Table:
         """List the files that were loaded, newest first."""
         return self._read_log(list_loads)
 
     def loaded_before(self, keys: Sequence[FileKey]) -> set[str]:
-        """Return the identities of the files that the table has, loaded as the same thing."""
+        """Return the identities of files that were loaded with the same interpretation."""
         return self._read_log(partial(loaded_before, keys=keys))
 
     def newest_loads(self, keys: Sequence[FileKey]) -> dict[str, FileState]:
-        """Report how far paths were loaded, as the same thing."""
+        """Return how far each path was loaded with the same interpretation."""
         return self._read_log(partial(newest_loads, keys=keys))
 
     def stored_lines(self, key: FileKey, is_start: Callable[[int, str], bool]) -> Lines:
@@ -210,16 +210,16 @@ class LakeTable:
         """Return the highest copy of a file that was loaded; 0 if none was."""
         return self._read_log(partial(copies, identity=identity))
 
-    # --- loads; they continue from the metadata held
+    # --- loads, based on the loaded metadata
 
     def load_file(
         self, path: str, *, file: str, known: Lines | None = None, is_again: bool = False
     ) -> FileLoad:
-        """Begin to load a file: a context manager that takes rows and commits them in one snapshot.
+        """Start to load a file: a context manager that takes rows and commits them in one snapshot.
 
-        `path` names the file in errors. `file` is what the message ids of rows without ids are
-        made of, see `records.line_series`; rows of the lines in `known` are not stored again. With
-        `is_again` the file may be in the log already.
+        `path` names the file in errors. `file` identifies it in the message ids of rows without
+        ids, see `records.line_series`; rows of the lines in `known` are not stored again. With
+        `is_again`, the file may already be in the log.
         """
         return FileLoad(
             self._target,
@@ -229,13 +229,13 @@ class LakeTable:
             is_again=is_again,
         )
 
-    def load_group(self, files: Sequence[CompleteFile]) -> list[Stowed | None]:
+    def load_group(self, files: Sequence[CompleteFile]) -> list[LoadResult | None]:
         """Load small files, all in one snapshot. See `groupload.load_group`."""
         target = self._target()
         with translated(f"cannot write to {self._name}"):
             return load_group(target, files)
 
-    # --- writes; they refresh the metadata first
+    # --- writes, which refresh the metadata first
 
     def append(
         self,
@@ -276,12 +276,12 @@ class LakeTable:
         with translated(f"cannot write to {self._name}"):
             return undo_load(target, load, is_dry_run=is_dry_run)
 
-    def dedupe(self, keep: Keep | None, *, is_dry_run: bool = False) -> Iterator[Doubles]:
-        """Remove records that are stored more than once. See `remove_doubles`."""
+    def dedupe(self, keep: Keep | None, *, is_dry_run: bool = False) -> Iterator[DuplicateRows]:
+        """Remove records that are stored more than once. See `remove_duplicates`."""
         self.refresh()
         target = self._target(is_read_only=is_dry_run)
         with translated(f"cannot write to {self._name}"):
-            yield from remove_doubles(target, keep, is_dry_run=is_dry_run)
+            yield from remove_duplicates(target, keep, is_dry_run=is_dry_run)
 
     def _target(self, *, is_read_only: bool = False) -> Target:
         """Prepare to write, and rebuild the table's position if it is unknown."""
@@ -306,7 +306,7 @@ class LakeTable:
         )
 
     def _read(self, what: str, read: Callable[[Table], T]) -> T:
-        """Read files of the newest snapshot; of a newer one where writers expired that meanwhile.
+        """Read files of the newest snapshot, or of a newer one if writers expired it meanwhile.
 
         `what` begins the message of an error.
         """

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
+from k2cli.files import STDIN
 from k2cli.records import RecordKind, nth_copy
 from k2cli.storage.datafiles import open_data_file
 from k2cli.storage.lines import Lines
@@ -28,7 +29,6 @@ from k2cli.storage.lines import Lines
 KEY: Final = "k2.loads"
 # Not beside the metadata: some stores only accept Iceberg's files there.
 PREFIX: Final = "k2-loads-log-"
-STDIN: Final = "-"  # the path of input without a file
 _ID_CHARS: Final = 12
 _TIME: Final = pa.timestamp("us", tz="UTC")
 _SCHEMA: Final = pa.schema(
@@ -202,7 +202,7 @@ def _with_ids(entries: pa.Table) -> pa.Table:
     return entries.add_column(0, "load", pa.array(ids, pa.string()))
 
 
-def extended(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tuple[str, str]:
+def append_entries(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tuple[str, str]:
     """Write a segment with these entries, merged with segments that are not larger.
 
     Returns the property's new value, and the path of the segment that was written.
@@ -215,7 +215,7 @@ def extended(table: Table, log: str | None, entries: Sequence[LoadEntry]) -> tup
     return _value([*kept, segment]), _path(table, segment)
 
 
-def without(table: Table, log: str | None, load: str) -> tuple[str | None, str | None]:
+def remove_entry(table: Table, log: str | None, load: str) -> tuple[str | None, str | None]:
     """Remove the entry of a load: rewrite its segment.
 
     Returns the property's new value (None: the log is empty now), and the path of the segment that
@@ -244,10 +244,10 @@ def _segments(log: str | None) -> list[_Segment]:
 
 
 def _path(table: Table, segment: _Segment) -> str:
-    name, places = f"{segment.name}.parquet", table.location_provider()
+    name, locations = f"{segment.name}.parquet", table.location_provider()
     if segment.name.startswith(PREFIX):
-        return places.new_data_location(name)
-    return places.new_metadata_location(name)  # their original location
+        return locations.new_data_location(name)
+    return locations.new_metadata_location(name)  # their original location
 
 
 def _value(segments: Sequence[_Segment]) -> str:

@@ -1,4 +1,4 @@
-"""Which data files of a table can hold rows of a question."""
+"""Plan which data files to read for a question."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,14 +13,14 @@ from pyiceberg.expressions import (
 )
 from pyiceberg.table import Table
 
-from k2cli.records import RecordKind, TableFiles, evolved
+from k2cli.records import RecordKind, TableFiles, evolve_kind
 from k2cli.storage.evolve import arrow_columns
 from k2cli.storage.s3 import s3_access
 from k2cli.storage.stored import row_level_deletes
 from k2cli.storage.vendor import predicate, reading_manifests
 
 
-def plan_files(  # noqa: PLR0913  what selects rows, each by its name
+def plan_files(  # noqa: PLR0913  one parameter per filter
     table: Table,
     kind: RecordKind,
     *,
@@ -33,7 +33,7 @@ def plan_files(  # noqa: PLR0913  what selects rows, each by its name
 
     Raises:
         BadData: another engine left row-level deletes, which k2 does not apply.
-        FileNotFoundError: a manifest does not exist, perhaps no longer.
+        FileNotFoundError: a manifest does not exist; another writer may have expired it.
     """
     row_filter = _row_filter(kind, symbols, exchanges, start, end)
     with reading_manifests():
@@ -51,8 +51,8 @@ def plan_files(  # noqa: PLR0913  what selects rows, each by its name
 
 
 def evolved_kind(table: Table, kind: RecordKind) -> RecordKind:
-    """Return a kind with the columns of its table. See `records.evolved`."""
-    return evolved(kind, arrow_columns(table.schema()))
+    """Return a kind with the columns of its table. See `records.evolve_kind`."""
+    return evolve_kind(kind, arrow_columns(table.schema()))
 
 
 def _row_filter(

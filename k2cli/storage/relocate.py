@@ -23,6 +23,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import ValidationError
 
 from k2cli.errors import BadData
+from k2cli.files import sync_folder
 from k2cli.storage.pointer import Pointer, read_pointers, swap_pointers
 from k2cli.storage.stored import row_level_deletes
 from k2cli.storage.vendor import reading_manifests
@@ -131,7 +132,7 @@ class _Relocation:
         version = int(match[1]) + 1 if match else 0
         target = source.with_name(f"{version:05}-{self._uuid(source)}.metadata.json")
         _write_synced(target, json.dumps(changed).encode())
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         self.replaced.append(source)
         return _Written(target, self.replaced)
 
@@ -243,11 +244,3 @@ def _synced(path: Path) -> Iterator[Any]:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

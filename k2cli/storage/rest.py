@@ -15,7 +15,7 @@ from pyiceberg.exceptions import (
 from pyiceberg.table import CommitTableResponse, Table
 from pyiceberg.table.update import AddSnapshotUpdate, TableRequirement, TableUpdate
 
-# As Iceberg's Java client calls them; in milliseconds.
+# Names of Iceberg's Java client; in milliseconds.
 _CONNECT: Final = ("rest.client.connection-timeout-ms", 10_000)
 _ANSWER: Final = ("rest.client.socket-timeout-ms", 30_000)
 

@@ -140,15 +140,15 @@ class Rewrite:
         while True:
             try:
                 return Removed(removals=list(self._removals()))
-            except FileNotFoundError:  # compacted and expired meanwhile, perhaps
+            except FileNotFoundError:  # possibly compacted and expired meanwhile
                 if not has_moved_on(self._table):
                     raise
 
     def commit(self, finish: Callable[[TableState, Removed], Attempt]) -> int | None:
         """Remove the rows in one snapshot; return its id.
 
-        `finish` makes the attempt, of a state of the table and of what goes from it: properties,
-        and whatever files come besides.
+        `finish` builds the attempt from the table's state and the removed rows: its properties, and
+        any other files to add.
 
         Raises:
             Conflict: other writers won too often; nothing was changed.
@@ -161,7 +161,7 @@ class Rewrite:
                 raise PositionMissing
             removed = self._write(Removed(removals=list(self._removals())))
             made = finish(state, removed)
-            # From here on they may be the table's, whatever happens.
+            # From here on they may belong to the table, whatever happens.
             self._is_ours = False
             self._committed = {file.file_path for file in removed.added}
             return replace(
@@ -179,11 +179,11 @@ class Rewrite:
             except Conflict:
                 self._is_ours, self._committed = True, set()
                 raise
-            except FileNotFoundError:  # compacted and expired meanwhile, perhaps
+            except FileNotFoundError:  # possibly compacted and expired meanwhile
                 if not self._is_ours or not has_moved_on(self._table):
                     raise
             else:
-                self._is_ours = True  # but for those that were committed
+                self._is_ours = True  # except for those that were committed
                 return snapshot_id
 
     def _removals(self) -> Iterator[Removal]:
@@ -216,7 +216,7 @@ class Rewrite:
         return Removal(file=file, is_removed=is_removed, numbers=numbers)
 
     def _write(self, removed: Removed) -> Removed:
-        """Write the rows that stay."""
+        """Write the remaining rows."""
         for removal in removed.removals:
             path = removal.file.file_path
             if path not in self._written:

@@ -1,4 +1,4 @@
-"""The Python code that opens a table without k2."""
+"""Generate Python code that reads a table without k2."""
 
 import json
 from collections.abc import Mapping

@@ -50,7 +50,7 @@ def read_state(table: Table) -> TableState:
     if snapshot is None:
         return TableState(position=Position())
     total = _number(snapshot, _TOTAL)
-    known, is_unchanged, is_linked = _newest_known(table, snapshot)
+    known, is_unchanged, is_linked = _newest_known(table)
     found = _k2_properties(known) if known else {}
     rows = found.get(ROWS_KEY)
     is_same_size = rows is not None and (total is None or int(rows) == total)
@@ -78,14 +78,14 @@ def total_rows(table: Table) -> int | None:
     return 0 if snapshot is None else _number(snapshot, _TOTAL)
 
 
-def _newest_known(table: Table, current: Snapshot) -> tuple[Snapshot | None, bool, bool]:
+def _newest_known(table: Table) -> tuple[Snapshot | None, bool, bool]:
     """Find k2's newest snapshot, and whether only known compactions followed it.
 
     If another engine expired snapshots in between, k2's tag still has it, unless the table was
     rolled back meanwhile. Then the changes in between are unknown.
     """
     is_unchanged = True
-    for snapshot in _ancestors(table, current):
+    for snapshot in ancestors(table):
         if _k2_properties(snapshot):
             return snapshot, is_unchanged, True
         is_unchanged = is_unchanged and _operation(snapshot) is Operation.REPLACE
@@ -93,7 +93,9 @@ def _newest_known(table: Table, current: Snapshot) -> tuple[Snapshot | None, boo
     return table.snapshot_by_id(tag.snapshot_id) if tag else None, is_unchanged, False
 
 
-def _ancestors(table: Table, snapshot: Snapshot | None) -> Iterator[Snapshot]:
+def ancestors(table: Table) -> Iterator[Snapshot]:
+    """Yield the current snapshot and its ancestors, newest first, as far as they are kept."""
+    snapshot = table.current_snapshot()
     while snapshot is not None:
         yield snapshot
         parent = snapshot.parent_snapshot_id
@@ -105,7 +107,7 @@ def is_ancestor(table: Table, snapshot: Snapshot) -> bool:
 
     If snapshots between them have expired, their order decides.
     """
-    for each in _ancestors(table, table.current_snapshot()):
+    for each in ancestors(table):
         if each.snapshot_id == snapshot.snapshot_id:
             return True
         if (each.sequence_number or 0) < (snapshot.sequence_number or 0):

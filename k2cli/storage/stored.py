@@ -73,8 +73,8 @@ class FileStatistics:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence["FileStatistics"]) -> "FileStatistics":
-        """Join several."""
+    def concatenate(cls, parts: Sequence["FileStatistics"]) -> "FileStatistics":
+        """Concatenate the statistics of several lists of files."""
         nothing = np.empty(0, np.int64)
         return cls(
             paths=[path for part in parts for path in part.paths],
@@ -176,7 +176,7 @@ class FileIndex:
             ValidationError: a manifest or manifest list is damaged.
         """
         with reading_manifests():
-            return FileStatistics.joined(
+            return FileStatistics.concatenate(
                 [
                     self._read(table, manifest).within(days, after)
                     for manifest in self._list(table)

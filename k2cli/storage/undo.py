@@ -29,7 +29,7 @@ from k2cli.storage.admission import RECEIVED, runs
 from k2cli.storage.append import Attempt
 from k2cli.storage.lines import Bools, Lines
 from k2cli.storage.loads import KEY as LOADS_KEY
-from k2cli.storage.loads import list_loads, without
+from k2cli.storage.loads import list_loads, remove_entry
 from k2cli.storage.numbered import numbered_rows
 from k2cli.storage.position import KEY, Position, Series, State, decode_position
 from k2cli.storage.rewrite import Removed, Rewrite, add_ranges
@@ -87,7 +87,7 @@ def undo_load(target: Target, load: str, *, is_dry_run: bool) -> Undone:
             log = state.properties.get(LOADS_KEY)
             find_load(target, log, load)
             found = undone(removed, None)
-            value, segment = without(target.table, log, load)
+            value, segment = remove_entry(target.table, log, load)
             assert state.position is not None, "Rewrite rebuilds it before"
             properties = {
                 **state.properties,

@@ -50,7 +50,7 @@ _S3_KEYS: Final = (
     "check s3.access-key-id, s3.secret-access-key and s3.region under [catalog], or"
     " K2_CATALOG_S3__ACCESS_KEY_ID and so on; k2 config show shows what is set"
 )
-_CATALOG_PLACE: Final = "check uri and warehouse under [catalog]: k2 config show"
+_CATALOG_LOCATION: Final = "check uri and warehouse under [catalog]: k2 config show"
 _NOT_THERE: Final = re.compile(r"NoSuch\w+Exception|NotFoundException")
 _REPAIR: Final = (
     "k2 table check shows the damage, k2 table repair restores the newest intact state;"
@@ -92,7 +92,7 @@ def translated(what: str) -> Iterator[None]:
     except NoSuchTableError as exc:
         raise NotFound(f"{what}: the table does not exist") from exc
     except NoSuchNamespaceError as exc:
-        raise NotFound(f"{what}: {exc}", hint=_CATALOG_PLACE) from exc
+        raise NotFound(f"{what}: {exc}", hint=_CATALOG_LOCATION) from exc
     except (ValidationError, *_DAMAGED) as exc:
         said, _, _ = str(exc).partition("For further information")  # end of pydantic's messages
         reason = " ".join(hide_secrets(said).split())[:300]
@@ -163,8 +163,8 @@ def _translate_rest(what: str, exc: RESTError) -> K2Error:
             f"{what}: the catalog rejected the credentials: {reason}", hint=_CATALOG_KEYS
         )
     if _NOT_THERE.match(reason):
-        return NotFound(f"{what}: {reason}", hint=_CATALOG_PLACE)
-    return Unavailable(f"{what}: {reason}", hint=_CATALOG_PLACE)
+        return NotFound(f"{what}: {reason}", hint=_CATALOG_LOCATION)
+    return Unavailable(f"{what}: {reason}", hint=_CATALOG_LOCATION)
 
 
 def _translate_database(what: str, exc: DatabaseError) -> K2Error:
@@ -201,7 +201,7 @@ def _translate_os(what: str, exc: OSError) -> K2Error:
     if _S3_ERROR in str(exc):
         return _translate_s3(what, str(exc))
     if isinstance(exc, ConnectionError | TimeoutError):
-        return Unavailable(f"{what}: {exc}", hint=_CATALOG_PLACE)
+        return Unavailable(f"{what}: {exc}", hint=_CATALOG_LOCATION)
     return Unavailable(f"{what}: {exc}")
 
 

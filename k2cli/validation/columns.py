@@ -82,8 +82,8 @@ def parquet_parts(raw: BinaryIO, expected: Expected) -> Parts:
         first = 1
         names = [column.name for column in columns.values()]
         for batch in file.iter_batches(_BATCH_ROWS, columns=names):
-            there = [batch[column.name].cast(column.type) for column in columns.values()]
-            rows = pa.RecordBatch.from_arrays(there, names)
+            arrays = [batch[column.name].cast(column.type) for column in columns.values()]
+            rows = pa.RecordBatch.from_arrays(arrays, names)
             rows.validate(full=True)  # that texts are UTF-8, for example
             problems = [
                 *_problems(decoder, rows, partial(operator.add, first)),
@@ -101,15 +101,15 @@ def _parquet_errors() -> Iterator[None]:
         raise BadData(f"not a readable Parquet file: {exc}") from exc
 
 
-def _columns(there: pa.Schema, ours: Mapping[str, Any]) -> dict[str, pa.Field]:
+def _columns(schema: pa.Schema, ours: Mapping[str, Any]) -> dict[str, pa.Field]:
     """Choose the columns that k2's fields are read from, with the types to read."""
     columns = {}
     for field in ours["fields"]:
         name = field["name"]
         names = (name, *field.get("aliases", ()))
-        source = next((each for each in names if each in there.names), None)
+        source = next((each for each in names if each in schema.names), None)
         if source is not None:
-            plain, wanted = _plain(there.field(source).type), arrow_field(name, field["type"]).type
+            plain, wanted = _plain(schema.field(source).type), arrow_field(name, field["type"]).type
             columns[name] = pa.field(source, wanted if plain == _plain(wanted) else plain)
     return columns
 

@@ -17,7 +17,7 @@ from k2cli.config import load_settings
 from k2cli.records import TRADES
 from k2cli.storage.append import Attempt, commit_attempts
 from k2cli.storage.lake import open_lake
-from k2cli.storage.loads import KEY, FileKey, FileState, LoadEntry, extended
+from k2cli.storage.loads import KEY, FileKey, FileState, LoadEntry, append_entries
 from k2cli.storage.position import KEY as POSITION
 from k2cli.storage.position import Position, encode_position
 
@@ -115,7 +115,7 @@ class _Known:
             log: str | None = None
             for bit in reversed(range(loads.bit_length())):
                 if loads >> bit & 1:
-                    log, _ = extended(table, log, [self._entry() for _ in range(1 << bit)])
+                    log, _ = append_entries(table, log, [self._entry() for _ in range(1 << bit)])
             properties = {KEY: log or "", POSITION: encode_position(Position())}
             attempt = Attempt(files=[], properties=properties, scratch=[])
             commit_attempts(table, lambda _: attempt, self._settings)

@@ -364,7 +364,7 @@ def test_interruption_waits_for_a_commit_and_its_report() -> None:
 
     def commit() -> None:
         with interrupts.raised():
-            with interrupts.held():
+            with interrupts.uninterrupted():
                 os.kill(os.getpid(), signal.SIGTERM)
                 steps.append("committed")
             steps.append("not reached")
@@ -387,7 +387,7 @@ def test_interruption_hides_no_failed_commit(
     interrupts = Interrupts()
 
     def commit() -> None:
-        with interrupts.raised(), interrupts.held():
+        with interrupts.raised(), interrupts.uninterrupted():
             os.kill(os.getpid(), signal.SIGINT)
             raise failure
 

@@ -99,7 +99,7 @@ def test_what_other_loads_and_streams_stored_stays(
     assert sums(k2, "csv", month, *BINANCE)["rows"] == 500
     result = k2("load", "undo", dump)
     assert "rows=999" in result.stderr
-    assert "later loads left out rows as duplicates" in result.stderr
+    assert "later loads skipped duplicates" in result.stderr
     assert stored(settings, "source_sequence") == [10, *range(1_001, 1_501), 2_000]
     again = sums(k2, "csv", month, *BINANCE, "--force")
     assert (again["rows"], again["duplicates"] + again["conflicts"]) == (999, 501)

@@ -19,7 +19,7 @@ import pytest
 
 from k2cli.config import Settings
 from k2cli.errors import BadData
-from k2cli.records import TRADES, RecordKind, avro_to_arrow_schema, evolved
+from k2cli.records import TRADES, RecordKind, avro_to_arrow_schema, evolve_kind
 from k2cli.storage.lake import Lake, open_lake
 from support.builders import table_of, trade_row, trades_batch
 from support.cluster import Cluster, ids_of, numbered_trades
@@ -191,7 +191,7 @@ def test_columns_of_another_engine_are_left_alone(lake: Lake) -> None:
         update.union_by_name(pa.schema([pa.field("score", pa.float64()), ("note", pa.string())]))
     kind = lake.open(TRADES).evolved_kind()
     assert kind.arrow.names == [*TRADES.arrow.names, "note"]  # no exact type holds a double
-    assert kind == evolved(TRADES, pa.schema([("note", pa.string())]))
+    assert kind == evolve_kind(TRADES, pa.schema([("note", pa.string())]))
     lake.open(TRADES).append(table_of(TRADES, [trade_row()]))
     assert lake.open(TRADES).iceberg.scan().to_arrow()["score"].to_pylist() == [None]
 

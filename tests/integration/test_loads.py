@@ -378,7 +378,7 @@ def test_load_is_undone_after_another_engine_compacted_the_table(
     with lake.open(kind).load_file("d.csv", file="d") as file:
         file.write(make(150))
         file.commit(entry("d"), key=key("d"))
-    assert (file.stowed.rows, file.stowed.duplicates) == (100, 50)
+    assert (file.result.rows, file.result.duplicates) == (100, 50)
     assert rows_of(lake, kind) == unreceived(make(150))
 
 

@@ -389,14 +389,14 @@ WRONG = [
         "rest",
         {"rest.signing-region": "", "client.region": ""},
         3,
-        ["needs a region", "hint: set rest.signing-region"],
+        ["requires a signing region", "hint: set rest.signing-region"],
     ),
     ("rest", {"warehouse": "s3://nowhere"}, 4, ["there is no table trades_v2", "hint: "]),
     ("rest", {"uri": CLOSED}, 5, ["cannot be reached", "hint: check uri"]),
     ("rest", {"uri": "catalog.example.com"}, 3, ["[catalog] cannot be used", "hint: k2 config"]),
     ("rest", {"rest.client.socket-timeout-ms": "soon"}, 3, ["[catalog] cannot be used"]),
     ("sql", {"s3.endpoint": CLOSED}, 5, ["NETWORK_CONNECTION", "hint: check catalog.s3.endpoint"]),
-    ("sql", {"warehouse": "ftp://x/y"}, 3, ["ftp:// is not known", "hint: known are abfs"]),
+    ("sql", {"warehouse": "ftp://x/y"}, 3, ["unknown scheme ftp://", "hint: use one of abfs"]),
     ("sql", {"warehouse": ""}, 3, ["catalog.warehouse is not set", "K2_CATALOG_WAREHOUSE"]),
     ("sql", {"type": "sqll"}, 3, ["'sqll' is not a valid CatalogType", "hint: k2 config show"]),
     (
@@ -443,7 +443,7 @@ def test_signing_without_keys_says_which_to_set(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     keyless = {k: v for k, v in stored["rest"].items() if not k.startswith("client.")}
     failed = k2_at(home, variables(keyless))("query", "trades", code=3)
-    assert "needs keys to sign with, and there are none" in failed.stderr
+    assert "requires signing keys, but none are configured" in failed.stderr
     assert "K2_CATALOG_CLIENT__ACCESS_KEY_ID" in failed.stderr
 
 

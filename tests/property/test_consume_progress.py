@@ -149,8 +149,8 @@ class ProgressMachine(RuleBasedStateMachine):
     @rule(number=NUMBERS, count=COUNTS, again=st.integers(0, 3))
     def read(self, number: int, count: int, again: int) -> None:
         """Read messages, some of which were read before or are of partitions that are gone."""
-        log, place = self.topic.logs[number], (TOPIC, number)
-        begin = self.progress.next_offsets().get(place, 0)
+        log, partition = self.topic.logs[number], (TOPIC, number)
+        begin = self.progress.next_offsets().get(partition, 0)
         if not log.offsets(begin):
             self.produce(number, count)
         offsets = [each for each in log.offsets(max(0, begin - again)) if each >= log.first]
@@ -166,7 +166,7 @@ class ProgressMachine(RuleBasedStateMachine):
                 kind="trades",
                 rows=pa.record_batch({"record": records}),
                 messages=len(owned),
-                reached={place: Reached(owned[-1] + 1, owned[-1])},
+                reached={partition: Reached(owned[-1] + 1, owned[-1])},
             )
             self.progress.keep(decoded, now_s=0.0)
 
@@ -337,7 +337,7 @@ class ProgressMachine(RuleBasedStateMachine):
             self.moved.discard(Partition(TOPIC, self.topic.id, number))
         starts = {(TOPIC, each): self.start(each) for each in numbers}
         offsets = self.progress.assign(starts)
-        assert offsets == {place: start.offset for place, start in starts.items()}
+        assert offsets == {partition: start.offset for partition, start in starts.items()}
 
     def renew(self) -> None:
         """Switch to a topic that was recreated."""

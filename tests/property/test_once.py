@@ -125,8 +125,8 @@ class Once(RuleBasedStateMachine):
             target.commit(entry, key=key)
         loaded = {(row["symbol"], row["source_sequence"]) for row in rows.to_pylist()}
         self.loaded[entry.path] = loaded - self.stored - set(between)
-        left_out = target.stowed.duplicates + target.stowed.conflicts
-        assert target.stowed.rows + left_out == rows.num_rows
+        left_out = target.result.duplicates + target.result.conflicts
+        assert target.result.rows + left_out == rows.num_rows
 
     # --- the routes
 

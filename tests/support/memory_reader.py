@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.consumer import Message, Rebalance
-from k2cli.ingestion.kafka.topics import Place, TopicIdentity
+from k2cli.ingestion.kafka.topics import PartitionId, TopicIdentity
 
 _IDLE_S = 0.001  # a read without messages, so that members in threads do not spin
 
@@ -40,7 +40,7 @@ class MemoryBroker:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.group_offsets: dict[str, dict[Place, int]] = {}
+        self.group_offsets: dict[str, dict[PartitionId, int]] = {}
         self._topics: dict[str, _Topic] = {}
         self._groups: dict[str, _Group] = {}
         self._ids = itertools.count(1)
@@ -88,10 +88,10 @@ class MemoryBroker:
         """Return a topic, if it exists."""
         return self._topics.get(name)
 
-    def log(self, place: Place) -> _Log | None:
+    def log(self, partition: PartitionId) -> _Log | None:
         """Return a partition, if it exists."""
-        topic = self._topics.get(place[0])
-        return topic.logs[place[1]] if topic and place[1] < len(topic.logs) else None
+        topic = self._topics.get(partition[0])
+        return topic.logs[partition[1]] if topic and partition[1] < len(topic.logs) else None
 
     def group(self, name: str) -> "_Group":
         """Return a group, which may have no members yet."""
@@ -112,24 +112,24 @@ class _Group:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.members: list[MemoryReader] = []
-        self.owners: dict[Place, MemoryReader] = {}
+        self.owners: dict[PartitionId, MemoryReader] = {}
         self._broker = broker
 
-    def target(self, member: "MemoryReader") -> set[Place]:
+    def target(self, member: "MemoryReader") -> set[PartitionId]:
         """Return the partitions that a member should have: they are dealt out in turn."""
         if member not in self.members:
             return set()
         topics = {topic for each in self.members for topic in each.topics}
         existing = {name: topic for name in topics if (topic := self._broker.topic(name))}
-        places = sorted(
+        partitions = sorted(
             (name, number) for name, topic in existing.items() for number in range(len(topic.logs))
         )
         turn, count = self.members.index(member), len(self.members)
-        return set(places[turn::count])
+        return set(partitions[turn::count])
 
-    def owned(self, member: "MemoryReader") -> set[Place]:
+    def owned(self, member: "MemoryReader") -> set[PartitionId]:
         """Return the partitions that a member has not given up."""
-        return {place for place, owner in self.owners.items() if owner is member}
+        return {partition for partition, owner in self.owners.items() if owner is member}
 
 
 class _Answer:
@@ -163,11 +163,11 @@ class MemoryReader:
         self._group_name = group
         self._group = broker.group(group)
         self._rebalance = rebalance
-        self._next: dict[Place, int] = {}  # of the partitions that are read
-        self._at_end: set[Place] = set()
-        self._ends_reported: dict[Place, int] = {}
-        self._ends_reached: dict[Place, int] = {}
-        self._out_of_range: set[Place] = set()
+        self._next: dict[PartitionId, int] = {}  # of the partitions that are read
+        self._at_end: set[PartitionId] = set()
+        self._ends_reported: dict[PartitionId, int] = {}
+        self._ends_reached: dict[PartitionId, int] = {}
+        self._out_of_range: set[PartitionId] = set()
         self._is_topic_gone = False
         self._is_expired = False
         self._joined_s: float | None = None
@@ -184,8 +184,8 @@ class MemoryReader:
             self._is_expired = True
             if self in self._group.members:
                 self._group.members.remove(self)
-            for place in self._group.owned(self):
-                del self._group.owners[place]
+            for partition in self._group.owned(self):
+                del self._group.owners[partition]
 
     def report_topic_gone(self) -> None:
         """Let it seem, until the next `take_topic_gone`, that a topic was deleted."""
@@ -208,13 +208,13 @@ class MemoryReader:
         self._rebalance_now()
         messages: list[Message] = []
         with self._broker.lock:
-            for place in sorted(self._next):
-                messages += self._fetched(place, min(self.fetch, at_most - len(messages)))
+            for partition in sorted(self._next):
+                messages += self._fetched(partition, min(self.fetch, at_most - len(messages)))
         if not messages:
             time.sleep(min(timeout_s, _IDLE_S))
         return sorted(messages, key=_offset)  # partitions take turns
 
-    def seek(self, offsets: Mapping[Place, int]) -> None:
+    def seek(self, offsets: Mapping[PartitionId, int]) -> None:
         """Read these partitions from these offsets, and none of the others."""
         assert set(offsets) <= set(self.assigned())
         self._next = dict(offsets)
@@ -223,7 +223,7 @@ class MemoryReader:
             reported.clear()
         self._out_of_range.clear()
 
-    def assigned(self) -> list[Place]:
+    def assigned(self) -> list[PartitionId]:
         """Return the partitions that the group assigned, sorted."""
         with self._broker.lock:
             return sorted(self._group.owned(self))
@@ -236,10 +236,10 @@ class MemoryReader:
             return time.monotonic() - self._joined_s > patience_s
         return self._next.keys() <= self._at_end
 
-    def take_ends(self, waiting: Collection[Place]) -> dict[Place, int]:
+    def take_ends(self, waiting: Collection[PartitionId]) -> dict[PartitionId, int]:
         """Return the ends reached since the last call, except in `waiting` partitions."""
-        places = [place for place in self._ends_reached if place not in waiting]
-        return {place: self._ends_reached.pop(place) for place in places}
+        partitions = [partition for partition in self._ends_reached if partition not in waiting]
+        return {partition: self._ends_reached.pop(partition) for partition in partitions}
 
     def has_lost_records(self) -> bool:
         """Return whether the next record of a partition was deleted."""
@@ -250,20 +250,29 @@ class MemoryReader:
         is_gone, self._is_topic_gone = self._is_topic_gone, False
         return is_gone
 
-    def ends(self) -> dict[Place, int]:
+    def ends(self) -> dict[PartitionId, int]:
         """Return the next offset of every partition that is read."""
         with self._broker.lock:
-            return {place: log.end for place in self._next if (log := self._broker.log(place))}
+            return {
+                partition: log.end
+                for partition in self._next
+                if (log := self._broker.log(partition))
+            }
 
-    def bounds(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
+    def bounds(self, partitions: Sequence[PartitionId]) -> dict[PartitionId, tuple[int, int]]:
         """Return the oldest and the next offset of each partition."""
         with self._broker.lock:
-            return {place: (self._log(place).first, self._log(place).end) for place in places}
+            return {
+                partition: (self._log(partition).first, self._log(partition).end)
+                for partition in partitions
+            }
 
-    def offsets_at(self, places: Sequence[Place], time_ms: int | None) -> dict[Place, int]:
+    def offsets_at(
+        self, partitions: Sequence[PartitionId], time_ms: int | None
+    ) -> dict[PartitionId, int]:
         """Return the ends: records have no times here."""
         assert time_ms is None
-        return {place: end for place, (_, end) in self.bounds(places).items()}
+        return {partition: end for partition, (_, end) in self.bounds(partitions).items()}
 
     def ask_identities(self, names: Iterable[str]) -> _Answer:
         """Return which topics have these names now."""
@@ -280,7 +289,7 @@ class MemoryReader:
         """Do nothing: the group notices changes at once."""
         assert timeout_s > 0
 
-    def commit_group_offsets(self, offsets: Mapping[Place, int]) -> None:
+    def commit_group_offsets(self, offsets: Mapping[PartitionId, int]) -> None:
         """Write the group's offsets."""
         with self._broker.lock:
             self._broker.group_offsets.setdefault(self._group_name, {}).update(offsets)
@@ -308,39 +317,39 @@ class MemoryReader:
         if free or self._joined_s is None:
             self._joined_s = time.monotonic()
 
-    def _give_up(self, places: Collection[Place]) -> None:
-        if places:
-            self._rebalance.revoked(sorted(places))
-            self._forget(places)
+    def _give_up(self, partitions: Collection[PartitionId]) -> None:
+        if partitions:
+            self._rebalance.revoked(sorted(partitions))
+            self._forget(partitions)
             with self._broker.lock:
-                for place in places:
-                    self._group.owners.pop(place, None)
+                for partition in partitions:
+                    self._group.owners.pop(partition, None)
 
-    def _forget(self, places: Iterable[Place]) -> None:
-        for place in places:
+    def _forget(self, partitions: Iterable[PartitionId]) -> None:
+        for partition in partitions:
             for known in (self._next, self._ends_reached, self._ends_reported):
-                known.pop(place, None)
-            self._at_end.discard(place)
-            self._out_of_range.discard(place)
+                known.pop(partition, None)
+            self._at_end.discard(partition)
+            self._out_of_range.discard(partition)
 
-    def _fetched(self, place: Place, at_most: int) -> list[Message]:
+    def _fetched(self, partition: PartitionId, at_most: int) -> list[Message]:
         """Return the next messages of a partition, and notice its end and other events."""
-        log, offset = self._broker.log(place), self._next[place]
+        log, offset = self._broker.log(partition), self._next[partition]
         if log is None:
             self._is_topic_gone = True
             return []
         if not log.first <= offset <= log.end:
-            self._out_of_range.add(place)
+            self._out_of_range.add(partition)
             return []
         offsets = [each for each in range(offset, log.end) if each in log.values][:at_most]
         is_end = not [each for each in log.values if each > (offsets or [offset - 1])[-1]]
-        self._next[place] = log.end if is_end else offsets[-1] + 1 if offsets else offset
+        self._next[partition] = log.end if is_end else offsets[-1] + 1 if offsets else offset
         if is_end:
-            self._reach_end(place, log.end)
+            self._reach_end(partition, log.end)
         return [
             Message(
-                topic=place[0],
-                partition=place[1],
+                topic=partition[0],
+                partition=partition[1],
                 offset=each,
                 value=log.values[each],
                 timestamp=(1, each),
@@ -348,16 +357,16 @@ class MemoryReader:
             for each in offsets
         ]
 
-    def _reach_end(self, place: Place, end: int) -> None:
+    def _reach_end(self, partition: PartitionId, end: int) -> None:
         """Note an end, once as Kafka does."""
-        self._at_end.add(place)
-        if self._ends_reported.get(place) != end:
-            self._ends_reported[place] = self._ends_reached[place] = end
+        self._at_end.add(partition)
+        if self._ends_reported.get(partition) != end:
+            self._ends_reported[partition] = self._ends_reached[partition] = end
 
-    def _log(self, place: Place) -> _Log:
-        log = self._broker.log(place)
+    def _log(self, partition: PartitionId) -> _Log:
+        log = self._broker.log(partition)
         if log is None:
-            raise NotFound(f"{place[0]}/{place[1]} does not exist")
+            raise NotFound(f"{partition[0]}/{partition[1]} does not exist")
         return log
 
 

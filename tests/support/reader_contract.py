@@ -9,7 +9,7 @@ import pytest
 
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.consumer import Message, Rebalance
-from k2cli.ingestion.kafka.topics import Place
+from k2cli.ingestion.kafka.topics import PartitionId
 from support.consuming import Brokers
 from support.waiting import PATIENCE_S
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from k2cli.pipelines.consume.reader import Reader
 
 _READ_S = 0.2
-Seen = tuple[Place, int, bytes | None]
+Seen = tuple[PartitionId, int, bytes | None]
 
 
 class Member:
     """A reader, with what it was asked and what it has read."""
 
-    def __init__(self, begins: Mapping[Place, int] | None = None) -> None:
+    def __init__(self, begins: Mapping[PartitionId, int] | None = None) -> None:
         """Prepare to read from these offsets, and all other partitions from offset 0."""
-        self.calls: list[tuple[str, list[Place]]] = []
+        self.calls: list[tuple[str, list[PartitionId]]] = []
         self.seen: list[Seen] = []
-        self.left_out: set[Place] = set()
+        self.left_out: set[PartitionId] = set()
         self.reader: Reader
         self._begins = begins or {}
 
@@ -44,19 +44,23 @@ class Member:
             for member in (self, *others):
                 member.seen += map(_seen, member.reader.read(100, _READ_S))
 
-    def of(self, place: Place) -> list[tuple[int, bytes | None]]:
+    def of(self, partition: PartitionId) -> list[tuple[int, bytes | None]]:
         """Return what was read of a partition: offsets and values."""
-        return [(offset, value) for seen, offset, value in self.seen if seen == place]
+        return [(offset, value) for seen, offset, value in self.seen if seen == partition]
 
-    def _assigned(self, places: Sequence[Place]) -> Mapping[Place, int]:
-        self.calls.append(("assigned", sorted(places)))
-        return {place: self._begins.get(place, 0) for place in places if place not in self.left_out}
+    def _assigned(self, partitions: Sequence[PartitionId]) -> Mapping[PartitionId, int]:
+        self.calls.append(("assigned", sorted(partitions)))
+        return {
+            partition: self._begins.get(partition, 0)
+            for partition in partitions
+            if partition not in self.left_out
+        }
 
-    def _revoked(self, places: Sequence[Place]) -> None:
-        self.calls.append(("revoked", sorted(places)))
+    def _revoked(self, partitions: Sequence[PartitionId]) -> None:
+        self.calls.append(("revoked", sorted(partitions)))
 
-    def _lost(self, places: Sequence[Place]) -> None:
-        self.calls.append(("lost", sorted(places)))
+    def _lost(self, partitions: Sequence[PartitionId]) -> None:
+        self.calls.append(("lost", sorted(partitions)))
 
 
 class ReaderContract:
@@ -122,7 +126,7 @@ class ReaderContract:
             assert member.reader.take_ends(set()) == {(topic, 0): 5}
             assert member.reader.take_ends(set()) == {}
             brokers.send(topic, 1, [b"1-5"])
-            ends: dict[Place, int] = {}
+            ends: dict[PartitionId, int] = {}
             member.read_until(lambda: ends.update(member.reader.take_ends(set())) or ends)
             assert ends == {(topic, 1): 6}
             assert member.reader.ends() == {(topic, 0): 5, (topic, 1): 6}
@@ -130,7 +134,7 @@ class ReaderContract:
     def test_a_partition_is_given_up_before_it_is_handed_on(
         self, brokers: Brokers, topic: str
     ) -> None:
-        calls: list[tuple[str, list[Place]]] = []
+        calls: list[tuple[str, list[PartitionId]]] = []
         one, two = Member(), Member()
         one.calls = two.calls = calls
         with joined(brokers, topic, one):
@@ -184,8 +188,8 @@ class ReaderContract:
     def test_latest_is_the_offset_of_the_next_record(self, brokers: Brokers, topic: str) -> None:
         with joined(brokers, topic, Member()) as member:
             brokers.send(topic, 1, [b"1-5"])
-            places = [(topic, 0), (topic, 1)]
-            assert member.reader.offsets_at(places, None) == {(topic, 0): 5, (topic, 1): 6}
+            partitions = [(topic, 0), (topic, 1)]
+            assert member.reader.offsets_at(partitions, None) == {(topic, 0): 5, (topic, 1): 6}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from k2cli.ingestion.kafka.deadletters import DeadLetterFile
 from k2cli.pipelines.consume.loop import Consumption
 from k2cli.pipelines.consume.policy import ConsumePolicy, Outlets
-from k2cli.pipelines.printing import NdjsonPrinter, PrintedTables
+from k2cli.pipelines.printing import NdjsonPrinter, StdoutTables
 from k2cli.rejects import RejectLog
 from support.cluster import unexpected
 from support.waiting import PATIENCE_S
@@ -48,7 +48,7 @@ def consumption_of_nothing(folder: Path) -> Consumption:
     return Consumption(
         feeds=[],
         outlets=Outlets(
-            tables=PrintedTables(NdjsonPrinter(io.BytesIO())),
+            tables=StdoutTables(NdjsonPrinter(io.BytesIO())),
             letters=DeadLetterFile(rejects),
             rejects=rejects,
         ),

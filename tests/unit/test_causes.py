@@ -15,7 +15,7 @@ import pytest
 
 from k2cli.codec.encode import wire_header
 from k2cli.codec.kinds import KindDecoder
-from k2cli.codec.upgrade import UPGRADES, USUAL, Origin
+from k2cli.codec.upgrade import UPGRADES, V1_DEFAULTS, Origin
 from k2cli.columns import Unfit, why_no_decimal
 from k2cli.errors import NotFound
 from k2cli.ingestion.binance.protocol import FrameParser
@@ -335,7 +335,7 @@ def test_records_of_v1(over: dict[str, Any], expected: Told) -> None:
     avro = UPGRADES["trade_v1"].avro
     (body,) = written(avro, trade_v1(**over))
     origin = Origin(series=["t"], codes=np.zeros(1, np.int64), numbers=np.zeros(1, np.int64))
-    decoded = KindDecoder(avro, TRADES, USUAL).decode([wire_header(1) + body], origin)
+    decoded = KindDecoder(avro, TRADES, V1_DEFAULTS).decode([wire_header(1) + body], origin)
     ((_, fault),) = decoded.rejects
     assert told(fault) == expected
 

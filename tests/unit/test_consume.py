@@ -9,8 +9,8 @@ import pytest
 
 from k2cli.codec.encode import wire_header
 from k2cli.errors import BadData
-from k2cli.ingestion.kafka.topics import Place
-from k2cli.pipelines.printing import NdjsonPrinter, PrintedTables
+from k2cli.ingestion.kafka.topics import PartitionId
+from k2cli.pipelines.printing import NdjsonPrinter, StdoutTables
 from support.builders import trades_batch
 from support.cluster import values_of
 from support.consuming import GOOD, Consumer, Schemas
@@ -35,7 +35,7 @@ class Run:
             folder,
             topic="t",
             topic_id=topic_id,
-            tables=PrintedTables(NdjsonPrinter(self.printed)),
+            tables=StdoutTables(NdjsonPrinter(self.printed)),
             schemas=schemas,
             **policy,
         )
@@ -46,7 +46,7 @@ class Run:
         self._consumer.run(self.reader)
 
     @property
-    def committed(self) -> dict[Place, int]:
+    def committed(self) -> dict[PartitionId, int]:
         return self.consumption.progress.committed()
 
     @property

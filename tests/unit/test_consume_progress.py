@@ -26,13 +26,13 @@ def progress() -> Progress:
     return progress
 
 
-def read(progress: Progress, place: tuple[str, int], reached: int, messages: int = 1) -> None:
+def read(progress: Progress, partition: tuple[str, int], reached: int, messages: int = 1) -> None:
     """Keep messages of a partition, up to an offset."""
     decoded = Decoded(
         kind="trades",
         rows=pa.record_batch({"n": [reached] * messages}),
         messages=messages,
-        reached={place: Reached(reached, 1_000 + reached)},
+        reached={partition: Reached(reached, 1_000 + reached)},
     )
     progress.keep(decoded, now_s=NOW_S)
 

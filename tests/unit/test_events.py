@@ -79,7 +79,7 @@ def test_names_that_are_looked_for_are_events(module: object) -> None:
     names = set(compared_names(module))
     assert names
     assert names <= set(EVENTS)
-    assert set(screen._AWAY) <= set(EVENTS)
+    assert set(screen._SERVERS) <= set(EVENTS)
 
 
 def test_metrics_begin_with_every_warning() -> None:

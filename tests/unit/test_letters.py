@@ -1,4 +1,4 @@
-"""The sets of offsets in which receipts are kept, and values that are looked at."""
+"""Sets of offsets, as in receipts, and the description of values."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2cli.codec.encode import wire_header
-from k2cli.ingestion.kafka.letters import LetterBox, LetterPlace, OffsetSet, list_letters
+from k2cli.ingestion.kafka.letters import LetterId, LetterReader, OffsetSet, list_letters
 from k2cli.ingestion.kafka.topics import PartitionInfo
 from k2cli.ingestion.kafka.values import describe_value, hex_lines
 
@@ -56,7 +56,7 @@ def test_the_largest_offset_is_one() -> None:
     assert OffsetSet(f"0,{text}").mask(np.array([0, 1, int(text)])).tolist() == [True, False, True]
 
 
-class Box(LetterBox):
+class ScriptedLetters(LetterReader):
     """Letters as others may have put them on the topic; no brokers."""
 
     def __init__(self, messages: list[Message]) -> None:
@@ -87,7 +87,7 @@ def letter(place: int, time_ms: int = 0, /, **headers: str) -> Message:
 
 
 def test_odd_numbers_and_times_of_others_are_listed_as_null(tmp_path: Path) -> None:
-    box = Box(
+    reader = ScriptedLetters(
         [
             letter(0, partition="9" * 20, offset=HUGE),
             letter(1, 10**15, partition="3", offset=str((1 << 63) - 1)),
@@ -96,7 +96,7 @@ def test_odd_numbers_and_times_of_others_are_listed_as_null(tmp_path: Path) -> N
             letter(4, replayed="5-3"),
         ]
     )
-    rows = list_letters(box, tmp_path / "spool", newest=None).to_pylist()
+    rows = list_letters(reader, tmp_path / "spool", newest=None).to_pylist()
     assert [row["letter"] for row in rows] == ["0/0", "0/1", "0/3", "0/4"]
     assert [row["is_replayed"] for row in rows] == [True, False, False, False]
     assert [row["partition"] for row in rows] == [None, 3, None, None]
@@ -107,7 +107,7 @@ def test_odd_numbers_and_times_of_others_are_listed_as_null(tmp_path: Path) -> N
 @pytest.mark.parametrize("text", ["0", "0/", "/1", "a/1", "0/-1", f"0/{BEYOND}", f"0/{HUGE}"])
 def test_what_names_no_letter_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"invalid number|integer string conversion"):
-        LetterPlace.parse(text)
+        LetterId.parse(text)
 
 
 def test_a_value_that_is_text_is_shown_as_text() -> None:

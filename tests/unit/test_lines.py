@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from k2cli.ingestion.csv.ids import Labels, Rows, place_ids
+from k2cli.ingestion.csv.ids import IdRows, Labels, row_ids
 from k2cli.records import TRADES, line_series, message_ids, nth_copy, series_prefix
 from k2cli.storage.lines import Lines, line_keys
 from support.builders import batch_of, trades_batch
@@ -12,15 +12,15 @@ from support.builders import batch_of, trades_batch
 def ids(file: str, exchange: str = "X", symbols: tuple[str, ...] = ("A", "B")) -> list[str]:
     """Make the ids of one line a symbol."""
     count = len(symbols)
-    rows = Rows(
+    rows = IdRows(
         kind="trades",
         identity=lambda: file,
         exchanges=Labels([exchange], np.zeros(count, dtype=np.int64)),
         symbols=Labels(symbols, np.arange(count)),
         moments=np.zeros(count, dtype=np.int64),
-        places=np.ones(count, dtype=np.int64),
+        numbers=np.ones(count, dtype=np.int64),
     )
-    return [*place_ids(rows).message_ids.to_pylist()]
+    return [*row_ids(rows).message_ids.to_pylist()]
 
 
 def table(file: str) -> pa.Table:

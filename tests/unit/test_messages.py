@@ -11,7 +11,7 @@ import pytest
 from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import varint, wire_header
 from k2cli.codec.kinds import KindDecoder
-from k2cli.codec.upgrade import USUAL, Origin
+from k2cli.codec.upgrade import V1_DEFAULTS, Origin
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.registry import AVRO, Registry
@@ -124,7 +124,7 @@ class FailingDecoder:
 
     def __init__(self, failure: Exception) -> None:
         self._failure = failure
-        self._decoder = KindDecoder(TRADES.avro, TRADES, USUAL)
+        self._decoder = KindDecoder(TRADES.avro, TRADES, V1_DEFAULTS)
 
     def decode(self, values: Sequence[bytes], origin: Origin) -> Decoded:
         if 2 in origin.numbers:

@@ -13,7 +13,7 @@ from k2cli.codec.decode import Decoded
 from k2cli.codec.encode import encode_messages, wire_header
 from k2cli.codec.kinds import KindDecoder
 from k2cli.codec.resolve import Incompatible
-from k2cli.codec.upgrade import UPGRADES, USUAL, Facts, Origin, Upgrade
+from k2cli.codec.upgrade import UPGRADES, V1_DEFAULTS, Origin, Upgrade, V1Defaults
 from k2cli.ingestion.kafka.messages import MessageReader
 from k2cli.ingestion.kafka.registry import Registry
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, message_ids
@@ -42,10 +42,12 @@ def messages(schema: Any, *records: dict[str, Any]) -> list[bytes]:
     return [HEADER + body for body in written(schema, *records)]
 
 
-def upgraded(*records: dict[str, Any], schema: Any = V1, facts: Facts = USUAL) -> Decoded:
+def upgraded(
+    *records: dict[str, Any], schema: Any = V1, defaults: V1Defaults = V1_DEFAULTS
+) -> Decoded:
     kind = QUOTES if schema is QUOTE_V1 else TRADES
     values = messages(schema, *records)
-    return KindDecoder(schema, kind, facts).decode(values, origin_of(len(values)))
+    return KindDecoder(schema, kind, defaults).decode(values, origin_of(len(values)))
 
 
 def row_of(decoded: Decoded) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def test_without_a_sequence_number_the_offset_tells_records_apart() -> None:
 
 def test_ids_do_not_depend_on_what_was_decoded_along() -> None:
     records = [trade_v1(i, sequence_number=None if i % 3 else i) for i in range(20)]
-    values, decoder = messages(V1, *records), KindDecoder(V1, TRADES, USUAL)
+    values, decoder = messages(V1, *records), KindDecoder(V1, TRADES, V1_DEFAULTS)
     together = decoder.decode(values, origin_of(20)).rows
     alone = [decoder.decode([v], origin_of(1, first=500 + i)).rows for i, v in enumerate(values)]
     assert together.equals(pa.concat_batches(alone))
@@ -162,7 +164,7 @@ def test_volumes_may_have_twelve_digits() -> None:
 
 
 def test_currency_and_side_are_what_they_are_told_to_be() -> None:
-    row = row_of(upgraded(trade_v1(), facts=Facts(currency="NZD", side="BUY")))
+    row = row_of(upgraded(trade_v1(), defaults=V1Defaults(currency="NZD", side="BUY")))
     assert (row["currency"], row["side"]) == ("NZD", "BUY")
 
 
@@ -205,7 +207,7 @@ def test_the_largest_and_smallest_values_are_exact() -> None:
 
 def test_bodies_that_do_not_decode_leave_the_others_alone() -> None:
     values = messages(V1, *(trade_v1(i, sequence_number=None) for i in range(4)))
-    decoder = KindDecoder(V1, TRADES, USUAL)
+    decoder = KindDecoder(V1, TRADES, V1_DEFAULTS)
     expected = decoder.decode(values, origin_of(4)).rows
     decoded = decoder.decode([values[0], HEADER, values[2] + b"x", values[3]], origin_of(4))
     assert [place for place, _ in decoded.rejects] == [1, 2]
@@ -239,7 +241,7 @@ def test_a_writers_variant_of_v1_is_read_by_the_rules_of_the_specification() -> 
 )
 def test_schemas_that_cannot_be_read_say_which_field(schema: dict[str, Any], reason: str) -> None:
     with pytest.raises(Incompatible) as caught:
-        KindDecoder(schema, TRADES, USUAL)
+        KindDecoder(schema, TRADES, V1_DEFAULTS)
     assert str(caught.value) == reason
 
 

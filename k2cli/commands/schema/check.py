@@ -229,7 +229,7 @@ def _subject_of(client: "Registry", newer: Found) -> str:
 def _with_table(lake: "Lake", newer: Found, table: KindName | None) -> _Verdict:
     from k2cli.codec.kinds import KindDecoder
     from k2cli.codec.resolve import Incompatible
-    from k2cli.codec.upgrade import USUAL
+    from k2cli.codec.upgrade import V1_DEFAULTS
     from k2cli.records import KINDS
 
     kind = KINDS[table] if table else _kind_of(newer)
@@ -237,7 +237,7 @@ def _with_table(lake: "Lake", newer: Found, table: KindName | None) -> _Verdict:
     hint = None
     try:
         opened = lake.open(kind)
-        KindDecoder(newer.avro, opened.evolved_kind(), USUAL)
+        KindDecoder(newer.avro, opened.evolved_kind(), V1_DEFAULTS)
         if _short_name(newer) == kind.avro["name"]:  # earlier versions are upgraded to it
             changes = opened.evolve(newer.avro, is_dry_run=True)
             reasons = [_Reason(text=f"the table lacks: {change}") for change in changes]

@@ -64,13 +64,13 @@ def _lines(found: "Sequence[Difference]") -> list[str]:
     before: str | None = None
     for each in found:
         sign = _SIGNS.get(each.what, "~")
-        place = "" if each.path == before else each.path
+        name = "" if each.path == before else each.path
         before = each.path
         if each.what in _SIGNS:
             change = each.new or each.old or ""
         else:
             change = f"{each.what}: {_text(each.old)} -> {_text(each.new)}"
-        lines.append(f"{sign} {place:{width}}  {change}")
+        lines.append(f"{sign} {name:{width}}  {change}")
     return lines
 
 

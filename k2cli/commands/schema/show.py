@@ -136,9 +136,9 @@ def _sql(name: str, columns: "pa.Schema") -> str:
     from k2cli.query.views import arrow_to_duckdb_type
 
     lines = []
-    for place, column in enumerate(columns, start=1):
+    for number, column in enumerate(columns, start=1):
         need = "" if column.nullable else " NOT NULL"
-        comma = "," if place < len(columns) else ""
+        comma = "," if number < len(columns) else ""
         doc = (column.metadata or {}).get(b"doc", b"").decode()
         comment = f"  -- {' '.join(doc.split())}" if doc else ""
         lines.append(

@@ -95,7 +95,7 @@ def validate(
         ),
         max_errors=max_errors,
     )
-    reports, errors = _look_at(files, validation, is_strict=strict)
+    reports, errors = _check_files(files, validation, is_strict=strict)
     if fmt is TextOrJson.JSON:
         output.data(json.dumps({"files": [each.document() for each in reports]}))
     else:
@@ -113,7 +113,7 @@ def _expected(found: Found) -> "Expected":
     return Expected(name=found.name, avro=found.record())
 
 
-def _look_at(
+def _check_files(
     files: list[str] | None, validation: "Validation", *, is_strict: bool
 ) -> "tuple[list[Report], list[K2Error]]":
     """Check files, or the built-in schemas; return reports, and an error per invalid one."""
@@ -146,16 +146,16 @@ def _look_at(
 def _lines(report: "Report") -> list[str]:
     """Format a report: one line for the file, then one per error and warning."""
     of = f" rows of {report.schema}" if report.schema else ""
-    looked_at = "" if report.rows is None else f" ({report.rows:,}{of})"
+    rows = "" if report.rows is None else f" ({report.rows:,}{of})"
     stopped = "; stopped, there are more" if report.stopped else ""
     count = f"{len(report.errors)} error{'s' if len(report.errors) > 1 else ''}"
-    lines = [f"{report.file}: {'valid' if report.valid else count}{looked_at}{stopped}"]
+    lines = [f"{report.file}: {'valid' if report.valid else count}{rows}{stopped}"]
     lines += [f"  {_line(each)}" for each in report.errors]
     return lines + [f"  warning: {_line(each)}" for each in report.warnings]
 
 
 def _line(problem: "Problem") -> str:
     where = [f"row {problem.row:,}" if problem.row is not None else "", problem.field or ""]
-    place = ", ".join(part for part in where if part)
+    location = ", ".join(part for part in where if part)
     value = f" ({problem.value})" if problem.value is not None else ""
-    return f"{place}: {problem.reason}{value}" if place else f"{problem.reason}{value}"
+    return f"{location}: {problem.reason}{value}" if location else f"{problem.reason}{value}"

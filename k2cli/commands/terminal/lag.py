@@ -7,11 +7,11 @@ from rich.console import RenderableType
 
 from k2cli.commands.terminal.plain import printable
 from k2cli.commands.terminal.screen import Frame, Rate, RunState, Screen
-from k2cli.ingestion.kafka.topics import Place
+from k2cli.ingestion.kafka.topics import PartitionId
 from k2cli.pipelines.consume.loop import Consumption
 from k2cli.pipelines.consume.reader import Reader
 
-_LOOK_S: Final = 0.5
+_REFRESH_S: Final = 0.5
 
 
 class LagView(Screen):
@@ -22,8 +22,8 @@ class LagView(Screen):
     def __init__(self) -> None:
         super().__init__(RunState("joining the group", "reading", self._progress))
         self._consumption: Consumption | None = None
-        self._ends: dict[Place, int] = {}
-        self._looked_at = 0.0
+        self._ends: dict[PartitionId, int] = {}
+        self._refreshed_at = 0.0
         self._messages = Rate()
         self._began = time.monotonic()
 
@@ -49,8 +49,8 @@ class LagView(Screen):
             count = self._consumption.totals.messages - self._messages.total
             if count:
                 self._messages.add(count, now)
-        if now - self._looked_at >= _LOOK_S:
-            self._looked_at = now
+        if now - self._refreshed_at >= _REFRESH_S:
+            self._refreshed_at = now
             ends = reader.ends()
             with self.lock:
                 self._ends = ends
@@ -60,20 +60,22 @@ class LagView(Screen):
         progress = self._consumption.progress if self._consumption else None
         committed = progress.committed() if progress else {}
         committed_ms = progress.committed_ms() if progress else {}
-        places = []
-        for place, offset in (progress.next_offsets() if progress else {}).items():
-            end = max(self._ends.get(place, offset), offset)
-            places.append((end - min(committed.get(place, offset), offset), place, offset, end))
-        places.sort(key=lambda each: (-each[0], each[1]))
+        lags = []
+        for partition, offset in (progress.next_offsets() if progress else {}).items():
+            end = max(self._ends.get(partition, offset), offset)
+            lags.append(
+                (end - min(committed.get(partition, offset), offset), partition, offset, end)
+            )
+        lags.sort(key=lambda each: (-each[0], each[1]))
         rows = [
             [
-                printable(f"{place[0]}/{place[1]}"),
+                printable(f"{partition[0]}/{partition[1]}"),
                 f"{offset:,}",
                 f"{end:,}",
                 f"{behind:,}",
-                _age(committed_ms.get(place)),
+                _age(committed_ms.get(partition)),
             ]
-            for behind, place, offset, end in places
+            for behind, partition, offset, end in lags
         ]
         frame = Frame(
             title="k2 consume",
@@ -82,7 +84,7 @@ class LagView(Screen):
             texts=("partition",),
             details=("end", "next offset", "commit lag"),
             rows=rows,
-            sums=self._sums(sum(behind for behind, *_ in places), now),
+            sums=self._sums(sum(behind for behind, *_ in lags), now),
         )
         return frame.draw(width, height, now)
 

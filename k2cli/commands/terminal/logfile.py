@@ -19,7 +19,7 @@ class Rotation:
 
 
 class LogFile:
-    """Append lines to PATH; older ones are in PATH.1 (the newest of them) to PATH.N.
+    """Appends lines to PATH; older ones are in PATH.1 (the newest of them) to PATH.N.
 
     A file that another program moved or removed is created again. Safe from any thread.
 

@@ -18,7 +18,7 @@ _PATIENCE_MS: Final = 1_000  # for a slow reader; none after it was exceeded
 
 
 class LossyWriter(io.RawIOBase):
-    """Write to a file descriptor; drop what it does not accept. `lost` counts dropped writes."""
+    """Writes to a file descriptor; drops what it does not accept. `lost` counts dropped writes."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from k2cli.events import Level, level_of
 _WINDOW_S: Final = 5.0
 _LEAST_S: Final = 1.0  # window of a rate
 _NARROW: Final = 20  # columns of the narrowest supported screen
-_AWAY: Final = {
+_SERVERS: Final = {
     "catalog_unavailable": "catalog",
     "kafka_unavailable": "Kafka",
     "registry_unavailable": "schema registry",
@@ -95,9 +95,9 @@ class RunState:
             self.is_running |= event == "connected"
             if event != "connected" and retry_at is not None:
                 self._retries.append(retry_at)
-        elif event in _AWAY:
+        elif event in _SERVERS:
             rows = fields.get("rows", fields.get("waiting"))
-            self._outages[event] = _Outage(_AWAY[event], rows, retry_at, self._progress(event))
+            self._outages[event] = _Outage(_SERVERS[event], rows, retry_at, self._progress(event))
         elif event == "commit":
             self._outages.pop("catalog_unavailable", None)
 

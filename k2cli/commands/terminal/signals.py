@@ -138,7 +138,7 @@ class Interrupts:
                 signal.signal(number, handler)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def uninterrupted(self) -> Iterator[None]:
         """Delay signals until this block ends: it commits and reports.
 
         An error other than BadData takes precedence over the signal: the outcome of the commit may

@@ -90,7 +90,7 @@ def check_rest_url(base: str) -> None:
 
 
 class SymbolRefresh:
-    """Refresh the list of a market once, in the background, when the stream is connected."""
+    """Refreshes the list of a market once, in the background, when the stream is connected."""
 
     def __init__(self, *, venue: ListedVenue, rest_url: str, home: Path, observe: Observer) -> None:
         check_rest_url(rest_url)

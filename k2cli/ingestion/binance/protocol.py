@@ -43,8 +43,6 @@ from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids
 from k2cli.rejects import MOST_SHOWN, Cause, Fault, Reject, shown
 from k2cli.symbols import normalize_symbol
 
-_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
 _Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 _Time = Annotated[int, msgspec.Meta(ge=1, le=YEAR_9999_US)]
 
@@ -85,7 +83,7 @@ class _ErrorFrame(msgspec.Struct):
 
 
 class FrameParser:
-    """Parse frames of one venue into trades and quotes.
+    """Parses frames of one venue into trades and quotes.
 
     `home` is the folder with the exchange's latest symbol lists. A symbol on no list is looked up
     again with every chunk, because the list may have been refreshed.
@@ -429,7 +427,7 @@ def _why_unknown(frame: bytes, payload: _Payload) -> Fault:
         return replace(unknown, reason=f"unknown event {payload.e[:MOST_SHOWN]!r}")
     try:
         body = msgspec.json.decode(frame, type=_ErrorFrame)
-    except _UNREADABLE:
+    except _UNDECODABLE:
         return unknown
     if body.error is not UNSET:
         reason = f"the exchange reports error {body.error.code}: {body.error.msg}"

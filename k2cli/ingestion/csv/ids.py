@@ -48,7 +48,7 @@ class Ids:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class IdRows:
     """What ids are built from besides the ids in a file."""
 
     kind: str
@@ -56,7 +56,7 @@ class Rows:
     exchanges: Labels
     symbols: Labels
     moments: Ints
-    places: Ints  # row numbers in the file
+    numbers: Ints  # row numbers in the file
     id_series: str = ""  # name of the id series, if it is not that of streams
 
     @property
@@ -74,7 +74,7 @@ class Rows:
         ]
 
 
-def number_ids(rows: Rows, texts: pa.StringArray) -> Ids:
+def number_ids(rows: IdRows, texts: pa.StringArray) -> Ids:
     """Build ids from a column of numbers.
 
     Raises:
@@ -86,7 +86,7 @@ def number_ids(rows: Rows, texts: pa.StringArray) -> Ids:
     return Ids(ids, column.cast(pa.string()), column)
 
 
-def other_ids(rows: Rows, texts: pa.StringArray) -> Ids:
+def other_ids(rows: IdRows, texts: pa.StringArray) -> Ids:
     """Build ids from numbers that streams do not have, such as ids of aggregate trades.
 
     They form a separate series, so they are never mistaken for numbers of streams.
@@ -102,16 +102,16 @@ def other_ids(rows: Rows, texts: pa.StringArray) -> Ids:
     return Ids(ids, marked, pa.nulls(len(numbers), pa.int64()))
 
 
-def place_ids(rows: Rows) -> Ids:
+def row_ids(rows: IdRows) -> Ids:
     """Build ids for rows without one, from their time and number in the file."""
-    count = len(rows.places)
-    pair = [pa.array(part).cast(pa.string()) for part in (rows.moments // 1000, rows.places)]
+    count = len(rows.numbers)
+    pair = [pa.array(part).cast(pa.string()) for part in (rows.moments // 1000, rows.numbers)]
     file = rows.identity()
-    ids = message_ids([line_series(file, each) for each in rows.series], rows.codes, rows.places)
+    ids = message_ids([line_series(file, each) for each in rows.series], rows.codes, rows.numbers)
     return Ids(ids, pc.binary_join_element_wise(*pair, "-"), pa.nulls(count, pa.int64()))
 
 
-def any_ids(rows: Rows, texts: pa.StringArray) -> Ids:
+def any_ids(rows: IdRows, texts: pa.StringArray) -> Ids:
     """Build ids from a column of numbers, other texts and empty cells.
 
     The prefix `{exchange}-`, as k2 writes it, is not part of the id.
@@ -129,7 +129,7 @@ def any_ids(rows: Rows, texts: pa.StringArray) -> Ids:
     ids = pc.replace_with_mask(ids, is_text, _text_ids(rows, texts, is_text))
     texts = pc.if_else(is_number, numbers.cast(pa.string()), texts)
     if pc.any(is_empty).as_py():
-        otherwise = place_ids(rows)
+        otherwise = row_ids(rows)
         ids = pc.if_else(is_empty, otherwise.message_ids, ids)
         texts = pc.if_else(is_empty, otherwise.texts, texts)
     return Ids(ids, texts, numbers)
@@ -155,7 +155,7 @@ def _without_exchange(texts: pa.StringArray, exchanges: Labels) -> pa.StringArra
     return texts
 
 
-def _text_ids(rows: Rows, texts: pa.StringArray, is_text: pa.BooleanArray) -> pa.StringArray:
+def _text_ids(rows: IdRows, texts: pa.StringArray, is_text: pa.BooleanArray) -> pa.StringArray:
     """Compute the message ids of texts: UUIDs of version 8 from 122 bits of a SHA-256."""
     series = rows.series
     codes = rows.codes[is_text.to_numpy(zero_copy_only=False)].tolist()

@@ -53,7 +53,7 @@ from k2cli.files import reading
 from k2cli.ingestion.symbols import Market
 from k2cli.kinds import KindName
 from k2cli.nearest import suggestion
-from k2cli.paths import expanded
+from k2cli.paths import expand_home
 from k2cli.records import KINDS, RecordKind, asset_classes, enum_values
 
 ASSET_CLASSES: Final = asset_classes()
@@ -258,7 +258,7 @@ def load_layout(name_or_path: str | Path) -> Layout:
     text = str(name_or_path)
     if not text.endswith(_SUFFIX) and "/" not in text:
         return parse_layout(layout_text(text), origin=f"layout {text}")
-    path = expanded(text)
+    path = expand_home(text)
     if not path.exists():
         raise NotFound(
             f"layout file {text} does not exist", hint=f"built in: {', '.join(layout_names())}"

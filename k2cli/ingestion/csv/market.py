@@ -61,7 +61,7 @@ class Dump:
     path: Path | None  # None: stdin
     member: str = ""  # the name of the file in a zip archive
     symbol: str | None = None  # if the user gives it
-    header: Sequence[str] = ()  # column names; None: no header
+    header: Sequence[str] = ()  # column names; empty: no header
     cells: Sequence[str] = ()  # of the first line, if there is no header
 
 

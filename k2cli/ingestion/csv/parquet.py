@@ -35,9 +35,10 @@ from k2cli.ingestion.csv.rows import Cells, RowBuilder
 from k2cli.ingestion.csv.source import CsvSource, Start
 from k2cli.rejects import MOST_SHOWN, Cause, Fault, Reject
 
-_ROWS: Final = 65_536  # of a batch,
-_CELLS: Final = 1 << 20  # and so many values,
-_BYTES: Final = 8 << 20  # and so much text
+# Limits of a batch.
+_ROWS: Final = 65_536
+_CELLS: Final = 1 << 20
+_BYTES: Final = 8 << 20  # of text
 _BUFFER: Final = 1 << 20  # bytes of a column per read
 _PIECE_ROWS: Final = 4096  # of a batch with rejects
 _BROKEN: Final = (pa.ArrowException, OSError, ValueError, OverflowError)
@@ -89,7 +90,7 @@ class ParquetSource(CsvSource):
         about = self._open(self._raw.beside())
         schema = self._schema(about)
         texts = [field.name for field in schema if _is_text(field.type)]
-        names = [schema.names[place] for place in used]
+        names = [schema.names[index] for index in used]
         file = self._open(
             self._raw, metadata=about.metadata, read_dictionary=texts, buffer_size=_BUFFER
         )
@@ -97,8 +98,8 @@ class ParquetSource(CsvSource):
             for batch in file.iter_batches(
                 _rows_at_once(about.metadata, len(names)), columns=names
             ):
-                places = [batch.schema.get_field_index(name) for name in names]
-                columns = [_checked(batch.column(place)) for place in places]
+                indexes = [batch.schema.get_field_index(name) for name in names]
+                columns = [_checked(batch.column(index)) for index in indexes]
                 yield from self._parts(pa.RecordBatch.from_arrays(columns, names))
         except _BROKEN as exc:
             raise BadData(f"{self.name} cannot be read to its end: {exc}") from exc
@@ -167,12 +168,12 @@ class ParquetSource(CsvSource):
         faults: dict[int, Fault] = {}
         cells: list[pa.StringArray] = []
         try:
-            for place, column in enumerate(values.columns):
-                for index, fault in _inexact(columns, place, column):
+            for number, column in enumerate(values.columns):
+                for index, fault in _inexact(columns, number, column):
                     faults.setdefault(index, fault)
                 texts, bad = _readable(_as_text(column))
                 for index in bad:
-                    name = columns.names[place]
+                    name = columns.names[number]
                     value = texts[index].as_py()[:MOST_SHOWN]
                     fault = _fault(name, value, "is not UTF-8", Cause.BAD_ENCODING)
                     faults.setdefault(index, fault)
@@ -189,14 +190,14 @@ class ParquetSource(CsvSource):
 
 def _used(columns: Columns) -> tuple[list[int], Columns]:
     """Return the indexes of the used columns, and the columns reduced to these."""
-    used = sorted({*columns.fields.values(), *(place for _, place in columns.vendor)})
-    now = {place: at for at, place in enumerate(used)}
+    used = sorted({*columns.fields.values(), *(index for _, index in columns.vendor)})
+    now = {old: new for new, old in enumerate(used)}
     return used, replace(
         columns,
-        names=tuple(columns.names[place] for place in used),
-        fields={name: now[place] for name, place in columns.fields.items()},
-        vendor=tuple((key, now[place]) for key, place in columns.vendor),
-        lower=frozenset(now[place] for place in columns.lower if place in now),
+        names=tuple(columns.names[index] for index in used),
+        fields={name: now[index] for name, index in columns.fields.items()},
+        vendor=tuple((key, now[index]) for key, index in columns.vendor),
+        lower=frozenset(now[index] for index in columns.lower if index in now),
     )
 
 
@@ -246,9 +247,9 @@ def _sizes(column: pa.Array) -> Ints:
     return np.full(len(column), column.nbytes // len(column) if is_nested else 0, dtype=np.int64)
 
 
-def _inexact(columns: Columns, place: int, column: pa.Array) -> Iterator[tuple[int, Fault]]:
-    """Yield the float columns of ids and times whose values may be inexact."""
-    fields = [name for name, at in columns.fields.items() if at == place]
+def _inexact(columns: Columns, number: int, column: pa.Array) -> Iterator[tuple[int, Fault]]:
+    """Yield the rows in which a float of an id or a time may be inexact, with their faults."""
+    fields = [name for name, at in columns.fields.items() if at == number]
     is_id = any(name in _ID_FIELDS for name in fields)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -259,7 +260,7 @@ def _inexact(columns: Columns, place: int, column: pa.Array) -> Iterator[tuple[i
     is_exact = pc.less(pc.abs(numbers), float(_EXACT[column.type.bit_width]))
     if is_id:
         is_exact = pc.and_(is_exact, pc.equal(numbers, pc.floor(numbers)))
-    name = columns.names[place]
+    name = columns.names[number]
     for index in pc.indices_nonzero(pc.invert(is_exact.fill_null(True))).to_pylist():
         brief = "is a float that is not exact: store integers instead"
         yield index, _fault(name, numbers[index].as_py(), brief, Cause.INEXACT, field=fields[0])
@@ -277,7 +278,7 @@ def _fault(column: str, value: object, brief: str, cause: Cause, *, field: str =
 
 
 def _readable(texts: pa.StringArray) -> tuple[pa.StringArray, Sequence[int]]:
-    """Return the texts as UTF-8, with invalid ones escaped, and a mask of those."""
+    """Return the texts as UTF-8, with invalid ones escaped, and the indexes of those."""
     try:
         texts.validate(full=True)
     except pa.ArrowInvalid:
@@ -292,10 +293,10 @@ def _readable(texts: pa.StringArray) -> tuple[pa.StringArray, Sequence[int]]:
 def _with_times(layout: Layout, schema: pa.Schema) -> Layout:
     """Adapt the layout to a column of timestamps, however its CSV files write them."""
     try:
-        place = find_columns(layout, schema.names).fields.get("timestamp")
+        index = find_columns(layout, schema.names).fields.get("timestamp")
     except BadData:
         return layout  # and `_fit` explains why
-    if place is None or not pa.types.is_timestamp(schema.field(place).type):
+    if index is None or not pa.types.is_timestamp(schema.field(index).type):
         return layout
     return msgspec.structs.replace(layout, time=TimeRule(how="auto", zone=layout.time.zone))
 

@@ -28,8 +28,15 @@ from k2cli.columns import (
 )
 from k2cli.errors import UsageError
 from k2cli.ingestion.csv.headers import Columns, time_fields
-from k2cli.ingestion.csv.ids import Labels, any_ids, check_ids, number_ids, other_ids, place_ids
-from k2cli.ingestion.csv.ids import Rows as IdRows
+from k2cli.ingestion.csv.ids import (
+    IdRows,
+    Labels,
+    any_ids,
+    check_ids,
+    number_ids,
+    other_ids,
+    row_ids,
+)
 from k2cli.ingestion.csv.layout import ASSET_CLASSES, Layout
 from k2cli.ingestion.csv.market import markets_of_symbol
 from k2cli.ingestion.csv.numbers import plain_numbers
@@ -49,15 +56,15 @@ _Check = Callable[[Cells, int], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """Values of every row of a file, which none of its columns has."""
+class FileContext:
+    """Values that apply to every row of a file and come from none of its columns."""
 
     zone: str
     values: Mapping[str, str] = field(default_factory=dict)  # symbol, exchange, ...
     entries: Mapping[str, str] = field(default_factory=dict)  # of vendor_data
     identity: Callable[[], str] = str  # of the file, if its rows have no ids
     market: Market | None = None  # of a layout of the exchange's files
-    home: Path | None = None  # the folder with what the exchange said last of its symbols
+    home: Path | None = None  # the folder with the last refreshed symbol lists
     is_any_time: bool = False  # accept times before 1990 and in the far future
     decimal: str = "."
 
@@ -73,13 +80,13 @@ class Built:
 class RowBuilder:
     """Converts the columns of one file to rows."""
 
-    def __init__(self, layout: Layout, columns: Columns, facts: Facts) -> None:
+    def __init__(self, layout: Layout, columns: Columns, context: FileContext) -> None:
         self._layout = layout
         self._columns = columns
-        self._facts = facts
+        self._context = context
         self.kind: Final = layout.record
         self._instruments: dict[str, Instrument] = {}
-        self._time = TimeReader(layout.time, facts.zone, is_any_time=facts.is_any_time)
+        self._time = TimeReader(layout.time, context.zone, is_any_time=context.is_any_time)
         self._unknown_sides: Counter[str] = Counter()
 
     def notices(self) -> Iterator[str]:
@@ -173,11 +180,11 @@ class RowBuilder:
         moments = self._times(cells)
         ids = IdRows(
             kind=self.kind.name,
-            identity=self._facts.identity,
+            identity=self._context.identity,
             exchanges=self._labels("exchange", cells, count),
             symbols=symbols,
             moments=moments,
-            places=numbers,
+            numbers=numbers,
             id_series=layout.id_series,
         )
         columns: dict[str, pa.Array] = {
@@ -234,11 +241,11 @@ class RowBuilder:
 
     def _all_decimals(self, name: str, texts: pa.StringArray, cells: Cells) -> pa.Array:
         of = self.kind.type_of(name)
-        if self._facts.decimal != ".":
+        if self._context.decimal != ".":
             if pc.any(pc.match_substring(texts, ".")).as_py():
                 reason = "has a decimal point, but the decimal mark is a comma"
                 raise self._unfit(name, cells, reason, Cause.NOT_A_NUMBER)
-            texts = pc.replace_substring(texts, self._facts.decimal, ".")
+            texts = pc.replace_substring(texts, self._context.decimal, ".")
         if name == "quantity" and self._layout.signed_quantity:
             texts = pc.replace_substring_regex(texts, "^-", "")
         try:
@@ -260,8 +267,8 @@ class RowBuilder:
         fields = self._columns.fields
         names = time_fields(fields)
         parts = [cells[fields[name]] for name in names]
-        if self._facts.decimal != ".":
-            parts = [pc.replace_substring(part, self._facts.decimal, ".") for part in parts]
+        if self._context.decimal != ".":
+            parts = [pc.replace_substring(part, self._context.decimal, ".") for part in parts]
         try:
             return self._time.read(parts)
         except Unfit as exc:
@@ -290,7 +297,7 @@ class RowBuilder:
     def _ids(self, cells: Cells, rows: IdRows) -> dict[str, pa.Array]:
         index = self._columns.fields.get("id")
         if index is None:
-            ids = place_ids(rows)
+            ids = row_ids(rows)
         elif self._layout.id_series:
             ids = other_ids(rows, cells[index])
         elif self._layout.market:
@@ -328,8 +335,8 @@ class RowBuilder:
 
     def _labels(self, name: str, cells: Cells, count: int) -> Labels:
         """Return a column of names, or the one name of the whole file."""
-        if name in self._facts.values:
-            return Labels([self._facts.values[name]], np.zeros(count, dtype=np.int64))
+        if name in self._context.values:
+            return Labels([self._context.values[name]], np.zeros(count, dtype=np.int64))
         encoded = cells[self._columns.fields[name]].dictionary_encode()
         meanings = self._layout.values.get(name, {})
         names = [meanings.get(text, text) for text in encoded.dictionary.to_pylist()]
@@ -357,11 +364,11 @@ class RowBuilder:
     def _instrument(self, text: str) -> Instrument:
         instrument = self._instruments.get(text)
         if instrument is None:
-            market = self._facts.market
+            market = self._context.market
             assert market is not None  # only these layouts split symbols
             if market not in markets_of_symbol(text):
                 raise UsageError(f"{text[:MOST_SHOWN]} is not on the market {market}")
-            instrument = parse_symbol(text, market, self._facts.home)
+            instrument = parse_symbol(text, market, self._context.home)
             self._instruments |= {text: instrument, instrument.symbol: instrument}
         return instrument
 
@@ -377,7 +384,7 @@ class RowBuilder:
             self._currencies(cells, self._symbols(cells, count), count)
 
     def _currencies(self, cells: Cells, symbols: Labels, count: int) -> Labels:
-        if "currency" in self._facts.values or "currency" in self._columns.fields:
+        if "currency" in self._context.values or "currency" in self._columns.fields:
             return self._labels("currency", cells, count)
         if self._layout.market:
             return Labels([self._instrument(name).quote for name in symbols.names], symbols.codes)
@@ -443,7 +450,7 @@ class RowBuilder:
 
     def _vendor_data(self, cells: Cells, symbols: Labels, count: int) -> pa.Array:
         vendor = VendorData(count)
-        for key, text in self._facts.entries.items():
+        for key, text in self._context.entries.items():
             vendor.add(key, pa.array([text]), np.zeros(count, dtype=np.int64))
         for key, index in self._columns.vendor:
             texts, rows = cells[index], np.arange(count)
@@ -455,7 +462,7 @@ class RowBuilder:
             instruments = [self._instrument(name) for name in symbols.names]
             vendor.add("base_asset", pa.array([i.base for i in instruments]), symbols.codes)
             vendor.add("quote_asset", pa.array([i.quote for i in instruments]), symbols.codes)
-        elif not self._columns.vendor and not self._facts.entries:
+        elif not self._columns.vendor and not self._context.entries:
             return pa.nulls(count, self.kind.arrow.field("vendor_data").type)
         return vendor.build()
 

@@ -37,7 +37,7 @@ from k2cli.ingestion.csv.headers import Columns, find_columns, notices
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.market import Dump, check_dump, find_market, plain_name, stem_of
 from k2cli.ingestion.csv.names import CsvOptions, file_values
-from k2cli.ingestion.csv.rows import Facts, RowBuilder
+from k2cli.ingestion.csv.rows import FileContext, RowBuilder
 from k2cli.ingestion.csv.times import check_zone
 from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.records import nth_copy
@@ -85,7 +85,7 @@ class CsvSource:
         self._start: Start | None = None
         self._copy = 1
         self._is_growing = False
-        self._lines_before = 0  # the stream to read
+        self._lines_before = 0  # lines before the part that is read
         self._builder: RowBuilder | None = None
 
     @property
@@ -225,9 +225,9 @@ class CsvSource:
         end = self.size_bytes
         while end > start:
             begin = max(end - _LOOK_BACK, start)
-            place = self._raw.bytes_at(begin, end - begin).rfind(b"\n")
-            if place >= 0:
-                return begin + place + 1
+            newline = self._raw.bytes_at(begin, end - begin).rfind(b"\n")
+            if newline >= 0:
+                return begin + newline + 1
             end = begin
         return start
 
@@ -356,7 +356,7 @@ class CsvSource:
             raise BadData(f"{self.name}: {exc}", hint=exc.hint) from exc
         stem = stem_of(self._path) if self._path else ""
         entries = {layout.file_stem: stem} if layout.file_stem and stem.isdecimal() else {}
-        facts = Facts(
+        context = FileContext(
             zone=self._zone,
             values=file_values(layout, self._options, stem, columns.fields, market),
             entries=entries,
@@ -365,7 +365,7 @@ class CsvSource:
             is_any_time=self._options.is_any_time,
             decimal=layout.decimal,
         )
-        return Start(layout, columns, facts, header is not None, encoding)
+        return Start(layout, columns, context, header is not None, encoding)
 
     def _market(self, header: Sequence[str], row: Sequence[str]) -> Market:
         """Infer the market from the file's names, header or first row."""
@@ -386,7 +386,7 @@ class Start:
 
     layout: Layout
     columns: Columns | None = None
-    facts: Facts = field(default_factory=lambda: Facts(zone=""))
+    context: FileContext = field(default_factory=lambda: FileContext(zone=""))
     has_header: bool = False
     encoding: str = "utf-8"
 
@@ -403,14 +403,14 @@ class Start:
     @property
     def values(self) -> Mapping[str, str]:
         """The values of the whole file, with the symbol as in its rows."""
-        facts = self.facts
-        values = dict(facts.values)
+        context = self.context
+        values = dict(context.values)
         if "symbol" in values:
-            symbol, market = values["symbol"], facts.market
+            symbol, market = values["symbol"], context.market
             values["symbol"] = (
                 normalize_symbol(symbol)
                 if market is None
-                else parse_symbol(symbol, market, facts.home).symbol
+                else parse_symbol(symbol, market, context.home).symbol
             )
         return values
 
@@ -434,12 +434,12 @@ class Start:
             form,
         ]
         said += [layout.id_series, layout.may_be_empty]
-        return _digest([*said, time.how, patterns, self.facts.zone, self.values, read])
+        return _digest([*said, time.how, patterns, self.context.zone, self.values, read])
 
     def builder(self, line_file: Callable[[], str]) -> RowBuilder:
         """Return the row builder of the file; `line_file` is for rows without ids."""
         assert self.columns is not None, "an empty file has no blocks"
-        return RowBuilder(self.layout, self.columns, replace(self.facts, identity=line_file))
+        return RowBuilder(self.layout, self.columns, replace(self.context, identity=line_file))
 
     def parser(self, builder: RowBuilder) -> BlockParser:
         """Return the block parser of the file."""
@@ -538,7 +538,7 @@ def _unnamed(layout: Layout, row: Sequence[str]) -> Sequence[str]:
 
 
 def _first_row(layout: Layout, block: bytes) -> Sequence[str]:
-    """Return the first line with as many cells as a row can have; None if there is none."""
+    """Return the cells of the first line that can be a row; none if there is no such line."""
     most = len(layout.columns)
     for line in block.split(b"\n", _LOOK_FOR_ROW)[:_LOOK_FOR_ROW]:
         cells = _cells_of(line, layout.delimiter) or ()

@@ -91,7 +91,7 @@ def whole_numbers(texts: pa.StringArray, *, digits: int = _MOST_DIGITS) -> Ints:
 
 
 class TimeReader:
-    """Parse the one or two columns of the time to UTC microseconds."""
+    """Parses the one or two columns of the time to UTC microseconds."""
 
     def __init__(self, rule: TimeRule, zone: str, *, is_any_time: bool = False) -> None:
         self._rule = rule
@@ -307,14 +307,14 @@ def _template(pattern: str) -> tuple[str, str] | None:
             return None
     if "S" in groups and "f" in groups:
         expression = expression.replace(r"\.([0-9]{0,9})", r"(?:\.([0-9]{1,9}))?")
-    place = {directive: f"\\{number}" for number, directive in enumerate(groups, start=1)}
-    days = [place.get(part, "") for part in "Ymd"]
+    group_of = {directive: f"\\{number}" for number, directive in enumerate(groups, start=1)}
+    days = [group_of.get(part, "") for part in "Ymd"]
     if not all(days):
         if any(days):
             return None
         days = ["1970", "01", "01"]
-    clock = [place.get(part, "00") for part in "HMS"]
-    fraction = f".{place['f']}" if "f" in place else ""
+    clock = [group_of.get(part, "00") for part in "HMS"]
+    fraction = f".{group_of['f']}" if "f" in group_of else ""
     return f"^{expression}$", f"{'-'.join(days)} {':'.join(clock)}{fraction}"
 
 

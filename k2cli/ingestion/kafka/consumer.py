@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from k2cli.background import begin
 from k2cli.events import Observer
-from k2cli.ingestion.kafka.topics import IdentityRequest, Place, Topics
+from k2cli.ingestion.kafka.topics import IdentityRequest, PartitionId, Topics
 from k2cli.ingestion.kafka.vendor import (
     AT_END,
     NO_TOPIC,
@@ -58,9 +58,9 @@ class Rebalance:
     was read of these partitions; after `lost` it is too late: another member owns them.
     """
 
-    assigned: Callable[[Sequence[Place]], Mapping[Place, int]]
-    revoked: Callable[[Sequence[Place]], None]
-    lost: Callable[[Sequence[Place]], None]
+    assigned: Callable[[Sequence[PartitionId]], Mapping[PartitionId, int]]
+    revoked: Callable[[Sequence[PartitionId]], None]
+    lost: Callable[[Sequence[PartitionId]], None]
 
 
 class TopicReader:
@@ -69,11 +69,11 @@ class TopicReader:
     def __init__(
         self, *, kafka: Mapping[str, str], group: str, rebalance: Rebalance, observe: Observer
     ) -> None:
-        self._assigned: set[Place] = set()  # by the group
-        self._reading: set[Place] = set()  # the partitions being read
-        self._at_end: set[Place] = set()  # partitions read to their end at least once
-        self._ends_reached: dict[Place, int] = {}  # since the last `take_ends`
-        self._out_of_range: set[Place] = set()  # whose next offset no longer exists
+        self._assigned: set[PartitionId] = set()  # by the group
+        self._reading: set[PartitionId] = set()  # the partitions being read
+        self._at_end: set[PartitionId] = set()  # partitions read to their end at least once
+        self._ends_reached: dict[PartitionId, int] = {}  # since the last `take_ends`
+        self._out_of_range: set[PartitionId] = set()  # whose next offset no longer exists
         self._is_topic_gone = False  # apparently, since the last `take_topic_gone`
         self._joined_s: float | None = None  # monotonic; when the group last assigned partitions
         self._is_closing = False
@@ -130,7 +130,7 @@ class TopicReader:
             return messages
         return [message for message in messages if not self._is_event(message)]
 
-    def seek(self, offsets: Mapping[Place, int]) -> None:
+    def seek(self, offsets: Mapping[PartitionId, int]) -> None:
         """Read these assigned partitions from these offsets, and no others.
 
         All are reassigned: librdkafka cannot seek in a partition whose offset is out of range.
@@ -143,7 +143,7 @@ class TopicReader:
         self._ends_reached.clear()
         self._out_of_range.clear()
 
-    def assigned(self) -> list[Place]:
+    def assigned(self) -> list[PartitionId]:
         """Return the assigned partitions, sorted; some may not be read yet."""
         return sorted(self._assigned)
 
@@ -159,14 +159,14 @@ class TopicReader:
             return time.monotonic() - self._joined_s > patience_s
         return self._reading <= self._at_end
 
-    def take_ends(self, waiting: Collection[Place]) -> dict[Place, int]:
+    def take_ends(self, waiting: Collection[PartitionId]) -> dict[PartitionId, int]:
         """Return the ends reached since the last call, except in `waiting` partitions.
 
         An end may lie beyond the offset after the last message. Ends of partitions with pending
         messages are returned by a later call.
         """
-        places = [place for place in self._ends_reached if place not in waiting]
-        return {place: self._ends_reached.pop(place) for place in places}
+        partitions = [partition for partition in self._ends_reached if partition not in waiting]
+        return {partition: self._ends_reached.pop(partition) for partition in partitions}
 
     def has_lost_records(self) -> bool:
         """Return whether the brokers deleted the next record of a partition; `seek` resets it."""
@@ -177,33 +177,35 @@ class TopicReader:
         is_gone, self._is_topic_gone = self._is_topic_gone, False
         return is_gone
 
-    def bounds(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
+    def bounds(self, partitions: Sequence[PartitionId]) -> dict[PartitionId, tuple[int, int]]:
         """Return the oldest and the next offset of each partition.
 
         Raises:
             NotFound: one of them does not exist.
         """
-        return self._topics.bounds(places)
+        return self._topics.bounds(partitions)
 
-    def offsets_at(self, places: Sequence[Place], time_ms: int | None) -> dict[Place, int]:
+    def offsets_at(
+        self, partitions: Sequence[PartitionId], time_ms: int | None
+    ) -> dict[PartitionId, int]:
         """Find the first offset with a message of this time or later; None means the end.
 
         Raises:
             NotFound: one of the partitions does not exist.
         """
-        return self._topics.offsets_at(places, time_ms)
+        return self._topics.offsets_at(partitions, time_ms)
 
     def ask_identities(self, names: Iterable[str]) -> IdentityRequest:
         """Request the identities of topics without waiting for the answer."""
         return self._topics.ask_identities(names)
 
-    def ends(self) -> dict[Place, int]:
+    def ends(self) -> dict[PartitionId, int]:
         """Return the next offset of every partition being read, as of the last fetch."""
         ends = {}
-        for place in self._reading:
-            known = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+        for partition in self._reading:
+            known = self._consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
             if known is not None and known[1] >= 0:
-                ends[place] = known[1]
+                ends[partition] = known[1]
         return ends
 
     def refresh(self, timeout_s: float) -> None:
@@ -211,11 +213,11 @@ class TopicReader:
         with translated("cannot list the topics", self._kafka):
             self._consumer.list_topics(timeout=timeout_s)
 
-    def commit_group_offsets(self, offsets: Mapping[Place, int]) -> None:
+    def commit_group_offsets(self, offsets: Mapping[PartitionId, int]) -> None:
         """Commit the group's offsets, for tools that show lag. A failure is an event."""
-        held = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+        positions = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
         try:
-            self._consumer.commit(offsets=held, asynchronous=True)
+            self._consumer.commit(offsets=positions, asynchronous=True)
         except KafkaException as exc:
             self._observe("group_offsets", reason=exc.args[0].str())
 
@@ -258,34 +260,34 @@ class TopicReader:
         if self._is_closing:
             return  # too late to read; they are revoked next
         self._joined_s = time.monotonic()
-        places = _places(partitions)
-        offsets = self._rebalance.assigned(places) if places else {}
-        self._assigned.update(places)
+        ids = _partition_ids(partitions)
+        offsets = self._rebalance.assigned(ids) if ids else {}
+        self._assigned.update(ids)
         self._read_from(offsets)
 
-    def _read_from(self, offsets: Mapping[Place, int]) -> None:
-        starts = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+    def _read_from(self, offsets: Mapping[PartitionId, int]) -> None:
+        starts = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
         self._consumer.incremental_assign(starts)
         self._reading.update(offsets)
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        places = _places(partitions)
-        self._rebalance.revoked(places)
-        self._forget(places)
+        ids = _partition_ids(partitions)
+        self._rebalance.revoked(ids)
+        self._forget(ids)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         self._joined_s = None
-        places = _places(partitions)
-        self._rebalance.lost(places)
-        self._forget(places)
+        ids = _partition_ids(partitions)
+        self._rebalance.lost(ids)
+        self._forget(ids)
 
-    def _forget(self, places: Sequence[Place]) -> None:
-        stopped = self._reading.intersection(places)
-        for place in places:
-            self._ends_reached.pop(place, None)
+    def _forget(self, partitions: Sequence[PartitionId]) -> None:
+        stopped = self._reading.intersection(partitions)
+        for partition in partitions:
+            self._ends_reached.pop(partition, None)
         for known in (self._assigned, self._reading, self._at_end, self._out_of_range):
-            known.difference_update(places)
-        self._consumer.incremental_unassign([TopicPartition(*place) for place in stopped])
+            known.difference_update(partitions)
+        self._consumer.incremental_unassign([TopicPartition(*partition) for partition in stopped])
 
 
 @contextmanager
@@ -305,8 +307,8 @@ def open_reader(
 
 
 def count_messages(
-    kafka: Mapping[str, str], begins: Mapping[Place, int], *, timeout_s: float
-) -> dict[Place, int]:
+    kafka: Mapping[str, str], begins: Mapping[PartitionId, int], *, timeout_s: float
+) -> dict[PartitionId, int]:
     """Count the messages that a consumer would receive from these offsets to the ends.
 
     Offsets alone are not enough: transaction markers and aborted or compacted messages use some.
@@ -314,7 +316,7 @@ def count_messages(
     is omitted.
     """
     counts = dict.fromkeys(begins, 0)
-    done: dict[Place, int] = {}
+    done: dict[PartitionId, int] = {}
     deadline = time.monotonic() + timeout_s
     fixed = {**_FIXED, "group.id": _COUNTER, "auto.offset.reset": EARLIEST}
     with (
@@ -324,14 +326,14 @@ def count_messages(
         consumer.assign([TopicPartition(*each, offset) for each, offset in begins.items()])
         while len(done) < len(begins) and time.monotonic() < deadline:
             for message in consumer.consume(_COUNTED, timeout=_COUNT_WAIT_S):
-                place = (message.topic() or "", cast("int", message.partition()))
+                partition = (message.topic() or "", cast("int", message.partition()))
                 error = message.error()
                 if error is None:
-                    counts[place] += 1
+                    counts[partition] += 1
                 elif error.code() == AT_END:
-                    done.setdefault(place, counts[place])
+                    done.setdefault(partition, counts[partition])
     return done
 
 
-def _places(partitions: Sequence[TopicPartition]) -> list[Place]:
+def _partition_ids(partitions: Sequence[TopicPartition]) -> list[PartitionId]:
     return [(partition.topic, partition.partition) for partition in partitions]

@@ -157,17 +157,17 @@ class DeadLetterTopics:
         unusable = {source: why for source in sources if (why := self._prepare(source))}
         refused: dict[int, str] = {}
         sent: list[int] = []
-        for place, letter in enumerate(letters):
+        for index, letter in enumerate(letters):
             why = unusable.get(letter.message.topic() or "")
             if why is None:
-                sent.append(place)
+                sent.append(index)
             else:
-                refused[place] = why
+                refused[index] = why
         refused |= self._send_all(letters, sent)
         if refused:
-            self._refuge.write([letters[place] for place in sorted(refused)])
-        for place, reason in sorted(refused.items()):
-            message = letters[place].message
+            self._refuge.write([letters[index] for index in sorted(refused)])
+        for index, reason in sorted(refused.items()):
+            message = letters[index].message
             self._observe(
                 "dead_letter_refused",
                 topic=dead_letter_topic(message.topic() or ""),
@@ -178,29 +178,29 @@ class DeadLetterTopics:
                 kept_in=str(self._refuge),
             )
 
-    def _send_all(self, letters: Sequence[DeadLetter], places: Sequence[int]) -> dict[int, str]:
+    def _send_all(self, letters: Sequence[DeadLetter], indexes: Sequence[int]) -> dict[int, str]:
         """Send some of the letters; return which were refused, and why."""
-        refused = self._send(letters, places)
-        if len(places) > 1:  # a batch is refused as a whole: retry its messages one by one
-            each = [self._send(letters, [place]) for place in sorted(refused)]
-            refused = {place: why for some in each for place, why in some.items()}
+        refused = self._send(letters, indexes)
+        if len(indexes) > 1:  # a batch is refused as a whole: retry its messages one by one
+            each = [self._send(letters, [index]) for index in sorted(refused)]
+            refused = {index: why for some in each for index, why in some.items()}
         return refused
 
-    def _send(self, letters: Sequence[DeadLetter], places: Sequence[int]) -> dict[int, str]:
+    def _send(self, letters: Sequence[DeadLetter], indexes: Sequence[int]) -> dict[int, str]:
         refused: dict[int, str] = {}
         try:
-            for place in places:
-                message = letters[place].message
+            for index in indexes:
+                message = letters[index].message
                 self._writer.offer(
                     dead_letter_topic(message.topic() or ""),
                     message.key(),
                     message.value(),
-                    letters[place].headers(),
-                    partial(refused.__setitem__, place),
+                    letters[index].headers(),
+                    partial(refused.__setitem__, index),
                 )
             self._writer.flush()
         except (BadData, ConfigError) as exc:  # the producer has failed for good
-            return dict.fromkeys(places, str(exc))
+            return dict.fromkeys(indexes, str(exc))
         return refused
 
     def _prepare(self, source: str) -> str | None:

@@ -83,8 +83,8 @@ class OffsetSet:
 
     def __contains__(self, offset: int) -> bool:
         """Return whether an offset is one of them."""
-        place = bisect_right(self.ranges, offset, key=itemgetter(0)) - 1
-        return place >= 0 and offset <= self.ranges[place][1]
+        index = bisect_right(self.ranges, offset, key=itemgetter(0)) - 1
+        return index >= 0 and offset <= self.ranges[index][1]
 
     def add(self, first: int, last: int) -> None:
         """Add all offsets from `first` to `last`."""
@@ -105,8 +105,8 @@ class OffsetSet:
         if not self.ranges:
             return np.zeros(len(offsets), dtype=np.bool_)
         firsts, lasts = np.array(self.ranges, dtype=np.int64).T
-        places = np.searchsorted(firsts, offsets, side="right") - 1
-        is_in: npt.NDArray[np.bool_] = (places >= 0) & (offsets <= lasts[places])
+        indexes = np.searchsorted(firsts, offsets, side="right") - 1
+        is_in: npt.NDArray[np.bool_] = (indexes >= 0) & (offsets <= lasts[indexes])
         return is_in
 
 
@@ -124,14 +124,14 @@ def _offset(text: str) -> int:
     return number
 
 
-class LetterPlace(NamedTuple):
+class LetterId(NamedTuple):
     """Partition and offset of a letter on its dead-letter topic."""
 
     partition: int
     offset: int
 
     @classmethod
-    def parse(cls, text: str) -> "LetterPlace":
+    def parse(cls, text: str) -> "LetterId":
         """Parse the form of `str`: 0/17.
 
         Raises:
@@ -149,7 +149,7 @@ class LetterPlace(NamedTuple):
 class Letter:
     """A dead letter; key, value and headers are those of the original message."""
 
-    place: LetterPlace
+    id: LetterId
     time_ms: int  # UTC, when it became a dead letter
     reason: str
     code: str  # stable codes, empty if not written by k2; see rejects.py
@@ -164,7 +164,7 @@ class Letter:
     headers: Sequence[Header]
 
 
-class LetterBox:
+class LetterReader:
     """The dead letters of a topic at the time of creation. Created by `open_letters`."""
 
     def __init__(self, *, kafka: Mapping[str, str], topic: str, timeout_s: float) -> None:
@@ -211,34 +211,41 @@ class LetterBox:
         for info in self._partitions:
             yield from self._read(info, self._start(info, newest))
 
-    def letter(self, place: LetterPlace) -> Letter:
+    def letter(self, letter_id: LetterId) -> Letter:
         """Read one letter.
 
         Raises:
             NotFound: it does not exist or was deleted.
         """
-        info = next((each for each in self._partitions if each.number == place.partition), None)
-        if info is not None and info.first <= place.offset < info.next:
-            for letter in self._read(info, place.offset):
-                if letter.place == place:
+        info = next((each for each in self._partitions if each.number == letter_id.partition), None)
+        if info is not None and info.first <= letter_id.offset < info.next:
+            for letter in self._read(info, letter_id.offset):
+                if letter.id == letter_id:
                     return letter
                 break
         raise NotFound(
-            f"dead letter {place} does not exist on {self.topic}",
+            f"dead letter {letter_id} does not exist on {self.topic}",
             hint=f"k2 dlq list --topic {self._source}",
         )
 
-    def read_receipts(self, places: Sequence[LetterPlace] | None = None) -> None:
+    def read_receipts(self, letter_ids: Sequence[LetterId] | None = None) -> None:
         """Read which letters were replayed: these, or all."""
         for info in self._partitions:
-            offsets = [place.offset for place in places or () if place.partition == info.number]
-            if places is None or offsets:
+            offsets = [
+                letter_id.offset
+                for letter_id in letter_ids or ()
+                if letter_id.partition == info.number
+            ]
+            if letter_ids is None or offsets:
                 for _ in self._read(info, min(offsets, default=info.first)):
                     pass
 
-    def is_replayed(self, place: LetterPlace) -> bool:
+    def is_replayed(self, letter_id: LetterId) -> bool:
         """Return whether a receipt read so far covers the letter."""
-        return place.partition in self._replayed and place.offset in self._replayed[place.partition]
+        return (
+            letter_id.partition in self._replayed
+            and letter_id.offset in self._replayed[letter_id.partition]
+        )
 
     def replayed(self, partition: int) -> OffsetSet:
         """Return the replayed offsets of a partition from the receipts read so far."""
@@ -300,9 +307,9 @@ class LetterBox:
     def _letter(
         self, message: Message, headers: Sequence[Header], ours: Mapping[str, str]
     ) -> Letter:
-        place = LetterPlace(cast("int", message.partition()), cast("int", message.offset()))
+        letter_id = LetterId(cast("int", message.partition()), cast("int", message.offset()))
         return Letter(
-            place=place,
+            id=letter_id,
             time_ms=message.timestamp()[1],
             reason=ours.get("reason", ""),
             code=ours.get("code", ""),
@@ -319,14 +326,16 @@ class LetterBox:
 
 
 @contextmanager
-def open_letters(kafka: Mapping[str, str], topic: str, *, timeout_s: float) -> Iterator[LetterBox]:
+def open_letters(
+    kafka: Mapping[str, str], topic: str, *, timeout_s: float
+) -> Iterator[LetterReader]:
     """Open the dead letters of a topic.
 
     Raises:
         NotFound: neither the topic nor its dead-letter topic exists.
     """
-    with closing(LetterBox(kafka=kafka, topic=topic, timeout_s=timeout_s)) as box:
-        yield box
+    with closing(LetterReader(kafka=kafka, topic=topic, timeout_s=timeout_s)) as reader:
+        yield reader
 
 
 _LISTED: Final = pa.schema(
@@ -345,7 +354,7 @@ _LISTED: Final = pa.schema(
 )
 
 
-def list_letters(box: LetterBox, spool: Path, *, newest: int | None) -> pa.Table:
+def list_letters(reader: LetterReader, spool: Path, *, newest: int | None) -> pa.Table:
     """List letters, the newest last, without their values.
 
     The rows are stored in the file `spool`, not in memory, and exist only as long as it does. The
@@ -353,7 +362,7 @@ def list_letters(box: LetterBox, spool: Path, *, newest: int | None) -> pa.Table
     """
     rows: list[tuple[object, ...]] = []
     with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_file(sink, _LISTED) as writer:
-        for letter in box.letters(newest=newest):
+        for letter in reader.letters(newest=newest):
             rows.append(_row(letter))
             if len(rows) >= _BATCH_ROWS:
                 writer.write_batch(_batch(rows))
@@ -365,7 +374,7 @@ def list_letters(box: LetterBox, spool: Path, *, newest: int | None) -> pa.Table
     partitions = np.unique(numbers).tolist()
     is_replayed = np.zeros(len(offsets), dtype=np.bool_)
     for number in partitions:
-        is_replayed |= (numbers == number) & box.replayed(number).mask(offsets)
+        is_replayed |= (numbers == number) & reader.replayed(number).mask(offsets)
     table = table.append_column("is_replayed", pa.array(is_replayed))
     if len(partitions) > 1:
         keys = ("time", "at_partition", "at_offset")
@@ -377,7 +386,7 @@ def list_letters(box: LetterBox, spool: Path, *, newest: int | None) -> pa.Table
 
 def _row(letter: Letter) -> tuple[object, ...]:
     return (
-        str(letter.place),
+        str(letter.id),
         None if moment_of(letter.time_ms * 1000) is None else letter.time_ms,
         letter.reason or None,
         letter.topic,
@@ -385,7 +394,7 @@ def _row(letter: Letter) -> tuple[object, ...]:
         letter.offset,
         as_text(letter.key),
         None if letter.value is None else len(letter.value),
-        *letter.place,
+        *letter.id,
     )
 
 

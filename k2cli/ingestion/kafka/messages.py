@@ -13,15 +13,15 @@ import pyarrow as pa
 from k2cli.codec.decode import Decoded, empty_batch
 from k2cli.codec.encode import HEADER_BYTES, MAGIC
 from k2cli.codec.kinds import KindDecoder
-from k2cli.codec.upgrade import USUAL, Facts, Origin
-from k2cli.columns import joined
+from k2cli.codec.upgrade import V1_DEFAULTS, Origin, V1Defaults
+from k2cli.columns import join_batches
 from k2cli.errors import BadData, NotFound
 from k2cli.events import Observer
 from k2cli.ingestion.kafka.registry import NotYet, Registry, subject_of
 from k2cli.records import RecordKind
 from k2cli.rejects import Cause, Fault
 
-_LOOK_AGAIN_S: Final = 5.0
+_REFRESH_S: Final = 5.0
 _ASK_S: Final = 0.5  # to fetch the schemas of one read: the group and signals must not wait longer
 _NOT_BYTES: Final = b""
 # Whatever a decoder raises for a body, one message must not stop the others.
@@ -55,23 +55,23 @@ class MessageReader:
         topic: str,
         kind: Callable[[], RecordKind],
         observe: Observer,
-        facts: Facts = USUAL,
+        defaults: V1Defaults = V1_DEFAULTS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare for a topic.
 
         `kind` returns the record kind with the table's current columns; it is called for every new
-        schema. `facts` are the values for records of earlier schemas.
+        schema. `defaults` are the values that records of the v1 schemas lack.
         """
         self._registry = registry
         self._clock = clock
         self._topic = topic
         self._ask_kind = kind
         self._kind = kind()
-        self._facts = facts
+        self._defaults = defaults
         self._observe = observe
         self._decoders: dict[bytes, KindDecoder] = {}  # by header
-        self._looked_at = 0.0  # monotonic: when the table's columns were last read
+        self._checked_at = 0.0  # monotonic: when the table's columns were last read
 
     def read(
         self,
@@ -87,7 +87,7 @@ class MessageReader:
         Raises:
             Unavailable: the registry does not return a schema.
         """
-        self._look_again()
+        self._refresh_if_due()
         origin = self._origin(partitions, offsets)
         parts: list[tuple[pa.RecordBatch, npt.NDArray[np.int64]]] = []
         rejects: list[tuple[int, Fault]] = []
@@ -133,7 +133,7 @@ class MessageReader:
         try:
             schema = self._registry.schema(schema_id)
             self._refresh()
-            found = KindDecoder(schema, self._kind, self._facts)
+            found = KindDecoder(schema, self._kind, self._defaults)
         except NotYet:
             raise
         except (BadData, ValueError, NotFound) as exc:  # fetched again: it may exist by then
@@ -141,7 +141,7 @@ class MessageReader:
             cause = Cause.UNKNOWN_SCHEMA if is_unknown else Cause.INCOMPATIBLE_SCHEMA
             return Fault(reason=f"schema id {schema_id}: {exc}", cause=cause)
         self._decoders[header] = found
-        self._looked_at = self._clock()
+        self._checked_at = self._clock()
         if found.left_out:
             self._observe(
                 "fields_left_out",
@@ -175,11 +175,11 @@ class MessageReader:
             rejects=[*first.rejects, *rejects],
         )
 
-    def _look_again(self) -> None:
+    def _refresh_if_due(self) -> None:
         """Check at intervals whether the table has gained the columns left out so far."""
-        is_due = self._clock() - self._looked_at > _LOOK_AGAIN_S
+        is_due = self._clock() - self._checked_at > _REFRESH_S
         if is_due and any(decoder.left_out for decoder in self._decoders.values()):
-            self._looked_at = self._clock()
+            self._checked_at = self._clock()
             self._refresh()
 
     def _refresh(self) -> None:
@@ -202,7 +202,7 @@ class MessageReader:
             return parts[0]
         indexes = np.concatenate([np.zeros(0, np.int64), *(indexes for _, indexes in parts)])
         order = np.argsort(indexes, kind="stable")
-        rows = joined([empty_batch(self._kind.arrow), *(rows for rows, _ in parts)])
+        rows = join_batches([empty_batch(self._kind.arrow), *(rows for rows, _ in parts)])
         (batch,) = rows.combine_chunks().to_batches() or [empty_batch(rows.schema)]
         return batch.take(pa.array(order)), indexes[order]
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from k2cli.errors import Conflict, K2Error
 from k2cli.events import Observer
-from k2cli.ingestion.kafka.letters import RECEIPT, Letter, LetterBox, OffsetSet
+from k2cli.ingestion.kafka.letters import RECEIPT, Letter, LetterReader, OffsetSet
 from k2cli.ingestion.kafka.producer import TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.ingestion.kafka.vendor import translated
@@ -42,13 +42,13 @@ class Replay:
     def __init__(
         self,
         *,
-        box: LetterBox,
+        reader: LetterReader,
         writer: TopicWriter | None,
         topics: Topics,
         kafka: Mapping[str, str],
     ) -> None:
         self.totals: Final = ReplayTotals()
-        self._box = box
+        self._reader = reader
         self._writer = writer
         self._topics = topics
         self._kafka = kafka
@@ -78,7 +78,7 @@ class Replay:
             if self._is_stopping:
                 raise KeyboardInterrupt
             self.totals.letters += 1
-            if not is_again and self._box.is_replayed(letter.place):
+            if not is_again and self._reader.is_replayed(letter.id):
                 self.totals.skipped += 1
                 continue
             self._send(letter)
@@ -93,11 +93,11 @@ class Replay:
         partition = self._partition(letter)
         self._letters += 1
         self._bytes += len(letter.value or b"")
-        self._sent.setdefault(letter.place.partition, OffsetSet()).add(
-            letter.place.offset, letter.place.offset
+        self._sent.setdefault(letter.id.partition, OffsetSet()).add(
+            letter.id.offset, letter.id.offset
         )
         if self._writer is not None:
-            with translated(f"cannot replay {letter.place}", self._kafka):
+            with translated(f"cannot replay {letter.id}", self._kafka):
                 self._writer.send(
                     letter.topic, letter.key, letter.value, letter.headers, partition=partition
                 )
@@ -121,7 +121,9 @@ class Replay:
             for partition, offsets in self._sent.items():
                 key = f"{RECEIPT} {offsets}".encode()
                 text = str(offsets).encode()
-                self._writer.send(self._box.topic, key, b"", [(RECEIPT, text)], partition=partition)
+                self._writer.send(
+                    self._reader.topic, key, b"", [(RECEIPT, text)], partition=partition
+                )
             self._writer.commit()
         self.totals.replayed += self._letters
         self._sent, self._letters, self._bytes = {}, 0, 0
@@ -129,14 +131,14 @@ class Replay:
 
 @contextmanager
 def open_replay(
-    box: LetterBox,
+    reader: LetterReader,
     kafka: Mapping[str, str],
     *,
     timeout_s: float,
     is_dry_run: bool,
     observe: Observer,
 ) -> Iterator[Replay]:
-    """Start a replay of the letters in a refreshed box; abort it if it ends early.
+    """Start a replay of the letters in a refreshed reader; abort it if it ends early.
 
     Raises:
         Conflict: another replay of the topic started.
@@ -150,14 +152,14 @@ def open_replay(
                     {**_DEFAULTS, **kafka},
                     observe=observe,
                     patience_s=timeout_s,
-                    transaction=f"k2-replay-{box.topic}",
+                    transaction=f"k2-replay-{reader.topic}",
                 )
             )
-            stack.enter_context(_aborted(writer, box.topic))
+            stack.enter_context(_aborted(writer, reader.topic))
             writer.begin()
-            box.refresh()
+            reader.refresh()
         topics = Topics(kafka, timeout_s=timeout_s)
-        yield Replay(box=box, writer=writer, topics=topics, kafka=kafka)
+        yield Replay(reader=reader, writer=writer, topics=topics, kafka=kafka)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from k2cli.ingestion.kafka.vendor import (
     until_settled,
 )
 
-Place = tuple[str, int]  # topic and partition number
+PartitionId = tuple[str, int]  # topic and partition number
 
 _GROUPS: Final = "__consumer_offsets"
 
@@ -114,7 +114,7 @@ class Topics:
         with translated("cannot list the brokers", self._kafka):
             return len(self._admin.list_topics(timeout=self._timeout_s).brokers)
 
-    def group_offsets(self, group: str) -> dict[tuple[str, int], int]:
+    def group_offsets(self, group: str) -> dict[PartitionId, int]:
         """Return the offsets that a group has committed, by topic and partition.
 
         If no group ever existed it does not ask, because that would make Kafka create its internal
@@ -127,8 +127,8 @@ class Topics:
             futures = self._admin.list_consumer_group_offsets(
                 asked, request_timeout=self._timeout_s
             )
-            places = futures[group].result().topic_partitions or []
-        return {(each.topic, each.partition): each.offset for each in places if each.offset >= 0}
+            offsets = futures[group].result().topic_partitions or []
+        return {(each.topic, each.partition): each.offset for each in offsets if each.offset >= 0}
 
     def create(
         self,
@@ -181,7 +181,7 @@ class Topics:
             futures = self._admin.describe_topics(asked, request_timeout=self._timeout_s)
         return IdentityRequest(futures, self._kafka)
 
-    def bounds(self, partitions: Collection[Place]) -> dict[Place, tuple[int, int]]:
+    def bounds(self, partitions: Collection[PartitionId]) -> dict[PartitionId, tuple[int, int]]:
         """Return the oldest and the next offset of each partition.
 
         Raises:
@@ -192,7 +192,9 @@ class Topics:
             following = self._offsets(partitions, OffsetSpec.latest())
         return {each: (first[each], following[each]) for each in partitions}
 
-    def offsets_at(self, partitions: Collection[Place], time_ms: int | None) -> dict[Place, int]:
+    def offsets_at(
+        self, partitions: Collection[PartitionId], time_ms: int | None
+    ) -> dict[PartitionId, int]:
         """Return the offset of each partition's first record of this UTC time or later.
 
         If there is none, and for None, it is the end: the next record that consumers see.
@@ -211,7 +213,7 @@ class Topics:
         """Wait until a new topic can be described and written."""
 
         def ask() -> None:
-            self._offsets(_places(self._description(name)), OffsetSpec.latest())
+            self._offsets(_partition_ids(self._description(name)), OffsetSpec.latest())
 
         with translated(f"cannot describe topic {name}", self._kafka):
             until_settled(ask, timeout_s=self._timeout_s, new=True)
@@ -220,7 +222,7 @@ class Topics:
         try:
             with translated(f"cannot describe topic {name}", self._kafka):
                 topic = self._description(name)
-                bounds = self.bounds(_places(topic))
+                bounds = self.bounds(_partition_ids(topic))
         except NotFound as exc:
             raise NotFound(f"topic {name} does not exist", hint=f"k2 topic create {name}") from exc
         return TopicInfo(
@@ -246,13 +248,13 @@ class Topics:
         return found
 
     def _offsets(
-        self, partitions: Collection[Place], spec: OffsetSpec, *, is_committed: bool = False
-    ) -> dict[Place, int]:
+        self, partitions: Collection[PartitionId], spec: OffsetSpec, *, is_committed: bool = False
+    ) -> dict[PartitionId, int]:
         """Return an offset of each partition."""
         asked = {TopicPartition(*each): spec for each in partitions}
         level = IsolationLevel.READ_COMMITTED if is_committed else IsolationLevel.READ_UNCOMMITTED
 
-        def ask() -> dict[Place, int]:
+        def ask() -> dict[PartitionId, int]:
             futures = self._admin.list_offsets(
                 asked, isolation_level=level, request_timeout=self._timeout_s
             )
@@ -272,5 +274,5 @@ class Topics:
             raise
 
 
-def _places(topic: TopicDescription) -> list[Place]:
+def _partition_ids(topic: TopicDescription) -> list[PartitionId]:
     return [(topic.name, partition.id) for partition in topic.partitions]

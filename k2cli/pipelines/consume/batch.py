@@ -7,7 +7,7 @@ from typing import Final
 import pyarrow as pa
 
 from k2cli.ingestion.kafka.deadletters import DeadLetter
-from k2cli.ingestion.kafka.topics import Place
+from k2cli.ingestion.kafka.topics import PartitionId
 from k2cli.storage.offsets import Partition, Span
 
 _FULL_BYTES: Final = 128 << 20  # of rows, for any number of messages
@@ -20,7 +20,7 @@ class Decoded:
     kind: str  # name of the record kind
     rows: pa.RecordBatch
     messages: int  # number of messages
-    reached: Mapping[Place, "Reached"]
+    reached: Mapping[PartitionId, "Reached"]
     letters: Sequence[DeadLetter] = ()
 
 
@@ -39,7 +39,7 @@ class Batch:
     rows: dict[str, list[pa.RecordBatch]] = field(default_factory=dict)  # by kind
     spans: dict[Partition, Span] = field(default_factory=dict)
     letters: list[DeadLetter] = field(default_factory=list)
-    newest_ms: dict[Place, int] = field(default_factory=dict)  # of the last message
+    newest_ms: dict[PartitionId, int] = field(default_factory=dict)  # of the last message
     messages: int = 0
     size_bytes: int = 0
     began_s: float = 0.0  # monotonic; when the first message was read
@@ -66,7 +66,7 @@ class Batch:
         """Return the names and ids of the topics to commit the batch under."""
         return {(partition.topic, partition.topic_id) for partition in self.spans}
 
-    def reached(self) -> dict[Place, int]:
+    def reached(self) -> dict[PartitionId, int]:
         """Return the end offsets of the batch."""
         return {(each.topic, each.number): span.reached for each, span in self.spans.items()}
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from k2cli.errors import BadData
 from k2cli.ingestion.kafka.consumer import Message
 from k2cli.ingestion.kafka.deadletters import DeadLetter, dead_letter
-from k2cli.ingestion.kafka.topics import Place
+from k2cli.ingestion.kafka.topics import PartitionId
 from k2cli.pipelines.consume.batch import Decoded, Reached
 from k2cli.pipelines.consume.policy import Feed
 from k2cli.pipelines.consume.run import Run
@@ -54,18 +54,18 @@ class Intake:
         self._waiting = unread + self._waiting
         self._wait_s = 0.0 if self._waiting and has_progress else _WAIT_S
 
-    def waiting(self) -> set[Place]:
+    def waiting(self) -> set[PartitionId]:
         """Return the partitions of waiting messages."""
-        return {_place(message) for message in self._waiting}
+        return {_partition_of(message) for message in self._waiting}
 
     def drop(self) -> None:
         """Drop the waiting messages."""
         self._waiting = []
 
-    def release(self, places: Sequence[Place]) -> None:
+    def release(self, partitions: Sequence[PartitionId]) -> None:
         """Drop the waiting messages of these partitions."""
-        released = set(places)
-        self._waiting = [each for each in self._waiting if _place(each) not in released]
+        released = set(partitions)
+        self._waiting = [each for each in self._waiting if _partition_of(each) not in released]
 
     def _by_topic(self, messages: list[Message]) -> Mapping[str, list[Message]]:
         if len(self._feeds) == 1:
@@ -128,7 +128,7 @@ class Intake:
         self._run.totals.messages += len(messages)
 
 
-def _place(message: Message) -> Place:
+def _partition_of(message: Message) -> PartitionId:
     return message.topic() or "", cast("int", message.partition())
 
 

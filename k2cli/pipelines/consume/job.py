@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from k2cli.codec.upgrade import Facts
+from k2cli.codec.upgrade import V1Defaults
 from k2cli.config import Settings
 from k2cli.errors import NotFound, UsageError
 from k2cli.events import Observer
@@ -21,8 +21,8 @@ from k2cli.ingestion.kafka.registry import Registry, open_registry
 from k2cli.ingestion.kafka.topics import TopicInfo, Topics
 from k2cli.pipelines.consume.loop import Consumption
 from k2cli.pipelines.consume.policy import ConsumePolicy, Feed, Outlets, Tables
-from k2cli.pipelines.printing import ArrowPrinter, NdjsonPrinter, PrintedTables
-from k2cli.records import RecordKind, kind_of_topic
+from k2cli.pipelines.printing import ArrowPrinter, NdjsonPrinter, StdoutTables
+from k2cli.records import TOPIC_PREFIX, RecordKind, kind_of_topic, require_kind
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 from k2cli.storage.lake import open_lake
 
@@ -89,7 +89,7 @@ def open_tables(
             yield lake
         return
     if not job.is_arrow:
-        yield PrintedTables(NdjsonPrinter(out))
+        yield StdoutTables(NdjsonPrinter(out))
         return
     distinct = {kind.name: kind for kind in sources.kinds()}
     if len(distinct) > 1:
@@ -99,7 +99,7 @@ def open_tables(
         )
     (kind,) = distinct.values()
     with closing(ArrowPrinter(out, kind)) as printer:
-        yield PrintedTables(printer)
+        yield StdoutTables(printer)
 
 
 @contextmanager
@@ -121,23 +121,14 @@ def _find_topics(job: ConsumeJob) -> list[tuple[TopicInfo, RecordKind]]:
     names = job.topics or [
         name
         for name in client.names()
-        if name.startswith("market.") and (job.kind or kind_of_topic(name))
+        if name.startswith(TOPIC_PREFIX) and (job.kind or kind_of_topic(name))
     ]
     if not names:
         raise NotFound(
             "no topic market.*.trades or market.*.quotes exists",
             hint="run k2 topic create market.crypto.trades, or choose a topic with --topic",
         )
-    topics = []
-    for info in client.describe(names):
-        kind = job.kind or kind_of_topic(info.name)
-        if kind is None:
-            raise UsageError(
-                f"cannot infer the record kind from topic {info.name}",
-                hint="use --kind trades or --kind quotes",
-            )
-        topics.append((info, kind))
-    return topics
+    return [(info, job.kind or require_kind(info.name)) for info in client.describe(names)]
 
 
 def _feeds(job: ConsumeJob, sources: Sources, tables: Tables, observe: Observer) -> list[Feed]:
@@ -150,7 +141,7 @@ def _feeds(job: ConsumeJob, sources: Sources, tables: Tables, observe: Observer)
                 registry=sources.registry,
                 topic=info.name,
                 kind=partial(_evolved_kind, tables, kind),
-                facts=Facts(currency=job.currency),
+                defaults=V1Defaults(currency=job.currency),
                 observe=observe,
             ),
         )

@@ -15,7 +15,7 @@ from typing import Final
 from k2cli.errors import BadData, NotFound
 from k2cli.events import Observer
 from k2cli.ingestion.kafka.consumer import Rebalance
-from k2cli.ingestion.kafka.topics import Place
+from k2cli.ingestion.kafka.topics import PartitionId
 from k2cli.pipelines.consume.committer import Committer
 from k2cli.pipelines.consume.identities import Identities
 from k2cli.pipelines.consume.intake import Intake
@@ -91,14 +91,14 @@ class Consumption:
         self._loop.run(on_read)
         return self.totals
 
-    def _assign(self, places: Sequence[Place]) -> Mapping[Place, int]:
-        return self._loop.assign(places)
+    def _assign(self, partitions: Sequence[PartitionId]) -> Mapping[PartitionId, int]:
+        return self._loop.assign(partitions)
 
-    def _revoke(self, places: Sequence[Place]) -> None:
-        self._loop.revoke(places)
+    def _revoke(self, partitions: Sequence[PartitionId]) -> None:
+        self._loop.revoke(partitions)
 
-    def _lose(self, places: Sequence[Place]) -> None:
-        self._loop.lose(places)
+    def _lose(self, partitions: Sequence[PartitionId]) -> None:
+        self._loop.lose(partitions)
 
 
 class _Loop:
@@ -138,25 +138,25 @@ class _Loop:
 
     # --- within a read: assignments of the group
 
-    def assign(self, places: Sequence[Place]) -> Mapping[Place, int]:
+    def assign(self, partitions: Sequence[PartitionId]) -> Mapping[PartitionId, int]:
         """Take over partitions; return where to resume."""
-        return self._starts.assign(places)
+        return self._starts.assign(partitions)
 
-    def revoke(self, places: Sequence[Place]) -> None:
+    def revoke(self, partitions: Sequence[PartitionId]) -> None:
         """Commit what was read of partitions, and release them."""
         self._committer.flush()
-        self._release(places)
+        self._release(partitions)
 
-    def lose(self, places: Sequence[Place]) -> None:
+    def lose(self, partitions: Sequence[PartitionId]) -> None:
         """Release partitions that already belong to another member."""
         self._committer.collect(is_waiting=True)
         self._run.progress.require_rewind()
-        self._release(places)
+        self._release(partitions)
 
-    def _release(self, places: Sequence[Place]) -> None:
-        self._run.progress.release(places)
-        self._intake.release(places)
-        self._run.observe("revoked", partitions=partition_names(places))
+    def _release(self, partitions: Sequence[PartitionId]) -> None:
+        self._run.progress.release(partitions)
+        self._intake.release(partitions)
+        self._run.observe("revoked", partitions=partition_names(partitions))
 
     # --- the loop
 
@@ -199,7 +199,11 @@ class _Loop:
     def _keep_ends(self) -> None:
         """Advance partitions that were read to their ends."""
         ends = self._run.reader.take_ends(self._intake.waiting())
-        ends = {place: end for place, end in ends.items() if not self._topics.is_missing(place[0])}
+        ends = {
+            partition: end
+            for partition, end in ends.items()
+            if not self._topics.is_missing(partition[0])
+        }
         self._run.progress.keep_ends(ends, now_s=time.monotonic())
 
     def _rewind(self) -> None:
@@ -207,6 +211,6 @@ class _Loop:
         self._committer.collect(is_waiting=True)
         self._run.progress.rewind()
         self._intake.drop()
-        places = self._run.reader.assigned()
-        if places:
-            self._run.reader.seek(self._starts.assign(places))
+        partitions = self._run.reader.assigned()
+        if partitions:
+            self._run.reader.seek(self._starts.assign(partitions))

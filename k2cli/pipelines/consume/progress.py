@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from k2cli.errors import BadData
-from k2cli.ingestion.kafka.topics import Place
+from k2cli.ingestion.kafka.topics import PartitionId
 from k2cli.pipelines.consume.batch import Batch, Decoded, Reached
 from k2cli.storage.offsets import Partition, Span
 
@@ -43,7 +43,7 @@ class Mark:
 
     pending: Batch
     so_far: Batch  # a copy of `pending`
-    ends: Mapping[Place, int]
+    ends: Mapping[PartitionId, int]
 
 
 class Progress:
@@ -59,24 +59,24 @@ class Progress:
         self._topic_ids = dict(topic_ids)
         self._pending = Batch()
         self._must_rewind = False
-        self._next: dict[Place, int] = {}
-        self._committed: dict[Place, int] = {}
-        self._committed_ms: dict[Place, int] = {}
+        self._next: dict[PartitionId, int] = {}
+        self._committed: dict[PartitionId, int] = {}
+        self._committed_ms: dict[PartitionId, int] = {}
         # The table's position once everything handed over is committed; None: no position yet.
-        self._base: dict[Place, int | None] = {}
+        self._base: dict[PartitionId, int | None] = {}
         # Start offsets, and the partitions' ends when their topic was last identified.
-        self._begun: dict[Place, int] = {}
-        self._ends: dict[Place, int] = {}
+        self._begun: dict[PartitionId, int] = {}
+        self._ends: dict[PartitionId, int] = {}
 
-    def next_offsets(self) -> dict[Place, int]:
+    def next_offsets(self) -> dict[PartitionId, int]:
         """Return the next offset to read, by partition."""
         return self._next.copy()
 
-    def committed(self) -> dict[Place, int]:
+    def committed(self) -> dict[PartitionId, int]:
         """Return the committed offsets of the tables."""
         return self._committed.copy()
 
-    def committed_ms(self) -> dict[Place, int]:
+    def committed_ms(self) -> dict[PartitionId, int]:
         """Return the times of the newest committed messages, in UTC milliseconds."""
         return self._committed_ms.copy()
 
@@ -94,42 +94,42 @@ class Progress:
         """Return the id of the topic being read under this name."""
         return self._topic_ids[topic]
 
-    def identify(self, place: Place) -> Partition:
+    def identify(self, partition: PartitionId) -> Partition:
         """Return a partition with the id of its topic."""
-        return Partition(place[0], self._topic_ids[place[0]], place[1])
+        return Partition(partition[0], self._topic_ids[partition[0]], partition[1])
 
     # --- partitions
 
-    def assign(self, starts: Mapping[Place, Start]) -> dict[Place, int]:
+    def assign(self, starts: Mapping[PartitionId, Start]) -> dict[PartitionId, int]:
         """Take over partitions; return the offsets to read them from.
 
         Raises:
             BadData: the brokers lost what was read before.
         """
-        for place, start in starts.items():
+        for partition, start in starts.items():
             if start.stored is not None and start.stored > start.end:
                 raise BadData(
-                    f"the table is at offset {start.stored} of {place[0]}/{place[1]}, which"
+                    f"the table is at offset {start.stored} of {partition[0]}/{partition[1]}, which"
                     f" ends at {start.end}: the brokers lost records that were read before",
                     hint="roll the table back, or recreate the topic",
                 )
-        self._base |= {place: start.stored for place, start in starts.items()}
-        self._ends |= {place: start.end for place, start in starts.items()}
-        offsets = {place: start.offset for place, start in starts.items()}
+        self._base |= {partition: start.stored for partition, start in starts.items()}
+        self._ends |= {partition: start.end for partition, start in starts.items()}
+        offsets = {partition: start.offset for partition, start in starts.items()}
         for known in (self._next, self._committed, self._begun):
             known.update(offsets)
         return offsets
 
-    def suspend(self, places: Iterable[Place]) -> None:
+    def suspend(self, partitions: Iterable[PartitionId]) -> None:
         """Stop reading these partitions until they are assigned again."""
-        for place in places:
-            self._next.pop(place, None)
+        for partition in partitions:
+            self._next.pop(partition, None)
 
-    def release(self, places: Iterable[Place]) -> None:
+    def release(self, partitions: Iterable[PartitionId]) -> None:
         """Drop partitions that now belong to another member."""
-        for place in places:
+        for partition in partitions:
             for known in (self._base, self._next, self._committed, self._committed_ms):
-                known.pop(place, None)
+                known.pop(partition, None)
 
     def recreate(self, topic: str, topic_id: str, stored: Mapping[Partition, int]) -> int:
         """Switch to a topic that was recreated with this id, and require a rewind.
@@ -138,9 +138,9 @@ class Progress:
         lost.
         """
         missing = 0
-        for place in [place for place in self._ends if place[0] == topic]:
-            reached = max(stored.get(self.identify(place), 0), self._begun.get(place, 0))
-            missing += max(0, self._ends.pop(place) - reached)
+        for partition in [partition for partition in self._ends if partition[0] == topic]:
+            reached = max(stored.get(self.identify(partition), 0), self._begun.get(partition, 0))
+            missing += max(0, self._ends.pop(partition) - reached)
         self._topic_ids[topic] = topic_id
         self.require_rewind()
         return missing
@@ -169,30 +169,30 @@ class Progress:
         pending.size_bytes += decoded.rows.nbytes
         pending.rows.setdefault(decoded.kind, []).append(decoded.rows)
         pending.letters += decoded.letters
-        for place, reached in decoded.reached.items():
-            self._reach(place, reached)
+        for partition, reached in decoded.reached.items():
+            self._reach(partition, reached)
 
-    def keep_ends(self, ends: Mapping[Place, int], *, now_s: float) -> None:
+    def keep_ends(self, ends: Mapping[PartitionId, int], *, now_s: float) -> None:
         """Advance to the ends of partitions: after the last message there may be more offsets.
 
         Transaction markers and aborted or compacted messages use offsets but never arrive.
         """
-        for place, end in ends.items():
-            begin = self._next.get(place)
+        for partition, end in ends.items():
+            begin = self._next.get(partition)
             if begin is not None and begin < end:
                 self._begin_batch(now_s)
-                self._reach(place, Reached(end, None))
+                self._reach(partition, Reached(end, None))
 
     def _begin_batch(self, now_s: float) -> None:
         if not self._pending.spans:
             self._pending.began_s = now_s
 
-    def _reach(self, place: Place, reached: Reached) -> None:
-        span = Span(expected=self._base[place], reached=reached.offset)
-        self._pending.spans[self.identify(place)] = span
+    def _reach(self, partition: PartitionId, reached: Reached) -> None:
+        span = Span(expected=self._base[partition], reached=reached.offset)
+        self._pending.spans[self.identify(partition)] = span
         if reached.time_ms is not None:
-            self._pending.newest_ms[place] = reached.time_ms
-        self._next[place] = reached.offset
+            self._pending.newest_ms[partition] = reached.time_ms
+        self._next[partition] = reached.offset
 
     # --- committing
 
@@ -202,7 +202,7 @@ class Progress:
         self._base |= batch.reached()
         return batch
 
-    def commit(self, batch: Batch) -> dict[Place, int]:
+    def commit(self, batch: Batch) -> dict[PartitionId, int]:
         """Record the commit of a batch; return the offsets it reached.
 
         After a truncated batch no offsets are certain, which requires a rewind.
@@ -231,7 +231,7 @@ class Progress:
 
     # --- topic identities
 
-    def mark(self, ends: Mapping[Place, int]) -> Mark:
+    def mark(self, ends: Mapping[PartitionId, int]) -> Mark:
         """Return a snapshot of what was read; `ends` are the partitions' ends."""
         return Mark(self._pending, self._pending.copy(), ends)
 
@@ -240,8 +240,10 @@ class Progress:
         if {topic for topic, _ in mark.so_far.topic_ids()} <= set(topics):
             mark.pending.confirmed = mark.so_far
         kept = {
-            place: end
-            for place, end in self._ends.items()
-            if place[0] not in topics or place in self._next
+            partition: end
+            for partition, end in self._ends.items()
+            if partition[0] not in topics or partition in self._next
         }
-        self._ends = kept | {place: end for place, end in mark.ends.items() if place[0] in topics}
+        self._ends = kept | {
+            partition: end for partition, end in mark.ends.items() if partition[0] in topics
+        }

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from k2cli.ingestion.kafka.consumer import Message
-from k2cli.ingestion.kafka.topics import Place, TopicIdentity
+from k2cli.ingestion.kafka.topics import PartitionId, TopicIdentity
 
 
 class IdentityAnswer(Protocol):
@@ -30,10 +30,10 @@ class Reader(Protocol):
     def read(self, at_most: int, timeout_s: float) -> list[Message]:
         """Return the messages that have arrived, in the order of each partition."""
 
-    def seek(self, offsets: Mapping[Place, int]) -> None:
+    def seek(self, offsets: Mapping[PartitionId, int]) -> None:
         """Read these assigned partitions from these offsets, and no others."""
 
-    def assigned(self) -> list[Place]:
+    def assigned(self) -> list[PartitionId]:
         """Return the partitions that the group assigned, sorted."""
 
     def is_at_end(self, *, patience_s: float) -> bool:
@@ -42,7 +42,7 @@ class Reader(Protocol):
         A member without partitions returns True only this long after the last assignment.
         """
 
-    def take_ends(self, waiting: Collection[Place]) -> dict[Place, int]:
+    def take_ends(self, waiting: Collection[PartitionId]) -> dict[PartitionId, int]:
         """Return the ends reached since the last call, except in `waiting` partitions."""
 
     def has_lost_records(self) -> bool:
@@ -51,13 +51,15 @@ class Reader(Protocol):
     def take_topic_gone(self) -> bool:
         """Return whether a topic seems to have been deleted since the last call."""
 
-    def ends(self) -> dict[Place, int]:
+    def ends(self) -> dict[PartitionId, int]:
         """Return the next offset of every partition being read, as of the last fetch."""
 
-    def bounds(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
+    def bounds(self, partitions: Sequence[PartitionId]) -> dict[PartitionId, tuple[int, int]]:
         """Return the oldest and the next offset of each partition."""
 
-    def offsets_at(self, places: Sequence[Place], time_ms: int | None) -> dict[Place, int]:
+    def offsets_at(
+        self, partitions: Sequence[PartitionId], time_ms: int | None
+    ) -> dict[PartitionId, int]:
         """Find the first offset with a message of this time or later; None means the end."""
 
     def ask_identities(self, names: Iterable[str]) -> IdentityAnswer:
@@ -66,5 +68,5 @@ class Reader(Protocol):
     def refresh(self, timeout_s: float) -> None:
         """Make the group notice immediately that topics or partitions have changed."""
 
-    def commit_group_offsets(self, offsets: Mapping[Place, int]) -> None:
+    def commit_group_offsets(self, offsets: Mapping[PartitionId, int]) -> None:
         """Commit the group's offsets, for tools that show lag. A failure is an event."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from k2cli.errors import NotFound
 from k2cli.ingestion.kafka.consumer import EARLIEST
-from k2cli.ingestion.kafka.topics import Place, TopicIdentity
+from k2cli.ingestion.kafka.topics import PartitionId, TopicIdentity
 from k2cli.pipelines.consume.committer import Committer
 from k2cli.pipelines.consume.identities import Identities
 from k2cli.pipelines.consume.progress import Start
@@ -25,7 +25,7 @@ class Starts:
         self._topics = topics
         self._identities = identities
 
-    def assign(self, places: Sequence[Place]) -> Mapping[Place, int]:
+    def assign(self, partitions: Sequence[PartitionId]) -> Mapping[PartitionId, int]:
         """Take over partitions; return the offsets to read them from.
 
         Partitions that do not exist are omitted until `TopicWatch` finds them.
@@ -33,24 +33,24 @@ class Starts:
         Raises:
             BadData: the brokers lost records that were read before.
         """
-        found = self._identities.find({topic for topic, _ in places})
+        found = self._identities.find({topic for topic, _ in partitions})
         self._topics.identify(found)
-        stored = self._commit_begins(places, found)
-        self._run.progress.suspend(places)
-        starts: dict[Place, Start] = {}
+        stored = self._commit_begins(partitions, found)
+        self._run.progress.suspend(partitions)
+        starts: dict[PartitionId, Start] = {}
         for topic in found:
-            numbers = _numbers(places, topic, _size(found[topic]))
+            numbers = _numbers(partitions, topic, _size(found[topic]))
             starts |= self._topic_starts(topic, numbers, stored)
         offsets = self._run.progress.assign(starts)
-        for place, start in starts.items():
+        for partition, start in starts.items():
             if start.missing:
-                self._report_gap(place, start)
+                self._report_gap(partition, start)
         self._run.observe("assigned", partitions=partition_names(list(offsets)))
         return offsets
 
     def _topic_starts(
         self, topic: str, numbers: Sequence[int], stored: Mapping[Partition, int]
-    ) -> dict[Place, Start]:
+    ) -> dict[PartitionId, Start]:
         if self._topics.is_missing(topic):
             return {}
         try:
@@ -59,25 +59,25 @@ class Starts:
             self._topics.note_missing(topic, str(exc))
             return {}
         return {
-            place: Start(
-                stored=stored.get(self._run.progress.identify(place)), first=first, end=end
+            partition: Start(
+                stored=stored.get(self._run.progress.identify(partition)), first=first, end=end
             )
-            for place, (first, end) in bounds.items()
+            for partition, (first, end) in bounds.items()
         }
 
-    def _report_gap(self, place: Place, start: Start) -> None:
+    def _report_gap(self, partition: PartitionId, start: Start) -> None:
         self._run.totals.missing += start.missing
         self._run.observe(
             "gap",
-            topic=place[0],
-            partition=place[1],
+            topic=partition[0],
+            partition=partition[1],
             first=start.offset - start.missing,
             last=start.offset - 1,
             missing=start.missing,
         )
 
     def _commit_begins(
-        self, places: Sequence[Place], found: Mapping[str, TopicIdentity | None]
+        self, partitions: Sequence[PartitionId], found: Mapping[str, TopicIdentity | None]
     ) -> dict[Partition, int]:
         """Commit start positions for partitions without one; return all positions.
 
@@ -89,7 +89,7 @@ class Starts:
             for topic, identity in found.items():
                 if not self._topics.is_missing(topic):
                     size = _size(identity)
-                    begins |= self._begins(topic, _numbers(places, topic, size), size, stored)
+                    begins |= self._begins(topic, _numbers(partitions, topic, size), size, stored)
             spans = {each: Span(expected=None, reached=begin) for each, begin in begins.items()}
             if self._committer.begin(spans):
                 return stored | begins
@@ -118,52 +118,52 @@ class Starts:
             self._topics.note_missing(topic, str(exc))
             return {}
         return {
-            self._run.progress.identify(place): offset
-            for place, offset in begins.items()
+            self._run.progress.identify(partition): offset
+            for partition, offset in begins.items()
             if offset or is_chosen
         }
 
-    def _chosen(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, int]:
+    def _chosen(self, topic: str, numbers: Sequence[int]) -> Mapping[PartitionId, int]:
         """Return the start offsets of the user's choice.
 
         Raises:
             NotFound: the topic was deleted.
         """
         time_ms = self._run.policy.start if isinstance(self._run.policy.start, int) else None
-        places = [(topic, number) for number in numbers]
+        partitions = [(topic, number) for number in numbers]
         return self._run.patience.call(
-            "kafka_unavailable", lambda: self._run.reader.offsets_at(places, time_ms)
+            "kafka_unavailable", lambda: self._run.reader.offsets_at(partitions, time_ms)
         )
 
-    def _oldest(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, int]:
-        return {place: first for place, (first, _) in self._bounds(topic, numbers).items()}
+    def _oldest(self, topic: str, numbers: Sequence[int]) -> Mapping[PartitionId, int]:
+        return {partition: first for partition, (first, _) in self._bounds(topic, numbers).items()}
 
-    def _bounds(self, topic: str, numbers: Sequence[int]) -> Mapping[Place, tuple[int, int]]:
+    def _bounds(self, topic: str, numbers: Sequence[int]) -> Mapping[PartitionId, tuple[int, int]]:
         """Return the oldest and the next offset of partitions.
 
         Raises:
             NotFound: the topic was deleted, and perhaps recreated.
         """
-        places = [(topic, number) for number in numbers]
+        partitions = [(topic, number) for number in numbers]
         bounds = self._run.patience.call(
-            "kafka_unavailable", lambda: self._run.reader.bounds(places)
+            "kafka_unavailable", lambda: self._run.reader.bounds(partitions)
         )
         if (topic, self._run.progress.topic_id(topic)) not in self._identities.ids([topic]):
             raise NotFound(f"topic {topic} was deleted or recreated")
         return bounds
 
 
-def partition_names(places: Sequence[Place]) -> str:
+def partition_names(partitions: Sequence[PartitionId]) -> str:
     """Format partitions: `market.crypto.trades/0,1,2,3`."""
-    by_topic = itertools.groupby(sorted(places), key=lambda place: place[0])
+    by_topic = itertools.groupby(sorted(partitions), key=lambda partition: partition[0])
     return " ".join(
         f"{topic}/{','.join(str(number) for _, number in group)}" for topic, group in by_topic
     )
 
 
-def _numbers(places: Sequence[Place], topic: str, size: int) -> list[int]:
+def _numbers(partitions: Sequence[PartitionId], topic: str, size: int) -> list[int]:
     """Return the numbers of a topic's existing partitions."""
-    return [number for name, number in places if name == topic and number < size]
+    return [number for name, number in partitions if name == topic and number < size]
 
 
 def _size(identity: TopicIdentity | None) -> int:

@@ -5,7 +5,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from k2cli.columns import joined
+from k2cli.columns import join_batches
 from k2cli.errors import Unavailable
 from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.consume.batch import Batch
@@ -48,7 +48,7 @@ class BatchWriter:
         if certain.letters:
             self._write_letters(certain)
         for name, spans in self._by_kind(certain.spans).items():
-            rows = joined(certain.rows[name]) if name in certain.rows else self._no_rows(name)
+            rows = join_batches(certain.rows[name]) if name in certain.rows else self._no_rows(name)
             self._append(KINDS[name], rows, spans)
         return certain
 

@@ -11,11 +11,11 @@ from typing import IO, Final
 
 from k2cli.config import is_utf8
 from k2cli.errors import ConfigError, K2Error, NotFound, UsageError
+from k2cli.files import STDIN
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.source import CsvOptions, CsvSource
-from k2cli.paths import expanded
+from k2cli.paths import expand_home
 from k2cli.pipelines.load.job import FileToLoad
-from k2cli.storage.loads import STDIN
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".csv.zst", ".zip")
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
@@ -93,7 +93,7 @@ def find_files(
     """
     found: dict[Path, None] = {}
     for word in words:
-        path = expanded(word)
+        path = expand_home(word)
         try:
             if path.is_dir():
                 matches = _in_folder(path, suffixes, is_following=is_following, on_skip=on_skip)

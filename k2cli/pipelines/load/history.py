@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from k2cli.errors import NotFound, UsageError
-from k2cli.paths import expanded
+from k2cli.files import STDIN
+from k2cli.paths import expand_home
 from k2cli.records import RecordKind
 from k2cli.storage.lake import Lake
-from k2cli.storage.loads import STDIN
 
 _LEAST_ID: Final = 4  # shortest prefix of an id
 _TO_FIND: Final = ["load", "loaded_at", "path", "exchange", "symbol", "duplicates"]
@@ -34,7 +34,7 @@ def find_load(lake: Lake, word: str) -> FoundLoad:
         NotFound: no table's log has this load.
         UsageError: several loads have ids with this prefix.
     """
-    path = STDIN if word == STDIN else str(expanded(word).absolute())
+    path = STDIN if word == STDIN else str(expand_home(word).absolute())
     entries = [
         (kind, entry)
         for kind in lake.kinds()

@@ -25,7 +25,7 @@ class LoadPolicy(RejectPolicy):
     is_following: bool = False  # load only complete new lines
     is_checked: bool = False  # against the checksum beside each file
     # A block that an interruption does not abort: a commit and its report.
-    held: Callable[[], AbstractContextManager[None]] = nullcontext
+    uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Reader(Protocol):

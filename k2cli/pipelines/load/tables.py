@@ -21,8 +21,8 @@ from k2cli.storage.groupload import CompleteFile
 from k2cli.storage.lake import Lake
 from k2cli.storage.laketable import LakeTable
 from k2cli.storage.lines import Lines
+from k2cli.storage.loadresult import LoadResult
 from k2cli.storage.loads import FileKey, FileState, LoadEntry
-from k2cli.storage.stowed import Stowed
 
 _GROUP_FILES: Final = 100  # committed together at most
 _GROUP_BYTES: Final = 16 << 20  # of all of them, on disk
@@ -89,13 +89,13 @@ class _Loading:
         """Whether the outcome is still pending."""
         return self.is_new and self.fault is None
 
-    def settle(self, stowed: Stowed) -> None:
+    def settle(self, result: LoadResult) -> None:
         """Record what was stored of it."""
         sums, self.is_stored = self.sums, True
         sums.rows, sums.duplicates, sums.conflicts = (
-            stowed.rows,
-            stowed.duplicates,
-            stowed.conflicts,
+            result.rows,
+            result.duplicates,
+            result.conflicts,
         )
 
     def outcome(self) -> Outcome:
@@ -132,7 +132,7 @@ class _TableLoader:
         except (K2Error, KeyboardInterrupt) as exc:
             interruption = exc
             loadings = [each for each in loadings if each.is_stored or not each.is_open]
-        with self._policy.held():
+        with self._policy.uninterrupted():
             for loading in loadings:
                 yield loading.outcome()
         if interruption is not None:
@@ -238,11 +238,11 @@ class _TableLoader:
             entry = _entry(loading, key, copy)
             rows = None if self._is_again else target.take_rows()
             if rows is None:
-                with self._policy.held():
+                with self._policy.uninterrupted():
                     snapshot_id = target.commit(entry, key=key, after=loading.newest)
                     loading.is_new = snapshot_id is not None
-                    loading.settle(target.stowed)
-                    self._report(loading, target.stowed)
+                    loading.settle(target.result)
+                    self._report(loading, target.result)
             else:
                 lines = Lines(file.kind, (name,))
                 loading.complete = CompleteFile(
@@ -255,7 +255,7 @@ class _TableLoader:
         if not left:
             return
         try:
-            with self._policy.held():
+            with self._policy.uninterrupted():
                 self._commit_together(left)
         except BadData as exc:
             if len(left) == 1:
@@ -267,14 +267,14 @@ class _TableLoader:
     def _commit_together(self, left: Sequence[tuple[_Loading, CompleteFile]]) -> None:
         files = [complete for _, complete in left]
         outcomes = self._table(left[0][0].file).load_group(files)
-        for (loading, _), stowed in zip(left, outcomes, strict=True):
-            loading.is_new = stowed is not None
+        for (loading, _), result in zip(left, outcomes, strict=True):
+            loading.is_new = result is not None
             loading.complete = None
-            if stowed is not None:
-                loading.settle(stowed)
-        for (loading, _), stowed in zip(left, outcomes, strict=True):
-            if stowed is not None:
-                self._report(loading, stowed)
+            if result is not None:
+                loading.settle(result)
+        for (loading, _), result in zip(left, outcomes, strict=True):
+            if result is not None:
+                self._report(loading, result)
 
     def _newest_table(self, kind: RecordKind) -> LakeTable:
         """Open a table, or refresh it: once for each group, before its files are looked up."""
@@ -288,11 +288,11 @@ class _TableLoader:
         """Return the table of a file, as its group found it."""
         return self._tables[file.kind.name]
 
-    def _report(self, loading: _Loading, stowed: Stowed) -> None:
+    def _report(self, loading: _Loading, result: LoadResult) -> None:
         """Report rows whose id is stored with other values."""
         policy, kind = self._policy, loading.file.kind
-        if loading.is_new and stowed.conflicts:
-            found = policy.conflicts.report(kind, stowed.conflicts, stowed.examples)
+        if loading.is_new and result.conflicts:
+            found = policy.conflicts.report(kind, result.conflicts, result.examples)
             policy.rejects.write([replace(each, file=loading.file.path) for each in found])
             policy.rejects.sync()
 

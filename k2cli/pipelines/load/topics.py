@@ -36,7 +36,7 @@ def load_into_topics(
         try:
             with progress(file) as on_batch:
                 pump_file(file, topics.write, policy, sums, on_batch)
-            stack.enter_context(policy.held())
+            stack.enter_context(policy.uninterrupted())
             topics.commit()
         finally:
             topics.abort()  # does nothing after a commit

@@ -16,7 +16,7 @@ _MOST_RANGES: Final = 100_000  # that are kept exactly of what one file adds to 
 
 
 @dataclass(slots=True, kw_only=True)
-class Stowed:
+class LoadResult:
     """The outcome of loading the rows of one file."""
 
     rows: int = 0  # new rows
@@ -56,15 +56,15 @@ class Written:
             before = self.times or (first, last)
             self.times = min(before[0], first), max(before[1], last)
 
-    def entry(self, entry: LoadEntry, stowed: Stowed) -> LoadEntry:
+    def entry(self, entry: LoadEntry, result: LoadResult) -> LoadEntry:
         """Complete the entry of the load."""
         first, last = self.times or (None, None)
         numbers = {series: each for series, each in self.numbers.items() if len(each)}
         return replace(
             entry,
-            rows=stowed.rows,
-            duplicates=stowed.duplicates,
-            conflicts=stowed.conflicts,
+            rows=result.rows,
+            duplicates=result.duplicates,
+            conflicts=result.conflicts,
             has_texts=self.has_texts,
             stored=encode_position(Position(numbers)) if numbers else "",
             received=sorted(self.received),
