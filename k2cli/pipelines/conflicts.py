@@ -4,12 +4,15 @@ import json
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 
 from k2cli.events import Observer
 from k2cli.iso import iso_utc
 from k2cli.records import RecordKind
 from k2cli.rejects import Cause, Fault, Reject, shown
 from k2cli.storage.admission import MAX_CONFLICTS, ValueConflict
+
+_NO_EXAMPLE: Final = "ids are already stored with other values"
 
 
 class ConflictReport:
@@ -22,10 +25,14 @@ class ConflictReport:
     def report(
         self, kind: RecordKind, count: int, examples: Sequence[ValueConflict]
     ) -> list[Reject]:
-        """Report the conflicts of one commit; return those to write to the rejects file."""
+        """Report conflicts of one commit; return those to write to the rejects file.
+
+        Only the first conflicts of a commit have examples: a file that shares it may have none.
+        """
         if not count:
             return []
-        self._observe("conflict", table=kind.table, count=count, reason=str(examples[0]))
+        reason = str(examples[0]) if examples else _NO_EXAMPLE
+        self._observe("conflict", table=kind.table, count=count, reason=reason)
         shown = examples[: self._left]
         self._left -= len(shown)
         return conflict_rejects(shown)
