@@ -3,11 +3,9 @@
 import json
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Final
 
 from k2cli.events import Observer
-from k2cli.iso import iso_utc
 from k2cli.records import RecordKind
 from k2cli.rejects import Cause, Fault, Reject, shown
 from k2cli.storage.admission import MAX_CONFLICTS, ValueConflict
@@ -54,12 +52,8 @@ def _conflict_reject(conflict: ValueConflict) -> Reject:
             field=field,
             value=shown(conflict.received[field]) if field else None,
         ),
-        raw=json.dumps(values, default=_json_value).encode(),
+        raw=json.dumps(values, default=shown).encode(),
         position=conflict.number or 0,
         received_us=time.time_ns() // 1000,
         source=f"{conflict.series.exchange}/{conflict.series.symbol}",
     )
-
-
-def _json_value(value: object) -> str:
-    return iso_utc(value, "microseconds") if isinstance(value, datetime) else str(value)
