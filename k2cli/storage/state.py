@@ -13,6 +13,7 @@ from typing import Final
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Snapshot
 
+from k2cli.storage.offsets import KEY as OFFSETS_KEY
 from k2cli.storage.position import KEY, Position, decode_position, encode_position
 
 PREFIX: Final = "k2."
@@ -38,6 +39,11 @@ class TableState:
     properties: dict[str, str] = field(default_factory=dict)  # for the next snapshot
     position: Position | None = None
     is_lost: bool = False
+
+    @property
+    def was_consumed(self) -> bool:
+        """Return whether rows came from Kafka, possibly lines of files among them."""
+        return OFFSETS_KEY in self.properties
 
 
 def read_state(table: Table) -> TableState:
