@@ -322,8 +322,8 @@ def test_lines_that_came_through_kafka_are_not_stored_again_by_a_load(
         monkeypatch.setattr("k2cli.pipelines.load.tables._GROUP_ROWS", 0)
     path = tmp_path / "7078.csv"
     path.write_text(asx(5))
-    args = (path, *ASX, "--symbol", "BHP")
-    assert load(k2, *args) == (0, 5, 0)
+    args = [*ASX, "--symbol", "BHP"]
+    assert load(k2, path, *args) == (0, 5, 0)
     with open_lake(settings) as lake:
         sent = lake.open(TRADES).iceberg.scan().to_arrow().slice(0, 3)
         elsewhere = tmp_path / "elsewhere"
@@ -331,5 +331,5 @@ def test_lines_that_came_through_kafka_are_not_stored_again_by_a_load(
         span = Span(expected=None, reached=3)
         source = OffsetPosition({Partition("market.equities.trades", "t", 0): span})
         assert lake.open(TRADES).append(sent.cast(TRADES.arrow), source=source).rows == 3
-    assert load(k2_at(elsewhere), *args) == (0, 2, 3)
+    assert load(k2_at(elsewhere), path, *args) == (0, 2, 3)
     assert len(stored(load_settings({"K2_HOME": str(elsewhere)}))) == 5
