@@ -294,7 +294,7 @@ class Connections:
         if isinstance(exc, InvalidStatus) and _is_final(exc.response.status_code):
             raise Unavailable(
                 f"{base} refuses the connection: HTTP {exc.response.status_code}",
-                hint="check --symbols and --url; 451 means not available in your location,  "
+                hint="check --symbols and --url; 451 means not available in your location, "
                 "3xx a redirect to another server, which k2 does not follow",
             ) from exc
         if is_late:
