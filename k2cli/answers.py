@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 import pyarrow as pa
 from msgspec.structs import replace
 
-from k2cli.config import Duration, QuerySettings, Settings, load_settings
-from k2cli.errors import NotFound, UsageError
+from k2cli.config import LONGEST_DAYS, Duration, QuerySettings, Settings, load_settings
+from k2cli.errors import NotFound, Unavailable, UsageError
 from k2cli.query.bars import one_minute_bars
 from k2cli.query.questions import explain_nothing, list_symbols, select_rows
 from k2cli.query.selection import Selected, Selection, selection_of
@@ -116,6 +116,7 @@ class LakeReader:
         self.settings = settings
         self._stack = ExitStack()
         self._lock = RLock()
+        self._is_closed = False
         self._open: dict[str, Any] = {} if sandbox is None else {"sandbox": sandbox}
 
     def __enter__(self) -> Self:
@@ -125,17 +126,26 @@ class LakeReader:
         self.close()
 
     def close(self) -> None:
-        """Close all resources."""
-        self._open.clear()
+        """Close all resources; answers can no longer be read."""
+        with self._lock:
+            self._is_closed = True
+            self._open.clear()
         self._stack.close()
 
     def trades(self, *, tz: str = "UTC", **selected: Unpack[Selected]) -> Answer:
-        """Query trades by time, as `k2 query trades` does; see `Selected` for the parameters.
+        """Query trades by time, as `k2 query trades` does.
 
-        Times of the answer are shown in `tz`, an IANA name.
+        Parameters, without which all rows are selected:
+            symbol, exchange: names, comma-separated or a list
+            start, end: from `start` to before `end`, as a datetime with a time zone, or text such
+                as "-1d" and "2026-01-13"
+            columns: names, comma-separated or a list
+            order: by time, "asc" (the default) or "desc"
+            limit: the maximum number of rows
+            tz: the time zone in which the answer shows times, an IANA name
 
         Raises:
-            UsageError: an invalid name, time or column.
+            UsageError: an unknown parameter, or an invalid name, time or column.
         """
         return self.rows(TRADES, selection_of(**selected), zone=_zone(tz))
 
@@ -165,19 +175,26 @@ class LakeReader:
         the answer are shown in `tz`. A table that does not exist yet is empty.
 
         Raises:
-            UsageError: on reading: the statement does not only read, or uses an unknown name.
+            UsageError: a parameter has a wrong type; on reading: the statement does not only read,
+                or uses an unknown name.
             Unavailable: on reading: it exceeded its time or memory limit.
         """
+        _check_text(statement)
         limits = self.settings.query
         if timeout_s is not None:
-            limits = replace(limits, timeout=Duration(timeout_s))
+            limits = replace(limits, timeout=_timeout(timeout_s))
         zone = _zone(tz)
 
         @contextmanager
         def opening() -> Iterator["AnyAnswer"]:
             sandbox = self._sandbox  # first, because it starts while the tables are planned
             with sandbox.ask(limits, self._all_files(), statement, zone=zone) as answer:
-                yield answer
+                try:
+                    yield answer
+                except Unavailable as exc:  # closing ended the process
+                    if self._is_closed:
+                        raise _closed() from exc
+                    raise
 
         return Answer(opening)
 
@@ -229,6 +246,8 @@ class LakeReader:
 
     def _opened(self, name: str, opening: Callable[[], AbstractContextManager[T]]) -> T:
         with self._lock:
+            if self._is_closed:
+                raise _closed()
             if name not in self._open:
                 self._open[name] = self._stack.enter_context(opening())
             opened: T = self._open[name]
@@ -295,5 +314,27 @@ def answer_of(rows: pa.Table) -> Answer:
     return Answer(opening)
 
 
+def _closed() -> UsageError:
+    return UsageError("the lake is closed", hint="read answers before it is closed")
+
+
+def _check_text(statement: object) -> None:
+    if not isinstance(statement, str):
+        raise UsageError(f"the statement {statement!r} is not a str")
+    try:
+        statement.encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError(f"the statement {statement!r} cannot be encoded in UTF-8") from exc
+
+
+def _timeout(seconds: object) -> Duration:
+    most = LONGEST_DAYS * 86_400
+    if not isinstance(seconds, int | float) or not 0 <= seconds <= most:
+        raise UsageError(f"timeout_s {seconds!r} is not a number of seconds from 0 to {most}")
+    return Duration(seconds)
+
+
 def _zone(name: str) -> str:
+    if not isinstance(name, str):
+        raise UsageError(f"tz {name!r} is not a time zone", hint="write its IANA name, a str")
     return resolve_zone(name, env=os.environ, what="tz")

@@ -40,6 +40,8 @@ DEFAULT: Final = "default"  # the origin of values that are not set
 _LONGEST_RUN: Final = 64
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B(?:YTES?)?")
+LONGEST_DAYS: Final = 36_500  # 100 years; the system's timers cannot count much further
+_LARGEST_SIZE_BYTES: Final = 2**60
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -47,12 +49,15 @@ def parse_duration_s(text: str) -> float:
     """Parse `500ms`, `60s`, `15m`, `6h` or `7d` to seconds.
 
     Raises:
-        ValueError: the text is not a number with one of these units.
+        ValueError: the text is not a number with one of these units, or more than 100 years.
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a duration such as 500ms, 60s, 15m, 6h or 7d")
-    return float(match[1]) * _UNIT_S[match[2]]
+    duration_s = float(match[1]) * _UNIT_S[match[2]]
+    if duration_s > LONGEST_DAYS * _UNIT_S["d"]:
+        raise ValueError(f"{text!r} is longer than {LONGEST_DAYS}d")
+    return duration_s
 
 
 class Duration(float):
@@ -63,14 +68,17 @@ def parse_size_bytes(text: str) -> int:
     """Parse `500MB`, `1.5 GB` or `2GiB` to bytes.
 
     Raises:
-        ValueError: the text is not a number with one of these units, or less than a byte.
+        ValueError: the text is not a number with one of these units, less than a byte, or more
+            than 1024 PiB.
     """
     match = _SIZE.fullmatch(text.strip().upper())
     base = 1024 if match and match[3] else 1000
-    size_bytes = int(float(match[1]) * base ** "BKMGT".index(match[2] or "B")) if match else 0
+    size_bytes = float(match[1]) * base ** "BKMGT".index(match[2] or "B") if match else 0.0
     if size_bytes < 1:
         raise ValueError(f"{text!r} is not a size such as 500MB, 2GB or 2GiB")
-    return size_bytes
+    if size_bytes > _LARGEST_SIZE_BYTES:
+        raise ValueError(f"{text!r} is larger than {_LARGEST_SIZE_BYTES >> 40}TiB")
+    return int(size_bytes)
 
 
 class Size(int):

@@ -218,11 +218,14 @@ def require_kind(topic: str) -> RecordKind:
     """
     kind = kind_of_topic(topic)
     if kind is None:
-        raise UsageError(
-            f"cannot infer the record kind from topic {topic}",
-            hint=f"use {' or '.join(f'--kind {name}' for name in KINDS)}",
-        )
+        hint = f"use {' or '.join(f'--kind {name}' for name in KINDS)}"
+        raise unknown_kind(f"from topic {topic}", hint=hint)
     return kind
+
+
+def unknown_kind(source: str, *, hint: str) -> UsageError:
+    """Return the error for records of an unknown kind; `source` is such as "from topic x"."""
+    return UsageError(f"cannot infer the record kind {source}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,13 +22,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Final
 
 from k2cli.errors import BadData, ConfigError, Unavailable
 from k2cli.files import make_folder, opener, refuse_dangling_link
-from k2cli.iso import iso_utc_us
+from k2cli.iso import iso_utc, iso_utc_us
 
 MAX_REJECT_BYTES: Final = 10**9  # of a rejects file, unless an option sets another limit
 MOST_SHOWN: Final = 80  # characters of a value
@@ -153,9 +155,20 @@ def shown(value: object) -> str | None:
     """Format a value for people, shortened if it is long; None stays None."""
     if value is None:
         return None
-    is_json = isinstance(value, (bool, dict, list))
-    text = json.dumps(value, default=str, ensure_ascii=False) if is_json else str(value)
+    text = _plain(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def _plain(value: object) -> str:
+    match value:
+        case bool() | dict() | list():
+            return json.dumps(value, default=_plain, ensure_ascii=False)
+        case Decimal():
+            return f"{value:f}"  # str writes 0.00000023 as 2.3E-7
+        case datetime() if value.tzinfo is not None:
+            return iso_utc(value, "microseconds")
+        case _:
+            return str(value)
 
 
 class RejectLog:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from k2cli.commands.groups import ServerOptions, ViewLogOptions, takes_groups
+from k2cli.commands.groups import OptionGroup, ServerOptions, ViewLogOptions, takes_groups
 from k2cli.commands.known import remember_tables
 from k2cli.commands.monitor import open_monitor
 from k2cli.commands.options import (
@@ -36,6 +36,7 @@ from k2cli.symbols import split_commas
 if TYPE_CHECKING:
     from k2cli.config import Settings
     from k2cli.pipelines.consume.job import ConsumeJob
+    from k2cli.pipelines.consume.policy import ConsumePolicy
 
 _BATCH_ROWS: Final = 100_000
 _INTERVAL_S: Final = 10.0
@@ -68,6 +69,63 @@ def _checked_currency(currency: str) -> str:
     if not currency.isalnum():
         raise typer.BadParameter(f"{currency!r} is not a currency code", param_hint="--currency")
     return currency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions(OptionGroup):
+    """Where a run starts, when it commits, and when it ends."""
+
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="Where to start if the table has no position yet: earliest, latest or a time "
+            "such as 2024-08-08T10:30Z or -15m.",
+        ),
+    ] = "earliest"
+    batch_rows: Annotated[
+        int, typer.Option("--batch-rows", min=1, help="Commit after this many messages.")
+    ] = _BATCH_ROWS
+    commit_interval: Annotated[
+        float | None,
+        typer.Option(
+            "--commit-interval",
+            help="Commit this often.",
+            show_default="10s; with --to stdout 200ms",
+            **DURATION,
+        ),
+    ] = None
+    until_end: Annotated[
+        bool, typer.Option("--until-end", help="Stop when every partition was read to its end.")
+    ] = False
+    max_messages: Annotated[
+        int | None, typer.Option("--max-messages", min=1, help="Stop after this many messages.")
+    ] = None
+    duration: Annotated[
+        float | None,
+        typer.Option("--duration", help="Stop after this time, such as 5m.", **DURATION),
+    ] = None
+
+    def policy(self, *, timeout_s: float, is_printed: bool, is_bad_fatal: bool) -> "ConsumePolicy":
+        """Build the policy of the run.
+
+        Raises:
+            BadParameter: --from is invalid.
+        """
+        from k2cli.pipelines.consume.policy import ConsumePolicy
+
+        return ConsumePolicy(
+            batch_rows=self.batch_rows,
+            commit_interval_s=self.commit_interval
+            or (_PRINT_INTERVAL_S if is_printed else _INTERVAL_S),
+            timeout_s=timeout_s,
+            start=_start(self.start),
+            is_until_end=self.until_end,
+            max_messages=self.max_messages,
+            duration_s=self.duration,
+            is_bad_fatal=is_bad_fatal,
+            has_group_offsets=not is_printed,
+        )
 
 
 @takes_groups
@@ -103,36 +161,7 @@ def consume(
             show_default=f"{GROUP}; with --to stdout a unique one",
         ),
     ] = None,
-    start: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            help="Where to start if the table has no position yet: earliest, latest or a time "
-            "such as 2024-08-08T10:30Z or -15m.",
-        ),
-    ] = "earliest",
-    batch_rows: Annotated[
-        int, typer.Option("--batch-rows", min=1, help="Commit after this many messages.")
-    ] = _BATCH_ROWS,
-    commit_interval: Annotated[
-        float | None,
-        typer.Option(
-            "--commit-interval",
-            help="Commit this often.",
-            show_default="10s; with --to stdout 200ms",
-            **DURATION,
-        ),
-    ] = None,
-    until_end: Annotated[
-        bool, typer.Option("--until-end", help="Stop when every partition was read to its end.")
-    ] = False,
-    max_messages: Annotated[
-        int | None, typer.Option("--max-messages", min=1, help="Stop after this many messages.")
-    ] = None,
-    duration: Annotated[
-        float | None,
-        typer.Option("--duration", help="Stop after this time, such as 5m.", **DURATION),
-    ] = None,
+    run: RunOptions,
     on_bad: Annotated[
         OnBad,
         typer.Option(
@@ -173,26 +202,13 @@ def consume(
     Example: k2 consume --topic market.crypto.trades --until-end
     """
     config = settings(home)
-    start_at = _start(start)
     _check_together(fmt, to, rejects, on_bad)
+    is_printed = to is Destination.STDOUT
 
     return_freed_memory()
     from k2cli.pipelines.consume.job import ConsumeJob
-    from k2cli.pipelines.consume.policy import ConsumePolicy
     from k2cli.records import KINDS
 
-    is_printed = to is Destination.STDOUT
-    policy = ConsumePolicy(
-        batch_rows=batch_rows,
-        commit_interval_s=commit_interval or (_PRINT_INTERVAL_S if is_printed else _INTERVAL_S),
-        timeout_s=servers.timeout_s,
-        start=start_at,
-        is_until_end=until_end,
-        max_messages=max_messages,
-        duration_s=duration,
-        is_bad_fatal=on_bad is OnBad.STOP,
-        has_group_offsets=not is_printed,
-    )
     job = ConsumeJob(
         kafka=servers.kafka_settings(config),
         registry=servers.registry_settings(config),
@@ -204,7 +220,9 @@ def consume(
         is_arrow=fmt is StreamFormat.ARROW,
         rejects=rejects,
         max_reject_bytes=max_reject_bytes,
-        policy=policy,
+        policy=run.policy(
+            timeout_s=servers.timeout_s, is_printed=is_printed, is_bad_fatal=on_bad is OnBad.STOP
+        ),
     )
     is_viewed = not is_printed and log.log_format is None
     with ExitStack() as files, log.open(files, config.run).ending() as run_log:

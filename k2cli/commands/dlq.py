@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -37,12 +37,12 @@ from k2cli.iso import iso_utc, iso_utc_ms
 from k2cli.query.formats import Format
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from k2cli.config import Settings
     from k2cli.ingestion.kafka.letters import Letter, LetterId, LetterReader
     from k2cli.ingestion.kafka.registry import Registry
-    from k2cli.ingestion.kafka.replay import Replay
+    from k2cli.ingestion.kafka.replay import ReplayChoice
     from k2cli.ingestion.kafka.values import ValueInfo
 
 dlq_app = typer.Typer(
@@ -194,14 +194,7 @@ def replay(
     from k2cli.ingestion.kafka.letters import open_letters
     from k2cli.ingestion.kafka.replay import ReplayTotals, open_replay
 
-    letter_ids = _parse_ids(letters)
-    if bool(letter_ids) == every:
-        raise UsageError(
-            "no dead letters given: name them, or use --all", hint="list them with k2 dlq list"
-        )
-    if value is not None and len(letter_ids) != 1:
-        raise UsageError("--value requires exactly one dead letter")
-    repaired = None if value is None else _read(value)
+    choice = _choice(letters, value, is_all=every, is_again=again)
     config = settings(home)
     options = kafka_settings(config, kafka)
     timeout_s = timeout or TIMEOUT_S
@@ -221,34 +214,30 @@ def replay(
             )
         )
         with stopped_by_signals(run.stop):
-            _replay(run, reader, letter_ids, repaired, is_again=again)
+            run.run(choice, on_skipped=_note_skipped)
     if dry_run:
         note("dry run: nothing was sent")
     output.summary(asdict(run.totals), summary, is_data_on_stdout=False)
 
 
-def _replay(
-    run: "Replay",
-    reader: "LetterReader",
-    letter_ids: "Sequence[LetterId]",
-    repaired: bytes | None,
-    *,
-    is_again: bool,
-) -> None:
-    if not is_again:
-        reader.read_receipts(letter_ids or None)
-    if not letter_ids:
-        run.run(reader.letters(), is_again=is_again, is_whole=False)
-        return
+def _choice(
+    letters: list[str] | None, value: Path | None, *, is_all: bool, is_again: bool
+) -> "ReplayChoice":
+    from k2cli.ingestion.kafka.replay import ReplayChoice
 
-    def named() -> "Iterator[Letter]":
-        for letter_id in letter_ids:
-            letter = reader.letter(letter_id)
-            if reader.is_replayed(letter_id) and not is_again:
-                note(f"{letter_id} was replayed before; use --again to replay it again")
-            yield letter if repaired is None else replace(letter, value=repaired)
+    letter_ids = _parse_ids(letters)
+    if bool(letter_ids) == is_all:
+        raise UsageError(
+            "no dead letters given: name them, or use --all", hint="list them with k2 dlq list"
+        )
+    if value is not None and len(letter_ids) != 1:
+        raise UsageError("--value requires exactly one dead letter")
+    repaired = None if value is None else _read(value)
+    return ReplayChoice(letters=letter_ids, value=repaired, is_again=is_again)
 
-    run.run(named(), is_again=is_again, is_whole=True)
+
+def _note_skipped(letter_id: "LetterId") -> None:
+    note(f"{letter_id} was replayed before; use --again to replay it again")
 
 
 def _none(reader: "LetterReader") -> str:

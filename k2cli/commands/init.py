@@ -65,45 +65,33 @@ def init(
 
     Example: k2 init --partitions 4 --retention 7d
     """
+    from k2cli.pipelines.setup import SetupOptions, create_tables, create_topics
+
     config = settings(home)
+    options = SetupOptions(
+        kafka=kafka_settings(config, kafka),
+        registry=registry_settings(config, registry),
+        timeout_s=timeout or TIMEOUT_S,
+        asset_classes=_asset_classes(asset_class),
+        partitions=partitions,
+        replication=replication,
+        retention_s=retention,
+    )
+    for step in create_topics(options):
+        note(f"{'created' if step.is_new else 'found'} {step.what}")
+    for table in create_tables(config):
+        note(f"table {table} exists")
+    remember_topics(config, (topic for topic, _ in options.topics()))
 
-    from k2cli.ingestion.kafka.deadletters import dead_letter_config, dead_letter_topic
-    from k2cli.ingestion.kafka.registry import open_registry, subject_of
-    from k2cli.ingestion.kafka.topics import Topics
-    from k2cli.records import KINDS, asset_classes, topic_of
-    from k2cli.storage.lake import open_lake
 
-    wanted = split_commas(asset_class or [])
+def _asset_classes(names: list[str] | None) -> list[str]:
+    from k2cli.records import asset_classes
+
+    wanted = split_commas(names or [])
     unknown = [name for name in wanted if name not in asset_classes()]
     if unknown or not wanted:
         raise typer.BadParameter(
             f"{', '.join(unknown) or 'an empty list'} is not one of {', '.join(asset_classes())}",
             param_hint="--asset-class",
         )
-    timeout_s = timeout or TIMEOUT_S
-    topics = Topics(kafka_settings(config, kafka), timeout_s=timeout_s)
-    kept = {} if retention is None else {"retention.ms": str(round(retention * 1000))}
-    with open_registry(registry_settings(config, registry), timeout_s=timeout_s) as schemas:
-        schemas.check()
-        for kind in KINDS.values():
-            for topic in (topic_of(kind, name) for name in wanted):
-                is_new = topics.create(
-                    topic, partitions=partitions, replication=replication, config=kept
-                )
-                _report(f"topic {topic}", is_new=is_new)
-                letters = dead_letter_topic(topic)
-                size = dead_letter_config(topics, topic)
-                is_new = topics.create(letters, partitions=1, replication=replication, config=size)
-                _report(f"topic {letters}", is_new=is_new)
-                subject = subject_of(topic)
-                schema_id, is_new = schemas.ensure(subject, kind.avro)
-                _report(f"schema {schema_id} of {subject}", is_new=is_new)
-    with open_lake(config, create=True) as lake:
-        names = [topic_of(kind, name) for kind in KINDS.values() for name in wanted]
-        remember_topics(config, names)
-        for kind in KINDS.values():
-            note(f"table {lake.open(kind).describe().name} exists")
-
-
-def _report(what: str, *, is_new: bool) -> None:
-    note(f"{'created' if is_new else 'found'} {what}")
+    return wanted

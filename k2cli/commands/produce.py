@@ -17,7 +17,6 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.terminal import output
-from k2cli.files import open_input
 from k2cli.kinds import KindName
 
 
@@ -56,32 +55,28 @@ def produce(
     config = settings(home)
     options = servers.produce_options(config, topic, is_registering=auto_register)
 
-    from k2cli.ingestion.ndjson import read_ndjson
-    from k2cli.pipelines.produce import open_topics, produce_rows
-    from k2cli.pipelines.pump import Allowance, LineSums, RejectPolicy
+    from k2cli.pipelines.produce import ProduceJob, open_production
     from k2cli.records import KINDS, require_kind
-    from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
+    from k2cli.rejects import MAX_REJECT_BYTES
 
-    record_kind = KINDS[kind] if kind else require_kind(topic)
-    started, sums = time.monotonic(), LineSums()
+    job = ProduceJob(
+        file=file,
+        kind=KINDS[kind] if kind else require_kind(topic),
+        options=options,
+        rejects=rejects or config.home / "rejects" / "produce.ndjson",
+        max_rejects=max_rejects,
+        max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
+    )
+    started = time.monotonic()
     with (
         ExitStack() as files,
         log.open(files, config.run).ending() as run_log,
-        ExitStack() as stack,
+        open_production(job, run=config.run, observe=run_log.on_event) as production,
     ):
-        stream = stack.enter_context(open_input(file))
-        path = rejects or config.home / "rejects" / "produce.ndjson"
-        policy = RejectPolicy(
-            rejects=stack.enter_context(RejectLog(path, run=config.run)),
-            allowance=Allowance(max_rejects),
-            max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
-        )
-        topics = stack.enter_context(open_topics(options, observe=run_log.on_event))
-        topics.prepare(record_kind, "")
         try:
-            batches = read_ndjson(stream, record_kind)
-            produce_rows(batches, topics, path=file, policy=policy, sums=sums)
+            production.run()
         finally:
+            sums = production.sums
             counts = {"messages": sums.lines, "rows": sums.rows, "rejects": sums.rejects}
             took = {"duration_s": round(time.monotonic() - started, 3)}
             output.summary({**counts, **took}, summary, is_data_on_stdout=False, log=run_log)

@@ -6,14 +6,14 @@ Every exchange has a command, with its markets and channels.
 import inspect
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from k2cli.commands.groups import ServerOptions, ViewLogOptions, takes_groups
+from k2cli.commands.groups import OptionGroup, ServerOptions, ViewLogOptions, takes_groups
 from k2cli.commands.known import remember_series
 from k2cli.commands.monitor import open_monitor
 from k2cli.commands.options import (
@@ -38,6 +38,7 @@ from k2cli.redaction import remember_secrets
 from k2cli.symbols import split_commas
 
 if TYPE_CHECKING:
+    from k2cli.ingestion.stream import StreamOptions
     from k2cli.ingestion.symbols import Instrument
     from k2cli.pipelines.feed import FeedOptions
     from k2cli.pipelines.stream import PumpPolicy
@@ -59,6 +60,89 @@ _KAFKA, _STDOUT = Destination.KAFKA, Destination.STDOUT
 @stream_app.callback()
 def stream() -> None:
     """Stream an exchange's live feed into the tables."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions(OptionGroup):
+    """When a stream ends, commits and reconnects."""
+
+    max_messages: Annotated[
+        int | None, typer.Option("--max-messages", min=1, help="Stop after this many data frames.")
+    ] = None
+    duration: Annotated[
+        float | None,
+        typer.Option("--duration", help="Stop after this time, such as 60s or 8h.", **DURATION),
+    ] = None
+    flush_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--flush-rows", min=1, help="Commit after this many rows.", show_default="100000"
+        ),
+    ] = None
+    flush_interval: Annotated[
+        float | None,
+        typer.Option("--flush-interval", help="Commit this often.", show_default="10s", **DURATION),
+    ] = None
+    stale_after: Annotated[
+        float | None,
+        typer.Option(
+            "--stale-after",
+            help="Reopen a connection without data for this long, not even a ping.",
+            show_default="60s",
+            **DURATION,
+        ),
+    ] = None
+    silent_after: Annotated[
+        float | None,
+        typer.Option(
+            "--silent-after",
+            help="Reopen a connection that had data and then only pings for this long.",
+            show_default="3 times --stale-after",
+            **DURATION,
+        ),
+    ] = None
+    connect_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--connect-timeout",
+            help="Give up if the first connection takes longer.",
+            show_default="10s",
+            **DURATION,
+        ),
+    ] = None
+
+    def policy(
+        self, config: Settings, max_rejects: int | None, max_reject_bytes: int | None
+    ) -> "PumpPolicy":
+        """Build the policy of the pump."""
+        from k2cli.pipelines.stream import PumpPolicy
+        from k2cli.rejects import MAX_REJECT_BYTES
+
+        return PumpPolicy(
+            flush_rows=self.flush_rows or config.stream.flush_rows,
+            flush_interval_s=self.flush_interval or config.stream.flush_interval,
+            duration_s=self.duration,
+            max_rejects=max_rejects,
+            max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
+        )
+
+    def stream_options(
+        self, config: Settings, venue: Venue, instruments: "list[Instrument]", channels: list[str]
+    ) -> "StreamOptions":
+        """Build the options of the stream."""
+        from k2cli.ingestion.stream import StreamOptions
+
+        return StreamOptions(
+            venue=venue,
+            instruments=instruments,
+            channels=channels,
+            urls=venue.urls,
+            home=config.home,
+            connect_timeout_s=self.connect_timeout or config.stream.connect_timeout,
+            stale_after_s=self.stale_after or config.stream.stale_after,
+            silent_after_s=self.silent_after,
+            max_messages=self.max_messages,
+        )
 
 
 def stream_exchange(
@@ -101,50 +185,7 @@ def stream_exchange(
     ] = None,
     topic: TopicOpt = None,
     auto_register: AutoRegisterOpt = True,
-    max_messages: Annotated[
-        int | None, typer.Option("--max-messages", min=1, help="Stop after this many data frames.")
-    ] = None,
-    duration: Annotated[
-        float | None,
-        typer.Option("--duration", help="Stop after this time, such as 60s or 8h.", **DURATION),
-    ] = None,
-    flush_rows: Annotated[
-        int | None,
-        typer.Option(
-            "--flush-rows", min=1, help="Commit after this many rows.", show_default="100000"
-        ),
-    ] = None,
-    flush_interval: Annotated[
-        float | None,
-        typer.Option("--flush-interval", help="Commit this often.", show_default="10s", **DURATION),
-    ] = None,
-    stale_after: Annotated[
-        float | None,
-        typer.Option(
-            "--stale-after",
-            help="Reopen a connection without data for this long, not even a ping.",
-            show_default="60s",
-            **DURATION,
-        ),
-    ] = None,
-    silent_after: Annotated[
-        float | None,
-        typer.Option(
-            "--silent-after",
-            help="Reopen a connection that had data and then only pings for this long.",
-            show_default="3 times --stale-after",
-            **DURATION,
-        ),
-    ] = None,
-    connect_timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--connect-timeout",
-            help="Give up if the first connection takes longer.",
-            show_default="10s",
-            **DURATION,
-        ),
-    ] = None,
+    run: RunOptions,
     rejects: Path | None = None,
     max_rejects: Annotated[
         int | None,
@@ -166,34 +207,22 @@ def stream_exchange(
 
     Example: k2 stream {name} {example}
     """
-    config, venue = settings(home), exchange.venues[market]
     for each in (*(url or ()), rest_url or ""):
         remember_secrets({"url": each})
+    config, venue = settings(home), exchange.venues[market].at(url or (), rest_url)
     target = to or _usual_destination(config, servers)
     instruments = _instruments(venue, symbols, config)
     chosen = _channels(venue, channels, topic)
     return_freed_memory()
-    from k2cli.ingestion.stream import StreamOptions
     from k2cli.pipelines.feed import FeedOptions
 
-    source = StreamOptions(
-        venue=venue,
-        instruments=instruments,
-        channels=chosen,
-        urls=url or venue.urls,
-        home=config.home,
-        connect_timeout_s=connect_timeout or config.stream.connect_timeout,
-        stale_after_s=stale_after or config.stream.stale_after,
-        silent_after_s=silent_after,
-        max_messages=max_messages,
-    )
-    produce = partial(servers.produce_options, config, topic, is_registering=auto_register)
     options = FeedOptions(
-        stream=source,
-        policy=_policy(config, flush_rows, flush_interval, duration, max_rejects, max_reject_bytes),
+        stream=run.stream_options(config, venue, instruments, chosen),
+        policy=run.policy(config, max_rejects, max_reject_bytes),
         rejects=rejects or config.home / "rejects" / f"stream-{exchange.name}.ndjson",
-        rest_url=rest_url or (None if url else venue.rest_url),
-        produce=produce() if target is _KAFKA else None,
+        produce=servers.produce_options(config, topic, is_registering=auto_register)
+        if target is _KAFKA
+        else None,
         out=sys.stdout.buffer if target is _STDOUT else None,
     )
     title = None if log.log_format or target is _STDOUT else f"{venue.exchange} {','.join(chosen)}"
@@ -255,26 +284,6 @@ def _channels(venue: Venue, names: list[str], topic: str | None) -> list[str]:
     if topic is not None and len(channels) > 1:
         raise typer.BadParameter("a topic takes the rows of one channel only", param_hint="--topic")
     return channels
-
-
-def _policy(
-    config: Settings,
-    flush_rows: int | None,
-    flush_interval: float | None,
-    duration: float | None,
-    max_rejects: int | None,
-    max_reject_bytes: int | None,
-) -> "PumpPolicy":
-    from k2cli.pipelines.stream import PumpPolicy
-    from k2cli.rejects import MAX_REJECT_BYTES
-
-    return PumpPolicy(
-        flush_rows=flush_rows or config.stream.flush_rows,
-        flush_interval_s=flush_interval or config.stream.flush_interval,
-        duration_s=duration,
-        max_rejects=max_rejects,
-        max_reject_bytes=max_reject_bytes or MAX_REJECT_BYTES,
-    )
 
 
 def add_exchange(app: typer.Typer, exchange: Exchange) -> None:

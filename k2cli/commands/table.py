@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,13 +34,11 @@ from k2cli.kinds import KindName
 
 if TYPE_CHECKING:
     from k2cli.records import RecordKind
-    from k2cli.storage.admission import ValueConflict
     from k2cli.storage.describe import TableInfo
     from k2cli.storage.repair import Repair
 
 table_app = typer.Typer(help="Inspect, evolve, check and repair the tables.", no_args_is_help=True)
 
-_MOST_SHOWN: Final = 100  # conflicts
 TableArg = Annotated[
     str,
     typer.Argument(help=f"{' or '.join(KindName)}, or a table's full name.", show_default=False),
@@ -210,31 +208,16 @@ def dedupe(
 
     Example: k2 table dedupe trades --dry-run
     """
-    from k2cli.pipelines.conflicts import conflict_rejects
-    from k2cli.rejects import RejectLog
+    from k2cli.pipelines.dedupe import dedupe_table
     from k2cli.storage.duplicates import Keep
-    from k2cli.storage.lake import open_lake
 
     kind, config = _kind(table), settings(home)
-    sums = {"days": 0, "removed": 0, "conflicts": 0}
-    shown: list[ValueConflict] = []
-    with open_lake(config) as lake:
-        for found in lake.open(kind).dedupe(Keep(keep) if keep else None, is_dry_run=dry_run):
-            sums["days"] += bool(found.rows)
-            sums["removed"] += found.rows
-            sums["conflicts"] += found.conflicts
-            shown += found.examples[: _MOST_SHOWN - len(shown)]
-    if shown:
-        path = rejects
-        if path is None and not dry_run:
-            path = config.home / "rejects" / "table-dedupe.ndjson"
-        if path is not None:
-            with RejectLog(path, run=config.run) as log:
-                log.write(conflict_rejects(shown))
-                log.sync()
-        see = f"see {path}" if path else "use --rejects FILE to list them"
-        note(f"{shown[0]}; {see}{'' if keep else ', and --keep first or --keep newest'}")
-    output.summary(sums, summary, is_data_on_stdout=False)
+    chosen = Keep(keep) if keep else None
+    done = dedupe_table(config, kind, chosen, rejects=rejects, is_dry_run=dry_run)
+    if done.examples:
+        see = f"see {done.rejects}" if done.rejects else "use --rejects FILE to list them"
+        note(f"{done.examples[0]}; {see}{'' if keep else ', and --keep first or --keep newest'}")
+    output.summary(asdict(done.totals), summary, is_data_on_stdout=False)
     if dry_run:
         note("dry run: nothing was changed")
 

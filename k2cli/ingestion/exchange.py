@@ -10,9 +10,9 @@ This module imports nothing heavy, because the command line lists the exchanges 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 from urllib.parse import urlsplit
 
 from k2cli.errors import UsageError
@@ -70,6 +70,14 @@ class Venue(ABC):
     limits: Limits
     shutdown_notice: bytes = b""  # in the frame that announces the end of a connection
     rest_url: str | None = None  # base of the REST API that lists the symbols
+
+    def at(self, urls: Sequence[str], rest_url: str | None) -> Self:
+        """Return the venue with other servers; no URLs, or None, means its own.
+
+        With other URLs it has no REST API, unless that is given, too.
+        """
+        own_rest_url = None if urls else self.rest_url
+        return replace(self, urls=urls or self.urls, rest_url=rest_url or own_rest_url)
 
     @abstractmethod
     def parse_symbol(self, text: str, home: Path | None = None) -> Instrument:

@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from typing import Final
 
 from k2cli.events import Observer
-from k2cli.iso import iso_utc
 from k2cli.records import RecordKind
 from k2cli.rejects import Cause, Fault, Reject, shown
 from k2cli.storage.admission import MAX_CONFLICTS, ValueConflict
+
+_NO_EXAMPLE: Final = "ids are already stored with other values"
 
 
 class ConflictReport:
@@ -22,10 +23,14 @@ class ConflictReport:
     def report(
         self, kind: RecordKind, count: int, examples: Sequence[ValueConflict]
     ) -> list[Reject]:
-        """Report the conflicts of one commit; return those to write to the rejects file."""
+        """Report conflicts of one commit; return those to write to the rejects file.
+
+        Only the first conflicts of a commit have examples: a file that shares it may have none.
+        """
         if not count:
             return []
-        self._observe("conflict", table=kind.table, count=count, reason=str(examples[0]))
+        reason = str(examples[0]) if examples else _NO_EXAMPLE
+        self._observe("conflict", table=kind.table, count=count, reason=reason)
         shown = examples[: self._left]
         self._left -= len(shown)
         return conflict_rejects(shown)
@@ -47,12 +52,8 @@ def _conflict_reject(conflict: ValueConflict) -> Reject:
             field=field,
             value=shown(conflict.received[field]) if field else None,
         ),
-        raw=json.dumps(values, default=_json_value).encode(),
+        raw=json.dumps(values, default=shown).encode(),
         position=conflict.number or 0,
         received_us=time.time_ns() // 1000,
         source=f"{conflict.series.exchange}/{conflict.series.symbol}",
     )
-
-
-def _json_value(value: object) -> str:
-    return iso_utc(value, "microseconds") if isinstance(value, datetime) else str(value)

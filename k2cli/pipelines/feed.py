@@ -30,7 +30,6 @@ class FeedOptions:
     stream: StreamOptions
     policy: PumpPolicy
     rejects: Path
-    rest_url: str | None  # to refresh the list of symbols from
     produce: "ProduceOptions | None" = None
     out: BinaryIO | None = None
 
@@ -76,8 +75,8 @@ def open_feed(options: FeedOptions, config: Settings, observe: Observer) -> Iter
         ConfigError, Unavailable, NotFound: the sink cannot be opened.
     """
     venue = options.stream.venue
-    if options.rest_url is not None:
-        observe = venue.refresh_symbols(options.rest_url, config.home, observe)
+    if venue.rest_url is not None:
+        observe = venue.refresh_symbols(venue.rest_url, config.home, observe)
     stream = ExchangeStream(options=options.stream, observe=observe)
     with ExitStack() as stack:
         pump = Pump(

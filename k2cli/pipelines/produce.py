@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,12 +11,15 @@ import pyarrow.compute as pc
 from k2cli.codec.encode import wire_header
 from k2cli.errors import NotFound
 from k2cli.events import Observer
+from k2cli.files import open_input
 from k2cli.flow import Batch
 from k2cli.ingestion.kafka.producer import TopicWriter, open_writer
 from k2cli.ingestion.kafka.registry import Registry, open_registry, subject_of
 from k2cli.ingestion.kafka.topics import Topics
-from k2cli.pipelines.pump import LineSums, RejectPolicy, pump
+from k2cli.ingestion.ndjson import read_ndjson
+from k2cli.pipelines.pump import Allowance, LineSums, RejectPolicy, pump
 from k2cli.records import RecordKind, topic_of
+from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,21 +125,63 @@ def open_topics(options: ProduceOptions, *, observe: Observer) -> Iterator[Topic
         )
 
 
-def produce_rows(
-    batches: Iterable[Batch],
-    topics: TopicRows,
-    *,
-    path: str,
-    policy: RejectPolicy,
-    sums: LineSums,
-) -> None:
-    """Produce the rows of an input as they arrive, and wait until the brokers have them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProduceJob:
+    """An input with rows in ndjson, and where its rows and rejects go."""
+
+    file: str  # - is stdin
+    kind: RecordKind
+    options: ProduceOptions
+    rejects: Path
+    max_rejects: int
+    max_reject_bytes: int = MAX_REJECT_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Production:
+    """Produces one input. Created by `open_production`."""
+
+    batches: Iterable[Batch]
+    topics: TopicRows
+    file: str
+    policy: RejectPolicy
+    sums: LineSums = field(default_factory=LineSums)  # of what was read so far
+
+    def run(self) -> None:
+        """Produce the rows as they arrive, and wait until the brokers have them.
+
+        Raises:
+            BadData: more rejects than allowed; the rows before are produced.
+        """
+        try:
+            pump(
+                self.batches,
+                self.topics.write,
+                path=self.file,
+                policy=self.policy,
+                sums=self.sums,
+            )
+        finally:  # also what was read before an interruption
+            self.topics.flush()
+            self.policy.rejects.sync()
+
+
+@contextmanager
+def open_production(job: ProduceJob, *, run: str, observe: Observer) -> Iterator[Production]:
+    """Open an input, its rejects file and its topic; nothing is produced yet.
 
     Raises:
-        BadData: more rejects than allowed; the rows before are produced.
+        ConfigError: Kafka or the registry is not configured, or a setting is wrong.
+        NotFound: the input or the topic does not exist, or the registry lacks the schema.
     """
-    try:
-        pump(batches, topics.write, path=path, policy=policy, sums=sums)
-    finally:  # also what was read before an interruption
-        topics.flush()
-        policy.rejects.sync()
+    with ExitStack() as stack:
+        stream = stack.enter_context(open_input(job.file))
+        policy = RejectPolicy(
+            rejects=stack.enter_context(RejectLog(job.rejects, run=run)),
+            allowance=Allowance(job.max_rejects),
+            max_reject_bytes=job.max_reject_bytes,
+        )
+        topics = stack.enter_context(open_topics(job.options, observe=observe))
+        topics.prepare(job.kind, "")
+        batches = read_ndjson(stream, job.kind)
+        yield Production(batches=batches, topics=topics, file=job.file, policy=policy)

@@ -3,15 +3,18 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, TypedDict, Unpack
+from operator import index
+from typing import Final, Literal, SupportsIndex, TypedDict, Unpack
 
 from k2cli.errors import UsageError
+from k2cli.nearest import suggestion
 from k2cli.query.timespan import Timespan, parse_timespan
 from k2cli.symbols import split_commas, stored_spellings
 
 Names = str | Iterable[str]
 Moment = str | datetime
 EVER = Timespan()
+_MOST_ROWS: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +59,14 @@ def selection_of(*, prefix: str = "", **selected: Unpack[Selected]) -> Selection
     Raises:
         UsageError: an empty parameter, an invalid time, or a start that is not before the end.
     """
-    order, limit = selected.get("order", "asc"), selected.get("limit")
+    for name in selected:
+        if name not in Selected.__annotations__:
+            raise UsageError(
+                f"unknown parameter {prefix}{name}", hint=suggestion(name, Selected.__annotations__)
+            )
+    order = selected.get("order", "asc")
     if order not in ("asc", "desc"):
         raise UsageError(f"{prefix}order {order!r} is unknown", hint="choose asc or desc")
-    if limit is not None and limit < 0:
-        raise UsageError(f"{prefix}limit {limit} is negative")
     return Selection(
         symbols=stored_spellings(_names(selected.get("symbol"), f"{prefix}symbol")),
         exchanges=[word.upper() for word in _names(selected.get("exchange"), f"{prefix}exchange")],
@@ -69,8 +75,22 @@ def selection_of(*, prefix: str = "", **selected: Unpack[Selected]) -> Selection
         ),
         columns=_names(selected.get("columns"), f"{prefix}columns"),
         is_descending=order == "desc",
-        limit=limit,
+        limit=_limit(selected.get("limit"), f"{prefix}limit"),
     )
+
+
+def _limit(value: SupportsIndex | None, option: str) -> int | None:
+    if value is None:
+        return None
+    try:
+        limit = index(value)
+    except TypeError as exc:
+        raise UsageError(f"{option} {value!r} is not a whole number") from exc
+    if limit < 0:
+        raise UsageError(f"{option} {limit} is negative")
+    if limit > _MOST_ROWS:
+        raise UsageError(f"{option} {limit} is greater than {_MOST_ROWS}")
+    return limit
 
 
 def _names(value: Names | None, option: str) -> list[str]:
@@ -80,10 +100,19 @@ def _names(value: Names | None, option: str) -> list[str]:
     """
     if value is None:
         return []
-    values = [value] if isinstance(value, str) else list(value)
+    values = [value] if isinstance(value, str) else _listed(value, option)
     for each in values or [""]:
         if not any(word.strip() for word in each.split(",")):
             raise UsageError(
                 f"{option} {each!r} contains an empty name", hint=f"omit {option} to select all"
             )
     return split_commas(values)
+
+
+def _listed(values: object, option: str) -> list[str]:
+    listed = []
+    for each in values if isinstance(values, Iterable) else [values]:
+        if not isinstance(each, str):
+            raise UsageError(f"{option}: {each!r} is not a name", hint="a name is a str")
+        listed.append(each)
+    return listed

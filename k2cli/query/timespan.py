@@ -92,7 +92,15 @@ def _moment(name: str, value: str | datetime | None, now: datetime) -> datetime 
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise UsageError(f"{name} {value} has no time zone", hint="datetime(..., tzinfo=UTC)")
-        return value.astimezone(UTC)
+        try:
+            return value.astimezone(UTC)
+        except OverflowError as exc:
+            raise UsageError(f"{name} {value} is out of range in UTC") from exc
+    if not isinstance(value, str):
+        raise UsageError(
+            f"{name} {value!r} is not a time",
+            hint="write a str such as '2026-01-13' or '-1d', or datetime(..., tzinfo=UTC)",
+        )
     try:
         return parse_time(value, now=now)
     except ValueError as exc:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from itertools import cycle
 from operator import itemgetter
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from websockets.datastructures import Headers
 from websockets.frames import CloseCode, Frame, Opcode
@@ -31,6 +31,9 @@ from k2cli.simulator.wire import (
     parse_path,
     websocket_frames,
 )
+
+if TYPE_CHECKING:
+    from asyncio.trsock import TransportSocket
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +108,7 @@ class Connection:
         self._clock = simulator.clock
         self._reader = reader
         self._writer = writer
+        self._socket: TransportSocket = writer.get_extra_info("socket")
         self._protocol = ServerProtocol()
         self._path = ""
         self._route = Route(streams=(), is_combined=False, is_micros=False)
@@ -134,9 +138,8 @@ class Connection:
             pass  # the client disconnected, or never spoke HTTP
         finally:
             transport = self._writer.transport
-            # A transport that closed after draining its buffer has no event loop, and fails.
             if not transport.is_closing() or transport.get_write_buffer_size():
-                transport.abort()
+                self._abort()
 
     def go_away(self) -> None:
         """Close because the simulator stops, without waiting."""
@@ -236,7 +239,16 @@ class Connection:
 
     def _abort_later(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.call_later(_CLOSE_TIMEOUT_S, self._writer.transport.abort)
+        loop.call_later(_CLOSE_TIMEOUT_S, self._abort)
+
+    def _abort(self) -> None:
+        """Disconnect; a transport that closed when its buffer was empty can no longer do that."""
+        if not self._is_disconnected:
+            self._writer.transport.abort()
+
+    @property
+    def _is_disconnected(self) -> bool:
+        return self._socket.fileno() == -1
 
     def _close(self, code: CloseCode, reason: str) -> None:
         if self._protocol.state is State.OPEN:
@@ -360,10 +372,9 @@ class Connection:
 
     async def _drop(self) -> None:
         self._leave()
-        transport = self._writer.transport
-        transport.set_write_buffer_limits(high=0)
+        self._writer.transport.set_write_buffer_limits(high=0)
         await self._writer.drain()  # the client gets every frame before the cut
-        transport.abort()
+        self._abort()
 
     async def _fall_silent(self) -> None:
         self._leave()
@@ -371,6 +382,8 @@ class Connection:
 
     async def _shut_down(self) -> None:
         self._leave()
+        if self._protocol.state is not State.OPEN:
+            return  # the client closed the connection first
         now = time.time_ns() // (1000 if self._route.is_micros else 1_000_000)
         notice = b'{"e":"serverShutdown","E":%d}' % now
         if self._route.is_combined:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from k2cli.ranges import Ints, ranges_of
 from k2cli.records import RecordKind
+from k2cli.rejects import shown
 from k2cli.storage.numbered import Numbered, numbered_rows
 from k2cli.storage.position import Position, Series, State, Stored
 
@@ -46,10 +47,15 @@ class ValueConflict:
     def __str__(self) -> str:
         """Describe the values that differ."""
         both = ", ".join(
-            f"{name} {self.received[name]} (stored {self.stored[name]})" for name in self.differing
+            f"{name} {_text(self.received[name])} (stored {_text(self.stored[name])})"
+            for name in self.differing
         )
         name = self.text if self.number is None else self.number
         return f"{self.series.exchange} {self.series.symbol} {name} is already stored: {both}"
+
+
+def _text(value: object) -> str:
+    return shown(value) or "null"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

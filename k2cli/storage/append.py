@@ -26,7 +26,6 @@ from k2cli.config import Settings
 from k2cli.errors import BadData, Conflict, Unavailable
 from k2cli.ranges import Ints
 from k2cli.storage.admission import (
-    NO_ROWS,
     Admission,
     Found,
     Keys,
@@ -39,6 +38,7 @@ from k2cli.storage.expire import expired_snapshots, merged_manifests, unreferenc
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.lookup import days_of_keys, days_of_rows, find_rows
+from k2cli.storage.numbered import are_own_ids
 from k2cli.storage.position import KEY, Position, Series, Stored
 from k2cli.storage.state import (
     LOST_KEY,
@@ -113,9 +113,10 @@ def append_rows(
     """Append the rows that the table does not store yet as one Iceberg snapshot.
 
     New rows are determined against the newest snapshot, again after every lost race, so a record of
-    a numbered series is stored once, even with other writers. `seen` are numbers without a record:
-    they count as stored. Snapshots beyond the settings are expired in the same commit, and files
-    that only they referred to are deleted.
+    a numbered series is stored once, even with other writers. So is any other record whose message
+    id k2 computed, such as a line of a file that was sent to a topic twice. `seen` are numbers
+    without a record: they count as stored. Snapshots beyond the settings are expired in the same
+    commit, and files that only they referred to are deleted.
 
     A source's position that moves without rows (everything was rejected) also creates a snapshot.
 
@@ -134,7 +135,7 @@ def append_rows(
         # If it is unknown which files and offsets were read, all ids are looked up.
         is_lost = LOST_KEY in state.properties
         admission = admit_rows(
-            target, rows, before, lambda left: left.others if is_lost else NO_ROWS
+            target, rows, before, lambda left: left.others if is_lost else _with_own_ids(left)
         )
         added = {**admission.added}
         for series, stored in (seen or {}).items():
@@ -192,6 +193,14 @@ def admit_rows(
 
     admission = admit(position, kind, rows, look_up)
     return admit_others(kind, admission, choose_others(admission), find)
+
+
+def _with_own_ids(admission: Admission) -> Ints:
+    """Return the indices of rows without a number whose message ids k2 computed."""
+    others = admission.others
+    if not len(others):
+        return others
+    return others[are_own_ids(admission.rows["message_id"].take(pa.array(others)))]
 
 
 def known_position(state: TableState) -> Position:

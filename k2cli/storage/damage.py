@@ -28,8 +28,8 @@ from pyiceberg.table.snapshots import Snapshot
 from k2cli.errors import BadData, Unavailable
 from k2cli.storage.append import has_moved_on
 from k2cli.storage.datafiles import open_data_file, read_data_file
-from k2cli.storage.loads import KEY as LOADS_KEY
-from k2cli.storage.loads import segment_paths
+from k2cli.storage.loads import load_log, segment_paths
+from k2cli.storage.snapshots import number_of
 from k2cli.storage.vendor import reading_manifests, translated
 
 _TOTAL: Final = "total-records"
@@ -92,7 +92,7 @@ class Inspector:
         found = [each for manifest in manifests for each in self._manifest(table, manifest)]
         logs = [
             self._one("load log", path, partial(_read_log, table, path))
-            for path in sorted(segment_paths(table, [_load_log(snapshot)]))
+            for path in sorted(segment_paths(table, [load_log(snapshot)]))
         ]
         return (*found, *(each for each in logs if each))
 
@@ -246,7 +246,7 @@ def _reason(exc: BadData) -> str:
 def _read_list(io: FileIO, snapshot: Snapshot) -> list[ManifestFile]:
     with reading_manifests():
         manifests = list(read_manifest_list(io.new_input(snapshot.manifest_list)))
-    total = snapshot.summary.additional_properties.get(_TOTAL) if snapshot.summary else None
+    total = number_of(snapshot, _TOTAL)
     counts = [
         count
         for each in manifests
@@ -255,8 +255,8 @@ def _read_list(io: FileIO, snapshot: Snapshot) -> list[ManifestFile]:
     ]
     rows = None if None in counts else sum(count or 0 for count in counts)
     is_plain = all(each.content is ManifestContent.DATA for each in manifests)
-    if total is not None and rows is not None and is_plain and int(total) != rows:
-        raise BadData(f"it lists {rows:,} rows, not {int(total):,}")
+    if total is not None and rows is not None and is_plain and total != rows:
+        raise BadData(f"it lists {rows:,} rows, not {total:,}")
     return manifests
 
 
@@ -276,7 +276,3 @@ def _read_manifest(io: FileIO, manifest: ManifestFile) -> list[DataFile]:
 def _read_log(table: Table, path: str) -> None:
     with open_data_file(table, path) as parquet:
         parquet.read(use_threads=False)
-
-
-def _load_log(snapshot: Snapshot) -> str | None:
-    return snapshot.summary.additional_properties.get(LOADS_KEY) if snapshot.summary else None

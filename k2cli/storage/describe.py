@@ -1,12 +1,12 @@
 """Describe tables and their snapshots."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
 
 from pyiceberg.table import Table
 
 from k2cli.records import RecordKind
+from k2cli.storage.snapshots import summary_of, utc_time
 from k2cli.storage.state import RUN_KEY
 
 
@@ -45,7 +45,7 @@ class TableInfo:
 def describe_table(table: Table, kind: RecordKind) -> TableInfo:
     """Describe a table, as of the metadata that was loaded."""
     current = table.current_snapshot()
-    summary = _summary(current)
+    summary = summary_of(current)
     schema = table.schema()
     return TableInfo(
         name=".".join(table.name()),
@@ -55,7 +55,7 @@ def describe_table(table: Table, kind: RecordKind) -> TableInfo:
         files=int(summary.get("total-data-files", 0)),
         size_bytes=int(summary.get("total-files-size", 0)),
         snapshots=len(table.metadata.snapshots),
-        last_commit=_utc(current.timestamp_ms) if current else None,
+        last_commit=utc_time(current.timestamp_ms) if current else None,
         partition=", ".join(
             f"{field.transform}({schema.find_column_name(field.source_id)})"
             for field in table.spec().fields
@@ -76,12 +76,12 @@ def list_snapshots(table: Table) -> list[SnapshotInfo]:
     refs = table.metadata.refs
     infos = []
     for snapshot in table.metadata.snapshots:
-        summary = _summary(snapshot)
+        summary = summary_of(snapshot)
         infos.append(
             SnapshotInfo(
                 snapshot_id=snapshot.snapshot_id,
-                committed_at=_utc(snapshot.timestamp_ms),
-                operation=summary.get("operation", ""),
+                committed_at=utc_time(snapshot.timestamp_ms),
+                operation=snapshot.summary.operation.value if snapshot.summary else "",
                 added_rows=int(summary.get("added-records", 0)),
                 total_rows=int(summary.get("total-records", 0)),
                 total_files=int(summary.get("total-data-files", 0)),
@@ -92,13 +92,3 @@ def list_snapshots(table: Table) -> list[SnapshotInfo]:
             )
         )
     return sorted(infos, key=lambda info: info.committed_at, reverse=True)
-
-
-def _summary(snapshot: Any) -> dict[str, str]:
-    if snapshot is None or snapshot.summary is None:
-        return {}
-    return {"operation": snapshot.summary.operation.value, **snapshot.summary.additional_properties}
-
-
-def _utc(timestamp_ms: int) -> datetime:
-    return datetime.fromtimestamp(timestamp_ms / 1000, tz=UTC)

@@ -9,7 +9,7 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot
 
 from k2cli.config import TableSettings
-from k2cli.storage.loads import KEY, segment_paths
+from k2cli.storage.loads import load_log, segment_paths
 from k2cli.storage.state import ancestors
 
 
@@ -51,8 +51,8 @@ def unreferenced_files(table: Table, expired: set[int], *, next_log: str | None)
     gone_manifests = {m.manifest_path: m for s in gone for m in s.manifests(table.io)}
     only_gone = {path: m for path, m in gone_manifests.items() if path not in kept_manifests}
     doomed = {snapshot.manifest_list for snapshot in gone} | set(only_gone)
-    kept_logs = [next_log, *map(_log, kept)]
-    doomed |= segment_paths(table, map(_log, gone)) - segment_paths(table, kept_logs)
+    kept_logs = [next_log, *map(load_log, kept)]
+    doomed |= segment_paths(table, map(load_log, gone)) - segment_paths(table, kept_logs)
     lineage = {snapshot.snapshot_id for snapshot in ancestors(table)}
     if not (all(map(_is_append, snapshots)) and expired <= lineage):
         live = {
@@ -83,10 +83,6 @@ def merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) -> 
     last = max((int(match[1]) for match in map(pattern.search, used) if match), default=-1)
     path_of = table.location_provider().new_metadata_location
     return {path_of(f"{commit_uuid}-m{number}.avro") for number in range(last)} - used
-
-
-def _log(snapshot: Snapshot) -> str | None:
-    return snapshot.summary.additional_properties.get(KEY) if snapshot.summary else None
 
 
 def _is_append(snapshot: Snapshot) -> bool:

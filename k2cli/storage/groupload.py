@@ -87,8 +87,12 @@ class _Group:
         batches = [batch for file in files for batch in file.rows]
         rows = pa.Table.from_batches(batches, kind.arrow)
         is_lost = LOST_KEY in state.properties
+        looks_up_lines = is_lost or state.was_consumed
         admission = admit_rows(
-            self._target, rows, before, lambda left: left.others if is_lost else self._texts(left)
+            self._target,
+            rows,
+            before,
+            lambda left: left.others if looks_up_lines else self._texts(left),
         )
         if is_lost:
             self._check_lines(files, admission)

@@ -20,11 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot
 
 from k2cli.files import STDIN
 from k2cli.records import RecordKind, nth_copy
 from k2cli.storage.datafiles import open_data_file
 from k2cli.storage.lines import Lines
+from k2cli.storage.snapshots import summary_of
 
 KEY: Final = "k2.loads"
 # Not beside the metadata: some stores only accept Iceberg's files there.
@@ -99,6 +101,11 @@ class FileKey:
 class _Segment:
     name: str
     rows: int
+
+
+def load_log(snapshot: Snapshot) -> str | None:
+    """Return the log of loads that a snapshot names; None without loads."""
+    return summary_of(snapshot).get(KEY)
 
 
 def loaded_before(table: Table, log: str | None, keys: Sequence[FileKey]) -> set[str]:

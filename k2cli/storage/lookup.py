@@ -128,34 +128,52 @@ def _dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
 class StoredIds:
     """Looks up rows by message ids that are not computed from a number.
 
-    Such ids do not indicate their file, so all files of the same days are read, each once: 8 bytes
+    Such ids do not indicate their file, so all files of the same days are read, each once: 16 bytes
     per row are cached while rows of its day are looked up.
     """
 
     def __init__(self) -> None:
         self._hashes: dict[str, Ints] = {}  # by the path of the file, ascending
+        self._joined: Ints = np.empty(0, np.int64)  # all of these, ascending
 
     def find(self, table: Table, kind: RecordKind, files: FileStatistics, rows: pa.Table) -> Found:
         """Find the stored rows of some records; `rows` has one of each."""
         wanted = np.sort(_hashes(rows["message_id"].combine_chunks()))
         records = record_keys(rows).combine_chunks()
         near = files.of_days(rows_days(kind, rows))
-        self._hashes = {path: each for path, each in self._hashes.items() if path in set(near)}
+        self._read(table, near)
         found: list[_Found] = []
-        for path in near:
-            known = self._of_file(table, path)
-            at = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
-            if len(known) and (known[at] == wanted).any():
-                found += _find_records_in_file(table, kind, path, records)
+        if _have_common(self._joined, wanted):
+            for path in near:
+                if _have_common(self._hashes[path], wanted):
+                    found += _find_records_in_file(table, kind, path, records)
         return _first_of(kind, found)
 
-    def _of_file(self, table: Table, path: str) -> Ints:
-        if path not in self._hashes:
-            with open_data_file(table, path) as file:
-                batches = file.iter_batches(columns=["message_id"], use_threads=False)
-                parts = [_hashes(batch["message_id"]) for batch in batches]
-            self._hashes[path] = np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
-        return self._hashes[path]
+    def _read(self, table: Table, paths: Sequence[str]) -> None:
+        """Read the files that are not cached, and forget all others."""
+        gone = self._hashes.keys() - set(paths)
+        new = {path: _read_hashes(table, path) for path in paths if path not in self._hashes}
+        kept = {path: each for path, each in self._hashes.items() if path not in gone}
+        self._hashes = kept | new
+        if gone or new:
+            parts = kept.values() if gone else [self._joined]
+            joined = np.concatenate([np.empty(0, np.int64), *parts, *new.values()])
+            self._joined = np.sort(joined, kind="stable")  # quick, as the parts are sorted
+
+
+def _read_hashes(table: Table, path: str) -> Ints:
+    with open_data_file(table, path) as file:
+        batches = file.iter_batches(columns=["message_id"], use_threads=False)
+        parts = [_hashes(batch["message_id"]) for batch in batches]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
+
+
+def _have_common(known: Ints, wanted: Ints) -> bool:
+    """Return whether ascending numbers have some in common."""
+    if not len(known):
+        return False
+    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return bool((known[at] == wanted).any())
 
 
 def _hashes(ids: pa.StringArray) -> Ints:

@@ -61,6 +61,12 @@ def are_unnumbered(kind: RecordKind, rows: pa.Table) -> npt.NDArray[np.bool_]:
     return mask
 
 
+def are_own_ids(ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Return which message ids k2 computed: one record each, whatever route it takes."""
+    are_own: npt.NDArray[np.bool_] = pc.match_substring_regex(ids, _OURS).to_numpy()
+    return are_own
+
+
 def _is_identity(
     kind: RecordKind, ids: pa.ChunkedArray, series: list[Series], codes: Ints, numbers: Ints
 ) -> npt.NDArray[np.bool_]:

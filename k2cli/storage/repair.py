@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from pyarrow.fs import FileInfo, FileSelector
@@ -25,6 +25,7 @@ from k2cli.storage.damage import Fault, Inspector, read_metadata_file
 from k2cli.storage.datafiles import open_data_file
 from k2cli.storage.loads import PREFIX as LOADS_PREFIX
 from k2cli.storage.pointer import Pointer, read_pointers, swap_pointers
+from k2cli.storage.snapshots import number_of, utc_time
 
 _VERSION: Final = re.compile(r"v?(\d+)")
 _SUFFIX: Final = ".metadata.json"
@@ -98,8 +99,8 @@ def plan_repair(catalog: Catalog, identifier: tuple[str, str]) -> Repair:
         return Repair(
             pointer=pointer,
             chosen=path,
-            written_at=_utc(metadata.last_updated_ms),
-            rows=_number(metadata.current_snapshot(), "total-records"),
+            written_at=utc_time(metadata.last_updated_ms),
+            rows=number_of(metadata.current_snapshot(), "total-records") or 0,
             damaged=damaged,
             lost=_lost(metadata, passed),
             left_files=len(left),
@@ -178,8 +179,8 @@ def _lost(chosen: TableMetadata, passed: Sequence[TableMetadata]) -> list[LostCo
     return [
         LostCommit(
             snapshot_id=each.snapshot_id,
-            committed_at=_utc(each.timestamp_ms),
-            added_rows=_number(each, "added-records"),
+            committed_at=utc_time(each.timestamp_ms),
+            added_rows=number_of(each, "added-records") or 0,
         )
         for each in sorted(gone.values(), key=lambda each: each.timestamp_ms, reverse=True)
     ]
@@ -227,12 +228,3 @@ def _none_intact(identifier: tuple[str, str], damaged: Sequence[DamagedMetadata]
         f" {first.kind} {first.path}: {first.reason}",
         hint="restore the home folder from a backup",
     )
-
-
-def _number(snapshot: Snapshot | None, key: str) -> int:
-    summary = snapshot.summary if snapshot else None
-    return int(summary.additional_properties.get(key, 0)) if summary else 0
-
-
-def _utc(timestamp_ms: int) -> datetime:
-    return datetime.fromtimestamp(timestamp_ms / 1000, tz=UTC)

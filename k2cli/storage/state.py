@@ -13,7 +13,9 @@ from typing import Final
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Snapshot
 
+from k2cli.storage.offsets import KEY as OFFSETS_KEY
 from k2cli.storage.position import KEY, Position, decode_position, encode_position
+from k2cli.storage.snapshots import number_of, summary_of
 
 PREFIX: Final = "k2."
 RUN_KEY: Final = "k2.run"  # the run that created a snapshot, as in its log lines
@@ -39,6 +41,11 @@ class TableState:
     position: Position | None = None
     is_lost: bool = False
 
+    @property
+    def was_consumed(self) -> bool:
+        """Return whether rows came from Kafka, possibly lines of files among them."""
+        return OFFSETS_KEY in self.properties
+
 
 def read_state(table: Table) -> TableState:
     """Read k2's state of a table from the loaded metadata.
@@ -49,7 +56,7 @@ def read_state(table: Table) -> TableState:
     snapshot = table.current_snapshot()
     if snapshot is None:
         return TableState(position=Position())
-    total = _number(snapshot, _TOTAL)
+    total = number_of(snapshot, _TOTAL)
     known, is_unchanged, is_linked = _newest_known(table)
     found = _k2_properties(known) if known else {}
     rows = found.get(ROWS_KEY)
@@ -75,7 +82,7 @@ def carried_properties(table: Table) -> dict[str, str]:
 def total_rows(table: Table) -> int | None:
     """Return how many rows a table has; None if its newest snapshot does not record it."""
     snapshot = table.current_snapshot()
-    return 0 if snapshot is None else _number(snapshot, _TOTAL)
+    return 0 if snapshot is None else number_of(snapshot, _TOTAL)
 
 
 def _newest_known(table: Table) -> tuple[Snapshot | None, bool, bool]:
@@ -118,19 +125,12 @@ def is_ancestor(table: Table, snapshot: Snapshot) -> bool:
 
 
 def _k2_properties(snapshot: Snapshot) -> dict[str, str]:
-    if snapshot.summary is None:
-        return {}
-    properties = snapshot.summary.additional_properties
+    properties = summary_of(snapshot)
     return {key: value for key, value in properties.items() if key.startswith(PREFIX)}
 
 
 def _operation(snapshot: Snapshot) -> Operation | None:
     return snapshot.summary.operation if snapshot.summary else None
-
-
-def _number(snapshot: Snapshot, key: str) -> int | None:
-    value = snapshot.summary.additional_properties.get(key) if snapshot.summary else None
-    return int(value) if value is not None else None
 
 
 _known: dict[str, Position] = {}  # the last positions read or written, by encoded text

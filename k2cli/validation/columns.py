@@ -10,20 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from k2cli.avro.builtin import builtin_name, builtin_schema
+from k2cli.avro.named import NamedSchema
 from k2cli.codec.container import Container, ContainerDecoder
 from k2cli.codec.resolve import Incompatible, RecordDecoder, record_name
 from k2cli.columns import Ints
 from k2cli.errors import BadData
 from k2cli.records import arrow_field, arrow_to_avro_type, avro_to_arrow_schema
 from k2cli.rejects import Cause, Fault, shown
-from k2cli.validation.report import Expected, Part, Parts, Problem, problem_of
+from k2cli.validation.report import Part, Parts, Problem, problem_of
 
 _BATCH_ROWS: Final = 65_536
 _UTC: Final = ("UTC", "Etc/UTC", "GMT", "Z", "+00:00")
 _INT_BITS: Final = 32
 
 
-def avro_parts(file: BinaryIO, expected: Expected | None) -> tuple[str, Parts]:
+def avro_parts(file: BinaryIO, expected: NamedSchema | None) -> tuple[str, Parts]:
     """Read the header of an Avro container; return the expected schema and the records.
 
     The default schema is k2's of the same name, or else the file's own.
@@ -36,16 +37,16 @@ def avro_parts(file: BinaryIO, expected: Expected | None) -> tuple[str, Parts]:
     return against.name, _container_parts(container, against)
 
 
-def _schema_of(schema: Any) -> Expected:
+def _schema_of(schema: Any) -> NamedSchema:
     name = record_name(schema) if isinstance(schema, dict) else None
     if name is None:
         raise BadData("the file does not contain records")
     if stem := builtin_name(name):
-        return Expected(name=stem, avro=builtin_schema(stem))
-    return Expected(name=name, avro=schema)
+        return NamedSchema(name=stem, avro=builtin_schema(stem))
+    return NamedSchema(name=name, avro=schema)
 
 
-def _container_parts(container: Container, against: Expected) -> Parts:
+def _container_parts(container: Container, against: NamedSchema) -> Parts:
     schema = container.schema if isinstance(container.schema, dict) else {}
     if unfit := list(_unfit_fields(schema, against.avro)):
         yield Part(rows=0, problems=unfit)
@@ -63,7 +64,7 @@ def _number(indexes: Ints, row: int) -> int:
     return int(indexes[row]) + 1
 
 
-def parquet_parts(raw: BinaryIO, expected: Expected) -> Parts:
+def parquet_parts(raw: BinaryIO, expected: NamedSchema) -> Parts:
     """Check the rows of a Parquet file.
 
     Raises:

@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from k2cli.avro.builtin import builtin_name
+from k2cli.avro.named import NamedSchema
 from k2cli.errors import UsageError
 from k2cli.files import STDIN, open_input
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.source import CsvOptions
 from k2cli.validation.columns import avro_parts, parquet_parts
 from k2cli.validation.lines import csv_parts, ndjson_parts
-from k2cli.validation.report import Expected, FileKind, Parts, Report, gather, kind_of
+from k2cli.validation.report import FileKind, Parts, Report, gather, kind_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
     """The options of a validation: schema, CSV layout and error limit."""
 
-    expected: Expected | None
+    expected: NamedSchema | None
     layout: Layout | None
     options: CsvOptions
     max_errors: int

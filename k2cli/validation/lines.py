@@ -4,16 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from k2cli.avro.named import NamedSchema
 from k2cli.errors import UsageError
 from k2cli.flow import Batch
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.source import CsvOptions, read_csv
 from k2cli.ingestion.ndjson import read_ndjson
 from k2cli.rejects import Reject
-from k2cli.validation.report import Expected, Part, Parts, Problem, problem_of
+from k2cli.validation.report import Part, Parts, Problem, problem_of
 
 
-def ndjson_parts(stream: BinaryIO, expected: Expected) -> Parts:
+def ndjson_parts(stream: BinaryIO, expected: NamedSchema) -> Parts:
     """Validate the rows of ndjson.
 
     Raises:
@@ -23,7 +24,7 @@ def ndjson_parts(stream: BinaryIO, expected: Expected) -> Parts:
 
 
 def csv_parts(
-    source: Path | IO[bytes], layout: Layout, options: CsvOptions, expected: Expected | None
+    source: Path | IO[bytes], layout: Layout, options: CsvOptions, expected: NamedSchema | None
 ) -> Parts:
     """Validate the rows of a CSV file, read with a layout.
 

@@ -1,14 +1,14 @@
 """The report on one file, and how it is built."""
 
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 from k2cli.avro.validation import findings
 from k2cli.errors import BadData, K2Error, UsageError
-from k2cli.records import TRADES, RecordKind, avro_to_arrow_schema
+from k2cli.records import avro_to_arrow_schema
 from k2cli.rejects import Cause, Fault, shown
 from k2cli.storage.tables import iceberg_schema
 
@@ -70,27 +70,6 @@ class Part:
 
 
 Parts = Generator[Part]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
-    """The schema that rows are checked against."""
-
-    name: str
-    avro: Mapping[str, Any]
-
-    def kind(self) -> RecordKind:
-        """Return a record kind with this schema.
-
-        Raises:
-            BadData: a field has a type that no column has.
-        """
-        try:
-            arrow = avro_to_arrow_schema(self.avro)
-        except ValueError as exc:
-            hint = f"k2 schema validate {self.name}"
-            raise BadData(f"{self.name}: {exc}", hint=hint) from exc
-        return replace(TRADES, name=self.name, avro=self.avro, arrow=arrow)
 
 
 @dataclass(slots=True, kw_only=True)

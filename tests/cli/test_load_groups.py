@@ -79,6 +79,27 @@ def test_duplicates_and_conflicts_within_a_group_count_with_their_file(
         assert lake.open(TRADES).iceberg.scan().to_arrow()["source_sequence"].to_pylist() == [3]
 
 
+def test_files_of_a_group_with_more_conflicts_than_are_shown_are_loaded_and_counted(
+    k2: K2, tmp_path: Path
+) -> None:
+    def dump(name: str, price: int) -> Path:
+        path = tmp_path / name / "BTCUSDT-trades-2024-08-08.csv"
+        path.parent.mkdir()
+        path.write_text(
+            "".join(f"{n},{price},2,3,{1_723_161_348_000 + n},True,True\n" for n in range(150))
+        )
+        return path
+
+    first, *others = (dump(name, price) for price, name in enumerate("abc", start=1))
+    k2("load", "csv", first, *BINANCE)
+    rejects = tmp_path / "rejects.ndjson"
+    result = k2("load", "csv", *others, *BINANCE, *JSON, "--rejects", rejects)
+    sums = json.loads(result.stdout)
+    assert (sums["loaded"], sums["rows"], sums["conflicts"]) == (2, 0, 300)
+    assert result.stderr.count("conflict table=trades_v2 count=150 reason=") == 2
+    assert len(rejects.read_text().splitlines()) == 100
+
+
 def test_files_before_one_that_cannot_be_opened_are_loaded(
     k2: K2, settings: Settings, tmp_path: Path
 ) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from k2cli.config import Settings
+from k2cli.config import Settings, load_settings
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
+from k2cli.storage.offsets import OffsetPosition, Partition, Span
 from support.running import K2, Run, k2_at
 
 ASX = ["--layout", "asx-trades"]
@@ -310,3 +311,25 @@ def test_other_values_of_a_text_id_are_conflicts(k2: K2, tmp_path: Path) -> None
         "quantity 2.00000000 (stored 1.00000000)",
     ]
     assert reasons[0].startswith("X A X-T-2 ")
+
+
+@pytest.mark.parametrize("is_small", [True, False], ids=["group", "file"])
+def test_lines_that_came_through_kafka_are_not_stored_again_by_a_load(
+    k2: K2, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_small: bool
+) -> None:
+    """Neither those of a file that was sent to a topic, nor text ids."""
+    if not is_small:
+        monkeypatch.setattr("k2cli.pipelines.load.tables._GROUP_ROWS", 0)
+    path = tmp_path / "7078.csv"
+    path.write_text(asx(5))
+    args = [*ASX, "--symbol", "BHP"]
+    assert load(k2, path, *args) == (0, 5, 0)
+    with open_lake(settings) as lake:
+        sent = lake.open(TRADES).iceberg.scan().to_arrow().slice(0, 3)
+        elsewhere = tmp_path / "elsewhere"
+    with open_lake(load_settings({"K2_HOME": str(elsewhere)}), create=True) as lake:
+        span = Span(expected=None, reached=3)
+        source = OffsetPosition({Partition("market.equities.trades", "t", 0): span})
+        assert lake.open(TRADES).append(sent.cast(TRADES.arrow), source=source).rows == 3
+    assert load(k2_at(elsewhere), path, *args) == (0, 2, 3)
+    assert len(stored(load_settings({"K2_HOME": str(elsewhere)}))) == 5

@@ -1,6 +1,7 @@
 """The simulated exchange, spoken to by a real WebSocket client over loopback."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import socket
@@ -702,6 +703,56 @@ def test_a_recording_that_breaks_off_ends_there(tmp_path: Path) -> None:
             assert 0 < len(frames) < 100_000
 
     run(test)
+
+
+# --- a client that closes while frames are waiting for it
+
+
+CLOSE_FRAME = b"\x88\x82\0\0\0\0\x03\xe8"  # masked, code 1000
+
+
+async def close_behind(simulator: Simulator) -> int:
+    """Read nothing until the simulator waits, close, then read all; return the frames sent."""
+    port = int(simulator.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as behind:
+        behind.setblocking(False)
+        loop = asyncio.get_running_loop()
+        request = (
+            f"GET {BTC} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        await loop.sock_sendall(behind, request.encode())
+        sent = -1
+        while sent != simulator.frames_sent or not sent:
+            sent = simulator.frames_sent
+            await asyncio.sleep(0.05)
+        await loop.sock_sendall(behind, CLOSE_FRAME)
+        await asyncio.sleep(0.05)
+        with contextlib.suppress(ConnectionResetError):
+            while await loop.sock_recv(behind, 1 << 20):
+                pass
+        while simulator.open_connections:
+            await asyncio.sleep(0.01)
+        return sent
+
+
+def test_a_client_may_close_while_frames_are_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("k2cli.simulator.connection._CLOSE_TIMEOUT_S", 0.1)
+    failed: list[dict[str, Any]] = []
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+        async with open_simulator(options()) as simulator:
+            sent = await close_behind(simulator)
+            await asyncio.sleep(0.2)  # until the timeout of the close
+        for fewer in (0, 500, 1000):  # the last block waits as well
+            for ending in ("drop_after", "shutdown_after"):
+                over = options(**{ending: sent - fewer}, shutdown_grace_s=0.0)
+                async with open_simulator(over) as simulator:
+                    await close_behind(simulator)
+
+    run(test)
+    assert failed == []
 
 
 # --- starting and ending

@@ -464,6 +464,23 @@ def test_other_values_of_an_id_that_is_text_are_a_conflict(lake: Lake) -> None:
     assert str(conflict).startswith(f"BINANCE BTCUSDT {row['trade_id']} is already stored: price")
 
 
+def test_rows_without_a_number_are_stored_once_by_k2_s_ids_whatever_other_ids_say(
+    lake: Lake,
+) -> None:
+    """Lines of a file and aggregate trades that were sent twice; ids from elsewhere may repeat."""
+    own = [
+        trade_row(source_sequence=None, message_id=f"76632e9f-15b1-8342-8000-00000000000{n}")
+        for n in range(3)
+    ]
+    foreign = trade_row(source_sequence=None, message_id="")
+    first = lake.open(TRADES).append(table_of(TRADES, [*own[:2], foreign, foreign]))
+    assert (first.rows, first.duplicates) == (4, 0)
+    other = {**own[1], "price": Decimal("7.00000000")}
+    again = lake.open(TRADES).append(table_of(TRADES, [own[0], other, own[2], own[2], foreign]))
+    assert (again.rows, again.duplicates, again.conflicts) == (2, 2, 1)
+    assert lake.open(TRADES).describe().rows == 6
+
+
 def test_a_table_with_row_level_deletes_is_refused(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

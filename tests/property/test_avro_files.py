@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from k2cli.avro.named import NamedSchema
 from k2cli.errors import BadData
 from k2cli.records import TRADES
 from k2cli.validation.columns import avro_parts, parquet_parts
-from k2cli.validation.report import Expected, Report, gather
+from k2cli.validation.report import Report, gather
 from support.builders import trades_batch
 
 ROWS = trades_batch(60)
-OURS = Expected(name="trade_v2", avro=TRADES.avro)
+OURS = NamedSchema(name="trade_v2", avro=TRADES.avro)
 
 
 def avro(codec: str) -> bytes:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
@@ -185,18 +185,88 @@ def test_several_threads_ask_one_lake(lake: LakeReader) -> None:
         ({"columns": "prise"}, "trades have no column 'prise'"),
         ({"start": "soon"}, "start 'soon' is not a time"),
         ({"start": "now", "end": "-1d"}, "start .* is not before end"),
+        ({"symbols": "BTCUSDT"}, "unknown parameter symbols"),
+        ({"symbol": 3}, "symbol: 3 is not a name"),
+        ({"exchange": b"BINANCE"}, "exchange: 66 is not a name"),
+        ({"columns": ["price", None]}, "columns: None is not a name"),
+        ({"start": START.date()}, r"start datetime.date\(.*\) is not a time"),
+        ({"end": 1_723_113_000}, "end 1723113000 is not a time"),
+        (
+            {"start": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))},
+            "start 0001-01-01 00:00:00.* is out of range",
+        ),
+        ({"limit": "3"}, "limit '3' is not a whole number"),
+        ({"limit": 2.0}, r"limit 2\.0 is not a whole number"),
+        ({"limit": 2**63}, f"limit {2**63} is greater than {2**63 - 1}"),
+        ({"tz": None}, "tz None is not a time zone"),
         ({"start": datetime(2026, 1, 1)}, "start 2026-01-01 00:00:00 has no time zone"),  # noqa: DTZ001
         ({"order": "up"}, "order 'up' is unknown"),
         ({"limit": -1}, "limit -1 is negative"),
         ({"tz": "Mars/Olympus"}, "tz 'Mars/Olympus' is not a time zone"),
     ],
-    ids=["symbol", "symbols", "column", "time", "span", "naive", "order", "limit", "zone"],
+    ids=[
+        "symbol",
+        "symbols",
+        "column",
+        "time",
+        "span",
+        "name",
+        "symbol-type",
+        "exchange-type",
+        "column-type",
+        "date",
+        "epoch",
+        "range",
+        "limit-text",
+        "limit-fraction",
+        "limit-size",
+        "zone-type",
+        "naive",
+        "order",
+        "limit",
+        "zone",
+    ],
 )
 def test_wrong_parameters_are_usage_errors(
     lake: LakeReader, selected: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         lake.trades(**selected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("statement", "timeout_s", "message"),
+    [
+        (3, None, "the statement 3 is not a str"),
+        ("select '\udc80'", None, "cannot be encoded in UTF-8"),
+        ("select 1", "3", "timeout_s '3' is not a number of seconds"),
+        ("select 1", -1, "timeout_s -1 is not"),
+        ("select 1", float("nan"), "timeout_s nan is not"),
+        ("select 1", float("inf"), "timeout_s inf is not"),
+        ("select 1", 1e12, "timeout_s 1000000000000.0 is not"),
+    ],
+    ids=["type", "surrogate", "text", "negative", "nan", "infinite", "long"],
+)
+def test_wrong_parameters_of_sql_are_usage_errors(
+    lake: LakeReader, statement: str, timeout_s: float, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        lake.sql(statement, timeout_s=timeout_s)
+
+
+def test_a_closed_lake_answers_nothing(home: Path) -> None:
+    with k2cli.open_lake(home) as lake:
+        rows, result = lake.trades(), lake.sql("select * from trades")
+        assert rows.arrow().num_rows == 60
+        begun = lake.sql("select * from trades").batches()
+        assert next(begun).num_rows == 0
+    lake.close()
+    for late in (begun, rows.batches(), result.batches()):
+        with pytest.raises(UsageError, match="the lake is closed"):
+            list(late)
+    for ask in (lake.trades, lake.symbols):
+        with pytest.raises(UsageError, match="the lake is closed"):
+            ask()
 
 
 @pytest.mark.usefixtures("settings_of")

@@ -340,10 +340,15 @@ def test_records_of_v1(over: dict[str, Any], expected: Told) -> None:
     assert told(fault) == expected
 
 
+SHOWN_TIME = "2024-01-01T00:00:00.000000Z"
+
+
 @pytest.mark.parametrize(
     ("differing", "expected"),
     [
         ({"price": Decimal(2)}, ("price", "2")),
+        ({"price": Decimal("0.00000023")}, ("price", "0.00000023")),
+        ({"timestamp": datetime(2024, 1, 1, tzinfo=UTC)}, ("timestamp", SHOWN_TIME)),
         ({"price": Decimal(2), "timestamp": datetime(2024, 1, 1, tzinfo=UTC)}, ("", None)),
     ],
 )
@@ -359,6 +364,23 @@ def test_conflicts(differing: Mapping[str, object], expected: tuple[str, str | N
     (reject,) = conflict_rejects([conflict])
     assert told(reject.fault) == (Cause.CONFLICT, *expected)
     assert reject.code == "conflict"
+
+
+def test_values_of_a_conflict_are_written_as_in_a_query() -> None:
+    stored = {"price": Decimal("0E-8"), "timestamp": datetime(2024, 1, 1, tzinfo=UTC)}
+    received = {"price": None, "timestamp": datetime(2024, 1, 1, 0, 0, 1, tzinfo=UTC)}
+    conflict = ValueConflict(
+        series=Series("X", "ABC"), number=1, text="X-1", stored=stored, received=received
+    )
+    assert str(conflict).endswith(
+        "already stored: price null (stored 0.00000000),"
+        " timestamp 2024-01-01T00:00:01.000000Z (stored 2024-01-01T00:00:00.000000Z)"
+    )
+    (reject,) = conflict_rejects([conflict])
+    assert json.loads(reject.raw) == {
+        "received": {"price": None, "timestamp": "2024-01-01T00:00:01.000000Z"},
+        "stored": {"price": "0.00000000", "timestamp": "2024-01-01T00:00:00.000000Z"},
+    }
 
 
 def test_a_row_that_does_not_fit_for_no_field() -> None:

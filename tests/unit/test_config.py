@@ -13,6 +13,7 @@ from k2cli.config import (
     documented_sections,
     load_settings,
     parse_duration_s,
+    parse_size_bytes,
     settings_document,
 )
 from k2cli.errors import ConfigError
@@ -291,6 +292,20 @@ def test_wrong_settings_name_key_and_origin(
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["36501d", "99999999999d", f"{'9' * 400}s"])
+def test_a_duration_is_at_most_a_century(text: str) -> None:
+    assert parse_duration_s("36500d") == 36_500 * 86_400
+    with pytest.raises(ValueError, match="is longer than 36500d"):
+        parse_duration_s(text)
+
+
+@pytest.mark.parametrize("text", ["1048577TiB", f"{'9' * 400}TB"])
+def test_a_size_is_at_most_an_exbibyte(text: str) -> None:
+    assert parse_size_bytes("1048576TiB") == 2**60
+    with pytest.raises(ValueError, match="is larger than 1048576TiB"):
+        parse_size_bytes(text)
 
 
 @pytest.mark.parametrize("text", ["", "60", "s", "-5s", "5 s", "1h30m", "1e3s"])

@@ -1,5 +1,6 @@
 """Files in the forms that people have: other headers, times, sides, numbers, marks, encodings."""
 
+import json
 import zipfile
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -740,6 +741,161 @@ def test_parquet_values_that_are_repeated_do_not_fill_the_memory(tmp_path: Path)
     pq.write_table(pa.table(columns), path)
     with pytest.raises(BadData, match="has a row of more than 1 MB"):
         read(read_parquet(path, load_layout("generic-trades"), CsvOptions(**OF_FILE)))
+
+
+def test_parquet_text_in_delta_encodings_is_read_few_rows_at_a_time(tmp_path: Path) -> None:
+    count = 500
+    path = tmp_path / "any.parquet"
+    notes = [f"note {number}" for number in range(count)]
+    table = pa.table(
+        {
+            "timestamp": ["2024-01-01"] * count,
+            "trade_id": [f"t{number}" for number in range(count)],
+            "price": [1] * count,
+            "size": [1] * count,
+            "note": notes,
+        }
+    )
+    encodings = {"trade_id": "DELTA_BYTE_ARRAY", "note": "DELTA_LENGTH_BYTE_ARRAY"}
+    pq.write_table(table, path, use_dictionary=False, column_encoding=encodings)
+    rows, rejects, _ = read(
+        read_parquet(path, load_layout("generic-trades"), CsvOptions(**OF_FILE))
+    )
+    assert [row["trade_id"] for row in rows] == [f"X-t{number}" for number in range(count)]
+    assert [dict(row["vendor_data"])["note"] for row in rows] == notes
+    assert rejects == []
+
+
+def test_parquet_text_that_is_too_long_is_bad_data_in_delta_encodings_too(tmp_path: Path) -> None:
+    path = tmp_path / "any.parquet"
+    table = pa.table(
+        {
+            "timestamp": ["2024-01-01"] * 50,
+            "price": [1] * 50,
+            "size": [1] * 50,
+            "note": ["y"] * 32 + ["x" * (2 << 20)] * 18,  # stored once, as the prefix of the others
+        }
+    )
+    pq.write_table(table, path, use_dictionary=False, column_encoding={"note": "DELTA_BYTE_ARRAY"})
+    with pytest.raises(BadData, match="has a row of more than 1 MB"):
+        read(read_parquet(path, load_layout("generic-trades"), CsvOptions(**OF_FILE)))
+
+
+def test_parquet_row_groups_of_few_rows_are_joined(tmp_path: Path) -> None:
+    count, path = 300, tmp_path / "any.parquet"
+    table = pa.table(
+        {
+            "timestamp": ["2024-01-01"] * count,
+            "side": [["buy", "sell", None][number % 3] for number in range(count)],
+            "price": range(1, count + 1),
+            "size": [1] * count,
+            "tags": [[number] for number in range(count)],
+        }
+    )
+    pq.write_table(table, path, row_group_size=1)
+    source = read_parquet(path, load_layout("generic-trades"), CsvOptions(**OF_FILE))
+    (batch,) = source
+    ((_, rows),) = batch.rows
+    assert [int(price) for price in rows["price"].to_pylist()] == list(range(1, count + 1))
+    assert rows["side"].to_pylist() == ["BUY", "SELL", "UNKNOWN"] * (count // 3)
+    assert dict(rows["vendor_data"][7].as_py()) == {"tags": "[7]"}
+
+
+def test_parquet_pages_that_do_not_match_their_checksum_are_bad_data(tmp_path: Path) -> None:
+    path = tmp_path / "any.parquet"
+    table = pa.table(
+        {"timestamp": ["2024-01-01"] * 50, "price": [float(n) for n in range(50)], "size": [1] * 50}
+    )
+    pq.write_table(table, path, use_dictionary=False, compression="none", write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    at = content.index(np.arange(50, dtype=np.float64).tobytes())
+    content[at + 8 * 20 + 6] ^= 0x10  # another price, and as good a number
+    path.write_bytes(content)
+    with pytest.raises(BadData, match="cannot be read to its end"):
+        read(read_parquet(path, load_layout("generic-trades"), CsvOptions(**OF_FILE)))
+
+
+def test_parquet_text_in_nested_values_is_utf8_or_a_reject(tmp_path: Path) -> None:
+    lists = pa.array([[b"\xc3\xa9"], [b"fine"], [b"\xff"], None], pa.list_(pa.binary()))
+    table = pa.table(
+        {
+            "timestamp": ["2024-01-01"] * 4,
+            "price": [1] * 4,
+            "size": [1] * 4,
+            "info": pa.StructArray.from_arrays([lists, pa.array(range(4))], ["notes", "n"]),
+        }
+    )
+    rows, rejects, _ = parquet(tmp_path, "generic-trades", table)
+    assert [dict(row["vendor_data"])["info"] for row in rows] == [
+        '{"notes": ["é"], "n": 0}',
+        '{"notes": ["fine"], "n": 1}',
+        '{"notes": null, "n": 3}',
+    ]
+    assert [(r.position, r.column, r.code) for r in rejects] == [(3, "info", "bad_encoding")]
+
+
+def test_parquet_rejects_distinguish_null_from_empty_text(tmp_path: Path) -> None:
+    table = pa.table(
+        {"timestamp": ["2024-01-01"] * 2, "price": [None, ""], "size": [1] * 2, "note": ["", None]}
+    )
+    _, rejects, _ = parquet(tmp_path, "generic-trades", table)
+    assert [json.loads(reject.raw) for reject in rejects] == [
+        {"timestamp": "2024-01-01", "price": None, "size": "1", "note": ""},
+        {"timestamp": "2024-01-01", "price": "", "size": "1", "note": None},
+    ]
+
+
+def test_parquet_ids_that_are_decimals_are_whole_numbers(tmp_path: Path) -> None:
+    ids = pa.array([Decimal(12), Decimal(130), None, Decimal("2.5")], pa.decimal128(38, 10))
+    table = pa.table(
+        {"timestamp": ["2024-01-01"] * 4, "price": [1] * 4, "size": [1] * 4, "trade_id": ids}
+    )
+    rows, _, _ = parquet(tmp_path, "generic-trades", table)
+    assert [row["source_sequence"] for row in rows] == [12, 130, None, None]
+    assert [row["trade_id"] for row in rows[:2]] == ["X-12", "X-130"]
+
+
+def test_parquet_timestamps_of_a_dump_are_numbers_in_vendor_data(tmp_path: Path) -> None:
+    micros = 1_723_118_400_123_456
+    table = pa.table(
+        {
+            "id": [1],
+            "price": [1.5],
+            "qty": [2.0],
+            "quote_qty": [3.0],
+            "time": pa.array([micros * 1000], pa.timestamp("ns")),
+            "is_buyer_maker": [True],
+            "is_best_match": [True],
+        }
+    )
+    options = {"symbol": "BTCUSDT", "exchange": "BINANCE", "currency": None}
+    ((row,), rejects, _) = parquet(tmp_path, "binance-trades", table, **options)
+    assert rejects == []
+    assert row["timestamp"] == datetime(2024, 8, 8, 12, 0, 0, 123_456, UTC)
+    assert dict(row["vendor_data"])["trade_time"] == str(micros)
+
+
+@pytest.mark.parametrize("date", ["date32", "timestamp"])
+def test_parquet_dates_and_clock_times_are_those_of_a_layout_with_formats(
+    tmp_path: Path, date: str
+) -> None:
+    table = pa.table(
+        {
+            "date": pa.array([16_139] * 2, pa.int32())  # days since 1970
+            .cast(pa.date32())
+            .cast(pa.date32() if date == "date32" else pa.timestamp("ns")),
+            "time": pa.array([49_548_849, 49_548_850], pa.time32("ms")),
+            "price": [1.11, 1.12],
+            "volume": [3667, 1],
+            "qualifiers": [0, 0],
+            "venue": ["", ""],
+            "buyer_id": ["", ""],
+        }
+    )
+    options = {"symbol": "BHP", "exchange": None, "asset_class": None, "currency": None}
+    (first, _), rejects, _ = parquet(tmp_path, "asx-trades", table, **options)
+    assert rejects == []
+    assert first["timestamp"] == datetime(2014, 3, 10, 2, 45, 48, 849_000, UTC)
 
 
 def test_parquet_columns_that_are_not_used_are_not_read(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """`k2 schema check`: whether a schema can succeed others, a subject's or a table's."""
 
 import json
-from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,16 +15,14 @@ from k2cli.commands.options import (
     TimeoutOpt,
     settings,
 )
-from k2cli.commands.schema.names import Finder, Found, of_version
+from k2cli.commands.schema.names import Finder
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.streams import note
-from k2cli.errors import BadData, NotFound, UsageError
+from k2cli.errors import BadData, UsageError
 from k2cli.kinds import KindName
 
 if TYPE_CHECKING:
-    from k2cli.ingestion.kafka.registry import Registry
-    from k2cli.records import RecordKind
-    from k2cli.storage.lake import Lake
+    from k2cli.validation.compatibility import Verdict
 
 
 class Against(StrEnum):
@@ -33,29 +30,6 @@ class Against(StrEnum):
 
     REGISTRY = "registry"
     TABLE = "table"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reason:
-    """Why a schema does not fit, for JSON; `text` has all of it in one line."""
-
-    text: str
-    direction: str | None = None  # BACKWARD or FORWARD
-    reader: str | None = None
-    writer: str | None = None
-    field: str | None = None
-    registry_passes: bool = False  # registries ignore logical types
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Verdict:
-    schema: str
-    against: list[str]
-    level: str | None
-    reasons: list[_Reason]
-    registry_compatible: bool | None = None  # the registry's own result
-    notes: list[str] = field(default_factory=list)
-    hint: str | None = None
 
 
 def check(
@@ -113,16 +87,22 @@ def check(
     finder = Finder(home=home, registry=registry, timeout_s=timeout)
     newer = finder.find(schemas[-1])
     if against is Against.REGISTRY:
+        from k2cli.validation.gate import check_subject
+
         with finder.opened() as client:
-            verdict = _with_registry(client, newer, subject, level)
+            verdict = check_subject(client, newer, subject=subject, level=level)
     elif against is Against.TABLE:
+        from k2cli.records import KINDS
         from k2cli.storage.lake import open_lake
+        from k2cli.validation.gate import check_table
 
         with open_lake(settings(home)) as lake:
-            verdict = _with_table(lake, newer, table)
+            verdict = check_table(lake, newer, KINDS[table] if table else None)
     else:
+        from k2cli.validation.compatibility import check_schemas
+
         older = [finder.find(name) for name in schemas[:-1]]
-        verdict = _offline(older, newer, level or Level.BACKWARD)
+        verdict = check_schemas(older, newer, level or Level.BACKWARD)
     _print_verdict(verdict, fmt)
 
 
@@ -148,133 +128,12 @@ def _check_options(
         raise UsageError("--compatibility does not apply to tables")
 
 
-def _offline(older: list[Found], newer: Found, level: Level) -> _Verdict:
-    return _Verdict(
-        schema=newer.name,
-        against=[old.name for old in (older if level.is_transitive else older[-1:])],
-        level=level,
-        reasons=_reasons(older, newer, level),
-    )
-
-
-def _reasons(older: list[Found], newer: Found, level: Level) -> list[_Reason]:
-    from k2cli.avro.compatibility import breaches
-
-    return [
-        _Reason(
-            text=str(breach),
-            direction=breach.direction,
-            reader=breach.reader,
-            writer=breach.writer,
-            field=breach.misfit.path or None,
-            registry_passes=breach.misfit.is_let_pass,
-        )
-        for breach in breaches(level, [old.linked() for old in older], newer.linked())
-    ]
-
-
-def _with_registry(
-    client: "Registry", newer: Found, subject: str | None, level: Level | None
-) -> _Verdict:
-    subject = subject or _subject_of(client, newer)
-    versions = [client.version(subject, None)]
-    there = _level(client.level(subject), subject)
-    level = level or there
-    if level.is_transitive:
-        versions = client.versions(subject)
-    verdict = _offline([of_version(version) for version in versions], newer, level)
-    misfits = client.misfits(subject, newer.avro, is_transitive=there.is_transitive)
-    says = "accept the schema" if misfits is None else f"refuse the schema: {_why(misfits)}"
-    reasons, notes = verdict.reasons, []
-    if level is not there:
-        notes = [f"the registry, at the subject's own level {there}, would {says}"]
-    elif misfits is not None:
-        reasons = [*reasons, _Reason(text=f"the registry would {says}")]
-    elif reasons:
-        notes = [f"the registry itself would {says}"]
-    return replace(verdict, reasons=reasons, registry_compatible=misfits is None, notes=notes)
-
-
-def _why(misfits: list[str]) -> str:
-    return "; ".join(misfits) or "without giving a reason"
-
-
-def _level(name: str, subject: str) -> Level:
-    try:
-        return Level(name)
-    except ValueError as exc:
-        raise BadData(
-            f"{subject} has an unknown compatibility level: {name}",
-            hint=f"choose one with --compatibility: {', '.join(Level)}",
-        ) from exc
-
-
-def _subject_of(client: "Registry", newer: Found) -> str:
-    """Find the only subject for records of the schema."""
-    ending = f".{_kind_of(newer).name}-value"
-    subjects = [name for name in client.subjects() if name.endswith(ending)]
-    if len(subjects) == 1:
-        return subjects[0]
-    if not subjects:
-        raise NotFound(
-            f"no subject has a name that ends in {ending}",
-            hint="list the subjects with k2 schema list; choose one with --subject",
-        )
-    raise UsageError(
-        f"{len(subjects)} subjects have names that end in {ending}",
-        hint=f"choose one: --subject {subjects[0]}",
-    )
-
-
-def _with_table(lake: "Lake", newer: Found, table: KindName | None) -> _Verdict:
-    from k2cli.codec.kinds import KindDecoder
-    from k2cli.codec.resolve import Incompatible
-    from k2cli.codec.upgrade import V1_DEFAULTS
-    from k2cli.records import KINDS
-
-    kind = KINDS[table] if table else _kind_of(newer)
-    reasons: list[_Reason] = []
-    hint = None
-    try:
-        opened = lake.open(kind)
-        KindDecoder(newer.avro, opened.evolved_kind(), V1_DEFAULTS)
-        if _short_name(newer) == kind.avro["name"]:  # earlier versions are upgraded to it
-            changes = opened.evolve(newer.avro, is_dry_run=True)
-            reasons = [_Reason(text=f"the table lacks: {change}") for change in changes]
-            hint = f"k2 table evolve {kind.name} --schema {newer.name}" if changes else None
-    except (Incompatible, BadData) as exc:
-        reasons = [_Reason(text=str(exc))]
-    return _Verdict(schema=newer.name, against=[kind.table], level=None, reasons=reasons, hint=hint)
-
-
-def _kind_of(newer: Found) -> "RecordKind":
-    """Find the kind of a schema of any version, by the record's name."""
-    from k2cli.codec.upgrade import UPGRADES
-    from k2cli.records import KINDS
-
-    name = _short_name(newer)
-    named = {kind.avro["name"]: kind for kind in KINDS.values()}
-    named |= {upgrade.avro["name"]: upgrade.kind for upgrade in UPGRADES.values()}
-    if name not in named:
-        raise UsageError(
-            f"cannot infer the record kind of {newer.name} from its name {name}",
-            hint="choose it with --subject or --table",
-        )
-    return named[name]
-
-
-def _short_name(newer: Found) -> str:
-    found = newer.avro.get("name", "") if isinstance(newer.avro, dict) else ""
-    return str(found).rpartition(".")[2]
-
-
-def _print_verdict(verdict: _Verdict, fmt: TextOrJson) -> None:
+def _print_verdict(verdict: "Verdict", fmt: TextOrJson) -> None:
     """Print the verdict; raise BadData if the schema does not fit."""
     at = f" at level {verdict.level}" if verdict.level else ""
     said = f"{verdict.schema} {{}} {', '.join(verdict.against)}{at}"
     if fmt is TextOrJson.JSON:
-        document = asdict(verdict) | {"compatible": not verdict.reasons}
-        output.data(json.dumps(document, ensure_ascii=False))
+        output.data(json.dumps(verdict.document(), ensure_ascii=False))
     else:
         for reason in verdict.reasons:
             output.data(reason.text)

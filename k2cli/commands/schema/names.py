@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,35 +14,8 @@ from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.files import STDIN, open_input
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from k2cli.avro.compatibility import Schema
-    from k2cli.ingestion.kafka.registry import Registry, SchemaVersion
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A schema and its name."""
-
-    name: str
-    avro: Any
-
-    def record(self) -> "Mapping[str, Any]":
-        """Return it if it is the schema of a record.
-
-        Raises:
-            BadData: it is not.
-        """
-        if not isinstance(self.avro, dict) or self.avro.get("type") != "record":
-            raise BadData(f"{self.name} is not the schema of a record")
-        return self.avro
-
-    def linked(self) -> "Schema":
-        """Return it with resolved names."""
-        from k2cli.avro.compatibility import Schema
-        from k2cli.avro.types import link
-
-        return Schema(name=self.name, type=link(self.avro))
+    from k2cli.avro.named import NamedSchema
+    from k2cli.ingestion.kafka.registry import Registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +26,7 @@ class Finder:
     registry: list[str] | None
     timeout_s: float | None
 
-    def find(self, name: str) -> Found:
+    def find(self, name: str) -> "NamedSchema":
         """Find a schema: `trade_v2`, `./trade.avsc`, `-`, or SUBJECT or SUBJECT@VERSION.
 
         Raises:
@@ -61,16 +34,17 @@ class Finder:
             BadData: it is not a valid Avro schema.
         """
         from k2cli.avro.builtin import BUILTIN_SCHEMAS, builtin_schema
+        from k2cli.avro.named import NamedSchema
 
         if name in BUILTIN_SCHEMAS:
-            return Found(name=name, avro=dict(builtin_schema(name)))
+            return NamedSchema(name=name, avro=dict(builtin_schema(name)))
         if is_file(name):
             return _valid(read_schema(name))
         subject, _, number = name.partition("@")
         try:
             with self.opened() as client:
                 version = client.version(subject, version_number(number or None))
-                return _valid(of_version(version))
+                return _valid(version.parse())
         except NotFound as exc:
             if not name.isidentifier():  # can only be a subject
                 raise
@@ -93,7 +67,7 @@ class Finder:
             yield client
 
 
-def _valid(found: Found) -> Found:
+def _valid(found: "NamedSchema") -> "NamedSchema":
     from k2cli.avro.validation import check_valid
 
     check_valid(found.avro, found.name)
@@ -105,41 +79,18 @@ def is_file(name: str) -> bool:
     return name == STDIN or "/" in name or name.endswith(".avsc") or Path(name).exists()
 
 
-def read_schema(name: str) -> Found:
+def read_schema(name: str) -> "NamedSchema":
     """Read the schema of a file, or of stdin.
 
     Raises:
         NotFound, UsageError: the file cannot be read.
         BadData: it is not an Avro schema.
     """
+    from k2cli.avro.named import NamedSchema
     from k2cli.avro.types import parse_avro
 
     called = "stdin" if name == STDIN else name
-    return Found(name=called, avro=parse_avro(_read(Path(name)), called))
-
-
-def of_version(version: "SchemaVersion") -> Found:
-    """Parse a version of a subject.
-
-    Raises:
-        BadData: it is not Avro.
-    """
-    name = f"{version.subject}@{version.number}"
-    return Found(name=name, avro=parse_registered(version.type, version.text, name))
-
-
-def parse_registered(of: str, text: str, what: str) -> Any:
-    """Parse a schema of a registry.
-
-    Raises:
-        BadData: it is not Avro.
-    """
-    from k2cli.avro.types import parse_avro
-    from k2cli.ingestion.kafka.registry import AVRO
-
-    if of != AVRO:
-        raise BadData(f"{what} has type {of}, not {AVRO}")
-    return parse_avro(text, what)
+    return NamedSchema(name=called, avro=parse_avro(_read(Path(name)), called))
 
 
 def version_number(version: str | None) -> int | None:

@@ -140,7 +140,7 @@ def _schema(finder: Finder, subject: str, name: str | None, kind: KindName | Non
     """Return the schema of a name, or the built-in schema of a kind."""
     if name is not None and kind is not None:
         raise UsageError("FILE.avsc and --kind are mutually exclusive")
-    from k2cli.records import KINDS, kind_of_topic
+    from k2cli.records import KINDS, kind_of_topic, unknown_kind
 
     if name is not None:
         return finder.find(name).avro
@@ -153,10 +153,8 @@ def _schema(finder: Finder, subject: str, name: str | None, kind: KindName | Non
         )
     inferred = kind_of_topic(subject.removesuffix(_VALUE))
     if inferred is None:
-        raise UsageError(
-            f"cannot infer the record kind from {subject}",
-            hint=f"{' or '.join(f'--kind {each}' for each in KINDS)}, or a FILE.avsc",
-        )
+        hint = f"{' or '.join(f'--kind {each}' for each in KINDS)}, or a FILE.avsc"
+        raise unknown_kind(f"from {subject}", hint=hint)
     return inferred.avro
 
 

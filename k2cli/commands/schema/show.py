@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from k2cli.commands.options import HomeOpt, RegistryOpt, TimeoutOpt
-from k2cli.commands.schema.names import (
-    Finder,
-    Found,
-    is_file,
-    of_version,
-    parse_registered,
-    version_number,
-)
+from k2cli.commands.schema.names import Finder, is_file, version_number
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.output import Output
 from k2cli.errors import BadData, UsageError
@@ -24,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pyarrow as pa
+
+    from k2cli.avro.named import NamedSchema
 
 
 class Form(StrEnum):
@@ -83,7 +78,9 @@ def show(
     output.data(_written(_find(finder, name, version, schema_id), form or Form.AVRO))
 
 
-def _find(finder: Finder, name: str | None, version: str | None, schema_id: int | None) -> Found:
+def _find(
+    finder: Finder, name: str | None, version: str | None, schema_id: int | None
+) -> "NamedSchema":
     from k2cli.avro.builtin import BUILTIN_SCHEMAS
 
     if (name is None) == (schema_id is None):
@@ -92,19 +89,20 @@ def _find(finder: Finder, name: str | None, version: str | None, schema_id: int 
         raise UsageError("--id and --version are mutually exclusive")
     number = version_number(version)
     if name is None:
+        from k2cli.ingestion.kafka.registry import parse_schema
+
         with finder.opened() as client:
             of, text = client.text(schema_id or 0)
-        what = f"schema {schema_id}"
-        return Found(name=what, avro=parse_registered(of, text, what))
+        return parse_schema(of, text, f"schema {schema_id}")
     if version is None:
         return finder.find(name)
     if name in BUILTIN_SCHEMAS or is_file(name) or "@" in name:
         raise UsageError(f"--version requires the name of a subject, not {name}")
     with finder.opened() as client:
-        return of_version(client.version(name, number))
+        return client.version(name, number).parse()
 
 
-def _written(found: Found, form: Form) -> str:
+def _written(found: "NamedSchema", form: Form) -> str:
     if form is Form.AVRO:
         return json.dumps(found.avro, indent=2, ensure_ascii=False)
     avro = found.record()
@@ -147,7 +145,7 @@ def _sql(name: str, columns: "pa.Schema") -> str:
     return "\n".join([f"CREATE TABLE {quoted(name)} (", *lines, ");"])
 
 
-def _markdown(found: Found) -> str:
+def _markdown(found: "NamedSchema") -> str:
     from k2cli.avro.differences import described
     from k2cli.avro.types import UNION
 

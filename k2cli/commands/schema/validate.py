@@ -12,14 +12,14 @@ from k2cli.commands.options import (
     TextOrJsonOpt,
     TimeoutOpt,
 )
-from k2cli.commands.schema.names import Finder, Found, read_schema
+from k2cli.commands.schema.names import Finder, read_schema
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.plain import printable
 from k2cli.errors import BadData, K2Error
 
 if TYPE_CHECKING:
     from k2cli.validation.files import Validation
-    from k2cli.validation.report import Expected, Problem, Report
+    from k2cli.validation.report import Problem, Report
 
 
 def validate(
@@ -84,11 +84,12 @@ def validate(
     from k2cli.ingestion.csv.source import CsvOptions
     from k2cli.validation.files import Validation
 
-    found = None
+    expected = None
     if schema is not None:
-        found = Finder(home=home, registry=registry, timeout_s=timeout).find(schema)
+        expected = Finder(home=home, registry=registry, timeout_s=timeout).find(schema)
+        expected.record()  # as rows are
     validation = Validation(
-        expected=_expected(found) if found else None,
+        expected=expected,
         layout=load_layout(layout) if layout is not None else None,
         options=CsvOptions(
             symbol=symbol, exchange=exchange, asset_class=asset_class, currency=currency
@@ -105,12 +106,6 @@ def validate(
         worst = max(errors, key=lambda error: error.exit_code)
         count = f"{len(errors)} of {len(reports)} schemas and files are not valid"
         raise type(worst)(str(worst) if len(reports) == 1 else count, hint=worst.hint)
-
-
-def _expected(found: Found) -> "Expected":
-    from k2cli.validation.report import Expected
-
-    return Expected(name=found.name, avro=found.record())
 
 
 def _check_files(

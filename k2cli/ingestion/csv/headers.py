@@ -135,7 +135,7 @@ def _shown(names: Sequence[str]) -> str:
 
 def _fitting(layout: Layout, names: Sequence[str]) -> str | None:
     """Find the dump layout with exactly these columns."""
-    if not layout.market and layout.rest is False:
+    if not names or (not layout.market and layout.rest is False):
         return None
     for name in layout_names():
         other = load_layout(name)

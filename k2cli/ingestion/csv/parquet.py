@@ -6,13 +6,14 @@ an exponent. A row is rejected if a float cannot hold its id or time exactly, or
 UTF-8.
 
 Only the columns in use are read, with text as dictionaries, so repeated values are not repeated in
-memory; then a few megabytes of text at a time are converted to rows.
+memory; then a few megabytes of text at a time are converted to rows. Arrow cannot read text with
+delta encodings as dictionaries: it is read few rows at a time. Small row groups are joined.
 """
 
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final
@@ -40,9 +41,12 @@ _ROWS: Final = 65_536
 _CELLS: Final = 1 << 20
 _BYTES: Final = 8 << 20  # of text
 _BUFFER: Final = 1 << 20  # bytes of a column per read
+_DELTA_BYTES: Final = 256 << 20  # at most of delta-encoded text per read, if its chunks are small
+_LEAST_ROWS: Final = 16  # per read
 _PIECE_ROWS: Final = 4096  # of a batch with rejects
 _BROKEN: Final = (pa.ArrowException, OSError, ValueError, OverflowError)
 _EXACT: Final = {16: 1 << 11, 32: 1 << 24, 64: 1 << 53}  # floats below it are exact, by bits
+_DELTA_ENCODINGS: Final = {"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}
 _ID_FIELDS: Final = ("id", "source_sequence")
 
 
@@ -78,9 +82,10 @@ class ParquetSource(CsvSource):
             start = self._started()
             assert start.columns is not None, "a Parquet file has columns"
             used, columns = _used(start.columns)
+            self._epochs = self._epoch_columns(used, columns)
             self._builder = replace(start, columns=columns).builder(self._line_file)
             first = 1
-            for values in self._values(used):
+            for values in _joined(self._values(used), min(_ROWS, _CELLS // len(used))):
                 yield from self._built(self._builder, columns, values, first)
                 first += values.num_rows
             self._digest = self._raw.finish(self._digest)
@@ -89,14 +94,19 @@ class ParquetSource(CsvSource):
         """Yield the columns at these indexes, a bounded number of rows and bytes at a time."""
         about = self._open(self._raw.beside())
         schema = self._schema(about)
-        texts = [field.name for field in schema if _is_text(field.type)]
         names = [schema.names[index] for index in used]
+        deltas = _delta_encoded(about.metadata, names)
+        texts = [
+            field.name for field in schema if _is_text(field.type) and field.name not in deltas
+        ]
+        most = max(min(_ROWS, _DELTA_BYTES // max(deltas.values(), default=1)), _LEAST_ROWS)
         file = self._open(
             self._raw, metadata=about.metadata, read_dictionary=texts, buffer_size=_BUFFER
         )
         try:
             for batch in file.iter_batches(
-                _rows_at_once(about.metadata, len(names)), columns=names
+                min(_rows_at_once(about.metadata, len(names)), most),
+                columns=[*dict.fromkeys(names)],
             ):
                 indexes = [batch.schema.get_field_index(name) for name in names]
                 columns = [_checked(batch.column(index)) for index in indexes]
@@ -106,7 +116,7 @@ class ParquetSource(CsvSource):
 
     def _parts(self, values: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Split a batch into parts whose values fit in memory as texts."""
-        sizes = sum(map(_sizes, values.columns), np.zeros(values.num_rows, dtype=np.int64))
+        sizes = _row_sizes(values)
         if sizes.max(initial=0) > LONGEST_LINE:
             raise BadData(f"{self.name} has a row of more than {LONGEST_LINE >> 20} MB")
         cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // _BYTES)) + 1
@@ -116,7 +126,9 @@ class ParquetSource(CsvSource):
 
     def _open(self, file: Any, **options: Any) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(pa.PythonFile(file, mode="r"), **options)
+            return pq.ParquetFile(
+                pa.PythonFile(file, mode="r"), page_checksum_verification=True, **options
+            )
         except _BROKEN as exc:
             raise BadData(f"{self.name} is not a Parquet file: {exc}") from exc
 
@@ -151,7 +163,7 @@ class ParquetSource(CsvSource):
             rejects = [
                 Reject(
                     fault=fault,
-                    raw=_row_text(columns.names, part, index),
+                    raw=_row_text(columns.names, values, part, offset, index),
                     position=first + offset + index,
                     received_us=now_us,
                 )
@@ -171,7 +183,7 @@ class ParquetSource(CsvSource):
             for number, column in enumerate(values.columns):
                 for index, fault in _inexact(columns, number, column):
                     faults.setdefault(index, fault)
-                texts, bad = _readable(_as_text(column))
+                texts, bad = _readable(self._texts_of(columns, number, column))
                 for index in bad:
                     name = columns.names[number]
                     value = texts[index].as_py()[:MOST_SHOWN]
@@ -182,6 +194,29 @@ class ParquetSource(CsvSource):
             raise BadData(f"{self.name} has a column that cannot be read: {exc}") from exc
         return cells, faults
 
+    def _texts_of(self, columns: Columns, index: int, column: pa.Array) -> pa.StringArray:
+        rule = self._layout.time
+        if index in self._epochs:
+            return _epoch_texts(column, self._options.timezone or rule.zone)
+        is_day = pa.types.is_date(column.type) or pa.types.is_timestamp(column.type)
+        if is_day and rule.how == "format" and columns.fields.get("date") == index:
+            return pc.strftime(column, rule.date_formats[0]).fill_null("")
+        texts = _as_text(column)
+        if pa.types.is_decimal(column.type) and _is_id(columns, index):
+            return pc.replace_substring_regex(texts, r"\.0+$", "")
+        return texts
+
+    def _epoch_columns(self, used: Sequence[int], columns: Columns) -> frozenset[int]:
+        """Return the indexes of timestamps that vendor_data has as numbers in a CSV file."""
+        if self._layout.time.how != "epoch":
+            return frozenset()
+        schema = self._schema(self._open(self._raw.beside()))
+        return frozenset(
+            index
+            for _, index in columns.vendor
+            if pa.types.is_timestamp(schema.field(used[index]).type)
+        )
+
     def _begin_file(self) -> Start:
         schema = self._schema(self._open(self._raw.beside()))
         layout = _with_times(self._layout, schema)
@@ -189,16 +224,63 @@ class ParquetSource(CsvSource):
 
 
 def _used(columns: Columns) -> tuple[list[int], Columns]:
-    """Return the indexes of the used columns, and the columns reduced to these."""
+    """Return the indexes of the used columns, and the columns reduced to these.
+
+    The column of the timestamp is there twice if vendor_data has it as well, which may need
+    another text.
+    """
     used = sorted({*columns.fields.values(), *(index for _, index in columns.vendor)})
     now = {old: new for new, old in enumerate(used)}
+    of_vendor = dict(now)
+    for field in time_fields(columns.fields):
+        index = columns.fields[field]
+        if any(index == at for _, at in columns.vendor):
+            of_vendor[index] = len(used)
+            used.append(index)
     return used, replace(
         columns,
         names=tuple(columns.names[index] for index in used),
         fields={name: now[index] for name, index in columns.fields.items()},
-        vendor=tuple((key, now[index]) for key, index in columns.vendor),
+        vendor=tuple((key, of_vendor[index]) for key, index in columns.vendor),
         lower=frozenset(now[index] for index in columns.lower if index in now),
     )
+
+
+def _joined(parts: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Join small batches to batches of at most this many rows and `_BYTES` of text."""
+    waiting: list[pa.RecordBatch] = []
+    count = size = 0
+    for part in parts:
+        own = int(_row_sizes(part).sum())
+        if waiting and (count + part.num_rows > rows or size + own > _BYTES):
+            yield _join(waiting)
+            waiting, count, size = [], 0, 0
+        waiting.append(part)
+        count, size = count + part.num_rows, size + own
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(parts: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+
+
+def _delta_encoded(metadata: pq.FileMetaData, names: Collection[str]) -> Mapping[str, int]:
+    """Return the columns of delta-encoded text among these, with the bytes of a chunk.
+
+    A value cannot be longer than the decompressed bytes of its chunk.
+    """
+    sizes: dict[str, int] = {}
+    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    of_names = [index for index, path in enumerate(paths) if path in names]
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for index in of_names:
+            chunk = group.column(index)
+            if not _DELTA_ENCODINGS.isdisjoint(chunk.encodings):
+                path = paths[index]
+                sizes[path] = max(sizes.get(path, 1), chunk.total_uncompressed_size)
+    return sizes
 
 
 def _rows_at_once(metadata: pq.FileMetaData, columns: int) -> int:
@@ -234,6 +316,10 @@ def _checked(column: pa.Array) -> pa.Array:
     return column
 
 
+def _row_sizes(values: pa.RecordBatch) -> Ints:
+    return sum(map(_sizes, values.columns), np.zeros(values.num_rows, dtype=np.int64))
+
+
 def _sizes(column: pa.Array) -> Ints:
     """Estimate the bytes of each value as text; 0 for types that are always short."""
     if pa.types.is_dictionary(column.type):
@@ -247,10 +333,14 @@ def _sizes(column: pa.Array) -> Ints:
     return np.full(len(column), column.nbytes // len(column) if is_nested else 0, dtype=np.int64)
 
 
+def _is_id(columns: Columns, number: int) -> bool:
+    return any(columns.fields.get(name) == number for name in _ID_FIELDS)
+
+
 def _inexact(columns: Columns, number: int, column: pa.Array) -> Iterator[tuple[int, Fault]]:
     """Yield the rows in which a float of an id or a time may be inexact, with their faults."""
     fields = [name for name, at in columns.fields.items() if at == number]
-    is_id = any(name in _ID_FIELDS for name in fields)
+    is_id = _is_id(columns, number)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     is_time = any(name in time_fields(columns.fields) for name in fields)
@@ -310,12 +400,47 @@ def _as_text(column: pa.Array) -> pa.StringArray:
         texts = utc.cast(pa.timestamp(of.unit)).cast(pa.string())
         return pc.binary_join_element_wise(texts, "Z", "").fill_null("")
     if pa.types.is_nested(of):
-        values = column.to_pylist()
-        texts = [None if value is None else json.dumps(value, default=str) for value in values]
-        column = pa.array(texts, pa.string())
+        column = _json_texts(column)
     if pa.types.is_floating(of):
         return _float_texts(column)
     return pc.cast(column, pa.string(), safe=False).fill_null("")  # `_readable` checks it
+
+
+def _json_texts(column: pa.Array) -> pa.BinaryArray:
+    """Format nested values as JSON; text that is not UTF-8 keeps its bytes, for `_readable`."""
+    values = column.cast(_with_bytes(column.type)).to_pylist()
+    texts = [
+        None if value is None else json.dumps(value, default=_json_text, ensure_ascii=False)
+        for value in values
+    ]
+    return pa.array([text and text.encode(errors="surrogateescape") for text in texts], pa.binary())
+
+
+def _json_text(value: object) -> str:
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _with_bytes(of: pa.DataType) -> pa.DataType:
+    """Return a nested type with bytes for text."""
+    types = pa.types
+    if types.is_string(of) or types.is_large_string(of):
+        return pa.binary() if types.is_string(of) else pa.large_binary()
+    if types.is_struct(of):
+        return pa.struct([field.with_type(_with_bytes(field.type)) for field in of.fields])
+    if types.is_map(of):
+        return pa.map_(_with_bytes(of.key_type), _with_bytes(of.item_type))
+    if types.is_list(of) or types.is_large_list(of):
+        field = of.value_field.with_type(_with_bytes(of.value_type))
+        return pa.list_(field) if types.is_list(of) else pa.large_list(field)
+    return of
+
+
+def _epoch_texts(column: pa.Array, zone: str) -> pa.StringArray:
+    """Format timestamps as microseconds since 1970, as the files of layouts with such times."""
+    micros = pc.cast(column, pa.timestamp("us", tz=column.type.tz), safe=False)
+    if column.type.tz is None:
+        micros = pc.assume_timezone(micros, zone, ambiguous="earliest", nonexistent="earliest")
+    return micros.cast(pa.int64()).cast(pa.string()).fill_null("")
 
 
 def _doubles(column: pa.Array) -> pa.DoubleArray:
@@ -334,6 +459,11 @@ def _float_texts(column: pa.Array) -> pa.StringArray:
     return plain_numbers(pc.coalesce(whole.cast(pa.string()), column.cast(pa.string()), ""))
 
 
-def _row_text(names: Sequence[str], cells: Cells, index: int) -> bytes:
-    row = {name: column[index].as_py() for name, column in zip(names, cells, strict=True)}
-    return json.dumps(row, ensure_ascii=False).encode()
+def _row_text(
+    names: Sequence[str], values: pa.RecordBatch, part: Cells, offset: int, index: int
+) -> bytes:
+    row = {
+        name: cells[index].as_py() if column[offset + index].is_valid else None
+        for name, column, cells in reversed([*zip(names, values.columns, part, strict=True)])
+    }
+    return json.dumps({name: row[name] for name in names}, ensure_ascii=False).encode()

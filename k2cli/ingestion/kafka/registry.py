@@ -21,7 +21,8 @@ import msgspec
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import OAuthTokenError, SchemaRegistryError
 
-from k2cli.avro.types import load_json
+from k2cli.avro.named import NamedSchema
+from k2cli.avro.types import load_json, parse_avro
 from k2cli.errors import BadData, ConfigError, K2Error, NotFound, Unavailable
 from k2cli.ingestion.kafka.bounded import bound_client
 from k2cli.nearest import nearest_name
@@ -65,6 +66,14 @@ class SchemaVersion:
     id: int
     type: str  # AVRO, JSON or PROTOBUF
     text: str
+
+    def parse(self) -> NamedSchema:
+        """Parse the schema; it is named SUBJECT@VERSION.
+
+        Raises:
+            BadData: it is not Avro.
+        """
+        return parse_schema(self.type, self.text, f"{self.subject}@{self.number}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,6 +366,17 @@ def _token_client(rest: Any) -> httpx2.Client | None:
     # Providers of static tokens have no client.
     client: httpx2.Client | None = getattr(rest.bearer_field_provider, "client", None)
     return client
+
+
+def parse_schema(of: str, text: str, name: str) -> NamedSchema:
+    """Parse a schema as a registry has it: its type and its text.
+
+    Raises:
+        BadData: it is not Avro.
+    """
+    if of != AVRO:
+        raise BadData(f"{name} has type {of}, not {AVRO}")
+    return NamedSchema(name=name, avro=parse_avro(text, name))
 
 
 def subject_of(topic: str) -> str:

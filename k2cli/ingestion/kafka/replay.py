@@ -5,14 +5,14 @@ neither does, even if the run is killed. Only one replay of a topic runs at a ti
 the same transactional id, so a second one fences the first before it reads the receipts.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from k2cli.errors import Conflict, K2Error
 from k2cli.events import Observer
-from k2cli.ingestion.kafka.letters import RECEIPT, Letter, LetterReader, OffsetSet
+from k2cli.ingestion.kafka.letters import RECEIPT, Letter, LetterId, LetterReader, OffsetSet
 from k2cli.ingestion.kafka.producer import TopicWriter, open_writer
 from k2cli.ingestion.kafka.topics import Topics
 from k2cli.ingestion.kafka.vendor import translated
@@ -25,6 +25,15 @@ _DEFAULTS: Final = {
     "transaction.timeout.ms": "60000",
     "message.timeout.ms": "60000",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayChoice:
+    """Which dead letters to replay."""
+
+    letters: Sequence[LetterId] = ()  # empty: all
+    value: bytes | None = None  # repaired, of the only letter; None: as in the letter
+    is_again: bool = False  # also those replayed before
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,30 +73,41 @@ class Replay:
         """
         self._is_stopping = True
 
-    def run(self, letters: Iterable[Letter], *, is_again: bool, is_whole: bool) -> ReplayTotals:
-        """Send dead letters back; skip those already replayed unless `is_again`.
+    def run(self, choice: ReplayChoice, *, on_skipped: Callable[[LetterId], None]) -> ReplayTotals:
+        """Send dead letters back; skip those already replayed unless they are to be sent again.
 
-        In one transaction if `is_whole`, otherwise in several, so that memory stays bounded.
+        Chosen letters are sent in one transaction, and `on_skipped` is called for each that is
+        skipped. All letters are sent in several transactions, so that memory stays bounded.
 
         Raises:
             NotFound: the topic of a letter does not exist; uncommitted letters are not sent.
             Conflict: another replay of the topic started; it continues where this one stopped.
             KeyboardInterrupt: `stop` was called.
         """
-        for letter in letters:
+        if not choice.is_again:
+            self._reader.read_receipts(choice.letters or None)
+        for letter in self._letters_of(choice):
             if self._is_stopping:
                 raise KeyboardInterrupt
             self.totals.letters += 1
-            if not is_again and self._reader.is_replayed(letter.id):
+            if not choice.is_again and self._reader.is_replayed(letter.id):
                 self.totals.skipped += 1
+                if choice.letters:
+                    on_skipped(letter.id)
                 continue
             self._send(letter)
             is_full = self._letters >= _CHUNK_LETTERS or self._bytes >= _CHUNK_BYTES
-            if is_full and not is_whole:
+            if is_full and not choice.letters:
                 self._commit()
                 self._begin()
         self._commit()
         return self.totals
+
+    def _letters_of(self, choice: ReplayChoice) -> Iterator[Letter]:
+        if not choice.letters:
+            yield from self._reader.letters()
+        for letter in map(self._reader.letter, choice.letters):
+            yield letter if choice.value is None else replace(letter, value=choice.value)
 
     def _send(self, letter: Letter) -> None:
         partition = self._partition(letter)

@@ -1,0 +1,24 @@
+"""Read what an Iceberg snapshot records: the properties in its summary, and its time."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from pyiceberg.table.snapshots import Snapshot
+
+
+def summary_of(snapshot: Snapshot | None) -> Mapping[str, str]:
+    """Return the properties in a snapshot's summary; empty without a snapshot or a summary."""
+    if snapshot is None or snapshot.summary is None:
+        return {}
+    return snapshot.summary.additional_properties
+
+
+def number_of(snapshot: Snapshot | None, key: str) -> int | None:
+    """Return a number in a snapshot's summary; None if it is missing."""
+    value = summary_of(snapshot).get(key)
+    return None if value is None else int(value)
+
+
+def utc_time(timestamp_ms: int) -> datetime:
+    """Return the time of a snapshot or metadata file, in UTC milliseconds, as a time."""
+    return datetime.fromtimestamp(timestamp_ms / 1000, tz=UTC)
