@@ -41,7 +41,7 @@ class WebsocketsConnection:
     async def open(self, url: str, **_options: object) -> None:
         self._client: Any = await connect(
             url,
-            create_connection=partial(_Client, self),
+            create_connection=partial(_Client, self),  # type: ignore[arg-type]
             compression=None,
             ping_interval=None,
             max_size=1 << 24,
@@ -95,5 +95,5 @@ class _Client(ClientConnection):
 
 
 if __name__ == "__main__":
-    websocket.Connection = WebsocketsConnection  # type: ignore[assignment, misc]
+    vars(websocket)["Connection"] = WebsocketsConnection
     main()

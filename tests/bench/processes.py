@@ -58,10 +58,10 @@ def simulated_exchange() -> Iterator[str]:
             process.terminate()
 
 
-def stream_command(url: str, messages: int) -> list[str]:
+def stream_command(url: str, messages: int, k2: Sequence[str] = K2) -> list[str]:
     """Make the command that streams so many trades into the tables of its home."""
     return [
-        *(*K2, "stream", "binance", "--url", url, "--symbols", ",".join(SYMBOLS)),
+        *(*k2, "stream", "binance", "--url", url, "--symbols", ",".join(SYMBOLS)),
         *("--max-messages", str(messages), "--summary", "json", "--log-format", "json"),
     ]
 
