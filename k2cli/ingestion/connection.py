@@ -33,7 +33,7 @@ from k2cli.ingestion.proxies import socks_connector
 READ_BYTES: Final = 32 * 1024
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 _UNSENT_MAX_BYTES: Final = 1024 * 1024  # of pongs that the exchange does not read
-_MAX_REDIRECTS: Final = 5
+_MAX_REDIRECTS: Final = 2  # they do not count as attempts
 _CLOSE_S: Final = 0.3  # for the closing handshake
 _THROTTLED: Final = (
     HTTPStatus.TOO_MANY_REQUESTS,
@@ -73,7 +73,7 @@ class Refused(ConnectionError):
 class Connection(WSListener):
     """A connection that passes messages on as they arrive, without queueing them.
 
-    `received_us` (UTC) and `last_data_s` are the times of the last data, pings included;
+    It starts with `open` and `start`. `received_us` (UTC) and `last_data_s` are the times of the last data, pings included;
     `last_message_s` is the time of the last message. Times in seconds are those of `clock`.
     """
 
@@ -81,10 +81,8 @@ class Connection(WSListener):
         self,
         *,
         take: Callable[["Connection", list[bytes]], None],
-        is_reconnected: bool,
         clock: Callable[[], float],
     ) -> None:
-        self.is_reconnected = is_reconnected
         self.is_paused = False
         self.received_us = 0
         self.last_data_s = clock()
@@ -92,6 +90,7 @@ class Connection(WSListener):
         self._take = take
         self._clock = clock
         self._transport: WSTransport | None = None
+        self._is_started = False
         self._messages: list[bytes] = []  # of the current read
         self._fragments: bytearray | None = None  # of an incomplete message
         self._reason = ""
@@ -106,7 +105,7 @@ class Connection(WSListener):
         """
         try:
             async with asyncio.timeout(timeout_s):
-                for _ in range(_MAX_REDIRECTS):
+                for _ in range(1 + _MAX_REDIRECTS):
                     target = await self._connect(url, proxy, timeout_s)
                     if target is None:
                         return
@@ -147,6 +146,11 @@ class Connection(WSListener):
         if self._transport is None:  # picows reports no error for this
             raise ConnectionResetError("the connection was closed before the handshake ended")
         return None
+
+    def start(self) -> None:
+        """Pass messages on from now on, and those that came with the handshake."""
+        self._is_started = True
+        self.end_read()
 
     def send(self, message: str) -> None:
         """Send a text message."""
@@ -196,12 +200,11 @@ class Connection(WSListener):
         return self._transport
 
     def on_ws_connected(self, transport: WSTransport) -> None:
-        """Watch the reads that follow. The current one may contain messages, too."""
+        """Watch the reads that follow. The current one may contain messages, too: see `start`."""
         self._transport = transport
         self.begin_read()
         connected = transport.underlying_transport
         connected.set_protocol(_Reads(connected.get_protocol(), self))
-        asyncio.get_running_loop().call_soon(self.end_read)
 
     def begin_read(self) -> None:
         """Set the receive time of the messages that follow."""
@@ -243,7 +246,7 @@ class Connection(WSListener):
         transport = self._opened.underlying_transport
         if transport.get_write_buffer_size() > _UNSENT_MAX_BYTES:
             self.abort("the exchange does not read the replies to its pings")
-        if self._messages:
+        if self._messages and self._is_started:
             self.last_message_s = self.last_data_s
             messages, self._messages = self._messages, []
             self._take(self, messages)

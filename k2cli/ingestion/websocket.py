@@ -124,13 +124,15 @@ class Connections:
             base, url = options.bases[backoff.server], urls[backoff.server]
             reason, lasted_s, min_delay_s = "", 0.0, 0.0
             try:
-                async with self._open(base, url, is_first=is_first) as connection:
+                async with self._open(base, url) as connection:
                     started = self._clock()
+                    if not is_first:
+                        self._queue.begin_session()
                     is_first, self.was_connected = False, True
-                    self._begin_session(connection)
+                    self._observe("connected", url=base, streams=subscription.streams)
                     for message in subscription.messages:
                         connection.send(message)
-                    self._observe("connected", url=base, streams=subscription.streams)
+                    connection.start()
                     reason = await self._wait_closed(connection)
                     lasted_s = self._clock() - started
             except OSError as exc:  # TimeoutError is one
@@ -150,21 +152,15 @@ class Connections:
             await asyncio.sleep(wait_s)
 
     @asynccontextmanager
-    async def _open(self, base: str, url: str, *, is_first: bool) -> AsyncIterator[Connection]:
+    async def _open(self, base: str, url: str) -> AsyncIterator[Connection]:
         """Open a connection; close it quickly even if the exchange does not respond."""
-        connection = Connection(take=self._take, is_reconnected=not is_first, clock=self._clock)
+        connection = Connection(take=self._take, clock=self._clock)
         timeout_s = min(_OPEN_S, self._options.connect_timeout_s)
         try:
             await connection.open(url, proxy=self._proxies[base], timeout_s=timeout_s)
             yield connection
         finally:
             await connection.close()
-
-    def _begin_session(self, connection: Connection) -> None:
-        """Start a new session for what arrives from now on."""
-        if connection.is_reconnected:
-            connection.is_reconnected = False
-            self._queue.begin_session()
 
     async def _wait_closed(self, connection: Connection) -> str:
         """Wait until the connection closes, while `_take` receives; return the reason."""
@@ -178,7 +174,6 @@ class Connections:
         """Queue frames, up to the requested number of messages."""
         if self._stopped.is_set():
             return
-        self._begin_session(connection)
         notice = self._options.shutdown_notice
         if notice and notice in b"".join(frames):
             frames = self._without_notice(connection, frames, notice)

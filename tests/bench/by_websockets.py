@@ -27,11 +27,10 @@ class WebsocketsConnection:
         self,
         *,
         take: Callable[["WebsocketsConnection", list[bytes]], None],
-        is_reconnected: bool,
         clock: Callable[[], float],
     ) -> None:
-        self.is_reconnected = is_reconnected
         self.is_paused = False
+        self.is_started = False
         self.received_us = 0
         self.last_data_s = clock()
         self.last_message_s: float | None = None
@@ -46,6 +45,10 @@ class WebsocketsConnection:
             ping_interval=None,
             max_size=1 << 24,
         )
+
+    def start(self) -> None:
+        self.is_started = True
+        self._client.hand_over()
 
     async def wait_closed(self) -> str:
         with suppress(ConnectionClosed):
@@ -82,7 +85,11 @@ class _Client(ClientConnection):
         connection.received_us = time.time_ns() // 1000
         connection.last_data_s = connection.clock()
         super().data_received(data)
-        if self._messages:
+        self.hand_over()
+
+    def hand_over(self) -> None:
+        connection = self._connection
+        if self._messages and connection.is_started:
             connection.last_message_s = connection.last_data_s
             messages, self._messages = self._messages, []
             connection.take(connection, messages)

@@ -71,11 +71,11 @@ def received(write: Write, *, user: str = "", requests: list[str] | None = None)
         reads: list[list[bytes]] = []
         connection = Connection(
             take=lambda _, messages: reads.append(messages),
-            is_reconnected=False,
             clock=time.monotonic,
         )
         async with writing(write, [] if requests is None else requests) as address:
             await connection.open(f"ws://{user}{address}/stream", proxy=None, timeout_s=60)
+            connection.start()
             try:
                 reason = await asyncio.wait_for(connection.wait_closed(), 60)
             finally:
