@@ -494,6 +494,20 @@ def test_a_registry_that_refuses_us_is_a_wrong_setting(run: Run) -> None:
     assert "hint: check the [schema_registry] settings" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [(302, b"", 5), (429, b"", 5), (502, b"<html>\xff\x1b[31m</html>", 5), (403, b"no", 3)],
+)
+def test_an_error_of_a_proxy_is_reported_with_its_status(
+    run: Run, status: int, body: bytes, code: int
+) -> None:
+    with played(lambda *_: (status, body)) as url:
+        options = [f"url={url}", "max.retries=0"]
+        result = run(["schema", "list", *(f"--registry-option={option}" for option in options)])
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert f"error: cannot list the subjects: HTTP {status} without a reason\n" in result.stderr
+
+
 def test_a_registry_without_subjects_lists_none(run: Run) -> None:
     with played(lambda *_: (200, [])) as url:
         result = run(["schema", "list", "--registry-option", f"url={url}"])

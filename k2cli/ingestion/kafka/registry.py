@@ -46,6 +46,7 @@ _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
 _INVALID: Final = 422
 _UNKNOWN: Final = range(40400, 40500)  # error codes for unknown subjects, versions and schemas
+_NOT_OF_A_REGISTRY: Final = -1  # the client's error code for answers without one, as of a proxy
 _WAIT_AGAIN_S: Final = 60.0
 _UNKNOWN_S: Final = 5.0  # how long an unknown id is not requested again
 _MOST_UNKNOWN: Final = 10_000
@@ -325,8 +326,10 @@ class Registry:
             raise self._unreachable(f"{what}: unexpected answer from the registry") from exc
 
     def _translate(self, what: str, exc: SchemaRegistryError) -> K2Error:
-        message = f"{what}: {_reasons(exc.error_message)}"
         status = exc.http_status_code
+        is_registry = exc.error_code != _NOT_OF_A_REGISTRY
+        reason = _reasons(exc.error_message) if is_registry else f"HTTP {status} without a reason"
+        message = f"{what}: {reason}"
         if status in _UNAUTHORIZED:
             return ConfigError(message, hint="check the [schema_registry] settings: k2 config show")
         if status == _NOT_FOUND:
