@@ -87,7 +87,7 @@ def validate(
     expected = None
     if schema is not None:
         expected = Finder(home=home, registry=registry, timeout_s=timeout).find(schema)
-        expected.record()  # as rows are
+        expected.record()  # because rows are records
     validation = Validation(
         expected=expected,
         layout=load_layout(layout) if layout is not None else None,
