@@ -73,8 +73,9 @@ class Refused(ConnectionError):
 class Connection(WSListener):
     """A connection that passes messages on as they arrive, without queueing them.
 
-    It starts with `open` and `start`. `received_us` (UTC) and `last_data_s` are the times of the last data, pings included;
-    `last_message_s` is the time of the last message. Times in seconds are those of `clock`.
+    It reads on after `start`. `received_us` (UTC) and `last_data_s` are the times of the last data,
+    pings included; `last_message_s` is the time of the last message. Times in seconds are those of
+    `clock`.
     """
 
     def __init__(
@@ -148,9 +149,11 @@ class Connection(WSListener):
         return None
 
     def start(self) -> None:
-        """Pass messages on from now on, and those that came with the handshake."""
+        """Pass messages on, first those that came with the handshake, and read on."""
         self._is_started = True
         self.end_read()
+        if not self.is_paused:
+            self._opened.underlying_transport.resume_reading()
 
     def send(self, message: str) -> None:
         """Send a text message."""
@@ -200,11 +203,12 @@ class Connection(WSListener):
         return self._transport
 
     def on_ws_connected(self, transport: WSTransport) -> None:
-        """Watch the reads that follow. The current one may contain messages, too: see `start`."""
+        """Read no more until `start`. The current read may contain messages, too."""
         self._transport = transport
         self.begin_read()
         connected = transport.underlying_transport
         connected.set_protocol(_Reads(connected.get_protocol(), self))
+        connected.pause_reading()
 
     def begin_read(self) -> None:
         """Set the receive time of the messages that follow."""
