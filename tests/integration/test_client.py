@@ -22,9 +22,11 @@ from websockets.protocol import State
 from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.venues import STREAMS_PER_CONNECTION, Channel
 from k2cli.ingestion.reconnect import MIN_DELAY_S, AttemptBudget
+from k2cli.ingestion.stream import ExchangeStream
 from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
 from k2cli.ingestion.websocket import _QUEUE_HIGH_BYTES
 from k2cli.simulator import SimulatorOptions, running_simulator
+from k2cli.simulator.server import Simulator
 from services.processes import free_port
 from support.streamreading import Read, read_all, read_until, serving, stream_of, trade_frame
 from support.waiting import PATIENCE_S, ManualClock, wait_for
@@ -34,6 +36,18 @@ DEAD = "ws://127.0.0.1:1"  # nothing listens there
 
 def many_instruments(count: int) -> Sequence[Instrument]:
     return [Instrument(f"S{n}USDT", f"S{n}", "USDT") for n in range(count)]
+
+
+def wait_until_held_back(stream: ExchangeStream, simulator: Simulator) -> int:
+    """Wait until the exchange cannot send more, with a bounded queue; return what it has sent."""
+    sent = [-2, -1, 0]
+    deadline = time.monotonic() + PATIENCE_S
+    while len({*sent[-3:]}) > 1 or not stream.queue.is_over(_QUEUE_HIGH_BYTES // 2):
+        time.sleep(0.2)
+        sent.append(simulator.frames_sent)
+        assert sum(burst.size_bytes for burst in list(stream.queue._bursts)) < 10_000_000
+        assert time.monotonic() < deadline
+    return sent[-1]
 
 
 # --- what is asked for
@@ -256,7 +270,7 @@ def test_slow_reader_does_not_make_a_connection_stale() -> None:
         stream = stream_of(simulator.url, read=read, stale_after_s=0.2, clock=clock)
         batches = stream.batches()
         read.batches.append(next(batches))
-        wait_for(lambda: stream.queue.is_over(_QUEUE_HIGH_BYTES))  # so the connection is paused
+        wait_until_held_back(stream, simulator)
         clock.advance(60)
         clock.readings = 0
         wait_for(lambda: clock.readings >= 3)  # the watchdog looks
@@ -456,15 +470,8 @@ def test_slow_reader_holds_the_exchange_back() -> None:
         batches = stream.batches()
         while not read.messages:
             read.batches.append(next(batches))
-        sent = [0, -1]  # in the meantime nobody reads
-        deadline = time.monotonic() + PATIENCE_S
-        while sent[-1] != sent[-2] or not stream.queue.is_over(_QUEUE_HIGH_BYTES):
-            time.sleep(0.4)
-            sent.append(simulator.frames_sent)
-            queued = list(stream.queue._bursts)
-            assert sum(burst.size_bytes for burst in queued) < 10_000_000
-            assert time.monotonic() < deadline
-        while read.messages < 2 * sent[-1]:
+        sent = wait_until_held_back(stream, simulator)  # in the meantime nobody reads
+        while read.messages < 2 * sent:
             read.batches.append(next(batches))
         stream.stop()
         read.batches.extend(batches)
