@@ -281,9 +281,9 @@ def test_connection_that_is_cut_again_and_again_loses_nothing(
     folder: Path, settings: Settings, name: str, market: Market
 ) -> None:
     expected = read_recorded(folder / name)
-    with playing(expected.path, drop_after=700) as simulator:
+    with playing(expected.path, drop_after=2_500) as simulator:
         totals = stream(simulator, settings, market, ["BTCUSDT"], count=expected.count)
-        assert simulator.connections == -(-expected.count // 700)
+        assert simulator.connections == -(-expected.count // 2_500)
         assert totals.reconnects == simulator.connections - 1
     assert stored_trades(settings) == expected.trades
     assert stored_quotes(settings, has_time=True) == expected.quotes
