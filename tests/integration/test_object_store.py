@@ -397,7 +397,12 @@ WRONG = [
     ("rest", {"rest.client.socket-timeout-ms": "soon"}, 3, ["[catalog] cannot be used"]),
     ("sql", {"s3.endpoint": CLOSED}, 5, ["NETWORK_CONNECTION", "hint: check catalog.s3.endpoint"]),
     ("sql", {"warehouse": "ftp://x/y"}, 3, ["unknown scheme ftp://", "hint: use one of abfs"]),
-    ("sql", {"warehouse": ""}, 3, ["catalog.warehouse is not set", "K2_CATALOG_WAREHOUSE"]),
+    (
+        "sql",
+        {"warehouse": ""},
+        3,
+        ["catalog.warehouse, the location of new tables, is not set", "K2_CATALOG_WAREHOUSE"],
+    ),
     ("sql", {"type": "sqll"}, 3, ["'sqll' is not a valid CatalogType", "hint: k2 config show"]),
     (
         "sql",
