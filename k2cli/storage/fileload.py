@@ -273,7 +273,7 @@ class FileLoad:
         if not len(others):
             return admission
         is_line = self._lines.mask(rows.take(pa.array(others)))
-        asked = others if is_lost or state.was_consumed else others[~is_line]
+        asked = others if state.may_have_unlogged_lines else others[~is_line]
         if not len(asked):
             return admission
         self._is_asking = True

@@ -86,15 +86,13 @@ class _Group:
         before = known_position(state)
         batches = [batch for file in files for batch in file.rows]
         rows = pa.Table.from_batches(batches, kind.arrow)
-        is_lost = LOST_KEY in state.properties
-        looks_up_lines = is_lost or state.was_consumed
         admission = admit_rows(
             self._target,
             rows,
             before,
-            lambda left: left.others if looks_up_lines else self._texts(left),
+            lambda left: left.others if state.may_have_unlogged_lines else self._texts(left),
         )
-        if is_lost:
+        if LOST_KEY in state.properties:
             self._check_lines(files, admission)
         entries = self._entries(files, admission)
         data_files = write_data_files(table, kind, admission.rows) if len(admission.kept) else []

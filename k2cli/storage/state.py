@@ -42,9 +42,12 @@ class TableState:
     is_lost: bool = False
 
     @property
-    def was_consumed(self) -> bool:
-        """Return whether rows came from Kafka, possibly lines of files among them."""
-        return OFFSETS_KEY in self.properties
+    def may_have_unlogged_lines(self) -> bool:
+        """Return whether lines of files may be stored that the log of loads does not have.
+
+        The log was lost with k2's state, or files were sent to a topic and consumed.
+        """
+        return LOST_KEY in self.properties or OFFSETS_KEY in self.properties
 
 
 def read_state(table: Table) -> TableState:
