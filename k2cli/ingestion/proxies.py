@@ -3,21 +3,21 @@
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from picows import WSParsedURL
-from python_socks import ProxyType
 from python_socks.async_.asyncio import Proxy
 
 from k2cli.errors import ConfigError
 from k2cli.urls import check_password
 
+# The schemes: what python-socks calls them, and whether the proxy resolves host names.
 _SOCKS: Final = {
-    "socks4": (ProxyType.SOCKS4, False),  # the kind, and whether it resolves host names
-    "socks4a": (ProxyType.SOCKS4, True),
-    "socks5": (ProxyType.SOCKS5, False),
-    "socks5h": (ProxyType.SOCKS5, True),
+    "socks4": ("socks4", False),
+    "socks4a": ("socks4", True),
+    "socks5": ("socks5", False),
+    "socks5h": ("socks5", True),
 }
 _HTTP: Final = ("http", "https")
 _SOCKS_PORT: Final = 1080
@@ -58,20 +58,13 @@ def proxy_for(url: str) -> str | None:
 
 def socks_connector(proxy: str | None) -> Connect | None:
     """Return what connects a socket to a WebSocket's server through a SOCKS proxy, if it is one."""
-    parts = urlsplit(proxy or "")
-    if parts.scheme not in _SOCKS:
+    scheme, _, rest = (proxy or "").partition("://")
+    if scheme.lower() not in _SOCKS:
         return None
-    kind, resolves_names = _SOCKS[parts.scheme]
+    name, resolves_names = _SOCKS[scheme.lower()]
 
     async def connect(target: WSParsedURL) -> socket.socket:
-        tunnel = Proxy(
-            kind,
-            parts.hostname or "",
-            parts.port or _SOCKS_PORT,
-            unquote(parts.username or "") or None,
-            unquote(parts.password or "") or None,
-            resolves_names,
-        )
+        tunnel = Proxy.from_url(f"{name}://{rest}", rdns=resolves_names)
         return await tunnel.connect(target.host, target.port)
 
     return connect

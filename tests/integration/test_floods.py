@@ -265,7 +265,7 @@ def proxying(kind: str) -> Iterator[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(
     ("kind", "scheme"),
-    [("http", "http://"), ("http", ""), ("socks", "socks5h://"), ("socks", "socks5://")],
+    [("http", "http://"), ("http", ""), ("socks", "socks5h://"), ("socks", "SOCKS5://")],
 )
 def test_proxy_of_the_environment_is_used(
     monkeypatch: pytest.MonkeyPatch, kind: str, scheme: str
