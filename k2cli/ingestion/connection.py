@@ -91,7 +91,6 @@ class Connection(WSListener):
         self._take = take
         self._clock = clock
         self._transport: WSTransport | None = None
-        self._is_started = False
         self._messages: list[bytes] = []  # of the current read
         self._fragments: bytearray | None = None  # of an incomplete message
         self._reason = ""
@@ -150,7 +149,6 @@ class Connection(WSListener):
 
     def start(self) -> None:
         """Pass messages on, first those that came with the handshake, and read on."""
-        self._is_started = True
         self.end_read()
         if not self.is_paused:
             self._opened.underlying_transport.resume_reading()
@@ -250,7 +248,7 @@ class Connection(WSListener):
         transport = self._opened.underlying_transport
         if transport.get_write_buffer_size() > _UNSENT_MAX_BYTES:
             self.abort("the exchange does not read the replies to its pings")
-        if self._messages and self._is_started:
+        if self._messages:
             self.last_message_s = self.last_data_s
             messages, self._messages = self._messages, []
             self._take(self, messages)

@@ -47,7 +47,7 @@ def dedupe_table(
     none. See `storage.dedupe.remove_duplicates` for the rows that are kept.
 
     Raises:
-        NotFound: there are no tables.
+        NotFound: the lake has no tables.
         Conflict: another engine repeatedly rewrote the files during the search.
         BadData: another engine left row-level deletes, or a file is damaged.
     """

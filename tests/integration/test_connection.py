@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
 import re
 import struct
 import time
@@ -12,6 +11,7 @@ from itertools import chain
 from typing import Final
 
 import pytest
+from websockets.utils import accept_key
 
 from k2cli.ingestion import connection as connection_module
 from k2cli.ingestion.connection import Connection
@@ -46,11 +46,9 @@ async def writing(write: Write, requests: list[str]) -> AsyncIterator[str]:
         requests.append(request)
         found = re.search(r"Sec-WebSocket-Key: (\S+)", request)
         assert found
-        key = found[1].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-        accept = base64.b64encode(hashlib.sha1(key).digest()).decode()
         writer.write(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+            f"Sec-WebSocket-Accept: {accept_key(found[1])}\r\n\r\n".encode()
         )
         try:
             await write(reader, writer)

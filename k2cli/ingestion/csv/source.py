@@ -538,7 +538,7 @@ def _unnamed(layout: Layout, row: Sequence[str]) -> Sequence[str]:
 
 
 def _first_row(layout: Layout, block: bytes) -> Sequence[str]:
-    """Return the cells of the first line that can be a row; none if there is no such line."""
+    """Return the cells of the first line that can be a row; none without such a line."""
     most = len(layout.columns)
     for line in block.split(b"\n", _LOOK_FOR_ROW)[:_LOOK_FOR_ROW]:
         cells = _cells_of(line, layout.delimiter) or ()
