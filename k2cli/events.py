@@ -75,6 +75,87 @@ class Observer(Protocol):
 
     @overload
     @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["silent_stream"], /, *, stream: str, silent_s: float, action: str
+    ) -> None:
+        """One stream of a live connection is silent; the action is what k2 does about it."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(
+        self,
+        event: Literal["rollover"],
+        /,
+        *,
+        url: str,
+        streams: int,
+        reason: str,
+        overlap_s: float,
+    ) -> None:
+        """A new connection took over from one that ends; both ran for this long."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["breaker_opened"], /, *, url: str, failures: int, retry_in_s: float
+    ) -> None:
+        """A server failed repeatedly; it is tried again after this time, others before."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["breaker_closed"], /, *, url: str) -> None:
+        """A server that failed repeatedly works again."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["listed"], /, *, symbols: str, count: int) -> None:
+        """Symbols that match the selection were listed during the run, and are streamed."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(self, event: Literal["delisted"], /, *, symbols: str, count: int) -> None:
+        """Symbols are traded no longer; their streams end."""
+
+    @overload
+    @_level(Level.INFO)
+    def __call__(
+        self,
+        event: Literal["gap_filled"],
+        /,
+        *,
+        table: str,
+        symbol: str,
+        first: int,
+        last: int,
+        filled: int,
+    ) -> None:
+        """Trade ids that were missing have been fetched from the exchange."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self,
+        event: Literal["gap_open"],
+        /,
+        *,
+        table: str,
+        symbol: str,
+        first: int,
+        last: int,
+        missing: int,
+        reason: str,
+    ) -> None:
+        """Trade ids that cannot be fetched now; `k2 query gaps` lists them."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["backfill_paused"], /, *, reason: str, retry_in_s: float
+    ) -> None:
+        """The exchange accepts no requests for history now; k2 asks again after this time."""
+
+    @overload
+    @_level(Level.WARNING)
     def __call__(self, event: Literal["silent_streams"], /, *, count: int, streams: str) -> None:
         """These streams have delivered nothing so far."""
 
