@@ -2,39 +2,59 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Final
+from copy import copy
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
 
 from k2cli import __version__
-from k2cli.commands.config import config_app
-from k2cli.commands.consume import consume
-from k2cli.commands.demo import demo
-from k2cli.commands.dlq import dlq_app
-from k2cli.commands.export import export_app
-from k2cli.commands.init import init
-from k2cli.commands.load import load_app
+from k2cli.commands.lazy import LazyCommands, described
 from k2cli.commands.options import chosen_profile
-from k2cli.commands.produce import produce
-from k2cli.commands.query import query_app
-from k2cli.commands.schema.registry import schema_app
-from k2cli.commands.simulate import simulate_app
-from k2cli.commands.status import status
-from k2cli.commands.stream import stream_app
-from k2cli.commands.table import table_app
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.signals import forget_interrupts, interrupted_by_signals
 from k2cli.commands.terminal.streams import give_up_stdout, stdout_failure
-from k2cli.commands.topic import topic_app
 from k2cli.config import is_utf8
 from k2cli.errors import K2Error, UsageError
 
 _OF_RICH: Final = 1  # exit code of Rich and Typer if the reader of --help closes the pipe
 
 
+# In the order of --help.
+_COMMANDS: Final = {
+    "demo": "demo:demo",
+    "init": "init:init",
+    "produce": "produce:produce",
+    "consume": "consume:consume",
+    "status": "status:status",
+    "doctor": "status:status",
+    "stream": "stream:stream_app",
+    "load": "load:load_app",
+    "query": "query:query_app",
+    "export": "export:export_app",
+    "table": "table:table_app",
+    "topic": "topic:topic_app",
+    "schema": "schema.registry:schema_app",
+    "dlq": "dlq:dlq_app",
+    "config": "config:config_app",
+    "simulate": "simulate:simulate_app",
+}
+_HIDDEN: Final = frozenset({"doctor"})
+
+
 class K2Group(TyperGroup):
-    """Turns a K2Error into `error:` and `hint:` lines on stderr and its exit code."""
+    """k2's commands. A K2Error ends as `error:` and `hint:` lines on stderr and its exit code."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        targets = {name: f"k2cli.commands.{target}" for name, target in _COMMANDS.items()}
+        self.commands = LazyCommands(targets, hidden=_HIDDEN)  # type: ignore[assignment]
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Print the help, for which no command is imported."""
+        listing = copy(self)
+        listing.commands = described("")
+        TyperGroup.format_help(listing, ctx, formatter)
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Parse the command line, which must be UTF-8: k2 stores and sends only UTF-8."""
@@ -130,21 +150,3 @@ def root(
 ) -> None:
     """Stream and load market data into an Iceberg lakehouse, and query it."""
     chosen_profile.set(profile)
-
-
-app.command()(demo)
-app.add_typer(stream_app, name="stream")
-app.command()(init)
-app.command()(produce)
-app.command()(consume)
-app.add_typer(load_app, name="load")
-app.add_typer(query_app, name="query")
-app.add_typer(export_app, name="export")
-app.add_typer(table_app, name="table")
-app.add_typer(topic_app, name="topic")
-app.add_typer(schema_app, name="schema")
-app.add_typer(dlq_app, name="dlq")
-app.command()(status)
-app.command("doctor", hidden=True)(status)
-app.add_typer(config_app, name="config")
-app.add_typer(simulate_app, name="simulate")

@@ -1,8 +1,4 @@
-"""Complete a command line: commands, options and their values.
-
-`grammar.json` describes the commands; `tests/support/grammar.py` writes it from the Typer app, and
-a test keeps the two equal. Importing Typer and all commands instead would cost half a second.
-"""
+"""Complete a command line: commands, options and their values."""
 
 import json
 import os
@@ -11,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from k2cli.completion.grammar import load_grammar
 from k2cli.completion.words import is_safe, read_words
 from k2cli.kinds import KindName
 
 _PACKAGE: Final = Path(__file__).parent.parent
-_GRAMMAR: Final = Path(__file__).with_name("grammar.json")
 _LISTS: Final = frozenset({"symbols", "exchanges", "columns", "topics"})  # by commas
 
 
@@ -45,7 +41,7 @@ def candidates(
 
     `args` are the finished words after the program's name.
     """
-    grammar = json.loads(_GRAMMAR.read_text(encoding="utf-8"))
+    grammar = load_grammar()
     line = _read(args, grammar)
     node = grammar[" ".join(line.path)]
     if line.pending is not None:
