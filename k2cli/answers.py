@@ -41,8 +41,10 @@ Opening = Callable[[], AbstractContextManager["AnyAnswer"]]
 class Answer:
     """The answer to a question. The query runs each time the answer is read."""
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, opening: Opening, check_open: Callable[[], None] = lambda: None) -> None:
+        """Prepare; `check_open` raises once the answer must not be read any further."""
         self._opening = opening
+        self._check_open = check_open
 
     def open(self) -> AbstractContextManager["AnyAnswer"]:
         """Check the question, and open its answer for one run."""
@@ -55,7 +57,9 @@ class Answer:
             K2Error: the query failed before all rows were read.
         """
         with self.open() as opened:
-            yield from opened.batches()
+            for batch in opened.batches():
+                yield batch
+                self._check_open()
 
     def arrow(self) -> pa.Table:
         """Read all rows into memory; prices are decimals, times are in UTC or the given zone."""
@@ -196,7 +200,7 @@ class LakeReader:
                         raise _closed() from exc
                     raise
 
-        return Answer(opening)
+        return Answer(opening, self._check_open)
 
     def rows(self, kind: RecordKind, selection: Selection, *, zone: str = "UTC") -> Answer:
         """Query the rows of a selection, by time."""
@@ -244,10 +248,13 @@ class LakeReader:
 
         return self._opened("sandbox", open_sandbox)
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise _closed()
+
     def _opened(self, name: str, opening: Callable[[], AbstractContextManager[T]]) -> T:
         with self._lock:
-            if self._is_closed:
-                raise _closed()
+            self._check_open()
             if name not in self._open:
                 self._open[name] = self._stack.enter_context(opening())
             opened: T = self._open[name]
@@ -266,7 +273,7 @@ class LakeReader:
             with self.engine.session(plans, zone=zone) as session:
                 yield ask(session)
 
-        return Answer(opening)
+        return Answer(opening, self._check_open)
 
     def _all_files(self) -> list[TableFiles]:
         """Plan all files of every table; one that does not exist yet is empty."""
