@@ -184,23 +184,24 @@ class BinanceHistory:
 
     async def _aggregates_from(self, instrument: Instrument, number: int) -> list[Aggregate]:
         """Fetch the aggregate with this trade, or else the next one, and those that follow."""
-        newest = _numbered(await self._aggregates(instrument, {}))
-        if not newest or newest[-1].last < number:
+        page = _numbered(await self._aggregates(instrument, {}))  # the newest
+        if not page or page[-1].last < number:
             return []
-        low, high = 0, newest[0].number
-        while low < high and newest[0].first > number:
+        low, high = 0, page[0].number
+        while page[0].first > number and low < high:
             middle = (low + high) // 2
-            page = await self._aggregates(instrument, {"fromId": middle}, _from(middle))
-            known = _numbered(page)
+            answer = await self._aggregates(instrument, {"fromId": middle}, _from(middle))
+            known = _numbered(answer)
             if not known or known[-1].last < number:
-                low = max(page[-1].number, middle) + 1
+                low = max(answer[-1].number, middle) + 1
             elif known[0].first > number:
                 high = middle
             else:
-                newest = known
-        if newest[0].first > number:
-            newest = _numbered(await self._aggregates(instrument, {"fromId": low}, _from(low)))
-        return [each for each in newest if each.last >= number]
+                page = known
+        if page[0].first <= number:
+            low = next(each.number for each in page if each.last >= number)
+        answer = await self._aggregates(instrument, {"fromId": low}, _from(low))
+        return [each for each in _numbered(answer) if each.last >= number]
 
     async def _within(
         self, instrument: Instrument, start_ms: int, end_ms: int
