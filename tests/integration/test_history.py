@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -172,6 +174,37 @@ def test_venue_without_rest_urls_has_no_history() -> None:
     spot = VENUES[Market.SPOT]
     assert spot.at(["ws://127.0.0.1:9"], []).open_history(None) is None
     assert isinstance(spot.open_history(None), BinanceHistory)
+
+
+def test_history_that_is_not_asked_loads_no_client() -> None:
+    code = (
+        "import sys; from k2cli.ingestion.binance.venues import VENUES;"
+        "VENUES['spot'].open_history(None);"
+        "print({'httpx2', 'stamina', 'aiolimiter'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://127.0.0.1:9"])
+def test_proxy_of_the_environment_is_used(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with (
+        rest_server(rest_trades(20)) as rest,
+        stamina.set_testing(True, attempts=1),
+    ):
+        with pytest.raises(HistoryUnavailable):
+            fetch(rest.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        assert numbers(fetch(rest.url)) == ALL
+        assert len(rest.requests) == 1
+
+
+@pytest.mark.parametrize("proxy", ["foo:bar", "gopher://127.0.0.1:9"])
+def test_wrong_proxy_is_refused(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(HistoryRefused, match="no connection is possible"):
+        fetch(CLOSED)
 
 
 # --- the same trade twice
