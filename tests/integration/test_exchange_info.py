@@ -187,7 +187,7 @@ def test_next_server_is_asked_when_one_fails(tmp_path: Path) -> None:
 
     with serving(respond(b"no", 503)) as bad, serving(respond(ANSWER)) as good:
         venue = SPOT.at([], ["http://127.0.0.1:9", bad, good])
-        venue.refresh_symbols(tmp_path, observe)("connected", url="x")
+        venue.refresh_symbols(tmp_path, observe)("connected", url="x", streams=1)
         assert done.wait(PATIENCE_S)
     assert events == [("connected", "x"), ("symbols_refreshed", good)]
     assert not is_stale(SPOT, tmp_path)
