@@ -85,6 +85,12 @@ class Size(int):
     """Bytes, written in settings as `500MB` or `2GB`."""
 
 
+class Words(tuple[str, ...]):
+    """Texts, written in settings as a list, or as one text with commas."""
+
+    __slots__ = ()
+
+
 PositiveInt = Annotated[int, Meta(ge=1)]
 
 
@@ -107,7 +113,19 @@ class TableSettings(_Section, frozen=True, kw_only=True):
 
 
 class StreamSettings(_Section, frozen=True, kw_only=True):
-    """When a stream commits, and when it considers a connection dead."""
+    """What a stream reads, when it commits, and when it considers a connection dead."""
+
+    symbols: Annotated[
+        Words | None,
+        Meta(
+            description="Symbols, patterns and files, as with --symbols.",
+            examples=[["BTCUSDT", "all:EUR"]],
+        ),
+    ] = None
+    symbols_refresh: Annotated[
+        Duration,
+        Meta(description="Ask the exchange which symbols trade this often, at most every second."),
+    ] = Duration(3600)
 
     flush_rows: Annotated[PositiveInt, Meta(description="Commit after this many rows.")] = 100_000
     flush_interval: Annotated[
@@ -447,6 +465,11 @@ def _decode_hook(kind: type, value: Any) -> Any:
         if not isinstance(value, str):
             raise ValueError(f"{value!r} needs a unit, such as 500MB or 2GB")
         return Size(parse_size_bytes(value))
+    if kind is Words:
+        words = value.split(",") if isinstance(value, str) else value
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{value!r} is not a list of texts")
+        return Words(filter(None, map(str.strip, words)))
     raise NotImplementedError(kind)
 
 

@@ -117,6 +117,19 @@ class Observer(Protocol):
         """Symbols are traded no longer; their streams end."""
 
     @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self,
+        event: Literal["listing_unavailable"],
+        /,
+        *,
+        reason: str,
+        listed_at: str,
+        retry_in_s: float,
+    ) -> None:
+        """The exchange does not list what trades; k2 uses the list of this time until it retries."""
+
+    @overload
     @_level(Level.INFO)
     def __call__(
         self,

@@ -5,6 +5,7 @@ Every exchange has a command, with its markets and channels.
 
 import inspect
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -40,6 +41,7 @@ from k2cli.symbols import split_commas
 if TYPE_CHECKING:
     from k2cli.ingestion.stream import StreamOptions
     from k2cli.ingestion.symbols import Instrument
+    from k2cli.ingestion.trading import Selected
     from k2cli.pipelines.feed import FeedOptions
     from k2cli.pipelines.stream import PumpPolicy
 
@@ -127,7 +129,11 @@ class RunOptions(OptionGroup):
         )
 
     def stream_options(
-        self, config: Settings, venue: Venue, instruments: "list[Instrument]", channels: list[str]
+        self,
+        config: Settings,
+        venue: Venue,
+        instruments: "Sequence[Instrument]",
+        channels: list[str],
     ) -> "StreamOptions":
         """Build the options of the stream."""
         from k2cli.ingestion.stream import StreamOptions
@@ -149,14 +155,15 @@ def stream_exchange(
     exchange: Exchange,
     *,
     symbols: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--symbols",
             "-s",
-            help="Symbols to stream, comma-separated or repeated: BTCUSDT or BTC/USDT.",
-            show_default=False,
+            help="Symbols to stream, comma-separated or repeated: BTCUSDT or BTC/USDT, patterns "
+            "such as 'BTC*', all:USDT for a quote asset, all, or @FILE to read them (@- is stdin).",
+            show_default="stream.symbols",
         ),
-    ],
+    ] = None,
     channels: list[str],
     market: str,
     url: Annotated[
@@ -211,15 +218,16 @@ def stream_exchange(
         remember_secrets({"url": each})
     config, venue = settings(home), exchange.venues[market].at(url or (), rest_url)
     target = to or _usual_destination(config, servers)
-    instruments = _instruments(venue, symbols, config)
     chosen = _channels(venue, channels, topic)
+    selected = _select(venue, symbols, config)
     return_freed_memory()
     from k2cli.pipelines.feed import FeedOptions
 
     options = FeedOptions(
-        stream=run.stream_options(config, venue, instruments, chosen),
+        stream=run.stream_options(config, venue, selected.instruments, chosen),
         policy=run.policy(config, max_rejects, max_reject_bytes),
         rejects=rejects or config.home / "rejects" / f"stream-{exchange.name}.ndjson",
+        selected=selected,
         produce=servers.produce_options(config, topic, is_registering=auto_register)
         if target is _KAFKA
         else None,
@@ -265,11 +273,18 @@ def _usual_destination(config: Settings, servers: ServerOptions) -> Destination:
     return _KAFKA if is_clustered else Destination.TABLE
 
 
-def _instruments(venue: Venue, symbols: list[str], config: Settings) -> "list[Instrument]":
-    instruments = [venue.parse_symbol(symbol, config.home) for symbol in split_commas(symbols)]
-    if not instruments:
-        raise typer.BadParameter("no symbol given", param_hint="--symbols")
-    return instruments
+def _select(venue: Venue, symbols: list[str] | None, config: Settings) -> "Selected":
+    """Resolve the symbols of the option, or of the settings."""
+    from k2cli.ingestion.selection import parse_selection, read_words
+    from k2cli.ingestion.trading import select
+
+    words = read_words(config.stream.symbols or () if symbols is None else symbols)
+    if not words:
+        raise typer.BadParameter(
+            "no symbol given; name some, or set stream.symbols", param_hint="--symbols"
+        )
+    selection = parse_selection(words, lambda text: venue.parse_symbol(text, config.home))
+    return select(selection, venue, config.home)
 
 
 def _channels(venue: Venue, names: list[str], topic: str | None) -> list[str]:

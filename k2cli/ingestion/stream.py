@@ -5,6 +5,7 @@ One thread runs the connections, which queue what they receive. The thread that 
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from k2cli.events import Observer
 from k2cli.flow import Batch
 from k2cli.ingestion.bursts import CHUNK_FRAMES, BurstQueue
 from k2cli.ingestion.exchange import Venue
+from k2cli.ingestion.subscriptions import Subscriptions
 from k2cli.ingestion.symbols import Instrument
-from k2cli.ingestion.websocket import ConnectionOptions, Connections, Subscription
+from k2cli.ingestion.websocket import ConnectionOptions, Connections
 
 _TICK_S: Final = 0.05  # how long frames are collected before they are parsed
 _SILENT_FACTOR: Final = 3  # times `stale_after_s`
@@ -58,7 +60,8 @@ class ExchangeStream:
         self._observe = observe
         self._clock = clock
         self._parser = options.venue.open_parser(options.instruments, options.home)
-        self._silent = _streams(options)
+        self._silent = _streams(options, options.instruments)
+        self._changes: deque[tuple[Sequence[Instrument], Sequence[Instrument]]] = deque()
         self._silent_reported = clock()
         self._silent_interval_s = options.stale_after_s  # when the next report is due
         self.queue: Final = BurstQueue()
@@ -99,6 +102,20 @@ class ExchangeStream:
             self._silent_reported, self._silent_interval_s = now, _SILENT_REPORT_S
             self.report_silent_streams()
 
+    def change(self, added: Sequence[Instrument], removed: Sequence[Instrument]) -> None:
+        """Begin and end the streams of symbols. Any thread; `batches` applies it."""
+        self._changes.append((added, removed))
+
+    def _apply_changes(self) -> None:
+        while self._changes:
+            added, removed = self._changes.popleft()
+            self._parser.add(added)
+            for key in _streams(self._options, removed):
+                self._silent.pop(key, None)
+            self._silent |= _streams(self._options, added)
+            begun, ended = (_stream_names(self._options, each) for each in (added, removed))
+            self.connections.change(begun, ended)
+
     def stop(self) -> None:
         """Stop reading; `batches` still yields frames read before. Any thread, any time."""
         self.connections.stop()
@@ -120,6 +137,7 @@ class ExchangeStream:
     def _batches(self, connections: Future[None]) -> Iterator[Batch]:
         position, session = 1, 0
         while self.queue or not connections.done():
+            self._apply_changes()
             session, frames, received_us = self.queue.take(session)
             batch = Batch(session=session)
             if frames:
@@ -138,34 +156,31 @@ class ExchangeStream:
                 wait([connections], timeout=_TICK_S)
 
 
-def _streams(options: StreamOptions) -> dict[tuple[str, str], str]:
+def _streams(
+    options: StreamOptions, instruments: Sequence[Instrument]
+) -> dict[tuple[str, str], str]:
     """Map the record kind and symbol that each stream delivers to its name."""
     venue = options.venue
     return {
         (venue.channels[channel], instrument.symbol): venue.stream_name(instrument, channel)
-        for instrument in options.instruments
+        for instrument in instruments
         for channel in options.channels
     }
 
 
-def _subscriptions(options: StreamOptions) -> list[Subscription]:
-    """Distribute the streams over connections."""
-    venue = options.venue
-    names = [
-        venue.stream_name(instrument, channel)
-        for instrument in options.instruments
+def _stream_names(options: StreamOptions, instruments: Sequence[Instrument]) -> list[str]:
+    return [
+        options.venue.stream_name(instrument, channel)
+        for instrument in instruments
         for channel in options.channels
     ]
-    per_connection = venue.limits.streams
-    return [
-        Subscription(
-            streams=len(some),
-            urls=[venue.stream_url(base, some) for base in options.urls],
-            messages=venue.subscribe(some),
-        )
-        for start in range(0, len(names), per_connection)
-        if (some := names[start : start + per_connection])
-    ]
+
+
+def _subscriptions(options: StreamOptions) -> Subscriptions:
+    """Distribute the streams over connections."""
+    subscriptions = Subscriptions(options.venue, options.urls)
+    subscriptions.change(_stream_names(options, options.instruments))
+    return subscriptions
 
 
 def _connection_options(options: StreamOptions) -> ConnectionOptions:

@@ -10,6 +10,7 @@ import asyncio
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,20 +22,12 @@ from k2cli.ingestion.bursts import BurstQueue
 from k2cli.ingestion.connection import Connection, Refused
 from k2cli.ingestion.proxies import proxy_for
 from k2cli.ingestion.reconnect import AttemptBudget, Backoff
+from k2cli.ingestion.subscriptions import Subscription, Subscriptions
 
 _QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # reading pauses above it, until half is left
 _DRAIN_CHECK_S: Final = 0.01  # between checks of a queue that is too long
 _OPEN_S: Final = 10.0  # at most, for one attempt
 _NOTICE_MAX_BYTES: Final = 256  # a longer frame is never a shutdown notice
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subscription:
-    """What one connection subscribes to, on any of its servers."""
-
-    streams: int
-    urls: Sequence[str]  # one per base
-    messages: Sequence[str] = ()  # to send once connected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +45,7 @@ class ConnectionOptions:
 
 
 class Connections:
-    """Keeps a connection open for every subscription.
+    """Keeps streams on as many connections as they need, and the connections open.
 
     It reports the events `connected`, `disconnected` (with the reason), `attempts_limited`,
     `stale` and `silent`. After a reconnect a new session begins in the queue.
@@ -64,7 +57,7 @@ class Connections:
     def __init__(
         self,
         *,
-        subscriptions: Sequence[Subscription],
+        subscriptions: Subscriptions,
         options: ConnectionOptions,
         queue: BurstQueue,
         observe: Observer,
@@ -72,6 +65,7 @@ class Connections:
     ) -> None:
         self._proxies = {base: proxy_for(base) for base in options.bases}
         self._subscriptions = subscriptions
+        self._changes: deque[tuple[Sequence[str], Sequence[str]]] = deque()
         self._options = options
         self._queue = queue
         self._observe = observe
@@ -83,6 +77,7 @@ class Connections:
         self._stopped = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: asyncio.Task[None] | None = None
+        self._group = asyncio.TaskGroup()
         self.was_connected = False  # to any server, since the start
 
     def stop(self) -> None:
@@ -91,6 +86,22 @@ class Connections:
         if self._loop is not None and self._connections is not None:
             with suppress(RuntimeError):  # the loop is closed, and so are the connections
                 self._loop.call_soon_threadsafe(self._connections.cancel)
+
+    def change(self, added: Sequence[str], removed: Sequence[str]) -> None:
+        """Begin and end streams, by the exchange's names. Any thread, at any time."""
+        self._changes.append((added, removed))
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._apply_changes)
+
+    def _apply_changes(self) -> None:
+        is_ending = self._connections is None or self._connections.cancelling()
+        while self._changes and not is_ending:
+            self._keep_open(self._subscriptions.change(*self._changes.popleft()), is_start=False)
+
+    def _keep_open(self, subscriptions: Sequence[Subscription], *, is_start: bool) -> None:
+        for subscription in subscriptions:
+            self._group.create_task(self._keep_connected(subscription, is_start=is_start))
 
     def run(self) -> None:
         """Receive until stopped, or until the requested number of messages has arrived.
@@ -107,21 +118,26 @@ class Connections:
         if self._stopped.is_set():
             return
         try:
-            async with asyncio.TaskGroup() as group:
-                for subscription in self._subscriptions:
-                    group.create_task(self._keep_connected(subscription))
+            async with self._group:
+                self._keep_open(self._subscriptions.all, is_start=True)
+                self._apply_changes()
+                await asyncio.Event().wait()  # streams may begin later, even if none is left
         except* K2Error as failures:
             raise failures.exceptions[0] from None
 
-    async def _keep_connected(self, subscription: Subscription) -> None:
-        """Keep one connection open for a subscription until cancelled."""
-        options, urls = self._options, subscription.urls
-        backoff, is_first, deadline = Backoff(len(urls)), True, 0.0
-        while True:
+    async def _keep_connected(self, subscription: Subscription, *, is_start: bool) -> None:
+        """Keep one connection open for a subscription until it has no streams or is cancelled.
+
+        Only at the start of a run a connection that cannot be opened ends it.
+        """
+        options = self._options
+        backoff, is_first, deadline = Backoff(len(options.bases)), True, 0.0
+        while subscription.names:
             await self._wait_for_budget()
             started = self._clock()
             deadline = deadline or started + options.connect_timeout_s
-            base, url = options.bases[backoff.server], urls[backoff.server]
+            names = subscription.names
+            base, url = options.bases[backoff.server], subscription.urls[backoff.server]
             reason, lasted_s, min_delay_s = "", 0.0, 0.0
             try:
                 async with self._open(base, url) as connection:
@@ -133,14 +149,17 @@ class Connections:
                     for message in subscription.messages:
                         connection.send(message)
                     connection.start()
-                    reason = await self._wait_closed(connection)
+                    reason = await self._wait_closed(connection, subscription, names)
                     lasted_s = self._clock() - started
             except OSError as exc:  # TimeoutError is one
                 reason = _reason(exc)
                 min_delay_s = exc.retry_after_s if isinstance(exc, Refused) else 0.0
-                self._give_up(exc, base, is_first=is_first, is_late=self._clock() > deadline)
+                is_vital = is_start and is_first
+                self._give_up(exc, base, is_first=is_vital, is_late=self._clock() > deadline)
+            if not subscription.names:
+                return
             delay_s = max(backoff.lost(lasted_s), min_delay_s)
-            if is_first:
+            if is_start and is_first:
                 delay_s = min(delay_s, max(0.0, deadline - self._clock()))
             self._observe("disconnected", url=base, reason=reason, retry_in_s=round(delay_s, 2))
             await asyncio.sleep(delay_s)
@@ -162,13 +181,27 @@ class Connections:
         finally:
             await connection.close()
 
-    async def _wait_closed(self, connection: Connection) -> str:
-        """Wait until the connection closes, while `_take` receives; return the reason."""
+    async def _wait_closed(
+        self, connection: Connection, subscription: Subscription, names: Sequence[str]
+    ) -> str:
+        """Wait until the connection closes, while `_take` receives; return the reason.
+
+        It was opened for these streams, and follows those of the subscription.
+        """
         watchdog = asyncio.create_task(self._watch(connection))
+        follower = asyncio.create_task(self._follow(connection, subscription, names))
         try:
             return await connection.wait_closed()
         finally:
             watchdog.cancel()
+            follower.cancel()
+
+    async def _follow(
+        self, connection: Connection, subscription: Subscription, names: Sequence[str]
+    ) -> None:
+        """Change the streams of a connection with its subscription; close it without any."""
+        await subscription.follow(names, connection.send)
+        connection.abort("no streams left")
 
     def _take(self, connection: Connection, frames: list[bytes]) -> None:
         """Queue frames, up to the requested number of messages."""

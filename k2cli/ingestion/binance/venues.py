@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
+import msgspec
+
 from k2cli.ingestion.exchange import Exchange, Limits, Parser, Venue, check_base
 from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
 from k2cli.kinds import KindName
@@ -32,6 +34,10 @@ STREAMS_PER_CONNECTION: Final = 200
 # half of that.
 MAX_ATTEMPTS: Final = 150
 WINDOW_S: Final = 300.0
+# The exchange cuts a connection after more than 5 messages in a second, on COIN-M 10; pongs count.
+_MESSAGES_PER_S: Final = 2.0
+_COINM_MESSAGES_PER_S: Final = 5.0
+_NAMES_PER_MESSAGE: Final = 100  # about 2 kB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,14 @@ class BinanceVenue(Venue):
         """Build the URL of a combined stream."""
         return stream_url(base, names, has_microseconds=self.has_microseconds)
 
+    def change(self, added: Sequence[str], removed: Sequence[str]) -> Sequence[str]:
+        """Build UNSUBSCRIBE and SUBSCRIBE messages."""
+        return [
+            control_message(method, names[start : start + _NAMES_PER_MESSAGE])
+            for method, names in (("UNSUBSCRIBE", removed), ("SUBSCRIBE", added))
+            for start in range(0, len(names), _NAMES_PER_MESSAGE)
+        ]
+
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
         """Return a parser for combined and raw frames."""
         from k2cli.ingestion.binance.protocol import FrameParser  # noqa: PLC0415  imports pyarrow
@@ -65,6 +79,20 @@ class BinanceVenue(Venue):
         from k2cli.ingestion.binance.exchangeinfo import SymbolRefresh  # noqa: PLC0415  pyarrow
 
         return SymbolRefresh(venue=self, rest_url=rest_url, home=home, observe=observe).on_event
+
+    def trading_symbols(self, rest_url: str, home: Path) -> Sequence[Instrument]:
+        """Fetch the symbols with the status TRADING from `exchangeInfo`."""
+        from k2cli.ingestion.binance.exchangeinfo import trading_symbols  # noqa: PLC0415
+
+        return trading_symbols(self, rest_url=rest_url, home=home)
+
+
+def control_message(method: str, names: Sequence[str]) -> str:
+    """Build a control message; it is acknowledged with its id.
+
+    {"method":"SUBSCRIBE","params":["btcusdt@trade"],"id":1} -> {"result":null,"id":1}
+    """
+    return msgspec.json.encode({"method": method, "params": names, "id": 1}).decode()
 
 
 def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> str:
@@ -97,7 +125,12 @@ def _venue(
             Channel.TRADE.value: KindName.TRADES,
             Channel.BOOK_TICKER.value: KindName.QUOTES,
         },
-        limits=Limits(streams=STREAMS_PER_CONNECTION, attempts=MAX_ATTEMPTS, window_s=WINDOW_S),
+        limits=Limits(
+            streams=STREAMS_PER_CONNECTION,
+            attempts=MAX_ATTEMPTS,
+            window_s=WINDOW_S,
+            messages_per_s=_COINM_MESSAGES_PER_S if market is Market.COINM else _MESSAGES_PER_S,
+        ),
         shutdown_notice=b"serverShutdown",
         has_microseconds=has_microseconds,
         rest_url=rest_url,
