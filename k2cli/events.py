@@ -127,7 +127,7 @@ class Observer(Protocol):
         listed_at: str,
         retry_in_s: float,
     ) -> None:
-        """The exchange does not list what trades; k2 uses the list of this time until it retries."""
+        """The exchange does not list its symbols; k2 uses the list of this time and retries."""
 
     @overload
     @_level(Level.INFO)

@@ -205,7 +205,7 @@ def test_rejects_below_a_file_are_a_wrong_setting(
     [
         (["--symbols", "BTC USDT"], "'BTC USDT' is not a symbol"),
         (["--symbols", "FOOBAR"], "hint: write the split, for example FOO/BAR"),
-        (["--symbols", "BTCUSDT,@@"], "'@@' is not a symbol"),
+        (["--symbols", "BTCUSDT,%%"], "'%%' is not a symbol"),
         (["--symbols", " , "], "no symbol given"),
         ([], "--symbols"),
         ([*BTC, "--channels", "kline_1m"], "'kline_1m' is not one of trade, bookTicker"),
