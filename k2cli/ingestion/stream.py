@@ -15,7 +15,7 @@ from typing import Final
 from k2cli.events import Observer
 from k2cli.flow import Batch
 from k2cli.ingestion.bursts import CHUNK_FRAMES, BurstQueue
-from k2cli.ingestion.exchange import Venue
+from k2cli.ingestion.exchange import Venue, check_base
 from k2cli.ingestion.subscriptions import Subscriptions
 from k2cli.ingestion.symbols import Instrument
 from k2cli.ingestion.websocket import ConnectionOptions, Connections
@@ -178,7 +178,7 @@ def _stream_names(options: StreamOptions, instruments: Sequence[Instrument]) -> 
 
 def _subscriptions(options: StreamOptions) -> Subscriptions:
     """Distribute the streams over connections."""
-    subscriptions = Subscriptions(options.venue, options.urls)
+    subscriptions = Subscriptions(options.venue, [check_base(base) for base in options.urls])
     subscriptions.change(_stream_names(options, options.instruments))
     return subscriptions
 
