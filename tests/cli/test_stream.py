@@ -155,7 +155,7 @@ def test_symbols_come_from_a_file_or_the_settings(run: Run, home: Path, tmp_path
         assert run([*STREAM, *args], env={"K2_STREAM_SYMBOLS": "ETHUSDT"}).exit_code == 0
         assert run([*STREAM, *args, "-s", f"@{tmp_path}/pairs.txt"]).exit_code == 0
         found = [path.partition("=")[2].partition("&")[0] for path in simulator.paths]
-    assert found == ["btcusdt@trade/ethbtc@trade", "ethusdt@trade", "ethbtc@trade"]
+    assert found == ["ethbtc@trade/btcusdt@trade", "ethusdt@trade", "ethbtc@trade"]
 
 
 def test_symbols_listed_and_delisted_during_a_run(k2_env: dict[str, str]) -> None:
