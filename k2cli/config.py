@@ -116,12 +116,9 @@ class StreamSettings(_Section, frozen=True, kw_only=True):
     """What a stream reads, when it commits, and when it considers a connection dead."""
 
     symbols: Annotated[
-        Words | None,
-        Meta(
-            description="Symbols, patterns and files, as with --symbols.",
-            examples=[["BTCUSDT", "all:EUR"]],
-        ),
-    ] = None
+        Words,
+        Meta(description='Symbols, patterns and files, as with --symbols: ["BTCUSDT", "all:EUR"].'),
+    ] = Words()
     symbols_refresh: Annotated[
         Duration,
         Meta(description="Ask the exchange which symbols trade this often, at most every second."),

@@ -278,7 +278,7 @@ def _select(venue: Venue, symbols: list[str] | None, config: Settings) -> "Selec
     from k2cli.ingestion.selection import parse_selection, read_words
     from k2cli.ingestion.trading import select
 
-    words = read_words(config.stream.symbols or () if symbols is None else symbols)
+    words = read_words(config.stream.symbols if symbols is None else symbols)
     if not words:
         raise typer.BadParameter(
             "no symbol given; name some, or set stream.symbols", param_hint="--symbols"
