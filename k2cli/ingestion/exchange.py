@@ -8,6 +8,7 @@ stream.py).
 This module imports nothing heavy, because the command line lists the exchanges at startup.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,7 @@ class Limits:
     streams: int  # of a connection
     attempts: int  # to connect, within each window, for all connections of a process
     window_s: float
+    lifetime_s: float = math.inf  # of a connection, then the exchange cuts it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,13 @@ class Venue(ABC):
     def subscribe(self, names: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
         """Return the messages to send once connected; none if the URL names the streams."""
         return ()
+
+    def stream_of(self, frame: bytes) -> str:  # noqa: ARG002
+        """Return the name of the stream that a frame belongs to, without parsing it.
+
+        An empty name means that the frame does not show it.
+        """
+        return ""
 
     @abstractmethod
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:

@@ -3,12 +3,15 @@
 A connection's URL names its streams: `wss://stream.binance.com:9443/stream?streams=btcusdt@trade`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
+
+import msgspec
 
 from k2cli.ingestion.exchange import Exchange, Limits, Parser, Venue, check_base
 from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
@@ -32,6 +35,8 @@ STREAMS_PER_CONNECTION: Final = 200
 # half of that.
 MAX_ATTEMPTS: Final = 150
 WINDOW_S: Final = 300.0
+LIFETIME_S: Final = 86_400.0  # then the exchange cuts a connection
+_STREAM: Final = re.compile(rb'\{"stream":("[^"]*")')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,14 @@ class BinanceVenue(Venue):
     def stream_url(self, base: str, names: Sequence[str]) -> str:
         """Build the URL of a combined stream."""
         return stream_url(base, names, has_microseconds=self.has_microseconds)
+
+    def stream_of(self, frame: bytes) -> str:
+        """Return the stream that a combined frame names first: `{"stream":"btcusdt@trade",`."""
+        match = _STREAM.match(frame)
+        try:
+            return "" if match is None else msgspec.json.decode(match[1], type=str)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return ""
 
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
         """Return a parser for combined and raw frames."""
@@ -97,7 +110,12 @@ def _venue(
             Channel.TRADE.value: KindName.TRADES,
             Channel.BOOK_TICKER.value: KindName.QUOTES,
         },
-        limits=Limits(streams=STREAMS_PER_CONNECTION, attempts=MAX_ATTEMPTS, window_s=WINDOW_S),
+        limits=Limits(
+            streams=STREAMS_PER_CONNECTION,
+            attempts=MAX_ATTEMPTS,
+            window_s=WINDOW_S,
+            lifetime_s=LIFETIME_S,
+        ),
         shutdown_notice=b"serverShutdown",
         has_microseconds=has_microseconds,
         rest_url=rest_url,
@@ -124,7 +142,8 @@ VENUES: Final[Mapping[Market, BinanceVenue]] = {
     ),
     Market.USDM: _venue(
         Market.USDM,
-        "wss://fstream.binance.com/public",
+        "wss://fstream.binance.com/public",  # routes; not every stream is on every one
+        "wss://fstream.binance.com/market",
         rest_url="https://fapi.binance.com",
         info_path="/fapi/v1/exchangeInfo",
         has_microseconds=False,
@@ -132,6 +151,7 @@ VENUES: Final[Mapping[Market, BinanceVenue]] = {
     Market.COINM: _venue(
         Market.COINM,
         "wss://dstream.binance.com",
+        "wss://dstream.binance.com/market",
         rest_url="https://dapi.binance.com",
         info_path="/dapi/v1/exchangeInfo",
         has_microseconds=False,
