@@ -33,9 +33,9 @@ Outage = Literal[
     "kafka_unavailable",
     "registry_unavailable",
 ]
-# Why a connection ended, or could not be opened: the exchange closed it; an error of the network or
-# the protocol; an HTTP status instead of a WebSocket; no answer in time; nothing arrived; only pings
-# arrived; the server was shut down.
+# Why a connection ended or was not opened: the exchange closed it; an error of the network or the
+# protocol; an HTTP status instead of a WebSocket; no answer in time; no data, not even a ping; only
+# pings; the exchange shut the server down.
 Cause = Literal["closed", "error", "refused", "timeout", "stale", "silent", "shutdown"]
 
 

@@ -2,19 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from k2cli.events import Observer
 from k2cli.ingestion.history import HistoryRefused, HistoryUnavailable
 from k2cli.ingestion.silence import StreamWatch, Suspect
 from k2cli.ingestion.subscriber import Subscriber, Subscription
-from k2cli.ingestion.symbols import Instrument
 from k2cli.ingestion.websocket import Connections
 
-# Returns whether the exchange has trades of an instrument at or after a UTC time in microseconds.
-# Raises HistoryRefused or HistoryUnavailable.
-HasNewer = Callable[[Instrument, int], Awaitable[bool]]
+# Returns whether the exchange has trades of a stream's instrument at or after a UTC time in
+# microseconds. Raises HistoryRefused or HistoryUnavailable.
+HasNewer = Callable[[str, int], Awaitable[bool]]
 
 _MAX_UNCHECKED: Final = 3  # actions for one silence, if nothing confirms it
 _CHECK_S: Final = 1.0
@@ -34,18 +33,13 @@ class SilenceGuard:
         *,
         watch: StreamWatch,
         connections: Connections,
-        instruments: Mapping[str, Instrument],
         subscribe: Callable[[Sequence[str], Sequence[str]], Subscription],
         has_newer: HasNewer | None,
         observe: Observer,
     ) -> None:
-        """Prepare; `instruments` are those of the streams, by name.
-
-        `subscribe` builds a subscription for some streams from servers in failover order.
-        """
+        """Prepare; `subscribe` builds a subscription for streams from servers in failover order."""
         self._watch = watch
         self._connections = connections
-        self._instruments = instruments
         self._subscribe = subscribe
         self._has_newer = has_newer
         self._observe = observe
@@ -95,7 +89,7 @@ class SilenceGuard:
         if self._has_newer is None:
             return None
         since_us = time.time_ns() // 1000 - int(suspect.silent_s / 2 * 1_000_000)
-        return await self._has_newer(self._instruments[suspect.name], since_us)
+        return await self._has_newer(suspect.name, since_us)
 
     def _replace(self, suspects: Sequence[Suspect]) -> None:
         """Replace the connections of streams that spoke before."""

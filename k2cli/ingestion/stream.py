@@ -6,7 +6,7 @@ One thread runs the connections, which queue what they receive. The thread that 
 
 import datetime
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +44,9 @@ class StreamOptions:
     overlap_s: float = OVERLAP_S  # of a connection and the one that replaces it, at most
     rollover_at: datetime.time | None = None  # replace connections daily, UTC
     stream_silent_after_s: float = LEAST_S  # when a stream may be suspicious
-    # Whether the exchange has newer trades than a silent stream; awaited in the connections' event
-    # loop. None: only the time counts.
-    has_newer: HasNewer | None = None
+    # Whether the exchange has trades at or after a UTC time in microseconds, to check silent
+    # streams; awaited in the connections' event loop. None: only the time counts.
+    has_newer: Callable[[Instrument, int], Awaitable[bool]] | None = None
 
 
 class ExchangeStream:
@@ -66,7 +66,6 @@ class ExchangeStream:
     ) -> None:
         self._options = options
         self._observe = observe
-        self._clock = clock
         self._parser = options.venue.open_parser(options.instruments, options.home)
         self._watch = StreamWatch(
             _streams(options),
@@ -77,18 +76,16 @@ class ExchangeStream:
         self.queue: Final = BurstQueue()
         self.connections: Final = Connections(
             subscriptions=_subscriptions(options),
-            options=_connection_options(options),
+            options=_connection_options(options, clock),
             queue=self.queue,
             watch=self._watch,
             observe=observe,
-            clock=clock,
         )
         self._guard = SilenceGuard(
             watch=self._watch,
             connections=self.connections,
-            instruments=_instruments(options),
             subscribe=lambda names, bases: _subscription(options.venue, names, bases),
-            has_newer=options.has_newer,
+            has_newer=_by_stream(options),
             observe=observe,
         )
 
@@ -167,6 +164,14 @@ def _instruments(options: StreamOptions) -> dict[str, Instrument]:
     }
 
 
+def _by_stream(options: StreamOptions) -> HasNewer | None:
+    """Return the check of silent streams by their names."""
+    instruments, has_newer = _instruments(options), options.has_newer
+    if has_newer is None:
+        return None
+    return lambda name, since_us: has_newer(instruments[name], since_us)
+
+
 def _subscriptions(options: StreamOptions) -> list[Subscription]:
     """Distribute the streams over connections."""
     names = list(_instruments(options))
@@ -185,7 +190,7 @@ def _subscription(venue: Venue, names: Sequence[str], bases: Sequence[str]) -> S
     )
 
 
-def _connection_options(options: StreamOptions) -> ConnectionOptions:
+def _connection_options(options: StreamOptions, clock: Callable[[], float]) -> ConnectionOptions:
     venue = options.venue
     return ConnectionOptions(
         bases=options.urls,
@@ -200,4 +205,5 @@ def _connection_options(options: StreamOptions) -> ConnectionOptions:
         overlap_s=options.overlap_s,
         rollover_at=options.rollover_at,
         max_messages=options.max_messages,
+        clock=clock,
     )

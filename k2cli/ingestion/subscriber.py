@@ -53,6 +53,7 @@ class ConnectionOptions:
     overlap_s: float  # of two connections, at most
     rollover_at: time | None  # every day, UTC
     max_messages: int | None
+    clock: Callable[[], float]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +67,6 @@ class Shared:
     watch: StreamWatch
     proxies: Mapping[str, str | None]  # by base
     observe: Observer
-    clock: Callable[[], float]
     was_connected: bool = False  # to any server, since the start
 
 
@@ -104,7 +104,7 @@ class Subscriber:
         self._shared = shared
         self._options = shared.options
         self._observe = shared.observe
-        self._clock = shared.clock
+        self._clock = shared.options.clock
         self._is_extra = is_extra
         self._bases = list(subscription.urls)
         self._backoff = Backoff(len(self._bases))
@@ -323,7 +323,7 @@ class Subscriber:
         return None
 
     async def _watch(self, link: Link) -> None:
-        """Record a connection's health; abort one without data, or with only pings after there was market data."""
+        """Record a connection's health; abort one without data, or with only pings after data."""
         options, connection = self._options, link.connection
         tick_s = min(options.stale_after_s / 10, options.silent_after_s / 10, _MAX_TICK_S)
         praised_s = link.opened_s

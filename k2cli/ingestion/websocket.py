@@ -6,7 +6,6 @@ network. Nothing here is specific to an exchange.
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
@@ -38,17 +37,17 @@ class Connections:
         queue: BurstQueue,
         watch: StreamWatch,
         observe: Observer,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shared = Shared(
             options=options,
-            servers=Servers(options.bases, observe=observe, clock=clock),
-            budget=AttemptBudget(attempts=options.attempts, window_s=options.window_s, clock=clock),
+            servers=Servers(options.bases, observe=observe, clock=options.clock),
+            budget=AttemptBudget(
+                attempts=options.attempts, window_s=options.window_s, clock=options.clock
+            ),
             intake=Intake(queue, max_messages=options.max_messages, on_full=self.stop),
             watch=watch,
             proxies={base: proxy_for(base) for base in options.bases},
             observe=observe,
-            clock=clock,
         )
         self._subscribers = {Subscriber(each, self._shared): None for each in subscriptions}
         self._tasks: dict[Subscriber, asyncio.Task[None]] = {}
