@@ -36,7 +36,7 @@ STREAMS_PER_CONNECTION: Final = 200
 MAX_ATTEMPTS: Final = 150
 WINDOW_S: Final = 300.0
 LIFETIME_S: Final = 86_400.0  # then the exchange cuts a connection
-_STREAM: Final = re.compile(rb'\{"stream":("[^"]*")')
+_STREAM: Final = re.compile(rb'\s*\{\s*"stream"\s*:\s*("[^"]*")')
 
 
 @dataclass(frozen=True, kw_only=True)
