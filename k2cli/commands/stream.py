@@ -274,6 +274,8 @@ def _run(
         monitor = open_monitor(stack, log, stream_title=title, metrics=metrics_address)
         remember_series(config, ((venue.exchange, i.symbol) for i in options.stream.instruments))
         feed = stack.enter_context(open_feed(options, config, monitor.observe))
+        if monitor.live:
+            monitor.live.watch_servers(lambda: feed.stream.connections.servers)
         stack.enter_context(stopped_by_signals(feed.pump.stop))
         try:
             freeze_loaded_objects()

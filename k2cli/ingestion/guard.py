@@ -104,7 +104,7 @@ class SilenceGuard:
         for suspect in suspects:
             first, *others = self._connections.of_stream(suspect.name)
             by_place.setdefault(_next_servers([first, *others][-1]), []).append(suspect)
-            useless.update(each for each in others if not self._has_spoken(each))
+            useless.update(each for each in others if each.base and not self._has_spoken(each))
         for subscriber in useless:
             self._connections.remove(subscriber)
         for bases, some in by_place.items():

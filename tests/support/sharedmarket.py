@@ -2,13 +2,15 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.server import ServerConnection, broadcast
 from websockets.exceptions import ConnectionClosed
 
 from support.streamreading import trade_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 NOTICE = '{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1723161348056}}'
 
