@@ -43,6 +43,7 @@ class SilenceGuard:
         self._subscribe = subscribe
         self._has_newer = has_newer
         self._observe = observe
+        self._refusals: dict[str, str] = {}  # the exchange's reasons, by stream
 
     async def run(self) -> None:
         """Check the streams every second, until cancelled."""
@@ -52,17 +53,21 @@ class SilenceGuard:
 
     async def check(self) -> None:
         """Check the suspicious streams once, and act."""
-        silent: list[Suspect] = []
+        never: list[Suspect] = []
+        replaced: set[Subscriber] = set()
         for suspect in self._watch.suspects():
-            if await self._is_really_silent(suspect):
+            *_, owner = self._connections.of_stream(suspect.name)
+            if suspect.has_spoken and owner in replaced:
+                self._watch.wait(suspect)  # its connection is being replaced: no need to ask
+            elif await self._is_really_silent(suspect):
                 self._watch.act(suspect)
-                silent.append(suspect)
-        never = [suspect for suspect in silent if not suspect.has_spoken]
-        before = [suspect for suspect in silent if suspect.has_spoken]
-        if before:
-            self._replace(before)
-        if never:
-            self._try_elsewhere(never)
+                if suspect.has_spoken:
+                    replaced.add(owner)
+                    owner.replace("silence")
+                    self._report([suspect], "a new connection takes over")
+                else:
+                    never.append(suspect)
+        self._try_elsewhere(never)
 
     async def _is_really_silent(self, suspect: Suspect) -> bool:
         """Return whether to act: the exchange has newer data, or cannot say."""
@@ -71,8 +76,9 @@ class SilenceGuard:
         except HistoryUnavailable:  # for now
             self._watch.wait(suspect)
             return False
-        except HistoryRefused:
+        except HistoryRefused as exc:
             is_silent = None
+            self._refusals[suspect.name] = str(exc)
         if not self._watch.is_silent(suspect):  # it spoke in the meantime
             return False
         if is_silent is None:
@@ -90,12 +96,6 @@ class SilenceGuard:
             return None
         since_us = time.time_ns() // 1000 - int(suspect.silent_s / 2 * 1_000_000)
         return await self._has_newer(suspect.name, since_us)
-
-    def _replace(self, suspects: Sequence[Suspect]) -> None:
-        """Replace the connections of streams that spoke before."""
-        for suspect in suspects:
-            self._connections.of_stream(suspect.name)[-1].replace("silence")
-        self._report(suspects, "a new connection takes over")
 
     def _try_elsewhere(self, suspects: Sequence[Suspect]) -> None:
         """Open another connection for streams that never spoke, to the next server or route."""
@@ -117,12 +117,13 @@ class SilenceGuard:
 
     def _report(self, suspects: Sequence[Suspect], action: str) -> None:
         names = [suspect.name for suspect in suspects]
+        refusals = {self._refusals[name] for name in names if name in self._refusals}
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         self._observe(
             "silent_stream",
             stream=",".join(names[:_LISTED]) + more,
             silent_s=round(min(suspect.silent_s for suspect in suspects), 1),
-            action=action,
+            action="; ".join([action, *sorted(refusals)[:_LISTED]]),
         )
 
 

@@ -326,7 +326,7 @@ class Subscriber:
         """Record a connection's health; abort one without data, or with only pings after data."""
         options, connection = self._options, link.connection
         tick_s = min(options.stale_after_s / 10, options.silent_after_s / 10, _MAX_TICK_S)
-        praised_s = link.opened_s
+        counted_s = link.opened_s
         while True:
             await asyncio.sleep(tick_s)
             now, since_s = self._clock(), connection.last_message_s
@@ -342,8 +342,8 @@ class Subscriber:
             if silent_s > options.silent_after_s:
                 self._observe("silent", silent_s=round(silent_s, 1))
                 return connection.abort("silent", "pings but no market data")
-            if now - praised_s >= STABLE_S and since_s is not None and since_s > praised_s:
-                praised_s = now
+            if now - counted_s >= STABLE_S and since_s is not None and since_s > counted_s:
+                counted_s = now
                 self._shared.servers.succeed(link.base)
 
     # --- rollover
@@ -358,7 +358,8 @@ class Subscriber:
         avoid = link.base if reason in ("shutdown", "silence") else None
         while True:
             base = self._choose(avoid=avoid)
-            await self._wait_for_budget()
+            while (wait_s := self._shared.budget.take()) > 0:
+                await self._delay_rollover(base, "too many attempts to connect", wait_s)
             try:
                 successor = await self._open(base)
             except OSError as exc:
@@ -366,14 +367,15 @@ class Subscriber:
             else:
                 if await self._overlap(link, successor):
                     return
-                failure, retry_after_s = await self._dismiss(), 0.0
+                failure, retry_after_s = await self._dismiss(link), 0.0
             self._shared.servers.fail(base)
             delay_s = max(failures.lost(0.0), retry_after_s)
-            self._observe(
-                "rollover_delayed", url=base, reason=failure, retry_in_s=round(delay_s, 2)
-            )
             avoid = base
-            await asyncio.sleep(delay_s)
+            await self._delay_rollover(base, failure, delay_s)
+
+    async def _delay_rollover(self, base: str, reason: str, delay_s: float) -> None:
+        self._observe("rollover_delayed", url=base, reason=reason, retry_in_s=round(delay_s, 2))
+        await asyncio.sleep(delay_s)
 
     async def _rollover_reason(self, link: Link) -> RolloverReason:
         """Wait until a link has to be replaced, and return why."""
@@ -435,11 +437,12 @@ class Subscriber:
         for received_us, frames in delayed.take(all_of_them=all_of_them):
             self._shared.intake.put(frames, received_us)
 
-    async def _dismiss(self) -> str:
-        """Close a successor that does not deliver what it should; return why."""
+    async def _dismiss(self, link: Link) -> str:
+        """Close the successor of a link: it does not deliver what it should; return why."""
         assert self._successor is not None
         (successor, _, delayed), self._successor = self._successor, None
         self._queue_delayed(delayed, all_of_them=True)
+        self._use(link)
         reason = "it lacks streams that the current connection delivers"
         if successor.connection.is_closed:
             reason = (await successor.connection.wait_closed()).reason

@@ -285,7 +285,8 @@ def test_misspelt_symbol_is_named_and_tried_elsewhere_a_few_times() -> None:
         )
         wait_for(lambda: all(each.close_code is not None for each in market.connections))
     assert {*read.values("silent_stream", "stream")} == {"ethusdttusdt@trade"}
-    assert {*read.values("silent_stream", "action")} == {f"another connection to {url}"}
+    action = f"another connection to {url}; Invalid symbol."
+    assert {*read.values("silent_stream", "action")} == {action}
     assert count(read, "rollover") == 0
     assert read.sessions == [0]
     check_nothing_is_missing(read, "BTCUSDT")

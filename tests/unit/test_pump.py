@@ -335,7 +335,10 @@ def test_frames_of_two_connections_are_duplicates_not_conflicts(
     lake: Lake, rejects: RejectLog, target: str, flush_rows: int
 ) -> None:
     """As during a rollover: spot quotes have no time, so both have their own receive times."""
-    quote = b'{"stream":"btcusdt@bookTicker","data":{"u":%d,"s":"BTCUSDT","b":"1","B":"2","a":"3","A":"4"}}'
+    quote = (
+        b'{"stream":"btcusdt@bookTicker","data":{"u":%d,"s":"BTCUSDT",'
+        b'"b":"1","B":"2","a":"3","A":"4"}}'
+    )
     trade = (
         b'{"stream":"btcusdt@trade","data":{"e":"trade","E":17231613480%02d,"s":"BTCUSDT","t":%d,'
         b'"p":"1.5","q":"2","T":1723161348055,"m":true,"M":true}}'
