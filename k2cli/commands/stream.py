@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,7 @@ from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.config import BOOTSTRAP, Settings
 from k2cli.ingestion.exchange import Exchange, Venue
 from k2cli.ingestion.exchanges import EXCHANGES
+from k2cli.ingestion.rollover import parse_daily
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 from k2cli.redaction import remember_secrets
 from k2cli.symbols import split_commas
@@ -113,6 +115,27 @@ class RunOptions(OptionGroup):
         ),
     ] = None
 
+    rollover_at: Annotated[
+        time | None,
+        typer.Option(
+            "--rollover-at",
+            help="Replace every connection daily at this time of UTC, such as 03:00Z, or within "
+            "two minutes after it.",
+            show_default="before the exchange cuts it",
+            parser=parse_daily,
+            metavar="HH:MMZ",
+        ),
+    ] = None
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            "--overlap",
+            help="How long a connection and the one that replaces it both run at most.",
+            show_default="30s",
+            **DURATION,
+        ),
+    ] = None
+
     def policy(
         self, config: Settings, max_rejects: int | None, max_reject_bytes: int | None
     ) -> "PumpPolicy":
@@ -136,7 +159,7 @@ class RunOptions(OptionGroup):
         channels: list[str],
     ) -> "StreamOptions":
         """Build the options of the stream."""
-        from k2cli.ingestion.stream import StreamOptions
+        from k2cli.ingestion.stream import OVERLAP_S, StreamOptions
 
         return StreamOptions(
             venue=venue,
@@ -148,6 +171,8 @@ class RunOptions(OptionGroup):
             stale_after_s=self.stale_after or config.stream.stale_after,
             silent_after_s=self.silent_after,
             max_messages=self.max_messages,
+            overlap_s=OVERLAP_S if self.overlap is None else self.overlap,
+            rollover_at=self.rollover_at,
         )
 
 
@@ -257,6 +282,8 @@ def _run(
         monitor = open_monitor(stack, log, stream_title=title, metrics=metrics_address)
         remember_series(config, ((venue.exchange, i.symbol) for i in options.stream.instruments))
         feed = stack.enter_context(open_feed(options, config, monitor.observe))
+        if monitor.live:
+            monitor.live.watch_servers(lambda: feed.stream.connections.servers)
         stack.enter_context(stopped_by_signals(feed.pump.stop))
         try:
             freeze_loaded_objects()

@@ -8,6 +8,7 @@ stream.py).
 This module imports nothing heavy, because the command line lists the exchanges at startup.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,7 @@ class Limits:
     window_s: float
     url_bytes: int = 7000  # of the names of a connection's streams, encoded for a URL
     messages_per_s: float = 2.0  # that a client sends on a connection
+    lifetime_s: float = math.inf  # of a connection, then the exchange cuts it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,13 @@ class Venue(ABC):
     def subscribe(self, names: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
         """Return the messages to send once connected; none if the URL names the streams."""
         return ()
+
+    def stream_of(self, frame: bytes) -> str:  # noqa: ARG002
+        """Return the name of the stream that a frame belongs to, without parsing it.
+
+        An empty name means that the frame does not show it.
+        """
+        return ""
 
     @abstractmethod
     def change(self, added: Sequence[str], removed: Sequence[str]) -> Sequence[str]:

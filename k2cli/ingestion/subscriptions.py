@@ -6,7 +6,7 @@ limit. Everything here belongs to the event loop of the connections.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 from urllib.parse import quote
 
@@ -49,7 +49,7 @@ class Subscription:
 
     def __init__(self, venue: StreamVenue, bases: Sequence[str], names: Iterable[str]) -> None:
         self._venue = venue
-        self._bases = bases
+        self.bases = bases  # of its servers, in failover order
         self._names = dict.fromkeys(names)
         self._size_bytes = sum(map(_size_bytes, self._names))
         self._changed = asyncio.Event()
@@ -65,9 +65,9 @@ class Subscription:
         return len(self._names)
 
     @property
-    def urls(self) -> Sequence[str]:
-        """The URL on each server."""
-        return [self._venue.stream_url(base, self.names) for base in self._bases]
+    def urls(self) -> Mapping[str, str]:
+        """The URL on each server, by base, in failover order."""
+        return {base: self._venue.stream_url(base, self.names) for base in self.bases}
 
     @property
     def messages(self) -> Sequence[str]:

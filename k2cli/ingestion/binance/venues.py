@@ -3,6 +3,7 @@
 A connection's URL names its streams: `wss://stream.binance.com:9443/stream?streams=btcusdt@trade`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,6 +39,8 @@ WINDOW_S: Final = 300.0
 _MESSAGES_PER_S: Final = 2.0
 _COINM_MESSAGES_PER_S: Final = 5.0
 _NAMES_PER_MESSAGE: Final = 100  # about 2 kB
+LIFETIME_S: Final = 86_400.0  # then the exchange cuts a connection
+_STREAM: Final = re.compile(rb'\s*\{\s*"stream"\s*:\s*("[^"]*")')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,14 @@ class BinanceVenue(Venue):
             for method, names in (("UNSUBSCRIBE", removed), ("SUBSCRIBE", added))
             for start in range(0, len(names), _NAMES_PER_MESSAGE)
         ]
+
+    def stream_of(self, frame: bytes) -> str:
+        """Return the stream that a combined frame names first: `{"stream":"btcusdt@trade",`."""
+        match = _STREAM.match(frame)
+        try:
+            return "" if match is None else msgspec.json.decode(match[1], type=str)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return ""
 
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
         """Return a parser for combined and raw frames."""
@@ -130,6 +141,7 @@ def _venue(
             attempts=MAX_ATTEMPTS,
             window_s=WINDOW_S,
             messages_per_s=_COINM_MESSAGES_PER_S if market is Market.COINM else _MESSAGES_PER_S,
+            lifetime_s=LIFETIME_S,
         ),
         shutdown_notice=b"serverShutdown",
         has_microseconds=has_microseconds,
@@ -157,7 +169,8 @@ VENUES: Final[Mapping[Market, BinanceVenue]] = {
     ),
     Market.USDM: _venue(
         Market.USDM,
-        "wss://fstream.binance.com/public",
+        "wss://fstream.binance.com/public",  # routes; not every stream is on every one
+        "wss://fstream.binance.com/market",
         rest_url="https://fapi.binance.com",
         info_path="/fapi/v1/exchangeInfo",
         has_microseconds=False,
@@ -165,6 +178,7 @@ VENUES: Final[Mapping[Market, BinanceVenue]] = {
     Market.COINM: _venue(
         Market.COINM,
         "wss://dstream.binance.com",
+        "wss://dstream.binance.com/market",
         rest_url="https://dapi.binance.com",
         info_path="/dapi/v1/exchangeInfo",
         has_microseconds=False,
