@@ -144,19 +144,15 @@ def test_stdin_has_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert selected("@-") == ["BTCUSDT", "ETHBTC"]
 
 
-def directory(path: Path) -> None:
-    path.mkdir()
-
-
-def content(data: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(data) and None
+def content(data: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(data)
 
 
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
         (lambda _: None, NotFound, "symbols.txt does not exist"),
-        (directory, UsageError, "symbols.txt is a directory"),
+        (Path.mkdir, UsageError, "symbols.txt is a directory"),
         (content(b""), BadData, "symbols.txt lists no symbols"),
         (content(b"\xef\xbb\xbf\r\n # nothing\r\n"), BadData, "symbols.txt lists no symbols"),
         (content(b"BTCUSDT\n\xff\xfeB"), BadData, "is not UTF-8: .* at byte 8"),
@@ -175,7 +171,7 @@ def content(data: bytes) -> Callable[[Path], None]:
 def test_bad_file_is_an_error_that_names_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    make: Callable[[Path], None],
+    make: Callable[[Path], object],
     error: type[K2Error],
     words: str,
 ) -> None:

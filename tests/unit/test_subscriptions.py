@@ -99,13 +99,19 @@ FAST = replace(SPOT, limits=replace(SPOT.limits, messages_per_s=20.0))
 
 def test_open_connection_follows_by_messages() -> None:
     subscription = Subscription(FAST, BASES, ["a@trade", "b@trade"])
+
+    def swap(added: str, removed: str) -> None:
+        subscription.add(added)
+        subscription.remove([removed])
+
     sent, _ = following(
         subscription,
         lambda: subscription.add("币@trade"),
         lambda: subscription.remove(["a@trade", "other@trade"]),
-        lambda: (subscription.add("c@trade"), subscription.remove(["b@trade"])),
-        lambda: (subscription.add("d@trade"), subscription.remove(["d@trade"])),
-        lambda: subscription.remove(["币@trade", "c@trade"]),  # closes it, without a message
+        lambda: swap("c@trade", "b@trade"),
+        lambda: swap("d@trade", "d@trade"),
+        lambda: subscription.remove(["币@trade", "c@trade"]),  # ends it, without a message
+        pause_s=0.2,
     )
     assert [(each["method"], each["params"]) for each in sent] == [
         ("SUBSCRIBE", ["币@trade"]),
