@@ -94,6 +94,12 @@ class Secret(str):
         return repr(HIDDEN)
 
 
+class Words(tuple[str, ...]):
+    """Texts, written in settings as a list, or as one text with commas."""
+
+    __slots__ = ()
+
+
 PositiveInt = Annotated[int, Meta(ge=1)]
 
 
@@ -116,7 +122,16 @@ class TableSettings(_Section, frozen=True, kw_only=True):
 
 
 class StreamSettings(_Section, frozen=True, kw_only=True):
-    """When a stream commits, and when it considers a connection dead."""
+    """What a stream reads, when it commits, and when it considers a connection dead."""
+
+    symbols: Annotated[
+        Words,
+        Meta(description='Symbols, patterns and files, as with --symbols: ["BTCUSDT", "all:EUR"].'),
+    ] = Words()
+    symbols_refresh: Annotated[
+        Duration,
+        Meta(description="Ask the exchange which symbols trade this often, at most every second."),
+    ] = Duration(3600)
 
     flush_rows: Annotated[PositiveInt, Meta(description="Commit after this many rows.")] = 100_000
     flush_interval: Annotated[
@@ -474,6 +489,11 @@ def _decode_hook(kind: type, value: Any) -> Any:
         if not isinstance(value, str):
             raise ValueError("expected a text in quotes")
         return Secret(value)
+    if kind is Words:
+        words = value.split(",") if isinstance(value, str) else value
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{value!r} is not a list of texts")
+        return Words(filter(None, map(str.strip, words)))
     raise NotImplementedError(kind)
 
 

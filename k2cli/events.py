@@ -33,6 +33,10 @@ Outage = Literal[
     "kafka_unavailable",
     "registry_unavailable",
 ]
+# Why a connection ended or was not opened: the exchange closed it; an error of the network or the
+# protocol; an HTTP status instead of a WebSocket; no answer in time; no data, not even a ping; only
+# pings; the exchange shut the server down.
+Cause = Literal["closed", "error", "refused", "timeout", "stale", "silent", "shutdown"]
 
 
 def _level(level: Level) -> Callable[[_Overload], _Overload]:
@@ -54,9 +58,16 @@ class Observer(Protocol):
     @overload
     @_level(Level.WARNING)
     def __call__(
-        self, event: Literal["disconnected"], /, *, url: str, reason: str, retry_in_s: float
+        self,
+        event: Literal["disconnected"],
+        /,
+        *,
+        url: str,
+        cause: Cause,
+        reason: str,
+        retry_in_s: float,
     ) -> None:
-        """A connection was lost; it is reopened after this time."""
+        """A connection was lost or could not be opened; the next attempt is after this time."""
 
     @overload
     @_level(Level.WARNING)
@@ -78,7 +89,7 @@ class Observer(Protocol):
     def __call__(
         self, event: Literal["silent_stream"], /, *, stream: str, silent_s: float, action: str
     ) -> None:
-        """One stream of a live connection is silent; the action is what k2 does about it."""
+        """Streams of a live connection are silent; the action is what k2 does about them."""
 
     @overload
     @_level(Level.INFO)
@@ -97,9 +108,16 @@ class Observer(Protocol):
     @overload
     @_level(Level.WARNING)
     def __call__(
+        self, event: Literal["rollover_delayed"], /, *, url: str, reason: str, retry_in_s: float
+    ) -> None:
+        """The connection that should take over does not work; the current one stays open."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
         self, event: Literal["breaker_opened"], /, *, url: str, failures: int, retry_in_s: float
     ) -> None:
-        """A server failed repeatedly; it is tried again after this time, others before."""
+        """A server failed repeatedly; for this time k2 prefers the others."""
 
     @overload
     @_level(Level.INFO)
@@ -115,6 +133,19 @@ class Observer(Protocol):
     @_level(Level.WARNING)
     def __call__(self, event: Literal["delisted"], /, *, symbols: str, count: int) -> None:
         """Symbols are traded no longer; their streams end."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self,
+        event: Literal["listing_unavailable"],
+        /,
+        *,
+        reason: str,
+        listed_at: str,
+        retry_in_s: float,
+    ) -> None:
+        """The exchange does not list its symbols; k2 uses the list of this time and retries."""
 
     @overload
     @_level(Level.INFO)

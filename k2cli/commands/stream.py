@@ -5,8 +5,10 @@ Every exchange has a command, with its markets and channels.
 
 import inspect
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +35,7 @@ from k2cli.commands.terminal.signals import stopped_by_signals
 from k2cli.config import BOOTSTRAP, Settings
 from k2cli.ingestion.exchange import Exchange, Venue
 from k2cli.ingestion.exchanges import EXCHANGES
+from k2cli.ingestion.rollover import parse_daily
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
 from k2cli.redaction import remember_secrets
 from k2cli.symbols import split_commas
@@ -40,6 +43,7 @@ from k2cli.symbols import split_commas
 if TYPE_CHECKING:
     from k2cli.ingestion.stream import StreamOptions
     from k2cli.ingestion.symbols import Instrument
+    from k2cli.ingestion.trading import Selected
     from k2cli.pipelines.feed import FeedOptions
     from k2cli.pipelines.stream import PumpPolicy
 
@@ -111,6 +115,27 @@ class RunOptions(OptionGroup):
         ),
     ] = None
 
+    rollover_at: Annotated[
+        time | None,
+        typer.Option(
+            "--rollover-at",
+            help="Replace every connection daily at this time of UTC, such as 03:00Z, or within "
+            "two minutes after it.",
+            show_default="before the exchange cuts it",
+            parser=parse_daily,
+            metavar="HH:MMZ",
+        ),
+    ] = None
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            "--overlap",
+            help="How long a connection and the one that replaces it both run at most.",
+            show_default="30s",
+            **DURATION,
+        ),
+    ] = None
+
     def policy(
         self, config: Settings, max_rejects: int | None, max_reject_bytes: int | None
     ) -> "PumpPolicy":
@@ -127,10 +152,14 @@ class RunOptions(OptionGroup):
         )
 
     def stream_options(
-        self, config: Settings, venue: Venue, instruments: "list[Instrument]", channels: list[str]
+        self,
+        config: Settings,
+        venue: Venue,
+        instruments: "Sequence[Instrument]",
+        channels: list[str],
     ) -> "StreamOptions":
         """Build the options of the stream."""
-        from k2cli.ingestion.stream import StreamOptions
+        from k2cli.ingestion.stream import OVERLAP_S, StreamOptions
 
         return StreamOptions(
             venue=venue,
@@ -142,6 +171,8 @@ class RunOptions(OptionGroup):
             stale_after_s=self.stale_after or config.stream.stale_after,
             silent_after_s=self.silent_after,
             max_messages=self.max_messages,
+            overlap_s=OVERLAP_S if self.overlap is None else self.overlap,
+            rollover_at=self.rollover_at,
         )
 
 
@@ -149,14 +180,15 @@ def stream_exchange(
     exchange: Exchange,
     *,
     symbols: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--symbols",
             "-s",
-            help="Symbols to stream, comma-separated or repeated: BTCUSDT or BTC/USDT.",
-            show_default=False,
+            help="Symbols to stream, comma-separated or repeated: BTCUSDT or BTC/USDT, patterns "
+            "such as 'BTC*', all:USDT for a quote asset, all, or @FILE to read them (@- is stdin).",
+            show_default="stream.symbols",
         ),
-    ],
+    ] = None,
     channels: list[str],
     market: str,
     url: Annotated[
@@ -211,15 +243,16 @@ def stream_exchange(
         remember_secrets({"url": each})
     config, venue = settings(home), exchange.venues[market].at(url or (), rest_url or ())
     target = to or _usual_destination(config, servers)
-    instruments = _instruments(venue, symbols, config)
     chosen = _channels(venue, channels, topic)
+    selected = _select(venue, symbols, config)
     return_freed_memory()
     from k2cli.pipelines.feed import FeedOptions
 
     options = FeedOptions(
-        stream=run.stream_options(config, venue, instruments, chosen),
+        stream=run.stream_options(config, venue, selected.instruments, chosen),
         policy=run.policy(config, max_rejects, max_reject_bytes),
         rejects=rejects or config.home / "rejects" / f"stream-{exchange.name}.ndjson",
+        selected=selected,
         produce=servers.produce_options(config, topic, is_registering=auto_register)
         if target is _KAFKA
         else None,
@@ -249,6 +282,8 @@ def _run(
         monitor = open_monitor(stack, log, stream_title=title, metrics=metrics_address)
         remember_series(config, ((venue.exchange, i.symbol) for i in options.stream.instruments))
         feed = stack.enter_context(open_feed(options, config, monitor.observe))
+        if monitor.live:
+            monitor.live.watch_servers(lambda: feed.stream.connections.servers)
         stack.enter_context(stopped_by_signals(feed.pump.stop))
         try:
             freeze_loaded_objects()
@@ -265,11 +300,18 @@ def _usual_destination(config: Settings, servers: ServerOptions) -> Destination:
     return _KAFKA if is_clustered else Destination.TABLE
 
 
-def _instruments(venue: Venue, symbols: list[str], config: Settings) -> "list[Instrument]":
-    instruments = [venue.parse_symbol(symbol, config.home) for symbol in split_commas(symbols)]
-    if not instruments:
-        raise typer.BadParameter("no symbol given", param_hint="--symbols")
-    return instruments
+def _select(venue: Venue, symbols: list[str] | None, config: Settings) -> "Selected":
+    """Resolve the symbols of the option, or of the settings."""
+    from k2cli.ingestion.selection import parse_selection, read_words
+    from k2cli.ingestion.trading import select
+
+    words = read_words(config.stream.symbols if symbols is None else symbols)
+    if not words:
+        raise typer.BadParameter(
+            "no symbol given; name some, or set stream.symbols", param_hint="--symbols"
+        )
+    selection = parse_selection(words, lambda text: venue.parse_symbol(text, config.home))
+    return select(selection, venue, config.home)
 
 
 def _channels(venue: Venue, names: list[str], topic: str | None) -> list[str]:

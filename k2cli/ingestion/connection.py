@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from picows import (
@@ -28,6 +28,7 @@ from picows import (
 )
 from python_socks import ProxyError
 
+from k2cli.events import Cause
 from k2cli.ingestion.proxies import socks_connector
 
 READ_BYTES: Final = 32 * 1024
@@ -45,6 +46,13 @@ _COMPRESSED: Final = "the exchange sent compressed frames that were not asked fo
 
 _LOGGER: Final = logging.getLogger(f"{__name__}.picows")
 _LOGGER.setLevel(logging.CRITICAL + 1)  # it logs errors that it also raises
+
+
+class Ending(NamedTuple):
+    """Why a connection ended."""
+
+    cause: Cause
+    reason: str  # for people
 
 
 class Refused(ConnectionError):
@@ -93,7 +101,7 @@ class Connection(WSListener):
         self._transport: WSTransport | None = None
         self._messages: list[bytes] = []  # of the current read
         self._fragments: bytearray | None = None  # of an incomplete message
-        self._reason = ""
+        self._ending: Ending | None = None
 
     async def open(self, url: str, *, proxy: str | None, timeout_s: float) -> None:
         """Connect; follow redirects only within the server.
@@ -157,13 +165,17 @@ class Connection(WSListener):
         """Send a text message."""
         self._opened.send(WSMsgType.TEXT, message)
 
-    async def wait_closed(self) -> str:
-        """Wait until the connection is closed, and return the reason."""
+    async def wait_closed(self) -> Ending:
+        """Wait until the connection is closed, and return why."""
         try:
             await self._opened.wait_disconnected()
         except WSError as exc:
-            self._reason = self._reason or str(exc)
-        return self._reason or "the connection was closed"
+            self._end("error", str(exc))
+        return self._ending or Ending("closed", "the connection was closed")
+
+    def _end(self, cause: Cause, reason: str) -> None:
+        """Note why it ends; the first reason counts."""
+        self._ending = self._ending or Ending(cause, reason)
 
     async def close(self) -> None:
         """Close it quickly, even if the exchange does not respond."""
@@ -178,9 +190,9 @@ class Connection(WSListener):
         finally:
             transport.disconnect(graceful=False)
 
-    def abort(self, reason: str) -> None:
+    def abort(self, cause: Cause, reason: str) -> None:
         """Close it at once, for this reason."""
-        self._reason = self._reason or reason
+        self._end(cause, reason)
         self._opened.disconnect(graceful=False)
 
     def pause(self) -> None:
@@ -194,6 +206,11 @@ class Connection(WSListener):
         self.last_data_s = self.last_message_s = self._clock()
         if not self._opened.is_disconnected:
             self._opened.underlying_transport.resume_reading()
+
+    @property
+    def is_closed(self) -> bool:
+        """Return whether the connection is closed, once it was open."""
+        return self._opened.is_disconnected
 
     @property
     def _opened(self) -> WSTransport:
@@ -226,7 +243,7 @@ class Connection(WSListener):
         elif kind is WSMsgType.PING:
             transport.send_pong(frame.get_payload_as_bytes())
         elif kind is WSMsgType.CLOSE:
-            self._reason = self._reason or _farewell(frame)
+            self._end("closed", _farewell(frame))
             transport.send_close(frame.get_close_code())
             transport.disconnect()
 
@@ -247,7 +264,7 @@ class Connection(WSListener):
         """Pass the messages of the read on."""
         transport = self._opened.underlying_transport
         if transport.get_write_buffer_size() > _UNSENT_MAX_BYTES:
-            self.abort("the exchange does not read the replies to its pings")
+            self.abort("error", "the exchange does not read the replies to its pings")
         if self._messages:
             self.last_message_s = self.last_data_s
             messages, self._messages = self._messages, []
@@ -255,7 +272,8 @@ class Connection(WSListener):
 
     def lost(self, exc: Exception | None) -> None:
         """Note why the network connection was lost."""
-        self._reason = self._reason or ("" if exc is None else str(exc) or type(exc).__name__)
+        if exc is not None:
+            self._end("error", str(exc) or type(exc).__name__)
 
     def pause_writing(self) -> None:
         """Do nothing: `end_read` checks the size of the buffer."""

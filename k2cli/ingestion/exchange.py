@@ -8,6 +8,7 @@ stream.py).
 This module imports nothing heavy, because the command line lists the exchanges at startup.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,6 +51,9 @@ class Parser(Protocol):
         An error message from the exchange is a reject with the exchange's text.
         """
 
+    def add(self, instruments: Sequence[Instrument]) -> None:
+        """Expect frames of more instruments. In the thread that parses."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -58,6 +62,9 @@ class Limits:
     streams: int  # of a connection
     attempts: int  # to connect, within each window, for all connections of a process
     window_s: float
+    url_bytes: int = 7000  # of the names of a connection's streams, encoded for a URL
+    messages_per_s: float = 2.0  # that a client sends on a connection
+    lifetime_s: float = math.inf  # of a connection, then the exchange cuts it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +110,29 @@ class Venue(ABC):
     def subscribe(self, names: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
         """Return the messages to send once connected; none if the URL names the streams."""
         return ()
+
+    def stream_of(self, frame: bytes) -> str:  # noqa: ARG002
+        """Return the name of the stream that a frame belongs to, without parsing it.
+
+        An empty name means that the frame does not show it.
+        """
+        return ""
+
+    @abstractmethod
+    def change(self, added: Sequence[str], removed: Sequence[str]) -> Sequence[str]:
+        """Return the messages that change the streams of an open connection, in order.
+
+        Their replies carry no data.
+        """
+
+    def trading_symbols(self, rest_url: str, home: Path) -> Sequence[Instrument]:  # noqa: ARG002
+        """Fetch the symbols that trade now; `home` is the folder with refreshed lists.
+
+        Raises:
+            UsageError: `rest_url` is not the base of a REST API.
+            Unavailable: the exchange does not answer, or not with a list.
+        """
+        raise UsageError(f"{self.exchange} does not list its symbols", hint="name the symbols")
 
     @abstractmethod
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:

@@ -29,6 +29,10 @@ class Backoff:
         """Index of the server to try next."""
         return self._failures % self._servers
 
+    def reset(self) -> None:
+        """Start over: a connection works."""
+        self._failures = 0
+
     def lost(self, lasted_s: float) -> float:
         """Count a failed attempt (0 s) or a connection that was lost; return the delay in seconds.
 

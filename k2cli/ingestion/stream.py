@@ -4,8 +4,10 @@ One thread runs the connections, which queue what they receive. The thread that 
 `batches` takes what has arrived, parses it with the exchange's parser and yields the rows.
 """
 
+import datetime
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +16,17 @@ from typing import Final
 from k2cli.events import Observer
 from k2cli.flow import Batch
 from k2cli.ingestion.bursts import CHUNK_FRAMES, BurstQueue
-from k2cli.ingestion.exchange import Venue
+from k2cli.ingestion.exchange import Venue, check_base
+from k2cli.ingestion.guard import HasNewer, SilenceGuard
+from k2cli.ingestion.silence import LEAST_S, StreamWatch
+from k2cli.ingestion.subscriber import ConnectionOptions
+from k2cli.ingestion.subscriptions import Subscription, Subscriptions
 from k2cli.ingestion.symbols import Instrument
-from k2cli.ingestion.websocket import ConnectionOptions, Connections, Subscription
+from k2cli.ingestion.websocket import Connections
 
+OVERLAP_S: Final = 30.0
 _TICK_S: Final = 0.05  # how long frames are collected before they are parsed
 _SILENT_FACTOR: Final = 3  # times `stale_after_s`
-_SILENT_REPORT_S: Final = 3600.0
 _LISTED_STREAMS: Final = 20  # per report
 
 
@@ -37,6 +43,12 @@ class StreamOptions:
     stale_after_s: float = 60.0
     silent_after_s: float | None = None  # without more market data; 3 * stale_after_s
     max_messages: int | None = None
+    overlap_s: float = OVERLAP_S  # of a connection and the one that replaces it, at most
+    rollover_at: datetime.time | None = None  # replace connections daily, UTC
+    stream_silent_after_s: float = LEAST_S  # when a stream may be suspicious
+    # Whether the exchange has trades at or after a UTC time in microseconds, to check silent
+    # streams; awaited in the connections' event loop. None: only the time counts.
+    has_newer: Callable[[Instrument, int], Awaitable[bool]] | None = None
 
 
 class ExchangeStream:
@@ -56,19 +68,50 @@ class ExchangeStream:
     ) -> None:
         self._options = options
         self._observe = observe
-        self._clock = clock
         self._parser = options.venue.open_parser(options.instruments, options.home)
-        self._silent = _streams(options)
-        self._silent_reported = clock()
-        self._silent_interval_s = options.stale_after_s  # when the next report is due
+        self._changes: deque[tuple[Sequence[Instrument], Sequence[Instrument]]] = deque()
+        self._instruments = _named(options, options.instruments)
+        self._watch = StreamWatch(
+            _streams(options, options.instruments),
+            clock=clock,
+            has_check=options.has_newer is not None,
+            least_s=options.stream_silent_after_s,
+        )
         self.queue: Final = BurstQueue()
         self.connections: Final = Connections(
             subscriptions=_subscriptions(options),
-            options=_connection_options(options),
+            options=_connection_options(options, clock),
             queue=self.queue,
+            watch=self._watch,
             observe=observe,
-            clock=clock,
         )
+        self._guard = SilenceGuard(
+            watch=self._watch,
+            connections=self.connections,
+            subscribe=lambda names, bases: Subscription(options.venue, bases, names),
+            has_newer=self._by_stream(),
+            observe=observe,
+        )
+
+    def _by_stream(self) -> HasNewer | None:
+        """Return the check of silent streams by their names."""
+        has_newer = self._options.has_newer
+        if has_newer is None:
+            return None
+        return lambda name, since_us: has_newer(self._instruments[name], since_us)
+
+    def change(self, added: Sequence[Instrument], removed: Sequence[Instrument]) -> None:
+        """Begin and end the streams of symbols. Any thread; `batches` applies it."""
+        self._changes.append((added, removed))
+
+    def _apply_changes(self) -> None:
+        while self._changes:
+            added, removed = self._changes.popleft()
+            begun, ended = (_named(self._options, each) for each in (added, removed))
+            self._parser.add(added)
+            self._instruments |= begun
+            self._watch.change(_streams(self._options, added), _streams(self._options, removed))
+            self.connections.change(list(begun), list(ended))
 
     @property
     def was_connected(self) -> bool:
@@ -78,26 +121,14 @@ class ExchangeStream:
     @property
     def silent_streams(self) -> list[str]:
         """Names of the streams that have not delivered a trade or quote yet."""
-        return list(self._silent.values())
+        return self._watch.silent
 
     def report_silent_streams(self) -> None:
         """Report the streams without data, if a server was reached."""
-        if self._silent and self.was_connected:
-            names = self.silent_streams
+        names = self.silent_streams
+        if names and self.was_connected:
             listed = ",".join(names[:_LISTED_STREAMS])
             self._observe("silent_streams", count=len(names), streams=listed)
-
-    def _note_streams(self, batch: Batch) -> None:
-        """Record which streams deliver; report the others at intervals."""
-        if not self._silent:
-            return
-        for kind, rows in (*batch.rows, *batch.seen):
-            for symbol in rows["symbol"].unique().to_pylist():
-                self._silent.pop((kind.name, symbol), None)
-        now = self._clock()
-        if now - self._silent_reported >= self._silent_interval_s:
-            self._silent_reported, self._silent_interval_s = now, _SILENT_REPORT_S
-            self.report_silent_streams()
 
     def stop(self) -> None:
         """Stop reading; `batches` still yields frames read before. Any thread, any time."""
@@ -110,7 +141,7 @@ class ExchangeStream:
             Unavailable: no connection in time, or the exchange refuses permanently.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="exchange") as executor:
-            connections = executor.submit(self.connections.run)
+            connections = executor.submit(self.connections.run, self._guard.run)
             try:
                 yield from self._batches(connections)
             finally:
@@ -120,6 +151,7 @@ class ExchangeStream:
     def _batches(self, connections: Future[None]) -> Iterator[Batch]:
         position, session = 1, 0
         while self.queue or not connections.done():
+            self._apply_changes()
             session, frames, received_us = self.queue.take(session)
             batch = Batch(session=session)
             if frames:
@@ -131,52 +163,57 @@ class ExchangeStream:
                     session=session,
                     seen=parsed.seen,
                 )
-            self._note_streams(batch)
+            self._watch.note(batch)
             yield batch
             position += len(frames)
             if len(frames) < CHUNK_FRAMES:
                 wait([connections], timeout=_TICK_S)
 
 
-def _streams(options: StreamOptions) -> dict[tuple[str, str], str]:
+def _streams(
+    options: StreamOptions, instruments: Sequence[Instrument]
+) -> dict[tuple[str, str], str]:
     """Map the record kind and symbol that each stream delivers to its name."""
     venue = options.venue
     return {
         (venue.channels[channel], instrument.symbol): venue.stream_name(instrument, channel)
-        for instrument in options.instruments
+        for instrument in instruments
         for channel in options.channels
     }
 
 
-def _subscriptions(options: StreamOptions) -> list[Subscription]:
-    """Distribute the streams over connections."""
-    venue = options.venue
-    names = [
-        venue.stream_name(instrument, channel)
-        for instrument in options.instruments
+def _named(options: StreamOptions, instruments: Sequence[Instrument]) -> dict[str, Instrument]:
+    """Map the name of each stream to its instrument."""
+    return {
+        options.venue.stream_name(instrument, channel): instrument
+        for instrument in instruments
         for channel in options.channels
-    ]
-    per_connection = venue.limits.streams
-    return [
-        Subscription(
-            streams=len(some),
-            urls=[venue.stream_url(base, some) for base in options.urls],
-            messages=venue.subscribe(some),
-        )
-        for start in range(0, len(names), per_connection)
-        if (some := names[start : start + per_connection])
-    ]
+    }
 
 
-def _connection_options(options: StreamOptions) -> ConnectionOptions:
+def _subscriptions(options: StreamOptions) -> Subscriptions:
+    """Distribute the streams over connections."""
+    for base in options.urls:
+        check_base(base)
+    subscriptions = Subscriptions(options.venue, options.urls)
+    subscriptions.change(_named(options, options.instruments))
+    return subscriptions
+
+
+def _connection_options(options: StreamOptions, clock: Callable[[], float]) -> ConnectionOptions:
     venue = options.venue
     return ConnectionOptions(
         bases=options.urls,
         attempts=venue.limits.attempts,
         window_s=venue.limits.window_s,
+        lifetime_s=venue.limits.lifetime_s,
         shutdown_notice=venue.shutdown_notice,
+        stream_of=venue.stream_of,
         connect_timeout_s=options.connect_timeout_s,
         stale_after_s=options.stale_after_s,
         silent_after_s=options.silent_after_s or _SILENT_FACTOR * options.stale_after_s,
+        overlap_s=options.overlap_s,
+        rollover_at=options.rollover_at,
         max_messages=options.max_messages,
+        clock=clock,
     )

@@ -11,6 +11,8 @@ from k2cli.errors import Unavailable
 from k2cli.events import Observer
 from k2cli.flow import Sink, Totals
 from k2cli.ingestion.stream import ExchangeStream, StreamOptions
+from k2cli.ingestion.trading import Selected, fetch_trading
+from k2cli.ingestion.watch import ListingWatch, watching
 from k2cli.pipelines.printing import NdjsonPrinter
 from k2cli.pipelines.sinks import ForwardingSink, TableSink
 from k2cli.pipelines.spill import SpillFolder
@@ -30,6 +32,7 @@ class FeedOptions:
     stream: StreamOptions
     policy: PumpPolicy
     rejects: Path
+    selected: Selected | None = None  # to follow the exchange's listings
     produce: "ProduceOptions | None" = None
     out: BinaryIO | None = None
 
@@ -74,7 +77,8 @@ def open_feed(options: FeedOptions, config: Settings, observe: Observer) -> Iter
         UsageError: a URL is invalid.
         ConfigError, Unavailable, NotFound: the sink cannot be opened.
     """
-    observe = options.stream.venue.refresh_symbols(config.home, observe)
+    venue = options.stream.venue
+    observe = venue.refresh_symbols(config.home, observe)
     stream = ExchangeStream(options=options.stream, observe=observe)
     with ExitStack() as stack:
         pump = Pump(
@@ -84,6 +88,15 @@ def open_feed(options: FeedOptions, config: Settings, observe: Observer) -> Iter
             policy=options.policy,
             observe=observe,
         )
+        if options.selected is not None and venue.rest_urls:
+            watch = ListingWatch(
+                selected=options.selected,
+                fetch=lambda: fetch_trading(venue, config.home),
+                streams=stream,
+                observe=observe,
+                interval_s=config.stream.symbols_refresh,
+            )
+            stack.enter_context(watching(watch))
         yield Feed(stream, pump)
 
 

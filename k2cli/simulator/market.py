@@ -188,13 +188,26 @@ class SyntheticMarket:
         self.kind = kind
         self.first_id = first_id
         self.reached: dict[str, int] = {}  # stream -> the next id
-        self._symbols = frozenset(lower_symbol(symbol) for symbol in symbols)
+        self._symbols = {lower_symbol(symbol) for symbol in symbols}
+        self._closed: set[str] = set()
         self._channels = frozenset(channels)
 
     def offers(self, stream: str) -> bool:
         """Return whether the market has data for a stream."""
         symbol, _, channel = stream.partition("@")
-        return channel in self._channels and (not self._symbols or symbol in self._symbols)
+        is_open = not self._symbols or symbol in self._symbols
+        return channel in self._channels and is_open and symbol not in self._closed
+
+    def open(self, symbol: str) -> None:
+        """Offer a symbol from now on."""
+        name = lower_symbol(symbol)
+        self._closed.discard(name)
+        if self._symbols:
+            self._symbols.add(name)
+
+    def close(self, symbol: str) -> None:
+        """Offer a symbol no longer."""
+        self._closed.add(lower_symbol(symbol))
 
     def play(self, *, is_combined: bool, is_micros: bool = False) -> "Play":
         """Open one connection's view of the market."""

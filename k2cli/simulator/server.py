@@ -40,7 +40,9 @@ class Simulator:
         self.info_path = VENUES[options.market].info_path
         self.info_requests = 0  # answered so far
         self.url = ""
-        self.exchange_info = exchange_info(_listed(options))
+        self._listed = {i.symbol: i for i in _listed(options)}
+        self._statuses: dict[str, str] = {}  # of symbols that do not trade
+        self.exchange_info = exchange_info(list(self._listed.values()))
         self._started_us = time.time_ns() // 1000
         self._market = SyntheticMarket(
             first_id=_first_id(options),
@@ -56,6 +58,22 @@ class Simulator:
     def open_connections(self) -> int:
         """The number of connected clients."""
         return len(self._open)
+
+    def list_symbols(self, *symbols: str) -> None:
+        """Trade more symbols, or delisted ones again. Any thread."""
+        for symbol in symbols:
+            instrument = parse_symbol(symbol, self.options.market)
+            self._listed[instrument.symbol] = instrument
+            self._statuses.pop(instrument.symbol, None)
+            self._market.open(instrument.symbol)
+        self.exchange_info = exchange_info(list(self._listed.values()), self._statuses)
+
+    def delist_symbols(self, *symbols: str, status: str = "BREAK") -> None:
+        """End symbols: they stay listed with a status, and new subscriptions are silent."""
+        for symbol in symbols:
+            self._statuses[symbol] = status
+            self._market.close(symbol)
+        self.exchange_info = exchange_info(list(self._listed.values()), self._statuses)
 
     def market_time_us(self) -> int:
         """Return the market's time: now, or between `history_s` ago and now."""

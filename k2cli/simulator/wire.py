@@ -2,8 +2,9 @@
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -65,13 +66,20 @@ def parse_path(path: str, *, max_streams: int) -> Route:
     )
 
 
-def exchange_info(instruments: Sequence[Instrument]) -> bytes:
-    """Build the `exchangeInfo` answer for these symbols.
+def exchange_info(
+    instruments: Sequence[Instrument], statuses: Mapping[str, str] = MappingProxyType({})
+) -> bytes:
+    """Build the `exchangeInfo` answer for these symbols; they trade unless they have a status.
 
     {"timezone":"UTC","symbols":[{"symbol":"BTCUSDT","status":"TRADING","baseAsset":"BTC",...}]}
     """
     symbols = [
-        {"symbol": i.symbol, "status": "TRADING", "baseAsset": i.base, "quoteAsset": i.quote}
+        {
+            "symbol": i.symbol,
+            "status": statuses.get(i.symbol, "TRADING"),
+            "baseAsset": i.base,
+            "quoteAsset": i.quote,
+        }
         for i in instruments
     ]
     return msgspec.json.encode({"timezone": "UTC", "symbols": symbols})

@@ -1,13 +1,14 @@
 """`k2 stream` on the command line: exit codes, messages, summaries, rejects."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from k2cli.config import Settings
+from k2cli.config import Settings, load_settings
 from k2cli.records import TRADES
 from k2cli.simulator import (
     GARBAGE,
@@ -16,7 +17,9 @@ from k2cli.simulator import (
     running_simulator,
 )
 from k2cli.storage.lake import open_lake
-from support.running import Run
+from support.httpserving import respond, serving
+from support.running import Run, start_k2
+from support.waiting import PATIENCE_S
 
 STREAM = ("stream", "binance")
 BTC = ("--symbols", "BTCUSDT")
@@ -114,6 +117,101 @@ def test_symbols_repeat_or_come_by_commas(
     assert simulator.paths == [f"/stream?streams={names}&timeUnit=MICROSECOND"]
 
 
+LISTED = SimulatorOptions(
+    first_id=100, rate=2000, symbols=("BTCUSDT", "ETHUSDT", "ETHBTC", "币安人生USDT")
+)
+
+
+def rest_of(simulator: Simulator) -> str:
+    return simulator.url.replace("ws://", "http://")
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (["-s", "all:BTC"], "ethbtc@trade"),
+        (["-s", "eth*,BTC/USDT", "-s", "*btc"], "btcusdt@trade/ethusdt@trade/ethbtc@trade"),
+        (["-s", "*人生*"], "%E5%B8%81%E5%AE%89%E4%BA%BA%E7%94%9Fusdt@trade"),
+    ],
+)
+def test_symbols_are_selected_from_those_that_trade(
+    run: Run, values: list[str], names: str
+) -> None:
+    with running_simulator(LISTED) as simulator:
+        urls = ("--url", simulator.url, "--rest-url", rest_of(simulator))
+        result = run([*STREAM, *values, *urls, "--max-messages", "20"])
+        assert result.exit_code == 0, result.stderr
+        assert simulator.paths == [f"/stream?streams={names}&timeUnit=MICROSECOND"]
+        assert simulator.info_requests == 1
+
+
+def test_symbols_come_from_a_file_or_the_settings(run: Run, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("ETHBTC # one\nall:BTC\n")
+    home.mkdir()
+    (home / "k2.toml").write_text(f'[stream]\nsymbols = ["@{tmp_path}/pairs.txt", "BTCUSDT"]\n')
+    with running_simulator(LISTED) as simulator:
+        args = ["--url", simulator.url, "--rest-url", rest_of(simulator), "--max-messages", "9"]
+        assert run([*STREAM, *args]).exit_code == 0
+        assert run([*STREAM, *args], env={"K2_STREAM_SYMBOLS": "ETHUSDT"}).exit_code == 0
+        assert run([*STREAM, *args, "-s", f"@{tmp_path}/pairs.txt"]).exit_code == 0
+        found = [path.partition("=")[2].partition("&")[0] for path in simulator.paths]
+    assert found == ["ethbtc@trade/btcusdt@trade", "ethusdt@trade", "ethbtc@trade"]
+
+
+def test_symbols_listed_and_delisted_during_a_run(k2_env: dict[str, str]) -> None:
+    with running_simulator(LISTED) as simulator:
+        args = [*STREAM, "--url", simulator.url, "--rest-url", rest_of(simulator)]
+        env = {**k2_env, "K2_STREAM_SYMBOLS": "all:USDT", "K2_STREAM_SYMBOLS_REFRESH": "1s"}
+        with start_k2(*args, env=env, stdout=None) as process:
+            assert process.stderr is not None
+            assert any(" connected " in line for line in process.stderr)
+            simulator.list_symbols("XRPUSDT")
+            assert any(" listed symbols=XRPUSDT count=1" in line for line in process.stderr)
+            simulator.delist_symbols("ETHUSDT")
+            assert any(" delisted symbols=ETHUSDT count=1" in line for line in process.stderr)
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, stderr
+        assert simulator.connections == 1
+    assert "rejects=0" in stderr
+    with open_lake(load_settings(k2_env)) as lake:
+        symbols = {symbol for _, symbol in lake.open(TRADES).series()}
+    assert symbols == {"BTCUSDT", "ETHUSDT", "XRPUSDT", "币安人生USDT"}
+
+
+def test_selection_restarts_without_the_rest_api(run: Run) -> None:
+    with running_simulator(LISTED) as simulator, serving(respond(b"", 503)) as broken:
+        args = [*STREAM, "-s", "all:BTC", "--url", simulator.url, "--max-messages", "9"]
+        failed = run([*args, "--rest-url", broken])
+        assert failed.exit_code == 5
+        assert "error: cannot list the symbols of http" in failed.stderr
+        assert "hint: try again later" in failed.stderr
+        assert run([*args, "--rest-url", rest_of(simulator)]).exit_code == 0
+        simulator.exchange_info = b"down for maintenance"
+        restarted = run([*args, "--rest-url", rest_of(simulator)])
+    assert restarted.exit_code == 0
+    assert "warning listing_unavailable reason=" in restarted.stderr
+
+
+@pytest.mark.parametrize(
+    ("symbols", "code", "words"),
+    [
+        ("all:NOSUCH", 4, "'all:NOSUCH' matches none of the 4 symbols that trade"),
+        ("BTCUSDT,*USTD", 4, "hint: did you mean *USDT?"),
+        ("all:", 2, "hint: write it like all:USDT or BTC*"),
+        ("@/nowhere/symbols", 4, "/nowhere/symbols does not exist"),
+        ("@/dev/null", 6, "/dev/null lists no symbols"),
+    ],
+)
+def test_selection_of_nothing_says_so(run: Run, symbols: str, code: int, words: str) -> None:
+    with running_simulator(LISTED) as simulator:
+        urls = ("--url", simulator.url, "--rest-url", rest_of(simulator))
+        result = run([*STREAM, "-s", symbols, *urls])
+        assert (result.exit_code, result.stdout, simulator.paths) == (code, "", [])
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_dead_server_is_followed_by_the_next_one(run: Run, simulator: Simulator) -> None:
     result = run([*STREAM, *BTC, *DEAD, "--url", simulator.url, "--max-messages", "5"])
     assert result.exit_code == 0
@@ -205,9 +303,10 @@ def test_rejects_below_a_file_are_a_wrong_setting(
     [
         (["--symbols", "BTC USDT"], "'BTC USDT' is not a symbol"),
         (["--symbols", "FOOBAR"], "hint: write the split, for example FOO/BAR"),
-        (["--symbols", "BTCUSDT,@@"], "'@@' is not a symbol"),
+        (["--symbols", "BTCUSDT,%%"], "'%%' is not a symbol"),
         (["--symbols", " , "], "no symbol given"),
-        ([], "--symbols"),
+        ([], "no symbol given; name some, or set stream.symbols"),
+        (["--symbols", "all:USDT"], "hint: add --rest-url, or name the symbols"),
         ([*BTC, "--channels", "kline_1m"], "'kline_1m' is not one of trade, bookTicker"),
         ([*BTC, "--market", "nasdaq"], "nasdaq"),
         ([*BTC, "--url", "http://127.0.0.1:1"], "is not a WebSocket URL"),

@@ -21,10 +21,10 @@ from websockets.protocol import State
 
 from k2cli.errors import Unavailable
 from k2cli.ingestion.binance.venues import STREAMS_PER_CONNECTION, Channel
+from k2cli.ingestion.intake import QUEUE_HIGH_BYTES
 from k2cli.ingestion.reconnect import MIN_DELAY_S, AttemptBudget
 from k2cli.ingestion.stream import ExchangeStream
 from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
-from k2cli.ingestion.websocket import _QUEUE_HIGH_BYTES
 from k2cli.simulator import SimulatorOptions, running_simulator
 from k2cli.simulator.server import Simulator
 from services.processes import free_port
@@ -42,7 +42,7 @@ def wait_until_held_back(stream: ExchangeStream, simulator: Simulator) -> int:
     """Wait until the exchange cannot send more, with a bounded queue; return what it has sent."""
     sent = [-2, -1, 0]
     deadline = time.monotonic() + PATIENCE_S
-    while len({*sent[-3:]}) > 1 or not stream.queue.is_over(_QUEUE_HIGH_BYTES // 2):
+    while len({*sent[-3:]}) > 1 or not stream.queue.is_over(QUEUE_HIGH_BYTES // 2):
         time.sleep(0.2)
         sent.append(simulator.frames_sent)
         assert sum(burst.size_bytes for burst in list(stream.queue._bursts)) < 10_000_000
@@ -202,7 +202,7 @@ def test_attempts_beyond_the_budget_wait_and_are_reported() -> None:
     read = Read()
     with running_simulator(SimulatorOptions(first_id=100, drop_after=5)) as simulator:
         stream = stream_of(simulator.url, read=read)
-        stream.connections._budget = AttemptBudget(attempts=2, window_s=3600)
+        stream.connections._shared.budget = AttemptBudget(attempts=2, window_s=3600)
         for batch in stream.batches():
             read.batches.append(batch)
             if read.values("attempts_limited", "retry_in_s"):
@@ -211,16 +211,6 @@ def test_attempts_beyond_the_budget_wait_and_are_reported() -> None:
     (wait_s,) = read.values("attempts_limited", "retry_in_s")
     assert 0 < wait_s <= 3600
     assert read.messages == 10
-
-
-def test_server_shutdown_notice_leads_to_a_reconnect_at_once() -> None:
-    grace_s = 10 * PATIENCE_S  # who waits for the end of the connection waits too long
-    options = SimulatorOptions(first_id=100, shutdown_after=20, shutdown_grace_s=grace_s)
-    with running_simulator(options) as simulator:
-        read = read_until(lambda read: 1 in read.sessions, simulator.url)
-    assert "shuts the server down" in read.values("disconnected", "reason")[0]
-    assert read.rejects == 0  # the notice is no market data
-    assert read.messages == len(read.numbers)
 
 
 def test_silent_connection_is_reopened() -> None:

@@ -75,7 +75,7 @@ def received(write: Write, *, user: str = "", requests: list[str] | None = None)
             await connection.open(f"ws://{user}{address}/stream", proxy=None, timeout_s=60)
             connection.start()
             try:
-                reason = await asyncio.wait_for(connection.wait_closed(), 60)
+                _, reason = await asyncio.wait_for(connection.wait_closed(), 60)
             finally:
                 await connection.close()
         return reads, reason

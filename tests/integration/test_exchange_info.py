@@ -6,10 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
@@ -27,6 +25,7 @@ from k2cli.ingestion.binance.venues import VENUES
 from k2cli.ingestion.listings import home_list, known_listing
 from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.simulator import SimulatorOptions, running_simulator
+from support.httpserving import respond, serving, trickle
 from support.running import Run, start_k2
 from support.waiting import PATIENCE_S
 
@@ -34,51 +33,6 @@ SPOT = VENUES[Market.SPOT]
 ANSWER = json.dumps(
     {"symbols": [{"symbol": "FOOOBAR", "baseAsset": "FOOO", "quoteAsset": "BAR", "status": "X"}]}
 ).encode()
-
-
-@contextmanager
-def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """Serve HTTP on a port of this machine."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answer(self)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def respond(body: bytes, status: int = 200, /, **headers: str) -> Callable[..., None]:
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            request.send_header(name.replace("_", "-"), value)
-        request.end_headers()
-        request.wfile.write(body)
-
-    return answer
-
-
-def trickle(request: BaseHTTPRequestHandler) -> None:
-    request.send_response(200)
-    request.end_headers()
-    try:
-        while True:
-            request.wfile.write(b" ")
-            time.sleep(0.05)
-    except OSError:
-        pass  # the client has given up
 
 
 @pytest.mark.parametrize("market", list(Market))

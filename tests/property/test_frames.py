@@ -4,6 +4,7 @@ import json
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,13 +106,27 @@ def positions(parsed: Parsed) -> list[int]:
     return sorted([*rows, *(reject.position for reject in parsed.rejects)])
 
 
+class Acknowledgement(msgspec.Struct, forbid_unknown_fields=True):
+    result: None
+    id: int | str | None
+
+
+def is_acknowledgement(frame: bytes) -> bool:
+    try:
+        msgspec.json.decode(frame, type=Acknowledgement)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 @given(st.lists(ANY_FRAME, max_size=8), MARKETS)
 @settings(max_examples=250, deadline=None)
 def test_every_frame_is_a_row_a_reject_or_only_seen(frames: list[bytes], market: Market) -> None:
     parsed = parse(frames, market)
+    replies = sum(map(is_acknowledgement, frames))
     seen = sum(batch.num_rows for _, batch in parsed.seen)
     found = positions(parsed)
-    assert len(found) + seen == len(frames)
+    assert len(found) + seen + replies == len(frames)
     assert len(set(found)) == len(found)
     assert set(found) <= set(range(1, len(frames) + 1))
     for kind, batch in parsed.seen:

@@ -1,6 +1,7 @@
 """A tiny exchange, unlike Binance: one market, subscriptions by message, symbols with a slash.
 
 -> {"subscribe":["trades:BTC/USD"]}
+-> {"unsubscribe":["trades:BTC/USD"]}
 <- {"subscribed":1}
 <- {"symbol":"BTC/USD","id":7}
 <- {"error":"unknown symbol"}
@@ -34,11 +35,18 @@ class TinyVenue(Venue):
     def subscribe(self, names: Sequence[str]) -> Sequence[str]:
         return [json.dumps({"subscribe": names})]
 
+    def change(self, added: Sequence[str], removed: Sequence[str]) -> Sequence[str]:
+        kinds = {"unsubscribe": removed, "subscribe": added}
+        return [json.dumps({kind: names}) for kind, names in kinds.items() if names]
+
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
         return TinyParser()
 
 
 class TinyParser:
+    def add(self, instruments: Sequence[Instrument]) -> None:
+        pass
+
     def parse(self, frames: Sequence[bytes], received_us: Sequence[int], *, first: int) -> Parsed:
         rows, rejects = [], []
         for number, frame in enumerate(frames):

@@ -56,6 +56,26 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
     assert settings.stream.flush_interval == Duration(60)
 
 
+@pytest.mark.parametrize(
+    "text", ['["BTC/USDT", "all:EUR", "@a.txt"]', '"BTC/USDT, all:EUR,@a.txt"', '["BTC/USDT,"]']
+)
+def test_symbols_are_a_list_or_have_commas(tmp_path: Path, text: str) -> None:
+    env = write(tmp_path, f"[stream]\nsymbols = {text}\n")
+    words = load_settings(env).stream.symbols
+    assert [word.rstrip(",") for word in words] == ["BTC/USDT", "all:EUR", "@a.txt"][: len(words)]
+    own = load_settings({**env, "K2_STREAM_SYMBOLS": "ETHUSDT, *BTC,"})
+    assert own.stream.symbols == ("ETHUSDT", "*BTC")
+    assert settings_document(own)["stream"]["symbols"] == ("ETHUSDT", "*BTC")
+    assert load_settings({"K2_HOME": "/x"}).stream.symbols == ()
+
+
+@pytest.mark.parametrize("text", ["7", "[7]", "true", '["BTCUSDT", []]', "{a = 1}"])
+def test_symbols_that_are_not_texts_are_refused(tmp_path: Path, text: str) -> None:
+    env = write(tmp_path, f"[stream]\nsymbols = {text}\n")
+    with pytest.raises(ConfigError, match=r"stream\.symbols .* is not a list of texts"):
+        load_settings(env)
+
+
 def test_config_variable_names_another_file(tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text("[table]\nkeep_snapshots = 3\n")

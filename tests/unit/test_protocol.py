@@ -16,7 +16,7 @@ from k2cli.ingestion.binance.protocol import SEEN, FrameParser
 from k2cli.ingestion.binance.venues import VENUES, Channel, stream_names, stream_url
 from k2cli.ingestion.exchange import Parsed
 from k2cli.ingestion.listings import home_list
-from k2cli.ingestion.symbols import Market, parse_symbol
+from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
 from k2cli.records import QUOTES, TRADES, RecordKind
 
 RECEIVED_US = 1_723_161_350_000_000
@@ -344,7 +344,8 @@ def test_price_at_the_edge_stays_exact(text: str, value: str) -> None:
         pytest.param(b'{"data":{}}', "neither a trade nor a quote", id="empty-data"),
         pytest.param(b'{"data":null}', "got `null`", id="null-data"),
         pytest.param(b'{"data":[]}', "got `array`", id="array-data"),
-        pytest.param(b'{"result":null,"id":1}', "neither a trade nor a quote", id="reply"),
+        pytest.param(b'{"result":[],"id":1}', "neither a trade nor a quote", id="list-reply"),
+        pytest.param(b'{"result":null}', "neither a trade nor a quote", id="result"),
         pytest.param(combined(SPOT_TRADE)[:-30], "truncated", id="trade-cut-off"),
         pytest.param(combined(SPOT_TRADE) + b"}", "trailing", id="trade-with-a-brace-too-many"),
         pytest.param(
@@ -377,6 +378,24 @@ def test_frame_that_is_no_message_is_rejected(frame: bytes, reason: str) -> None
     found = reason_of(frame)
     assert reason in found
     assert len(found) < 300
+
+
+@pytest.mark.parametrize("frame", [b'{"result":null,"id":1}', b'{"id": "a", "result": null}'])
+def test_acknowledgement_is_neither_a_row_nor_a_reject(frame: bytes) -> None:
+    parsed = parse(combined(SPOT_TRADE), frame, combined(SPOT_TRADE))
+    assert (parsed.rejects, parsed.seen) == ([], ())
+    assert len(rows_of(parsed, TRADES)) == 2
+
+
+def test_more_instruments_are_split_as_the_exchange_does() -> None:
+    parser = FrameParser(venue=VENUES[Market.SPOT], instruments=[])
+    frame = combined({**SPOT_TRADE, "s": "AAABBB"})
+    (reject,) = parser.parse([frame], [RECEIVED_US], first=1).rejects
+    assert "cannot infer the quote asset of AAABBB" in reject.reason
+    parser.add([Instrument("AAABBB", "AAAB", "BB")])
+    parsed = parser.parse([frame], [RECEIVED_US], first=1)
+    (row,) = rows_of(parsed, TRADES)
+    assert row["currency"] == "BB"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The pump: totals, when it commits, and what it keeps when something ends early."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from decimal import Decimal
@@ -12,6 +13,8 @@ import pytest
 
 from k2cli.errors import BadData, Unavailable
 from k2cli.flow import Batch, Committed, Totals
+from k2cli.ingestion.binance.venues import VENUES
+from k2cli.ingestion.symbols import Market
 from k2cli.pipelines.printing import NdjsonPrinter
 from k2cli.pipelines.sinks import ForwardingSink, TableSink
 from k2cli.records import QUOTES, TRADES
@@ -324,3 +327,36 @@ def test_ndjson_sink_prints_at_once(rejects: RejectLog) -> None:
 
 def test_totals_begin_at_nothing() -> None:
     assert set(asdict(Totals()).values()) == {0}
+
+
+@pytest.mark.parametrize("target", ["table", "stdout"])
+@pytest.mark.parametrize("flush_rows", [1, 1_000])
+def test_frames_of_two_connections_are_duplicates_not_conflicts(
+    lake: Lake, rejects: RejectLog, target: str, flush_rows: int
+) -> None:
+    """As during a rollover: spot quotes have no time, so both have their own receive times."""
+    quote = (
+        b'{"stream":"btcusdt@bookTicker","data":{"u":%d,"s":"BTCUSDT",'
+        b'"b":"1","B":"2","a":"3","A":"4"}}'
+    )
+    trade = (
+        b'{"stream":"btcusdt@trade","data":{"e":"trade","E":17231613480%02d,"s":"BTCUSDT","t":%d,'
+        b'"p":"1.5","q":"2","T":1723161348055,"m":true,"M":true}}'
+    )
+    parser = VENUES[Market.SPOT].open_parser([], None)
+    now_us = time.time_ns() // 1000
+    given = []
+    for late_us in (0, 120_000, 500_001):  # of the connections
+        frames = [
+            frame for n in range(1, 6) for frame in (quote % (3 * n), trade % (late_us % 7, n))
+        ]
+        times = [now_us + late_us + 1_000 * n for n in range(len(frames))]
+        parsed = parser.parse(frames, times, first=1)
+        given.append(Batch(rows=parsed.rows, messages=len(frames)))
+    sink = (
+        TableSink(lake=lake, exchange="BINANCE", observe=lambda *_, **__: None)
+        if target == "table"
+        else ndjson_sink(BytesIO())
+    )
+    totals = pump_of(MemorySource(given), sink, rejects, flush_rows=flush_rows).run()
+    assert (totals.rows, totals.duplicates, totals.conflicts, totals.missing) == (10, 20, 0, 0)

@@ -8,6 +8,7 @@ from rich.console import Console
 from k2cli.commands.terminal.live import LiveView
 from k2cli.commands.terminal.screen import Rate, RunState, pack
 from k2cli.flow import Batch, Totals
+from k2cli.ingestion.breaker import ServerHealth
 from k2cli.records import TRADES
 from support.builders import trades_batch
 
@@ -139,3 +140,18 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     assert "rows/s" in text
     if width >= 40:
         assert "币安人生USDT" in text
+
+
+def test_servers_are_shown_with_their_health_and_without_passwords() -> None:
+    view = view_of({"A": 1})
+    health = [
+        ServerHealth(url="ws://me:secret@one", breaker="open", message_age_s=None),
+        ServerHealth(url="ws://two", breaker="closed", message_age_s=3.2),
+        ServerHealth(url="ws://three", breaker="closed", message_age_s=None),
+    ]
+    view.watch_servers(lambda: health)
+    text = "\n".join(drawn(view, 200, 24))
+    assert "one: breaker open" in text
+    assert "secret" not in text
+    assert "ws://two: last message 3 s ago" in text
+    assert "ws://three" not in text

@@ -1,14 +1,15 @@
 """The live view of a stream on a terminal: one row per symbol, and totals."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import RenderableType
 
-from k2cli.commands.terminal.plain import printable
+from k2cli.commands.terminal.plain import for_people, printable
 from k2cli.commands.terminal.screen import Frame, Rate, RunState, Screen
 from k2cli.flow import Batch, Totals
+from k2cli.ingestion.breaker import ServerHealth
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class LiveView(Screen):
         self._messages = Rate()
         self._began = time.monotonic()
         self._reading_since = float("inf")
+        self._servers: Callable[[], Sequence[ServerHealth]] = list
 
     def watch(self, totals: Totals) -> None:
         """Show these totals from now on; they change during the run."""
@@ -42,6 +44,10 @@ class LiveView(Screen):
     def watch_end(self, is_stopping: Callable[[], bool]) -> None:
         """Show that the run is stopping once this returns true."""
         self.state.is_stopping = is_stopping
+
+    def watch_servers(self, servers: Callable[[], Sequence[ServerHealth]]) -> None:
+        """Show the health of these servers."""
+        self._servers = servers
 
     def _progress(self, _event: str) -> object:
         totals = self._totals
@@ -104,6 +110,19 @@ class LiveView(Screen):
                 f"{totals.duplicates:,} duplicates",
                 f"{totals.reconnects:,} reconnects",
                 f"{now - self._began:.0f} s",
+                *_server_texts(self._servers()),
             ],
         )
         return frame.draw(width, height, now)
+
+
+def _server_texts(servers: Sequence[ServerHealth]) -> list[str]:
+    """Describe the servers in use, and those that failed repeatedly."""
+    texts = []
+    for each in servers:
+        parts = [] if each.breaker == "closed" else [f"breaker {each.breaker}"]
+        if each.message_age_s is not None:
+            parts.append(f"last message {each.message_age_s:.0f} s ago")
+        if parts:
+            texts.append(for_people(f"{each.url}: {', '.join(parts)}"))
+    return texts

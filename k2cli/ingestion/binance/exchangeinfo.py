@@ -1,18 +1,21 @@
-"""Refresh the home folder's list of symbols from the exchange's `exchangeInfo`, in the background.
+"""The exchange's list of symbols, `exchangeInfo`: which trade now, and how each splits into assets.
 
-Nothing waits for it or fails because of it: if the REST API is unreachable or its answer invalid,
-the stream keeps the list that it has.
+The home folder's list is refreshed from it in the background. Nothing waits for that or fails
+because of it: if the REST API is unreachable or its answer invalid, the stream keeps the list that
+it has. Only a stream of symbols that are selected by rules needs an answer; see trading.py.
 """
 
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 
+from k2cli.errors import Unavailable
 from k2cli.events import Listener, Observer
 from k2cli.files import replace_file
 from k2cli.ingestion.binance.http import STEP_TIMEOUT_S, Answer, check_rest_url, tls_context
@@ -24,10 +27,11 @@ from k2cli.ingestion.listings import (
     pair_of,
     parse_listing,
 )
-from k2cli.ingestion.symbols import Market
+from k2cli.ingestion.symbols import Instrument, Market
 from k2cli.symbols import fold_symbol, is_asset
 
 _MOST_BYTES: Final = 128 << 20  # of the decompressed answer; the spot market's is about 20 MB
+_TRADING: Final = "TRADING"  # the status of a symbol that trades
 _MAX_AGE_S: Final = 24 * 3600.0
 _TIMEOUT_S: Final = 60.0  # in total
 
@@ -48,6 +52,8 @@ class _Symbol(msgspec.Struct):
     symbol: str
     base: str = msgspec.field(name="baseAsset")
     quote: str = msgspec.field(name="quoteAsset")
+    status: object = None  # a text; its values change over the years
+    contract_status: object = msgspec.field(name="contractStatus", default=None)  # on COIN-M
 
 
 class _ExchangeInfo(msgspec.Struct):
@@ -62,9 +68,40 @@ def parse_exchange_info(answer: bytes, date: str) -> dict[str, Pair]:
     Raises:
         ValueError: the answer is invalid or empty.
     """
-    info = msgspec.json.decode(answer, type=_ExchangeInfo)
+    return _pairs(_decode(answer), date)
+
+
+def parse_trading(answer: bytes) -> list[Instrument]:
+    """Parse the symbols that trade now from an `exchangeInfo` answer; see `parse_exchange_info`.
+
+    Raises:
+        ValueError: the answer is invalid, or nothing trades.
+    """
+    return _trading(_decode(answer))
+
+
+def _decode(answer: bytes) -> Sequence[_Symbol]:
+    try:
+        return msgspec.json.decode(answer, type=_ExchangeInfo).symbols
+    except RecursionError as exc:
+        raise ValueError("the answer is nested too deeply") from exc
+
+
+def _trading(symbols: Sequence[_Symbol]) -> list[Instrument]:
+    instruments: dict[str, Instrument] = {}
+    for each in symbols:
+        if _TRADING in (each.status, each.contract_status):
+            name, base, quote = map(fold_symbol, (each.symbol, each.base, each.quote))
+            if all(map(is_asset, (*name.split("_"), base, quote))):
+                instruments[name] = Instrument(name, base, quote)
+    if not instruments:
+        raise ValueError("lists no symbols that trade")
+    return list(instruments.values())
+
+
+def _pairs(symbols: Sequence[_Symbol], date: str) -> dict[str, Pair]:
     pairs: dict[str, Pair] = {}
-    for each in info.symbols:
+    for each in symbols:
         name, base, quote = map(fold_symbol, (pair_of(each.symbol), each.base, each.quote))
         if is_asset(name) and is_asset(base) and is_asset(quote):
             pairs[name] = Pair(base, quote, date)
@@ -114,20 +151,19 @@ class SymbolRefresh:
 
     def _refresh(self, url: str) -> str:
         """Refresh the list from one server; return why that failed, if it did."""
-        import httpx2  # noqa: PLC0415  most runs do not need it
-
         try:
             count = refresh_symbols(self._venue, rest_url=url, home=self._home)
-        except (
-            httpx2.HTTPError,
-            httpx2.InvalidURL,
-            httpx2.StreamError,
-            OSError,
-            ValueError,
-        ) as exc:
+        except _failures() as exc:
             return str(exc) or type(exc).__name__
         self._observe("symbols_refreshed", url=url, symbols=count)
         return ""
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what a request for the list may raise."""
+    import httpx2  # noqa: PLC0415  most runs do not need it
+
+    return httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError, ValueError
 
 
 def is_stale(venue: ListedVenue, home: Path) -> bool:
@@ -148,14 +184,41 @@ def refresh_symbols(venue: ListedVenue, *, rest_url: str, home: Path) -> int:
         ValueError: the answer is too large, too slow or not an `exchangeInfo` answer.
         OSError: the list cannot be written.
     """
-    answer = _fetch(f"{rest_url.rstrip('/')}{venue.info_path}")
+    return _merge_list(_ask(venue, rest_url), venue, home)
+
+
+def trading_symbols(venue: ListedVenue, *, rest_url: str, home: Path) -> list[Instrument]:
+    """Fetch the symbols that trade now, and refresh the home folder's list.
+
+    Raises:
+        UsageError: `rest_url` is not the base of a REST API.
+        Unavailable: the exchange is unreachable or refuses, or its answer is not a list.
+    """
+    check_rest_url(rest_url)
+    try:
+        symbols = _ask(venue, rest_url)
+        trading = _trading(symbols)
+        with suppress(OSError):  # the list only helps to split symbols
+            _merge_list(symbols, venue, home)
+    except _failures() as exc:
+        reason = str(exc) or type(exc).__name__
+        raise Unavailable(f"cannot list the symbols of {rest_url}: {reason}") from exc
+    return trading
+
+
+def _ask(venue: ListedVenue, rest_url: str) -> Sequence[_Symbol]:
+    return _decode(_fetch(f"{rest_url.rstrip('/')}{venue.info_path}"))
+
+
+def _merge_list(symbols: Sequence[_Symbol], venue: ListedVenue, home: Path) -> int:
+    """Merge symbols into the home folder's list; return the pairs among them."""
     path = home_list(home, venue.market)
     pairs: dict[str, Pair] = {}
     try:
         pairs.update(_read(path, venue))
     except (OSError, ValueError):
         pairs.clear()  # missing or damaged: it is rewritten
-    listed = parse_exchange_info(answer, datetime.now(UTC).date().isoformat())
+    listed = _pairs(symbols, datetime.now(UTC).date().isoformat())
     merge_pairs(pairs, listed)
     replace_file(path, format_listing({venue.market.value: pairs}))
     return len(listed)

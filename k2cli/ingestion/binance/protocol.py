@@ -15,6 +15,7 @@ The module is long because every frame type and its conversion to columns are ke
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final, cast
@@ -90,6 +91,13 @@ class _ErrorFrame(msgspec.Struct):
     error: _ErrorBody | UnsetType = UNSET
 
 
+class _Acknowledgement(msgspec.Struct, forbid_unknown_fields=True):
+    """The reply to a control message: {"result":null,"id":1}."""
+
+    result: None
+    id: int | str | None
+
+
 class FrameParser:
     """Parses frames of one venue into trades and quotes.
 
@@ -105,6 +113,10 @@ class FrameParser:
         self._instruments = {instrument.symbol: instrument for instrument in instruments}
         self._decode = msgspec.json.Decoder(_Envelope).decode
         self._decode_raw = msgspec.json.Decoder(_Payload).decode
+
+    def add(self, instruments: Sequence[Instrument]) -> None:
+        """Expect frames of more instruments."""
+        self._instruments.update((instrument.symbol, instrument) for instrument in instruments)
 
     def parse(self, frames: Sequence[bytes], received_us: Sequence[int], *, first: int) -> Parsed:
         """Parse a chunk of frames, received at these UTC microseconds; `first` numbers them."""
@@ -185,7 +197,9 @@ class FrameParser:
             elif _are_quotes([payload]):
                 payloads, indexes = quotes
             else:
-                faults[index] = _why_unknown(frame, payload)
+                fault = _why_unknown(frame, payload)
+                if fault is not None:
+                    faults[index] = fault
                 continue
             payloads.append(payload)
             indexes.append(index)
@@ -396,10 +410,14 @@ def _field_fault(kind: RecordKind, key: str, value: object, brief: str, cause: C
     )
 
 
-def _why_unknown(frame: bytes, payload: _Payload) -> Fault:
+def _why_unknown(frame: bytes, payload: _Payload) -> Fault | None:
+    """Explain a frame that is neither a trade nor a quote; None if it acknowledges a message."""
     unknown = Fault(reason="neither a trade nor a quote", cause=Cause.UNKNOWN_EVENT)
     if payload.e is not UNSET:
         return replace(unknown, reason=f"unknown event {payload.e[:MOST_SHOWN]!r}")
+    with suppress(*_UNDECODABLE):
+        msgspec.json.decode(frame, type=_Acknowledgement)
+        return None
     try:
         body = msgspec.json.decode(frame, type=_ErrorFrame)
     except _UNDECODABLE:

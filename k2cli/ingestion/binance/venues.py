@@ -3,12 +3,15 @@
 A connection's URL names its streams: `wss://stream.binance.com:9443/stream?streams=btcusdt@trade`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
+
+import msgspec
 
 from k2cli.ingestion.binance.restapi import KeyUse, RestApi
 from k2cli.ingestion.exchange import Exchange, Limits, Parser, Venue, check_base
@@ -34,6 +37,12 @@ STREAMS_PER_CONNECTION: Final = 200
 # half of that.
 MAX_ATTEMPTS: Final = 150
 WINDOW_S: Final = 300.0
+# The exchange cuts a connection after more than 5 messages in a second, on COIN-M 10; pongs count.
+_MESSAGES_PER_S: Final = 2.0
+_COINM_MESSAGES_PER_S: Final = 5.0
+_NAMES_PER_MESSAGE: Final = 100  # about 2 kB
+LIFETIME_S: Final = 86_400.0  # then the exchange cuts a connection
+_STREAM: Final = re.compile(rb'\s*\{\s*"stream"\s*:\s*("[^"]*")')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +74,22 @@ class BinanceVenue(Venue):
         """Build the URL of a combined stream."""
         return stream_url(base, names, has_microseconds=self.has_microseconds)
 
+    def change(self, added: Sequence[str], removed: Sequence[str]) -> Sequence[str]:
+        """Build UNSUBSCRIBE and SUBSCRIBE messages."""
+        return [
+            control_message(method, names[start : start + _NAMES_PER_MESSAGE])
+            for method, names in (("UNSUBSCRIBE", removed), ("SUBSCRIBE", added))
+            for start in range(0, len(names), _NAMES_PER_MESSAGE)
+        ]
+
+    def stream_of(self, frame: bytes) -> str:
+        """Return the stream that a combined frame names first: `{"stream":"btcusdt@trade",`."""
+        match = _STREAM.match(frame)
+        try:
+            return "" if match is None else msgspec.json.decode(match[1], type=str)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return ""
+
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
         """Return a parser for combined and raw frames."""
         from k2cli.ingestion.binance.protocol import FrameParser  # noqa: PLC0415  imports pyarrow
@@ -87,6 +112,20 @@ class BinanceVenue(Venue):
         from k2cli.ingestion.binance.rest import BinanceHistory  # noqa: PLC0415  imports pyarrow
 
         return BinanceHistory(venue=self, api=self.rest, home=home, api_key=api_key)
+
+    def trading_symbols(self, rest_url: str, home: Path) -> Sequence[Instrument]:
+        """Fetch the symbols with the status TRADING from `exchangeInfo`."""
+        from k2cli.ingestion.binance.exchangeinfo import trading_symbols  # noqa: PLC0415
+
+        return trading_symbols(self, rest_url=rest_url, home=home)
+
+
+def control_message(method: str, names: Sequence[str]) -> str:
+    """Build a control message; it is acknowledged with its id.
+
+    {"method":"SUBSCRIBE","params":["btcusdt@trade"],"id":1} -> {"result":null,"id":1}
+    """
+    return msgspec.json.encode({"method": method, "params": names, "id": 1}).decode()
 
 
 def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> str:
@@ -117,7 +156,13 @@ def _venue(market: Market, *urls: str, rest_urls: Sequence[str], rest: RestApi) 
             Channel.TRADE.value: KindName.TRADES,
             Channel.BOOK_TICKER.value: KindName.QUOTES,
         },
-        limits=Limits(streams=STREAMS_PER_CONNECTION, attempts=MAX_ATTEMPTS, window_s=WINDOW_S),
+        limits=Limits(
+            streams=STREAMS_PER_CONNECTION,
+            attempts=MAX_ATTEMPTS,
+            window_s=WINDOW_S,
+            messages_per_s=_COINM_MESSAGES_PER_S if market is Market.COINM else _MESSAGES_PER_S,
+            lifetime_s=LIFETIME_S,
+        ),
         shutdown_notice=b"serverShutdown",
         rest_urls=rest_urls,
         rest=rest,
@@ -175,13 +220,15 @@ VENUES: Final[Mapping[Market, BinanceVenue]] = {
     ),
     Market.USDM: _venue(
         Market.USDM,
-        "wss://fstream.binance.com/public",
+        "wss://fstream.binance.com/public",  # routes; not every stream is on every one
+        "wss://fstream.binance.com/market",
         rest_urls=("https://fapi.binance.com",),
         rest=_futures("/fapi/v1"),
     ),
     Market.COINM: _venue(
         Market.COINM,
         "wss://dstream.binance.com",
+        "wss://dstream.binance.com/market",
         rest_urls=("https://dapi.binance.com",),
         rest=_futures("/dapi/v1"),
     ),
