@@ -186,6 +186,15 @@ def stream_exchange(
     topic: TopicOpt = None,
     auto_register: AutoRegisterOpt = True,
     run: RunOptions,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            help="Also record every raw frame in this folder, for `k2 load frames`.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
     rejects: Path | None = None,
     max_rejects: Annotated[
         int | None,
@@ -214,12 +223,16 @@ def stream_exchange(
     instruments = _instruments(venue, symbols, config)
     chosen = _channels(venue, channels, topic)
     return_freed_memory()
+    from k2cli.ingestion.recorder import RecorderOptions
     from k2cli.pipelines.feed import FeedOptions
 
     options = FeedOptions(
         stream=run.stream_options(config, venue, instruments, chosen),
         policy=run.policy(config, max_rejects, max_reject_bytes),
         rejects=rejects or config.home / "rejects" / f"stream-{exchange.name}.ndjson",
+        record=None
+        if record is None
+        else RecorderOptions(folder=record, source=f"{exchange.name}-{market}", run=config.run),
         produce=servers.produce_options(config, topic, is_registering=auto_register)
         if target is _KAFKA
         else None,

@@ -15,6 +15,7 @@ from k2cli.events import Observer
 from k2cli.flow import Batch
 from k2cli.ingestion.bursts import CHUNK_FRAMES, BurstQueue
 from k2cli.ingestion.exchange import Venue
+from k2cli.ingestion.recorder import Record
 from k2cli.ingestion.symbols import Instrument
 from k2cli.ingestion.websocket import ConnectionOptions, Connections, Subscription
 
@@ -37,6 +38,7 @@ class StreamOptions:
     stale_after_s: float = 60.0
     silent_after_s: float | None = None  # without more market data; 3 * stale_after_s
     max_messages: int | None = None
+    record: Record | None = None  # gets all frames as they are received, in one thread
 
 
 class ExchangeStream:
@@ -179,4 +181,5 @@ def _connection_options(options: StreamOptions) -> ConnectionOptions:
         stale_after_s=options.stale_after_s,
         silent_after_s=options.silent_after_s or _SILENT_FACTOR * options.stale_after_s,
         max_messages=options.max_messages,
+        record=options.record,
     )

@@ -17,15 +17,15 @@ from typing import Final
 
 from k2cli.errors import K2Error, Unavailable
 from k2cli.events import Observer
-from k2cli.ingestion.bursts import BurstQueue
+from k2cli.ingestion.bursts import NOTICE_MAX_BYTES, BurstQueue
 from k2cli.ingestion.connection import Connection, Refused
 from k2cli.ingestion.proxies import proxy_for
 from k2cli.ingestion.reconnect import AttemptBudget, Backoff
+from k2cli.ingestion.recorder import Record
 
 _QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # reading pauses above it, until half is left
 _DRAIN_CHECK_S: Final = 0.01  # between checks of a queue that is too long
 _OPEN_S: Final = 10.0  # at most, for one attempt
-_NOTICE_MAX_BYTES: Final = 256  # a longer frame is never a shutdown notice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,7 @@ class ConnectionOptions:
     stale_after_s: float  # without anything
     silent_after_s: float  # without data, once there was some
     max_messages: int | None
+    record: Record | None = None  # gets all frames as they are received, in one thread
 
 
 class Connections:
@@ -171,18 +172,21 @@ class Connections:
             watchdog.cancel()
 
     def _take(self, connection: Connection, frames: list[bytes]) -> None:
-        """Queue frames, up to the requested number of messages."""
+        """Queue and record frames, up to the requested number of messages."""
         if self._stopped.is_set():
             return
+        received = frames
         notice = self._options.shutdown_notice
         if notice and notice in b"".join(frames):
             frames = self._without_notice(connection, frames, notice)
         limit = self._options.max_messages
-        if limit is not None:
-            frames = frames[: limit - self._received]
+        if limit is not None and len(frames) > limit - self._received:
+            received = frames = frames[: limit - self._received]
+        if self._options.record is not None:
+            self._options.record(received, connection.received_ns)
         if not frames:
             return
-        self._queue.put(frames, connection.received_us)
+        self._queue.put(frames, connection.received_ns // 1000)
         self._received += len(frames)
         if self._received == limit:
             self.stop()
@@ -194,7 +198,7 @@ class Connections:
         self, connection: Connection, frames: list[bytes], notice: bytes
     ) -> list[bytes]:
         """Drop a shutdown notice and reconnect immediately."""
-        kept = [f for f in frames if notice not in f or len(f) >= _NOTICE_MAX_BYTES]
+        kept = [f for f in frames if notice not in f or len(f) >= NOTICE_MAX_BYTES]
         if len(kept) < len(frames):
             connection.abort("the exchange shuts the server down")
         return kept
