@@ -227,9 +227,11 @@ def test_a_slow_disk_does_not_delay_writing(
     tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hang = threading.Event()
-    monkeypatch.setattr(module.os, "fsync", lambda _: hang.wait())
     with open_recorder(options(tmp_path), events) as recorder:
-        for number in range(3):
+        recorder.put(frames(0, 1), NOON_NS)
+        wait_for(lambda: recorder.recorded == 1)
+        monkeypatch.setattr(module.os, "fsync", lambda _: hang.wait())
+        for number in range(1, 4):
             recorder.put(frames(number, number + 1), NOON_NS)
             wait_for(lambda done=number + 1: recorder.recorded == done)
         hang.set()
