@@ -18,6 +18,10 @@ _UNTIMED: Final = Fault(
 )
 
 
+class OtherMarket(BadData):
+    """A recording has frames of another market."""
+
+
 @dataclass(slots=True)
 class _Lines:
     """Decoded lines of a recording: frames with their receive times and line numbers."""
@@ -65,7 +69,7 @@ class RecordedFrames:
         """Yield batches in the order of the recording.
 
         Raises:
-            BadData: the frames are of another market.
+            OtherMarket: the frames are of another market.
             OSError: the disk failed.
         """
         first = 1
@@ -115,7 +119,7 @@ class RecordedFrames:
             return
         fits = next((each for each in map(self._venue.fits, frames) if each is not None), None)
         if fits is False:
-            raise BadData(
+            raise OtherMarket(
                 f"{self._path} has frames of another market than {self._venue.exchange}",
                 hint="choose the market with --market",
             )
