@@ -25,7 +25,7 @@ from k2cli.errors import ConfigError, K2Error, Unavailable
 from k2cli.events import Observer
 from k2cli.files import make_folder, opener, sync_folder
 from k2cli.ingestion.bursts import FRAME_MIN_BYTES
-from k2cli.ingestion.recordings import encode_frames, zstd
+from k2cli.ingestion.recordings import encode_frames, zstd_packer
 
 Record = Callable[[Sequence[bytes], int], None]  # frames, and when they were received (UTC ns)
 
@@ -35,7 +35,6 @@ _SYNC_AFTER_S: Final = 1.0
 _RETRY_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 _CLOSE_S: Final = 10.0  # for the last frames
 _ZSTD_FRAME_BYTES: Final = 1 << 20  # of text
-_LEVEL: Final = 1
 _HOUR_NS: Final = 3_600_000_000_000
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -77,12 +76,7 @@ class Recorder:
         self._dropped = 0  # frames, because the queue was full
         self._reported = 0  # frames that `frames_not_recorded` reported
         self._number = 0  # of the newest file
-        self._compressor = zstd.ZstdCompressor(
-            options={
-                zstd.CompressionParameter.compression_level: _LEVEL,
-                zstd.CompressionParameter.checksum_flag: 1,
-            }
-        )
+        self._pack = zstd_packer()
         self._text: list[bytes] = []  # of the next zstd frame
         self._text_bytes = 0
         self._text_frames = 0
@@ -170,7 +164,7 @@ class Recorder:
         """Write the text as a zstd frame; return whether that worked, or keep it for later."""
         if not self._text:
             return True
-        data = self._compressor.compress(b"".join(self._text), self._compressor.FLUSH_FRAME)
+        data = self._pack(b"".join(self._text))
         with self._retried(self._file.path if self._file else self._options.folder):
             hour = self._text_ns // _HOUR_NS
             if self._file is not None and self._file.is_over(hour, self._options.max_file_bytes):

@@ -39,6 +39,7 @@ SUFFIXES: Final = tuple(
 )
 _NAME: Final = re.compile(r"(?P<exchange>[a-z\d]+)-(?P<market>[a-z\d]+)-")
 _UNITS_NS: Final = {10: 1_000_000_000, 13: 1_000_000, 16: 1_000, 19: 1}  # by number of digits
+_LEVEL: Final = 1  # of compression
 _ESCAPE: Final = b"="
 _BLOCK_BYTES: Final = 1 << 20
 _READ_BYTES: Final = 1 << 16  # of compressed data
@@ -95,6 +96,17 @@ def decode_line(line: bytes) -> Recorded:
         with suppress(binascii.Error):  # another program wrote it
             frame = base64.b64decode(frame[1:], validate=True)
     return Recorded(received_ns, frame)
+
+
+def zstd_packer() -> Callable[[bytes], bytes]:
+    """Return a function that compresses lines to a zstd frame with a checksum, in one thread."""
+    compressor = zstd.ZstdCompressor(
+        options={
+            zstd.CompressionParameter.compression_level: _LEVEL,
+            zstd.CompressionParameter.checksum_flag: 1,
+        }
+    )
+    return lambda text: compressor.compress(text, compressor.FLUSH_FRAME)
 
 
 def market_of(path: Path) -> tuple[str, str] | None:

@@ -88,7 +88,12 @@ class FrameLoad:
 
         def on_damage(damage: Damage) -> None:
             damages.append(damage)
-            self._observe("recording_damaged", **{**damage._asdict(), "path": str(damage.path)})
+            self._observe(
+                "recording_damaged",
+                path=str(damage.path),
+                position=damage.position,
+                reason=damage.reason,
+            )
 
         self.totals.files += 1
         path, venue = recording.path, recording.venue

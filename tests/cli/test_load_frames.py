@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from k2cli.config import Settings
-from k2cli.ingestion.recordings import encode_frames, zstd
+from k2cli.ingestion.recordings import encode_frames, zstd_packer
 from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.simulator import GARBAGE
 from k2cli.storage.lake import open_lake
@@ -37,7 +37,7 @@ def text_of(*frames: bytes, received_ns: int = NOW_NS) -> bytes:
 
 def part(*frames: bytes) -> bytes:
     """Return frames as the recorder writes them."""
-    return zstd.compress(text_of(*frames), options={zstd.CompressionParameter.checksum_flag: 1})
+    return zstd_packer()(text_of(*frames))
 
 
 def rows_of(settings: Settings, kind: RecordKind = TRADES) -> pa.Table:

@@ -11,7 +11,8 @@ import pytest
 from k2cli.errors import ConfigError
 from k2cli.ingestion import recorder as module
 from k2cli.ingestion.recorder import Recorder, RecorderOptions, open_recorder
-from k2cli.ingestion.recordings import Recorded, market_of, read_recordings
+from k2cli.ingestion.recordings import Recorded, market_of
+from support.recordings import frames_in
 from support.waiting import wait_for
 
 NOON_NS = 1_768_305_600_000_000_000  # 2026-01-13T12:00:00Z
@@ -41,10 +42,6 @@ def options(folder: Path, **over: Any) -> RecorderOptions:
     return RecorderOptions(**{"folder": folder, "source": "binance-spot", "run": RUN, **over})
 
 
-def read(folder: Path) -> list[Recorded]:
-    return list(read_recordings(folder, pytest.fail))
-
-
 def frames(first: int, last: int) -> list[bytes]:
     return [b'{"n":%d}' % number for number in range(first, last)]
 
@@ -61,7 +58,7 @@ def test_frames_are_read_back_with_their_times(tmp_path: Path, events: Events) -
     expected = [Recorded(NOON_NS + 1, frame) for frame in hostile]
     expected += [Recorded(NOON_NS + 2, frame) for frame in frames(0, 3)]
     folder = tmp_path / "new" / "folder"
-    assert read(folder) == expected
+    assert frames_in(folder) == expected
     assert (recorder.recorded, recorder.unrecorded) == (8, 0)
     (name,) = names(folder)
     assert market_of(Path(name)) == ("binance", "spot")
@@ -71,7 +68,7 @@ def test_frames_are_read_back_with_their_times(tmp_path: Path, events: Events) -
 def test_frames_are_on_disk_within_a_second(tmp_path: Path, events: Events) -> None:
     with open_recorder(options(tmp_path), events) as recorder:
         recorder.put(frames(0, 3), NOON_NS)
-        wait_for(lambda: len(read(tmp_path)) == 3)
+        wait_for(lambda: len(frames_in(tmp_path)) == 3)
 
 
 def test_a_recorder_without_frames_leaves_no_file(tmp_path: Path, events: Events) -> None:
@@ -86,7 +83,7 @@ def test_every_hour_has_its_file(tmp_path: Path, events: Events) -> None:
             recorder.put(frames(hour, hour + 1), NOON_NS + hour * HOUR_NS)
     starts = [name.split("-")[2] for name in names(tmp_path)]
     assert starts == ["20260113T120000Z", "20260113T130000Z", "20260113T140000Z"]
-    assert [recorded.frame for recorded in read(tmp_path)] == frames(0, 3)
+    assert [recorded.frame for recorded in frames_in(tmp_path)] == frames(0, 3)
 
 
 def test_files_have_a_limited_size(tmp_path: Path, events: Events) -> None:
@@ -97,7 +94,7 @@ def test_files_have_a_limited_size(tmp_path: Path, events: Events) -> None:
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
     assert len(sizes) >= 3
     assert max(sizes) < 4 << 20
-    assert [recorded.frame for recorded in read(tmp_path)] == [each for (each,) in blocks]
+    assert [recorded.frame for recorded in frames_in(tmp_path)] == [each for (each,) in blocks]
 
 
 def test_a_clock_that_goes_backwards_loses_nothing(tmp_path: Path, events: Events) -> None:
@@ -105,7 +102,7 @@ def test_a_clock_that_goes_backwards_loses_nothing(tmp_path: Path, events: Event
     with open_recorder(options(tmp_path), events) as recorder:
         for time_ns in times:
             recorder.put([b"x"], time_ns)
-    assert sorted(recorded.received_ns or 0 for recorded in read(tmp_path)) == sorted(times)
+    assert sorted(recorded.received_ns or 0 for recorded in frames_in(tmp_path)) == sorted(times)
 
 
 def test_recorders_share_a_folder(tmp_path: Path, events: Events) -> None:
@@ -117,7 +114,7 @@ def test_recorders_share_a_folder(tmp_path: Path, events: Events) -> None:
     ):
         for number, recorder in enumerate((first, second, third)):
             recorder.put(frames(number, number + 1), NOON_NS)
-    assert sorted(recorded.frame for recorded in read(tmp_path)) == frames(0, 3)
+    assert sorted(recorded.frame for recorded in frames_in(tmp_path)) == frames(0, 3)
     assert len(names(tmp_path)) == 3
 
 
@@ -138,7 +135,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_full = False
         self._write = os.write
-        monkeypatch.setattr(module.os, "write", self.write)
+        monkeypatch.setattr(os, "write", self.write)
 
     def write(self, descriptor: int, data: memoryview) -> int:
         if self.is_full and threading.current_thread() is not threading.main_thread():
@@ -162,7 +159,7 @@ def test_frames_wait_while_the_disk_is_full(tmp_path: Path, events: Events, disk
         wait_for(lambda: len(events.of("recording_failed")) > 2)
         disk.is_full = False
         wait_for(lambda: recorder.recorded == 9)
-    assert [recorded.frame for recorded in read(tmp_path)] == frames(0, 9)
+    assert [recorded.frame for recorded in frames_in(tmp_path)] == frames(0, 9)
     failed = events.of("recording_failed")[0]
     assert failed["reason"] == os.strerror(errno.ENOSPC)
     assert failed["retry_in_s"] == 0.05
@@ -181,7 +178,7 @@ def test_frames_that_cannot_wait_are_counted(tmp_path: Path, events: Events, dis
         wait_for(lambda: bool(events.of("frames_not_recorded")))
     assert recorder.unrecorded == sum(each["count"] for each in events.of("frames_not_recorded"))
     assert recorder.unrecorded > 0
-    assert [recorded.frame for recorded in read(tmp_path)] == frames(0, recorder.recorded)
+    assert [recorded.frame for recorded in frames_in(tmp_path)] == frames(0, recorder.recorded)
 
 
 def test_frames_that_cannot_be_written_at_the_end_are_counted(
@@ -206,7 +203,7 @@ def test_a_deleted_file_is_noticed(tmp_path: Path, events: Events, disk: Disk) -
         folder.rmdir()
         recorder.put(frames(1, 3), NOON_NS)
         wait_for(lambda: recorder.recorded == 3)
-    assert [recorded.frame for recorded in read(folder)] == frames(1, 3)
+    assert [recorded.frame for recorded in frames_in(folder)] == frames(1, 3)
     assert [each["reason"] for each in events.of("recording_failed")] == ["the file was deleted"]
 
 
@@ -217,10 +214,10 @@ def test_a_disk_that_cannot_synchronize_is_reported(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with open_recorder(options(tmp_path), events) as recorder:
-        monkeypatch.setattr(module.os, "fsync", fail)
+        monkeypatch.setattr(os, "fsync", fail)
         recorder.put(frames(0, 1), NOON_NS)
         wait_for(lambda: bool(events.of("recording_failed")))
-    assert [recorded.frame for recorded in read(tmp_path)] == frames(0, 1)
+    assert [recorded.frame for recorded in frames_in(tmp_path)] == frames(0, 1)
 
 
 def test_a_slow_disk_does_not_delay_writing(
@@ -230,7 +227,7 @@ def test_a_slow_disk_does_not_delay_writing(
     with open_recorder(options(tmp_path), events) as recorder:
         recorder.put(frames(0, 1), NOON_NS)
         wait_for(lambda: recorder.recorded == 1)
-        monkeypatch.setattr(module.os, "fsync", lambda _: hang.wait())
+        monkeypatch.setattr(os, "fsync", lambda _: hang.wait() and None)
         for number in range(1, 4):
             recorder.put(frames(number, number + 1), NOON_NS)
             wait_for(lambda done=number + 1: recorder.recorded == done)

@@ -22,10 +22,12 @@ from k2cli.ingestion.recordings import (
     find_recordings,
     market_of,
     read_recordings,
-    zstd,
+    zstd_packer,
 )
 from k2cli.simulator.recording import PlayClock, Recording
+from support.recordings import no_damage
 
+zstd_frame = zstd_packer()
 NOW_NS = 1_768_312_800_123_456_789
 HOSTILE = [
     b"",
@@ -40,11 +42,6 @@ HOSTILE = [
     b"#",
     bytes(range(256)),
 ]
-
-
-def zstd_frame(content: bytes) -> bytes:
-    options = {zstd.CompressionParameter.checksum_flag: 1}
-    return zstd.compress(content, options=options)
 
 
 def lines_of(numbers: Sequence[int]) -> bytes:
@@ -261,10 +258,23 @@ def test_frames_of_any_size_are_read_from_zstd(tmp_path: Path) -> None:
 def test_progress_is_in_bytes_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "f.frames.zst"
     data, *_ = three_parts(path)
-    reader = RecordingReader(path, pytest.fail)
+    reader = RecordingReader(path, no_damage)
     assert (reader.size_bytes, reader.bytes_read) == (len(data), 0)
     list(reader)
     assert reader.bytes_read == len(data)
+
+
+@pytest.mark.parametrize("block_bytes", [5, 64])
+def test_the_next_zstd_frame_is_found_across_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(recordings, "_BLOCK_BYTES", block_bytes)
+    path = tmp_path / "f.zst"
+    for gap in range(20):
+        path.write_bytes(b"x" * gap + zstd_frame(lines_of([1, 2])))
+        frames, damages = read(path)
+        assert numbers_in(frames) == [1, 2]
+        assert len(damages) == (gap > 0)
 
 
 # --- playing at a pace
