@@ -10,7 +10,7 @@ from k2cli.errors import BadData
 from k2cli.flow import Batch
 from k2cli.ingestion.bursts import CHUNK_FRAMES, NOTICE_MAX_BYTES
 from k2cli.ingestion.exchange import Parser, Venue
-from k2cli.ingestion.recordings import OnDamage, RecordingReader, decode_line
+from k2cli.ingestion.recordings import OnDamage, RecordingReader, decode_line, decode_lines
 from k2cli.rejects import Cause, Fault, Reject
 
 _UNTIMED: Final = Fault(
@@ -28,7 +28,7 @@ class _Lines:
 
     frames: list[bytes]
     received_us: list[int]
-    numbers: list[int]
+    numbers: Sequence[int]
     untimed: list[tuple[int, bytes]]
 
 
@@ -81,7 +81,15 @@ class RecordedFrames:
 
     def _decode(self, lines: Sequence[bytes], first: int) -> _Lines:
         """Decode lines; shutdown notices are not data, as in a live stream."""
-        decoded = _Lines([], [], [], [])
+        notice = self._venue.shutdown_notice
+        together = decode_lines(lines)
+        if together is not None and not (notice and any(notice in f for f in together[1])):
+            received_us = [time_ns // 1000 for time_ns in together[0]]
+            return _Lines(together[1], received_us, range(first, first + len(lines)), [])
+        return self._decode_one_by_one(lines, first)
+
+    def _decode_one_by_one(self, lines: Sequence[bytes], first: int) -> _Lines:
+        decoded, numbers = _Lines([], [], [], []), list[int]()
         notice = self._venue.shutdown_notice
         for number, line in enumerate(lines, first):
             received_ns, frame = decode_line(line)
@@ -91,7 +99,8 @@ class RecordedFrames:
             elif not (notice and len(frame) < NOTICE_MAX_BYTES and notice in frame):
                 decoded.frames.append(frame)
                 decoded.received_us.append(received_ns // 1000)
-                decoded.numbers.append(number)
+                numbers.append(number)
+        decoded.numbers = numbers
         return decoded
 
     def _batch(self, lines: _Lines) -> Batch:

@@ -41,6 +41,7 @@ _NAME: Final = re.compile(r"(?P<exchange>[a-z\d]+)-(?P<market>[a-z\d]+)-")
 _UNITS_NS: Final = {10: 1_000_000_000, 13: 1_000_000, 16: 1_000, 19: 1}  # by number of digits
 _LEVEL: Final = 1  # of compression
 _ESCAPE: Final = b"="
+_HEAD_BYTES: Final = 20  # of a line: the time and the space
 _BLOCK_BYTES: Final = 1 << 20
 _READ_BYTES: Final = 1 << 16  # of compressed data
 _VERIFIED_BYTES: Final = 32 << 20  # larger zstd frames are passed on before their checksum
@@ -96,6 +97,26 @@ def decode_line(line: bytes) -> Recorded:
         with suppress(binascii.Error):  # another program wrote it
             frame = base64.b64decode(frame[1:], validate=True)
     return Recorded(received_ns, frame)
+
+
+def decode_lines(lines: Sequence[bytes]) -> tuple[list[int], list[bytes]] | None:
+    """Decode usual lines together: receive times in UTC ns, and frames.
+
+    Returns None if a line is unusual, such as one that is escaped; see `decode_line`.
+    """
+    text = b"\n".join(lines)
+    if b"\r" in text or b" " + _ESCAPE in text:
+        return None
+    heads = [line[:_HEAD_BYTES] for line in lines]
+    times = {
+        head: int(head)
+        for head in set(heads)
+        if len(head) == _HEAD_BYTES and head[-1:] == b" " and head[:-1].isdigit()
+    }
+    try:
+        return [times[head] for head in heads], [line[_HEAD_BYTES:] for line in lines]
+    except KeyError:
+        return None
 
 
 def zstd_packer() -> Callable[[bytes], bytes]:

@@ -18,6 +18,7 @@ from k2cli.ingestion.recordings import (
     Recorded,
     RecordingReader,
     decode_line,
+    decode_lines,
     encode_frames,
     find_recordings,
     market_of,
@@ -66,6 +67,15 @@ def test_every_byte_survives(frames: list[bytes]) -> None:
     assert text.count(b"\n") == len(frames)
     decoded = [decode_line(line) for line in text.removesuffix(b"\n").split(b"\n")]
     assert decoded == [Recorded(NOW_NS, frame) for frame in frames]
+    together = decode_lines(text.removesuffix(b"\n").split(b"\n"))
+    assert together is None or together == ([NOW_NS] * len(frames), frames)
+
+
+def test_usual_lines_are_decoded_together() -> None:
+    lines = [b"1768312800123456789 {}", b"1768312800123456790 [ ]", b"0000000000000000005 "]
+    assert decode_lines(lines) == ([NOW_NS, NOW_NS + 1, 5], [b"{}", b"[ ]", b""])
+    for unusual in (b"", b"1768312800123456789", b"1768312800123 {}", b"{}", b"x" * 30):
+        assert decode_lines([*lines, unusual]) is None
 
 
 def test_usual_frames_are_readable() -> None:
