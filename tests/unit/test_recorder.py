@@ -118,6 +118,10 @@ def test_recorders_share_a_folder(tmp_path: Path, events: Events) -> None:
     assert len(names(tmp_path)) == 3
 
 
+def wait_for_recorded(recorder: Recorder, count: int) -> None:
+    wait_for(lambda: recorder.recorded == count)
+
+
 # --- what fails
 
 
@@ -153,12 +157,12 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 def test_frames_wait_while_the_disk_is_full(tmp_path: Path, events: Events, disk: Disk) -> None:
     with open_recorder(options(tmp_path), events) as recorder:
         recorder.put(frames(0, 5), NOON_NS)
-        wait_for(lambda: recorder.recorded == 5)
+        wait_for_recorded(recorder, 5)
         disk.is_full = True
         recorder.put(frames(5, 9), NOON_NS)
         wait_for(lambda: len(events.of("recording_failed")) > 2)
         disk.is_full = False
-        wait_for(lambda: recorder.recorded == 9)
+        wait_for_recorded(recorder, 9)
     assert [recorded.frame for recorded in frames_in(tmp_path)] == frames(0, 9)
     failed = events.of("recording_failed")[0]
     assert failed["reason"] == os.strerror(errno.ENOSPC)
@@ -197,12 +201,12 @@ def test_a_deleted_file_is_noticed(tmp_path: Path, events: Events, disk: Disk) -
     folder = tmp_path / "folder"
     with open_recorder(options(folder), events) as recorder:
         recorder.put(frames(0, 1), NOON_NS)
-        wait_for(lambda: recorder.recorded == 1)
+        wait_for_recorded(recorder, 1)
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
         recorder.put(frames(1, 3), NOON_NS)
-        wait_for(lambda: recorder.recorded == 3)
+        wait_for_recorded(recorder, 3)
     assert [recorded.frame for recorded in frames_in(folder)] == frames(1, 3)
     assert [each["reason"] for each in events.of("recording_failed")] == ["the file was deleted"]
 
@@ -224,11 +228,15 @@ def test_a_slow_disk_does_not_delay_writing(
     tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hang = threading.Event()
+
+    def stall(_: int) -> None:
+        hang.wait()
+
     with open_recorder(options(tmp_path), events) as recorder:
         recorder.put(frames(0, 1), NOON_NS)
-        wait_for(lambda: recorder.recorded == 1)
-        monkeypatch.setattr(os, "fsync", lambda _: hang.wait() and None)
+        wait_for_recorded(recorder, 1)
+        monkeypatch.setattr(os, "fsync", stall)
         for number in range(1, 4):
             recorder.put(frames(number, number + 1), NOON_NS)
-            wait_for(lambda done=number + 1: recorder.recorded == done)
+            wait_for_recorded(recorder, number + 1)
         hang.set()
