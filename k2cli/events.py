@@ -366,6 +366,32 @@ class Observer(Protocol):
         """The topic refused a dead letter, which was written to a file."""
 
     @overload
+    @_level(Level.INFO)
+    def __call__(self, event: Literal["recording"], /, *, path: str) -> None:
+        """Frames are recorded in this new file."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["recording_failed"], /, *, path: str, reason: str, retry_in_s: float
+    ) -> None:
+        """The recording cannot be written; k2 retries with a new file, and the stream continues."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["frames_not_recorded"], /, *, count: int, folder: str
+    ) -> None:
+        """Frames that are not in the recording, because the disk failed or was too slow."""
+
+    @overload
+    @_level(Level.WARNING)
+    def __call__(
+        self, event: Literal["recording_damaged"], /, *, path: str, position: int, reason: str
+    ) -> None:
+        """Part of a recording cannot be read; the position is in bytes."""
+
+    @overload
     @_level(Level.WARNING)
     def __call__(self, event: Literal["uncommitted_kept"], /, *, rows: int, files: str) -> None:
         """Rows that a stopped stream could not commit were saved for the next run."""

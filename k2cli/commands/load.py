@@ -9,6 +9,7 @@ from k2cli.commands.groups import AnswerOptions, LogOptions, ServerOptions, take
 from k2cli.commands.load_options import (
     LoadTo,
     ReadingOptions,
+    RowTargetOptions,
     ShapeOptions,
     TargetOptions,
 )
@@ -17,6 +18,7 @@ from k2cli.commands.terminal import output
 from k2cli.commands.terminal.output import Summary
 from k2cli.commands.terminal.streams import note
 from k2cli.files import STDIN
+from k2cli.ingestion.symbols import Market
 
 load_app = typer.Typer(help="Load files into the tables.", no_args_is_help=True)
 _HISTORY = [
@@ -132,6 +134,52 @@ def load_parquet(
         servers=servers,
         log=log,
         rejects=rejects or config.home / "rejects" / "load-parquet.ndjson",
+        summary=summary,
+    ).load()
+
+
+@load_app.command("frames")
+@takes_groups
+def load_frames(
+    *,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Recordings of `k2 stream --record`: files, globs or folders.",
+            show_default=False,
+        ),
+    ],
+    market: Annotated[
+        Market | None,
+        typer.Option(
+            "--market", help="Market of the frames.", show_default="from the names of the files"
+        ),
+    ] = None,
+    target: RowTargetOptions,
+    rejects: Annotated[Path | None, rejects_option("rejected frames", "load-frames")] = None,
+    log: LogOptions,
+    summary: SummaryOpt = Summary.TEXT,
+    servers: ServerOptions,
+    home: HomeOpt = None,
+) -> None:
+    """Load recorded frames as `k2 stream` would, each trade and quote once.
+
+    Rows that are already stored are duplicates, so recordings may be loaded again, or after the
+    stream that recorded them. All valid frames are loaded; a damaged recording, or one with more
+    rejects than allowed, ends with exit code 6 after that.
+
+    Example: k2 load frames recordings/
+    """
+    from k2cli.commands.load_frames import FramesRun, find_recordings
+
+    config = settings(home)
+    FramesRun(
+        config=config,
+        recordings=find_recordings(paths, market),
+        target=target,
+        servers=servers,
+        log=log,
+        rejects=rejects or config.home / "rejects" / "load-frames.ndjson",
         summary=summary,
     ).load()
 

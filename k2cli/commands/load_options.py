@@ -173,8 +173,8 @@ class ShapeOptions(OptionGroup):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TargetOptions(OptionGroup):
-    """The target of rows, and which files and rejects are accepted."""
+class RowTargetOptions(OptionGroup):
+    """The target of rows, and how many rejects are accepted."""
 
     to: Annotated[
         LoadTo,
@@ -182,20 +182,6 @@ class TargetOptions(OptionGroup):
     ] = LoadTo.TABLE
     topic: TopicOpt = None
     auto_register: AutoRegisterOpt = True
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Load files again that were loaded before, without storing rows twice.",
-        ),
-    ] = False
-    allow_duplicates: Annotated[
-        bool,
-        typer.Option(
-            "--allow-duplicates",
-            help="Store the rows of files without ids again, even if the file was loaded before.",
-        ),
-    ] = False
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -213,6 +199,26 @@ class TargetOptions(OptionGroup):
     def destination(self) -> LoadTo | None:
         """The target of rows; None in a dry run."""
         return None if self.dry_run else self.to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOptions(RowTargetOptions):
+    """The target of rows, and which files and rejects are accepted."""
+
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Load files again that were loaded before, without storing rows twice.",
+        ),
+    ] = False
+    allow_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--allow-duplicates",
+            help="Store the rows of files without ids again, even if the file was loaded before.",
+        ),
+    ] = False
 
 
 def parse_mappings(words: list[str] | None) -> tuple[dict[str, str], dict[str, dict[str, str]]]:

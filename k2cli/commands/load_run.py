@@ -91,7 +91,7 @@ class LoadRun:
         return LoadPolicy(
             rejects=stack.enter_context(RejectLog(self.rejects, run=self.config.run)),
             conflicts=ConflictReport(log.on_event),
-            allowance=_allowance(self.target.max_rejects),
+            allowance=parse_allowance(self.target.max_rejects),
             max_reject_bytes=self.target.max_reject_bytes or MAX_REJECT_BYTES,
             is_forced=self.target.force,
             is_repeating=self.target.allow_duplicates,
@@ -152,7 +152,12 @@ class LoadRun:
         )
 
 
-def _allowance(text: str) -> Allowance:
+def parse_allowance(text: str) -> Allowance:
+    """Parse --max-rejects: a number, or a percentage of the lines.
+
+    Raises:
+        BadParameter: it is neither.
+    """
     try:
         if text.endswith("%"):
             allowance = Allowance(percent=float(text[:-1]))
@@ -261,7 +266,11 @@ def _progress(
 
     `seen` collects the symbols of the file.
     """
-    with _progress_bar(file, report) as show:
+    reader = file.reader
+    is_shown = not report.is_logging
+    with progress_bar(
+        Path(file.path), reader.size_bytes, lambda: reader.bytes_read, is_shown=is_shown
+    ) as show:
         if seen is None or "symbol" in file.reader.file_values:
             yield show
             return
@@ -280,8 +289,11 @@ def _series(rows: pa.RecordBatch) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _progress_bar(file: FileToLoad, report: _Report) -> Iterator[Callable[[Batch], None]]:
-    if report.is_logging or not sys.stderr.isatty():
+def progress_bar(
+    path: Path, size_bytes: int, bytes_read: Callable[[], int], *, is_shown: bool
+) -> Iterator[Callable[[Batch], None]]:
+    """Show lines and rate of a file on a terminal; `bytes_read` is called with each batch."""
+    if not is_shown or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -297,14 +309,12 @@ def _progress_bar(file: FileToLoad, report: _Report) -> Iterator[Callable[[Batch
     started = time.monotonic()
     rows = 0
     with Progress(*columns, console=view_console(), transient=True) as progress:
-        task = progress.add_task(
-            printable(Path(file.path).name), total=file.reader.size_bytes, rows=0, rate=0.0
-        )
+        task = progress.add_task(printable(path.name), total=size_bytes, rows=0, rate=0.0)
 
         def on_batch(batch: Batch) -> None:
             nonlocal rows
             rows += batch.messages
             rate = rows / max(time.monotonic() - started, 0.001)
-            progress.update(task, completed=file.reader.bytes_read, rows=rows, rate=rate)
+            progress.update(task, completed=bytes_read(), rows=rows, rate=rate)
 
         yield on_batch

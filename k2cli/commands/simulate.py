@@ -78,8 +78,8 @@ def binance(
     frames: Annotated[
         Path | None,
         typer.Option(
-            help="Play a recording instead: one JSON frame per line, plain, .gz or .zst; "
-            "a leading receive time is ignored.",
+            help="Play a recording instead: a file or folder of `k2 stream --record`, or one "
+            "frame per line, plain, .gz or .zst. See --speed.",
             show_default=False,
             rich_help_panel=_MARKET,
         ),
@@ -125,8 +125,14 @@ def binance(
         ),
     ] = None,
     speed: Annotated[
-        float, typer.Option(help="Speed factor of --history.", min=1, rich_help_panel=_PACE)
-    ] = 60,
+        float | None,
+        typer.Option(
+            help="Speed factor of --history, or of a recording: 1 plays it at its own pace.",
+            min=1,
+            show_default="60 for --history; recordings as fast as possible",
+            rich_help_panel=_PACE,
+        ),
+    ] = None,
     ping_interval: Annotated[
         float | None,
         typer.Option(
@@ -163,7 +169,8 @@ def binance(
 
     Plays a synthetic market, or a recording with --frames. Every connection plays the recording
     from its start, except that after a simulated cut the next connection with the same path
-    continues where the previous one stopped.
+    continues where the previous one stopped. With --speed a pause of more than a minute lasts a
+    minute.
 
     Example: k2 simulate binance --port 9443 --rate 50000
     """
@@ -186,7 +193,8 @@ def binance(
         close_at_end=close_at_end,
         rate=rate,
         history_s=history or 0.0,
-        speed=speed,
+        frames_speed=speed,
+        speed=speed or 60.0,
         ping_interval_s=ping_interval or 20.0,
         pong_timeout_s=pong_timeout or 60.0,
         drop_after=drop_after,

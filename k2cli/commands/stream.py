@@ -218,6 +218,15 @@ def stream_exchange(
     topic: TopicOpt = None,
     auto_register: AutoRegisterOpt = True,
     run: RunOptions,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            help="Also record every raw frame in this folder, for `k2 load frames`.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
     rejects: Path | None = None,
     max_rejects: Annotated[
         int | None,
@@ -246,6 +255,7 @@ def stream_exchange(
     chosen = _channels(venue, channels, topic)
     selected = _select(venue, symbols, config)
     return_freed_memory()
+    from k2cli.ingestion.recorder import RecorderOptions
     from k2cli.pipelines.feed import FeedOptions
 
     options = FeedOptions(
@@ -253,6 +263,9 @@ def stream_exchange(
         policy=run.policy(config, max_rejects, max_reject_bytes),
         rejects=rejects or config.home / "rejects" / f"stream-{exchange.name}.ndjson",
         selected=selected,
+        record=None
+        if record is None
+        else RecorderOptions(folder=record, source=f"{exchange.name}-{market}", run=config.run),
         produce=servers.produce_options(config, topic, is_registering=auto_register)
         if target is _KAFKA
         else None,

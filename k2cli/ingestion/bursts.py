@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 CHUNK_FRAMES: Final = 4096  # parsed together, roughly
 FRAME_MIN_BYTES: Final = 512  # smaller frames cost as much to handle
+NOTICE_MAX_BYTES: Final = 256  # a longer frame is never a shutdown notice
 
 
 class Burst(NamedTuple):

@@ -81,7 +81,7 @@ class Refused(ConnectionError):
 class Connection(WSListener):
     """A connection that passes messages on as they arrive, without queueing them.
 
-    It reads on after `start`. `received_us` (UTC) and `last_data_s` are the times of the last data,
+    It reads on after `start`. `received_ns` (UTC) and `last_data_s` are the times of the last data,
     pings included; `last_message_s` is the time of the last message. Times in seconds are those of
     `clock`.
     """
@@ -93,7 +93,7 @@ class Connection(WSListener):
         clock: Callable[[], float],
     ) -> None:
         self.is_paused = False
-        self.received_us = 0
+        self.received_ns = 0
         self.last_data_s = clock()
         self.last_message_s: float | None = None
         self._take = take
@@ -227,7 +227,7 @@ class Connection(WSListener):
 
     def begin_read(self) -> None:
         """Set the receive time of the messages that follow."""
-        self.received_us = time.time_ns() // 1000
+        self.received_ns = time.time_ns()
         self.last_data_s = self._clock()
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:

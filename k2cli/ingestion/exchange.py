@@ -138,6 +138,10 @@ class Venue(ABC):
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
         """Return a parser for the frames of one stream of these instruments."""
 
+    def fits(self, frame: bytes) -> bool | None:  # noqa: ARG002
+        """Return whether a frame is of this market; None if it does not show that."""
+        return None
+
     def refresh_symbols(self, home: Path, observe: "Observer") -> "Observer":  # noqa: ARG002
         """Return an observer that refreshes the list of symbols once connected.
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from k2cli.ingestion.bursts import BurstQueue
 from k2cli.ingestion.connection import Connection
+from k2cli.ingestion.recorder import Record
 
 QUEUE_HIGH_BYTES: Final = 8 * 1024 * 1024  # reading pauses above it, until half is left
 _DRAIN_CHECK_S: Final = 0.01  # between checks of a queue that is too long
@@ -19,9 +20,16 @@ class Intake:
     """Queues the frames of all connections; `on_full` is called after the last one."""
 
     def __init__(
-        self, queue: BurstQueue, *, max_messages: int | None, on_full: Callable[[], None]
+        self,
+        queue: BurstQueue,
+        *,
+        max_messages: int | None,
+        on_full: Callable[[], None],
+        record: Record | None = None,
     ) -> None:
+        """Prepare; `record` gets all frames as they are received, in one thread."""
         self.is_open = True
+        self._record = record
         self._queue = queue
         self._left = max_messages
         self._on_full = on_full
@@ -29,6 +37,11 @@ class Intake:
     def interrupt(self) -> None:
         """Begin a new session: data may be missing before later frames."""
         self._queue.begin_session()
+
+    def record(self, frames: Sequence[bytes], received_ns: int) -> None:
+        """Record frames as they were received, up to the requested number of messages."""
+        if self._record is not None and self.is_open:
+            self._record(frames if self._left is None else frames[: self._left], received_ns)
 
     def put(self, frames: Sequence[bytes], received_us: int) -> None:
         """Queue frames, up to the requested number of messages."""

@@ -18,6 +18,7 @@ from k2cli.flow import Batch
 from k2cli.ingestion.bursts import CHUNK_FRAMES, BurstQueue
 from k2cli.ingestion.exchange import Venue, check_base
 from k2cli.ingestion.guard import HasNewer, SilenceGuard
+from k2cli.ingestion.recorder import Record
 from k2cli.ingestion.silence import LEAST_S, StreamWatch
 from k2cli.ingestion.subscriber import ConnectionOptions
 from k2cli.ingestion.subscriptions import Subscription, Subscriptions
@@ -49,6 +50,7 @@ class StreamOptions:
     # Whether the exchange has trades at or after a UTC time in microseconds, to check silent
     # streams; awaited in the connections' event loop. None: only the time counts.
     has_newer: Callable[[Instrument, int], Awaitable[bool]] | None = None
+    record: Record | None = None  # gets all frames as they are received, in one thread
 
 
 class ExchangeStream:
@@ -216,4 +218,5 @@ def _connection_options(options: StreamOptions, clock: Callable[[], float]) -> C
         rollover_at=options.rollover_at,
         max_messages=options.max_messages,
         clock=clock,
+        record=options.record,
     )

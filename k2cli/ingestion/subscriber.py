@@ -16,15 +16,16 @@ from typing import Final
 from k2cli.errors import Unavailable
 from k2cli.events import Cause, Observer
 from k2cli.ingestion.breaker import Servers
+from k2cli.ingestion.bursts import NOTICE_MAX_BYTES
 from k2cli.ingestion.connection import Connection, Ending, Refused
 from k2cli.ingestion.intake import Intake
 from k2cli.ingestion.reconnect import STABLE_S, AttemptBudget, Backoff
+from k2cli.ingestion.recorder import Record
 from k2cli.ingestion.rollover import DelayedFrames, Overlap, Plan, RolloverReason
 from k2cli.ingestion.silence import StreamWatch
 from k2cli.ingestion.subscriptions import Subscription
 
 _OPEN_S: Final = 10.0  # at most, for one attempt
-_NOTICE_MAX_BYTES: Final = 256  # a longer frame is never a shutdown notice
 _MAX_TICK_S: Final = 1.0  # between checks of a connection
 _OVERLAP_TICK_S: Final = 0.05  # between checks of two connections
 
@@ -45,6 +46,7 @@ class ConnectionOptions:
     overlap_s: float  # of two connections, at most
     rollover_at: time | None  # every day, UTC
     max_messages: int | None
+    record: Record | None  # gets all frames as they are received, in one thread
     clock: Callable[[], float]
 
 
@@ -271,9 +273,10 @@ class Subscriber:
 
     def _queue(self, link: Link, frames: list[bytes]) -> None:
         """Queue what the current link received."""
+        self._shared.intake.record(frames, link.connection.received_ns)
         frames = self._without_notice(link, frames)
         if frames:
-            self._shared.intake.put(frames, link.connection.received_us)
+            self._shared.intake.put(frames, link.connection.received_ns // 1000)
             self._shared.intake.throttle(link.connection)
 
     def _without_notice(self, link: Link, frames: list[bytes]) -> list[bytes]:
@@ -281,7 +284,7 @@ class Subscriber:
         notice = self._options.shutdown_notice
         if not notice or notice not in b"".join(frames):
             return frames
-        kept = [f for f in frames if notice not in f or len(f) >= _NOTICE_MAX_BYTES]
+        kept = [f for f in frames if notice not in f or len(f) >= NOTICE_MAX_BYTES]
         if len(kept) < len(frames):
             link.replace("shutdown")
         return kept
@@ -428,9 +431,10 @@ class Subscriber:
         self, link: Link, frames: list[bytes], overlap: Overlap, delayed: DelayedFrames
     ) -> None:
         """Keep what the successor received for a moment."""
+        self._shared.intake.record(frames, link.connection.received_ns)
         frames = self._without_notice(link, frames)
         overlap.note(self._streams(frames), is_successor=True)
-        delayed.add(frames, link.connection.received_us)
+        delayed.add(frames, link.connection.received_ns // 1000)
         self._shared.intake.throttle(link.connection)
 
     def _streams(self, frames: Sequence[bytes]) -> set[str]:

@@ -46,7 +46,12 @@ class Connections:
             budget=AttemptBudget(
                 attempts=options.attempts, window_s=options.window_s, clock=options.clock
             ),
-            intake=Intake(queue, max_messages=options.max_messages, on_full=self.stop),
+            intake=Intake(
+                queue,
+                max_messages=options.max_messages,
+                on_full=self.stop,
+                record=options.record,
+            ),
             watch=watch,
             proxies={base: proxy_for(base) for base in options.bases},
             observe=observe,

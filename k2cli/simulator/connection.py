@@ -42,6 +42,7 @@ _HANDSHAKE_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
 _REQUEST_WORDS: Final = 3  # GET, path, HTTP/1.1
 _BURST_S: Final = 0.01
+_NONE_DUE_S: Final = 0.002
 _MOST_BEHIND_S: Final = 1.0
 
 
@@ -316,6 +317,9 @@ class Connection:
             frames = self._taken_from(source, most)
             if frames is None:
                 break
+            if not frames:  # none is due, or it searches on
+                await asyncio.sleep(_NONE_DUE_S)
+                continue
             pace.count(len(frames))
             self._send(frames)
             await self._writer.drain()

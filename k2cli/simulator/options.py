@@ -36,7 +36,8 @@ class SimulatorOptions:
     channels: tuple[str, ...] = CHANNELS
     seed: int = 0
     first_id: int | None = None  # None: from the clock
-    frames: Path | None = None  # a recording, instead of the synthetic market
+    frames: Path | None = None  # a recording or a folder of them, instead of the synthetic market
+    frames_speed: float | None = None  # 1: at the recording's pace; None: as fast as possible
     loop: bool = False
     limit: int | None = None  # frames per connection, then the market ends
     close_at_end: bool = False

@@ -1,20 +1,23 @@
-"""Recorded frames: a file, and the position of a connection in it."""
+"""Recorded frames: a file or folder, and the position and pace of a connection in it."""
 
-import re
-from collections.abc import Collection, Iterable, Iterator
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import msgspec
-import pyarrow as pa
 
+from k2cli.ingestion.recordings import Damage, Recorded, read_recordings
 from k2cli.symbols import lower_symbol
 
-_BLOCK_BYTES: Final = 1 << 20
+_log = logging.getLogger(__name__)
+
 _MOST_LINES: Final = 5000  # searched per call
-_COMPRESSION: Final = {".gz": "gzip", ".zst": "zstd"}
-_RECEIVED: Final = re.compile(rb"\d+ ")
+_MAX_PAUSE_S: Final = 60.0
+_MOST_BEHIND_S: Final = 1.0
+_SECOND_NS: Final = 1_000_000_000
 
 
 class _Recorded(msgspec.Struct):
@@ -50,42 +53,68 @@ def stream_and_frame(line: bytes) -> tuple[str | None, bytes]:
     return f"{lower_symbol(found.s)}@{event}", line
 
 
-def recorded_lines(path: Path) -> Iterator[bytes]:
-    """Read a recording line by line: plain, .gz or .zst; a leading receive time is dropped.
+class PlayClock:
+    """When recorded frames are due: at their own pace, or a multiple of it.
 
-    Raises:
-        OSError: the file cannot be read, or its compressed data is corrupt.
+    The pace of a recording is that of the differences between receive times. Where its clock went
+    backwards there is no pause, and none when it returns to the time before; longer pauses than a
+    minute last a minute.
     """
-    rest = b""
-    with pa.input_stream(str(path), compression=_COMPRESSION.get(path.suffix)) as file:
-        while block := file.read(_BLOCK_BYTES):
-            *lines, rest = (rest + block).split(b"\n")
-            yield from _frames_of(lines)
-    yield from _frames_of([rest])
 
+    def __init__(self, speed: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Prepare; the clock starts with the first frame."""
+        self._speed = speed
+        self._clock = clock
+        self._started_s: float | None = None
+        self._last_ns: int | None = None
+        self._highest_ns = 0
+        self._played_s = 0.0  # of the recording, up to the last frame
 
-def _frames_of(lines: Iterable[bytes]) -> Iterator[bytes]:
-    for line in lines:
-        received = _RECEIVED.match(line)
-        frame = line[received.end() if received else 0 :].rstrip(b"\r")
-        if frame:
-            yield frame
+    def is_due(self, received_ns: int | None) -> bool:
+        """Advance to the next frame; return whether to send it now, else ask again."""
+        if received_ns is not None and received_ns != self._last_ns:
+            self._played_s += self._pause_s(received_ns)
+            self._last_ns = received_ns
+            self._highest_ns = max(self._highest_ns, received_ns)
+        now_s = self._clock()
+        self._started_s = now_s if self._started_s is None else self._started_s
+        behind_s = now_s - self._started_s - self._played_s / self._speed
+        if behind_s > _MOST_BEHIND_S:  # a slow reader does not catch up on what it missed
+            self._started_s += behind_s - _MOST_BEHIND_S
+        return behind_s >= 0
+
+    def _pause_s(self, received_ns: int) -> float:
+        last_ns = received_ns if self._last_ns is None else self._last_ns
+        if last_ns < self._highest_ns <= received_ns:
+            last_ns = self._highest_ns
+        return min(max(received_ns - last_ns, 0) / _SECOND_NS, _MAX_PAUSE_S)
 
 
 class Recording:
-    """One connection's position in a recorded file."""
+    """One connection's position in a recording: a file, or the files of a folder in order.
+
+    Without a pace it is played as fast as possible.
+    """
 
     def __init__(
-        self, path: Path, *, is_combined: bool, is_looped: bool = False, position: int = 0
+        self,
+        path: Path,
+        *,
+        is_combined: bool,
+        is_looped: bool = False,
+        position: int = 0,
+        pace: PlayClock | None = None,
     ) -> None:
         self.is_at_end = False
-        self.position = position  # lines taken in this pass
+        self.position = position  # frames taken in this pass
         self._path = path
         self._is_combined = is_combined
         self._is_looped = is_looped
         self._streams: frozenset[str] = frozenset()
         self._is_played = position > 0
-        self._lines: Iterator[bytes] = islice(recorded_lines(path), position, None)
+        self._pace = pace
+        self._next: Recorded | None = None  # read, but not due before
+        self._recorded: Iterator[Recorded] = islice(self._read(), position, None)
 
     @property
     def is_idle(self) -> bool:
@@ -97,25 +126,29 @@ class Recording:
         self._streams = frozenset(streams)
 
     def take(self, most: int, now_us: int) -> list[bytes]:  # noqa: ARG002
-        """Return the next frames of the subscribed streams, after a bounded search.
+        """Return the next frames of the subscribed streams that are due, after a bounded search.
 
         Raises:
-            OSError: the file cannot be read, or its compressed data is corrupt.
+            OSError: a file cannot be read.
         """
         frames: list[bytes] = []
-        if most < 1:
-            return frames
-        start = self.position
-        for line in islice(self._lines, _MOST_LINES):
+        for _ in range(_MOST_LINES if most > 0 else 0):
+            recorded = self._next or next(self._recorded, None)
+            if recorded is None:
+                self._is_played = self._is_played or bool(frames)
+                self._end_pass()
+                break
+            if self._pace is not None and not self._pace.is_due(recorded.received_ns):
+                self._next = recorded
+                break
+            self._next = None
             self.position += 1
-            frame = self._fitted(line)
+            frame = self._fitted(recorded.frame)
             if frame is not None:
                 frames.append(frame)
                 if len(frames) == most:
                     break
         self._is_played = self._is_played or bool(frames)
-        if len(frames) < most and self.position - start < _MOST_LINES:
-            self._end_pass()
         return frames
 
     def _end_pass(self) -> None:
@@ -123,7 +156,10 @@ class Recording:
         self.is_at_end = not (self._is_looped and self._is_played)
         self.position = 0 if self._is_looped else self.position
         self._is_played = False
-        self._lines = iter(recorded_lines(self._path)) if self._is_looped else iter(())
+        self._recorded = self._read() if self._is_looped else iter(())
+
+    def _read(self) -> Iterator[Recorded]:
+        return read_recordings(self._path, _warn)
 
     def _fitted(self, line: bytes) -> bytes | None:
         stream, frame = stream_and_frame(line)
@@ -134,3 +170,7 @@ class Recording:
         if not self._is_combined:
             return frame
         return line if frame is not line else b'{"stream":"%b","data":%b}' % (stream.encode(), line)
+
+
+def _warn(damage: Damage) -> None:
+    _log.warning("%s is damaged at byte %d: %s", *damage)

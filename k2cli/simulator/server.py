@@ -10,14 +10,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from typing import Any, Final
 
-from k2cli.errors import Unavailable, UsageError
+from k2cli.errors import BadData, Unavailable, UsageError
 from k2cli.files import reading
 from k2cli.ingestion.binance.venues import VENUES
+from k2cli.ingestion.recordings import Damage, read_recordings
 from k2cli.ingestion.symbols import Instrument, parse_symbol
 from k2cli.simulator.connection import Connection
 from k2cli.simulator.market import CHANNELS, PAIRS, SyntheticMarket, first_id_at
 from k2cli.simulator.options import FrameSource, SimulatorOptions
-from k2cli.simulator.recording import Recording, recorded_lines
+from k2cli.simulator.recording import PlayClock, Recording
 from k2cli.simulator.wire import Route, exchange_info
 from k2cli.symbols import fold_symbol, is_asset
 
@@ -109,11 +110,13 @@ class Simulator:
         """Open the frames for a new connection."""
         if self.options.frames is None:
             return self._market.play(is_combined=route.is_combined, is_micros=route.is_micros)
+        speed = self.options.frames_speed
         return Recording(
             self.options.frames,
             is_combined=route.is_combined,
             is_looped=self.options.loop,
             position=self._resume_position(path),
+            pace=PlayClock(speed, self.clock) if speed else None,
         )
 
     def resume_from(self, path: str, position: int) -> None:
@@ -154,7 +157,11 @@ def _check(options: SimulatorOptions) -> None:
     if options.frames is None:
         return
     with reading(options.frames):
-        next(recorded_lines(options.frames), None)
+        next(read_recordings(options.frames, _refuse), None)
+
+
+def _refuse(damage: Damage) -> None:
+    raise BadData(f"{damage.path} is damaged at byte {damage.position}: {damage.reason}")
 
 
 @contextlib.asynccontextmanager

@@ -31,7 +31,7 @@ class WebsocketsConnection:
     ) -> None:
         self.is_paused = False
         self.is_started = False
-        self.received_us = 0
+        self.received_ns = 0
         self.last_data_s = clock()
         self.last_message_s: float | None = None
         self.clock = clock
@@ -82,7 +82,7 @@ class _Client(ClientConnection):
 
     def data_received(self, data: bytes) -> None:
         connection = self._connection
-        connection.received_us = time.time_ns() // 1000
+        connection.received_ns = time.time_ns()
         connection.last_data_s = connection.clock()
         super().data_received(data)
         self.hand_over()

@@ -11,11 +11,7 @@ import pytest
 
 from k2cli.ingestion.symbols import Market
 from k2cli.simulator.market import SyntheticMarket, first_id_at, instrument
-from k2cli.simulator.recording import (
-    Recording,
-    recorded_lines,
-    stream_and_frame,
-)
+from k2cli.simulator.recording import Recording, stream_and_frame
 
 NOW_US = 1_764_000_000_123_456
 TRADE = b'{"e":"trade","E":2,"s":"BTCUSDT","t":7,"p":"1.50","q":"2","T":1,"m":true,"M":true}'
@@ -193,24 +189,6 @@ def write(path: Path, content: bytes) -> Path:
         content = pa.compress(content, codec="zstd", asbytes=True)
     path.write_bytes(content)
     return path
-
-
-@pytest.mark.parametrize("name", ["f.ndjson", "f.ndjson.gz", "f.ndjson.zst"])
-def test_recorded_lines_are_read_plain_and_compressed(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / name, b"1721347021186954583 {1}\r\n{2}\n\n{3}")
-    assert list(recorded_lines(path)) == [b"{1}", b"{2}", b"{3}"]
-
-
-def test_recorded_lines_cross_block_borders(tmp_path: Path) -> None:
-    lines = [b'{"n":%d,"pad":"%s"}' % (n, b"x" * 90) for n in range(30_000)]
-    path = write(tmp_path / "big.gz", b"\n".join(lines))
-    assert list(recorded_lines(path)) == lines
-
-
-def test_gzip_members_that_were_appended_are_all_read(tmp_path: Path) -> None:
-    path = tmp_path / "f.gz"
-    path.write_bytes(gzip.compress(b"{1}\n") + gzip.compress(b"{2}\n"))
-    assert list(recorded_lines(path)) == [b"{1}", b"{2}"]
 
 
 def play_all(recording: Recording, most: int = 2) -> list[bytes]:

@@ -80,6 +80,10 @@ class _Envelope(msgspec.Struct, gc=False):
     data: _Payload | UnsetType = UNSET
 
 
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_payload = msgspec.json.Decoder(_Payload).decode
+
+
 class _ErrorBody(msgspec.Struct):
     code: int
     msg: str
@@ -111,8 +115,8 @@ class FrameParser:
         self._venue = venue
         self._home = home
         self._instruments = {instrument.symbol: instrument for instrument in instruments}
-        self._decode = msgspec.json.Decoder(_Envelope).decode
-        self._decode_raw = msgspec.json.Decoder(_Payload).decode
+        self._decode = _decode_envelope
+        self._decode_raw = _decode_payload
 
     def add(self, instruments: Sequence[Instrument]) -> None:
         """Expect frames of more instruments."""
@@ -329,6 +333,25 @@ class FrameParser:
         except Unfit as exc:
             return _field_fault(kind, "T", payload.T, str(exc), exc.cause)
         return None
+
+
+def contract_of(frame: bytes) -> str | None:
+    """Return the symbol of a trade or quote of futures; "" for one of spot, None if unclear.
+
+    Only trades of futures have an order type `X`, only their quotes an event time `E`.
+    """
+    try:
+        payload = _decode_envelope(frame).data
+        if payload is UNSET:
+            payload = _decode_payload(frame)
+    except _UNDECODABLE:
+        return None
+    is_quote = payload.e is UNSET and payload.u is not UNSET
+    symbol = payload.s if isinstance(payload.s, str) else ""
+    if (payload.e == "trade" and payload.X is not UNSET) or payload.e == "bookTicker":
+        return symbol or None
+    is_spot = is_quote or (payload.e == "trade" and payload.M is not UNSET)
+    return "" if is_spot else None
 
 
 SEEN: Final = pa.schema(

@@ -96,6 +96,19 @@ class BinanceVenue(Venue):
 
         return FrameParser(venue=self, instruments=instruments, home=home)
 
+    def fits(self, frame: bytes) -> bool | None:
+        """Distinguish trades and quotes of spot, USD-M and COIN-M."""
+        from k2cli.ingestion.binance.protocol import contract_of  # noqa: PLC0415  imports pyarrow
+
+        contract = contract_of(frame)
+        if contract is None:
+            return None
+        if self.market is Market.USDM:
+            return contract != "" and not contract.endswith("_PERP")
+        if self.market is Market.COINM:
+            return "_" in contract
+        return contract == ""
+
     def refresh_symbols(self, home: Path, observe: "Observer") -> "Observer":
         """Return an observer that fetches `exchangeInfo` once connected, at most once a day."""
         if not self.rest_urls:
