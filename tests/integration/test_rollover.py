@@ -216,7 +216,7 @@ def test_silent_stream_on_a_live_socket_is_named_and_replaced() -> None:
         read = read_until(
             lambda read: has_gone_on(read, market, "rollover"),
             url,
-            stream_silent_after_s=1.0,
+            stream_silent_after_s=3.0,
             has_newer=has_newer,
         )
     assert read.values("silent_stream", "stream")[0] == "ethusdt@trade"
@@ -301,7 +301,7 @@ def test_streams_of_a_retired_route_are_found_on_the_next_one() -> None:
             f"{url}/public",
             f"{url}/market",
             venue=VENUES[Market.USDM],
-            stream_silent_after_s=1.0,
+            stream_silent_after_s=3.0,
         )
     assert read.values("silent_stream", "action")[0] == f"another connection to {url}/market"
     assert set(read.values("silent_stream", "stream")[0].split(",")) == {
@@ -322,7 +322,7 @@ def test_one_stream_that_is_on_another_route_leaves_the_others_where_they_are() 
             f"{url}/public",
             f"{url}/market",
             venue=VENUES[Market.USDM],
-            stream_silent_after_s=1.0,
+            stream_silent_after_s=5.0,
         )
     assert re.findall(r"\w+@trade", market.paths[1]) == ["ethusdt@trade"]
     assert read.sessions == [0]
