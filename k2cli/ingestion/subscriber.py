@@ -108,8 +108,6 @@ class Subscriber:
         self._is_extra = is_extra
         self._bases = list(subscription.urls)
         self._backoff = Backoff(len(self._bases))
-        self._rollovers = Backoff(1)
-        self._rolled_over_s: float | None = None
         self._is_first = True
         self._deadline_s: float | None = None
         self._avoided: str | None = None  # the server of a connection that was stale
@@ -346,7 +344,7 @@ class Subscriber:
         reason = await self._rollover_reason(link)
         if self._clock() - link.opened_s >= STABLE_S:
             self._backoff.reset()  # the first server may work again
-        await self._wait_between_rollovers()
+        await self._pace(link)
         failures = Backoff(1)
         avoid = link.base if reason in ("shutdown", "silence") else None
         while True:
@@ -382,13 +380,11 @@ class Subscriber:
             )
         return link.reason
 
-    async def _wait_between_rollovers(self) -> None:
-        """Wait if the last rollover was a moment ago: a server may announce its end repeatedly."""
-        now, before_s = self._clock(), self._rolled_over_s
-        if before_s is not None:
-            delay_s = self._rollovers.lost(now - before_s)
-            if now - before_s < STABLE_S:
-                await asyncio.sleep(delay_s)
+    async def _pace(self, link: Link) -> None:
+        """Wait if a link is young and attempts are scarce: servers may shut down repeatedly."""
+        least_s = self._options.window_s / self._options.attempts
+        if self._shared.budget.is_half_used:
+            await asyncio.sleep(max(0.0, least_s - (self._clock() - link.opened_s)))
 
     async def _overlap(self, link: Link, successor: Link) -> bool:
         """Let two links deliver; return whether the successor may take over."""
@@ -448,7 +444,6 @@ class Subscriber:
         (successor, overlap, delayed), self._successor = self._successor, None
         self._queue_delayed(delayed, all_of_them=True)
         self._use(successor)
-        self._rolled_over_s = self._clock()
         self._observe(
             "rollover",
             url=successor.base,
