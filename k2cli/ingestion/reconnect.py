@@ -61,12 +61,23 @@ class AttemptBudget:
         self._clock = clock
         self._times: deque[float] = deque()
 
+    @property
+    def is_half_used(self) -> bool:
+        """Whether half of the attempts within the current window are used."""
+        self._forget()
+        return 2 * len(self._times) >= self._attempts
+
     def take(self) -> float:
         """Take one attempt and return 0, or return the seconds until one is available."""
-        now = self._clock()
-        while self._times and now - self._times[0] >= self._window_s:
-            self._times.popleft()
+        now = self._forget()
         if len(self._times) >= self._attempts:
             return self._times[0] + self._window_s - now
         self._times.append(now)
         return 0.0
+
+    def _forget(self) -> float:
+        """Forget attempts before the current window; return the time."""
+        now = self._clock()
+        while self._times and now - self._times[0] >= self._window_s:
+            self._times.popleft()
+        return now

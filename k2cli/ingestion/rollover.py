@@ -87,11 +87,6 @@ class Overlap:
         """How long it has lasted."""
         return self._clock() - self.began_s
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether the successor has delivered everything since before the other one ended."""
-        return self.duration_s >= SETTLE_S
-
     def note(self, streams: Set[str], *, is_successor: bool) -> None:
         """Record streams that a connection has delivered."""
         now, first = self._clock(), self._new if is_successor else self._old

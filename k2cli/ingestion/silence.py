@@ -90,7 +90,7 @@ class StreamWatch:
         self._clock = clock
         self._has_check = has_check
         self._least_s = least_s
-        self._noted_s = clock()
+        self._read_s = clock()  # when this process last read
         self._noted: list[tuple[str, pa.Array]] = []  # record kinds and their symbols
         self._lock = threading.Lock()
 
@@ -111,9 +111,10 @@ class StreamWatch:
             self._noted += [(kind.name, rows["symbol"]) for kind, rows in batch.rows]
             self._noted += [(kind.name, rows["symbol"]) for kind, rows in batch.seen]
             now = self._clock()
-            if now - self._noted_s >= _NOTE_S or len(self._noted) >= _NOTE_BATCHES:
-                self._pause(now - self._noted_s)
-                self._hear(now)
+            if now - self._read_s >= _NOTE_S or len(self._noted) >= _NOTE_BATCHES:
+                self._pause(now - self._read_s)
+                self._read_s = now
+                self._hear()
 
     def _pause(self, passed_s: float) -> None:
         """Discount the time in which this process did not read: it was stopped, or waited."""
@@ -123,8 +124,9 @@ class StreamWatch:
                 if rhythm.heard_s is not None:
                     rhythm.heard_s += excess_s
 
-    def _hear(self, now: float) -> None:
-        self._noted_s = now
+    def _hear(self) -> None:
+        """Evaluate what was noted."""
+        now = self._clock()
         noted, self._noted = self._noted, []
         for kind in {name for name, _ in noted}:
             symbols = pa.chunked_array([array for name, array in noted if name == kind])
@@ -150,7 +152,7 @@ class StreamWatch:
     def delivered(self, names: Iterable[str]) -> frozenset[str]:
         """Return which of these streams have delivered during this run."""
         with self._lock:
-            self._hear(self._noted_s)
+            self._hear()
             return frozenset(
                 name for name in names if name in self._rhythms and self._rhythms[name].has_spoken
             )
@@ -159,13 +161,14 @@ class StreamWatch:
     def silent(self) -> list[str]:
         """Names of the streams that have not delivered anything during this run."""
         with self._lock:
-            self._hear(self._noted_s)
+            self._hear()
             return [name for name, rhythm in self._rhythms.items() if not rhythm.has_spoken]
 
     def suspects(self) -> list[Suspect]:
         """Return the streams to check now."""
-        now = self._clock()
         with self._lock:
+            self._hear()
+            now = self._clock()
             return [
                 Suspect(
                     name=name,

@@ -110,8 +110,6 @@ class Subscriber:
         self._is_vital = not is_extra and not is_late
         self._bases = subscription.bases
         self._backoff = Backoff(len(self._bases))
-        self._rollovers = Backoff(1)
-        self._rolled_over_s: float | None = None
         self._is_first = True
         self._deadline_s: float | None = None
         self._avoided: str | None = None  # the server of a connection that was stale
@@ -162,16 +160,12 @@ class Subscriber:
                 continue
             if not self._is_first:
                 self._shared.intake.interrupt()
-            self._begin(link)
+            self._is_first, self._shared.was_connected = False, True
+            self._shared.watch.opened(self.subscription.names)
+            self._observe("connected", url=base, streams=len(self.subscription.names))
+            self._use(link)
             link.connection.start()
             return link
-
-    def _begin(self, link: Link) -> None:
-        """Make a link the current one."""
-        self._is_first, self._shared.was_connected = False, True
-        self._shared.watch.opened(self.subscription.names)
-        self._observe("connected", url=link.base, streams=len(self.subscription.names))
-        self._use(link)
 
     def _use(self, link: Link) -> None:
         """Queue what this link receives from now on."""
@@ -260,14 +254,11 @@ class Subscriber:
         delay_s = max(self._backoff.lost(lasted_s), min_delay_s)
         if self._is_first and self._deadline_s is not None:
             delay_s = min(delay_s, max(0.0, self._deadline_s - self._clock()))
-        self._report_lost(base, ending, delay_s)
-        await asyncio.sleep(delay_s)
-
-    def _report_lost(self, base: str, ending: Ending, delay_s: float) -> None:
         cause, reason = ending
         self._observe(
             "disconnected", url=base, cause=cause, reason=reason, retry_in_s=round(delay_s, 2)
         )
+        await asyncio.sleep(delay_s)
 
     # --- receiving
 
@@ -318,10 +309,10 @@ class Subscriber:
         """Let the successor of a lost link take over, if there is one; else wait to reconnect."""
         if link.reason == "shutdown" and ending.cause == "closed":
             ending = Ending("shutdown", f"the exchange shuts the server down: {ending.reason}")
+        successor = self._take_over(link) if self._successor is not None else None
         await self._close(link)
-        if self._successor is not None:
-            self._report_lost(link.base, ending, 0.0)
-            return self._step_in()
+        if successor is not None:
+            return successor
         self._link = None
         if not self._is_extra:
             self._shared.watch.closed(self.subscription.names)
@@ -359,7 +350,7 @@ class Subscriber:
         reason = await self._rollover_reason(link)
         if self._clock() - link.opened_s >= STABLE_S:
             self._backoff.reset()  # the first server may work again
-        await self._wait_between_rollovers()
+        await self._pace(link)
         failures = Backoff(1)
         avoid = link.base if reason in ("shutdown", "silence") else None
         while True:
@@ -395,13 +386,11 @@ class Subscriber:
             )
         return link.reason
 
-    async def _wait_between_rollovers(self) -> None:
-        """Wait if the last rollover was a moment ago: a server may announce its end repeatedly."""
-        now, before_s = self._clock(), self._rolled_over_s
-        if before_s is not None:
-            delay_s = self._rollovers.lost(now - before_s)
-            if now - before_s < STABLE_S:
-                await asyncio.sleep(delay_s)
+    async def _pace(self, link: Link) -> None:
+        """Wait if a link is young and attempts are scarce: servers may shut down repeatedly."""
+        least_s = self._options.window_s / self._options.attempts
+        if self._shared.budget.is_half_used:
+            await asyncio.sleep(max(0.0, least_s - (self._clock() - link.opened_s)))
 
     async def _overlap(self, link: Link, successor: Link) -> bool:
         """Let two links deliver; return whether the successor may take over."""
@@ -457,12 +446,11 @@ class Subscriber:
         return reason
 
     def _take_over(self, link: Link) -> Link:
-        """Make the successor the current link: nothing is lost, so the session goes on."""
+        """Make the successor the current link. Both were open, so the session goes on."""
         assert self._successor is not None
         (successor, overlap, delayed), self._successor = self._successor, None
         self._queue_delayed(delayed, all_of_them=True)
         self._use(successor)
-        self._rolled_over_s = self._clock()
         self._observe(
             "rollover",
             url=successor.base,
@@ -470,16 +458,6 @@ class Subscriber:
             reason=link.reason or "",
             overlap_s=round(overlap.duration_s, 2),
         )
-        return successor
-
-    def _step_in(self) -> Link:
-        """Make the successor of a lost link the current one."""
-        assert self._successor is not None
-        (successor, overlap, delayed), self._successor = self._successor, None
-        if not overlap.is_settled:
-            self._shared.intake.interrupt()
-        self._queue_delayed(delayed, all_of_them=True)
-        self._begin(successor)
         return successor
 
 

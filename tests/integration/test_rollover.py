@@ -171,9 +171,8 @@ def test_connection_lost_during_the_overlap_is_not_a_loss(end: str) -> None:
     market.acts[20] = market.announce
     market.delivers = delivers
     with serving(market.handle) as url:
-        read = read_until(lambda read: has_gone_on(read, market, "disconnected"), url)
-    assert [name for name, _ in read.events] == ["connected", "disconnected", "connected"]
-    assert read.values("disconnected", "cause")[0] in ("shutdown", "closed", "error")
+        read = read_until(lambda read: has_gone_on(read, market, "rollover"), url)
+    assert [name for name, _ in read.events] == ["connected", "rollover"]
     assert read.sessions == [0]
     check_nothing_is_missing(read, "BTCUSDT")
 
@@ -216,7 +215,7 @@ def test_silent_stream_on_a_live_socket_is_named_and_replaced() -> None:
         read = read_until(
             lambda read: has_gone_on(read, market, "rollover"),
             url,
-            stream_silent_after_s=1.0,
+            stream_silent_after_s=3.0,
             has_newer=has_newer,
         )
     assert read.values("silent_stream", "stream")[0] == "ethusdt@trade"
@@ -301,7 +300,7 @@ def test_streams_of_a_retired_route_are_found_on_the_next_one() -> None:
             f"{url}/public",
             f"{url}/market",
             venue=VENUES[Market.USDM],
-            stream_silent_after_s=1.0,
+            stream_silent_after_s=3.0,
         )
     assert read.values("silent_stream", "action")[0] == f"another connection to {url}/market"
     assert set(read.values("silent_stream", "stream")[0].split(",")) == {
@@ -322,7 +321,7 @@ def test_one_stream_that_is_on_another_route_leaves_the_others_where_they_are() 
             f"{url}/public",
             f"{url}/market",
             venue=VENUES[Market.USDM],
-            stream_silent_after_s=1.0,
+            stream_silent_after_s=5.0,
         )
     assert re.findall(r"\w+@trade", market.paths[1]) == ["ethusdt@trade"]
     assert read.sessions == [0]

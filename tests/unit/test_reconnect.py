@@ -63,6 +63,18 @@ def test_no_window_has_more_attempts_than_the_budget(step_s: float) -> None:
         assert later - first >= WINDOW_S - 1e-6
 
 
+def test_budget_knows_when_half_of_it_is_used() -> None:
+    clock = ManualClock()
+    budget = AttemptBudget(attempts=4, window_s=10.0, clock=clock)
+    budget.take()
+    assert not budget.is_half_used
+    clock.advance(5.0)
+    budget.take()
+    assert budget.is_half_used
+    clock.advance(5.0)  # the first one is out of the window
+    assert not budget.is_half_used
+
+
 @pytest.mark.parametrize(
     ("status", "value", "seconds"),
     [
