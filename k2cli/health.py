@@ -42,6 +42,17 @@ _LEAST_FREE_BYTES: Final = 1_000_000_000
 _LEAST_FREE_SHARE: Final = 0.05
 
 
+# The pages of docs/runbooks about checks that need an operator.
+_RUNBOOKS: Final = {
+    "catalog": "catalog-unavailable",
+    "store": "catalog-unavailable",
+    "disk": "catalog-unavailable",
+    "kafka": "kafka-unavailable",
+    "registry": "kafka-unavailable",
+    "consumers": "consumer-lag",
+}
+
+
 class State(StrEnum):
     """The result of a check."""
 
@@ -60,6 +71,13 @@ class Check:
     hint: str | None = None
     latency_ms: float | None = None
     exit_code: int = 0  # exit code of the error that made it red
+
+    @property
+    def runbook(self) -> str | None:
+        """The documentation page on what to do, if something is broken or late."""
+        is_bad = self.state is State.RED or (self.name == "consumers" and self.state != State.GREEN)
+        page = _RUNBOOKS.get(self.name)
+        return f"docs/runbooks/{page}.md" if page and is_bad else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ events, of which there are few.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
@@ -18,14 +18,15 @@ from prometheus_client import (
     Metric,
     ProcessCollector,
     disable_created_metrics,
-    start_http_server,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from k2cli import __version__
 from k2cli.commands.options import Address
-from k2cli.errors import Unavailable
+from k2cli.commands.probes import serving
+from k2cli.commands.readiness import Readiness
+from k2cli.commands.stream_metrics import COMMIT_DELAY, StreamMetrics
 from k2cli.events import EVENTS, Level, Listener, Observer, level_of
 from k2cli.flow import Batch, Totals
 
@@ -50,7 +51,6 @@ _SUMS: Final = {
     "uncommitted": "Rows read but not committed by the end of the run.",
 }
 _LAG: Final = ("k2_consumer_lag_messages", "Messages not committed yet.")
-_DELAY: Final = ("k2_commit_delay_seconds", "Age of the newest committed row or message.")
 _PARTITION_LABELS: Final = ("topic", "partition")
 _COMMIT_BUCKETS_S: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _REFRESH_S: Final = 1.0
@@ -64,9 +64,8 @@ class RunMetrics(Collector):
         self._pass_on: Listener = observe
         self._totals: Totals | ConsumeTotals | None = None
         self._consumption: Consumption | None = None
-        self._newest_us: int | None = None  # time of the newest row read
-        self._committed_us: int | None = None  # and of the newest row committed
-        self._settled_rows = 0
+        self._stream: StreamMetrics | None = None
+        self._readiness = Readiness()
         self._ends: dict[PartitionId, int] = {}
         self._refreshed_at = 0.0
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -88,8 +87,9 @@ class RunMetrics(Collector):
         self.registry.register(self)
 
     def watch(self, totals: Totals) -> None:
-        """Report these totals from now on; they change during the run."""
+        """Report the totals of a stream from now on; they change during the run."""
         self._totals = totals
+        self._stream = StreamMetrics(totals)
 
     def watch_consumption(self, consumption: "Consumption") -> None:
         """Report its totals from now on, and its progress in every partition."""
@@ -102,25 +102,28 @@ class RunMetrics(Collector):
         took_ms = fields.get("took_ms")
         if event == "commit" and isinstance(took_ms, float):
             self._commit_duration.observe(took_ms / 1000)
+        if self._stream is not None:
+            self._stream.on_event(event, fields)
+        self._readiness.on_event(event, fields)
         self._pass_on(event, **fields)
 
     def on_batch(self, batch: Batch) -> None:
-        """Check whether earlier batches were committed, and record how new this one is."""
-        totals = self._totals
-        if isinstance(totals, Totals):
-            settled = totals.rows + totals.duplicates + totals.conflicts
-            if settled != self._settled_rows:
-                self._settled_rows = settled
-                self._committed_us = self._newest_us
-        for _, rows in batch.rows:
-            self._newest_us = rows["timestamp"][-1].value
+        """Count a batch of the stream."""
+        self._readiness.on_step()
+        if self._stream is not None:
+            self._stream.on_batch(batch)
 
     def on_read(self, reader: "Reader") -> None:
         """Update the partitions' ends at intervals. Runs in the reading thread."""
+        self._readiness.on_step()
         now = time.monotonic()
         if now - self._refreshed_at >= _REFRESH_S:
             self._refreshed_at = now
             self._ends = reader.ends()
+
+    def unready_reasons(self) -> Sequence[str]:
+        """Return why the run is not ready; nothing if it is. Runs in the server's thread."""
+        return self._readiness.reasons()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics from the run's totals. Runs in the server's thread."""
@@ -130,8 +133,8 @@ class RunMetrics(Collector):
                     yield CounterMetricFamily(f"k2_{name}", _SUMS[name], value=value)
         if self._consumption is not None:
             yield from self._partitions(self._consumption.progress)
-        elif self._committed_us is not None:
-            yield GaugeMetricFamily(*_DELAY, value=_age_s(self._committed_us / 1e6))
+        if self._stream is not None:
+            yield from self._stream.collect()
 
     def _partitions(self, progress: "Progress") -> Iterator[Metric]:
         lag = GaugeMetricFamily(*_LAG, labels=_PARTITION_LABELS)
@@ -139,7 +142,7 @@ class RunMetrics(Collector):
             end = self._ends.get((topic, number), offset)
             lag.add_metric((topic, str(number)), max(0, end - offset))
         yield lag
-        delay = GaugeMetricFamily(*_DELAY, labels=_PARTITION_LABELS)
+        delay = GaugeMetricFamily(*COMMIT_DELAY, labels=_PARTITION_LABELS)
         for (topic, number), time_ms in progress.committed_ms().items():
             delay.add_metric((topic, str(number)), _age_s(time_ms / 1e3))
         yield delay
@@ -153,20 +156,9 @@ def serving_metrics(address: Address, observe: Observer) -> Iterator[RunMetrics]
         Unavailable: the address is not available.
     """
     metrics = RunMetrics(observe)
-    try:
-        server, thread = start_http_server(address.port, address.host, metrics.registry)
-    except (OSError, UnicodeError) as exc:  # an invalid host name is a UnicodeError
-        raise Unavailable(
-            f"cannot serve metrics on {address}: {exc}",
-            hint="stop the server there, or choose a free port with --metrics 127.0.0.1:0",
-        ) from exc
-    try:
-        observe("metrics", url=f"http://{Address(address.host, server.server_port)}/metrics")
+    with serving(address, metrics.registry, metrics.unready_reasons) as url:
+        observe("metrics", url=f"{url}/metrics")
         yield metrics
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _age_s(time_s: float) -> float:

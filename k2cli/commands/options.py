@@ -149,7 +149,7 @@ def parse_address(text: str) -> Address:
     """Parse HOST:PORT; without a host it is this machine."""
     host, _, port = text.rpartition(":")
     if not port.isdecimal() or int(port) > _LAST_PORT:
-        raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:9464 or :9464")
+        raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:9091 or :9091")
     return Address(host.strip("[]") or "127.0.0.1", int(port))
 
 

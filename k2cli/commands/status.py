@@ -109,7 +109,7 @@ def _redrawn(config: Settings, fmt: TextOrJson) -> Iterator[Show]:
 
 
 def _document(config: Settings, report: "HealthReport") -> dict[str, object]:
-    names = ("name", "state", "detail", "hint", "latency_ms")
+    names = ("name", "state", "detail", "hint", "runbook", "latency_ms")
     return {
         "time": datetime.now(tz=UTC),
         "settings": json_settings(config),
@@ -152,7 +152,8 @@ def _report(config: Settings, report: "HealthReport") -> "Text":
 
 def _verdict(check: "Check") -> str:
     latency = "" if check.latency_ms is None else f" ({check.latency_ms:g} ms)"
-    return f"{check.detail}{latency}" + (f"; hint: {check.hint}" if check.hint else "")
+    hint = f"; hint: {check.hint}" if check.hint else ""
+    return f"{check.detail}{latency}{hint}" + (f"; see {check.runbook}" if check.runbook else "")
 
 
 def _table_rows(tables: Sequence["TableStatus"]) -> list[list[str]]:

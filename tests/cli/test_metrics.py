@@ -210,12 +210,12 @@ def test_port_in_use_is_an_error_with_a_way_out(run: Run) -> None:
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "[2001:db8::1]", "a..b"])
 def test_address_of_another_machine_is_an_error(run: Run, host: str) -> None:
-    result = run([*ON_PORT_1, "--metrics", f"{host}:9464"])
+    result = run([*ON_PORT_1, "--metrics", f"{host}:9091"])
     assert (result.exit_code, result.stdout) == (5, "")
-    assert f"error: cannot serve metrics on {host}:9464: " in result.stderr
+    assert f"error: cannot serve metrics on {host}:9091: " in result.stderr
 
 
-@pytest.mark.parametrize("address", ["here", ":", "127.0.0.1:", ":70000", ":-1", ":9464/metrics"])
+@pytest.mark.parametrize("address", ["here", ":", "127.0.0.1:", ":70000", ":-1", ":9091/metrics"])
 def test_what_is_no_address_is_a_wrong_option(run: Run, address: str) -> None:
     result = run([*ON_PORT_1, "--metrics", address])
     assert (result.exit_code, result.stdout) == (2, "")

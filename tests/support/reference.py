@@ -285,7 +285,6 @@ def metrics_reference() -> str:
     with tempfile.TemporaryDirectory() as folder:
         stream, consume = RunMetrics(_ignore), RunMetrics(_ignore)
         stream.watch(Totals())
-        stream._committed_us = 0  # as after a first commit
         consume.watch_consumption(consumption_of_nothing(Path(folder)))
         for command_name, run in (("stream", stream), ("consume", consume)):
             for metric in run.registry.collect():

@@ -12,9 +12,11 @@ import pytest
 from k2cli.commands.metrics import RunMetrics
 from k2cli.events import EVENTS
 from k2cli.flow import Totals
+from k2cli.health import _RUNBOOKS
 from k2cli.pipelines.consume.policy import ConsumeTotals
 from support.cluster import unexpected
 from support.compose import DOCKER, command_of, own_services, services, yaml_of
+from support.paths import REPOSITORY
 from support.scraping import consumption_of_nothing
 
 SUFFIXES: Final = {
@@ -32,6 +34,8 @@ JOBS: Final = {
 }
 OF_PROMETHEUS: Final = {"up"}
 LABELS: Final = {"job", "instance", "topic", "partition", "event", "level", "le", "version"}
+LABELS |= {"cause", "kind", "server", "symbol"}
+RUNBOOKS: Final = REPOSITORY / "docs" / "runbooks"
 
 
 def _queries() -> Iterator[str]:
@@ -108,7 +112,7 @@ def test_job_is_a_service_that_serves_metrics_on_that_port(job: str) -> None:
     command = command_of(own_services()[name])
     address = command[command.index("--metrics") + 1]
     assert address == f"0.0.0.0:{found['port']}"
-    assert f":{found['port']}/metrics" in " ".join(own_services()[name]["healthcheck"]["test"])
+    assert f":{found['port']}/readyz" in " ".join(own_services()[name]["healthcheck"]["test"])
 
 
 def test_grafana_finds_prometheus_and_the_dashboard() -> None:
@@ -125,3 +129,19 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
         target["datasource"]["uid"] for each in DASHBOARD["panels"] for target in each["targets"]
     }
     assert used == {source["uid"]}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_every_alert_has_a_runbook(rule: dict[str, Any]) -> None:
+    page = (REPOSITORY / rule["annotations"]["runbook_url"]).read_text(encoding="utf-8")
+    assert f"Alert `{rule['alert']}`." in page
+    heads = [line for line in page.splitlines() if line.startswith("## ")]
+    assert heads == ["## Symptom", "## Meaning", "## Check", "## Fix", "## Prevention"]
+
+
+def test_every_runbook_is_of_an_alert_and_listed() -> None:
+    pages = {page.name for page in RUNBOOKS.glob("*.md")} - {"README.md"}
+    assert pages == {Path(rule["annotations"]["runbook_url"]).name for rule in RULES}
+    index = (RUNBOOKS / "README.md").read_text(encoding="utf-8")
+    assert all(f"({page})" in index for page in pages)
+    assert {f"{name}.md" for name in _RUNBOOKS.values()} <= pages
