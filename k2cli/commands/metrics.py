@@ -26,7 +26,7 @@ from k2cli import __version__
 from k2cli.commands.options import Address
 from k2cli.commands.probes import serving
 from k2cli.commands.readiness import Readiness
-from k2cli.commands.stream_metrics import COMMIT_DELAY, StreamMetrics
+from k2cli.commands.stream_metrics import COMMIT_DELAY, StreamMetrics, StreamState
 from k2cli.events import EVENTS, Level, Listener, Observer, level_of
 from k2cli.flow import Batch, Totals
 
@@ -90,6 +90,12 @@ class RunMetrics(Collector):
         """Report the totals of a stream from now on; they change during the run."""
         self._totals = totals
         self._stream = StreamMetrics(totals)
+
+    def watch_stream(self, state: StreamState) -> None:
+        """Report the connections, servers and gaps of a stream, too."""
+        assert self._stream is not None, "its totals come first"
+        self._stream.state = state
+        self._readiness.watch(state.unready)
 
     def watch_consumption(self, consumption: "Consumption") -> None:
         """Report its totals from now on, and its progress in every partition."""

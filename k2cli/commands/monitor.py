@@ -12,6 +12,7 @@ from k2cli.events import Observer
 
 if TYPE_CHECKING:
     from k2cli.commands.metrics import RunMetrics
+    from k2cli.commands.stream_metrics import StreamState
     from k2cli.commands.terminal.lag import LagView
     from k2cli.commands.terminal.live import LiveView
     from k2cli.flow import Batch
@@ -46,6 +47,11 @@ class Monitor:
                 follower.on_batch(batch)
 
         return on_batch
+
+    def watch_stream(self, state: "StreamState") -> None:
+        """Report the state of a stream whose pump is followed."""
+        if self.metrics:
+            self.metrics.watch_stream(state)
 
     def follow_consumption(self, consumption: "Consumption") -> "Callable[[Reader], None]":
         """Follow a consumer; return the function to call after every read, in that thread."""

@@ -300,7 +300,9 @@ def _run(
         stack.enter_context(stopped_by_signals(feed.pump.stop))
         try:
             freeze_loaded_objects()
-            feed.pump.run(monitor.follow_pump(feed.pump))
+            on_batch = monitor.follow_pump(feed.pump)
+            monitor.watch_stream(feed)
+            feed.pump.run(on_batch)
         finally:
             feed.stream.report_silent_streams()
             stack.close()

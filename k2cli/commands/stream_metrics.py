@@ -2,8 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,10 @@ from prometheus_client.registry import Collector
 
 from k2cli.flow import Batch, Totals
 from k2cli.ranges import Ints
+from k2cli.redaction import redact_url
+
+if TYPE_CHECKING:
+    from k2cli.ingestion.breaker import ServerHealth
 
 _DELAY_BUCKETS_S: Final = np.array([0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 300, 3600])
 _US: Final = 1_000_000
@@ -29,10 +33,30 @@ _EVENTS: Final = {
 }
 
 
+class StreamState(Protocol):
+    """What a stream knows of itself."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether all its connections are open."""
+
+    @property
+    def servers(self) -> "Sequence[ServerHealth]":
+        """The health of every server, in failover order."""
+
+    @property
+    def open_gaps(self) -> int:
+        """The number of gaps that are open now."""
+
+    def unready(self) -> Sequence[str]:
+        """Return why it is not up to date; nothing if it is."""
+
+
 class StreamMetrics(Collector):
     """Metrics of one stream. Its events and batches may come from different threads."""
 
     def __init__(self, totals: Totals) -> None:
+        self.state: StreamState | None = None
         self._totals = totals
         self._settled_rows = 0
         self._received: Counter[tuple[str, str]] = Counter()  # by kind and symbol
@@ -113,6 +137,26 @@ class StreamMetrics(Collector):
         age_s = None if committed_us is None else max(0.0, time.time() - committed_us / _US)
         yield _gauge(*COMMIT_DELAY, age_s)
         yield self._delay_histogram()
+        yield from self._states()
+
+    def _states(self) -> Iterator[Metric]:
+        state = self.state
+        yield _gauge(
+            "k2_connected",
+            "Whether all connections to the exchange are open.",
+            None if state is None else float(state.is_connected),
+        )
+        yield _gauge(
+            "k2_gaps_open", "Gaps that are open now.", None if state is None else state.open_gaps
+        )
+        breakers = GaugeMetricFamily(
+            "k2_breaker_open",
+            "Whether a server of the exchange is avoided, because it failed repeatedly.",
+            labels=("server",),
+        )
+        for server in state.servers if state else ():
+            breakers.add_metric((redact_url(server.url),), float(server.breaker != "closed"))
+        yield breakers
 
     def _delay_histogram(self) -> Metric:
         counts = np.cumsum(self._delays).tolist()

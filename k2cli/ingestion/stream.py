@@ -15,6 +15,7 @@ from typing import Final
 
 from k2cli.events import Observer
 from k2cli.flow import Batch
+from k2cli.ingestion.breaker import ServerHealth
 from k2cli.ingestion.bursts import CHUNK_FRAMES, BurstQueue
 from k2cli.ingestion.exchange import Venue, check_base
 from k2cli.ingestion.guard import HasNewer, SilenceGuard
@@ -121,6 +122,25 @@ class ExchangeStream:
         return self.connections.was_connected
 
     @property
+    def servers(self) -> list[ServerHealth]:
+        """The health of every server, in failover order."""
+        return self.connections.servers
+
+    def unready(self) -> list[str]:
+        """Return why the stream is not up to date: connections or messages are missing."""
+        if not self.was_connected:
+            return ["not connected yet"]
+        reasons = []
+        if closed := self.connections.closed:
+            reasons.append(f"{closed} connection{'s are' if closed > 1 else ' is'} closed")
+        ages = [each.message_age_s for each in self.servers if each.message_age_s is not None]
+        if not ages:
+            reasons.append("no messages yet")
+        elif min(ages) > _silent_after_s(self._options):
+            reasons.append(f"no messages for {min(ages):.0f} s")
+        return reasons
+
+    @property
     def silent_streams(self) -> list[str]:
         """Names of the streams that have not delivered a trade or quote yet."""
         return self._watch.silent
@@ -202,6 +222,10 @@ def _subscriptions(options: StreamOptions) -> Subscriptions:
     return subscriptions
 
 
+def _silent_after_s(options: StreamOptions) -> float:
+    return options.silent_after_s or _SILENT_FACTOR * options.stale_after_s
+
+
 def _connection_options(options: StreamOptions, clock: Callable[[], float]) -> ConnectionOptions:
     venue = options.venue
     return ConnectionOptions(
@@ -213,7 +237,7 @@ def _connection_options(options: StreamOptions, clock: Callable[[], float]) -> C
         stream_of=venue.stream_of,
         connect_timeout_s=options.connect_timeout_s,
         stale_after_s=options.stale_after_s,
-        silent_after_s=options.silent_after_s or _SILENT_FACTOR * options.stale_after_s,
+        silent_after_s=_silent_after_s(options),
         overlap_s=options.overlap_s,
         rollover_at=options.rollover_at,
         max_messages=options.max_messages,

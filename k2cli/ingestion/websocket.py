@@ -75,6 +75,11 @@ class Connections:
         """The health of every server, in failover order."""
         return self._shared.servers.health()
 
+    @property
+    def closed(self) -> int:
+        """The number of subscriptions that have no open connection now."""
+        return sum(each.base is None for each in list(self._subscribers))
+
     def change(self, added: Sequence[str], removed: Sequence[str]) -> None:
         """Begin and end streams, by the exchange's names. Any thread, at any time."""
         self._changes.append((added, removed))

@@ -1,6 +1,6 @@
 """Assemble what `k2 stream` runs: an exchange's live feed into a sink."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from k2cli.config import Settings
 from k2cli.errors import Unavailable
 from k2cli.events import Observer
 from k2cli.flow import Sink, Totals
+from k2cli.ingestion.breaker import ServerHealth
 from k2cli.ingestion.exchange import Venue
 from k2cli.ingestion.recorder import Recorder, RecorderOptions, open_recorder
 from k2cli.ingestion.stream import ExchangeStream, StreamOptions
@@ -64,6 +65,20 @@ class Feed:
     def totals(self) -> Totals:
         """The totals so far."""
         return self.pump.totals
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether all connections to the exchange are open."""
+        return self.stream.was_connected and not self.stream.connections.closed
+
+    @property
+    def servers(self) -> Sequence[ServerHealth]:
+        """The health of every server, in failover order."""
+        return self.stream.servers
+
+    def unready(self) -> Sequence[str]:
+        """Return why the stream is not up to date; nothing if it is."""
+        return self.stream.unready()
 
     def summarize(self) -> dict[str, object]:
         """Return the totals of the run, by name."""
