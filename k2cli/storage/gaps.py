@@ -1,16 +1,16 @@
 """Detect numbers that a stream skipped: suspected loss."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
 from k2cli.ranges import union
+from k2cli.storage.opengaps import Hole, OpenGap, OpenGaps
 from k2cli.storage.position import Position, Series, Stored
-
-Hole = tuple[int, int]  # first and last number that is missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,14 @@ class Gap:
     last: int  # highest missing number
     missing: int  # how many between them
     is_restart: bool = False  # published before this run started
+    holes: Sequence[Hole] = field(default=(), compare=False)
 
 
 class GapWatch:
     """Finds the gaps of one stream, whose numbers increase by one."""
 
     def __init__(self, exchange: str) -> None:
-        self._exchange = exchange
+        self.exchange: Final = exchange
         self._streamed: set[str] = set()  # symbols of which this run has committed rows
 
     def gaps(self, position: Position, added: Mapping[Series, Stored]) -> list[Gap]:
@@ -36,7 +37,7 @@ class GapWatch:
         return [
             gap
             for series, stored in added.items()
-            if series.exchange == self._exchange
+            if series.exchange == self.exchange
             for gap in self._gaps(series.symbol, position.of(series), stored)
         ]
 
@@ -60,6 +61,7 @@ class GapWatch:
                     last=some[-1][1],
                     missing=sum(last - first + 1 for first, last in some),
                     is_restart=some is restart,
+                    holes=some,
                 )
 
 
@@ -67,3 +69,22 @@ def _holes_above(top: int, after: Stored) -> Sequence[Hole]:
     ranges = union(after.exact, after.mixed[:, :2])
     ranges = ranges[max(int(np.searchsorted(ranges[:, 1], top)), 0) :].tolist()
     return [(left[1] + 1, right[0] - 1) for left, right in itertools.pairwise(ranges)]
+
+
+def opened_gaps(
+    exchange: str, gaps: Iterable[Gap], *, reason: str, now_s: int
+) -> dict[Series, Sequence[OpenGap]]:
+    """Describe gaps that were found just now."""
+    opened: dict[Series, list[OpenGap]] = {}
+    for gap in gaps:
+        opened.setdefault(Series(exchange, gap.symbol), []).extend(
+            OpenGap(
+                first=first,
+                last=last,
+                reason=reason,
+                found_s=now_s,
+                is_between_runs=gap.is_restart,
+            )
+            for first, last in gap.holes
+        )
+    return {**opened}

@@ -32,6 +32,7 @@ from k2cli.storage.fileload import FileLoad
 from k2cli.storage.freshness import newest_time
 from k2cli.storage.gaps import GapWatch
 from k2cli.storage.groupload import CompleteFile, load_group
+from k2cli.storage.holes import find_holes
 from k2cli.storage.lines import Lines
 from k2cli.storage.loadresult import LoadResult
 from k2cli.storage.loads import KEY as LOADS_KEY
@@ -45,11 +46,13 @@ from k2cli.storage.loads import (
     stored_lines,
 )
 from k2cli.storage.lookup import StoredIds
+from k2cli.storage.opengaps import KEY as GAPS_KEY
+from k2cli.storage.opengaps import GapNotes, OpenGaps, close_stored, decode_open_gaps
 from k2cli.storage.plan import evolved_kind, plan_files
 from k2cli.storage.position import Position, Series, Stored
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.snippet import reading_code
-from k2cli.storage.state import carried_properties, read_state
+from k2cli.storage.state import TableState, carried_properties, read_state
 from k2cli.storage.stored import FileIndex
 from k2cli.storage.target import Target
 from k2cli.storage.undo import Undone, undo_load
@@ -154,6 +157,34 @@ class LakeTable:
         loaded = {(exchange, symbol) for exchange, symbol in pairs if exchange and symbol}
         return {(each.exchange, each.symbol) for each in position.series} | loaded
 
+    def open_gaps(self) -> OpenGaps:
+        """Return the gaps that streams noted and that are still open. Only metadata is read.
+
+        Raises:
+            BadData: k2's state of the table is damaged.
+        """
+        with translated(f"cannot read the open gaps of {self._name}"):
+            return _open_gaps(read_state(self._table))
+
+    def holes(self, choose: Callable[[Series], bool]) -> pa.Table:
+        """Find the numbers that are missing in the chosen series. See `holes.find_holes`.
+
+        Usually only metadata is read.
+        """
+
+        def read(table: Table) -> pa.Table:
+            state = read_state(table)
+            return find_holes(
+                table,
+                self.kind,
+                self._index,
+                position=state.position,
+                gaps=_open_gaps(state),
+                choose=choose,
+            )
+
+        return self._read(f"cannot find the gaps of {self._name}", read)
+
     def plan(
         self,
         *,
@@ -244,6 +275,7 @@ class LakeTable:
         source: SourcePosition | None = None,
         seen: Mapping[Series, Stored] | None = None,
         watch: GapWatch | None = None,
+        notes: GapNotes | None = None,
     ) -> Commit:
         """Append rows that are not stored yet, as one snapshot. See `append_rows`."""
         while True:
@@ -253,7 +285,9 @@ class LakeTable:
                 translated(f"cannot write to {self._name}"),
                 suppress(PositionMissing),  # another engine wrote just now
             ):
-                return append_rows(target, rows, source=source, seen=seen, watch=watch)
+                return append_rows(
+                    target, rows, source=source, seen=seen, watch=watch, notes=notes
+                )
 
     def evolve(self, avro: Mapping[str, Any], *, is_dry_run: bool = False) -> list[str]:
         """Upgrade the table to a newer schema of its kind; return the changes as text.
@@ -319,3 +353,8 @@ class LakeTable:
                     self.refresh()
                     if self._table.metadata_location == before:
                         raise
+
+
+def _open_gaps(state: TableState) -> OpenGaps:
+    gaps = decode_open_gaps(state.properties.get(GAPS_KEY, ""))
+    return gaps if state.position is None else close_stored(gaps, state.position)
