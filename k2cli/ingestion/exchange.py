@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from k2cli.events import Observer
+    from k2cli.ingestion.history import History
     from k2cli.records import RecordKind
     from k2cli.rejects import Reject
 
@@ -106,6 +107,16 @@ class Venue(ABC):
     @abstractmethod
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
         """Return a parser for the frames of one stream of these instruments."""
+
+    def open_history(self, home: Path, api_key: str | None) -> "History | None":  # noqa: ARG002
+        """Return the trades that the exchange serves on request; None if it serves none.
+
+        `home` is the folder with the last refreshed symbol lists. Nothing is connected yet.
+
+        Raises:
+            UsageError: the REST URL is invalid.
+        """
+        return None
 
     def refresh_symbols(self, rest_url: str, home: Path, observe: "Observer") -> "Observer":  # noqa: ARG002
         """Return an observer that refreshes the list of symbols once connected.

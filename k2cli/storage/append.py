@@ -139,10 +139,10 @@ def append_rows(
     table, kind = target.table, target.kind
     admission = Admission.of_all(rows)
     gaps: Sequence[Gap] = ()
-    after = Position()
+    before = after = Position()
 
     def attempt(state: TableState) -> Attempt | None:
-        nonlocal admission, gaps, after
+        nonlocal admission, gaps, before, after
         before = known_position(state)
         # If it is unknown which files and offsets were read, all ids are looked up.
         is_lost = LOST_KEY in state.properties
@@ -179,7 +179,7 @@ def append_rows(
 
     snapshot_id = commit_attempts(table, attempt, target.settings)
     if watch is not None:
-        watch.committed(rows)
+        watch.committed(rows, before)
     return Commit(
         snapshot_id=snapshot_id,
         rows=admission.rows.num_rows,

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from k2cli.ranges import union
 from k2cli.storage.opengaps import Hole, OpenGap, OpenGaps
@@ -30,7 +31,8 @@ class GapWatch:
 
     def __init__(self, exchange: str) -> None:
         self.exchange: Final = exchange
-        self._streamed: set[str] = set()  # symbols of which this run has committed rows
+        self._streamed: set[str] = set()  # symbols of which this run has stored newer rows
+        self._tops: dict[str, int] = {}  # the highest number that was stored before this run
 
     def gaps(self, position: Position, added: Mapping[Series, Stored]) -> list[Gap]:
         """Return the open gaps above a position after storing more."""
@@ -41,9 +43,24 @@ class GapWatch:
             for gap in self._gaps(series.symbol, position.of(series), stored)
         ]
 
-    def committed(self, rows: pa.Table) -> None:
-        """Record that rows are in the table."""
-        self._streamed.update(rows["symbol"].unique().to_pylist())
+    def committed(self, rows: pa.Table, before: Position) -> None:
+        """Record that rows are in the table, which had this position before.
+
+        Older rows than those of earlier runs, which fill their gaps, do not show that the symbol is
+        streamed.
+        """
+        new = pc.is_in(rows["symbol"], pa.array(list(self._streamed), pa.string()), skip_nulls=True)
+        if pc.all(new).as_py() is not False:
+            return
+        newest = rows.group_by("symbol").aggregate([("source_sequence", "max")])
+        for symbol, number in zip(*(column.to_pylist() for column in newest), strict=True):
+            top = self._tops.setdefault(symbol, before.of(Series(self.exchange, symbol)).top)
+            if number is not None and number > top:
+                self._streamed.add(symbol)
+
+    def has_streamed(self, symbol: str) -> bool:
+        """Return whether this run has stored newer trades than the runs before."""
+        return symbol in self._streamed
 
     def _gaps(self, symbol: str, before: Stored, added: Stored) -> Iterator[Gap]:
         """Sum up the gaps above `before`, those of a restart separately."""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Final
+from typing import Final, Self, TypeVar
 
 import msgspec
 
@@ -50,7 +50,23 @@ class OpenGap:
         """How many numbers there are from the first to the last."""
         return self.last - self.first + 1
 
+    def merged(self, after: Self) -> Self:
+        """Return one gap that covers this one, the next one, and everything in between.
 
+        It has the reason of its larger part, was found with the older one, and tried with the newer
+        one.
+        """
+        return replace(
+            after if after.count > self.count else self,
+            first=self.first,
+            last=after.last,
+            found_s=min(self.found_s, after.found_s),
+            tried_s=max(self.tried_s, after.tried_s),
+            attempts=max(self.attempts, after.attempts),
+        )
+
+
+Gap = TypeVar("Gap", bound=OpenGap)
 OpenGaps = Mapping[Series, Sequence[OpenGap]]  # ascending and disjoint
 
 
@@ -76,7 +92,7 @@ def outside(spans: Iterable[Hole], ranges: Iterable[Sequence[int]]) -> Iterator[
             yield index, (begin, last)
 
 
-def without(gaps: Sequence[OpenGap], ranges: Ranges | Sequence[Hole]) -> list[OpenGap]:
+def without(gaps: Sequence[Gap], ranges: Ranges | Sequence[Hole]) -> list[Gap]:
     """Remove numbers from gaps."""
     rows = ranges if isinstance(ranges, Sequence) else _near(gaps, ranges)
     spans = ((gap.first, gap.last) for gap in gaps)
@@ -88,7 +104,7 @@ def without(gaps: Sequence[OpenGap], ranges: Ranges | Sequence[Hole]) -> list[Op
     ]
 
 
-def _near(gaps: Sequence[OpenGap], ranges: Ranges) -> list[Hole]:
+def _near(gaps: Sequence[Gap], ranges: Ranges) -> list[Hole]:
     """Return the ranges that may overlap gaps."""
     if not gaps or not len(ranges):
         return []
@@ -97,7 +113,7 @@ def _near(gaps: Sequence[OpenGap], ranges: Ranges) -> list[Hole]:
     return [(first, last) for first, last in ranges[begin:end].tolist()]
 
 
-def overlay(older: Sequence[OpenGap], newer: Sequence[OpenGap]) -> list[OpenGap]:
+def overlay(older: Sequence[Gap], newer: Sequence[Gap]) -> list[Gap]:
     """Return both, and of numbers that are in both what is newer."""
     if not newer:
         return list(older)
@@ -111,13 +127,21 @@ def close_stored(gaps: OpenGaps, position: Position) -> dict[Series, Sequence[Op
     return {series: some for series, some in left.items() if some}
 
 
-def shrink(gaps: OpenGaps, limit: int = MAX_GAPS) -> OpenGaps:
-    """Merge neighbours within series until at most `limit` gaps are left, if that is possible.
+def shrunk(
+    gaps: Mapping[Series, Sequence[Gap]], limit: int = MAX_GAPS
+) -> Mapping[Series, Sequence[Gap]]:
+    """Merge neighbours within series if there are more than `limit` gaps.
 
-    Equal neighbours are merged first, then those with the fewest numbers between them. A merged gap
-    has the reason of its larger part, was found with the older one, and tried with the newer one.
+    Equal neighbours are merged first, then those with the fewest numbers between them. There may
+    still be more if there are as many series.
     """
-    equal = {series: list(_merge_equal(some)) for series, some in gaps.items()}
+    return gaps if sum(map(len, gaps.values())) <= limit else _shrink(gaps, limit)
+
+
+def _shrink(gaps: Mapping[Series, Sequence[Gap]], limit: int) -> Mapping[Series, Sequence[Gap]]:
+    equal: dict[Series, Sequence[Gap]] = {
+        series: list(_merge_equal(some)) for series, some in gaps.items()
+    }
     excess = sum(map(len, equal.values())) - limit
     if excess <= 0:
         return equal
@@ -133,8 +157,8 @@ def shrink(gaps: OpenGaps, limit: int = MAX_GAPS) -> OpenGaps:
     }
 
 
-def _merge_equal(gaps: Sequence[OpenGap]) -> Iterator[OpenGap]:
-    pending: OpenGap | None = None
+def _merge_equal(gaps: Sequence[Gap]) -> Iterator[Gap]:
+    pending: Gap | None = None
     for gap in gaps:
         if pending is not None and replace(gap, first=pending.first, last=pending.last) == pending:
             pending = replace(pending, last=gap.last)
@@ -146,29 +170,20 @@ def _merge_equal(gaps: Sequence[OpenGap]) -> Iterator[OpenGap]:
         yield pending
 
 
-def _merge_at(gaps: Sequence[OpenGap], indices: Iterable[int]) -> list[OpenGap]:
+def _merge_at(gaps: Sequence[Gap], indices: Iterable[int]) -> list[Gap]:
     """Merge the gaps at these indices with their successors."""
     after = {index + 1 for index in indices}
-    merged: list[OpenGap] = []
+    merged: list[Gap] = []
     for index, gap in enumerate(gaps):
-        if index not in after:
+        if index in after:
+            merged[-1] = merged[-1].merged(gap)
+        else:
             merged.append(gap)
-            continue
-        before = merged[-1]
-        larger = gap if gap.count > before.count else before
-        merged[-1] = replace(
-            larger,
-            first=before.first,
-            last=gap.last,
-            found_s=min(before.found_s, gap.found_s),
-            tried_s=max(before.tried_s, gap.tried_s),
-            attempts=max(before.attempts, gap.attempts),
-        )
     return merged
 
 
 def encode_open_gaps(gaps: OpenGaps) -> str:
-    """Encode gaps as a compact property: MessagePack, deflated, in base 64; "" without gaps.
+    """Encode gaps as compact text: MessagePack, deflated, in base 64; "" without gaps.
 
     It is the list of reasons, and for each series a list of numbers, seven for each gap: how far
     its first number is above the gap before, how many numbers follow it, the index of its reason,
@@ -177,7 +192,7 @@ def encode_open_gaps(gaps: OpenGaps) -> str:
     """
     reasons: dict[str, int] = {}
     document: dict[str, dict[str, list[int]]] = {}
-    for series, some in sorted(shrink(gaps).items()):
+    for series, some in sorted(gaps.items()):
         if some:
             document.setdefault(series.exchange, {})[series.symbol] = list(_words(some, reasons))
     if not document:
@@ -219,7 +234,7 @@ def decode_open_gaps(text: str) -> OpenGaps:
             for symbol, words in symbols.items()
         }
     except (ValueError, zlib.error, binascii.Error, IndexError) as exc:
-        raise BadData(f"the open gaps of the table cannot be read: {exc}") from exc
+        raise BadData(f"the open gaps cannot be read: {exc}") from exc
 
 
 _DOCUMENT: Final = msgspec.msgpack.Decoder(tuple[list[str], dict[str, dict[str, list[int]]]])
@@ -277,5 +292,5 @@ def close_in_properties(properties: Mapping[str, str], position: Position) -> di
 def with_open_gaps(properties: Mapping[str, str], gaps: OpenGaps) -> dict[str, str]:
     """Return a snapshot's properties with other open gaps."""
     rest = {key: value for key, value in properties.items() if key != KEY}
-    text = encode_open_gaps(gaps)
+    text = encode_open_gaps(_shrink(gaps, MAX_GAPS))
     return {**rest, KEY: text} if text else rest
