@@ -97,8 +97,8 @@ class Backfill(str):
         return self == "off"
 
     @property
-    def count(self) -> int | None:
-        """The number of trades per symbol."""
+    def trades(self) -> int | None:
+        """How many trades of each symbol."""
         return int(self) if self.isdecimal() else None
 
     @property

@@ -30,7 +30,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.signals import stopped_by_signals
-from k2cli.config import BOOTSTRAP, Settings
+from k2cli.config import BOOTSTRAP, Backfill, Settings, parse_backfill
 from k2cli.ingestion.exchange import Exchange, Venue
 from k2cli.ingestion.exchanges import EXCHANGES
 from k2cli.memory import freeze_loaded_objects, return_freed_memory
@@ -108,6 +108,19 @@ class RunOptions(OptionGroup):
             help="Give up if the first connection takes longer.",
             show_default="10s",
             **DURATION,
+        ),
+    ] = None
+
+    backfill: Annotated[
+        Backfill | None,
+        typer.Option(
+            "--backfill",
+            help="Fetch what was missed since the last run: of a time such as 1h, or a number of "
+            "trades per symbol. Older trades stay open gaps. off fetches nothing, not even gaps "
+            "during the run; k2 query gaps lists them.",
+            show_default="1h",
+            parser=parse_backfill,
+            metavar="DURATION|COUNT|off",
         ),
     ] = None
 
@@ -201,9 +214,9 @@ def stream_exchange(
     """Stream trades and quotes from {title}, exactly once, until stopped.
 
     SIGINT, SIGTERM and SIGHUP end it cleanly after a last commit; a second signal ends it
-    immediately. Lost connections are reopened; rows already in the table are not stored twice. With
-    --to kafka a trade is sent once per run, and counts once the brokers have acknowledged it; k2
-    waits during outages of the brokers.
+    immediately. Lost connections are reopened; rows already in the table are not stored twice, and
+    gaps in the trade ids are filled from the exchange's REST API. With --to kafka a trade is sent
+    once, and counts once the brokers have acknowledged it; k2 waits during outages of the brokers.
 
     Example: k2 stream {name} {example}
     """
@@ -224,6 +237,7 @@ def stream_exchange(
         if target is _KAFKA
         else None,
         out=sys.stdout.buffer if target is _STDOUT else None,
+        backfill=run.backfill or config.stream.backfill,
     )
     title = None if log.log_format or target is _STDOUT else f"{venue.exchange} {','.join(chosen)}"
     _run(options, config, log, title, metrics_address, summary)
@@ -254,7 +268,7 @@ def _run(
             freeze_loaded_objects()
             feed.pump.run(monitor.follow_pump(feed.pump))
         finally:
-            feed.stream.report_silent_streams()
+            feed.report_missing()
             stack.close()
             output.summary(feed.summarize(), summary, is_data_on_stdout=is_printed, log=log)
         feed.check_connected(options.policy.duration_s)

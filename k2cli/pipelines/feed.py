@@ -6,18 +6,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from k2cli.config import Settings
+import numpy as np
+
+from k2cli.config import BOOTSTRAP, Backfill, Settings
 from k2cli.errors import Unavailable
 from k2cli.events import Observer
-from k2cli.flow import Sink, Totals
+from k2cli.flow import Sink, Source, Totals
 from k2cli.ingestion.stream import ExchangeStream, StreamOptions
+from k2cli.pipelines.backfill.filler import BackfilledSource, GapFiller
+from k2cli.pipelines.backfill.gapfile import GapFile
+from k2cli.pipelines.backfill.ledger import GapLedger
 from k2cli.pipelines.printing import NdjsonPrinter
-from k2cli.pipelines.sinks import ForwardingSink, TableSink
+from k2cli.pipelines.sinks import ForwardedGaps, ForwardingSink, TableSink
 from k2cli.pipelines.spill import SpillFolder
 from k2cli.pipelines.stream import Pump, PumpPolicy
-from k2cli.records import KINDS
+from k2cli.ranges import difference
+from k2cli.records import KINDS, TRADES
 from k2cli.rejects import RejectLog
 from k2cli.storage.lake import open_lake
+from k2cli.storage.opengaps import OpenGaps
+from k2cli.storage.position import Series, Stored
 
 if TYPE_CHECKING:
     from k2cli.pipelines.produce import ProduceOptions
@@ -32,6 +40,8 @@ class FeedOptions:
     rejects: Path
     produce: "ProduceOptions | None" = None
     out: BinaryIO | None = None
+    backfill: Backfill = Backfill("off")  # noqa: RUF009  immutable
+    api_key: str | None = None  # for the exchange's history
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,8 @@ class Feed:
 
     stream: ExchangeStream
     pump: Pump
+    ledger: GapLedger | None  # None: no trades are streamed
+    observe: Observer
 
     @property
     def totals(self) -> Totals:
@@ -51,6 +63,12 @@ class Feed:
         silent = len(self.stream.silent_streams)
         duration_s = round(self.totals.duration_s, 3)
         return {**asdict(self.totals), "silent_streams": silent, "duration_s": duration_s}
+
+    def report_missing(self) -> None:
+        """Report the streams without data and the open gaps, at the end of a run."""
+        self.stream.report_silent_streams()
+        if self.ledger is not None:
+            self.ledger.report_left(self.observe)
 
     def check_connected(self, duration_s: float | None) -> None:
         """Check that a run that lasted its whole duration reached a server.
@@ -78,18 +96,53 @@ def open_feed(options: FeedOptions, config: Settings, observe: Observer) -> Iter
     if venue.rest_url is not None:
         observe = venue.refresh_symbols(venue.rest_url, config.home, observe)
     stream = ExchangeStream(options=options.stream, observe=observe)
+    ledger, source = _plan_backfill(stream, options, config, observe)
     with ExitStack() as stack:
         pump = Pump(
-            source=stream,
-            sink=_open_sink(stack, options, config, observe),
+            source=source,
+            sink=_open_sink(stack, options, config, ledger, observe),
             rejects=stack.enter_context(RejectLog(options.rejects, run=config.run)),
             policy=options.policy,
             observe=observe,
         )
-        yield Feed(stream, pump)
+        yield Feed(stream, pump, ledger, observe)
 
 
-def _open_sink(stack: ExitStack, options: FeedOptions, config: Settings, observe: Observer) -> Sink:
+def _plan_backfill(
+    stream: ExchangeStream, options: FeedOptions, config: Settings, observe: Observer
+) -> tuple[GapLedger | None, Source]:
+    """Prepare to note the gaps of a stream of trades, and to fill them if that is possible."""
+    venue, instruments = options.stream.venue, options.stream.instruments
+    if TRADES.name not in {venue.channels[channel] for channel in options.stream.channels}:
+        return None, stream
+    history, unfilled = None, "backfill is off"
+    if not options.backfill.is_off:
+        history = venue.open_history(config.home, options.api_key)
+        unfilled = "no REST API to fetch them from"
+    ledger = GapLedger(
+        exchange=venue.exchange,
+        symbols=[instrument.symbol for instrument in instruments],
+        backfill=options.backfill,
+        unfilled=unfilled if history is None else None,
+    )
+    if history is None:
+        return ledger, stream
+    filler = GapFiller(
+        ledger=ledger,
+        history=history,
+        instruments={instrument.symbol: instrument for instrument in instruments},
+        observe=observe,
+    )
+    return ledger, BackfilledSource(stream=stream, filler=filler, ledger=ledger)
+
+
+def _open_sink(
+    stack: ExitStack,
+    options: FeedOptions,
+    config: Settings,
+    ledger: GapLedger | None,
+    observe: Observer,
+) -> Sink:
     venue = options.stream.venue
     if options.out is not None:
         printer = NdjsonPrinter(options.out)
@@ -98,16 +151,70 @@ def _open_sink(stack: ExitStack, options: FeedOptions, config: Settings, observe
             flush=options.out.flush,
             exchange=venue.exchange,
             observe=observe,
+            gaps=ForwardedGaps(ledger=ledger) if ledger is not None else None,
         )
     if options.produce is not None:
         from k2cli.pipelines.produce import open_topics  # noqa: PLC0415  tables need no Kafka
 
         topics = stack.enter_context(open_topics(options.produce, observe=observe))
-        for channel in options.stream.channels:
-            topics.prepare(KINDS[venue.channels[channel]], venue.asset_class)
+        names = {
+            venue.channels[channel]: topics.prepare(
+                KINDS[venue.channels[channel]], venue.asset_class
+            )
+            for channel in options.stream.channels
+        }
+        gaps = None
+        if ledger is not None:
+            topic = names[TRADES.name]
+            gaps = _continue_topic(topic, options.produce, config, ledger, observe)
         return ForwardingSink(
-            write=topics.write, flush=topics.flush, exchange=venue.exchange, observe=observe
+            write=topics.write,
+            flush=topics.flush,
+            exchange=venue.exchange,
+            observe=observe,
+            gaps=gaps,
         )
     lake = stack.enter_context(open_lake(config, create=True, observe=observe))
+    if ledger is not None:
+        ledger.load(lake.open(TRADES).open_gaps())
     spill = SpillFolder(config, observe)
-    return TableSink(lake=lake, exchange=venue.exchange, observe=observe, spill=spill)
+    return TableSink(
+        lake=lake, exchange=venue.exchange, observe=observe, spill=spill, ledger=ledger
+    )
+
+
+def _continue_topic(
+    topic: str,
+    produce: "ProduceOptions",
+    config: Settings,
+    ledger: GapLedger,
+    observe: Observer,
+) -> ForwardedGaps:
+    """Find where the trades of earlier runs end in a topic, and the gaps that they left."""
+    from k2cli.ingestion.kafka.tails import newest_numbers  # noqa: PLC0415  tables need no Kafka
+
+    target = f"{produce.kafka.get(BOOTSTRAP)} {topic}"
+    file = GapFile(config.home, series=ledger.series, target=target)
+    gaps = file.load()
+    ledger.load(gaps)
+    newest = newest_numbers(
+        topic,
+        TRADES,
+        kafka=produce.kafka,
+        registry=produce.registry,
+        timeout_s=produce.timeout_s,
+        observe=observe,
+    )
+    stored = {
+        series: _sent_before(newest[series], gaps, series)
+        for series in ledger.series
+        if series in newest
+    }
+    return ForwardedGaps(ledger=ledger, file=file, stored=stored)
+
+
+def _sent_before(newest: int, gaps: OpenGaps, series: Series) -> Stored:
+    """Return what earlier runs sent of a series: everything up to a number but its open gaps."""
+    sent = np.array([[0, newest]], dtype=np.int64)
+    missing = [(gap.first, gap.last) for gap in gaps.get(series, ())]
+    return Stored(exact=difference(sent, np.array(missing, dtype=np.int64).reshape(-1, 2)))

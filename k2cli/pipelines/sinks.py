@@ -1,7 +1,7 @@
 """The sinks of rows: tables, topics and stdout."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -177,6 +177,15 @@ class TableSink:
             ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardedGaps:
+    """The gaps of trades that are written to topics or a stream."""
+
+    ledger: GapLedger
+    file: "GapFile | None" = None  # keeps the open ones for later runs
+    stored: Mapping[Series, Stored] = field(default_factory=dict)  # by earlier runs
+
+
 class ForwardingSink:
     """Rows onto topics or a stream as they come, each once in a run; a commit flushes them."""
 
@@ -187,21 +196,17 @@ class ForwardingSink:
         flush: Callable[[], None],
         exchange: str,
         observe: Observer,
-        stored: Mapping[Series, Stored] | None = None,
-        ledger: GapLedger | None = None,
-        gap_file: "GapFile | None" = None,
+        gaps: "ForwardedGaps | None" = None,
     ) -> None:
-        """Prepare; `flush` returns when everything that was written has arrived.
-
-        `stored` are trades that earlier runs wrote. The open gaps of `ledger` are kept in
-        `gap_file` for later runs.
-        """
+        """Prepare; `flush` returns when everything that was written has arrived."""
         self._write = write
         self._flush = flush
         self._observe = observe
-        self._ledger = ledger
-        self._gap_file = gap_file
-        self._deduplicator = Deduplicator(exchange=exchange, observe=observe, stored=stored)
+        self._ledger = gaps.ledger if gaps is not None else None
+        self._gap_file = gaps.file if gaps is not None else None
+        self._deduplicator = Deduplicator(
+            exchange=exchange, observe=observe, stored=gaps.stored if gaps is not None else {}
+        )
 
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
         """Write new rows; wait while the receiver is behind."""
@@ -254,13 +259,13 @@ class Deduplicator:
         *,
         exchange: str,
         observe: Observer,
-        stored: Mapping[Series, Stored] | None = None,
+        stored: Mapping[Series, Stored],
     ) -> None:
         """Start with the trades that earlier runs wrote."""
         self._observe = observe
         self._watches = _watches(exchange)
         self._stored: dict[str, dict[Series, Stored]] = {name: {} for name in KINDS}
-        self._stored[TRADES.name].update(stored or {})
+        self._stored[TRADES.name].update(stored)
         self._gaps: list[Gap] = []
         self._seen: dict[str, dict[Series, Stored]] = {name: {} for name in KINDS}
         self._conflicts = ConflictReport(observe)

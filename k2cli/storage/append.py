@@ -111,7 +111,7 @@ class Commit:
     took_ms: float
 
 
-def append_rows(
+def append_rows(  # noqa: PLR0913  one parameter per part of a commit
     target: Target,
     rows: pa.Table,
     *,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2cli.ranges import union
-from k2cli.storage.opengaps import Hole, OpenGap, OpenGaps
+from k2cli.storage.opengaps import Hole, OpenGap
 from k2cli.storage.position import Position, Series, Stored
 
 

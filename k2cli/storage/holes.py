@@ -15,8 +15,10 @@ from k2cli.ranges import EMPTY, Ranges, difference, index_of, intersection, rang
 from k2cli.records import RecordKind
 from k2cli.storage.admission import runs
 from k2cli.storage.lookup import read_numbers
-from k2cli.storage.opengaps import OpenGap, OpenGaps
+from k2cli.storage.opengaps import KEY as GAPS_KEY
+from k2cli.storage.opengaps import OpenGap, OpenGaps, close_stored, decode_open_gaps
 from k2cli.storage.position import Position, Series, Stored
+from k2cli.storage.state import TableState
 from k2cli.storage.stored import FileIndex
 
 Chooser = Callable[[Series], bool]
@@ -38,13 +40,22 @@ SCHEMA: Final = pa.schema(
 )
 
 
+def open_gaps(state: TableState) -> OpenGaps:
+    """Return the noted gaps that are still open.
+
+    Raises:
+        BadData: the property is damaged.
+    """
+    gaps = decode_open_gaps(state.properties.get(GAPS_KEY, ""))
+    return gaps if state.position is None else close_stored(gaps, state.position)
+
+
 def find_holes(
     table: Table,
     kind: RecordKind,
     index: FileIndex,
     *,
-    position: Position | None,
-    gaps: OpenGaps,
+    state: TableState,
     choose: Chooser,
 ) -> pa.Table:
     """Return the missing numbers of the chosen series as ranges, with what is known about them.
@@ -52,7 +63,8 @@ def find_holes(
     The rows of `SCHEMA` are ascending by series and number. A hole whose parts have different
     reasons has several rows.
     """
-    stored = _stored_ranges(table, kind, index, position, choose)
+    stored = _stored_ranges(table, kind, index, state.position, choose)
+    gaps = open_gaps(state)
     parts = [
         _holes(series, ranges, gaps.get(series, ()))
         for series, ranges in sorted(stored.items())
@@ -107,8 +119,8 @@ def _holes(series: Series, stored: Ranges, gaps: Sequence[OpenGap]) -> pa.Table:
         "id_before": pa.array(around[:, 0] - 1),
         "id_after": pa.array(around[:, 1] + 1),
         "reason": pa.array([note and note.reason for note in notes], pa.string()).take(chosen),
-        "found": _times([note and note.found_s for note in notes]).take(chosen),
-        "last_attempt": _times([note and note.tried_s for note in notes]).take(chosen),
+        "found": _times([note.found_s if note else None for note in notes]).take(chosen),
+        "last_attempt": _times([note.tried_s if note else None for note in notes]).take(chosen),
         "attempts": pa.array([note and note.attempts for note in notes], pa.int64()).take(chosen),
     }
     return pa.table(columns, SCHEMA)

@@ -32,7 +32,7 @@ from k2cli.storage.fileload import FileLoad
 from k2cli.storage.freshness import newest_time
 from k2cli.storage.gaps import GapWatch
 from k2cli.storage.groupload import CompleteFile, load_group
-from k2cli.storage.holes import find_holes
+from k2cli.storage.holes import find_holes, open_gaps
 from k2cli.storage.lines import Lines
 from k2cli.storage.loadresult import LoadResult
 from k2cli.storage.loads import KEY as LOADS_KEY
@@ -46,13 +46,12 @@ from k2cli.storage.loads import (
     stored_lines,
 )
 from k2cli.storage.lookup import StoredIds
-from k2cli.storage.opengaps import KEY as GAPS_KEY
-from k2cli.storage.opengaps import GapNotes, OpenGaps, close_stored, decode_open_gaps
+from k2cli.storage.opengaps import GapNotes, OpenGaps
 from k2cli.storage.plan import evolved_kind, plan_files
 from k2cli.storage.position import Position, Series, Stored
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.snippet import reading_code
-from k2cli.storage.state import TableState, carried_properties, read_state
+from k2cli.storage.state import carried_properties, read_state
 from k2cli.storage.stored import FileIndex
 from k2cli.storage.target import Target
 from k2cli.storage.undo import Undone, undo_load
@@ -164,7 +163,7 @@ class LakeTable:
             BadData: k2's state of the table is damaged.
         """
         with translated(f"cannot read the open gaps of {self._name}"):
-            return _open_gaps(read_state(self._table))
+            return open_gaps(read_state(self._table))
 
     def holes(self, choose: Callable[[Series], bool]) -> pa.Table:
         """Find the numbers that are missing in the chosen series. See `holes.find_holes`.
@@ -174,14 +173,7 @@ class LakeTable:
 
         def read(table: Table) -> pa.Table:
             state = read_state(table)
-            return find_holes(
-                table,
-                self.kind,
-                self._index,
-                position=state.position,
-                gaps=_open_gaps(state),
-                choose=choose,
-            )
+            return find_holes(table, self.kind, self._index, state=state, choose=choose)
 
         return self._read(f"cannot find the gaps of {self._name}", read)
 
@@ -285,9 +277,7 @@ class LakeTable:
                 translated(f"cannot write to {self._name}"),
                 suppress(PositionMissing),  # another engine wrote just now
             ):
-                return append_rows(
-                    target, rows, source=source, seen=seen, watch=watch, notes=notes
-                )
+                return append_rows(target, rows, source=source, seen=seen, watch=watch, notes=notes)
 
     def evolve(self, avro: Mapping[str, Any], *, is_dry_run: bool = False) -> list[str]:
         """Upgrade the table to a newer schema of its kind; return the changes as text.
@@ -353,8 +343,3 @@ class LakeTable:
                     self.refresh()
                     if self._table.metadata_location == before:
                         raise
-
-
-def _open_gaps(state: TableState) -> OpenGaps:
-    gaps = decode_open_gaps(state.properties.get(GAPS_KEY, ""))
-    return gaps if state.position is None else close_stored(gaps, state.position)

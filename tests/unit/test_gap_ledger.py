@@ -417,7 +417,9 @@ class HostileExchange:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.data(), st.lists(st.integers(1, 60), min_size=1, unique=True), st.sets(st.integers(1, 60)))
+@given(
+    st.data(), st.lists(st.integers(1, 60), min_size=1, unique=True), st.sets(st.integers(1, 60))
+)
 def test_every_number_is_stored_once_or_open(
     data: st.DataObject, missing: list[int], unlisted: set[int]
 ) -> None:

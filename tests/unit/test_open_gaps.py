@@ -1,5 +1,7 @@
 """What is known about open gaps: encoded, merged, closed."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,7 +29,7 @@ BTC, ETH = Series("BINANCE", "BTCUSDT"), Series("BINANCE", "ETHUSDT")
 FOUND_S = 1_790_000_000
 
 
-def gap(first: int, last: int, reason: str = "not fetched yet", **over: int) -> OpenGap:
+def gap(first: int, last: int, reason: str = "not fetched yet", **over: Any) -> OpenGap:
     return OpenGap(first=first, last=last, reason=reason, **{"found_s": FOUND_S, **over})
 
 

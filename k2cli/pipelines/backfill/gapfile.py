@@ -1,6 +1,6 @@
 """Keep the open gaps of streams into Kafka in a file of the home folder, for later runs.
 
-A file has the gaps of one exchange on one cluster, by symbol. Streams of different symbols may
+A file has the gaps of one topic on one cluster, by exchange and symbol. Streams of different symbols may
 write it at the same time: each replaces the gaps of its own symbols, under a lock.
 """
 
@@ -22,11 +22,11 @@ _HASHED: Final = 16  # characters
 class GapFile:
     """The file of the open gaps of some series."""
 
-    def __init__(self, home: Path, *, exchange: str, target: str, symbols: Iterable[str]) -> None:
+    def __init__(self, home: Path, *, series: Iterable[Series], target: str) -> None:
         """Name the file; `target` names the cluster and the topic."""
         name = hashlib.sha256(target.encode()).hexdigest()[:_HASHED]
-        self.path: Final = home / "gaps" / f"{exchange.lower()}-{name}.txt"
-        self._series = {Series(exchange, symbol) for symbol in symbols}
+        self.path: Final = home / "gaps" / f"kafka-{name}.txt"
+        self._series = frozenset(series)
 
     def load(self) -> OpenGaps:
         """Return the open gaps of these series.

@@ -13,7 +13,7 @@ Numbers leave when they are committed, by whatever route.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Final
@@ -94,7 +94,7 @@ class _SeriesGaps:
 class GapLedger:
     """The open gaps of the subscribed series of one exchange."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  only tests replace the clocks
         self,
         *,
         exchange: str,
@@ -124,6 +124,11 @@ class GapLedger:
         self._given_up: dict[tuple[Series, str], list[Hole]] = {}  # not reported yet
 
     # --- the sink's side
+
+    @property
+    def series(self) -> Collection[Series]:
+        """The subscribed series."""
+        return self._series.keys()
 
     def load(self, gaps: OpenGaps) -> None:
         """Add the open gaps of earlier runs."""
@@ -377,9 +382,7 @@ class GapLedger:
         return replace(piece, failures=piece.failures + 1, due_s=due_s)
 
     def _tried(self, piece: Piece, reason: str) -> Piece:
-        return replace(
-            piece, reason=reason, tried_s=int(self._now()), attempts=piece.attempts + 1
-        )
+        return replace(piece, reason=reason, tried_s=int(self._now()), attempts=piece.attempts + 1)
 
     def _given(self, series: Series, piece: Piece, *, is_idle: bool = False) -> Piece:
         """Report a piece that is not asked for again, or failed repeatedly."""
@@ -388,7 +391,7 @@ class GapLedger:
         return replace(piece, is_idle=True) if is_idle else piece
 
     def _limit_bycount_numbers(self) -> None:
-        count = self._backfill.count
+        count = self._backfill.trades
         if count is None:
             return
         for series, state in self._series.items():
