@@ -90,6 +90,32 @@ def list_symbols(kinds: Iterable[RecordKind]) -> Question:
     return Question(f"FROM ({each}) ORDER BY exchange, symbol, kind")
 
 
+HOLES: Final = "k2_holes"  # the view that `list_gaps` reads, see `storage.holes.SCHEMA`
+
+
+def list_gaps(kind: RecordKind) -> Question:
+    """Select the missing numbers of the view of holes, with the times of the rows around them."""
+    records, time = quoted(kind.name), quoted(kind.partition_by)
+    edges = " UNION ".join(
+        f"SELECT exchange, symbol, {edge} AS number FROM {HOLES}"
+        for edge in ("id_before", "id_after")
+    )
+    joins = " ".join(
+        f"LEFT JOIN times AS {side} ON {side}.exchange = holes.exchange"
+        f" AND {side}.symbol = holes.symbol AND {side}.number = holes.id_{side}"
+        for side in ("before", "after")
+    )
+    return Question(
+        f"WITH edges AS ({edges}), times AS ("
+        f"SELECT exchange, symbol, source_sequence AS number, min({time}) AS time FROM {records}"
+        " WHERE (exchange, symbol, source_sequence) IN (FROM edges) GROUP BY ALL)"
+        " SELECT holes.exchange, holes.symbol, first_id, last_id,"
+        " last_id - first_id + 1 AS missing, before.time AS time_before, after.time AS time_after,"
+        " reason, found, last_attempt, attempts"
+        f" FROM {HOLES} AS holes {joins} ORDER BY holes.exchange, holes.symbol, first_id"
+    )
+
+
 def explain_nothing(
     symbols: Iterable[dict[str, Any]], kind: RecordKind, selection: Selection
 ) -> list[str]:

@@ -1,7 +1,7 @@
 """Keep the open gaps of streams into Kafka in a file of the home folder, for later runs.
 
-A file has the gaps of one topic on one cluster, by exchange and symbol. Streams of different symbols may
-write it at the same time: each replaces the gaps of its own symbols, under a lock.
+A file has the gaps of one topic on one cluster, by exchange and symbol. Streams of different
+symbols may write it at the same time: each replaces the gaps of its own symbols, under a lock.
 """
 
 import fcntl
