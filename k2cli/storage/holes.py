@@ -105,6 +105,7 @@ def _holes(series: Series, stored: Ranges, gaps: Sequence[OpenGap]) -> pa.Table:
     holes = np.column_stack((stored[:-1, 1] + 1, stored[1:, 0] - 1))
     noted = np.array([(gap.first, gap.last) for gap in gaps], dtype=np.int64).reshape(-1, 2)
     parts = np.concatenate((intersection(holes, noted), difference(holes, noted)))
+    parts = parts[parts[:, 0] <= parts[:, 1]]  # notes may touch each other
     parts = parts[np.argsort(parts[:, 0])]
     around = holes[index_of(holes, parts[:, 0])]
     # The last of these stands for parts that nobody explained.

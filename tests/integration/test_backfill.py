@@ -289,10 +289,6 @@ def test_gaps_of_earlier_runs_are_filled_before_anything_is_streamed(settings: S
 def test_filling_older_gaps_first_does_not_hide_what_was_missed_since(settings: Settings) -> None:
     Run(settings, TinyHistory(is_stuck=True)).stream([3, 5], is_committed)
     history = TinyHistory(since=8)
-
-    class Slow(TinyServer):
-        pass
-
     run = Run(settings, history).stream([9], is_filled_to(2))
     assert [each["missing"] for each in run.named("restart_gap")] == [3]
     assert stored(settings) == [3, 4, 5, 8, 9]

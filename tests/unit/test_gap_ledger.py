@@ -429,10 +429,10 @@ def test_every_number_is_stored_once_or_open(
     ledger.ledger.opened([gap(*map(tuple, holes))])
     stored: list[int] = []
     requests = 0
-    for _ in range(4_000):
+    for _ in range(400):
         asked = ledger.ledger.next_request()
         if not isinstance(asked, Request):
-            ledger.clock.advance(asked)
+            ledger.clock.advance(600)  # the longest pause
         else:
             requests += 1
             try:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from k2cli.flow import Batch
 from k2cli.ingestion.history import Page
-from k2cli.ranges import Ints, Ranges, difference, index_of, intersection, ranges_of
+from k2cli.ranges import Ints, Ranges, index_of, ranges_of
 from k2cli.records import TRADES
 from k2cli.storage.opengaps import Hole, OpenGap, without
 from k2cli.storage.position import Series
@@ -94,13 +94,11 @@ def match_page(
 
     Returns the rows that were missing, and the pieces that are still missing, with the reasons.
     """
-    asked = np.array([hole_of(piece) for piece in pieces], dtype=np.int64).reshape(-1, 2)
-    listed = intersection(asked, ranges_of(numbers))
-    unlisted: Ranges = difference(asked, listed)
-    filled = [plain(each) for each in without(pieces, unlisted)]
-    fetched = Fetched(_batch(page, numbers, listed), request.series, filled)
+    missing = without(pieces, ranges_of(numbers))
+    filled = [plain(each) for each in without(pieces, [hole_of(each) for each in missing])]
+    wanted = np.array([hole_of(each) for each in filled], dtype=np.int64).reshape(-1, 2)
+    fetched = Fetched(_batch(page, numbers, wanted), request.series, filled)
     rejected = {reject.position: reject.reason for reject in page.rejects}
-    missing = without(pieces, listed)
     return fetched, [part for piece in missing for part in _by_reason(piece, rejected)]
 
 
