@@ -44,11 +44,11 @@ def append(
         trade_row(symbol=symbol, source_sequence=n, trade_id=f"BINANCE-{n}", timestamp=times(n))
         for n in numbers
     ]
-    noted = {}
+    watch, notes = None, None
     if reason is not None:
         notes = GapNotes(reason=reason, now_s=FOUND_S, updates=updates or {}, filled={})
-        noted = {"watch": GapWatch("BINANCE"), "notes": notes}
-    lake.open(TRADES).append(table_of(TRADES, rows), **noted)
+        watch = GapWatch("BINANCE")
+    lake.open(TRADES).append(table_of(TRADES, rows), watch=watch, notes=notes)
 
 
 @pytest.fixture

@@ -5,95 +5,20 @@ A real table, a real WebSocket, and a history that each test chooses.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
-from io import BytesIO
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from integration.test_exchanges import TinyServer, trade
 
-from k2cli.config import Backfill, Settings
-from k2cli.ingestion.stream import StreamOptions
+from k2cli.config import Settings
 from k2cli.pipelines.backfill.ledger import NOT_FETCHED
 from k2cli.pipelines.backfill.pieces import NOT_LISTED
-from k2cli.pipelines.feed import Feed, FeedOptions, open_feed
-from k2cli.pipelines.stream import PumpPolicy
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
 from k2cli.storage.opengaps import OpenGap
-from k2cli.storage.position import Series
+from support.backfilling import BTC, Run, is_committed, is_filled, is_filled_to
 from support.builders import table_of, trade_row
-from support.streamreading import serving
-from support.tinyexchange import TINY_VENUE
-from support.tinyhistory import TinyHistory, TinyVenueWithHistory
-from support.waiting import PATIENCE_S
-
-BTC = Series("TINY", "BTC/USD")
-Event = tuple[str, dict[str, Any]]
-
-
-class Run:
-    """One run of a feed, with its events, until a condition is true."""
-
-    def __init__(self, settings: Settings, history: TinyHistory | None) -> None:
-        self.settings = settings
-        self.history = history
-        self.events: list[Event] = []
-        self.out = BytesIO()
-        self.totals: dict[str, Any] = {}
-
-    def named(self, event: str) -> list[dict[str, Any]]:
-        return [fields for name, fields in self.events if name == event]
-
-    def stream(
-        self,
-        numbers: Iterable[int],
-        until: Callable[["Run"], object],
-        *,
-        backfill: str = "1h",
-        to_stdout: bool = False,
-    ) -> "Run":
-        deadline = time.monotonic() + PATIENCE_S
-        server = TinyServer(*(trade("BTC/USD", number) for number in numbers))
-        with serving(server.handle) as url:
-            options = self._options(url, Backfill(backfill), self.out if to_stdout else None)
-            with open_feed(options, self.settings, self._observe) as feed:
-
-                def check(_: object) -> None:
-                    if until(self):
-                        feed.pump.stop()
-                    assert time.monotonic() < deadline, self.events
-
-                self._run(feed, check)
-        return self
-
-    def _run(self, feed: Feed, check: Callable[[object], None]) -> None:
-        try:
-            feed.pump.run(check)
-        finally:
-            feed.report_missing()
-            self.totals = feed.summarize()
-
-    def _observe(self, event: str, /, **fields: Any) -> None:
-        self.events.append((event, fields))
-
-    def _options(self, url: str, backfill: Backfill, out: BytesIO | None) -> FeedOptions:
-        values = {each.name: getattr(TINY_VENUE, each.name) for each in fields(TINY_VENUE)}
-        venue = TinyVenueWithHistory(**values, history=lambda: self.history)
-        return FeedOptions(
-            stream=StreamOptions(
-                venue=venue,
-                instruments=[venue.parse_symbol("BTC/USD")],
-                channels=["trades"],
-                urls=[url],
-                stale_after_s=PATIENCE_S,
-            ),
-            policy=PumpPolicy(flush_rows=100_000, flush_interval_s=0.1),
-            rejects=self.settings.home / "rejects.ndjson",
-            backfill=backfill,
-            out=out,
-        )
+from support.tinyhistory import TinyHistory
 
 
 def stored(settings: Settings) -> list[int]:
@@ -120,14 +45,6 @@ def store(settings: Settings, *numbers: int) -> None:
         lake.open(TRADES).append(table_of(TRADES, rows))
 
 
-def is_filled(run: Run) -> bool:
-    return bool(run.named("gap_filled"))
-
-
-def is_committed(run: Run) -> bool:
-    return bool(run.named("commit"))
-
-
 # --- during a run
 
 
@@ -140,10 +57,6 @@ def test_a_gap_during_a_run_is_filled(settings: Settings) -> None:
     assert (run.totals["backfilled"], run.totals["missing"]) == (4_994, 4_994)
     assert run.totals["rows"] == run.totals["messages"] - 1 + run.totals["backfilled"]
     assert history.is_closed
-
-
-def is_filled_to(count: int) -> Callable[[Run], bool]:
-    return lambda run: sum(each["filled"] for each in run.named("gap_filled")) >= count
 
 
 def test_rows_from_the_history_are_marked(settings: Settings) -> None:
@@ -198,7 +111,7 @@ def test_refused_trades_stay_open_with_the_reason(settings: Settings) -> None:
 def test_a_gap_is_noted_by_the_commit_that_opens_it(settings: Settings) -> None:
     """A run may be killed right after: the next one fills the gap."""
     run = Run(settings, TinyHistory(is_stuck=True))
-    noted = []
+    noted: list[tuple[int, int, str]] = []
 
     def stops(run: Run) -> bool:
         if run.named("commit") and not noted:
