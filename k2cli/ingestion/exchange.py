@@ -108,7 +108,7 @@ class Venue(ABC):
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
         """Return a parser for the frames of one stream of these instruments."""
 
-    def open_history(self, home: Path, api_key: str | None) -> "History | None":  # noqa: ARG002
+    def open_history(self, home: Path | None, *, api_key: str | None = None) -> "History | None":  # noqa: ARG002
         """Return the trades that the exchange serves on request; None if it serves none.
 
         `home` is the folder with the last refreshed symbol lists. Nothing is connected yet.

@@ -117,7 +117,7 @@ def _plan_backfill(
         return None, stream
     history, unfilled = None, "backfill is off"
     if not options.backfill.is_off:
-        history = venue.open_history(config.home, options.api_key)
+        history = venue.open_history(config.home, api_key=options.api_key)
         unfilled = "no REST API to fetch them from"
     ledger = GapLedger(
         exchange=venue.exchange,

@@ -66,5 +66,10 @@ class TinyHistory:
 class TinyVenueWithHistory(TinyVenue):
     history: Callable[[], History | None]
 
-    def open_history(self, home: Path, api_key: str | None) -> History | None:  # noqa: ARG002
+    def open_history(
+        self,
+        home: Path | None,  # noqa: ARG002
+        *,
+        api_key: str | None = None,  # noqa: ARG002
+    ) -> History | None:
         return self.history()

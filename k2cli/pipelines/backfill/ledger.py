@@ -275,7 +275,7 @@ class GapLedger:
             self._outages = 0
             state = self._series[request.series]
             state.since_failures = 0
-            self._limit(request.series, first if first is not None else state.newest + 1)
+            self._limit(request.series, first if first is not None else END)
 
     def unavailable(self, request: Request, exc: HistoryUnavailable) -> float:
         """Record that nothing is served now; return how long nothing is asked for, in seconds."""
