@@ -115,9 +115,9 @@ class RunOptions(OptionGroup):
         Backfill | None,
         typer.Option(
             "--backfill",
-            help="Fetch what was missed since the last run: of a time such as 1h, or a number of "
-            "trades per symbol. Older trades stay open gaps. off fetches nothing, not even gaps "
-            "during the run; k2 query gaps lists them.",
+            help="Fetch what was missed since the last run: trades of this age, such as 1h, or "
+            "this many per symbol; older ones stay open gaps. With off, fetch nothing, not even "
+            "gaps during the run. See k2 query gaps.",
             show_default="1h",
             parser=parse_backfill,
             metavar="DURATION|COUNT|off",

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import k2cli
@@ -15,7 +16,7 @@ from k2cli.records import TRADES
 from k2cli.storage.gaps import GapWatch
 from k2cli.storage.lake import Lake
 from k2cli.storage.opengaps import GapNotes, OpenGap
-from k2cli.storage.position import Series
+from k2cli.storage.position import Series, Stored
 from support.builders import START, table_of, trade_row
 from support.foreign import append_as_another_engine
 from support.running import K2, k2_at
@@ -167,6 +168,17 @@ def test_every_format_has_the_gaps(lake: Lake, k2: K2, tmp_path: Path, fmt: str)
 
 def test_without_tables_there_is_nothing_to_query(k2: K2) -> None:
     assert "error: " in k2("query", "gaps", code=4).stderr
+
+
+def test_numbers_that_were_seen_without_a_row_are_no_gaps(lake: Lake, k2: K2) -> None:
+    """The times around a gap are those of the next rows."""
+    append(lake, [10, 11, 20, 21])
+    seen = Stored(exact=np.array([[12, 13], [18, 19]], dtype=np.int64))
+    lake.open(TRADES).append(TRADES.arrow.empty_table(), seen={BTC: seen})
+    (gap,) = listed(k2)
+    assert (gap["first_id"], gap["last_id"]) == (14, 17)
+    assert gap["time_before"] == f"{times(11):%Y-%m-%dT%H:%M:%S.%f}Z"
+    assert gap["time_after"] == f"{times(20):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 def test_rows_without_exchange_numbers_have_no_gaps(lake: Lake, k2: K2) -> None:
