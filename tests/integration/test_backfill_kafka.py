@@ -1,6 +1,7 @@
 """A stream into Kafka continues where the topic ends, and fills what it missed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_the_end_of_a_topic_is_read_within_bounds(
     config: Settings, topic: str, produce: ProduceOptions
 ) -> None:
     Run(config, TinyHistory()).stream(range(1, 101), has_rows(100), produce=produce)
-    ask = {
+    ask: dict[str, Any] = {
         "kafka": produce.kafka,
         "registry": produce.registry,
         "timeout_s": 60.0,
