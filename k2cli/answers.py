@@ -20,8 +20,14 @@ from msgspec.structs import replace
 from k2cli.config import LONGEST_DAYS, Duration, QuerySettings, Settings, load_settings
 from k2cli.errors import NotFound, Unavailable, UsageError
 from k2cli.query.bars import one_minute_bars
-from k2cli.query.questions import explain_nothing, list_symbols, select_rows
-from k2cli.query.selection import Selected, Selection, selection_of
+from k2cli.query.questions import (
+    HOLES,
+    explain_nothing,
+    list_gaps,
+    list_symbols,
+    select_rows,
+)
+from k2cli.query.selection import Names, Selected, Selection, selection_of
 from k2cli.records import KINDS, QUOTES, TRADES, RecordKind, TableFiles
 from k2cli.zones import resolve_zone
 
@@ -164,6 +170,34 @@ class LakeReader:
             raise NotFound(f"no tables in {self.settings.home} yet", hint="k2 demo")
         question = list_symbols([plan.kind for plan in plans])
         return self.ask(plans, lambda session: session.ask(question), _zone(tz))
+
+    def gaps(
+        self, *, symbol: Names | None = None, exchange: Names | None = None, tz: str = "UTC"
+    ) -> Answer:
+        """List the gaps in the trade ids, as `k2 query gaps` does: exchange, symbol, first_id,
+        last_id, missing, time_before, time_after, reason, found, last_attempt, attempts.
+
+        A gap is a range of ids between stored ones. Its reason is null if no stream noted it.
+        """
+        return self.gaps_of(selection_of(symbol=symbol, exchange=exchange), zone=_zone(tz))
+
+    def gaps_of(self, selection: Selection, *, zone: str = "UTC") -> Answer:
+        """List the gaps of the selected symbols."""
+
+        def is_selected(series: tuple[str, str]) -> bool:
+            exchange, symbol = series
+            return (not selection.symbols or symbol in selection.symbols) and (
+                not selection.exchanges or exchange in selection.exchanges
+            )
+
+        table = self.lake.open(TRADES)
+        holes = table.holes(is_selected)
+        names = {name: holes[name].unique().to_pylist() for name in ("symbol", "exchange")}
+        plan = table.plan(symbols=names["symbol"], exchanges=names["exchange"])
+        if not holes.num_rows:
+            plan = TableFiles(kind=plan.kind, paths=(), columns={}, rows=0)
+        question = list_gaps(plan.kind)
+        return self.ask([plan], lambda session: session.ask_with(question, HOLES, holes), zone)
 
     def bars(self, selection: Selection) -> Answer:
         """Query the one-minute bars of the selected trades. See `one_minute_bars`."""

@@ -42,6 +42,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B(?:YTES?)?")
 LONGEST_DAYS: Final = 36_500  # 100 years; the system's timers cannot count much further
 _LARGEST_SIZE_BYTES: Final = 2**60
+_MOST_DIGITS: Final = 18
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -100,6 +101,46 @@ class Words(tuple[str, ...]):
     __slots__ = ()
 
 
+class Backfill(str):
+    """How much of what was missed between two runs is fetched: `1h`, `100000` trades, or `off`."""
+
+    __slots__ = ()
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is fetched, also of gaps during a run."""
+        return self == "off"
+
+    @property
+    def trades(self) -> int | None:
+        """How many trades of each symbol."""
+        return int(self) if self.isdecimal() else None
+
+    @property
+    def duration_s(self) -> float | None:
+        """The age of the oldest trades, in seconds."""
+        return None if self.is_off or self.isdecimal() else parse_duration_s(self)
+
+
+def parse_backfill(text: str) -> Backfill:
+    """Parse `1h`, `100000` or `off`.
+
+    Raises:
+        ValueError: the text is none of these.
+    """
+    word = text.strip().lower()
+    if word != "off" and not (word.isascii() and word.isdecimal()):
+        try:
+            parse_duration_s(word)
+        except ValueError as exc:
+            raise ValueError(
+                f"{text!r} is not a duration such as 1h, a number of trades, or off"
+            ) from exc
+    if len(word) > _MOST_DIGITS:
+        raise ValueError(f"{text!r} is longer than {_MOST_DIGITS} characters")
+    return Backfill(word)
+
+
 PositiveInt = Annotated[int, Meta(ge=1)]
 
 
@@ -145,6 +186,13 @@ class StreamSettings(_Section, frozen=True, kw_only=True):
         Duration,
         Meta(description="Time limit of the first connection; later outages have none."),
     ] = Duration(10)
+    backfill: Annotated[
+        Backfill,
+        Meta(
+            description="How much of what was missed since the last run is fetched: a time, a "
+            "number of trades per symbol, or off to fetch nothing at all."
+        ),
+    ] = Backfill("1h")
 
 
 class QuerySettings(_Section, frozen=True, kw_only=True):
@@ -494,6 +542,8 @@ def _decode_hook(kind: type, value: Any) -> Any:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"{value!r} is not a list of texts")
         return Words(filter(None, map(str.strip, words)))
+    if kind is Backfill:
+        return parse_backfill(str(value))
     raise NotImplementedError(kind)
 
 
@@ -521,6 +571,8 @@ def settings_document(settings: Settings) -> dict[str, dict[str, object]]:
 def _shown(value: object) -> object:
     if isinstance(value, Secret):
         return HIDDEN
+    if isinstance(value, Backfill):
+        return str(value)
     if isinstance(value, Size):
         return f"{value / 10**9:.15g}GB"
     return f"{value:.15g}s" if isinstance(value, Duration) else value

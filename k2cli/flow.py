@@ -29,6 +29,8 @@ class Batch:
     messages: int = 0
     session: int = 0
     seen: Sequence[tuple[RecordKind, pa.RecordBatch]] = ()
+    backfilled: int = 0  # rows and rejects from the exchange's history, which no message brought
+    notes: int = 0  # changes besides rows that need a commit
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,6 +112,7 @@ class Totals:
     missing: int = 0
     commits: int = 0
     reconnects: int = 0
+    backfilled: int = 0  # rows and rejects from the exchange's history
     recovered: int = 0  # rows saved by earlier runs and committed by this one
     uncommitted: int = 0  # rows that were read but not committed by the end
     duration_s: float = 0.0

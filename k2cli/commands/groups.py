@@ -84,8 +84,8 @@ def _options_of(group: type[Any]) -> list[inspect.Parameter]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SelectionOptions(OptionGroup):
-    """The rows to select."""
+class SeriesOptions(OptionGroup):
+    """The symbols to select."""
 
     symbol: Annotated[
         list[str] | None,
@@ -95,6 +95,12 @@ class SelectionOptions(OptionGroup):
         list[str] | None,
         typer.Option("--exchange", help="Only these exchanges, comma-separated or repeated."),
     ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionOptions(SeriesOptions):
+    """The rows to select."""
+
     start: Annotated[
         str | None,
         typer.Option(

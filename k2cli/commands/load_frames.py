@@ -25,10 +25,10 @@ from k2cli.ingestion.exchanges import EXCHANGES
 from k2cli.ingestion.playback import RecordedFrames
 from k2cli.ingestion.recordings import SUFFIXES, market_of
 from k2cli.paths import expand_home
-from k2cli.pipelines.feed import SinkOptions
 from k2cli.pipelines.frames import FrameLoad, FrameLoadOptions, Progress, RecordingToLoad
 from k2cli.pipelines.load.files import find_files
 from k2cli.pipelines.pump import RejectPolicy
+from k2cli.pipelines.targets import SinkOptions
 from k2cli.records import KINDS
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 

@@ -47,6 +47,7 @@ _SUMS: Final = {
     "commits": "Snapshots written.",
     "lost_commits": "Commits lost to another consumer.",
     "reconnects": "Reconnects to the exchange.",
+    "backfilled": "Rows and rejects from the exchange's REST API, to fill gaps.",
     "recovered": "Rows saved by earlier runs and committed by this run.",
     "uncommitted": "Rows read but not committed by the end of the run.",
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from typer.core import TyperCommand
 
-from k2cli.commands.groups import AnswerOptions, SelectionOptions, takes_groups
+from k2cli.commands.groups import AnswerOptions, SelectionOptions, SeriesOptions, takes_groups
 from k2cli.commands.known import remember_series, remember_tables
 from k2cli.commands.options import (
     DURATION,
@@ -22,7 +22,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.terminal.output import Output
 from k2cli.commands.terminal.streams import note
-from k2cli.errors import UsageError
+from k2cli.errors import BadData, UsageError
 
 if TYPE_CHECKING:
     from k2cli.answers import LakeReader
@@ -86,6 +86,41 @@ def symbols(
         pairs = zip(rows["exchange"].to_pylist(), rows["symbol"].to_pylist(), strict=True)
         remember_series(config, pairs, is_complete=True)
         out.write(reader.ask([], lambda session: session.ask_rows(rows), zone))
+
+
+@query_app.command()
+@takes_groups
+def gaps(
+    *,
+    selecting: SeriesOptions,
+    is_failing: Annotated[
+        bool, typer.Option("--fail-on-gaps", help="End with exit code 6 if there are gaps.")
+    ] = False,
+    tz: TzOpt = None,
+    output: AnswerOptions,
+    home: HomeOpt = None,
+) -> None:
+    """Print the gaps in the trade ids: missing ids between stored ones, per symbol.
+
+    With the times of the trades around each gap, and, if k2 stream found it, why it is open and
+    when k2 last asked the exchange for it.
+
+    Example: k2 query gaps --symbol BTCUSDT --fail-on-gaps
+    """
+    from k2cli.answers import LakeReader
+    from k2cli.query.selection import selection_of
+
+    out = output.choose()
+    selection = selection_of(symbol=selecting.symbol, exchange=selecting.exchange, prefix="--")
+    config = settings(home)
+    zone = output_zone(tz, config)
+    with LakeReader(config) as reader:
+        found = out.write(reader.gaps_of(selection, zone=zone))
+    if found and is_failing:
+        raise BadData(
+            f"{found:,} gaps in the trade ids" if found > 1 else "1 gap in the trade ids",
+            hint="k2 stream fills gaps; or load the exchange's dumps with k2 load csv",
+        )
 
 
 class _SqlCommand(TyperCommand):

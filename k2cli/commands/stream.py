@@ -32,7 +32,7 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.signals import stopped_by_signals
-from k2cli.config import BOOTSTRAP, Settings
+from k2cli.config import BOOTSTRAP, Backfill, Settings, parse_backfill
 from k2cli.ingestion.exchange import Exchange, Venue
 from k2cli.ingestion.exchanges import EXCHANGES
 from k2cli.ingestion.rollover import parse_daily
@@ -133,6 +133,18 @@ class RunOptions(OptionGroup):
             help="How long a connection and the one that replaces it both run at most.",
             show_default="30s",
             **DURATION,
+        ),
+    ] = None
+    backfill: Annotated[
+        Backfill | None,
+        typer.Option(
+            "--backfill",
+            help="Fetch what was missed since the last run: trades of this age, such as 1h, or "
+            "this many per symbol; older ones stay open gaps. With off, fetch nothing, not even "
+            "gaps during the run. See k2 query gaps.",
+            show_default="1h",
+            parser=parse_backfill,
+            metavar="DURATION|COUNT|off",
         ),
     ] = None
 
@@ -242,9 +254,9 @@ def stream_exchange(
     """Stream trades and quotes from {title}, exactly once, until stopped.
 
     SIGINT, SIGTERM and SIGHUP end it cleanly after a last commit; a second signal ends it
-    immediately. Lost connections are reopened; rows already in the table are not stored twice. With
-    --to kafka a trade is sent once per run, and counts once the brokers have acknowledged it; k2
-    waits during outages of the brokers.
+    immediately. Lost connections are reopened; rows already in the table are not stored twice, and
+    gaps in the trade ids are filled from the exchange's REST API. With --to kafka a trade is sent
+    once, and counts once the brokers have acknowledged it; k2 waits during outages of the brokers.
 
     Example: k2 stream {name} {example}
     """
@@ -270,6 +282,7 @@ def stream_exchange(
         if target is _KAFKA
         else None,
         out=sys.stdout.buffer if target is _STDOUT else None,
+        backfill=run.backfill or config.stream.backfill,
     )
     title = None if log.log_format or target is _STDOUT else f"{venue.exchange} {','.join(chosen)}"
     _run(options, config, log, title, metrics_address, summary)
@@ -304,7 +317,7 @@ def _run(
             monitor.watch_stream(feed)
             feed.pump.run(on_batch)
         finally:
-            feed.stream.report_silent_streams()
+            feed.report_missing()
             stack.close()
             output.summary(feed.summarize(), summary, is_data_on_stdout=is_printed, log=log)
         feed.check_connected(options.policy.duration_s)

@@ -1,28 +1,27 @@
 """Assemble what `k2 stream` runs: an exchange's live feed into a sink."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from k2cli.config import Settings
+from k2cli.config import Backfill, Settings
 from k2cli.errors import Unavailable
 from k2cli.events import Observer
-from k2cli.flow import Sink, Totals
+from k2cli.flow import Source, Totals
 from k2cli.ingestion.breaker import ServerHealth
-from k2cli.ingestion.exchange import Venue
 from k2cli.ingestion.recorder import Recorder, RecorderOptions, open_recorder
 from k2cli.ingestion.stream import ExchangeStream, StreamOptions
+from k2cli.ingestion.symbols import Instrument
 from k2cli.ingestion.trading import Selected, fetch_trading
 from k2cli.ingestion.watch import ListingWatch, watching
-from k2cli.pipelines.printing import NdjsonPrinter
-from k2cli.pipelines.sinks import ForwardingSink, TableSink
-from k2cli.pipelines.spill import SpillFolder
+from k2cli.pipelines.backfill.filler import BackfilledSource, GapFiller
+from k2cli.pipelines.backfill.ledger import GapLedger
 from k2cli.pipelines.stream import Pump, PumpPolicy
-from k2cli.records import KINDS, RecordKind
+from k2cli.pipelines.targets import SinkOptions, open_sink
+from k2cli.records import KINDS, TRADES
 from k2cli.rejects import RejectLog
-from k2cli.storage.lake import open_lake
 
 if TYPE_CHECKING:
     from k2cli.pipelines.produce import ProduceOptions
@@ -39,27 +38,18 @@ class FeedOptions:
     record: RecorderOptions | None = None
     produce: "ProduceOptions | None" = None
     out: BinaryIO | None = None
+    backfill: Backfill = Backfill("off")  # noqa: RUF009  immutable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SinkOptions:
-    """The target of rows: `out`, else Kafka, else the tables."""
-
-    venue: Venue
-    kinds: Collection[RecordKind]  # of the rows
-    produce: "ProduceOptions | None" = None
-    out: BinaryIO | None = None
-    limit: int | None = None  # of rows printed to `out`
-    has_spill: bool = False  # saves rows that could not be committed for the next run
-
-
-@dataclass(frozen=True, slots=True)
 class Feed:
     """An open feed: run its pump once."""
 
     stream: ExchangeStream
     pump: Pump
-    recorder: Recorder | None = None
+    observe: Observer
+    recorder: Recorder | None
+    gaps: "Gaps | None"  # None: no trades are streamed
 
     @property
     def totals(self) -> Totals:
@@ -76,9 +66,22 @@ class Feed:
         """The health of every server, in failover order."""
         return self.stream.servers
 
+    @property
+    def open_gaps(self) -> int:
+        """The number of gaps that are open now."""
+        if self.gaps is None:
+            return 0
+        return sum(map(len, self.gaps.ledger.open_gaps().values()))
+
     def unready(self) -> Sequence[str]:
         """Return why the stream is not up to date; nothing if it is."""
         return self.stream.unready()
+
+    def change(self, added: Sequence[Instrument], removed: Sequence[Instrument]) -> None:
+        """Begin and end streams of symbols. Any thread."""
+        if self.gaps is not None:
+            self.gaps.follow(added)
+        self.stream.change(added, removed)
 
     def summarize(self) -> dict[str, object]:
         """Return the totals of the run, by name."""
@@ -89,6 +92,12 @@ class Feed:
             return totals
         recorder = self.recorder
         return {**totals, "recorded": recorder.recorded, "unrecorded": recorder.unrecorded}
+
+    def report_missing(self) -> None:
+        """Report the streams without data and the open gaps, at the end of a run."""
+        self.stream.report_silent_streams()
+        if self.gaps is not None:
+            self.gaps.ledger.report_left(self.observe)
 
     def check_connected(self, duration_s: float | None) -> None:
         """Check that a run that lasted its whole duration reached a server.
@@ -104,6 +113,26 @@ class Feed:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """The gaps of a stream of trades, and what fills them, if anything does."""
+
+    ledger: GapLedger
+    filler: GapFiller | None
+
+    def follow(self, instruments: Sequence[Instrument]) -> None:
+        """Note, and fill, the gaps of more symbols. Any thread."""
+        if self.filler is not None:
+            self.filler.follow(instruments)
+        self.ledger.follow(instrument.symbol for instrument in instruments)
+
+    def source(self, stream: Source) -> Source:
+        """Return a stream together with the trades that fill its gaps."""
+        if self.filler is None:
+            return stream
+        return BackfilledSource(stream=stream, filler=self.filler, ledger=self.ledger)
+
+
 @contextmanager
 def open_feed(options: FeedOptions, config: Settings, observe: Observer) -> Iterator[Feed]:
     """Open the sink and prepare the stream; it connects when the pump runs.
@@ -114,6 +143,7 @@ def open_feed(options: FeedOptions, config: Settings, observe: Observer) -> Iter
     """
     venue = options.stream.venue
     observe = venue.refresh_symbols(config.home, observe)
+    gaps = _plan_backfill(options, config, observe)
     sink = SinkOptions(
         venue=venue,
         kinds=[KINDS[venue.channels[channel]] for channel in options.stream.channels],
@@ -126,49 +156,45 @@ def open_feed(options: FeedOptions, config: Settings, observe: Observer) -> Iter
         if options.record is not None:
             recorder = stack.enter_context(open_recorder(options.record, observe))
             streaming = replace(streaming, record=recorder.put)
+        if gaps is not None and gaps.filler is not None:
+            streaming = replace(streaming, has_newer=gaps.filler.has_newer)
         stream = ExchangeStream(options=streaming, observe=observe)
         pump = Pump(
-            source=stream,
-            sink=open_sink(stack, sink, config, observe),
+            source=stream if gaps is None else gaps.source(stream),
+            sink=open_sink(stack, sink, config, observe, gaps.ledger if gaps else None),
             rejects=stack.enter_context(RejectLog(options.rejects, run=config.run)),
             policy=options.policy,
             observe=observe,
         )
+        feed = Feed(stream=stream, pump=pump, observe=observe, recorder=recorder, gaps=gaps)
         if options.selected is not None and venue.rest_urls:
             watch = ListingWatch(
                 selected=options.selected,
                 fetch=lambda: fetch_trading(venue, config.home),
-                streams=stream,
+                streams=feed,
                 observe=observe,
                 interval_s=config.stream.symbols_refresh,
             )
             stack.enter_context(watching(watch))
-        yield Feed(stream, pump, recorder)
+        yield feed
 
 
-def open_sink(stack: ExitStack, options: SinkOptions, config: Settings, observe: Observer) -> Sink:
-    """Open the target of rows until the stack is closed.
-
-    Raises:
-        ConfigError, Unavailable, NotFound: it cannot be opened.
-    """
-    venue = options.venue
-    if options.out is not None:
-        return ForwardingSink(
-            write=NdjsonPrinter(options.out).first(options.limit),
-            flush=options.out.flush,
-            exchange=venue.exchange,
-            observe=observe,
-        )
-    if options.produce is not None:
-        from k2cli.pipelines.produce import open_topics  # noqa: PLC0415  tables need no Kafka
-
-        topics = stack.enter_context(open_topics(options.produce, observe=observe))
-        for kind in options.kinds:
-            topics.prepare(kind, venue.asset_class)
-        return ForwardingSink(
-            write=topics.write, flush=topics.flush, exchange=venue.exchange, observe=observe
-        )
-    lake = stack.enter_context(open_lake(config, create=True, observe=observe))
-    spill = SpillFolder(config, observe) if options.has_spill else None
-    return TableSink(lake=lake, exchange=venue.exchange, observe=observe, spill=spill)
+def _plan_backfill(options: FeedOptions, config: Settings, observe: Observer) -> Gaps | None:
+    """Prepare to note the gaps of a stream of trades, and to fill them if that is possible."""
+    venue, instruments = options.stream.venue, options.stream.instruments
+    if TRADES.name not in {venue.channels[channel] for channel in options.stream.channels}:
+        return None
+    history, unfilled = None, "backfill is off"
+    if not options.backfill.is_off:
+        history = venue.open_history(config.home, api_key=config.binance.api_key)
+        unfilled = "no REST API to fetch them from"
+    ledger = GapLedger(
+        exchange=venue.exchange,
+        symbols=[instrument.symbol for instrument in instruments],
+        backfill=options.backfill,
+        unfilled=unfilled if history is None else None,
+    )
+    filler = None
+    if history is not None:
+        filler = GapFiller(ledger=ledger, history=history, instruments=instruments, observe=observe)
+    return Gaps(ledger, filler)

@@ -18,8 +18,8 @@ from k2cli.flow import Batch, Sink
 from k2cli.ingestion.exchange import Parser, Venue
 from k2cli.ingestion.playback import OtherMarket, RecordedFrames
 from k2cli.ingestion.recordings import Damage
-from k2cli.pipelines.feed import SinkOptions, open_sink
 from k2cli.pipelines.pump import RejectPolicy
+from k2cli.pipelines.targets import SinkOptions, open_sink
 from k2cli.rejects import Reject
 
 

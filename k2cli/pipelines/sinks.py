@@ -1,7 +1,7 @@
 """The sinks of rows: tables, topics and stdout."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,9 +10,10 @@ import pyarrow as pa
 from k2cli.errors import BadData, ConfigError, Conflict, K2Error, Unavailable
 from k2cli.events import Observer
 from k2cli.flow import Committed, Kept, Recovered
+from k2cli.pipelines.backfill.ledger import GapLedger
 from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.query.render import NdjsonRenderer
-from k2cli.records import KINDS, RecordKind
+from k2cli.records import KINDS, TRADES, RecordKind
 from k2cli.rejects import Fault, Reject
 from k2cli.storage.admission import admit
 from k2cli.storage.append import Commit
@@ -24,6 +25,7 @@ from k2cli.storage.position import Position, Series, Stored
 _REMEMBERED = 1_024  # ranges per series
 
 if TYPE_CHECKING:
+    from k2cli.pipelines.backfill.gapfile import GapFile
     from k2cli.pipelines.spill import Spilled, SpillFolder
 
 
@@ -31,12 +33,20 @@ class TableSink:
     """Writes rows to Iceberg tables, with the position of every series in each snapshot.
 
     With `spill`, rows that could not be committed at the end of a run are saved for the next one.
+    With `ledger`, the gaps are noted in the snapshots.
     """
 
     def __init__(
-        self, *, lake: Lake, exchange: str, observe: Observer, spill: "SpillFolder | None" = None
+        self,
+        *,
+        lake: Lake,
+        exchange: str,
+        observe: Observer,
+        spill: "SpillFolder | None" = None,
+        ledger: GapLedger | None = None,
     ) -> None:
         self._lake = lake
+        self._ledger = ledger
         self._tables: dict[str, LakeTable] = {}  # those that rows were committed to
         self._exchange = exchange
         self._observe = observe
@@ -60,9 +70,14 @@ class TableSink:
         """Append pending rows, one snapshot per table; skip rows that are already stored."""
         total = Committed()
         for name in KINDS:
-            if self._pending[name] or self._seen[name] or self._recovered[name]:
+            has_rows = self._pending[name] or self._seen[name] or self._recovered[name]
+            ledger = self._ledger_of(KINDS[name])
+            if has_rows or (ledger is not None and ledger.has_changes):
                 self._commit_kind(KINDS[name], total)
         return total
+
+    def _ledger_of(self, kind: RecordKind) -> GapLedger | None:
+        return self._ledger if kind.name in self._watches else None
 
     def recover(self) -> Iterator[Recovered]:
         """Add rows saved by earlier runs for this catalog, one file at a time."""
@@ -97,9 +112,11 @@ class TableSink:
             seen[series] = seen.get(series, Stored()).merged(stored)
         pending = pa.Table.from_batches(batches, kind.arrow)
         rows = pa.concat_tables([*(spilled.rows for spilled in recovered), pending])
+        watch, ledger = self._watches.get(kind.name), self._ledger_of(kind)
         try:
             table = self._open_table(kind)
-            commit = table.append(rows, seen=seen, watch=self._watches.get(kind.name))
+            notes = ledger.notes() if ledger is not None else None
+            commit = table.append(rows, seen=seen, watch=watch, notes=notes)
         except (Unavailable, Conflict, ConfigError) as exc:
             if not is_outage(exc, has_committed=self._has_committed):
                 raise
@@ -119,6 +136,9 @@ class TableSink:
         total.duplicates += commit.duplicates
         total.conflicts += commit.conflicts
         total.missing += _report_gaps(self._observe, kind, commit.gaps)
+        if watch is not None and ledger is not None:
+            ledger.opened(commit.gaps)
+            ledger.committed(commit.position, watch, self._observe)
         conflicts = self._conflicts.report(kind, commit.conflicts, commit.examples)
         total.rejects = [*total.rejects, *conflicts]
         if commit.snapshot_id is not None:
@@ -157,6 +177,15 @@ class TableSink:
             ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardedGaps:
+    """The gaps of trades that are written to topics or a stream."""
+
+    ledger: GapLedger
+    file: "GapFile | None" = None  # keeps the open ones for later runs
+    stored: Mapping[Series, Stored] = field(default_factory=dict)  # by earlier runs
+
+
 class ForwardingSink:
     """Rows onto topics or a stream as they come, each once in a run; a commit flushes them."""
 
@@ -167,15 +196,26 @@ class ForwardingSink:
         flush: Callable[[], None],
         exchange: str,
         observe: Observer,
+        gaps: "ForwardedGaps | None" = None,
     ) -> None:
         """Prepare; `flush` returns when everything that was written has arrived."""
         self._write = write
         self._flush = flush
-        self._deduplicator = Deduplicator(exchange=exchange, observe=observe)
+        self._observe = observe
+        self._ledger = gaps.ledger if gaps is not None else None
+        self._gap_file = gaps.file if gaps is not None else None
+        self._deduplicator = Deduplicator(
+            exchange=exchange, observe=observe, stored=gaps.stored if gaps is not None else {}
+        )
 
     def write(self, kind: RecordKind, rows: pa.RecordBatch) -> None:
         """Write new rows; wait while the receiver is behind."""
-        for batch in self._deduplicator.new_rows(kind, rows):
+        batches = self._deduplicator.new_rows(kind, rows)
+        gaps = self._deduplicator.take_gaps()
+        if gaps and self._ledger is not None:
+            self._ledger.opened(gaps)
+            self._save_gaps()  # first: the run may be killed after the rows were written
+        for batch in batches:
             self._write(kind, batch)
 
     def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
@@ -185,7 +225,18 @@ class ForwardingSink:
     def commit(self) -> Committed:
         """Flush; return the totals since the last commit."""
         self._flush()
+        ledger, watch = self._ledger, self._deduplicator.trades_watch
+        if ledger is not None:
+            has_changes = ledger.has_changes or ledger.has_taken
+            ledger.notes()
+            ledger.committed(self._deduplicator.trades, watch, self._observe)
+            if has_changes:
+                self._save_gaps()
         return self._deduplicator.take_sums()
+
+    def _save_gaps(self) -> None:
+        if self._gap_file is not None and self._ledger is not None:
+            self._gap_file.save(self._ledger.open_gaps())
 
     def recover(self) -> Iterator[Recovered]:
         """Yield nothing: no rows are saved between runs."""
@@ -203,10 +254,19 @@ class Deduplicator:
     and 1,024 ranges of quotes. Older rows are written again rather than lost.
     """
 
-    def __init__(self, *, exchange: str, observe: Observer) -> None:
+    def __init__(
+        self,
+        *,
+        exchange: str,
+        observe: Observer,
+        stored: Mapping[Series, Stored],
+    ) -> None:
+        """Start with the trades that earlier runs wrote."""
         self._observe = observe
         self._watches = _watches(exchange)
         self._stored: dict[str, dict[Series, Stored]] = {name: {} for name in KINDS}
+        self._stored[TRADES.name].update(stored)
+        self._gaps: list[Gap] = []
         self._seen: dict[str, dict[Series, Stored]] = {name: {} for name in KINDS}
         self._conflicts = ConflictReport(observe)
         self._sums = Committed()
@@ -224,8 +284,10 @@ class Deduplicator:
         self._seen[kind.name].clear()
         watch = self._watches.get(kind.name)
         if watch is not None:
-            self._sums.missing += _report_gaps(self._observe, kind, watch.gaps(position, added))
-            watch.committed(table)
+            gaps = watch.gaps(position, added)
+            self._gaps += gaps
+            self._sums.missing += _report_gaps(self._observe, kind, gaps)
+            watch.committed(table, position)
         for series, more in added.items():
             ranges = position.of(series).merged(more).exact
             stored[series] = Stored(exact=ranges[-_REMEMBERED:])
@@ -239,6 +301,21 @@ class Deduplicator:
     def see(self, kind: RecordKind, ids: pa.RecordBatch) -> None:
         """Record ids without a row, before the rows of the same batch."""
         _add_seen(self._seen[kind.name], ids)
+
+    @property
+    def trades(self) -> Position:
+        """The trades written so far."""
+        return Position(dict(self._stored[TRADES.name]))
+
+    @property
+    def trades_watch(self) -> GapWatch:
+        """What finds the gaps of trades."""
+        return self._watches[TRADES.name]
+
+    def take_gaps(self) -> list[Gap]:
+        """Return the gaps found since the last call."""
+        gaps, self._gaps = self._gaps, []
+        return gaps
 
     def take_sums(self) -> Committed:
         """Return the totals since the last call."""

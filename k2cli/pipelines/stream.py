@@ -117,6 +117,7 @@ class Pump:
 
     def _take(self, batch: Batch) -> None:
         self.totals.messages += batch.messages
+        self.totals.backfilled += batch.backfilled
         self.totals.reconnects = batch.session
         for kind, ids in batch.seen:  # first, so that newer rows do not open a gap
             self._count_pending(ids.num_rows)
@@ -125,6 +126,8 @@ class Pump:
             self._count_pending(rows.num_rows)
             self._held_bytes += rows.nbytes
             self._sink.write(kind, rows)
+        if batch.notes:
+            self._count_pending(batch.notes)
         self._reject(batch.rejects)
 
     def _reject(self, rejects: Sequence[Reject]) -> None:

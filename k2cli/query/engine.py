@@ -197,6 +197,12 @@ class Session(Connection):
         with translated():
             return Answer(session=self, question=question, is_from_user=False)
 
+    def ask_with(self, question: Question, name: str, rows: pa.Table) -> Answer:
+        """Check one of k2's own questions about existing rows, which are a view of this name."""
+        with translated():
+            self.connection.register(name, rows)
+        return self.ask(question)
+
     def ask_rows(self, rows: pa.Table | pa.RecordBatchReader) -> Answer:
         """Build an answer from existing rows; those of a reader are read while it is written."""
         with translated():

@@ -90,6 +90,46 @@ def list_symbols(kinds: Iterable[RecordKind]) -> Question:
     return Question(f"FROM ({each}) ORDER BY exchange, symbol, kind")
 
 
+HOLES: Final = "k2_holes"  # the view that `list_gaps` reads, see `storage.holes.SCHEMA`
+
+
+def list_gaps(kind: RecordKind) -> Question:
+    """Select the missing numbers of the view of holes, with the times of the rows around them.
+
+    A number next to a hole may have no row, only a number that the stream has seen. Then the next
+    row counts, which takes a scan of the symbol.
+    """
+    records, time = quoted(kind.name), quoted(kind.partition_by)
+    edges = " UNION ".join(
+        f"SELECT exchange, symbol, {edge} AS number FROM {HOLES}"
+        for edge in ("id_before", "id_after")
+    )
+    near = ", ".join(
+        f"arg_{most}({time}, source_sequence) FILTER (source_sequence {way} number) AS {side}"
+        for most, way, side in (("max", "<", "before"), ("min", ">", "after"))
+    )
+    joins = " ".join(
+        f"LEFT JOIN {view} AS {view}_{side} ON {view}_{side}.exchange = holes.exchange"
+        f" AND {view}_{side}.symbol = holes.symbol AND {view}_{side}.number = holes.id_{side}"
+        for view in ("times", "near")
+        for side in ("before", "after")
+    )
+    return Question(
+        f"WITH edges AS ({edges}), times AS ("
+        f"SELECT exchange, symbol, source_sequence AS number, min({time}) AS time FROM {records}"
+        " WHERE (exchange, symbol, source_sequence) IN (FROM edges) GROUP BY ALL),"
+        " unmet AS (FROM edges ANTI JOIN times USING (exchange, symbol, number)),"
+        f" near AS (SELECT exchange, symbol, number, {near}"
+        f" FROM {records} JOIN unmet USING (exchange, symbol) GROUP BY ALL)"
+        " SELECT holes.exchange, holes.symbol, first_id, last_id,"
+        " last_id - first_id + 1 AS missing,"
+        " coalesce(times_before.time, near_before.before) AS time_before,"
+        " coalesce(times_after.time, near_after.after) AS time_after,"
+        " reason, found, last_attempt, attempts"
+        f" FROM {HOLES} AS holes {joins} ORDER BY holes.exchange, holes.symbol, first_id"
+    )
+
+
 def explain_nothing(
     symbols: Iterable[dict[str, Any]], kind: RecordKind, selection: Selection
 ) -> list[str]:

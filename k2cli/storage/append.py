@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import pyarrow as pa
@@ -35,10 +35,17 @@ from k2cli.storage.admission import (
 )
 from k2cli.storage.datafiles import delete_files, write_data_files
 from k2cli.storage.expire import expired_snapshots, merged_manifests, unreferenced_files
-from k2cli.storage.gaps import Gap, GapWatch
+from k2cli.storage.gaps import Gap, GapWatch, opened_gaps
 from k2cli.storage.loads import KEY as LOADS_KEY
 from k2cli.storage.lookup import days_of_keys, days_of_rows, find_rows
 from k2cli.storage.numbered import are_own_ids
+from k2cli.storage.opengaps import KEY as GAPS_KEY
+from k2cli.storage.opengaps import (
+    GapNotes,
+    close_in_properties,
+    decode_open_gaps,
+    with_open_gaps,
+)
 from k2cli.storage.position import KEY, Position, Series, Stored
 from k2cli.storage.state import (
     LOST_KEY,
@@ -46,6 +53,7 @@ from k2cli.storage.state import (
     RUN_KEY,
     TAG,
     TableState,
+    decode_property,
     position_property,
     read_state,
     total_rows,
@@ -99,16 +107,18 @@ class Commit:
     conflicts: int = 0  # rows skipped because their id is stored with other values
     examples: Sequence[ValueConflict] = ()  # the first of these
     gaps: Sequence[Gap] = ()
+    position: Position = field(default_factory=Position)  # of the table, after the append
     took_ms: float
 
 
-def append_rows(
+def append_rows(  # noqa: PLR0913  one parameter per part of a commit
     target: Target,
     rows: pa.Table,
     *,
     source: SourcePosition | None = None,
     seen: Mapping[Series, Stored] | None = None,
     watch: GapWatch | None = None,
+    notes: GapNotes | None = None,
 ) -> Commit:
     """Append the rows that the table does not store yet as one Iceberg snapshot.
 
@@ -119,6 +129,7 @@ def append_rows(
     commit, and files that only they referred to are deleted.
 
     A source's position that moves without rows (everything was rejected) also creates a snapshot.
+    So do `notes` about open gaps, which need a `watch`: gaps that it finds are noted as well.
 
     Raises:
         Conflict: other writers won too often, or now own the source; nothing was written.
@@ -128,9 +139,10 @@ def append_rows(
     table, kind = target.table, target.kind
     admission = Admission.of_all(rows)
     gaps: Sequence[Gap] = ()
+    before = after = Position()
 
     def attempt(state: TableState) -> Attempt | None:
-        nonlocal admission, gaps
+        nonlocal admission, gaps, before, after
         before = known_position(state)
         # If it is unknown which files and offsets were read, all ids are looked up.
         is_lost = LOST_KEY in state.properties
@@ -145,10 +157,17 @@ def append_rows(
         moved = {}
         if source is not None:
             moved[source.key] = source.advance(state.properties.get(source.key))
-        is_moved = after != before or not moved.items() <= state.properties.items()
+        noted = dict(state.properties)
+        if watch is not None and notes is not None:
+            noted = _noted(noted, watch.exchange, gaps, notes, after)
+        is_moved = (
+            after != before
+            or not moved.items() <= state.properties.items()
+            or noted.get(GAPS_KEY) != state.properties.get(GAPS_KEY)
+        )
         if admission.rows.num_rows == 0 and not is_moved:
             return None
-        properties = {**state.properties, **moved, KEY: position_property(after)}
+        properties = {**noted, **moved, KEY: position_property(after)}
         new = admission.rows
         files = write_data_files(table, kind, new) if new.num_rows else []
         return Attempt(
@@ -160,7 +179,7 @@ def append_rows(
 
     snapshot_id = commit_attempts(table, attempt, target.settings)
     if watch is not None:
-        watch.committed(rows)
+        watch.committed(rows, before)
     return Commit(
         snapshot_id=snapshot_id,
         rows=admission.rows.num_rows,
@@ -168,8 +187,22 @@ def append_rows(
         conflicts=admission.conflicts,
         examples=admission.examples,
         gaps=gaps,
+        position=after,
         took_ms=round((time.perf_counter() - started) * 1000, 1),
     )
+
+
+def _noted(
+    properties: Mapping[str, str],
+    exchange: str,
+    gaps: Sequence[Gap],
+    notes: GapNotes,
+    position: Position,
+) -> dict[str, str]:
+    """Return the properties with the open gaps after a commit."""
+    opened = opened_gaps(exchange, gaps, reason=notes.reason, now_s=notes.now_s)
+    earlier = decode_open_gaps(properties.get(GAPS_KEY, ""))
+    return with_open_gaps(properties, notes.added(earlier, opened, position))
 
 
 def admit_rows(
@@ -306,7 +339,7 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
         OutcomeUnknown: it may have succeeded, or may still succeed.
     """
     transaction = _OneCommit(table)
-    properties = {**made.properties, RUN_KEY: settings.run}
+    properties = {**_without_closed(made.properties), RUN_KEY: settings.run}
     if (before := total_rows(table)) is not None:
         properties[ROWS_KEY] = str(before + _rows(made.files) - _rows(made.removed))
     update = transaction.update_snapshot(snapshot_properties=properties)
@@ -340,6 +373,13 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
         merged = merged_manifests(table, snapshot.snapshot_id, snapshot.commit_uuid)
         delete_files(table, doomed | merged)
     return snapshot.snapshot_id
+
+
+def _without_closed(properties: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the properties without the gaps that are closed by now, whoever filled them."""
+    if GAPS_KEY not in properties or KEY not in properties:
+        return properties
+    return close_in_properties(properties, decode_property(properties[KEY]))
 
 
 def _rows(files: Sequence[DataFile]) -> int:

@@ -32,6 +32,7 @@ from k2cli.storage.fileload import FileLoad
 from k2cli.storage.freshness import newest_time
 from k2cli.storage.gaps import GapWatch
 from k2cli.storage.groupload import CompleteFile, load_group
+from k2cli.storage.holes import find_holes, open_gaps
 from k2cli.storage.lines import Lines
 from k2cli.storage.loadresult import LoadResult
 from k2cli.storage.loads import KEY as LOADS_KEY
@@ -45,6 +46,7 @@ from k2cli.storage.loads import (
     stored_lines,
 )
 from k2cli.storage.lookup import StoredIds
+from k2cli.storage.opengaps import GapNotes, OpenGaps
 from k2cli.storage.plan import evolved_kind, plan_files
 from k2cli.storage.position import Position, Series, Stored
 from k2cli.storage.rebuild import ensure_position
@@ -154,6 +156,27 @@ class LakeTable:
         loaded = {(exchange, symbol) for exchange, symbol in pairs if exchange and symbol}
         return {(each.exchange, each.symbol) for each in position.series} | loaded
 
+    def open_gaps(self) -> OpenGaps:
+        """Return the gaps that streams noted and that are still open. Only metadata is read.
+
+        Raises:
+            BadData: k2's state of the table is damaged.
+        """
+        with translated(f"cannot read the open gaps of {self._name}"):
+            return open_gaps(read_state(self._table))
+
+    def holes(self, choose: Callable[[Series], bool]) -> pa.Table:
+        """Find the numbers that are missing in the chosen series. See `holes.find_holes`.
+
+        Usually only metadata is read.
+        """
+
+        def read(table: Table) -> pa.Table:
+            state = read_state(table)
+            return find_holes(table, self.kind, self._index, state=state, choose=choose)
+
+        return self._read(f"cannot find the gaps of {self._name}", read)
+
     def plan(
         self,
         *,
@@ -244,6 +267,7 @@ class LakeTable:
         source: SourcePosition | None = None,
         seen: Mapping[Series, Stored] | None = None,
         watch: GapWatch | None = None,
+        notes: GapNotes | None = None,
     ) -> Commit:
         """Append rows that are not stored yet, as one snapshot. See `append_rows`."""
         while True:
@@ -253,7 +277,7 @@ class LakeTable:
                 translated(f"cannot write to {self._name}"),
                 suppress(PositionMissing),  # another engine wrote just now
             ):
-                return append_rows(target, rows, source=source, seen=seen, watch=watch)
+                return append_rows(target, rows, source=source, seen=seen, watch=watch, notes=notes)
 
     def evolve(self, avro: Mapping[str, Any], *, is_dry_run: bool = False) -> list[str]:
         """Upgrade the table to a newer schema of its kind; return the changes as text.

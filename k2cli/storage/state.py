@@ -74,7 +74,7 @@ def read_state(table: Table) -> TableState:
     }
     if not (is_linked and is_unchanged and is_same_size and KEY in properties):
         return TableState(properties=properties)
-    return TableState(properties=properties, position=_decode(properties[KEY]))
+    return TableState(properties=properties, position=decode_property(properties[KEY]))
 
 
 def carried_properties(table: Table) -> dict[str, str]:
@@ -146,7 +146,12 @@ def position_property(position: Position) -> str:
     return text
 
 
-def _decode(text: str) -> Position:
+def decode_property(text: str) -> Position:
+    """Decode a position that was stored as a property; recent ones are cached.
+
+    Raises:
+        BadData: the property is damaged.
+    """
     if text not in _known:
         _remember(text, decode_position(text))
     return _known[text]

@@ -69,6 +69,7 @@ def test_summary_as_json_is_all_that_stdout_gets(run: Run, simulator: Simulator)
         "missing": 0,
         "commits": 1,
         "reconnects": 0,
+        "backfilled": 0,
         "recovered": 0,
         "uncommitted": 0,
         "silent_streams": 0,

@@ -1,16 +1,11 @@
 """Another exchange than Binance: streamed over real connections, by the same code and command."""
 
-import json
-from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from websockets.asyncio.server import ServerConnection
-from websockets.exceptions import ConnectionClosed
 
 from k2cli.commands.stream import add_exchange
 from k2cli.config import load_settings
@@ -22,36 +17,11 @@ from k2cli.records import KINDS, TRADES
 from k2cli.storage.lake import open_lake
 from support.running import k2_at
 from support.streamreading import Read, serving
-from support.tinyexchange import TINY, TINY_VENUE
+from support.tinyexchange import TINY, TINY_VENUE, TinyServer, trade
 from support.waiting import PATIENCE_S
 
 ERROR = '{"error":"unknown symbol"}'
 GOODBYE = '{"goodbye":true}'
-
-
-class TinyServer:
-    """Acknowledges subscriptions, then sends `frames`, or what they make of the subscription."""
-
-    def __init__(
-        self, *frames: str, answer: Callable[[int, list[str]], list[str]] | None = None
-    ) -> None:
-        self.answer = answer or (lambda _number, _names: list(frames))
-        self.subscriptions: list[list[str]] = []
-        self.paths: list[str | None] = []
-
-    async def handle(self, connection: ServerConnection) -> None:
-        with suppress(ConnectionClosed):
-            self.paths.append(connection.request.path if connection.request else None)
-            names = json.loads(await connection.recv())["subscribe"]
-            self.subscriptions.append(names)
-            await connection.send(json.dumps({"subscribed": len(names)}))
-            for frame in self.answer(len(self.subscriptions), names):
-                await connection.send(frame)
-            await connection.wait_closed()
-
-
-def trade(symbol: str, number: int) -> str:
-    return json.dumps({"symbol": symbol, "id": number})
 
 
 def stream_of(url: str, read: Read, *symbols: str, **over: Any) -> ExchangeStream:

@@ -11,8 +11,12 @@
 # ruff: noqa: ARG002
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
 
 from k2cli.ingestion.exchange import Exchange, Limits, Parsed, Parser, Venue, check_base
 from k2cli.ingestion.symbols import Instrument
@@ -78,3 +82,28 @@ TINY_VENUE = TinyVenue(
 TINY = Exchange(
     name="tiny", title="Tiny", venues={"all": TINY_VENUE}, example="--symbols BTC/USD,ETH/USD"
 )
+
+
+class TinyServer:
+    """Acknowledges subscriptions, then sends `frames`, or what they make of the subscription."""
+
+    def __init__(
+        self, *frames: str, answer: Callable[[int, list[str]], list[str]] | None = None
+    ) -> None:
+        self.answer = answer or (lambda _number, _names: list(frames))
+        self.subscriptions: list[list[str]] = []
+        self.paths: list[str | None] = []
+
+    async def handle(self, connection: ServerConnection) -> None:
+        with suppress(ConnectionClosed):
+            self.paths.append(connection.request.path if connection.request else None)
+            names = json.loads(await connection.recv())["subscribe"]
+            self.subscriptions.append(names)
+            await connection.send(json.dumps({"subscribed": len(names)}))
+            for frame in self.answer(len(self.subscriptions), names):
+                await connection.send(frame)
+            await connection.wait_closed()
+
+
+def trade(symbol: str, number: int) -> str:
+    return json.dumps({"symbol": symbol, "id": number})

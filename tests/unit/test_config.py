@@ -12,6 +12,7 @@ from k2cli.config import (
     Settings,
     documented_sections,
     load_settings,
+    parse_backfill,
     parse_duration_s,
     parse_size_bytes,
     settings_document,
@@ -453,3 +454,49 @@ def test_a_home_folder_of_nobody_is_an_error_that_names_the_setting(name: str) -
     with pytest.raises(ConfigError, match="no such home directory") as caught:
         load_settings({name: "~nosuchuser/k2"})
     assert name in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "trades", "duration_s"),
+    [
+        ("1h", None, 3600.0),
+        (" 90M ", None, 5400.0),
+        ("100000", 100_000, None),
+        ("0", 0, None),
+        ("off", None, None),
+        ("OFF", None, None),
+    ],
+)
+def test_backfill_is_a_time_a_number_of_trades_or_off(
+    text: str, trades: int | None, duration_s: float | None
+) -> None:
+    backfill = parse_backfill(text)
+    assert (backfill.trades, backfill.duration_s) == (trades, duration_s)
+    assert backfill.is_off == (text.lower() == "off")
+
+
+@pytest.mark.parametrize("text", ["", "on", "-1h", "-5", "1.5", "٣", "1y", "99999d"])
+def test_anything_else_is_no_backfill(text: str) -> None:
+    with pytest.raises(
+        ValueError, match="is not a duration such as 1h, a number of trades, or off"
+    ):
+        parse_backfill(text)
+
+
+def test_a_backfill_has_a_limit() -> None:
+    assert parse_backfill("9" * 18).trades == 10**18 - 1
+    with pytest.raises(ValueError, match="longer than 18 characters"):
+        parse_backfill("9" * 19)
+
+
+def test_backfill_is_a_setting(tmp_path: Path) -> None:
+    assert load_settings({"K2_HOME": str(tmp_path)}).stream.backfill == "1h"
+    env = write(tmp_path, "[stream]\nbackfill = 100000\n")
+    settings = load_settings(env)
+    assert settings.stream.backfill.trades == 100_000
+    assert settings_document(settings)["stream"]["backfill"] == "100000"
+    assert load_settings({**env, "K2_STREAM_BACKFILL": "off"}).stream.backfill.is_off
+    with pytest.raises(
+        ConfigError, match=r"stream\.backfill .*K2_STREAM_BACKFILL.*: 'soon' is not"
+    ):
+        load_settings({**env, "K2_STREAM_BACKFILL": "soon"})

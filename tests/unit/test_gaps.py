@@ -34,7 +34,7 @@ def test_numbers_passed_before_the_run_are_a_gap_of_their_own(watch: GapWatch) -
         Gap("BTCUSDT", first=6, last=7, missing=2, is_restart=True),
         Gap("BTCUSDT", first=10, last=11, missing=2),
     ]
-    watch.committed(table_of(TRADES, [trade_row()]))
+    watch.committed(table_of(TRADES, [trade_row()]), before)
     after = before.extended(added)
     assert watch.gaps(after, {BTC: stored(14)}) == [Gap("BTCUSDT", 13, 13, 1)]
 
@@ -50,3 +50,15 @@ def test_older_rows_open_no_gap(watch: GapWatch) -> None:
 
 def test_series_of_other_exchanges_are_not_watched(watch: GapWatch) -> None:
     assert watch.gaps(Position(), {Series("BINANCE_US", "BTCUSDT"): stored(1, 5)}) == []
+
+
+def test_rows_that_fill_older_gaps_do_not_end_the_restart(watch: GapWatch) -> None:
+    before = Position({BTC: stored(1, 2, 8, 9)})
+    filling = table_of(TRADES, [trade_row(source_sequence=5)])
+    watch.committed(filling, before)
+    assert not watch.has_streamed("BTCUSDT")
+    filled = before.extended({BTC: stored(5)})
+    (gap,) = watch.gaps(filled, {BTC: stored(12)})
+    assert (gap.is_restart, gap.holes) == (True, [(10, 11)])
+    watch.committed(table_of(TRADES, [trade_row(source_sequence=12)]), filled)
+    assert watch.has_streamed("BTCUSDT")

@@ -33,8 +33,10 @@ JOBS: Final = {
     each["job_name"]: each for each in yaml_of("prometheus/prometheus.yml")["scrape_configs"]
 }
 OF_PROMETHEUS: Final = {"up"}
-LABELS: Final = {"job", "instance", "topic", "partition", "event", "level", "le", "version"}
-LABELS |= {"cause", "kind", "server", "symbol"}
+LABELS: Final = {
+    *("job", "instance", "topic", "partition", "event", "level", "le", "version"),
+    *("cause", "kind", "server", "symbol"),
+}
 RUNBOOKS: Final = REPOSITORY / "docs" / "runbooks"
 
 

@@ -49,6 +49,7 @@ def test_totals_are_the_sums_of_batches_and_commits(rejects: RejectLog) -> None:
         "missing": 3,
         "commits": 1,
         "reconnects": 0,
+        "backfilled": 0,
         "recovered": 0,
         "uncommitted": 0,
         "duration_s": 0,

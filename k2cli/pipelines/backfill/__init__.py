@@ -1,0 +1,1 @@
+"""Fill the gaps of a stream from the exchange's history."""
