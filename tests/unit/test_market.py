@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from k2cli.ingestion.symbols import Market
-from k2cli.simulator.market import SyntheticMarket, first_id_at, instrument
+from k2cli.simulator.instruments import instrument
+from k2cli.simulator.market import SyntheticMarket, first_id_at
 from k2cli.simulator.recording import (
     Recording,
     recorded_lines,
