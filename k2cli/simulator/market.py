@@ -150,8 +150,8 @@ class Play:
         One subscribed before continues where it was; in a live market only if it is subscribed
         still.
         """
-        ids = zip(self._streams, self._ids.tolist(), strict=True)
-        self._next = dict(ids) if self._market.live else {**self._next, **dict(ids)}
+        reached = dict(zip(self._streams, self._ids.tolist(), strict=True))
+        self._next = reached if self._market.live else {**self._next, **reached}
         self._streams = [stream for stream in streams if self._market.offers(stream)]
         by_channel: dict[str, list[str]] = {}
         group_of, row_of = [], []

@@ -35,8 +35,9 @@ class LiveMarket:
         """Return when these ids are published, by the exchange's clock."""
         number = ids - self.first_id
         times = self.began_us + np.ceil((number + 1) * (_SECOND_US / self.rate)).astype(np.int64)
-        is_off: Ints = number // self.jump_every % 2
-        return times + is_off * self.jump_us
+        is_off = number // self.jump_every % 2
+        shown: Ints = times + is_off * self.jump_us
+        return shown
 
 
 class SentIds:
@@ -80,4 +81,5 @@ class SentIds:
         at = np.maximum(np.searchsorted(firsts, ids, "right") - 1, 0)
         since = np.array(self._since_us[begin:end], dtype=np.int64)[at]
         span = np.array(self._spans_us[begin:end], dtype=np.int64)[at]
-        return since + span * (ids - firsts[at] + 1) // np.diff(firsts)[at]
+        times: Ints = since + span * (ids - firsts[at] + 1) // np.diff(firsts)[at]
+        return times

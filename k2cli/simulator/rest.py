@@ -60,15 +60,20 @@ class Exchange(Protocol):
     """What the REST side needs to know of its exchange."""
 
     options: SimulatorOptions
-    clock: Callable[[], float]
     exchange_info: bytes
 
     def market_time_us(self) -> int:
-        """Return the exchange's time, in UTC microseconds."""
+        """Return the market's time, in UTC microseconds."""
+
+    def utc_s(self) -> float:
+        """Return the time, in UTC seconds."""
 
 
 class Weights:
-    """The request weight that a client may use per minute, and the ban of one that ignores it."""
+    """The request weight that a client may use per minute, and the ban of one that ignores it.
+
+    The clock returns UTC seconds: the exchange counts by the minute of UTC.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -125,7 +130,7 @@ class Rest:
         self._exchange = exchange
         self._market = market
         self._base = base  # /api/v3, /fapi/v1 or /dapi/v1
-        self._weights = Weights(exchange.clock)
+        self._weights = Weights(exchange.utc_s)
         self._is_futures = market.kind in FUTURES
         self._histories = 0  # requests for history
 

@@ -69,9 +69,13 @@ class Simulator:
         """Return the market's time: now, or between `history_s` ago and now."""
         if self._stopped_us is not None:
             return self._stopped_us
-        passed_us = (self.clock() - self._started_s) * _SECOND_US
+        passed_us = self.utc_s() * _SECOND_US - self._started_us
         began_us = self._started_us - self.options.history_s * _SECOND_US
         return int(min(self._started_us + passed_us, began_us + passed_us * self.options.speed))
+
+    def utc_s(self) -> float:
+        """Return the time in UTC seconds; steps of the machine's clock do not change it."""
+        return self._started_us / _SECOND_US + self.clock() - self._started_s
 
     def stop_market(self) -> None:
         """Stop the clock of a live market: nothing more is published."""
@@ -88,13 +92,15 @@ class Simulator:
 
     def published(self) -> Mapping[str, range]:
         """Return the ids that each listed symbol's trades have so far; see `unlisted`."""
-        now_us = self.market_time_us()
-        return {i.symbol: self._market.published(i.symbol, now_us) for i in self._listed}
+        now_us, first_id = self.market_time_us(), self._market.first_id
+        found = {i.symbol: self._market.published(i.symbol, now_us) for i in self._listed}
+        return {symbol: range(first_id, ids.stop) if ids else ids for symbol, ids in found.items()}
 
     def unlisted(self, ids: range) -> list[int]:
         """Return those of these ids that no stream and no REST answer has."""
         numbers = np.arange(ids.start, ids.stop, dtype=np.int64)
-        return np.setdiff1d(numbers, self._market.listed(numbers)).tolist()
+        missing: list[int] = np.setdiff1d(numbers, self._market.listed(numbers)).tolist()
+        return missing
 
     def is_answering(self) -> bool:
         """Count a connection; return whether it is answered."""
