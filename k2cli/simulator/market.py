@@ -194,8 +194,8 @@ class Play:
     def _pull(self, most: int, now_us: int) -> tuple[Ints, Ints, Ints]:
         """Publish a block of frames: their streams, ids and times.
 
-        The times are spread over the time since the previous block, except those of ids that
-        another connection has published.
+        The times are spread over the time since the previous block, unless another connection has
+        published these ids, or the ones before them later.
         """
         picks = self._turns(most)
         counts = np.bincount(picks, minlength=len(self._streams))
@@ -209,10 +209,9 @@ class Play:
         most_blocks = self._market.most_blocks
         for at in np.flatnonzero(counts).tolist():
             sent, end = self._sent[at], int(self._ids[at])
-            is_known = sent.end > end - counts[at]
-            sent.send(end, since_us=since_us, span_us=span_us, most_blocks=most_blocks)
-            if is_known:
-                times[picks == at] = sent.times(np.arange(end - counts[at], end))
+            mine = range(end - int(counts[at]), end)
+            if not sent.send(mine, since_us=since_us, span_us=span_us, most_blocks=most_blocks):
+                times[picks == at] = sent.times(np.arange(mine.start, mine.stop))
         return picks, ids, times
 
     def _turns(self, count: int) -> Ints:

@@ -43,11 +43,13 @@ class LiveMarket:
 class SentIds:
     """The ids that connections have taken from a stream, in consecutive blocks.
 
-    Within a block the times are evenly spread. The oldest blocks are forgotten.
+    Within a block the times are evenly spread; times never decrease. The oldest blocks are
+    forgotten.
     """
 
     def __init__(self, first_id: int) -> None:
         self.end = first_id  # the id after the last one
+        self._last_us = 0  # when that was published
         self._firsts = array("q")
         self._since_us = array("q")
         self._spans_us = array("q")
@@ -57,17 +59,25 @@ class SentIds:
         """The oldest id whose time is known."""
         return self._firsts[0] if self._firsts else self.end
 
-    def send(self, end: int, *, since_us: int, span_us: int, most_blocks: int) -> None:
-        """Publish the ids up to `end` that were not published before."""
-        if end <= self.end:
-            return
+    def send(self, ids: range, *, since_us: int, span_us: int, most_blocks: int) -> bool:
+        """Publish those of these ids that were not published before, up to `since_us + span_us`.
+
+        Returns whether all ids have times that are spread evenly over the span: all are new, and
+        none before were published later.
+        """
+        if ids.stop <= self.end:
+            return False
+        is_even = ids.start == self.end and since_us >= self._last_us
+        until_us = max(since_us + span_us, self._last_us)
+        since_us = max(since_us, self._last_us)
         self._firsts.append(self.end)
         self._since_us.append(since_us)
-        self._spans_us.append(span_us)
-        self.end = end
+        self._spans_us.append(until_us - since_us)
+        self.end, self._last_us = ids.stop, until_us
         if len(self._firsts) >= 2 * most_blocks:
             for column in (self._firsts, self._since_us, self._spans_us):
                 del column[:most_blocks]
+        return is_even
 
     def times(self, ids: Ints) -> Ints:
         """Return when these ascending ids were published; forgotten ones before the first known."""
