@@ -358,7 +358,7 @@ class Connection:
     def _followed(self) -> list[str]:
         """Return the subscribed streams that are not silent."""
         options = self._options
-        if self._route.name in options.silent_routes:
+        if self._route.prefix in options.silent_routes:
             return []
         symbols = {lower_symbol(symbol) for symbol in options.silent_symbols}
         return [

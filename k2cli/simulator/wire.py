@@ -72,7 +72,7 @@ class Route:
     streams: tuple[str, ...]
     is_combined: bool
     is_micros: bool
-    name: str = ""  # of USD-M: /public, /market or /private
+    prefix: str = ""  # of USD-M: /public, /market or /private
 
 
 def parse_path(path: str, *, max_streams: int) -> Route:
@@ -88,8 +88,8 @@ def parse_path(path: str, *, max_streams: int) -> Route:
     url = urlsplit(path)
     query = parse_qs(url.query)
     route = _ROUTE.match(url.path)
-    name = route[1] or "" if route else ""
-    rest = url.path.removeprefix(name)
+    prefix = route[1] or "" if route else ""
+    rest = url.path.removeprefix(prefix)
     if rest == "/stream":
         names = query.get("streams", [""])[0]
     elif rest == "/ws" or rest.startswith("/ws/"):
@@ -109,7 +109,7 @@ def parse_path(path: str, *, max_streams: int) -> Route:
         streams=streams,
         is_combined=rest == "/stream",
         is_micros=unit == "MICROSECOND",
-        name=name,
+        prefix=prefix,
     )
 
 
