@@ -1,12 +1,13 @@
 """The trades that an exchange serves on request, page by page: what fills the gaps of a stream."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from k2cli.errors import Unavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
 
     from k2cli.ingestion.symbols import Instrument
