@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Final, Protocol
 
-from crashes.members import Run, Wrong, wait_for
+from crashes.members import TIMEOUT_S, Run, Wrong, wait_for
 from k2cli.config import load_settings
 from k2cli.ingestion.symbols import Market
 from k2cli.records import TRADES
@@ -75,6 +75,7 @@ class Round:
         """Start the stream, in some runs with a clock that jumps."""
         market = self.simulator.options.market
         routes = ("/public", "/market") if market is Market.USDM else ("",)
+        key = {"K2_BINANCE_API_KEY": "soak"} if market is Market.USDM else {}
         to = ("--to", "table") if self.topic is None else ("--to", "kafka", "--topic", self.topic)
         self.runs.append(
             Run(
@@ -83,7 +84,7 @@ class Round:
                 *("--rest-url", self.simulator.rest_url, "--market", market.value),
                 *("--symbols", ",".join(SYMBOLS)),
                 *("--flush-interval", "500ms", "--stale-after", "2s", "--connect-timeout", "60s"),
-                env={**self.cluster.env, "K2_BINANCE_API_KEY": "soak"},
+                env={**self.cluster.env, **key},
                 log=self.cluster.home.with_name(f"stream-{len(self.runs)}.log"),
                 program=_JUMPING if self.chance.random() < 0.3 else K2_COMMAND,
             )
@@ -95,6 +96,17 @@ class Round:
         while (left_s := until_s - time.monotonic()) > 0:
             self.check()
             time.sleep(min(left_s, 0.2))
+
+    def wait_until(
+        self, condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        """Wait until a condition is met while the stream runs."""
+
+        def is_met() -> bool:
+            self.check()
+            return condition()
+
+        wait_for(is_met, f"{what}: {self.run.log}", timeout_s)
 
     def check(self) -> None:
         """Fail if the stream ended by itself, unless it could not connect at its start."""
@@ -155,12 +167,11 @@ class Round:
         marks = self.simulator.published()
 
         def is_streaming() -> bool:
-            self.check()
             stored = self.stored()
             return all(stored[each] and stored[each][-1] >= marks[each].stop for each in SYMBOLS)
 
         # From here on ids arrive without a fault, so every hole has an end.
-        wait_for(is_streaming, f"no new trades are stored: {self.run.log}", timeout_s)
+        self.wait_until(is_streaming, "no new trades are stored", timeout_s)
         self.simulator.stop_market()
         published = self.simulator.published()
         problems: list[str] = []
@@ -241,9 +252,9 @@ def play(  # noqa: PLR0913
     """
     chance = Random(f"{seed}/{number}")
     with open_round(cluster, plan, chance=chance, topic=topic, market=market) as game:
-        wait_for(lambda: game.run.count("connected") > 0, f"it never connected: {game.run.log}")
+        game.wait_until(lambda: game.run.count("connected") > 0, "it never connected")
         begun = game.simulator.published()
-        wait_for(lambda: all(game.stored().values()), f"nothing is stored: {game.run.log}")
+        game.wait_until(lambda: all(game.stored().values()), "nothing is stored")
         played = _misbehave(game, plan, seconds)
         stored, settled_s = game.settle(plan.settle_s)
         late = [each for each in SYMBOLS if stored[each][0] > begun[each].stop + 2 * plan.rate]
