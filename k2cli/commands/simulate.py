@@ -7,7 +7,8 @@ import typer
 
 from k2cli.commands.options import DURATION
 from k2cli.commands.terminal.streams import note
-from k2cli.files import replace_file, writing_error
+from k2cli.errors import Unavailable
+from k2cli.files import replace_file
 from k2cli.ingestion.symbols import Market
 from k2cli.symbols import fold_symbol, split_commas
 
@@ -322,4 +323,4 @@ def _write_truth(simulator: "Simulator", path: Path) -> None:
     try:
         replace_file(path, json.dumps(document) + "\n")
     except OSError as exc:
-        raise writing_error(path, exc) from exc
+        raise Unavailable(f"cannot write {path}: {exc.strerror or exc}") from exc

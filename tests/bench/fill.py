@@ -65,7 +65,8 @@ def _fill(home: Path, trades: int, factor: int) -> float:
     connected = next(event for event in events if event["event"] == "connected")
     _check(home, stored)
     took = datetime.fromisoformat(filled[-1]["time"]) - datetime.fromisoformat(connected["time"])
-    return took.total_seconds() * trades / sum(event["filled"] for event in filled)
+    rows: int = sum(event["filled"] for event in filled)
+    return took.total_seconds() * trades / rows
 
 
 def _events(
