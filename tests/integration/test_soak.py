@@ -52,7 +52,7 @@ def test_a_stream_to_the_table_loses_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     cluster = Cluster(bootstrap="", registry_url="", home=home, env=environment(home))
-    played = play(cluster, SHORT, seconds=12.0, seed=SEED)
+    played = play(cluster, SHORT, seconds=0.0, seed=SEED)
     assert set(played.faults) == set(SHORT.faults)
     assert {"SIGKILL", "SIGSTOP"} <= set(played.ends)
     assert played.unlisted > 0
@@ -63,6 +63,6 @@ def test_a_stream_to_kafka_loses_nothing(cluster: Cluster, topic_name: str) -> N
     topic = f"{topic_name}.trades"
     cluster.create(topic, partitions=2)
     plan = replace(SHORT, faults=("drops", "skipped ids", "shutdowns"))
-    played = play(cluster, plan, seconds=6.0, seed=SEED, topic=topic)
+    played = play(cluster, plan, seconds=0.0, seed=SEED, topic=topic)
     assert "SIGKILL" in played.ends
     assert played.unlisted > 0

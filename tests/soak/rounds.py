@@ -133,6 +133,11 @@ class Round:
                 self.run.terminate()
         time.sleep(self.chance.uniform(0, 2))
         self.start()
+        self.wait_until_connected()
+
+    def wait_until_connected(self) -> None:
+        """Wait until the stream has reached the exchange, whatever faults that has."""
+        self.wait_until(lambda: self.run.count("connected") > 0, "it never connected")
 
     def stored(self) -> dict[str, list[int]]:
         """Return the ids in the table, sorted; with Kafka, after consuming the topic."""
@@ -252,7 +257,7 @@ def play(  # noqa: PLR0913
     """
     chance = Random(f"{seed}/{number}")
     with open_round(cluster, plan, chance=chance, topic=topic, market=market) as game:
-        game.wait_until(lambda: game.run.count("connected") > 0, "it never connected")
+        game.wait_until_connected()
         begun = game.simulator.published()
         game.wait_until(lambda: all(game.stored().values()), "nothing is stored")
         played = _misbehave(game, plan, seconds)
@@ -277,7 +282,7 @@ def play(  # noqa: PLR0913
 
 
 def _misbehave(game: Round, plan: Plan, seconds: float) -> list[str]:
-    """Let one fault follow another until the time is over; each comes up in turn."""
+    """Let one fault follow another until the time is over, each at least once."""
     by_name = faults(plan.rate * len(SYMBOLS))
     names = game.chance.sample(plan.faults, len(plan.faults))
     ends = cycle(game.chance.sample(("SIGKILL", "SIGSTOP", "SIGTERM", ""), 4))
@@ -289,7 +294,7 @@ def _misbehave(game: Round, plan: Plan, seconds: float) -> list[str]:
         played.append(name)
         if end:
             game.end_run(end)
-        if time.monotonic() > until_s:
+        if time.monotonic() > until_s and len(played) >= len(names):
             break
     return played
 
@@ -307,6 +312,7 @@ def open_round(
         unlisted_every=plan.unlisted_every,
         ping_interval_s=1.0,
         pong_timeout_s=_PONG_TIMEOUT_S,
+        shutdown_grace_s=2.0,
     )
     with open_lake(load_settings(cluster.env), create=True):
         pass
