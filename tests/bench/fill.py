@@ -77,8 +77,9 @@ def _of(events: Events, name: str) -> Events:
 
 
 def _is_filled(events: Events) -> bool:
-    holes = sum(event["missing"] for event in _of(events, "restart_gap"))
-    return 0 < holes <= sum(event["filled"] for event in _of(events, "gap_filled"))
+    missing: int = sum(event["missing"] for event in _of(events, "restart_gap"))
+    filled: int = sum(event["filled"] for event in _of(events, "gap_filled"))
+    return 0 < missing <= filled
 
 
 def _stream(
