@@ -83,7 +83,7 @@ class Round:
                 *(word for route in routes for word in ("--url", self.simulator.url + route)),
                 *("--rest-url", self.simulator.rest_url, "--market", market.value),
                 *("--symbols", ",".join(SYMBOLS)),
-                *("--flush-interval", "500ms", "--stale-after", "2s", "--connect-timeout", "60s"),
+                *("--flush-interval", "500ms", "--stale-after", "4s", "--connect-timeout", "60s"),
                 env={**self.cluster.env, **key},
                 log=self.cluster.home.with_name(f"stream-{len(self.runs)}.log"),
                 program=_JUMPING if self.chance.random() < 0.3 else K2_COMMAND,
