@@ -55,6 +55,13 @@ def crashes(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Stream from an exchange that misbehaves, round after round; see tests/soak/__main__.py."""
+    _install(session, "test")
+    session.run("python", "-m", "soak", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """Write docs/reference/ and the grammar of completion from the code; build the site."""
     _install(session, "lint")

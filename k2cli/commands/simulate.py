@@ -7,11 +7,13 @@ import typer
 
 from k2cli.commands.options import DURATION
 from k2cli.commands.terminal.streams import note
+from k2cli.errors import Unavailable
+from k2cli.files import replace_file
 from k2cli.ingestion.symbols import Market
 from k2cli.symbols import fold_symbol, split_commas
 
 if TYPE_CHECKING:
-    from k2cli.simulator import SimulatorOptions
+    from k2cli.simulator import Simulator, SimulatorOptions
 
 simulate_app = typer.Typer(
     no_args_is_help=True, help="Simulate an exchange on this machine, to try and test k2."
@@ -21,11 +23,19 @@ simulate_app = typer.Typer(
 _MARKET = "Market"
 _PACE = "Pace"
 _FAULTS = "Faults"
+_REST = "REST"
 
 
-def _count(help_text: str) -> typer.models.OptionInfo:
+def _count(help_text: str, *, least: int = 1, panel: str = _FAULTS) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
-        help=help_text, min=1, rich_help_panel=_FAULTS, show_default=False, metavar="N"
+        help=help_text, min=least, rich_help_panel=panel, show_default=False, metavar="N"
+    )
+    return option
+
+
+def _names(help_text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        help=help_text, rich_help_panel=_FAULTS, show_default=False
     )
     return option
 
@@ -115,6 +125,18 @@ def binance(
             rich_help_panel=_PACE,
         ),
     ] = None,
+    live: Annotated[
+        float | None,
+        typer.Option(
+            help="Trade at this rate per second in every stream, whether a client is connected or "
+            "not; a client that was away has missed what passed.",
+            min=0.001,
+            max=1_000_000,
+            metavar="RATE",
+            show_default="on demand: the market waits for its clients",
+            rich_help_panel=_PACE,
+        ),
+    ] = None,
     history: Annotated[
         float | None,
         typer.Option(
@@ -164,13 +186,75 @@ def binance(
     skip_every: Annotated[
         int | None, _count("Skip every N-th frame, so that its id is missing.")
     ] = None,
+    life: Annotated[
+        float | None,
+        typer.Option(
+            help="Cut every connection after this time, as the exchange does after 24h.",
+            show_default=False,
+            rich_help_panel=_FAULTS,
+            **DURATION,
+        ),
+    ] = None,
+    silent_stream_after: Annotated[
+        int | None,
+        _count("Let one stream of each connection fall silent after N frames; the others go on."),
+    ] = None,
+    silent_symbols: Annotated[
+        list[str] | None,
+        _names("Symbols that send nothing, comma-separated; REST serves their trades."),
+    ] = None,
+    silent_routes: Annotated[
+        list[str] | None,
+        _names(
+            "Routes of USD-M that accept connections but send nothing, comma-separated: /public, "
+            "/market, or / for URLs without a route."
+        ),
+    ] = None,
+    half_open_every: Annotated[
+        int | None, _count("Never answer every N-th connection, REST included.", least=2)
+    ] = None,
+    unlisted_every: Annotated[
+        int | None,
+        _count(
+            "Leave out ids divisible by N, on the streams and in REST answers.",
+            least=2,
+            panel=_REST,
+        ),
+    ] = None,
+    weight_limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Request weight per minute, then 429 and 418; 0: no limit.",
+            min=0,
+            show_default="6000, futures 2400",
+            rich_help_panel=_REST,
+        ),
+    ] = None,
+    rest_fault_every: Annotated[
+        int | None,
+        _count(
+            "Fail every N-th request for history, in turn with 500, 429, HTML, 503, a delay, a cut "
+            "answer, no answer, 418 and 403.",
+            panel=_REST,
+        ),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write which trade ids were published to this JSON file at the end.",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=_MARKET,
+        ),
+    ] = None,
 ) -> None:
-    """Serve Binance's WebSocket streams from this machine.
+    """Serve Binance's WebSocket streams and REST history from this machine.
 
     Plays a synthetic market, or a recording with --frames. Every connection plays the recording
     from its start, except that after a simulated cut the next connection with the same path
     continues where the previous one stopped. With --speed a pause of more than a minute lasts a
-    minute.
+    minute. At the same address, REST serves exchangeInfo, time, and the synthetic trades published
+    so far: historicalTrades and aggTrades.
 
     Example: k2 simulate binance --port 9443 --rate 50000
     """
@@ -202,11 +286,20 @@ def binance(
         shutdown_after=shutdown_after,
         garbage_every=garbage_every,
         skip_every=skip_every,
+        live_rate=live,
+        life_s=life,
+        silent_stream_after=silent_stream_after,
+        silent_symbols=tuple(fold_symbol(symbol) for symbol in split_commas(silent_symbols or [])),
+        silent_routes=tuple(route.rstrip("/") for route in split_commas(silent_routes or [])),
+        half_open_every=half_open_every,
+        unlisted_every=unlisted_every,
+        weight_limit=weight_limit,
+        rest_fault_every=rest_fault_every,
     )
-    asyncio.run(_serve(options))
+    asyncio.run(_serve(options, truth))
 
 
-async def _serve(options: "SimulatorOptions") -> None:
+async def _serve(options: "SimulatorOptions", truth: Path | None) -> None:
     """Run until SIGINT, SIGTERM or SIGHUP, which stays ignored if it is, as under nohup."""
     import asyncio
     import signal
@@ -222,3 +315,20 @@ async def _serve(options: "SimulatorOptions") -> None:
         names = ",".join(options.symbols) or "BTCUSDT,ETHUSDT"
         note(f"connect with: k2 stream binance --url {simulator.url} --symbols {names}")
         await stop.wait()
+        if truth is not None:
+            _write_truth(simulator, truth)
+
+
+def _write_truth(simulator: "Simulator", path: Path) -> None:
+    """Write the published trade ids: per symbol the first and the last, and those left out."""
+    import json
+
+    published = {symbol: ids for symbol, ids in simulator.published().items() if ids}
+    document = {
+        "symbols": {symbol: [ids[0], ids[-1]] for symbol, ids in published.items()},
+        "unlisted_every": simulator.options.unlisted_every,
+    }
+    try:
+        replace_file(path, json.dumps(document) + "\n")
+    except OSError as exc:
+        raise Unavailable(f"cannot write {path}: {exc.strerror or exc}") from exc

@@ -1,4 +1,4 @@
-"""One client of the simulated exchange: a reader, a player and a pinger.
+"""One client of the simulated exchange: a reader, a player and a pinger, or requests for REST.
 
 Market frames are framed here, block by block, and passed to the transport as one buffer;
 `websockets` handles the handshake and control frames.
@@ -11,26 +11,30 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from itertools import cycle
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Protocol
 
-from websockets.datastructures import Headers
 from websockets.frames import CloseCode, Frame, Opcode
-from websockets.http11 import Request, Response
+from websockets.http11 import Request as Handshake
+from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from k2cli.simulator.options import GARBAGE, FrameSource, SimulatorOptions
+from k2cli.simulator.options import GARBAGE, FrameSource, RestFault, SimulatorOptions
 from k2cli.simulator.recording import Recording
+from k2cli.simulator.rest import Rest
 from k2cli.simulator.wire import (
     RefusedPath,
+    Request,
     Route,
     answer_control,
+    http_answer,
+    parse_head,
     parse_path,
     websocket_frames,
 )
+from k2cli.symbols import lower_symbol
 
 if TYPE_CHECKING:
     from asyncio.trsock import TransportSocket
@@ -40,25 +44,26 @@ _log = logging.getLogger(__name__)
 _BLOCK_FRAMES: Final = 1000
 _HANDSHAKE_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
-_REQUEST_WORDS: Final = 3  # GET, path, HTTP/1.1
 _BURST_S: Final = 0.01
 _NONE_DUE_S: Final = 0.002
 _MOST_BEHIND_S: Final = 1.0
 
 
 class _Pace:
-    """Limits the frame rate, with small regular bursts."""
+    """Limits the frame rate, with small regular bursts; a live market has its own."""
 
-    def __init__(self, rate: float | None, clock: Callable[[], float]) -> None:
+    def __init__(self, rate: float | None, clock: Callable[[], float], *, is_live: bool) -> None:
         self._rate = rate
+        self._is_live = is_live
         self._clock = clock
         self._started_s = clock()
         self._passed = 0
+        self._is_drained = False  # no more frames were published
 
     async def allow(self, most: int) -> int:
         """Wait until frames may be sent; return how many."""
         if self._rate is None:
-            await asyncio.sleep(0)  # let other tasks run
+            await asyncio.sleep(_BURST_S if self._is_drained else 0)  # let other tasks run
             return most
         burst = max(self._rate * _BURST_S, 1)
         await asyncio.sleep(max((burst - self._due(self._rate)) / self._rate, 0))
@@ -68,9 +73,10 @@ class _Pace:
             self._started_s += behind / self._rate
         return min(int(due), most)
 
-    def count(self, frames: int) -> None:
-        """Count sent frames."""
+    def count(self, frames: int, most: int) -> None:
+        """Count sent frames, of this many that were allowed."""
         self._passed += frames
+        self._is_drained = self._is_live and frames < most
 
     def _due(self, rate: float) -> float:
         return (self._clock() - self._started_s) * rate - self._passed
@@ -84,9 +90,9 @@ class Exchange(Protocol):
     connections: int
     frames_sent: int
     paths: list[str]
-    info_path: str
+    rest_paths: deque[str]
+    rest: Rest
     info_requests: int
-    exchange_info: bytes
 
     def market_time_us(self) -> int:
         """Return the exchange's time, in UTC microseconds."""
@@ -97,6 +103,9 @@ class Exchange(Protocol):
     def resume_from(self, path: str, position: int) -> None:
         """Remember how far a client of this path was served."""
 
+    def is_answering(self) -> bool:
+        """Count a connection; return whether it is answered."""
+
 
 class Connection:
     """One client: a reader, a player and a pinger over one sans-I/O protocol."""
@@ -105,15 +114,16 @@ class Connection:
         self, simulator: Exchange, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self._simulator = simulator
-        self._options = simulator.options
         self._clock = simulator.clock
         self._reader = reader
         self._writer = writer
         self._socket: TransportSocket = writer.get_extra_info("socket")
         self._protocol = ServerProtocol()
         self._path = ""
+        self._number = 0  # of the WebSocket connections
         self._route = Route(streams=(), is_combined=False, is_micros=False)
         self._streams: dict[str, None] = {}
+        self._silent_stream = ""
         self._has_changed = asyncio.Event()
         self._inbound: deque[float] = deque(maxlen=simulator.options.max_inbound_per_s)
         self._message = b""
@@ -124,17 +134,24 @@ class Connection:
         self._is_silent = False
         self._source: FrameSource | None = None
 
+    @property
+    def _options(self) -> SimulatorOptions:
+        return self._simulator.options
+
     async def serve(self) -> None:
         """Serve the client until it or the simulator ends the connection."""
         try:
+            if not self._simulator.is_answering():
+                await self._ignore()
+                return
             async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
-                is_open = await self._shake_hands()
-            if is_open:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._play()), group.create_task(self._ping())]
-                    await self._read()
-                    for task in tasks:
-                        task.cancel()
+                request = await self._read_head()
+                is_rest = self._simulator.rest.serves(request.path)
+                is_open = not is_rest and await self._shake_hands(request)
+            if is_rest:
+                await self._serve_rest(request)
+            elif is_open:
+                await self._serve_streams()
         except (OSError, EOFError, asyncio.LimitOverrunError):
             pass  # the client disconnected, or never spoke HTTP
         finally:
@@ -142,41 +159,85 @@ class Connection:
             if not transport.is_closing() or transport.get_write_buffer_size():
                 self._abort()
 
+    async def _serve_streams(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            running = [self._play(), self._ping(), self._end_life()]
+            tasks = [group.create_task(each) for each in running]
+            await self._read()
+            for task in tasks:
+                task.cancel()
+
+    async def _ignore(self) -> None:
+        """Keep the connection open without an answer."""
+        while await self._reader.read(1 << 16):
+            pass
+
+    async def _read_head(self) -> Request:
+        return parse_head(await self._reader.readuntil(b"\r\n\r\n"))
+
     def go_away(self) -> None:
         """Close because the simulator stops, without waiting."""
         self._close(CloseCode.GOING_AWAY, "the simulator ends")
         if not self._writer.transport.get_write_buffer_size():
             self._writer.close()
 
-    async def _shake_hands(self) -> bool:
-        """Answer the HTTP request; return whether it became a WebSocket connection."""
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        line, end, headers = head.partition(b"\r\n")
-        words = line.split(b" ")
-        if len(words) == _REQUEST_WORDS:
+    # --- REST
+
+    async def _serve_rest(self, request: Request) -> None:
+        """Answer requests until the client closes the connection."""
+        rest = self._simulator.rest
+        while rest.serves(request.path):
+            self._simulator.rest_paths.append(request.path)
+            self._simulator.info_requests += rest.is_info(request.path)
+            answer = rest.answer(request.path, request.headers)
+            if answer.delay_s:
+                await asyncio.sleep(answer.delay_s)
+            data = http_answer(answer.body, status=answer.status, headers=answer.headers)
+            match answer.fault:
+                case RestFault.HUNG:
+                    await self._ignore()
+                    return
+                case RestFault.CUT:
+                    self._writer.write(data[: -(len(answer.body) // 2 + 1)])
+                    await self._writer.drain()
+                    self._writer.close()
+                    return
+                case RestFault.ENDLESS:
+                    await self._send_endlessly(answer.body)
+                case _:
+                    self._writer.write(data)
+                    await self._writer.drain()
+            request = await self._read_head()
+
+    async def _send_endlessly(self, body: bytes) -> None:
+        """Send chunks until the client disconnects."""
+        self._writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            self._writer.write(b"%x\r\n%b\r\n" % (len(body), body))
+            await self._writer.drain()
+
+    # --- the handshake
+
+    async def _shake_hands(self, head: Request) -> bool:
+        """Answer the request; return whether it became a WebSocket connection."""
+        words = list(head.words)
+        if head.path:
             # The library refuses request lines over 8 kB; 1024 streams are longer.
-            self._path, words[1] = words[1].decode("latin-1"), b"/"
-        if not self._asks_for_info:
-            self._simulator.paths.append(self._path)
-        self._protocol.receive_data(b" ".join(words) + end + headers)
+            self._path, words[1] = head.path, b"/"
+        self._simulator.paths.append(self._path)
+        self._protocol.receive_data(b" ".join(words) + b"\r\n" + head.lines)
         for request in self._protocol.events_received():
-            assert isinstance(request, Request)
+            assert isinstance(request, Handshake)
             self._protocol.send_response(self._response(request))
         self._flush()
         if self._protocol.state is State.OPEN:
             self._simulator.connections += 1
+            self._number = self._simulator.connections
             return True
         await self._writer.wait_closed()
         return False
 
-    @property
-    def _asks_for_info(self) -> bool:
-        return self._path.partition("?")[0] == self._simulator.info_path
-
-    def _response(self, request: Request) -> Response:
-        if self._asks_for_info:
-            self._simulator.info_requests += 1
-            return _json_response(self._simulator.exchange_info)
+    def _response(self, request: Handshake) -> Response:
         try:
             self._route = parse_path(self._path, max_streams=self._options.max_streams)
         except RefusedPath as exc:
@@ -288,45 +349,69 @@ class Connection:
 
     async def _play(self) -> None:
         with contextlib.suppress(OSError):  # the client disconnected
-            while not self._streams:
+            while not self._followed():
                 await self._wait_for_change()
             source = self._simulator.open_source(self._path, self._route)
             self._source = source
-            source.follow(self._streams)
+            source.follow(self._followed())
             await self._play_from(source)
+
+    def _followed(self) -> list[str]:
+        """Return the subscribed streams that are not silent."""
+        options = self._options
+        if self._route.prefix in options.silent_routes:
+            return []
+        symbols = {lower_symbol(symbol) for symbol in options.silent_symbols}
+        return [
+            stream
+            for stream in self._streams
+            if stream != self._silent_stream and stream.partition("@")[0] not in symbols
+        ]
 
     async def _wait_for_change(self) -> None:
         await self._has_changed.wait()
         self._has_changed.clear()
 
     async def _play_from(self, source: FrameSource) -> None:
-        pace = _Pace(self._options.rate, self._clock)
-        end, finish = self._ending()
-        while self._sent < end and not source.is_at_end:
+        pace = self._pace()
+        while self._sent < self._ending()[0] and not source.is_at_end:
             if source.is_idle:
                 await self._wait_for_change()
-                source.follow(self._streams)
-                pace = _Pace(self._options.rate, self._clock)
+                source.follow(self._followed())
+                pace = self._pace()
                 continue
-            most = await pace.allow(min(_BLOCK_FRAMES, end - self._sent))
+            most = await pace.allow(min(_BLOCK_FRAMES, self._ending()[0] - self._sent))
             if self._protocol.state is not State.OPEN:
                 return
+            self._silence_one()
             if self._has_changed.is_set():
                 self._has_changed.clear()
-                source.follow(self._streams)
+                source.follow(self._followed())
             frames = self._taken_from(source, most)
             if frames is None:
                 break
+            pace.count(len(frames), most)
             if not frames:  # none is due, or it searches on
                 await asyncio.sleep(_NONE_DUE_S)
                 continue
-            pace.count(len(frames))
             self._send(frames)
             await self._writer.drain()
+        end, finish = self._ending()
         if self._sent >= end:
             await finish()
         else:
             await self._end_market()
+
+    def _pace(self) -> _Pace:
+        options = self._options
+        return _Pace(options.rate, self._clock, is_live=options.live_rate is not None)
+
+    def _silence_one(self) -> None:
+        """Let one stream fall silent after some frames: another one on every connection."""
+        after = self._options.silent_stream_after
+        if after is not None and self._sent >= after and not self._silent_stream and self._streams:
+            self._silent_stream = sorted(self._streams)[self._number % len(self._streams)]
+            self._has_changed.set()
 
     def _taken_from(self, source: FrameSource, most: int) -> list[bytes] | None:
         """Take frames; a corrupt file ends there, like an interrupted recording."""
@@ -374,6 +459,12 @@ class Connection:
         if self._options.close_at_end:
             self._close(CloseCode.NORMAL_CLOSURE, "the end")
 
+    async def _end_life(self) -> None:
+        if self._options.life_s is not None:
+            await asyncio.sleep(self._options.life_s)
+            with contextlib.suppress(OSError):
+                await self._drop()
+
     async def _drop(self) -> None:
         self._leave()
         self._writer.transport.set_write_buffer_limits(high=0)
@@ -395,14 +486,3 @@ class Connection:
         self._writer.write(websocket_frames([notice]))
         await asyncio.sleep(self._options.shutdown_grace_s)
         self._close(CloseCode.GOING_AWAY, "server shutdown")
-
-
-def _json_response(body: bytes) -> Response:
-    headers = Headers(
-        {
-            "Connection": "close",
-            "Content-Length": str(len(body)),
-            "Content-Type": "application/json;charset=UTF-8",
-        }
-    )
-    return Response(HTTPStatus.OK, HTTPStatus.OK.phrase, headers, body)

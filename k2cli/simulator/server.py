@@ -5,10 +5,13 @@ import contextlib
 import errno
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
+from dataclasses import replace
 from typing import Any, Final
+
+import numpy as np
 
 from k2cli.errors import BadData, Unavailable, UsageError
 from k2cli.files import reading
@@ -16,15 +19,20 @@ from k2cli.ingestion.binance.venues import VENUES
 from k2cli.ingestion.recordings import Damage, read_recordings
 from k2cli.ingestion.symbols import Instrument, parse_symbol
 from k2cli.simulator.connection import Connection
-from k2cli.simulator.market import CHANNELS, PAIRS, SyntheticMarket, first_id_at
+from k2cli.simulator.instruments import PAIRS
+from k2cli.simulator.market import CHANNELS, SyntheticMarket, first_id_at
 from k2cli.simulator.options import FrameSource, SimulatorOptions
+from k2cli.simulator.publication import LiveMarket
 from k2cli.simulator.recording import PlayClock, Recording
+from k2cli.simulator.rest import Rest
 from k2cli.simulator.wire import Route, exchange_info
 from k2cli.symbols import fold_symbol, is_asset
 
 _WRITE_BUFFER_BYTES: Final = 1 << 18
 _ACCEPTING_TURNS: Final = 5  # event loop iterations until an incoming connection is served
 _MOST_HEAD_BYTES: Final = 1 << 20  # a URL may name 1024 streams
+_SECOND_US: Final = 1_000_000
+_MOST_PATHS: Final = 10_000
 
 
 class Simulator:
@@ -34,24 +42,23 @@ class Simulator:
         self, *, options: SimulatorOptions, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.options = options
-        self.clock = clock  # of rates, pings and limits
+        self.clock = clock  # of the market, rates, pings and limits
         self.connections = 0  # opened so far
         self.frames_sent = 0  # market frames, over all connections
         self.paths: list[str] = []  # of all handshakes, including refused ones
-        self.info_path = VENUES[options.market].info_path
+        self.rest_paths: deque[str] = deque(maxlen=_MOST_PATHS)  # of the latest REST requests
         self.info_requests = 0  # answered so far
         self.url = ""
         self._listed = {i.symbol: i for i in _listed(options)}
         self._statuses: dict[str, str] = {}  # of symbols that do not trade
         self.exchange_info = exchange_info(list(self._listed.values()))
+        self._accepted = 0  # connections, also those that are never answered
         self._started_us = time.time_ns() // 1000
-        self._market = SyntheticMarket(
-            first_id=_first_id(options),
-            seed=options.seed,
-            kind=options.market,
-            symbols=options.symbols,
-            channels=options.channels,
-        )
+        self._started_s = clock()
+        self._stopped_us: int | None = None
+        self._market = _market(options, self._started_us)
+        info_path = VENUES[options.market].info_path
+        self.rest = Rest(self, self._market, info_path.rpartition("/")[0])
         self._stopped: dict[str, deque[int]] = {}  # path -> recorded lines to skip, in order
         self._open: dict[asyncio.Task[None], Connection] = {}
 
@@ -78,9 +85,46 @@ class Simulator:
 
     def market_time_us(self) -> int:
         """Return the market's time: now, or between `history_s` ago and now."""
-        now_us = time.time_ns() // 1000
-        began_us = self._started_us - self.options.history_s * 1_000_000
-        return min(now_us, int(began_us + (now_us - self._started_us) * self.options.speed))
+        if self._stopped_us is not None:
+            return self._stopped_us
+        passed_us = self.utc_s() * _SECOND_US - self._started_us
+        began_us = self._started_us - self.options.history_s * _SECOND_US
+        return int(min(self._started_us + passed_us, began_us + passed_us * self.options.speed))
+
+    def utc_s(self) -> float:
+        """Return the time in UTC seconds; steps of the machine's clock do not change it."""
+        return self._started_us / _SECOND_US + self.clock() - self._started_s
+
+    def stop_market(self) -> None:
+        """Stop the clock of a live market: nothing more is published."""
+        self._stopped_us = self.market_time_us()
+
+    def change(self, **over: Any) -> None:
+        """Change options that concern faults and limits, for open connections, too."""
+        self.options = replace(self.options, **over)
+
+    @property
+    def rest_url(self) -> str:
+        """The URL of the REST side."""
+        return self.url.replace("ws", "http", 1)
+
+    def published(self) -> Mapping[str, range]:
+        """Return the ids that each listed symbol's trades have so far; see `unlisted`."""
+        now_us, first_id = self.market_time_us(), self._market.first_id
+        found = {i.symbol: self._market.published(i.symbol, now_us) for i in self._listed.values()}
+        return {symbol: range(first_id, ids.stop) if ids else ids for symbol, ids in found.items()}
+
+    def unlisted(self, ids: range) -> list[int]:
+        """Return those of these ids that no stream and no REST answer has."""
+        numbers = np.arange(ids.start, ids.stop, dtype=np.int64)
+        missing: list[int] = np.setdiff1d(numbers, self._market.listed(numbers)).tolist()
+        return missing
+
+    def is_answering(self) -> bool:
+        """Count a connection; return whether it is answered."""
+        self._accepted += 1
+        every = self.options.half_open_every
+        return every is None or self._accepted % every != 0
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connected client."""
@@ -137,10 +181,26 @@ def _listed(options: SimulatorOptions) -> list[Instrument]:
     return instruments
 
 
-def _first_id(options: SimulatorOptions) -> int:
-    if options.first_id is not None:
-        return options.first_id
-    return first_id_at(time.time_ns() // 1000)
+def _market(options: SimulatorOptions, started_us: int) -> SyntheticMarket:
+    first_id = first_id_at(started_us) if options.first_id is None else options.first_id
+    live = None
+    if options.live_rate is not None:
+        live = LiveMarket(
+            first_id=first_id,
+            began_us=started_us - int(options.history_s * _SECOND_US),
+            rate=options.live_rate,
+            jump_us=int(options.clock_jump_s * _SECOND_US),
+            jump_every=options.clock_jump_every,
+        )
+    return SyntheticMarket(
+        first_id=first_id,
+        seed=options.seed,
+        kind=options.market,
+        symbols=options.symbols,
+        channels=options.channels,
+        unlisted_every=options.unlisted_every,
+        live=live,
+    )
 
 
 def _check(options: SimulatorOptions) -> None:
@@ -154,8 +214,12 @@ def _check(options: SimulatorOptions) -> None:
             raise UsageError(
                 f"{channel!r} is not a channel", hint=f"--channels {','.join(CHANNELS)}"
             )
+    if options.live_rate is not None and options.rate is not None:
+        raise UsageError("a live market has its own rate", hint="use --live or --rate")
     if options.frames is None:
         return
+    if options.live_rate is not None:
+        raise UsageError("a recording is not live", hint="use --live or --frames")
     with reading(options.frames):
         next(read_recordings(options.frames, _refuse), None)
 

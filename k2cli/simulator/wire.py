@@ -1,9 +1,10 @@
-"""The exchange's side of the protocol, without I/O: paths, control messages, frames."""
+"""The exchange's side of the protocol, without I/O: requests, paths, control messages, frames."""
 
 import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -14,6 +15,47 @@ from k2cli.ingestion.symbols import Instrument
 
 # Non-ASCII names are percent-encoded in paths, and plain in control messages.
 _STREAM: Final = re.compile(r"((?:[a-z0-9_]|[^\x00-\x7f])+@|!)[a-zA-Z0-9_]+(@[a-zA-Z0-9_]+)?")
+
+
+# USD-M serves its streams by route; an address without one connects, too.
+_ROUTE: Final = re.compile(r"(/public|/market|/private)?(/ws|/stream)(?![a-z])")
+
+_REQUEST_WORDS: Final = 3  # GET, path, HTTP/1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The head of an HTTP request."""
+
+    words: Sequence[bytes]  # of the request line
+    path: str  # with the query; empty if this is not a request line
+    lines: bytes  # the headers as received
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers by name in lower case."""
+        pairs = (line.partition(":") for line in self.lines.decode("latin-1").split("\r\n"))
+        return {name.strip().lower(): value.strip() for name, _, value in pairs if name}
+
+
+def parse_head(head: bytes) -> Request:
+    """Split the head of an HTTP request."""
+    line, _, headers = head.partition(b"\r\n")
+    words = line.split(b" ")
+    path = words[1].decode("latin-1") if len(words) == _REQUEST_WORDS else ""
+    return Request(words, path, headers)
+
+
+def http_answer(body: bytes, *, status: int, headers: Mapping[str, str]) -> bytes:
+    """Write an HTTP answer; its connection stays open."""
+    kind = "text/html" if body.startswith(b"<") else "application/json;charset=UTF-8"
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
 class RefusedPath(Exception):
@@ -31,6 +73,7 @@ class Route:
     streams: tuple[str, ...]
     is_combined: bool
     is_micros: bool
+    prefix: str = ""  # of USD-M: /public, /market or /private
 
 
 def parse_path(path: str, *, max_streams: int) -> Route:
@@ -38,16 +81,20 @@ def parse_path(path: str, *, max_streams: int) -> Route:
 
     /ws/btcusdt@trade    /ws/btcusdt@trade/ethusdt@trade?timeUnit=MICROSECOND    /ws
     /stream?streams=btcusdt@trade/ethusdt@bookTicker    /stream
+    /public/ws/btcusdt@trade    /market/stream?streams=btcusdt@trade
 
     Raises:
         RefusedPath: 404 for an unknown path, 400 for a malformed name or too many streams.
     """
     url = urlsplit(path)
     query = parse_qs(url.query)
-    if url.path == "/stream":
+    route = _ROUTE.match(url.path)
+    prefix = route[1] or "" if route else ""
+    rest = url.path.removeprefix(prefix)
+    if rest == "/stream":
         names = query.get("streams", [""])[0]
-    elif url.path == "/ws" or url.path.startswith("/ws/"):
-        names = unquote(url.path.removeprefix("/ws"))
+    elif rest == "/ws" or rest.startswith("/ws/"):
+        names = unquote(rest.removeprefix("/ws"))
     else:
         raise RefusedPath(404, f"no such path: {url.path}")
     streams = tuple(dict.fromkeys(name for name in names.split("/") if name))
@@ -61,8 +108,9 @@ def parse_path(path: str, *, max_streams: int) -> Route:
         raise RefusedPath(400, f"invalid timeUnit: {unit[:80]}")
     return Route(
         streams=streams,
-        is_combined=url.path == "/stream",
+        is_combined=rest == "/stream",
         is_micros=unit == "MICROSECOND",
+        prefix=prefix,
     )
 
 

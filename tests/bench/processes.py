@@ -44,9 +44,9 @@ def helper(name: str, *args: str) -> list[str]:
 
 
 @contextmanager
-def simulated_exchange() -> Iterator[str]:
-    """Run `k2 simulate binance`, which sends as fast as it is read, and yield its URL."""
-    command = [*K2, "simulate", "binance", "--port", "0"]
+def simulated_exchange(*options: str) -> Iterator[str]:
+    """Run `k2 simulate binance`, by default as fast as it is read, and yield its URL."""
+    command = [*K2, "simulate", "binance", "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

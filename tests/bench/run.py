@@ -21,6 +21,7 @@ from typing import Final
 import backfill
 import codec
 import commits
+import fill
 import kafka
 import load
 import memory
@@ -42,6 +43,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Setup], Iterable[Line]]]] = {
     "load": load.run,
     "commits": commits.run,
     "backfill": backfill.run,
+    "fill": fill.run,
     "codec": codec.run,
     "kafka": kafka.run,
 }

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from websockets.sync.client import connect
@@ -69,6 +71,8 @@ def test_the_options_reach_the_simulator(tmp_path: Path) -> None:
         (["--ping-interval", "20"], 2, "--ping-interval"),
         (["--drop-after", "0"], 2, "--drop-after"),
         (["--market", "nasdaq"], 2, "nasdaq"),
+        (["--live", "5", "--rate", "5"], 2, "--rate"),
+        (["--unlisted-every", "1"], 2, "--unlisted-every"),
     ],
 )
 def test_wrong_options_say_so(run: Run, args: list[str], code: int, words: str) -> None:
@@ -89,8 +93,45 @@ def test_a_port_in_use_is_unavailable_with_a_hint(run: Run) -> None:
 
 def test_every_fault_is_in_the_help(run: Run) -> None:
     ended = run([*SIMULATE, "--help"])
-    for fault in ("drop-after", "silent-after", "shutdown-after", "garbage-every", "skip-every"):
+    for fault in (
+        *("drop-after", "silent-after", "shutdown-after", "garbage-every", "skip-every", "life"),
+        *("silent-stream-after", "silent-symbols", "silent-routes", "half-open-every"),
+        *("unlisted-every", "weight-limit", "rest-fault-every"),
+    ):
         assert re.search(rf"--{fault}\b", ended.stdout)
+
+
+def test_a_live_market_writes_the_truth_at_its_end(tmp_path: Path) -> None:
+    args = ["--symbols", "BTCUSDT,ETHUSDT", "--first-id", "100", "--live", "1000"]
+    args += ["--history", "5s", "--speed", "1000000000", "--silent-symbols", "ethusdt"]
+    args += ["--unlisted-every", "50", "--weight-limit", "100", "--rest-fault-every", "2"]
+    truth = tmp_path / "truth.json"
+    with simulating(*args, "--truth", str(truth)) as (url, process):
+        with connect(f"{url}/ws/btcusdt@trade/ethusdt@trade", compression=None) as raw:
+            assert {json.loads(raw.recv())["s"] for _ in range(50)} == {"BTCUSDT"}
+        page = f"{url.replace('ws', 'http')}/api/v3/historicalTrades?symbol=BTCUSDT&fromId=0"
+        with urlopen(page, timeout=PATIENCE_S) as answer:
+            assert [row["id"] for row in json.load(answer)][:50] == [*range(101, 150), 151]
+            assert answer.headers["X-MBX-USED-WEIGHT-1M"] == "25"
+        with pytest.raises(HTTPError, match="500"):
+            urlopen(page, timeout=PATIENCE_S)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    written = json.loads(truth.read_text())
+    assert written["unlisted_every"] == 50
+    assert set(written["symbols"]) == {"BTCUSDT", "ETHUSDT"}
+    first, last = written["symbols"]["ETHUSDT"]
+    assert first == 100
+    assert 5099 <= last < 1_000_000
+
+
+def test_a_truth_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with simulating("--truth", str(tmp_path / "file" / "truth.json")) as (_, process):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 5
+        assert process.stderr is not None
+        assert "truth.json" in process.stderr.read()
 
 
 def test_importing_the_command_loads_nothing_heavy() -> None:

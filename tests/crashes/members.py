@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -30,25 +30,23 @@ class Wrong(Exception):
     """A round did not go as it must; the message says how."""
 
 
-class Member:
-    """A `k2 consume` in a process of its own; its events go to a file."""
+class Run:
+    """A k2 in a process of its own; its events go to a file."""
 
     def __init__(
         self,
         *args: str,
         env: Mapping[str, str],
         log: Path,
-        stop_at: str | None = None,
-        times: int = 1,
+        program: Sequence[str] = K2_COMMAND,
     ) -> None:
-        """Start it; with `stop_at`, so that it stops at that point of its commit number `times`."""
-        stopping = (sys.executable, str(STOPPING), str(stop_at), str(times))
+        """Start it."""
         self.log = log
         with log.open("wb") as out:
             self.process = start_k2(
-                *("consume", "--log-format", "json", *args),
+                *args,
                 env=env,
-                program=K2_COMMAND if stop_at is None else stopping,
+                program=program,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -59,12 +57,6 @@ class Member:
         """Whether the process lives, stopped or not."""
         return self.process.poll() is None
 
-    @property
-    def came_to_run(self) -> bool:
-        """Whether a process that ended had found its topic and servers when it started."""
-        names = {event["event"] for event in self.events()}
-        return self.process.returncode not in _TOO_EARLY or bool(names - {"error", "summary"})
-
     def count(self, event: str) -> int:
         """Count the events of a name."""
         return self.log.read_text(encoding="utf-8").count(f'"event": "{event}"')
@@ -73,17 +65,6 @@ class Member:
         """Return all events; the last line may be half of one."""
         lines = self.log.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-
-    def wait_until_stopped(self) -> None:
-        """Return when the process has stopped itself."""
-
-        def is_stopped() -> bool:
-            if not self.is_running:
-                raise Wrong(f"it ended instead of stopping:\n{self.tail()}")
-            options = os.WSTOPPED | os.WNOHANG
-            return os.waitid(os.P_PID, self.process.pid, options) is not None
-
-        wait_for(is_stopped, f"it never stopped: {self.log}")
 
     def pause(self) -> None:
         """Stop the process where it is."""
@@ -113,6 +94,44 @@ class Member:
     def tail(self) -> str:
         """Return the last of what it said."""
         return self.log.read_text(encoding="utf-8")[-2_000:]
+
+
+class Member(Run):
+    """A member of a consumer group: a `k2 consume`."""
+
+    def __init__(
+        self,
+        *args: str,
+        env: Mapping[str, str],
+        log: Path,
+        stop_at: str | None = None,
+        times: int = 1,
+    ) -> None:
+        """Start it; with `stop_at`, so that it stops at that point of its commit number `times`."""
+        stopping = (sys.executable, str(STOPPING), str(stop_at), str(times))
+        super().__init__(
+            *("consume", "--log-format", "json", *args),
+            env=env,
+            log=log,
+            program=K2_COMMAND if stop_at is None else stopping,
+        )
+
+    @property
+    def came_to_run(self) -> bool:
+        """Whether a process that ended had found its topic and servers when it started."""
+        names = {event["event"] for event in self.events()}
+        return self.process.returncode not in _TOO_EARLY or bool(names - {"error", "summary"})
+
+    def wait_until_stopped(self) -> None:
+        """Return when the process has stopped itself."""
+
+        def is_stopped() -> bool:
+            if not self.is_running:
+                raise Wrong(f"it ended instead of stopping:\n{self.tail()}")
+            options = os.WSTOPPED | os.WNOHANG
+            return os.waitid(os.P_PID, self.process.pid, options) is not None
+
+        wait_for(is_stopped, f"it never stopped: {self.log}")
 
 
 class Production:

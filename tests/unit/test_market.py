@@ -3,14 +3,18 @@
 import gzip
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from k2cli.ingestion.symbols import Market
-from k2cli.simulator.market import SyntheticMarket, first_id_at, instrument
+from k2cli.simulator.instruments import instrument
+from k2cli.simulator.market import SyntheticMarket, first_id_at
+from k2cli.simulator.publication import LiveMarket, SentIds
 from k2cli.simulator.recording import Recording, stream_and_frame
 
 NOW_US = 1_764_000_000_123_456
@@ -150,6 +154,152 @@ def test_first_ids_of_later_starts_are_beyond_what_can_be_sent_until_then() -> N
     second = 1_000_000
     assert first_id_at(NOW_US + second) - first_id_at(NOW_US) >= 4_000_000
     assert 2 * first_id_at(NOW_US + 3 * 365 * 86_400 * second) < 2**53
+
+
+# --- published trades
+
+
+def rows_of(market: SyntheticMarket, symbol: str, ids: range) -> dict[int, dict[str, Any]]:
+    rows = market.rows("historicalTrades", symbol, np.arange(ids.start, ids.stop), is_micros=True)
+    return {row["id"]: row for row in map(json.loads, rows)}
+
+
+def content(trade: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what a trade and its REST row have in common."""
+    if "price" in trade:
+        return trade["price"], trade["qty"], trade["time"], trade["isBuyerMaker"]
+    return trade["p"], trade["q"], trade["T"], trade["m"]
+
+
+def live_market(rate: float = 1000, **over: Any) -> SyntheticMarket:
+    live = LiveMarket(first_id=100, began_us=NOW_US, rate=rate, **over)
+    return SyntheticMarket(first_id=100, live=live)
+
+
+@pytest.mark.parametrize("kind", list(Market))
+def test_every_trade_has_one_content_and_one_time_wherever_it_is_seen(kind: Market) -> None:
+    market = SyntheticMarket(first_id=100, kind=kind)
+    plays = [market.play(is_combined=False, is_micros=True) for _ in range(3)]
+    plays[0].follow(["btcusdt@trade", "ethusdt@trade"])
+    plays[1].follow(["btcusdt@trade"])
+    plays[2].follow(["btcusdt@aggTrade"])
+    trades = []
+    for step, most in enumerate([30, 7, 1, 90, 40, 300]):
+        for at, play in enumerate(plays):
+            now_us = NOW_US + 1000 * (10 * step + at)
+            trades += [json.loads(frame) for frame in play.take(most, now_us)]
+    ids = market.published("BTCUSDT", NOW_US)
+    assert ids == range(100, 568)
+    rows = rows_of(market, "BTCUSDT", ids)
+    mine = [trade for trade in trades if trade["s"] == "BTCUSDT"]
+    assert {content(trade) == content(rows[trade.get("t", trade.get("a"))]) for trade in mine} == {
+        True
+    }
+    times = [rows[number]["time"] for number in ids]
+    assert times == sorted(times)
+
+
+def test_unlisted_ids_are_nowhere() -> None:
+    market = SyntheticMarket(first_id=100, unlisted_every=7)
+    trades = take(market, ["btcusdt@trade"], 70)
+    assert [trade["t"] for trade in trades] == [n for n in range(100, 170) if n % 7]
+    assert market.listed(np.arange(104, 108)).tolist() == [104, 106, 107]
+
+
+def test_only_the_latest_blocks_are_remembered() -> None:
+    sent = SentIds(10)
+    for number in range(100):
+        ids = range(sent.end, 20 + 10 * number)
+        assert sent.send(ids, since_us=1000 * number, span_us=500, most_blocks=8)
+    assert sent.end == 1010
+    assert 70 < (sent.end - sent.first) < 160
+    assert sent.times(np.array([990, 994, 1000, 1009])).tolist() == [98050, 98250, 99050, 99500]
+
+
+def test_times_of_ids_sent_before_are_not_changed() -> None:
+    sent = SentIds(0)
+    assert sent.send(range(10), since_us=0, span_us=100, most_blocks=8)
+    assert not sent.send(range(5), since_us=900, span_us=100, most_blocks=8)
+    assert not sent.send(range(5, 12), since_us=2000, span_us=200, most_blocks=8)
+    assert not sent.send(range(12, 14), since_us=2100, span_us=200, most_blocks=8)
+    assert sent.times(np.arange(8, 14)).tolist() == [90, 100, 2100, 2200, 2250, 2300]
+    assert sent.times(np.array([], dtype=np.int64)).tolist() == []
+
+
+def test_a_live_market_goes_on_without_connections() -> None:
+    market = live_market(1000)
+    second = 1_000_000
+    assert market.published("BTCUSDT", NOW_US) == range(100, 100)
+    assert market.published("BTCUSDT", NOW_US + 3 * second) == range(100, 3100)
+    play = market.play(is_combined=False, is_micros=True)
+    play.follow(["btcusdt@trade"])
+    assert play.take(1000, NOW_US + second) == []  # it has missed what was before
+    trades = [json.loads(frame) for frame in play.take(1000, NOW_US + second + 5000)]
+    assert [trade["t"] for trade in trades] == [1100, 1101, 1102, 1103, 1104]
+    rows = rows_of(market, "BTCUSDT", range(1100, 1105))
+    assert [content(trade) for trade in trades] == [content(row) for row in rows.values()]
+
+
+def test_a_live_stream_that_was_left_has_missed_what_passed() -> None:
+    market = live_market(1000)
+    play = market.play(is_combined=False)
+
+    def ids(now_ms: int) -> list[tuple[str, int]]:
+        frames = play.take(1000, NOW_US + 1000 * now_ms)
+        return [(trade["s"], trade["t"]) for trade in map(json.loads, frames)]
+
+    play.follow(["btcusdt@trade", "ethusdt@trade"])
+    ids(10)
+    play.follow(["ethusdt@trade"])
+    assert ids(11) == [("ETHUSDT", 110)]
+    play.follow(["btcusdt@trade", "ethusdt@trade"])
+    ids(12)
+    assert ids(13) == [("BTCUSDT", 112), ("ETHUSDT", 112)]
+
+
+def test_a_live_stream_that_lags_gets_everything_in_blocks() -> None:
+    market = live_market(1000)
+    play = market.play(is_combined=False)
+    play.follow(["btcusdt@trade", "ethusdt@trade"])
+    play.take(1, NOW_US)
+    taken = [json.loads(f) for _ in range(30) for f in play.take(100, NOW_US + 1_000_000)]
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        assert [trade["t"] for trade in taken if trade["s"] == symbol] == list(range(100, 1100))
+
+
+def test_the_clock_of_a_live_market_may_jump() -> None:
+    steady, jumping = live_market(1000), live_market(1000, jump_us=-60_000_000, jump_every=10)
+    ids = range(105, 125)
+    moved = {
+        number: rows_of(jumping, "BTCUSDT", ids)[number]["time"] - row["time"]
+        for number, row in rows_of(steady, "BTCUSDT", ids).items()
+    }
+    assert {number for number, by_us in moved.items() if by_us} == set(range(110, 120))
+    assert set(moved.values()) == {0, -60_000_000}
+
+
+def test_the_first_trade_since_a_time_is_found() -> None:
+    market = live_market(1000)
+    ids = market.published("BTCUSDT", NOW_US + 5_000_000)
+    times = {number: row["time"] for number, row in rows_of(market, "BTCUSDT", ids).items()}
+    for number in (100, 101, 2500, 5099):
+        assert market.first_at("BTCUSDT", ids, times[number]) == number
+        assert market.first_at("BTCUSDT", ids, times[number] - 1) == number
+    assert market.first_at("BTCUSDT", ids, times[5099] + 1) == ids.stop
+
+
+def test_the_turnover_is_the_price_times_the_quantity() -> None:
+    for kind, symbol in ((Market.SPOT, "SHIBUSDT"), (Market.USDM, "BTCUSDT")):
+        market = SyntheticMarket(first_id=1, kind=kind)
+        take(market, [f"{symbol.lower()}@trade"], 200)
+        for row in rows_of(market, symbol, range(1, 201)).values():
+            exact = Decimal(row["price"]) * Decimal(row["qty"])
+            assert 0 <= exact - Decimal(row["quoteQty"]) < Decimal("1e-8")
+    market = SyntheticMarket(first_id=1, kind=Market.COINM)
+    take(market, ["ethusd_perp@trade"], 1)
+    row = rows_of(market, "ETHUSD_PERP", range(1, 2))[1]
+    exact = Decimal(row["qty"]) * 10 / Decimal(row["price"])
+    assert 0 <= exact - Decimal(row["baseQty"]) < Decimal("1e-8")
 
 
 # --- recordings
