@@ -33,7 +33,7 @@ from msgspec import Meta
 from k2cli.errors import ConfigError, NotFound
 from k2cli.nearest import suggestion
 from k2cli.paths import expand_home
-from k2cli.redaction import redact_setting
+from k2cli.redaction import HIDDEN, redact_setting
 
 FILE_NAME: Final = "k2.toml"
 DEFAULT: Final = "default"  # the origin of values that are not set
@@ -83,6 +83,15 @@ def parse_size_bytes(text: str) -> int:
 
 class Size(int):
     """Bytes, written in settings as `500MB` or `2GB`."""
+
+
+class Secret(str):
+    """A text that is never shown."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(HIDDEN)
 
 
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -148,6 +157,18 @@ class QuerySettings(_Section, frozen=True, kw_only=True):
     ] = "UTC"
 
 
+class BinanceSettings(_Section, frozen=True, kw_only=True):
+    """Access to the history of Binance's futures. Prefer the variable for the key."""
+
+    api_key: Annotated[
+        Secret | None,
+        Meta(
+            description="API key, without any permission, for past trades of futures.",
+            examples=["..."],
+        ),
+    ] = None
+
+
 class HomeSettings(_Section, frozen=True, kw_only=True):
     """Permissions of the home folder, which holds the embedded tables and this file."""
 
@@ -177,6 +198,7 @@ class Settings(_Section, frozen=True, kw_only=True):
     table: TableSettings = TableSettings()
     stream: StreamSettings = StreamSettings()
     query: QuerySettings = QuerySettings()
+    binance: BinanceSettings = BinanceSettings()
     access: HomeSettings = HomeSettings()
 
 
@@ -184,6 +206,7 @@ _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     "table": TableSettings,
     "stream": StreamSettings,
     "query": QuerySettings,
+    "binance": BinanceSettings,
     "home": HomeSettings,
 }
 _FIELDS: Final = {"home": "access"}  # attribute of Settings, if its name is not the section's
@@ -447,6 +470,10 @@ def _decode_hook(kind: type, value: Any) -> Any:
         if not isinstance(value, str):
             raise ValueError(f"{value!r} needs a unit, such as 500MB or 2GB")
         return Size(parse_size_bytes(value))
+    if kind is Secret:
+        if not isinstance(value, str):
+            raise ValueError("expected a text in quotes")
+        return Secret(value)
     raise NotImplementedError(kind)
 
 
@@ -472,6 +499,8 @@ def settings_document(settings: Settings) -> dict[str, dict[str, object]]:
 
 
 def _shown(value: object) -> object:
+    if isinstance(value, Secret):
+        return HIDDEN
     if isinstance(value, Size):
         return f"{value / 10**9:.15g}GB"
     return f"{value:.15g}s" if isinstance(value, Duration) else value

@@ -227,6 +227,7 @@ def settings(home: Path | None = None) -> Settings:
     proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
     for section in (config.catalog, config.kafka, config.schema_registry, proxies):
         remember_secrets(section)
+    remember_secrets({"api_key": config.binance.api_key or ""})
     protect_home(
         config.home,
         is_shared=config.access.shared,

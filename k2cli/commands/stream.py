@@ -168,10 +168,10 @@ def stream_exchange(
         ),
     ] = None,
     rest_url: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--rest-url",
-            help="REST URL for refreshing the list of symbols, once a day.",
+            help="REST URL for lists of symbols and past trades; repeat for failover.",
             show_default="the exchange's API; none with --url",
         ),
     ] = None,
@@ -207,9 +207,9 @@ def stream_exchange(
 
     Example: k2 stream {name} {example}
     """
-    for each in (*(url or ()), rest_url or ""):
+    for each in (*(url or ()), *(rest_url or ())):
         remember_secrets({"url": each})
-    config, venue = settings(home), exchange.venues[market].at(url or (), rest_url)
+    config, venue = settings(home), exchange.venues[market].at(url or (), rest_url or ())
     target = to or _usual_destination(config, servers)
     instruments = _instruments(venue, symbols, config)
     chosen = _channels(venue, channels, topic)
@@ -301,7 +301,7 @@ def add_exchange(app: typer.Typer, exchange: Exchange) -> None:
         parameters[name] = parameters[name].replace(annotation=option, default=default)
     if not other_markets:
         del parameters["market"]
-    if not any(venue.rest_url for venue in exchange.venues.values()):
+    if not any(venue.rest_urls for venue in exchange.venues.values()):
         del parameters["rest_url"]
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters.values()]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from k2cli.events import Observer
+    from k2cli.ingestion.history import History
     from k2cli.records import RecordKind
     from k2cli.rejects import Reject
 
@@ -69,15 +70,15 @@ class Venue(ABC):
     channels: Mapping[str, str]  # the kinds of stream, and the record kind that each delivers
     limits: Limits
     shutdown_notice: bytes = b""  # in the frame that announces the end of a connection
-    rest_url: str | None = None  # base of the REST API that lists the symbols
+    rest_urls: Sequence[str] = ()  # http:// or https:// bases of its REST API, in failover order
 
-    def at(self, urls: Sequence[str], rest_url: str | None) -> Self:
-        """Return the venue with other servers; no URLs, or None, means its own.
+    def at(self, urls: Sequence[str], rest_urls: Sequence[str]) -> Self:
+        """Return the venue with other servers; no URLs means its own.
 
         With other URLs it has no REST API, unless that is given, too.
         """
-        own_rest_url = None if urls else self.rest_url
-        return replace(self, urls=urls or self.urls, rest_url=rest_url or own_rest_url)
+        own_rest_urls = () if urls else self.rest_urls
+        return replace(self, urls=urls or self.urls, rest_urls=rest_urls or own_rest_urls)
 
     @abstractmethod
     def parse_symbol(self, text: str, home: Path | None = None) -> Instrument:
@@ -107,15 +108,30 @@ class Venue(ABC):
     def open_parser(self, instruments: Sequence[Instrument], home: Path | None) -> Parser:
         """Return a parser for the frames of one stream of these instruments."""
 
-    def refresh_symbols(self, rest_url: str, home: Path, observe: "Observer") -> "Observer":  # noqa: ARG002
+    def refresh_symbols(self, home: Path, observe: "Observer") -> "Observer":  # noqa: ARG002
         """Return an observer that refreshes the list of symbols once connected.
 
         It forwards all events to `observe`. Without a REST API it is `observe` itself.
 
         Raises:
-            UsageError: `rest_url` is not the base of a REST API.
+            UsageError: one of `rest_urls` is not the base of a REST API.
         """
         return observe
+
+    def open_history(
+        self,
+        home: Path | None,  # noqa: ARG002
+        *,
+        api_key: str | None = None,  # noqa: ARG002
+    ) -> "History | None":
+        """Return the history of past trades; None if the venue has no REST API.
+
+        It connects with the first request. `api_key` is the user's, if any.
+
+        Raises:
+            UsageError: one of `rest_urls` is not the base of a REST API.
+        """
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

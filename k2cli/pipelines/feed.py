@@ -74,9 +74,7 @@ def open_feed(options: FeedOptions, config: Settings, observe: Observer) -> Iter
         UsageError: a URL is invalid.
         ConfigError, Unavailable, NotFound: the sink cannot be opened.
     """
-    venue = options.stream.venue
-    if venue.rest_url is not None:
-        observe = venue.refresh_symbols(venue.rest_url, config.home, observe)
+    observe = options.stream.venue.refresh_symbols(config.home, observe)
     stream = ExchangeStream(options=options.stream, observe=observe)
     with ExitStack() as stack:
         pump = Pump(

@@ -161,3 +161,36 @@ def _quote(i: int) -> Row:
         "ask_price": Decimal("61800.01000000"),
         "ask_quantity": Decimal("0.25000000") + i,
     }
+
+
+def rest_trades(n: int, *, first: int = 1000, is_exact: bool = True, **over: Any) -> list[Row]:
+    """Make `n` consecutive trades as Binance's REST API has them, of which two share a time.
+
+    Times are microseconds, or milliseconds unless `is_exact`.
+    """
+    start = int(START.timestamp()) * 1_000_000
+    rows = []
+    for number in range(first, first + n):
+        time_us = start + (number // 2) * 1_000_123
+        rows.append(
+            {
+                "id": number,
+                "price": f"61800.{number % 100:02}000000",
+                "qty": f"0.{1 + number % 9}0000000",
+                "quoteQty": f"{number}.50000000",
+                "time": time_us if is_exact else time_us // 1000,
+                "isBuyerMaker": number % 3 == 0,
+                "isBestMatch": True,
+                **over,
+            }
+        )
+    return rows
+
+
+def streamed(symbol: str, trade: Mapping[str, Any]) -> bytes:
+    """Write the frame of a stream with the same trade as a row of the REST API."""
+    payload = {
+        **{"e": "trade", "E": trade["time"], "T": trade["time"], "s": symbol, "t": trade["id"]},
+        **{"p": trade["price"], "q": trade["qty"], "m": trade["isBuyerMaker"], "M": True},
+    }
+    return json.dumps({"stream": f"{symbol.lower()}@trade", "data": payload}).encode()

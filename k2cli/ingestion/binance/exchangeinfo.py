@@ -4,19 +4,18 @@ Nothing waits for it or fails because of it: if the REST API is unreachable or i
 the stream keeps the list that it has.
 """
 
-import ssl
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 import msgspec
 
-from k2cli.errors import UsageError
 from k2cli.events import Listener, Observer
 from k2cli.files import replace_file
+from k2cli.ingestion.binance.http import STEP_TIMEOUT_S, Answer, check_rest_url, tls_context
 from k2cli.ingestion.listings import (
     Pair,
     format_listing,
@@ -27,11 +26,9 @@ from k2cli.ingestion.listings import (
 )
 from k2cli.ingestion.symbols import Market
 from k2cli.symbols import fold_symbol, is_asset
-from k2cli.urls import check_url
 
 _MOST_BYTES: Final = 128 << 20  # of the decompressed answer; the spot market's is about 20 MB
 _MAX_AGE_S: Final = 24 * 3600.0
-_STEP_TIMEOUT_S: Final = 10.0  # to connect, and between two reads
 _TIMEOUT_S: Final = 60.0  # in total
 
 
@@ -76,26 +73,21 @@ def parse_exchange_info(answer: bytes, date: str) -> dict[str, Pair]:
     return pairs
 
 
-def check_rest_url(base: str) -> None:
-    """Check the base of a REST API.
-
-    Raises:
-        UsageError: it is not an http:// or https:// URL of a server.
-    """
-    check_url(base, "the REST URL", UsageError)
-    parts = urlsplit(base)
-    is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query
-    if not is_base or parts.port == 0:
-        raise UsageError(f"{base!r} is not a REST URL", hint="write https://api.binance.com")
-
-
 class SymbolRefresh:
     """Refreshes the list of a market once, in the background, when the stream is connected."""
 
-    def __init__(self, *, venue: ListedVenue, rest_url: str, home: Path, observe: Observer) -> None:
-        check_rest_url(rest_url)
+    def __init__(
+        self, *, venue: ListedVenue, rest_urls: Sequence[str], home: Path, observe: Observer
+    ) -> None:
+        """Prepare the refresh from the first of these REST APIs that answers.
+
+        Raises:
+            UsageError: one of them is not the base of a REST API.
+        """
+        for each in rest_urls:
+            check_rest_url(each)
         self._venue = venue
-        self._rest_url = rest_url
+        self._rest_urls = rest_urls
         self._home = home
         self._observe = observe
         self._pass_on: Listener = observe
@@ -111,10 +103,21 @@ class SymbolRefresh:
                 threading.Thread(target=self._run, name="exchange-info", daemon=True).start()
 
     def _run(self) -> None:
+        reasons = []
+        for url in self._rest_urls:
+            reason = self._refresh(url)
+            if not reason:
+                return
+            reasons.append(reason)
+        # The first server is the one that should have answered.
+        self._observe("symbols_not_refreshed", url=self._rest_urls[0], reason=reasons[0])
+
+    def _refresh(self, url: str) -> str:
+        """Refresh the list from one server; return why that failed, if it did."""
         import httpx2  # noqa: PLC0415  most runs do not need it
 
         try:
-            count = refresh_symbols(self._venue, rest_url=self._rest_url, home=self._home)
+            count = refresh_symbols(self._venue, rest_url=url, home=self._home)
         except (
             httpx2.HTTPError,
             httpx2.InvalidURL,
@@ -122,10 +125,9 @@ class SymbolRefresh:
             OSError,
             ValueError,
         ) as exc:
-            reason = str(exc) or type(exc).__name__
-            self._observe("symbols_not_refreshed", url=self._rest_url, reason=reason)
-        else:
-            self._observe("symbols_refreshed", url=self._rest_url, symbols=count)
+            return str(exc) or type(exc).__name__
+        self._observe("symbols_refreshed", url=url, symbols=count)
+        return ""
 
 
 def is_stale(venue: ListedVenue, home: Path) -> bool:
@@ -167,18 +169,14 @@ def _fetch(url: str) -> bytes:
     import httpx2  # noqa: PLC0415
 
     deadline_s = time.monotonic() + _TIMEOUT_S
-    answer = bytearray()
-    # The system's authorities and SSL_CERT_FILE, as for the stream.
-    context = ssl.create_default_context()
+    answer = Answer(_MOST_BYTES)
     with (
-        httpx2.Client(verify=context, timeout=_STEP_TIMEOUT_S) as client,
+        httpx2.Client(verify=tls_context(), timeout=STEP_TIMEOUT_S) as client,
         client.stream("GET", url) as response,
     ):
         response.raise_for_status()
         for part in response.iter_bytes():
-            answer += part
-            if len(answer) > _MOST_BYTES:
-                raise ValueError(f"the answer is larger than {_MOST_BYTES >> 20} MB")
+            answer.add(part)
             if time.monotonic() > deadline_s:
                 raise ValueError(f"the answer takes longer than {_TIMEOUT_S:g} s")
-    return bytes(answer)
+    return bytes(answer.body)

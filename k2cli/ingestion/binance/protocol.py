@@ -15,14 +15,13 @@ The module is long because every frame type and its conversion to columns are ke
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final, cast
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from msgspec import UNSET, UnsetType
 
 from k2cli.columns import (
@@ -37,9 +36,18 @@ from k2cli.columns import (
     to_batch,
 )
 from k2cli.errors import UsageError
+from k2cli.ingestion.binance.columns import (
+    BOOLEAN_TEXT,
+    BOOLEANS,
+    SIDES,
+    RowKeys,
+    SharedColumns,
+    shared_columns,
+    unfit_amount,
+)
 from k2cli.ingestion.exchange import Parsed, Venue
 from k2cli.ingestion.symbols import Instrument
-from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids
+from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind
 from k2cli.rejects import MOST_SHOWN, Cause, Fault, Reject, shown
 from k2cli.symbols import normalize_symbol
 
@@ -208,7 +216,7 @@ class FrameParser:
         trade_time = integers([p.T for p in payloads])
         is_maker = integers([p.m for p in payloads])
         vendor = VendorData(len(payloads))
-        vendor.add("is_buyer_maker", _BOOLEANS, is_maker)
+        vendor.add("is_buyer_maker", BOOLEANS, is_maker)
         vendor.add("event_type", _TRADE, np.zeros(len(payloads), dtype=np.int64))
         vendor.add_numbers("event_time", integers([p.E for p in payloads]))
         vendor.add_numbers("trade_time", trade_time)
@@ -216,9 +224,9 @@ class FrameParser:
         vendor.add("quote_asset", common.quotes, common.codes)
         is_best = [p.M for p in payloads]
         if UNSET in is_best:
-            vendor.add_texts("is_best_match", [_BOOLEAN_TEXT.get(best) for best in is_best])
+            vendor.add_texts("is_best_match", [BOOLEAN_TEXT.get(best) for best in is_best])
         else:
-            vendor.add("is_best_match", _BOOLEANS, integers(is_best))
+            vendor.add("is_best_match", BOOLEANS, integers(is_best))
         orders = [p.X for p in payloads]
         vendor.add_texts("order_type", orders)
         vendor.add_texts("buyer_order_id", [p.b for p in payloads])
@@ -228,7 +236,7 @@ class FrameParser:
             "timestamp": timestamps(microseconds(trade_time)),
             "price": decimals([p.p for p in payloads], TRADES.type_of("price")),
             "quantity": decimals([p.q for p in payloads], TRADES.type_of("quantity")),
-            "side": _SIDES.take(pa.array(is_maker)),
+            "side": SIDES.take(pa.array(is_maker)),
             "trade_conditions": _conditions(orders),
             "vendor_data": vendor.build(),
         }
@@ -260,35 +268,16 @@ class FrameParser:
         payloads: Sequence[_Payload],
         numbers: Sequence[int | UnsetType],
         received: Ints,
-    ) -> "_Common":
+    ) -> SharedColumns:
         """Build the columns that trades and quotes share, from symbol and exchange sequence."""
         encoded = pa.array([p.s for p in payloads], pa.string()).dictionary_encode()
-        codes = encoded.indices.to_numpy()
-        instruments = [self._instrument(name) for name in encoded.dictionary.to_pylist()]
-        names = [i.symbol for i in instruments]
-        quotes = pa.array([i.quote for i in instruments], pa.string())
-        venue, sequence = self._venue, integers(numbers)
-        texts = pa.array(sequence).cast(pa.string())
-        series = [f"{venue.exchange}/{kind.name}/{name}" for name in names]
-        same = pa.array(np.zeros(len(payloads), dtype=np.int32))
-        return _Common(
-            codes=codes,
-            bases=pa.array([i.base for i in instruments], pa.string()),
-            quotes=quotes,
-            columns={
-                "message_id": message_ids(series, codes, sequence)
-                if series
-                else pa.array([], pa.string()),
-                kind.id_column: pc.binary_join_element_wise(venue.exchange, texts, "-"),
-                "symbol": pa.array(names, pa.string()).take(encoded.indices),
-                "exchange": pa.array([venue.exchange]).take(same),
-                "asset_class": pa.array([venue.asset_class]).take(same),
-                "currency": quotes.take(encoded.indices),
-                "source_sequence": pa.array(sequence),
-                "ingestion_timestamp": timestamps(received),
-                "platform_sequence": pa.nulls(len(payloads), pa.int64()),
-            },
+        keys = RowKeys(
+            instruments=[self._instrument(name) for name in encoded.dictionary.to_pylist()],
+            codes=encoded.indices.to_numpy(),
+            numbers=integers(numbers),
+            received_us=received,
         )
+        return shared_columns(kind, self._venue, keys)
 
     def _instrument(self, symbol: str) -> Instrument:
         """Look up or split a symbol; unrequested symbols from the exchange are kept, too."""
@@ -312,13 +301,10 @@ class FrameParser:
             brief = f"lacks {', '.join(missing)}"
             return _field_fault(kind, missing[0], None, brief, Cause.MISSING)
         for name, column in numeric.items():
-            value, of = getattr(payload, name), kind.type_of(column)
-            try:
-                decimals([value], of)
-            except (pa.ArrowException, Unfit) as exc:
-                cause = exc.cause if isinstance(exc, Unfit) else Cause.WRONG_TYPE
-                brief = f"{name} {str(value)[:MOST_SHOWN]!r} does not fit {of}: {exc}"
-                return _field_fault(kind, name, value, brief, cause)
+            value = getattr(payload, name)
+            unfit = unfit_amount(name, value, kind.type_of(column))
+            if unfit is not None:
+                return _field_fault(kind, name, value, str(unfit), unfit.cause)
         symbol = payload.s if isinstance(payload.s, str) else ""
         try:
             self._instrument(symbol)
@@ -351,17 +337,6 @@ _REQUIRED: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]]] = {
 # Columns by payload key, of both kinds; those of numbers are in `_REQUIRED`.
 _FIELDS: Final = {"s": "symbol", "t": "id", "u": "id", "T": "timestamp", "m": "side"}
 _TRADE: Final = pa.array(["trade"])
-_BOOLEANS: Final = pa.array(["false", "true"])
-_BOOLEAN_TEXT: Final[Mapping[object, str]] = {False: "false", True: "true"}
-_SIDES: Final = pa.array(["BUY", "SELL"])  # the buyer is the maker: the seller took liquidity
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Common:
-    codes: Ints  # index of each row's symbol in bases and quotes
-    bases: pa.StringArray
-    quotes: pa.StringArray
-    columns: Mapping[str, pa.Array]
 
 
 def _without_events(trades: "_Group") -> "tuple[_Group, _Group]":

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from k2cli.ingestion.exchange import Exchange, Limits, Parser, Venue, check_base
-from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
+from k2cli.ingestion.symbols import FUTURES, Instrument, Market, parse_symbol
 from k2cli.kinds import KindName
 from k2cli.symbols import lower_symbol
 
 if TYPE_CHECKING:
     from k2cli.events import Observer
+    from k2cli.ingestion.history import History
 
 
 class Channel(StrEnum):
@@ -34,13 +35,39 @@ MAX_ATTEMPTS: Final = 150
 WINDOW_S: Final = 300.0
 
 
+class KeyUse(StrEnum):
+    """Whether requests for trades carry the user's API key."""
+
+    NEVER = "never"
+    IF_SET = "if set"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestApi:
+    """What the REST API of a market allows and serves."""
+
+    path: str  # of its endpoints
+    weight_per_minute: int  # for an IP address
+    trades_weight: int  # of a request to `historicalTrades`
+    aggregates_weight: int  # of a request to `aggTrades`
+    key_use: KeyUse = KeyUse.NEVER
+    aggregates_for_s: float | None = None  # how far back `aggTrades` reaches, if it is limited
+    window_s: float = 3600.0  # the longest time that one request to `aggTrades` may span
+
+
 @dataclass(frozen=True, kw_only=True)
 class BinanceVenue(Venue):
     """One market of Binance."""
 
     market: Market
     has_microseconds: bool  # supports timeUnit=MICROSECOND
-    info_path: str  # of `exchangeInfo` in the REST API
+    rest: RestApi
+
+    @property
+    def info_path(self) -> str:
+        """The path of `exchangeInfo` in the REST API."""
+        return f"{self.rest.path}/exchangeInfo"
 
     def parse_symbol(self, text: str, home: Path | None = None) -> Instrument:
         """Parse a symbol with the market's list."""
@@ -60,11 +87,22 @@ class BinanceVenue(Venue):
 
         return FrameParser(venue=self, instruments=instruments, home=home)
 
-    def refresh_symbols(self, rest_url: str, home: Path, observe: "Observer") -> "Observer":
+    def refresh_symbols(self, home: Path, observe: "Observer") -> "Observer":
         """Return an observer that fetches `exchangeInfo` once connected, at most once a day."""
+        if not self.rest_urls:
+            return observe
         from k2cli.ingestion.binance.exchangeinfo import SymbolRefresh  # noqa: PLC0415  pyarrow
 
-        return SymbolRefresh(venue=self, rest_url=rest_url, home=home, observe=observe).on_event
+        refresh = SymbolRefresh(venue=self, rest_urls=self.rest_urls, home=home, observe=observe)
+        return refresh.on_event
+
+    def open_history(self, home: Path | None, *, api_key: str | None = None) -> "History | None":
+        """Return the history from `historicalTrades` and `aggTrades`."""
+        if not self.rest_urls:
+            return None
+        from k2cli.ingestion.binance.rest import BinanceHistory  # noqa: PLC0415  imports pyarrow
+
+        return BinanceHistory(venue=self, rest_urls=self.rest_urls, home=home, api_key=api_key)
 
 
 def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> str:
@@ -85,9 +123,7 @@ def stream_names(instruments: Sequence[Instrument], channels: Sequence[str]) -> 
     return [venue.stream_name(i, channel) for i in instruments for channel in channels]
 
 
-def _venue(
-    market: Market, *urls: str, rest_url: str, info_path: str, has_microseconds: bool
-) -> BinanceVenue:
+def _venue(market: Market, *urls: str, rest_urls: Sequence[str], rest: RestApi) -> BinanceVenue:
     return BinanceVenue(
         market=market,
         exchange=market.exchange,
@@ -99,9 +135,20 @@ def _venue(
         },
         limits=Limits(streams=STREAMS_PER_CONNECTION, attempts=MAX_ATTEMPTS, window_s=WINDOW_S),
         shutdown_notice=b"serverShutdown",
-        has_microseconds=has_microseconds,
-        rest_url=rest_url,
-        info_path=info_path,
+        has_microseconds=market not in FUTURES,
+        rest_urls=rest_urls,
+        rest=rest,
+    )
+
+
+def _futures(path: str) -> RestApi:
+    return RestApi(
+        path=path,
+        weight_per_minute=2400,
+        trades_weight=200,
+        aggregates_weight=20,
+        key_use=KeyUse.REQUIRED,
+        aggregates_for_s=48 * 3600.0,
     )
 
 
@@ -111,30 +158,46 @@ VENUES: Final[Mapping[Market, BinanceVenue]] = {
         "wss://stream.binance.com:9443",
         "wss://stream.binance.com:443",
         "wss://data-stream.binance.vision",
-        rest_url="https://api.binance.com",
-        info_path="/api/v3/exchangeInfo",
-        has_microseconds=True,
+        rest_urls=(
+            "https://api.binance.com",
+            "https://api1.binance.com",
+            "https://api2.binance.com",
+            "https://api3.binance.com",
+            "https://api4.binance.com",
+            "https://data-api.binance.vision",  # may not serve `historicalTrades`
+        ),
+        rest=RestApi(
+            path="/api/v3",
+            weight_per_minute=6000,
+            trades_weight=25,
+            aggregates_weight=4,
+            window_s=24 * 3600.0,
+        ),
     ),
     Market.US: _venue(
         Market.US,
         "wss://stream.binance.us:9443",
-        rest_url="https://api.binance.us",
-        info_path="/api/v3/exchangeInfo",
-        has_microseconds=True,
+        rest_urls=("https://api.binance.us",),
+        # Its limits are not documented like those of the spot market: these are cautious.
+        rest=RestApi(
+            path="/api/v3",
+            weight_per_minute=1200,
+            trades_weight=25,
+            aggregates_weight=4,
+            key_use=KeyUse.IF_SET,
+        ),
     ),
     Market.USDM: _venue(
         Market.USDM,
         "wss://fstream.binance.com/public",
-        rest_url="https://fapi.binance.com",
-        info_path="/fapi/v1/exchangeInfo",
-        has_microseconds=False,
+        rest_urls=("https://fapi.binance.com",),
+        rest=_futures("/fapi/v1"),
     ),
     Market.COINM: _venue(
         Market.COINM,
         "wss://dstream.binance.com",
-        rest_url="https://dapi.binance.com",
-        info_path="/dapi/v1/exchangeInfo",
-        has_microseconds=False,
+        rest_urls=("https://dapi.binance.com",),
+        rest=_futures("/dapi/v1"),
     ),
 }
 
