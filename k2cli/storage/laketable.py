@@ -154,7 +154,7 @@ class LakeTable:
         loaded = {(exchange, symbol) for exchange, symbol in pairs if exchange and symbol}
         return {(each.exchange, each.symbol) for each in position.series} | loaded
 
-    def plan(  # noqa: PLR0913  one parameter per filter
+    def plan(
         self,
         *,
         symbols: Sequence[str] = (),

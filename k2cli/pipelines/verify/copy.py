@@ -1,8 +1,9 @@
 """The trades of a source in a temporary Parquet file, and what is known of their ids."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from k2cli.query.comparison import SymbolDay
 from k2cli.ranges import EMPTY, Ints, Ranges, difference, index_of, ranges_of, union
 from k2cli.records import TRADES
 
+T = TypeVar("T")
+T = TypeVar("T")
 _GROUP_ROWS: Final = 100_000
 _READ_ROWS: Final = 50_000
 
@@ -27,7 +30,8 @@ class SourceCopy:
         self.ids: Ranges = EMPTY  # of the day
         self.rows = 0  # of the day
         self.other_days = 0  # rows of other days
-        self._start_us, self._end_us = (int(each.timestamp()) * 10**6 for each in (of.start, of.end))
+        self._start_us = int(of.start.timestamp()) * 1_000_000
+        self._end_us = int(of.end.timestamp()) * 1_000_000
         self._schema = pa.schema([TRADES.arrow.field(name) for name in columns])
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
@@ -37,8 +41,11 @@ class SourceCopy:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._flush()
+        if kind is not None:
+            with suppress(OSError):  # the file is not used
+                self._writer.close()
+            return
+        self._flush()
         _written(self._writer.close)
 
     def write(self, rows: pa.RecordBatch) -> None:
@@ -106,7 +113,7 @@ def _ids(rows: pa.RecordBatch) -> Ints:
     return ids
 
 
-def _written(write: Callable[[], pq.ParquetWriter | None]) -> "pq.ParquetWriter":
+def _written(write: Callable[[], T]) -> T:
     try:
         return write()
     except OSError as exc:

@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2cli.config import Settings
-from k2cli.errors import BadData
+from k2cli.errors import BadData, NotFound
 from k2cli.pipelines.verify.copy import SourceCopy
 from k2cli.pipelines.verify.sources import Source
 from k2cli.query.comparison import SOURCE_COLUMNS, Comparison, SymbolDay, compare_day
@@ -70,12 +70,11 @@ def verify_day(
         Conflict: other writers won too often; nothing was loaded.
     """
     columns = TRADES.arrow.names if is_repairing else SOURCE_COLUMNS
-    with (
-        tempfile.TemporaryDirectory(prefix="k2-verify-") as folder,
-        open_lake(config, create=is_repairing) as lake,
-        open_engine(config.query) as engine,
-    ):
-        table = lake.open(TRADES)  # first, because reading the source takes longer
+    with ExitStack() as stack:
+        # First, because reading the source takes longer.
+        table = _open_table(stack, config, is_created=is_repairing)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="k2-verify-"))
+        engine = stack.enter_context(open_engine(config.query))
         source = open_source()
         try:
             with SourceCopy(Path(folder, "source.parquet"), source.of, columns) as copy:
@@ -104,6 +103,14 @@ def verify_day(
         comparison=comparison,
         repaired=repaired,
     )
+
+
+def _open_table(stack: ExitStack, config: Settings, *, is_created: bool) -> LakeTable:
+    try:
+        lake = stack.enter_context(open_lake(config, create=is_created))
+        return lake.open(TRADES)
+    except NotFound as exc:
+        raise NotFound(str(exc), hint="--repair creates it, and loads the day") from exc
 
 
 def _check_day(source: Source, copy: SourceCopy) -> None:

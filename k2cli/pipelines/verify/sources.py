@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import pyarrow as pa
 
-from k2cli.errors import BadData, NotFound
+from k2cli.errors import BadData, K2Error, NotFound
 from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, CsvSource, read_csv
 from k2cli.ingestion.history import History, HistoryRefused
@@ -63,7 +63,7 @@ class DumpSource:
         """
         options = CsvOptions(symbol=symbol, market=market, home=home)
         self._reader: Final[CsvSource] = read_csv(path, load_layout(_LAYOUT), options)
-        self.name = str(path)
+        self.name = str(path.absolute())
         self.is_partial = False
         try:
             self.has_checksum = check_checksum(path, self._reader.hash)
@@ -102,10 +102,18 @@ class RestSource:
     has_checksum = False
 
     def __init__(
-        self, history: History, instrument: Instrument, *, of: SymbolDay, name: str
+        self,
+        history: History,
+        instrument: Instrument,
+        *,
+        of: SymbolDay,
+        name: str,
+        refusal: type[K2Error] = NotFound,
     ) -> None:
+        """Prepare; `refusal` is the error if the exchange refuses to serve the trades."""
         self.name = name
         self.is_partial = False
+        self._refusal = refusal
         self._of = of
         self._history = history
         self._instrument = instrument
@@ -120,16 +128,16 @@ class RestSource:
         """Yield the trades of the day, up to the newest if it is not over.
 
         Raises:
-            NotFound: the exchange refuses to serve these trades; asking again is pointless.
+            K2Error: `refusal`: the exchange refuses to serve these trades.
             Unavailable: the exchange does not answer.
         """
         self.is_partial = time.time() < self._of.end.timestamp()
         try:
             yield from self._pages()
         except HistoryRefused as exc:
-            raise NotFound(
-                f"{self.name} does not serve the trades of {self._of.symbol}: {exc}",
-                hint="use the exchange's dump: --dump FILE",
+            raise self._refusal(
+                f"{self.name} does not serve these trades of {self._of.symbol}: {exc}",
+                hint="use the exchange's dump of the day: --dump FILE",
             ) from exc
 
     def _pages(self) -> Iterator[pa.RecordBatch]:
