@@ -17,8 +17,8 @@ from k2cli.commands.terminal.fitting import fit_rows
 from k2cli.commands.terminal.signals import Interrupts
 from k2cli.commands.terminal.streams import note
 from k2cli.config import Settings
-from k2cli.errors import BadData, ConfigError, NotFound, UsageError
-from k2cli.ingestion.symbols import FUTURES, Market
+from k2cli.errors import BadData, NotFound, UsageError
+from k2cli.ingestion.symbols import Market
 from k2cli.redaction import redact_url, remember_secrets
 from k2cli.rejects import shown
 
@@ -147,17 +147,14 @@ def _open_rest(
 
     venue = EXCHANGES["binance"].venues[market].at((), rest_urls)
     instrument = venue.parse_symbol(symbol, config.home)
-    api_key = config.binance.api_key
-    history = venue.open_history(config.home, api_key=api_key)
+    history = venue.open_history(config.home, api_key=config.binance.api_key)
     if history is None:
         raise NotFound(f"{venue.exchange} has no REST API", hint="use --dump FILE")
-    is_locked = market in FUTURES and api_key is None
     return RestSource(
         history,
         instrument,
         of=SymbolDay(exchange=venue.exchange, symbol=instrument.symbol, day=day),
         name=redact_url(venue.rest_urls[0]),
-        refusal=ConfigError if is_locked else NotFound,
     )
 
 
@@ -192,6 +189,8 @@ def _notes(found: "Verification") -> Iterator[str]:
         yield f"{found.source} lacks {holes:,} ids itself: {_ranges_text(found.holes)}"
     if without := found.comparison.without_id:
         yield f"{without:,} rows without the exchange's trade ids are not compared"
+    if not found.comparison.source.trades + found.comparison.stored.trades:
+        yield f"{found.of.symbol} has no trades on {found.of.day}, here or at the exchange"
     if found.is_partial:
         yield f"{found.of.day} is not over: only trades published so far were compared"
 

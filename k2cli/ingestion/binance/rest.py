@@ -19,7 +19,7 @@ from k2cli.ingestion.binance.answers import (
 )
 from k2cli.ingestion.binance.http import Timing, check_rest_url
 from k2cli.ingestion.binance.venues import BinanceVenue, KeyUse
-from k2cli.ingestion.history import HistoryRefused, HistoryUnavailable, Page
+from k2cli.ingestion.history import HistoryLocked, HistoryRefused, HistoryUnavailable, Page
 from k2cli.ingestion.symbols import Instrument
 from k2cli.iso import iso_utc_us
 from k2cli.redaction import remember_secrets
@@ -136,12 +136,12 @@ class BinanceHistory:
 
     def _check_key(self) -> None:
         if self._api_key is None and self._venue.rest.key_use is KeyUse.REQUIRED:
-            raise HistoryRefused(
+            raise HistoryLocked(
                 f"past trades of {self._venue.exchange} need an API key:"
                 " set binance.api_key or K2_BINANCE_API_KEY"
             )
         if self._api_key is not None and not (self._api_key.isascii() and self._api_key.isalnum()):
-            raise HistoryRefused("binance.api_key is not an API key: letters and digits only")
+            raise HistoryLocked("binance.api_key is not an API key: letters and digits only")
 
     def _check_reach(self, time_us: int) -> None:
         reach_s = self._venue.rest.aggregates_for_s

@@ -16,7 +16,6 @@ from k2cli.ranges import EMPTY, Ints, Ranges, difference, index_of, ranges_of, u
 from k2cli.records import TRADES
 
 T = TypeVar("T")
-T = TypeVar("T")
 _GROUP_ROWS: Final = 100_000
 _READ_ROWS: Final = 50_000
 

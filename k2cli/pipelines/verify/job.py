@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -129,11 +130,11 @@ def _compare(engine: Engine, table: LakeTable, source: Source, copy: SourceCopy)
 
 def _plan(table: LakeTable, of: SymbolDay, numbers: tuple[int, int] | None) -> TableFiles:
     """Find the files with trades of the day, and with ids of the source on any day."""
-    series = {"symbols": [of.symbol], "exchanges": [of.exchange]}
-    plan = table.plan(**series, start=of.start, end=of.end)
+    find = partial(table.plan, symbols=[of.symbol], exchanges=[of.exchange])
+    plan = find(start=of.start, end=of.end)
     if numbers is None:
         return plan
-    near = table.plan(**series, numbers=numbers)
+    near = find(numbers=numbers)
     return replace(plan, paths=tuple(dict.fromkeys([*plan.paths, *near.paths])))
 
 

@@ -10,10 +10,10 @@ from typing import Final, Protocol
 
 import pyarrow as pa
 
-from k2cli.errors import BadData, K2Error, NotFound
+from k2cli.errors import BadData, ConfigError, NotFound
 from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, CsvSource, read_csv
-from k2cli.ingestion.history import History, HistoryRefused
+from k2cli.ingestion.history import History, HistoryLocked, HistoryRefused
 from k2cli.ingestion.symbols import Instrument, Market
 from k2cli.pipelines.checksums import check_checksum
 from k2cli.query.comparison import SymbolDay
@@ -108,12 +108,9 @@ class RestSource:
         *,
         of: SymbolDay,
         name: str,
-        refusal: type[K2Error] = NotFound,
     ) -> None:
-        """Prepare; `refusal` is the error if the exchange refuses to serve the trades."""
         self.name = name
         self.is_partial = False
-        self._refusal = refusal
         self._of = of
         self._history = history
         self._instrument = instrument
@@ -128,14 +125,16 @@ class RestSource:
         """Yield the trades of the day, up to the newest if it is not over.
 
         Raises:
-            K2Error: `refusal`: the exchange refuses to serve these trades.
+            ConfigError: an API key is required.
+            NotFound: the exchange refuses to serve these trades.
             Unavailable: the exchange does not answer.
         """
         self.is_partial = time.time() < self._of.end.timestamp()
         try:
             yield from self._pages()
         except HistoryRefused as exc:
-            raise self._refusal(
+            error = ConfigError if isinstance(exc, HistoryLocked) else NotFound
+            raise error(
                 f"{self.name} does not serve these trades of {self._of.symbol}: {exc}",
                 hint="use the exchange's dump of the day: --dump FILE",
             ) from exc
