@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ from k2cli.commands.known import remember_series
 from k2cli.commands.options import HomeOpt, TextOrJson, TextOrJsonOpt, settings
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.fitting import fit_rows
-from k2cli.commands.terminal.signals import Interrupts
+from k2cli.commands.terminal.signals import Interrupts, Terminated
 from k2cli.commands.terminal.streams import note
 from k2cli.config import Settings
 from k2cli.errors import BadData, NotFound, UsageError
@@ -114,7 +114,6 @@ def trades(
     for each in rest_url or ():
         remember_secrets({"url": each})
     config = settings(home)
-    from k2cli.pipelines.verify.job import verify_day
 
     def open_source() -> "Source":
         if dump is None:
@@ -123,19 +122,32 @@ def trades(
 
         return DumpSource(dump, symbol=symbol, market=market, day=day, home=config.home)
 
-    interrupts = Interrupts()
-    with interrupts.raised():
-        found = verify_day(
-            config, open_source, is_repairing=repair, uninterrupted=interrupts.uninterrupted
-        )
+    found = _verify(config, open_source, is_repairing=repair)
     remember_series(config, [(found.of.exchange, found.of.symbol)])
-    output.data(
-        json.dumps(_document(found), default=shown) if fmt is TextOrJson.JSON else _text(found)
-    )
+    is_json = fmt is TextOrJson.JSON
+    output.data(json.dumps(_document(found), default=shown) if is_json else _text(found))
     for line in _notes(found):
         note(line)
     if not found.is_passed:
         raise _failure(found, is_repairing=repair)
+
+
+def _verify(
+    config: Settings, open_source: Callable[[], "Source"], *, is_repairing: bool
+) -> "Verification":
+    from k2cli.pipelines.verify.job import verify_day
+
+    interrupts = Interrupts()
+    try:
+        with interrupts.raised():
+            return verify_day(
+                config,
+                open_source,
+                is_repairing=is_repairing,
+                uninterrupted=interrupts.uninterrupted,
+            )
+    except Terminated as exc:
+        raise typer.Exit(exc.exit_code) from exc
 
 
 def _open_rest(
