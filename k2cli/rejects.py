@@ -7,12 +7,12 @@ A rejects file is ndjson. A line has `reason` (a sentence), `code` and `cause` (
 see `Cause`); if a field is to blame, `field` (of the record), `column` (of the file, or the key of
 a frame) and `value` (its first characters); and `position`: the line of `file`, the offset of a
 message of `source` (topic/partition), the number of a frame in the run, or the exchange sequence of
-a row that does not fit the table `source`. `received` is ISO UTC (microseconds since 1970 outside
-the years 1 to 9999), `run` is the id of the run, and the input is `raw` text, or `raw_base64` if it
-is not UTF-8; a Kafka message without a value has `raw` null. A Kafka message also has its `key` and
-its `headers`, if any, a list of objects with `name` and `value`; bytes that are not UTF-8 are
-`key_base64` and `value_base64`. The `raw` text of a row is what `k2 query --format ndjson` prints
-of it.
+a fetched trade of `source` (exchange/symbol) or of a row that does not fit the table `source`.
+`received` is ISO UTC (microseconds since 1970 outside the years 1 to 9999), `run` is the id of the
+run, and the input is `raw` text, or `raw_base64` if it is not UTF-8; a Kafka message without a
+value has `raw` null. A Kafka message also has its `key` and its `headers`, if any, a list of
+objects with `name` and `value`; bytes that are not UTF-8 are `key_base64` and `value_base64`. The
+`raw` text of a row is what `k2 query --format ndjson` prints of it.
 """
 
 import base64
@@ -126,10 +126,12 @@ class Reject:
     fault: Fault
     raw: bytes
     # The number of the message in this run, starting at 1; the offset of a Kafka message; the line
-    # number in a file; the exchange sequence of a row that does not fit a table.
+    # number in a file; the exchange sequence of a fetched trade or of a row that does not fit a
+    # table.
     position: int
     received_us: int  # UTC microseconds
-    source: str = ""  # topic/partition for a Kafka message, the table for a row
+    # topic/partition for a Kafka message, exchange/symbol for a fetched trade, the table for a row
+    source: str = ""
     file: str = ""  # the path for a line of a file
     is_null: bool = False  # a Kafka message without a value; `raw` is empty
     key: bytes | None = None  # of a Kafka message

@@ -67,6 +67,20 @@ def test_show_says_where_each_value_comes_from(home: Path, secret_file: Path, ru
     }
 
 
+@pytest.mark.parametrize("args", [[], ["--origin"], ["-f", "json"], ["--origin", "-f", "json"]])
+def test_api_key_is_never_shown(args: list[str], home: Path, run: Run) -> None:
+    key = "vmPUZE6mv9SD5VNHk4HlWFsOr6aKE2zv"
+    result = run(["config", "show", *args], env={"K2_BINANCE_API_KEY": key})
+    assert "api_key" in result.stdout
+    assert "********" in result.stdout
+    assert key not in result.stdout + result.stderr
+    home.mkdir(exist_ok=True)
+    (home / "k2.toml").write_text(f'[binance]\napi_key = "{key}"\n')
+    result = run(["config", "show", *args])
+    assert "********" in result.stdout
+    assert key not in result.stdout + result.stderr
+
+
 def test_show_as_json_is_plain_without_origins(home: Path) -> None:
     found = json.loads(k2_at(home)("config", "show", "-f", "json").stdout)
     assert (found["home"], found["file"], found["profile"]) == (str(home), None, None)

@@ -19,10 +19,10 @@ import k2cli.ingestion.binance.exchangeinfo as module
 from k2cli.errors import UsageError
 from k2cli.ingestion.binance.exchangeinfo import (
     SymbolRefresh,
-    check_rest_url,
     is_stale,
     refresh_symbols,
 )
+from k2cli.ingestion.binance.http import check_rest_url
 from k2cli.ingestion.binance.venues import VENUES
 from k2cli.ingestion.listings import home_list, known_listing
 from k2cli.ingestion.symbols import Market, parse_symbol
@@ -168,12 +168,29 @@ def test_bad_answer_is_an_event_and_changes_nothing(
             done.set()
 
     with serving(answer) as url:
-        refresh = SymbolRefresh(venue=SPOT, rest_url=url, home=tmp_path, observe=observe)
+        refresh = SymbolRefresh(venue=SPOT, rest_urls=[url], home=tmp_path, observe=observe)
         refresh.on_event("connected", url="x")
         refresh.on_event("connected", url="x")  # once a run
         assert done.wait(PATIENCE_S)
     assert sorted(events) == ["connected", "connected", "symbols_not_refreshed"]
     assert not home_list(tmp_path, Market.SPOT).exists()
+
+
+def test_next_server_is_asked_when_one_fails(tmp_path: Path) -> None:
+    events: list[tuple[str, object]] = []
+    done = threading.Event()
+
+    def observe(event: str, /, **fields: object) -> None:
+        events.append((event, fields["url"]))
+        if event != "connected":
+            done.set()
+
+    with serving(respond(b"no", 503)) as bad, serving(respond(ANSWER)) as good:
+        venue = SPOT.at([], ["http://127.0.0.1:9", bad, good])
+        venue.refresh_symbols(tmp_path, observe)("connected", url="x", streams=1)
+        assert done.wait(PATIENCE_S)
+    assert events == [("connected", "x"), ("symbols_refreshed", good)]
+    assert not is_stale(SPOT, tmp_path)
 
 
 def test_server_that_is_not_there_is_an_error_of_the_refresh(tmp_path: Path) -> None:
@@ -188,7 +205,7 @@ def test_a_fresh_list_is_not_asked_for(tmp_path: Path) -> None:
         refresh_symbols(SPOT, rest_url=rest, home=tmp_path)
         refresh = SymbolRefresh(
             venue=replace(SPOT),
-            rest_url=rest,
+            rest_urls=[rest],
             home=tmp_path,
             observe=lambda e, /, **_: events.append(e),
         )

@@ -190,10 +190,9 @@ def rest_trades(n: int, *, first: int = 1000, is_exact: bool = True, **over: Any
 
 def streamed(symbol: str, trade: Mapping[str, Any]) -> bytes:
     """Write the frame of a stream with the same trade as a row of the REST API."""
-    payload = {
-        **{"e": "trade", "E": trade["time"], "T": trade["time"], "s": symbol, "t": trade["id"]},
-        **{"p": trade["price"], "q": trade["qty"], "m": trade["isBuyerMaker"], "M": True},
-    }
+    payload = {"e": "trade", "E": trade["time"], "T": trade["time"], "s": symbol, "M": True}
+    payload |= {"t": trade["id"], "p": trade["price"], "q": trade["qty"]}
+    payload |= {"m": trade["isBuyerMaker"]}
     return json.dumps({"stream": f"{symbol.lower()}@trade", "data": payload}).encode()
 
 

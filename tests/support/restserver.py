@@ -89,9 +89,8 @@ def aggregates_of(trades: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if last is not None and (last["l"], last["T"]) == (each["id"] - 1, each["time"]):
             last["l"] = each["id"]
         else:
-            number = len(rows) + 5000
-            rows.append({"a": number, "p": each["price"], "q": each["qty"], "f": each["id"],
-                         "l": each["id"], "T": each["time"], "m": each["isBuyerMaker"]})  # fmt: skip
+            row = {"a": len(rows) + 5000, "f": each["id"], "l": each["id"], "T": each["time"]}
+            rows.append({**row, "p": each["price"], "q": each["qty"], "m": each["isBuyerMaker"]})
     return rows
 
 

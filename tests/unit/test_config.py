@@ -404,6 +404,20 @@ def test_long_durations_are_shown_as_they_can_be_read(tmp_path: Path) -> None:
     assert parse_duration_s(str(shown)) == 400 * 86_400
 
 
+def test_api_key_is_never_in_texts_of_the_settings(tmp_path: Path) -> None:
+    env = write(tmp_path, '[binance]\napi_key = "from-the-file"\n')
+    assert load_settings(env).binance.api_key == "from-the-file"
+    settings = load_settings({**env, "K2_BINANCE_API_KEY": "from-a-variable"})
+    assert settings.binance.api_key == "from-a-variable"
+    assert str(settings.binance.api_key) == "from-a-variable"  # as a header
+    assert "from-" not in repr(settings)
+    assert settings_document(settings)["binance"] == {"api_key": "********"}
+    write(tmp_path, "[binance]\napi_key = 123456\n")
+    with pytest.raises(ConfigError, match=r"binance\.api_key .*: expected a text") as caught:
+        load_settings(env)
+    assert "123456" not in str(caught.value)
+
+
 def test_every_setting_is_documented() -> None:
     sections = documented_sections()
     known = msgspec.structs.asdict(Settings(home=Path("x")))

@@ -26,9 +26,7 @@ from support.restserver import aggregates_of
 
 RECEIVED_US = 1_723_200_000_000_000
 FIRST, LAST = 1000, 1009
-SHARED = [
-    name for name in TRADES.arrow.names if name not in ("vendor_data", "ingestion_timestamp")
-]
+SHARED = [name for name in TRADES.arrow.names if name not in ("vendor_data", "ingestion_timestamp")]
 
 
 def request(first: int = FIRST, last: int = LAST, market: Market = Market.SPOT) -> TradesRequest:

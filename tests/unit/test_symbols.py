@@ -181,15 +181,15 @@ def test_venue_of_a_market(
     assert all(url.startswith("wss://") for url in venue.urls)
 
 
-@pytest.mark.parametrize(("urls", "has_own_rest_url"), [([], True), (["ws://a", "ws://b"], False)])
+@pytest.mark.parametrize(("urls", "has_own_rest_urls"), [([], True), (["ws://a", "ws://b"], False)])
 def test_venue_with_other_servers_does_not_use_the_rest_api_of_its_own(
-    urls: list[str], has_own_rest_url: bool
+    urls: list[str], has_own_rest_urls: bool
 ) -> None:
     spot = VENUES[Market.SPOT]
-    venue = spot.at(urls, None)
+    venue = spot.at(urls, [])
     assert venue.urls == (urls or spot.urls)
-    assert venue.rest_url == (spot.rest_url if has_own_rest_url else None)
-    assert spot.at(urls, "http://c").rest_url == "http://c"
+    assert venue.rest_urls == (spot.rest_urls if has_own_rest_urls else ())
+    assert spot.at(urls, ["http://c", "http://d"]).rest_urls == ["http://c", "http://d"]
     assert venue.market is Market.SPOT
 
 

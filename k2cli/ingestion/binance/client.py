@@ -25,7 +25,7 @@ from stamina import instrumentation
 from k2cli.ingestion.binance.answers import InvalidAnswer, parse_error
 from k2cli.ingestion.binance.budget import WeightBudget
 from k2cli.ingestion.binance.http import STEP_TIMEOUT_S, Answer, Timing, tls_context
-from k2cli.ingestion.binance.venues import BinanceVenue, KeyUse
+from k2cli.ingestion.binance.restapi import KeyUse, RestApi
 from k2cli.ingestion.history import HistoryRefused, HistoryUnavailable
 from k2cli.redaction import hide_secrets
 
@@ -103,14 +103,14 @@ class RestClient:
     def __init__(
         self,
         *,
-        venue: BinanceVenue,
+        api: RestApi,
         bases: Sequence[str],
         api_key: str | None,
         timing: Timing,
     ) -> None:
         """Prepare a client; `api_key` is sent only to the endpoint that needs it."""
-        self._api = api = venue.rest
-        self._headers = {"X-MBX-TIME-UNIT": "MICROSECOND"} if venue.has_microseconds else {}
+        self._api = api
+        self._headers = {"X-MBX-TIME-UNIT": "MICROSECOND"} if api.has_microseconds else {}
         self._api_key = None if api.key_use is KeyUse.NEVER else api_key
         self._timing = timing
         self._clock = timing.monotonic

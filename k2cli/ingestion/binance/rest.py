@@ -18,7 +18,8 @@ from k2cli.ingestion.binance.answers import (
     parse_trades,
 )
 from k2cli.ingestion.binance.http import Timing, check_rest_url
-from k2cli.ingestion.binance.venues import BinanceVenue, KeyUse
+from k2cli.ingestion.binance.restapi import KeyUse, RestApi
+from k2cli.ingestion.exchange import Venue
 from k2cli.ingestion.history import HistoryLocked, HistoryRefused, HistoryUnavailable, Page
 from k2cli.ingestion.symbols import Instrument
 from k2cli.iso import iso_utc_us
@@ -37,14 +38,14 @@ class BinanceHistory:
     """The history of one market; see `History`. Use it within one event loop.
 
     Raises:
-        UsageError: one of the URLs is not the base of a REST API.
+        UsageError: one of the venue's REST URLs is not the base of a REST API.
     """
 
     def __init__(
         self,
         *,
-        venue: BinanceVenue,
-        rest_urls: Sequence[str],
+        venue: Venue,
+        api: RestApi,
         home: Path | None = None,
         api_key: str | None = None,
         timing: Timing | None = None,
@@ -53,15 +54,15 @@ class BinanceHistory:
 
         `home` is the folder with the latest symbol lists.
         """
-        for each in rest_urls:
+        for each in venue.rest_urls:
             check_rest_url(each)
         remember_secrets({"api_key": api_key or ""})
         self._venue = venue
-        self._rest_urls = rest_urls
+        self._api = api
         self._home = home
         self._api_key = api_key or None
         self._timing = timing or Timing()
-        self._longest_ms = round(venue.rest.window_s * 1000)
+        self._longest_ms = round(api.window_s * 1000)
         self._client: RestClient | None = None
 
     async def trades(self, instrument: Instrument, first: int, last: int) -> Page:
@@ -127,24 +128,25 @@ class BinanceHistory:
             from k2cli.ingestion.binance.client import RestClient  # noqa: PLC0415  imports httpx2
 
             self._client = RestClient(
-                venue=self._venue,
-                bases=self._rest_urls,
+                api=self._api,
+                bases=self._venue.rest_urls,
                 api_key=self._api_key,
                 timing=self._timing,
             )
         return self._client
 
     def _check_key(self) -> None:
-        if self._api_key is None and self._venue.rest.key_use is KeyUse.REQUIRED:
+        use, key = self._api.key_use, self._api_key
+        if use is KeyUse.REQUIRED and key is None:
             raise HistoryLocked(
                 f"past trades of {self._venue.exchange} need an API key:"
                 " set binance.api_key or K2_BINANCE_API_KEY"
             )
-        if self._api_key is not None and not (self._api_key.isascii() and self._api_key.isalnum()):
-            raise HistoryLocked("binance.api_key is not an API key: letters and digits only")
+        if use is not KeyUse.NEVER and key is not None and not _can_be_key(key):
+            raise HistoryLocked("binance.api_key has characters that an API key cannot have")
 
     def _check_reach(self, time_us: int) -> None:
-        reach_s = self._venue.rest.aggregates_for_s
+        reach_s = self._api.aggregates_for_s
         if reach_s is not None and time_us < (self._timing.utc() - reach_s) * 1e6:
             raise HistoryRefused(
                 f"{self._venue.exchange} finds trades by time only in the last {reach_s / 3600:g} h"
@@ -184,23 +186,24 @@ class BinanceHistory:
 
     async def _aggregates_from(self, instrument: Instrument, number: int) -> list[Aggregate]:
         """Fetch the aggregate with this trade, or else the next one, and those that follow."""
-        newest = _numbered(await self._aggregates(instrument, {}))
-        if not newest or newest[-1].last < number:
+        page = _numbered(await self._aggregates(instrument, {}))  # the newest
+        if not page or page[-1].last < number:
             return []
-        low, high = 0, newest[0].number
-        while low < high and newest[0].first > number:
+        low, high = 0, page[0].number
+        while page[0].first > number and low < high:
             middle = (low + high) // 2
-            page = await self._aggregates(instrument, {"fromId": middle}, _from(middle))
-            known = _numbered(page)
+            answer = await self._aggregates(instrument, {"fromId": middle}, _from(middle))
+            known = _numbered(answer)
             if not known or known[-1].last < number:
-                low = max(page[-1].number, middle) + 1
+                low = max(answer[-1].number, middle) + 1
             elif known[0].first > number:
                 high = middle
             else:
-                newest = known
-        if newest[0].first > number:
-            newest = _numbered(await self._aggregates(instrument, {"fromId": low}, _from(low)))
-        return [each for each in newest if each.last >= number]
+                page = known
+        if page[0].first <= number:
+            low = next(each.number for each in page if each.last >= number)
+        answer = await self._aggregates(instrument, {"fromId": low}, _from(low))
+        return [each for each in _numbered(answer) if each.last >= number]
 
     async def _within(
         self, instrument: Instrument, start_ms: int, end_ms: int
@@ -236,6 +239,10 @@ class BinanceHistory:
             {"symbol": instrument.symbol, **parameters, "limit": _PAGE_ROWS},
             parse,
         )
+
+
+def _can_be_key(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def _numbered(page: Sequence[Aggregate]) -> list[Aggregate]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
+from k2cli.ingestion.binance.restapi import KeyUse, RestApi
 from k2cli.ingestion.exchange import Exchange, Limits, Parser, Venue, check_base
-from k2cli.ingestion.symbols import FUTURES, Instrument, Market, parse_symbol
+from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
 from k2cli.kinds import KindName
 from k2cli.symbols import lower_symbol
 
@@ -35,34 +36,17 @@ MAX_ATTEMPTS: Final = 150
 WINDOW_S: Final = 300.0
 
 
-class KeyUse(StrEnum):
-    """Whether requests for trades carry the user's API key."""
-
-    NEVER = "never"
-    IF_SET = "if set"
-    REQUIRED = "required"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestApi:
-    """What the REST API of a market allows and serves."""
-
-    path: str  # of its endpoints
-    weight_per_minute: int  # for an IP address
-    trades_weight: int  # of a request to `historicalTrades`
-    aggregates_weight: int  # of a request to `aggTrades`
-    key_use: KeyUse = KeyUse.NEVER
-    aggregates_for_s: float | None = None  # how far back `aggTrades` reaches, if it is limited
-    window_s: float = 3600.0  # the longest time that one request to `aggTrades` may span
-
-
 @dataclass(frozen=True, kw_only=True)
 class BinanceVenue(Venue):
     """One market of Binance."""
 
     market: Market
-    has_microseconds: bool  # supports timeUnit=MICROSECOND
     rest: RestApi
+
+    @property
+    def has_microseconds(self) -> bool:
+        """Whether times can be requested in microseconds."""
+        return self.rest.has_microseconds
 
     @property
     def info_path(self) -> str:
@@ -102,7 +86,7 @@ class BinanceVenue(Venue):
             return None
         from k2cli.ingestion.binance.rest import BinanceHistory  # noqa: PLC0415  imports pyarrow
 
-        return BinanceHistory(venue=self, rest_urls=self.rest_urls, home=home, api_key=api_key)
+        return BinanceHistory(venue=self, api=self.rest, home=home, api_key=api_key)
 
 
 def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> str:
@@ -135,7 +119,6 @@ def _venue(market: Market, *urls: str, rest_urls: Sequence[str], rest: RestApi) 
         },
         limits=Limits(streams=STREAMS_PER_CONNECTION, attempts=MAX_ATTEMPTS, window_s=WINDOW_S),
         shutdown_notice=b"serverShutdown",
-        has_microseconds=market not in FUTURES,
         rest_urls=rest_urls,
         rest=rest,
     )
@@ -144,6 +127,7 @@ def _venue(market: Market, *urls: str, rest_urls: Sequence[str], rest: RestApi) 
 def _futures(path: str) -> RestApi:
     return RestApi(
         path=path,
+        has_microseconds=False,
         weight_per_minute=2400,
         trades_weight=200,
         aggregates_weight=20,
@@ -168,6 +152,7 @@ VENUES: Final[Mapping[Market, BinanceVenue]] = {
         ),
         rest=RestApi(
             path="/api/v3",
+            has_microseconds=True,
             weight_per_minute=6000,
             trades_weight=25,
             aggregates_weight=4,
@@ -181,6 +166,7 @@ VENUES: Final[Mapping[Market, BinanceVenue]] = {
         # Its limits are not documented like those of the spot market: these are cautious.
         rest=RestApi(
             path="/api/v3",
+            has_microseconds=True,
             weight_per_minute=1200,
             trades_weight=25,
             aggregates_weight=4,
