@@ -258,6 +258,8 @@ class TableFiles:
 
 MAX_NUMBER: Final = 2**62 - 1  # the largest number that fits into a message id
 SERIES_CHARS: Final = 19  # characters of a message id that identify its series
+# Matches message ids that k2 computed: a UUID of version 8, which no other known program uses.
+OWN_ID: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-8"
 _HEX: Final = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), dtype="<u2")
 
 

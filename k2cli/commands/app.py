@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "stream": "stream:stream_app",
     "load": "load:load_app",
     "query": "query:query_app",
+    "verify": "verify:verify_app",
     "export": "export:export_app",
     "table": "table:table_app",
     "topic": "topic:topic_app",

@@ -48,6 +48,10 @@ class HistoryRefused(Exception):
     """
 
 
+class HistoryLocked(HistoryRefused):
+    """An API key is missing or malformed; the text names the setting."""
+
+
 class History(Protocol):
     """The REST history of one venue. All methods share one budget of requests."""
 

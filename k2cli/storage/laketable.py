@@ -184,11 +184,12 @@ class LakeTable:
         exchanges: Sequence[str] = (),
         start: datetime | None = None,
         end: datetime | None = None,
+        numbers: tuple[int, int] | None = None,
     ) -> TableFiles:
         """Find the data files that can hold rows of these symbols and times, newest day first.
 
-        Times are aware; `start` is inclusive, `end` exclusive. Statistics prune whole files:
-        rows inside them still need the filter.
+        Times are aware; `start` is inclusive, `end` exclusive. `numbers` are the first and last
+        exchange sequence. Statistics prune whole files: rows inside them still need the filter.
 
         Raises:
             BadData: another engine left row-level deletes, which k2 does not apply.
@@ -200,6 +201,7 @@ class LakeTable:
             exchanges=exchanges,
             start=start,
             end=end,
+            numbers=numbers,
         )
         return self._read(f"cannot plan a read of {self._name}", plan)
 

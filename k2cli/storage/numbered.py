@@ -7,7 +7,6 @@ ids from elsewhere, the number decides.
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2cli.ranges import Ints
-from k2cli.records import MAX_NUMBER, RecordKind, message_ids
+from k2cli.records import MAX_NUMBER, OWN_ID, RecordKind, message_ids
 from k2cli.storage.position import Series
-
-# A UUID of version 8, which no other known program uses.
-_OURS: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,7 @@ def are_unnumbered(kind: RecordKind, rows: pa.Table) -> npt.NDArray[np.bool_]:
 
 def are_own_ids(ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     """Return which message ids k2 computed: one record each, whatever route it takes."""
-    are_own: npt.NDArray[np.bool_] = pc.match_substring_regex(ids, _OURS).to_numpy()
+    are_own: npt.NDArray[np.bool_] = pc.match_substring_regex(ids, OWN_ID).to_numpy()
     return are_own
 
 
@@ -76,7 +72,7 @@ def _is_identity(
     is_same = pc.equal(ids, made)
     if pc.all(is_same).as_py():
         return np.ones(len(numbers), dtype=np.bool_)
-    is_foreign = pc.invert(pc.match_substring_regex(ids, _OURS))
+    is_foreign = pc.invert(pc.match_substring_regex(ids, OWN_ID))
     either: npt.NDArray[np.bool_] = pc.or_(is_same, is_foreign).to_numpy()
     return either
 

@@ -10,6 +10,7 @@ from pyiceberg.expressions import (
     GreaterThanOrEqual,
     In,
     LessThan,
+    LessThanOrEqual,
 )
 from pyiceberg.table import Table
 
@@ -28,14 +29,19 @@ def plan_files(  # noqa: PLR0913  one parameter per filter
     exchanges: Sequence[str] = (),
     start: datetime | None = None,
     end: datetime | None = None,
+    numbers: tuple[int, int] | None = None,
 ) -> TableFiles:
     """Find the data files that can hold rows of these symbols and times, newest day first.
+
+    `numbers` are the first and last exchange sequence of the rows.
 
     Raises:
         BadData: another engine left row-level deletes, which k2 does not apply.
         FileNotFoundError: a manifest does not exist; another writer may have expired it.
     """
     row_filter = _row_filter(kind, symbols, exchanges, start, end)
+    if numbers is not None:
+        row_filter = And(row_filter, _in_range("source_sequence", *numbers))
     with reading_manifests():
         tasks = list(table.scan(row_filter=row_filter).plan_files())
     if any(task.delete_files for task in tasks):
@@ -74,3 +80,9 @@ def _row_filter(
     if end is not None:
         row_filter = And(row_filter, predicate(LessThan, kind.partition_by, end.isoformat()))
     return row_filter
+
+
+def _in_range(column: str, first: int, last: int) -> BooleanExpression:
+    return And(
+        predicate(GreaterThanOrEqual, column, first), predicate(LessThanOrEqual, column, last)
+    )

@@ -6,7 +6,7 @@ Row `n` of a batch is the trade or quote of second `n` after START; everything e
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -19,6 +19,7 @@ import pyarrow as pa
 from k2cli.records import QUOTES, TRADES, RecordKind, avro_to_arrow_schema, message_ids
 
 START = datetime(2024, 8, 8, 23, 55, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Row = dict[str, Any]
 
@@ -193,3 +194,24 @@ def streamed(symbol: str, trade: Mapping[str, Any]) -> bytes:
     payload |= {"t": trade["id"], "p": trade["price"], "q": trade["qty"]}
     payload |= {"m": trade["isBuyerMaker"]}
     return json.dumps({"stream": f"{symbol.lower()}@trade", "data": payload}).encode()
+
+
+def dump_lines(rows: Iterable[Row], *, is_exact: bool = True) -> str:
+    """Write trades as the lines of the exchange's dump of the spot market.
+
+    Times are microseconds, or milliseconds unless `is_exact`, as in dumps before 2025.
+    """
+    lines = []
+    for row in rows:
+        time_us = (row["timestamp"] - EPOCH) // timedelta(microseconds=1)
+        cells = [
+            row["source_sequence"],
+            row["price"],
+            f"{row['quantity']:f}",
+            f"{row['price'] * row['quantity']:f}",
+            time_us if is_exact else time_us // 1000,
+            row["side"] == "SELL",
+            True,
+        ]
+        lines.append(",".join(map(str, cells)) + "\n")
+    return "".join(lines)

@@ -2,7 +2,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from k2cli.config import QuerySettings
@@ -43,33 +42,11 @@ from support.builders import (
     trade_row,
     trades_batch,
 )
+from support.tablefiles import write_files
 
 S = TypeVar("S", bound=Session)
 Open = Callable[..., AbstractContextManager[Session]]
 OpenLocked = Callable[..., AbstractContextManager[StatementSession]]
-
-
-def write_files(
-    folder: Path, kind: RecordKind, *tables: pa.Table, old_names: Mapping[str, str] = {}
-) -> TableFiles:
-    """Write Parquet files with field ids, as the table would."""
-    ids = {name: place for place, name in enumerate(kind.arrow.names, start=1)}
-    paths = []
-    for place, table in enumerate(tables):
-        fields = [
-            pa.field(old_names.get(field.name, field.name), field.type)
-            .with_metadata({"PARQUET:field_id": str(ids[field.name])})
-            for field in table.schema
-        ]  # fmt: skip
-        path = folder / f"{kind.name}-{place}.parquet"
-        pq.write_table(pa.table(table.columns, schema=pa.schema(fields)), path)
-        paths.append(str(path))
-    return TableFiles(
-        kind=kind,
-        paths=tuple(paths),
-        columns={field_id: name for name, field_id in ids.items()},
-        rows=sum(table.num_rows for table in tables),
-    )
 
 
 def plan_of(folder: Path, trades: Sequence[pa.RecordBatch | pa.Table | list[Row]]) -> TableFiles:

@@ -20,7 +20,7 @@ from k2cli.ingestion.binance.answers import (
 from k2cli.ingestion.binance.http import Timing, check_rest_url
 from k2cli.ingestion.binance.restapi import KeyUse, RestApi
 from k2cli.ingestion.exchange import Venue
-from k2cli.ingestion.history import HistoryRefused, HistoryUnavailable, Page
+from k2cli.ingestion.history import HistoryLocked, HistoryRefused, HistoryUnavailable, Page
 from k2cli.ingestion.symbols import Instrument
 from k2cli.iso import iso_utc_us
 from k2cli.redaction import remember_secrets
@@ -138,12 +138,12 @@ class BinanceHistory:
     def _check_key(self) -> None:
         use, key = self._api.key_use, self._api_key
         if use is KeyUse.REQUIRED and key is None:
-            raise HistoryRefused(
+            raise HistoryLocked(
                 f"past trades of {self._venue.exchange} need an API key:"
                 " set binance.api_key or K2_BINANCE_API_KEY"
             )
         if use is not KeyUse.NEVER and key is not None and not _can_be_key(key):
-            raise HistoryRefused("binance.api_key has characters that an API key cannot have")
+            raise HistoryLocked("binance.api_key has characters that an API key cannot have")
 
     def _check_reach(self, time_us: int) -> None:
         reach_s = self._api.aggregates_for_s

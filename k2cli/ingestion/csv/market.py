@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import pairwise
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Final
@@ -21,7 +22,7 @@ from k2cli.symbols import fold_symbol, normalize_symbol
 _SUFFIXES: Final = (".gz", ".zst", ".zip", ".csv", ".txt")
 _NAMED: Final = re.compile(
     r"(?:(?P<market>spot|us|usdm|um|coinm|cm)-)?(?P<symbol>[^\s/\\-]+)"
-    r"-(?P<dump>trades|aggTrades|quotes|bookTicker)-[0-9]{4}-[0-9]{2}(?:-[0-9]{2})?"
+    r"-(?P<dump>trades|aggTrades|quotes|bookTicker)-(?P<period>[0-9]{4}-[0-9]{2}(?:-[0-9]{2})?)"
 )
 _MARKETS: Final[Mapping[str, Market]] = {
     **{market.value: market for market in Market},
@@ -52,6 +53,7 @@ class Named:
     symbol: str
     market: Market | None
     dump: str = "trades"  # content: trades, aggTrades, quotes, bookTicker
+    period: str = ""  # its day or month: 2024-08-08, 2024-08
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,7 @@ def parse_name(stem: str) -> Named | None:
     if match is None:
         return None
     market = _MARKETS[match["market"]] if match["market"] else None
-    return Named(match["symbol"], market, match["dump"])
+    return Named(match["symbol"], market, match["dump"], match["period"])
 
 
 def check_dump(path: Path | None, member: str, dump: str) -> None:
@@ -107,6 +109,20 @@ def check_dump(path: Path | None, member: str, dump: str) -> None:
                 f"the name {each.name} indicates {named.dump}, but the layout is for {dump}",
                 hint=f"use --layout {layout}" if layout else "rename the file, or use its layout",
             )
+
+
+def check_period(path: Path | None, member: str, symbol: str, day: date) -> None:
+    """Check that a file whose name states a symbol and a day or month is of these.
+
+    Raises:
+        BadData: it is not.
+    """
+    for each in _paths(Dump(path=path, member=member)):
+        named = parse_name(stem_of(each))
+        if named and fold_symbol(named.symbol) != symbol:
+            raise BadData(f"the name {each.name} indicates {named.symbol}, not {symbol}")
+        if named and not day.isoformat().startswith(named.period):
+            raise BadData(f"the name {each.name} indicates {named.period}, not {day}")
 
 
 def find_market(

@@ -9,6 +9,7 @@ The module is long because the states of one file (opening, header, growth) shar
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import IO, Final
 
@@ -35,7 +36,14 @@ from k2cli.ingestion.csv.files import (
 )
 from k2cli.ingestion.csv.headers import Columns, find_columns, notices
 from k2cli.ingestion.csv.layout import Layout
-from k2cli.ingestion.csv.market import Dump, check_dump, find_market, plain_name, stem_of
+from k2cli.ingestion.csv.market import (
+    Dump,
+    check_dump,
+    check_period,
+    find_market,
+    plain_name,
+    stem_of,
+)
 from k2cli.ingestion.csv.names import CsvOptions, file_values
 from k2cli.ingestion.csv.rows import FileContext, RowBuilder
 from k2cli.ingestion.csv.times import check_zone
@@ -153,6 +161,18 @@ class CsvSource:
     def file_values(self) -> Mapping[str, str]:
         """The values of the whole file that no column has: exchange, symbol and so on."""
         return self._started().values
+
+    def check_period(self, symbol: str, day: date) -> None:
+        """Check that the names of the file and in its archive are not of another symbol or day.
+
+        Raises:
+            BadData: they are, or the file cannot be read.
+        """
+        self._started()  # opens the archive
+        try:
+            check_period(self._path, self._raw.member, symbol, day)
+        except BadData as exc:
+            raise BadData(f"{self.name}: {exc}") from exc
 
     @property
     def has_ids(self) -> bool:

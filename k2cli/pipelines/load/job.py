@@ -4,15 +4,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
-from k2cli.errors import BadData, ConfigError
+from k2cli.errors import BadData
 from k2cli.flow import Batch
+from k2cli.pipelines.checksums import check_checksum, checksum_path
 from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.pump import LineSums, RejectPolicy, Write, pump
 from k2cli.records import RecordKind
-
-_SUM_BYTES: Final = 4096  # of a .CHECKSUM file, which starts with the checksum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,23 +102,15 @@ def check_digest(file: FileToLoad) -> None:
     """Compare a file with the `.CHECKSUM` file beside it, in the format of sha256sum.
 
     Raises:
-        BadData: it does not exist, or has another checksum.
+        BadData: it does not exist, is malformed, or has another checksum.
         ConfigError: it cannot be read.
     """
     path = Path(file.path)
-    beside = path.with_name(f"{path.name}.CHECKSUM")
-    try:
-        if not beside.is_file():
-            raise BadData(
-                f"{path} has no checksum file {beside.name}",
-                hint="download it, or omit --checksum",
-            )
-        with beside.open("rb") as sums:
-            words = sums.read(_SUM_BYTES).decode(errors="replace").split()
-    except OSError as exc:
-        raise ConfigError(f"{beside} cannot be read: {exc.strerror}") from exc
-    if not words or words[0].lower() != file.reader.hash():
-        raise BadData(f"{path} does not match {beside.name}", hint="download the file again")
+    if not check_checksum(path, file.reader.hash):
+        raise BadData(
+            f"{path} has no checksum file {checksum_path(path).name}",
+            hint="download it, or omit --checksum",
+        )
 
 
 def pump_file(
