@@ -120,15 +120,16 @@ def compare_day(
     (others,) = _rows(
         session, f"SELECT count(*) AS n {is_of_day} AND ({_is_numbered(of)}) IS NOT TRUE"
     )
+    differing = _ranges(session, _DIFFERING)
     return Comparison(
         source=_totals(session, _SOURCE_ONCE),
         stored=_totals(session, "k2_stored WHERE is_of_day"),
         missing=_ranges(session, _MISSING),
         extra=_ranges(session, _EXTRA),
-        differing=_ranges(session, _DIFFERING),
+        differing=differing,
         repeated=_ranges(session, _REPEATED),
         without_id=others["n"],
-        examples=_examples(session),
+        examples=_examples(session) if len(differing) else (),
     )
 
 
@@ -149,7 +150,7 @@ def _views(
     )
     return [
         f"CREATE TEMP VIEW k2_source AS SELECT {columns}"
-        f" FROM read_parquet({literal(path_pattern(str(source)))})",
+        f" FROM read_parquet({literal(path_pattern(str(source)))}, hive_partitioning = false)",
         f"CREATE TEMP VIEW k2_stored AS SELECT {columns} FROM trades WHERE {_of_series(of)}"
         f" AND ({' OR '.join(wanted)}) AND {reached} AND {_is_numbered(of)}",
     ]
