@@ -54,17 +54,20 @@ def ids(cluster: Cluster) -> list[int]:
     return sorted(cluster.rows()["source_sequence"].to_pylist())
 
 
-_fed: list[str] = []  # the topic that the streamers of this process fed
+_fed: list[str] = []  # the topic that the tests of this process share
 
 
 @pytest.fixture
 def fed_topic(cluster: Cluster, exchange: Simulator, topic_name: str) -> str:
-    """A topic that two streamers have fed; tests share it, each with a table of its own."""
+    """A topic with each trade twice; tests share it, each with a table of its own."""
     if not _fed:
         topic = f"{topic_name}.trades"
         cluster.create(topic, partitions=2)
-        for _ in range(2):
-            stream(cluster, exchange, "kafka", "--topic", topic)
+        stream(cluster, exchange, "kafka", "--topic", topic)
+        again = stream(cluster, exchange, "kafka", "--topic", topic)
+        assert (again["rows"], again["duplicates"]) == (0, TRADES_COUNT)  # it goes on at the tail
+        dumps = [RECORDINGS / dump for dump in DUMPS]
+        summary_of(cluster, "load", "csv", *dumps, "--to", "kafka", "--topic", topic, *LAYOUT)
         _fed.append(topic)
     return _fed[0]
 
