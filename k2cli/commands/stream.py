@@ -114,7 +114,6 @@ class RunOptions(OptionGroup):
             **DURATION,
         ),
     ] = None
-
     rollover_at: Annotated[
         time | None,
         typer.Option(
@@ -309,7 +308,7 @@ def _run(
         remember_series(config, ((venue.exchange, i.symbol) for i in options.stream.instruments))
         feed = stack.enter_context(open_feed(options, config, monitor.observe))
         if monitor.live:
-            monitor.live.watch_servers(lambda: feed.stream.connections.servers)
+            monitor.live.watch_servers(lambda: feed.servers)
         stack.enter_context(stopped_by_signals(feed.pump.stop))
         try:
             freeze_loaded_objects()
