@@ -1,6 +1,7 @@
 """`k2 stream`: an exchange's live feed into the tables, to Kafka or to stdout.
 
-Every exchange has a command, with its markets and channels.
+Every exchange has a command, with its markets and channels. The module is long because it declares
+all options of the command.
 """
 
 import inspect

@@ -3,6 +3,8 @@
 A `Subscriber` keeps one connection open. When that nears the end of its life, or the exchange
 announces a shutdown, a second one takes over: see `rollover`. Nothing here is specific to an
 exchange.
+
+The module is long because the states of a connection and its successor share their data.
 """
 
 import asyncio
