@@ -188,7 +188,7 @@ class Observer(Protocol):
     @overload
     @_level(Level.WARNING)
     def __call__(self, event: Literal["silent_streams"], /, *, count: int, streams: str) -> None:
-        """These streams have delivered nothing so far."""
+        """Streams that delivered nothing during the run; reported at its end."""
 
     @overload
     @_level(Level.DEBUG)
@@ -242,7 +242,7 @@ class Observer(Protocol):
         last: int,
         missing: int,
     ) -> None:
-        """Trade ids that never arrived."""
+        """Trade ids that the stream skipped; `gap_filled` and `gap_open` report what follows."""
 
     @overload
     @_level(Level.WARNING)

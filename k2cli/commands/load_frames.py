@@ -11,7 +11,7 @@ import typer
 
 from k2cli.commands.groups import LogOptions, ServerOptions
 from k2cli.commands.known import remember_series
-from k2cli.commands.load_options import LoadTo, RowTargetOptions
+from k2cli.commands.load_options import PREVIEW_ROWS, LoadTo, RowTargetOptions
 from k2cli.commands.load_run import parse_allowance, progress_bar
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
@@ -31,8 +31,6 @@ from k2cli.pipelines.pump import RejectPolicy
 from k2cli.pipelines.targets import SinkOptions
 from k2cli.records import KINDS
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
-
-_PREVIEW_ROWS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +109,7 @@ class FramesRun:
             kinds=[KINDS[kind] for kind in venue.channels.values()],
             produce=produce,
             out=sys.stdout.buffer if is_printed else None,
-            limit=_PREVIEW_ROWS if target.destination is None else None,
+            limit=PREVIEW_ROWS if target.destination is None else None,
         )
 
     def _progress(self, seen: set[tuple[str, str]]) -> Progress:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -15,6 +15,8 @@ from k2cli.symbols import split_commas
 if TYPE_CHECKING:
     from k2cli.ingestion.csv.layout import Layout
     from k2cli.pipelines.load.files import InputFiles, Read
+
+PREVIEW_ROWS: Final = 5  # printed without a target
 
 
 class LoadTo(StrEnum):

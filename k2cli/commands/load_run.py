@@ -13,7 +13,7 @@ import typer
 
 from k2cli.commands.groups import LogOptions, ServerOptions
 from k2cli.commands.known import remember_series, remember_tables
-from k2cli.commands.load_options import LoadTo, TargetOptions
+from k2cli.commands.load_options import PREVIEW_ROWS, LoadTo, TargetOptions
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.plain import printable
@@ -29,7 +29,6 @@ from k2cli.pipelines.load.job import FileToLoad, LoadPolicy, LoadTotals, Outcome
 from k2cli.pipelines.pump import Allowance
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
-_PREVIEW_ROWS = 5
 _MOST_NAMED = 20  # files per line
 
 # Hints after an interruption.
@@ -111,7 +110,7 @@ class LoadRun:
         from k2cli.pipelines.load.stdout import print_files
         from k2cli.pipelines.printing import NdjsonPrinter
 
-        limit = _PREVIEW_ROWS if self.target.destination is None else None
+        limit = PREVIEW_ROWS if self.target.destination is None else None
         return print_files(files, NdjsonPrinter(sys.stdout.buffer), policy, limit=limit)
 
     def _into_tables(

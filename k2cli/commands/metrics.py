@@ -43,7 +43,7 @@ _SUMS: Final = {
     "rejects": "Messages rejected.",
     "duplicates": "Rows skipped because they are already stored.",
     "conflicts": "Rows skipped because their id is stored with other values.",
-    "missing": "Trade ids or offsets that never arrived, as far as known.",
+    "missing": "Trade ids or offsets that were skipped, also those filled later.",
     "commits": "Snapshots written.",
     "lost_commits": "Commits lost to another consumer.",
     "reconnects": "Reconnects to the exchange.",

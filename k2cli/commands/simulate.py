@@ -129,7 +129,7 @@ def binance(
         float | None,
         typer.Option(
             help="Trade at this rate per second in every stream, whether a client is connected or "
-            "not; a client that was away has missed what passed.",
+            "not; a client that reconnects has missed trades.",
             min=0.001,
             max=1_000_000,
             metavar="RATE",

@@ -1,6 +1,7 @@
 """`k2 stream`: an exchange's live feed into the tables, to Kafka or to stdout.
 
-Every exchange has a command, with its markets and channels.
+Every exchange has a command, with its markets and channels. The module is long because it declares
+all options of the command.
 """
 
 import inspect
@@ -114,7 +115,6 @@ class RunOptions(OptionGroup):
             **DURATION,
         ),
     ] = None
-
     rollover_at: Annotated[
         time | None,
         typer.Option(
@@ -309,7 +309,7 @@ def _run(
         remember_series(config, ((venue.exchange, i.symbol) for i in options.stream.instruments))
         feed = stack.enter_context(open_feed(options, config, monitor.observe))
         if monitor.live:
-            monitor.live.watch_servers(lambda: feed.stream.connections.servers)
+            monitor.live.watch_servers(lambda: feed.servers)
         stack.enter_context(stopped_by_signals(feed.pump.stop))
         try:
             freeze_loaded_objects()

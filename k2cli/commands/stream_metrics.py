@@ -81,13 +81,15 @@ class StreamMetrics(Collector):
             self._note_commit()
         if batch.messages:
             self._last_message_s = time.time()
+        self._errors.update(reject.fault.cause.value for reject in batch.rejects)
+        if batch.backfilled:
+            return  # past trades, which would distort the delays
         for kind, rows in batch.rows:
             for symbol, count in _counted(rows["symbol"]):
                 self._received[kind.name, symbol] += count
             times = rows["timestamp"].cast(pa.int64()).to_numpy()
             self._pending.append(times)
             self._newest_us = int(times[-1])
-        self._errors.update(reject.fault.cause.value for reject in batch.rejects)
 
     def _note_commit(self) -> None:
         delays = time.time() - np.concatenate([*self._pending, np.empty(0)]) / _US

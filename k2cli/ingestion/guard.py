@@ -102,17 +102,17 @@ class SilenceGuard:
 
     def _try_elsewhere(self, suspects: Sequence[Suspect]) -> None:
         """Open another connection for streams that never spoke, to the next server or route."""
-        by_place: dict[tuple[str, ...], list[Suspect]] = {}
+        by_servers: dict[tuple[str, ...], list[Suspect]] = {}
         useless: set[Subscriber] = set()
         for suspect in suspects:
             if not (subscribers := self._connections.of_stream(suspect.name)):
                 continue
             first, *others = subscribers
-            by_place.setdefault(_next_servers([first, *others][-1]), []).append(suspect)
+            by_servers.setdefault(_next_servers([first, *others][-1]), []).append(suspect)
             useless.update(each for each in others if each.base and not self._has_spoken(each))
         for subscriber in useless:
             self._connections.remove(subscriber)
-        for bases, some in by_place.items():
+        for bases, some in by_servers.items():
             names = [suspect.name for suspect in some]
             self._connections.add(self._subscribe(names, bases), is_extra=True)
             self._report(some, f"another connection to {bases[0]}")

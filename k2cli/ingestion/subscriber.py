@@ -3,6 +3,8 @@
 A `Subscriber` keeps one connection open. When that nears the end of its life, or the exchange
 announces a shutdown, a second one takes over: see `rollover`. Nothing here is specific to an
 exchange.
+
+The module is long because the states of a connection and its successor share their data.
 """
 
 import asyncio
@@ -102,11 +104,11 @@ class Subscriber:
         is_late: bool = False,
     ) -> None:
         self.subscription: Final = subscription
+        self.is_extra: Final = is_extra
         self._shared = shared
         self._options = shared.options
         self._observe = shared.observe
         self._clock = shared.options.clock
-        self._is_extra = is_extra
         self._is_vital = not is_extra and not is_late
         self._bases = subscription.bases
         self._backoff = Backoff(len(self._bases))
@@ -314,7 +316,7 @@ class Subscriber:
         if successor is not None:
             return successor
         self._link = None
-        if not self._is_extra:
+        if not self.is_extra:
             self._shared.watch.closed(self.subscription.names)
         await self._wait_to_reconnect(link.base, ending, self._clock() - link.opened_s)
         return None

@@ -22,7 +22,7 @@ _CONFIRM_S: Final = 60.0  # until a list is asked for again before streams end
 _RETRY_S: Final = 600.0  # after the exchange did not list its symbols
 _LEAST_S: Final = 1.0  # between two requests
 _JITTER: Final = 0.1  # of the interval
-_LEAST_TO_COMPARE: Final = 10  # symbols of a list, for it to tell an incomplete one
+_LEAST_TO_COMPARE: Final = 10  # symbols; shorter lists are never incomplete
 _MOST_NAMES: Final = 20  # in an event
 
 
@@ -68,7 +68,7 @@ class ListingWatch:
             delay_s = self.check()
 
     def stop(self) -> None:
-        """Ask no more, and change nothing any more."""
+        """Stop asking, and stop changing streams."""
         self._stopped.set()
 
     def check(self) -> float:

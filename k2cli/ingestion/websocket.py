@@ -77,8 +77,11 @@ class Connections:
 
     @property
     def closed(self) -> int:
-        """The number of subscriptions that have no open connection now."""
-        return sum(each.base is None for each in list(self._subscribers))
+        """The number of subscriptions that have no open connection now.
+
+        Extra ones do not count: their streams belong to another subscription.
+        """
+        return sum(each.base is None for each in list(self._subscribers) if not each.is_extra)
 
     def change(self, added: Sequence[str], removed: Sequence[str]) -> None:
         """Begin and end streams, by the exchange's names. Any thread, at any time."""

@@ -20,7 +20,7 @@ from k2cli.storage.append import Commit
 from k2cli.storage.gaps import Gap, GapWatch
 from k2cli.storage.lake import Lake
 from k2cli.storage.laketable import LakeTable
-from k2cli.storage.position import Position, Series, Stored
+from k2cli.storage.position import Position, Series, Stored, merge_stored
 
 _REMEMBERED = 1_024  # ranges per series
 
@@ -106,10 +106,10 @@ class TableSink:
         return Kept(rows=rows, files=files)
 
     def _commit_kind(self, kind: RecordKind, total: Committed) -> None:
-        batches, seen = self._pending[kind.name], dict(self._seen[kind.name])
+        batches, seen = self._pending[kind.name], self._seen[kind.name]
         recovered = self._recovered[kind.name]
-        for series, stored in (each for spilled in recovered for each in spilled.seen.items()):
-            seen[series] = seen.get(series, Stored()).merged(stored)
+        for spilled in recovered:
+            seen = merge_stored(seen, spilled.seen)
         pending = pa.Table.from_batches(batches, kind.arrow)
         rows = pa.concat_tables([*(spilled.rows for spilled in recovered), pending])
         watch, ledger = self._watches.get(kind.name), self._ledger_of(kind)
@@ -278,9 +278,7 @@ class Deduplicator:
         position = Position(stored)
         table = pa.Table.from_batches([rows])
         admission = admit(position, replace(kind, is_dense=True), table, None)
-        added = {**admission.added}
-        for series, seen in self._seen[kind.name].items():
-            added[series] = added.get(series, Stored()).merged(seen)
+        added = merge_stored(admission.added, self._seen[kind.name])
         self._seen[kind.name].clear()
         watch = self._watches.get(kind.name)
         if watch is not None:

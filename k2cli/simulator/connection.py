@@ -2,6 +2,8 @@
 
 Market frames are framed here, block by block, and passed to the transport as one buffer;
 `websockets` handles the handshake and control frames.
+
+The module is long because all faults of a connection share its state.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""The exactly-once append: rows and the position they reach in one snapshot."""
+"""The exactly-once append: rows and the position they reach in one snapshot.
+
+The module is long because every attempt of a commit, its outcome and its clean-up belong together.
+"""
 
 import random
 import time
@@ -46,7 +49,7 @@ from k2cli.storage.opengaps import (
     decode_open_gaps,
     with_open_gaps,
 )
-from k2cli.storage.position import KEY, Position, Series, Stored
+from k2cli.storage.position import KEY, Position, Series, Stored, merge_stored
 from k2cli.storage.state import (
     LOST_KEY,
     ROWS_KEY,
@@ -149,27 +152,22 @@ def append_rows(  # noqa: PLR0913  one parameter per part of a commit
         admission = admit_rows(
             target, rows, before, lambda left: left.others if is_lost else _with_own_ids(left)
         )
-        added = {**admission.added}
-        for series, stored in (seen or {}).items():
-            added[series] = added.get(series, Stored()).merged(stored)
+        added = merge_stored(admission.added, seen or {})
         after = before.extended(added)
         gaps = watch.gaps(before, added) if watch else ()
-        moved = {}
-        if source is not None:
-            moved[source.key] = source.advance(state.properties.get(source.key))
+        moved = _moved(source, state.properties)
         noted = dict(state.properties)
         if watch is not None and notes is not None:
             noted = _noted(noted, watch.exchange, gaps, notes, after)
-        is_moved = (
-            after != before
-            or not moved.items() <= state.properties.items()
-            or noted.get(GAPS_KEY) != state.properties.get(GAPS_KEY)
+        noted |= moved
+        is_moved = after != before or any(
+            noted.get(key) != state.properties.get(key) for key in (*moved, GAPS_KEY)
         )
         if admission.rows.num_rows == 0 and not is_moved:
             return None
-        properties = {**noted, **moved, KEY: position_property(after)}
-        new = admission.rows
-        files = write_data_files(table, kind, new) if new.num_rows else []
+        properties = {**noted, KEY: position_property(after)}
+        has_rows = admission.rows.num_rows > 0
+        files = write_data_files(table, kind, admission.rows) if has_rows else []
         return Attempt(
             files=files,
             properties=properties,
@@ -190,6 +188,11 @@ def append_rows(  # noqa: PLR0913  one parameter per part of a commit
         position=after,
         took_ms=round((time.perf_counter() - started) * 1000, 1),
     )
+
+
+def _moved(source: SourcePosition | None, properties: Mapping[str, str]) -> dict[str, str]:
+    """Return the property with the new position of a source, if there is one."""
+    return {} if source is None else {source.key: source.advance(properties.get(source.key))}
 
 
 def _noted(

@@ -178,6 +178,16 @@ def _merge_mixed(mixed: Ints) -> Ints:
     return _grouped(mixed, np.append(0, np.flatnonzero(~(overlaps | same_days)) + 1))
 
 
+def merge_stored(
+    one: Mapping[Series, Stored], other: Mapping[Series, Stored]
+) -> dict[Series, Stored]:
+    """Return the stored numbers of both, by series."""
+    both = dict(one)
+    for series, stored in other.items():
+        both[series] = both.get(series, Stored()).merged(stored)
+    return both
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """The stored numbers of all series."""

@@ -10,7 +10,7 @@ from report import Aim, Line, Setup
 
 from k2cli.ingestion.binance import protocol
 from k2cli.ingestion.binance.protocol import FrameParser
-from k2cli.ingestion.binance.venues import VENUES, Channel, stream_names
+from k2cli.ingestion.binance.venues import VENUES, Channel
 from k2cli.ingestion.symbols import Market, parse_symbol
 from k2cli.simulator.market import SyntheticMarket
 
@@ -50,7 +50,7 @@ def _compare(channel: Channel, rounds: int) -> Line:
 def _frames(channel: Channel) -> Chunks:
     """Take chunks of frames of ten symbols from the synthetic market."""
     play = SyntheticMarket(first_id=3_700_000_000).play(is_combined=True, is_micros=True)
-    play.follow(stream_names(_INSTRUMENTS, [channel]))
+    play.follow([VENUES[Market.SPOT].stream_name(each, channel) for each in _INSTRUMENTS])
     return [play.take(_CHUNK, _START_US + 50_000 * number) for number in range(_CHUNKS)]
 
 

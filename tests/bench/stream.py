@@ -21,8 +21,8 @@ from processes import (
 from report import Aim, Line, Setup
 
 from k2cli.config import load_settings
-from k2cli.ingestion.binance.venues import Channel, stream_names, stream_url
-from k2cli.ingestion.symbols import Market, parse_symbol
+from k2cli.ingestion.binance.venues import VENUES, Channel
+from k2cli.ingestion.symbols import Market
 from k2cli.records import TRADES
 from k2cli.storage.lake import open_lake
 
@@ -69,7 +69,8 @@ def _stream(url: str, messages: int, home: Path, k2: Sequence[str] = K2) -> floa
 
 
 def _count(url: str, messages: int, home: Path) -> float:
-    names = stream_names([parse_symbol(symbol, Market.SPOT) for symbol in SYMBOLS], [Channel.TRADE])
-    whole_url = stream_url(url, names, has_microseconds=True)
+    venue = VENUES[Market.SPOT]
+    names = [venue.stream_name(venue.parse_symbol(symbol), Channel.TRADE) for symbol in SYMBOLS]
+    whole_url = venue.stream_url(url, names)
     took_s = output_of(helper("bare_client.py", whole_url, str(messages)), home=home)
     return messages / float(took_s)

@@ -291,6 +291,28 @@ def test_misspelt_symbol_is_named_and_tried_elsewhere_a_few_times() -> None:
     check_nothing_is_missing(read, "BTCUSDT")
 
 
+def test_attempt_to_find_a_silent_stream_elsewhere_does_not_make_a_run_unready() -> None:
+    market = SharedMarket()
+    market.delivers = lambda _, symbol, __: symbol == "btcusdt"
+    streams: list[ExchangeStream] = []
+    reasons: list[list[str]] = []
+
+    def is_refused(read: Read) -> bool:
+        if count(read, "disconnected"):
+            reasons.append(streams[0].unready())
+        return bool(reasons)
+
+    with serving(market.handle, process_request=refusing(*range(1, 100))) as url:
+        read_until(
+            is_refused,
+            url,
+            symbols=("BTCUSDT", "ETHUSDTT/USDT"),
+            stream_silent_after_s=0.5,
+            on_stream=streams.append,
+        )
+    assert reasons[0] == []
+
+
 def test_streams_of_a_retired_route_are_found_on_the_next_one() -> None:
     market = SharedMarket()
     market.delivers = lambda nth, *_: market.paths[nth].startswith("/market/")

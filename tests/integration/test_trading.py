@@ -11,7 +11,7 @@ import pytest
 
 import k2cli.ingestion.binance.exchangeinfo as module
 from k2cli.errors import NotFound, Unavailable, UsageError
-from k2cli.ingestion.binance.exchangeinfo import is_stale, parse_trading
+from k2cli.ingestion.binance.exchangeinfo import is_stale, trading_symbols
 from k2cli.ingestion.binance.venues import VENUES, BinanceVenue
 from k2cli.ingestion.selection import parse_selection, read_words
 from k2cli.ingestion.symbols import Market, parse_symbol
@@ -49,7 +49,7 @@ def names(found: Selected) -> Sequence[str]:
     return [each.symbol for each in found.instruments]
 
 
-def test_only_symbols_that_trade_are_parsed() -> None:
+def test_only_symbols_that_trade_are_listed(tmp_path: Path) -> None:
     answer = info(
         symbol("BTC", "USDT"),
         symbol("币安人生", "USDT"),
@@ -64,8 +64,9 @@ def test_only_symbols_that_trade_are_parsed() -> None:
         symbol("A/B", "USDT"),
         symbol("A@B", "USDT"),
     )  # fmt: skip
-    found = [(each.symbol, each.base, each.quote) for each in parse_trading(answer)]
-    assert found == [
+    with serving(respond(answer)) as url:
+        trading = trading_symbols(at(url), rest_url=url, home=tmp_path)
+    assert [(each.symbol, each.base, each.quote) for each in trading] == [
         ("BTCUSDT", "BTC", "USDT"),
         ("币安人生USDT", "币安人生", "USDT"),
         ("BTCUSD_PERP", "BTC", "USD"),

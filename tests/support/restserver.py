@@ -1,13 +1,14 @@
 """A small REST API of an exchange on a port of this machine, which misbehaves on request."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+from support.httpserving import serving
 
 TRADES, AGGREGATES = "historicalTrades", "aggTrades"
 _PAGE_ROWS = 1000
@@ -105,26 +106,13 @@ def rest_server(
     """Run a server in a thread."""
     rest = RestServer(trades, answer)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            parts = urlsplit(self.path)
-            names = {name.lower(): value for name, value in self.headers.items()}
-            _write(self, rest.reply(Request(parts.path, dict(parse_qsl(parts.query)), names)))
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        parts = urlsplit(handler.path)
+        names = {name.lower(): value for name, value in handler.headers.items()}
+        _write(handler, rest.reply(Request(parts.path, dict(parse_qsl(parts.query)), names)))
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    rest.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(respond) as rest.url:
         yield rest
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _write(handler: BaseHTTPRequestHandler, reply: Reply) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from k2cli.errors import UsageError
 from k2cli.ingestion.binance.protocol import SEEN, FrameParser
-from k2cli.ingestion.binance.venues import VENUES, Channel, stream_names, stream_url
+from k2cli.ingestion.binance.venues import VENUES, Channel, stream_url
 from k2cli.ingestion.exchange import Parsed
 from k2cli.ingestion.listings import home_list
 from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
@@ -80,8 +80,9 @@ def reason_of(frame: bytes) -> str:
 
 
 def test_stream_names_are_lower_case_and_keep_the_channel_as_it_is() -> None:
-    instruments = [parse_symbol("BTC/USDT", Market.SPOT), parse_symbol("ETHUSD_PERP", Market.SPOT)]
-    assert stream_names(instruments, list(Channel)) == [
+    venue = VENUES[Market.SPOT]
+    instruments = [venue.parse_symbol(text) for text in ("BTC/USDT", "ETHUSD_PERP")]
+    assert [venue.stream_name(each, channel) for each in instruments for channel in Channel] == [
         *("btcusdt@trade", "btcusdt@bookTicker"),
         *("ethusd_perp@trade", "ethusd_perp@bookTicker"),
     ]
@@ -101,8 +102,9 @@ def test_stream_url_is_the_combined_path(base: str, has_microseconds: bool, url:
 
 
 def test_names_that_are_not_ascii_are_percent_encoded_in_the_url() -> None:
-    instruments = [parse_symbol(text, Market.SPOT) for text in ("币安人生USDT", "ßUSDT", "ΩUSDT")]
-    names = stream_names(instruments, [Channel.TRADE])
+    venue = VENUES[Market.SPOT]
+    instruments = [venue.parse_symbol(text) for text in ("币安人生USDT", "ßUSDT", "ΩUSDT")]
+    names = [venue.stream_name(each, Channel.TRADE) for each in instruments]
     assert names == ["币安人生usdt@trade", "ßusdt@trade", "Ωusdt@trade"]  # ASCII letters alone
     url = stream_url("wss://x.y", names, has_microseconds=False)
     assert url.isascii()

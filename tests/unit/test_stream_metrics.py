@@ -60,6 +60,19 @@ def test_delays_are_those_of_committed_rows() -> None:
     assert samples(metrics)['k2_exchange_to_commit_seconds_bucket{le="0.1"}'] == 1
 
 
+def test_rows_from_the_history_do_not_distort_delays() -> None:
+    totals = Totals()
+    metrics = StreamMetrics(totals)
+    metrics.on_batch(batch(1))
+    metrics.on_batch(batch(3000, 2000, backfilled=2))
+    totals.rows = 3
+    metrics.on_batch(Batch())
+    found = samples(metrics)
+    assert found["k2_exchange_to_commit_seconds_count"] == 1
+    assert found["k2_commit_delay_seconds"] < 60
+    assert found['k2_received_total{kind="trades",symbol="BTCUSDT"}'] == 1
+
+
 def test_errors_are_counted_by_cause() -> None:
     metrics = StreamMetrics(Totals())
     fault = Fault(reason="not JSON", cause=Cause.BAD_FRAME)

@@ -71,15 +71,6 @@ def parse_exchange_info(answer: bytes, date: str) -> dict[str, Pair]:
     return _pairs(_decode(answer), date)
 
 
-def parse_trading(answer: bytes) -> list[Instrument]:
-    """Parse the symbols that trade now from an `exchangeInfo` answer; see `parse_exchange_info`.
-
-    Raises:
-        ValueError: the answer is invalid, or nothing trades.
-    """
-    return _trading(_decode(answer))
-
-
 def _decode(answer: bytes) -> Sequence[_Symbol]:
     try:
         return msgspec.json.decode(answer, type=_ExchangeInfo).symbols

@@ -153,12 +153,6 @@ def stream_url(base: str, names: Sequence[str], *, has_microseconds: bool) -> st
     return f"{check_base(base)}/stream?streams={quote('/'.join(names), safe='/@!')}{unit}"
 
 
-def stream_names(instruments: Sequence[Instrument], channels: Sequence[str]) -> list[str]:
-    """Name the streams of all instruments and channels: `btcusdt@trade`, `币安人生usdt@trade`."""
-    venue = VENUES[Market.SPOT]
-    return [venue.stream_name(i, channel) for i in instruments for channel in channels]
-
-
 def _venue(market: Market, *urls: str, rest_urls: Sequence[str], rest: RestApi) -> BinanceVenue:
     return BinanceVenue(
         market=market,

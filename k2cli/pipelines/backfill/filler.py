@@ -44,7 +44,7 @@ class GapFiller:
         self._thread = threading.Thread(target=self._run_thread, name="backfill", daemon=True)
 
     def follow(self, instruments: Iterable[Instrument]) -> None:
-        """Know more instruments, before the ledger does. Any thread."""
+        """Add instruments; call this before the ledger's `follow`. Any thread."""
         self._instruments |= {each.symbol: each for each in instruments}
 
     async def has_newer(self, instrument: Instrument, since_us: int) -> bool:

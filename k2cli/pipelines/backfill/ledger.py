@@ -9,6 +9,8 @@ a gap is in one of these states:
 - fetched: in a batch of rows that waits to be taken, or was taken and is not committed yet.
 
 Numbers leave when they are committed, by whatever route.
+
+The module is long because both sides change the same state under the same lock.
 """
 
 import time

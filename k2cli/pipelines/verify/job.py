@@ -39,8 +39,7 @@ class Verification:
     digest: str  # SHA-256 of a dump, in hex; else empty
     has_checksum: bool
     is_partial: bool  # the day is not over
-    rows: int  # of the day in the source, repeated ones included
-    repeated: int  # of these, rows that repeat an id
+    repeated: int  # rows of the day in the source that repeat an id
     other_days: int  # rows of the source on other days, ignored
     holes: Ranges  # ids that the source itself lacks between its first and last
     comparison: Comparison  # after repairing
@@ -97,7 +96,6 @@ def verify_day(
         digest=source.digest,
         has_checksum=source.has_checksum,
         is_partial=source.is_partial,
-        rows=copy.rows,
         repeated=copy.repeated,
         other_days=copy.other_days,
         holes=copy.holes,
