@@ -46,7 +46,7 @@ class StreamState(Protocol):
 
     @property
     def open_gaps(self) -> int:
-        """The number of gaps that are open now."""
+        """The number of gaps now, without ids that the exchange does not list."""
 
     def unready(self) -> Sequence[str]:
         """Return why it is not up to date; nothing if it is."""
@@ -149,7 +149,9 @@ class StreamMetrics(Collector):
             None if state is None else float(state.is_connected),
         )
         yield _gauge(
-            "k2_gaps_open", "Gaps that are open now.", None if state is None else state.open_gaps
+            "k2_gaps_open",
+            "Gaps with trades that the exchange may have.",
+            None if state is None else state.open_gaps,
         )
         breakers = GaugeMetricFamily(
             "k2_breaker_open",

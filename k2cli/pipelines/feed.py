@@ -68,10 +68,8 @@ class Feed:
 
     @property
     def open_gaps(self) -> int:
-        """The number of gaps that are open now."""
-        if self.gaps is None:
-            return 0
-        return sum(map(len, self.gaps.ledger.open_gaps().values()))
+        """The number of gaps now, without ids that the exchange does not list."""
+        return 0 if self.gaps is None else self.gaps.ledger.count_waiting()
 
     def unready(self) -> Sequence[str]:
         """Return why the stream is not up to date; nothing if it is."""

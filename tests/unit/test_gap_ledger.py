@@ -143,12 +143,14 @@ def test_a_gap_is_filled_once_its_rows_are_committed() -> None:
 def test_trades_that_the_exchange_does_not_list_stay_open_and_are_not_asked_for_again() -> None:
     ledger = Ledger()
     ledger.ledger.opened([gap((10, 15))])
+    assert ledger.ledger.count_waiting() == 1
     ledger.ledger.answered(ledger.request(), page(11, 12, known_to=15))
     ledger.clock.advance(10_000)
     assert ledger.is_waiting()
     ledger.ledger.take()
     ledger.commit()
     assert ledger.open() == [(10, 10, NOT_LISTED), (13, 15, NOT_LISTED)]
+    assert ledger.ledger.count_waiting() == 0
     (noted,) = (fields for event, fields in ledger.events if event == "gap_open")
     assert (noted["first"], noted["last"], noted["missing"]) == (10, 15, 4)
     assert noted["reason"] == NOT_LISTED

@@ -26,6 +26,7 @@ from k2cli.flow import Batch
 from k2cli.ingestion.history import HistoryUnavailable, Page
 from k2cli.pipelines.backfill.pieces import (
     END,
+    NOT_LISTED,
     Fetched,
     Piece,
     Request,
@@ -205,6 +206,11 @@ class GapLedger:
                     if not piece.is_idle and piece.failures < _REPORTED_FAILURES:
                         given_up.setdefault((series, piece.reason), []).append(hole_of(piece))
         _report_open(observe, given_up)
+
+    def count_waiting(self) -> int:
+        """Return how many gaps may be filled: those with trades that the exchange may have."""
+        gaps = self.open_gaps().values()
+        return sum(gap.reason != NOT_LISTED for some in gaps for gap in some)
 
     def open_gaps(self) -> dict[Series, Sequence[OpenGap]]:
         """Return all open gaps, including those whose trades are not committed yet."""
