@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from k2cli.errors import Unavailable
+from k2cli.errors import NotFound, Unavailable
 from k2cli.ingestion.kafka.registry import open_registry
 from k2cli.records import QUOTES, TRADES
 from services.fixtures import OwnRegistry
@@ -563,3 +563,19 @@ def test_consume_takes_options_of_the_registry(cluster: Cluster, topic_name: str
     away = Cluster(cluster.bootstrap, cluster.registry_url, cluster.home, env)
     option = ("--registry-option", f"url={cluster.registry_url}")
     assert away.consume("--topic", topic, "--group", topic_name, *option)["rows"] == 3
+
+
+@pytest.mark.parametrize("schema_id", [1 << 31, (1 << 32) - 1])
+def test_ids_that_no_schema_has_are_not_requested(schema_id: int) -> None:
+    """Confluent's registry answers them with 404 and no code of its own, like any web server."""
+    requests: list[str] = []
+
+    def answer(_: str, path: str) -> tuple[int, Any]:
+        requests.append(path)
+        return 404, {"error_code": 404, "message": "HTTP 404 Not Found"}
+
+    with played(answer) as url, open_registry({"url": url}, timeout_s=10, patience_s=10) as opened:
+        for ask in (opened.schema, opened.text):
+            with pytest.raises(NotFound, match=f"no schema has id {schema_id}"):
+                ask(schema_id)
+    assert requests == []

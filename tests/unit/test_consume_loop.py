@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from k2cli.codec.encode import wire_header
-from k2cli.errors import NotFound
+from k2cli.errors import NotFound, Unavailable
 from k2cli.records import TRADES
+from k2cli.storage.append import Commit
 from k2cli.storage.offsets import Partition
 from support.cluster import numbered_trades
 from support.consume_contract import COUNT, World
 from support.consuming import GOOD, Consumer, Schemas, trades_values
 from support.memory_reader import MemoryBroker, MemoryReader
+from support.memory_tables import MemoryTables
 from support.waiting import wait_for
 
 
@@ -162,3 +164,24 @@ def test_what_certainly_was_read_of_a_recreated_topic_is_committed(
     assert (world.stored(old_id), world.stored()) == (COUNT, 100)
     assert world.has_all_once()
     assert consumer.totals.missing == consumer.totals.lost_commits == 0
+
+
+class DownTables(MemoryTables):
+    """Tables whose catalog has stopped."""
+
+    def append(self, *_: object, **__: object) -> Commit:
+        """Fail as a catalog does that does not answer."""
+        raise Unavailable("the catalog does not answer")
+
+
+@pytest.mark.timeout(30)
+def test_a_run_of_some_time_ends_during_an_outage(broker: MemoryBroker, world: World) -> None:
+    """What it could not commit is read again by the next one."""
+    tables, world.tables = world.tables, DownTables()
+    consumer = world.consumer(is_until_end=False, duration_s=1.0, commit_interval_s=0.0)
+    with pytest.raises(Unavailable, match="the catalog does not answer"):
+        run(broker, consumer, lambda *_: None)
+    assert consumer.named("catalog_unavailable")
+    world.tables = tables
+    world.run_one()
+    assert world.has_all_once()

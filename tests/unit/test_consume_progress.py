@@ -3,10 +3,13 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from confluent_kafka import Message
 
 from k2cli.errors import BadData
+from k2cli.ingestion.kafka.deadletters import dead_letter
 from k2cli.pipelines.consume.batch import Decoded, Reached
 from k2cli.pipelines.consume.progress import Progress, Start
+from k2cli.rejects import Cause, Fault
 from k2cli.storage.offsets import Partition, Span
 
 ZERO, ONE = ("t", 0), ("t", 1)
@@ -160,3 +163,19 @@ def test_what_views_read_is_a_copy(progress: Progress) -> None:
     progress.committed_ms()[ZERO] = 1
     assert progress.next_offsets() == progress.committed() == {ZERO: 10, ONE: 0}
     assert progress.committed_ms() == {}
+
+
+def test_dead_letters_fill_a_batch_with_their_bytes(progress: Progress) -> None:
+    """Of large ones, few must be kept in memory."""
+    message = Message(topic="t", partition=1, offset=0, key=b"key", value=b"x" * 1_000)
+    fault = Fault(reason="why", cause=Cause.BAD_BODY)
+    decoded = Decoded(
+        kind="trades",
+        rows=pa.record_batch({"n": pa.array([], pa.int64())}),
+        messages=2,
+        reached={ONE: Reached(2, 0)},
+        letters=[dead_letter(message, fault)] * 2,
+    )
+    progress.keep(decoded, now_s=NOW_S)
+    assert progress.pending.size_bytes == 2_006
+    assert progress.pending.fill(batch_rows=10_000_000) == pytest.approx(2_006 / (128 << 20))

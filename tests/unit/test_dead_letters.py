@@ -1,7 +1,7 @@
 """Dead letters of messages with odd times, and of topics that cannot be had."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +167,65 @@ def test_brokers_that_are_unavailable_are_waited_for(where: str, tmp_path: Path)
     with pytest.raises(Unavailable):
         written(Brokers(**failing), tmp_path / "rejects")
     assert not (tmp_path / "rejects").exists()
+
+
+class Batches:
+    """A producer whose messages go in one batch until it is flushed; a large one is refused."""
+
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
+        self._batch: list[tuple[int, Callable[[str], None]]] = []
+        self.accepted: list[int] = []  # sizes
+        self.sends = 0
+
+    def setting(self, topic: str, name: str) -> str | None:
+        raise NotFound(f"{name} of {topic}")
+
+    def create(self, *_: object, **__: object) -> bool:
+        return True
+
+    def offer(self, _: str, *args: Any) -> None:
+        self._batch.append((len(args[1]), args[-1]))
+
+    def flush(self) -> None:
+        self.sends += 1
+        batch, self._batch = self._batch, []
+        is_refused = any(size > self._largest for size, _ in batch)
+        for size, on_refused in batch:
+            if is_refused:
+                on_refused("too large")
+            else:
+                self.accepted.append(size)
+
+
+def offered(brokers: Batches, sizes: Sequence[int], path: Path) -> list[int]:
+    """Write dead letters of these sizes; return the sizes of those in the refuge."""
+    server: Any = brokers
+    messages = [
+        Message(topic="t", partition=0, offset=at, value=b"x" * size, timestamp=(1, 0))
+        for at, size in enumerate(sizes)
+    ]
+    with RejectLog(path, run="r1") as log:
+        letters = DeadLetterTopics(
+            writer=server, topics=server, refuge=DeadLetterFile(log), observe=lambda *_, **__: None
+        )
+        letters.write([dead_letter(each, WHY) for each in messages])
+    return [len(json.loads(line)["raw"]) for line in path.read_text().splitlines()]
+
+
+def test_a_few_large_letters_are_found_with_few_sends(tmp_path: Path) -> None:
+    sizes = [1] * 5_000
+    for at in (0, 17, 18, 4_999):
+        sizes[at] = 100 + at
+    brokers = Batches(largest=10)
+    assert offered(brokers, sizes, tmp_path / "rejects") == [100, 117, 118, 5_099]
+    assert brokers.accepted == [1] * 4_996
+    assert brokers.sends < 120
+
+
+def test_a_topic_that_refuses_all_letters_does_not_hold_up_the_run(tmp_path: Path) -> None:
+    """Its operator may have set a small limit: letter by letter would take minutes."""
+    brokers = Batches(largest=0)
+    assert offered(brokers, [1] * 20_000, tmp_path / "rejects") == [1] * 20_000
+    assert brokers.accepted == []
+    assert brokers.sends < 2_100

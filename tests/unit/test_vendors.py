@@ -6,11 +6,14 @@ Each is used in one place: `registry.py` and `bounded.py` of `ingestion/kafka`,
 
 import httpx2
 import pyarrow as pa
+import pytest
 from confluent_kafka import KafkaError
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from pyiceberg.io import pyarrow as iceberg_arrow
 
+from k2cli.errors import ConfigError
 from k2cli.ingestion.kafka import vendor
+from k2cli.ingestion.kafka.producer import open_writer
 from k2cli.records import TRADES
 from k2cli.storage.tables import iceberg_schema
 
@@ -50,3 +53,43 @@ def test_errors_of_librdkafka_have_their_names() -> None:
     assert KafkaError._PARTITION_EOF == vendor.AT_END, (
         "the end of a partition is not recognized: k2 consume --until-end does not end"
     )
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "error_cb",
+        "stats_cb",
+        "on_commit",
+        "on_delivery",
+        "default.topic.config",
+        "transactional.id",
+    ],
+)
+def test_settings_that_only_programs_can_have_are_refused(setting: str) -> None:
+    """The client would end with a TypeError, or wait forever for a transaction to begin."""
+    kafka = {"bootstrap.servers": "127.0.0.1:1", setting: "x"}
+    with pytest.raises(ConfigError, match=f"kafka.{setting} cannot be set") as caught:
+        vendor.client_config(kafka)
+    assert caught.value.hint is not None
+
+
+@pytest.mark.parametrize("text", ["true", "false"])
+def test_a_setting_that_the_client_does_not_take_as_text_is_replaced(text: str) -> None:
+    kafka = {"bootstrap.servers": "127.0.0.1:1", "delivery.report.only.error": text}
+    with open_writer(kafka, observe=lambda *_, **__: None) as writer:
+        writer.flush()
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        (KafkaError.INVALID_SESSION_TIMEOUT, "settings"),
+        (KafkaError.INCONSISTENT_GROUP_PROTOCOL, "choose another --group"),
+    ],
+)
+def test_settings_that_the_brokers_refuse_are_not_an_outage(code: int, hint: str) -> None:
+    kafka = {"bootstrap.servers": "127.0.0.1:1"}
+    error = vendor.translate("cannot read", KafkaError(code), kafka)
+    assert isinstance(error, ConfigError)
+    assert hint in str(error.hint)

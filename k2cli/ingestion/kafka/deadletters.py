@@ -24,6 +24,7 @@ SUFFIX: Final = ".dlq"
 _LARGEST: Final = "1000000000"  # bytes: librdkafka's maximum
 _SIZE_LIMIT: Final = "max.message.bytes"
 PREFIX: Final = "k2."
+_MOST_SENDS: Final = 2_000  # per commit, a few seconds; the run cannot end meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,11 @@ class DeadLetter:
         theirs = [(key, value) for key, value in self.given if not is_added(key)]
         added = [(PREFIX + key, str(value)) for key, value in ours.items() if value is not None]
         return [*theirs, *((key, text.encode(errors="backslashreplace")) for key, text in added)]
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the message's key and value."""
+        return len(self.message.key() or b"") + len(self.message.value() or b"")
 
     @property
     def reason(self) -> str:
@@ -179,11 +185,23 @@ class DeadLetterTopics:
             )
 
     def _send_all(self, letters: Sequence[DeadLetter], indexes: Sequence[int]) -> dict[int, str]:
-        """Send some of the letters; return which were refused, and why."""
-        refused = self._send(letters, indexes)
-        if len(indexes) > 1:  # a batch is refused as a whole: retry its messages one by one
-            each = [self._send(letters, [index]) for index in sorted(refused)]
-            refused = {index: why for some in each for index, why in some.items()}
+        """Send some of the letters; return which were refused, and why.
+
+        A batch is refused as a whole, so what was refused is sent again in halves, down to single
+        letters, a limited number of times.
+        """
+        refused: dict[int, str] = {}
+        todo, sends = [indexes] if indexes else [], 0
+        while todo:
+            part = todo.pop()
+            found = self._send(letters, part)
+            sends += 1
+            if len(part) == 1 or sends > _MOST_SENDS:
+                refused |= found
+            else:
+                again = sorted(found)
+                half = (len(again) + 1) // 2
+                todo += [each for each in (again[half:], again[:half]) if each]
         return refused
 
     def _send(self, letters: Sequence[DeadLetter], indexes: Sequence[int]) -> dict[int, str]:

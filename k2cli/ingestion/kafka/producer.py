@@ -31,6 +31,7 @@ _QUEUE_BYTES: Final = 64 << 20  # waiting for the brokers; a full queue blocks t
 _WAIT_S: Final = 0.2
 _BY_KEY: Final = -1  # librdkafka's value for a partition chosen by the partitioner
 _WARN_AFTER_S: Final = 5.0
+_REPORT: Final = "delivery.report.only.error"
 _TRANSACTION_MS: Final = 900_000  # the brokers' default maximum
 _TRANSACTION_WAIT_S: Final = 60.0
 
@@ -79,11 +80,13 @@ class TopicWriter:
                     queue_buffering_max_kbytes=_QUEUE_BYTES >> 10,
                     # As in the Java clients, so that all clients map a key to the same partition.
                     partitioner="murmur2_random",
-                    # Deliveries are counted by the queue length, without a callback per record.
-                    delivery_report_only_error=True,
                     **limits,
                 )
-                | {"on_delivery": self._on_delivery}
+                | {
+                    "on_delivery": self._on_delivery,
+                    # Deliveries are counted by the queue length, without a callback per record.
+                    _REPORT: True,  # the client does not take it as text
+                }
             )
 
     def write(self, topic: str, kind: RecordKind, rows: pa.RecordBatch, *, header: bytes) -> None:

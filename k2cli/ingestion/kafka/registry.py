@@ -51,7 +51,8 @@ _WAIT_AGAIN_S: Final = 60.0
 _UNKNOWN_S: Final = 5.0  # how long an unknown id is not requested again
 _MOST_UNKNOWN: Final = 10_000
 _ASKERS: Final = 8  # requests for many subjects run in parallel
-_Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+_IDS: Final = 1 << 31  # how many a registry has: it counts in signed integers of 32 bits
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=_IDS)]
 # What the client and k2 raise for JSON of another shape, and for answers that are not text.
 _MISSHAPEN: Final = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 # How Confluent's registry lists incompatibilities.
@@ -136,6 +137,7 @@ class Registry:
         """
         found = self._schemas.get(schema_id)
         if found is None:
+            _check_id(schema_id)
             asked_at = self._unknown.get(schema_id, -math.inf)
             if time.monotonic() - asked_at < _UNKNOWN_S:
                 raise NotFound(f"the schema registry does not have schema {schema_id}")
@@ -250,6 +252,7 @@ class Registry:
         Raises:
             NotFound: the registry does not have the id.
         """
+        _check_id(schema_id)
         return self._fetch(schema_id)
 
     def level(self, subject: str) -> str:
@@ -385,6 +388,16 @@ def parse_schema(of: str, text: str, name: str) -> NamedSchema:
 def subject_of(topic: str) -> str:
     """Return the subject of the schemas of a topic's values."""
     return f"{topic}-value"
+
+
+def _check_id(schema_id: int) -> None:
+    """Check that a registry can have this id: it may answer others as if it were not a registry.
+
+    Raises:
+        NotFound: it cannot.
+    """
+    if schema_id >= _IDS:
+        raise NotFound(f"no schema has id {schema_id}: ids end at {_IDS - 1}")
 
 
 def _schema(avro: Any) -> Schema:

@@ -35,6 +35,8 @@ _REFUSED: Final = frozenset(
         KafkaError._SSL,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
         KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.INVALID_GROUP_ID,
+        KafkaError.INVALID_SESSION_TIMEOUT,
         KafkaError.SASL_AUTHENTICATION_FAILED,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.UNSUPPORTED_SASL_MECHANISM,
@@ -88,6 +90,10 @@ _UNFIT: Final = frozenset(
         KafkaError.TOPIC_EXCEPTION,
     }
 )
+# Settings of the Python client that are functions or objects, so a config file cannot have them.
+_OBJECTS: Final = frozenset({"default.topic.config", "on_commit", "on_delivery"})
+_CALLBACK: Final = "_cb"
+_TRANSACTION: Final = "transactional.id"
 
 
 def bootstrap(kafka: Mapping[str, str]) -> str:
@@ -111,10 +117,25 @@ def client_config(
 
     The `fixed` settings, with librdkafka's names, override the user's; see `overridden`.
     librdkafka's log goes to the logger `k2cli.kafka`, not to stderr.
+
+    Raises:
+        ConfigError: no brokers are set, or a setting is one that only programs can have.
     """
     bootstrap(kafka)
+    for setting in kafka:
+        if setting in _OBJECTS or setting.endswith(_CALLBACK):
+            raise _refuse(setting, "its value is a function or an object")
+        if setting == _TRANSACTION:
+            raise _refuse(setting, "k2 chooses it")
     defaults = {key.replace("_", "."): value for key, value in own.items()}
     return {"client.id": "k2", **defaults, **kafka, **(fixed or {}), "logger": _LOG}
+
+
+def _refuse(setting: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"kafka.{setting} cannot be set: {why}",
+        hint="remove it from the [kafka] settings: k2 config show",
+    )
 
 
 def overridden(kafka: Mapping[str, str], fixed: Mapping[str, object]) -> list[str]:
@@ -145,6 +166,10 @@ def translated(what: str, kafka: Mapping[str, str]) -> Iterator[None]:
 def translate(what: str, error: KafkaError, kafka: Mapping[str, str]) -> K2Error:
     """Convert a librdkafka error to a k2 error."""
     message = f"{what}: {error.str()}"
+    if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
+        return ConfigError(
+            message, hint="other programs are members of this group: choose another --group"
+        )
     if error.code() in _REFUSED:
         return ConfigError(message, hint="check the [kafka] settings: k2 config show")
     if error.code() in NO_TOPIC:

@@ -10,7 +10,7 @@ from k2cli.ingestion.kafka.deadletters import DeadLetter
 from k2cli.ingestion.kafka.topics import PartitionId
 from k2cli.storage.offsets import Partition, Span
 
-_FULL_BYTES: Final = 128 << 20  # of rows, for any number of messages
+_FULL_BYTES: Final = 128 << 20  # of rows and dead letters, for any number of messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

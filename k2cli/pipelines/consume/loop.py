@@ -73,13 +73,14 @@ class Consumption:
             NotFound: a topic was deleted before it was read to its end.
             K2Error: a permanent error.
         """
+        started_s = time.monotonic()
         run = Run(
             reader=reader,
             policy=self._policy,
             progress=self.progress,
             totals=self.totals,
             patience=Patience(
-                is_stopping=lambda: self._is_stopping,
+                is_stopping=lambda: self._is_stopping or self._policy.is_past(started_s),
                 has_committed=lambda: self.totals.commits > 0,
                 observe=self._observe,
             ),
@@ -88,7 +89,7 @@ class Consumption:
         )
         self._loop = _Loop(run, self._feeds, self._outlets)
         reader.subscribe(list(self._feeds))
-        self._loop.run(on_read)
+        self._loop.run(on_read, started_s)
         return self.totals
 
     def _assign(self, partitions: Sequence[PartitionId]) -> Mapping[PartitionId, int]:
@@ -120,9 +121,8 @@ class _Loop:
         )
         self._intake = Intake(run, feeds)
 
-    def run(self, on_read: Callable[[Reader], None]) -> None:
-        """Read until the run ends, and commit the rest."""
-        started_s = time.monotonic()
+    def run(self, on_read: Callable[[Reader], None], started_s: float) -> None:
+        """Read until the run, which started at this monotonic time, ends; commit the rest."""
         try:
             while not self._is_over(started_s):
                 self._step()
@@ -162,7 +162,7 @@ class _Loop:
 
     def _is_over(self, started_s: float) -> bool:
         policy = self._run.policy
-        if policy.duration_s is not None and time.monotonic() - started_s >= policy.duration_s:
+        if policy.is_past(started_s):
             return True
         if policy.max_messages is not None and self._run.totals.messages >= policy.max_messages:
             return True

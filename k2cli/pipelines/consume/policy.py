@@ -1,5 +1,6 @@
 """The inputs of a run (feeds, outlets, policy), and its totals."""
 
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +27,10 @@ class ConsumePolicy:
     duration_s: float | None = None
     is_bad_fatal: bool = False
     has_group_offsets: bool = True  # committed for lag tools, after the tables
+
+    def is_past(self, started_s: float) -> bool:
+        """Return whether the duration of a run that started at this monotonic time is over."""
+        return self.duration_s is not None and time.monotonic() - started_s >= self.duration_s
 
 
 @dataclass(slots=True, kw_only=True)

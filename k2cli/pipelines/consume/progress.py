@@ -166,7 +166,7 @@ class Progress:
         self._begin_batch(now_s)
         pending = self._pending
         pending.messages += decoded.messages
-        pending.size_bytes += decoded.rows.nbytes
+        pending.size_bytes += decoded.rows.nbytes + sum(each.size_bytes for each in decoded.letters)
         pending.rows.setdefault(decoded.kind, []).append(decoded.rows)
         pending.letters += decoded.letters
         for partition, reached in decoded.reached.items():
