@@ -79,6 +79,9 @@ class StreamMetrics(Collector):
             self._settled_rows = settled
             self._committed_us = self._newest_us
             self._note_commit()
+        self._errors.update(reject.fault.cause.value for reject in batch.rejects)
+        if batch.backfilled:  # past trades say nothing about the stream and its delay
+            return
         if batch.messages:
             self._last_message_s = time.time()
         for kind, rows in batch.rows:
@@ -87,7 +90,6 @@ class StreamMetrics(Collector):
             times = rows["timestamp"].cast(pa.int64()).to_numpy()
             self._pending.append(times)
             self._newest_us = int(times[-1])
-        self._errors.update(reject.fault.cause.value for reject in batch.rejects)
 
     def _note_commit(self) -> None:
         delays = time.time() - np.concatenate([*self._pending, np.empty(0)]) / _US

@@ -1,6 +1,7 @@
 """The metrics of a stream, from its batches and events."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -58,6 +59,24 @@ def test_delays_are_those_of_committed_rows() -> None:
     totals.duplicates = 1
     metrics.on_batch(Batch())
     assert samples(metrics)['k2_exchange_to_commit_seconds_bucket{le="0.1"}'] == 1
+
+
+def test_backfilled_trades_are_neither_received_nor_late() -> None:
+    totals = Totals()
+    metrics = StreamMetrics(totals)
+    metrics.on_batch(batch(1))
+    fault = Fault(reason="price is negative", cause=Cause.NEGATIVE)
+    reject = Reject(fault=fault, raw=b"{}", position=1, received_us=1)
+    past = batch(3_600, 3_599)
+    metrics.on_batch(replace(past, messages=0, backfilled=3, rejects=[reject]))
+    totals.rows = 3
+    metrics.on_batch(Batch())
+    found = samples(metrics)
+    assert found["k2_commit_delay_seconds"] < 300
+    assert found['k2_exchange_to_commit_seconds_bucket{le="300.0"}'] == 1
+    assert found["k2_exchange_to_commit_seconds_count"] == 1
+    assert found['k2_received_total{kind="trades",symbol="BTCUSDT"}'] == 1
+    assert found['k2_message_errors_total{cause="negative"}'] == 1
 
 
 def test_errors_are_counted_by_cause() -> None:
