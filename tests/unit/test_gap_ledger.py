@@ -18,7 +18,7 @@ from k2cli.pipelines.backfill.ledger import (
     NOTHING_YET,
     GapLedger,
 )
-from k2cli.pipelines.backfill.pieces import NOT_LISTED, Request
+from k2cli.pipelines.backfill.pieces import NOT_LISTED, Request, hole_of
 from k2cli.ranges import ranges_of
 from k2cli.records import TRADES
 from k2cli.rejects import Cause, Fault, Reject
@@ -30,6 +30,7 @@ from support.waiting import ManualClock
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 BTC, ETH = (Series("BINANCE", symbol) for symbol in SYMBOLS)
+BNB = Series("BINANCE", "BNBUSDT")
 NOW_S = 1_790_000_000.0
 Event = tuple[str, dict[str, Any]]
 
@@ -285,6 +286,19 @@ def test_gaps_of_earlier_runs_are_tried_again_whatever_their_age() -> None:
     ledger.stream(101, top=49)
     request = ledger.request()
     assert (request.first, request.last) == (50, 60)
+
+
+def test_gaps_of_a_symbol_that_is_listed_later_are_tried_again_then() -> None:
+    ledger = Ledger()
+    known = OpenGap(first=5, last=9, reason=NOT_LISTED, found_s=1, tried_s=2, attempts=3)
+    ledger.ledger.load({BNB: [known], Series("BINANCE_USDM", "BNBUSDT"): [known]})
+    assert ledger.is_waiting()
+    assert BNB not in ledger.ledger.open_gaps()  # they stay as they were noted
+    ledger.ledger.follow(["BNBUSDT"])
+    assert ledger.ledger.open_gaps()[BNB] == [known]
+    ledger.ledger.opened([gap((20, 21), symbol="BNBUSDT")])
+    assert [hole_of(each) for each in ledger.ledger.open_gaps()[BNB]] == [(5, 9), (20, 21)]
+    assert (ledger.request().series, ledger.request().first) == (BNB, 5)
 
 
 def test_without_backfill_gaps_are_only_noted() -> None:
