@@ -249,8 +249,8 @@ def test_what_was_missed_between_runs_is_limited_by_age() -> None:
     assert (before.is_between_runs, after.is_between_runs) == (True, False)
 
 
-@pytest.mark.parametrize(("first", "left"), [(None, 101), (9_500, 101), (50, None), (-3, None)])
-def test_all_or_nothing_may_be_older(first: int | None, left: int | None) -> None:
+@pytest.mark.parametrize(("first", "left"), [(9_500, 101), (50, None), (-3, None)])
+def test_all_or_nothing_may_be_older(first: int, left: int | None) -> None:
     ledger = Ledger("1h")
     ledger.ledger.opened([gap((101, 9_000), is_restart=True)])
     ledger.stream(9_001, top=100)
@@ -260,6 +260,21 @@ def test_all_or_nothing_may_be_older(first: int | None, left: int | None) -> Non
     else:
         assert ledger.is_waiting()
         assert ledger.open() == [(101, 9_000, "before --backfill 1h")]
+
+
+def test_an_exchange_that_lags_behind_its_stream_is_asked_again_what_is_older() -> None:
+    ledger = Ledger("1h")
+    ledger.ledger.opened([gap((101, 9_000), is_restart=True)])
+    ledger.stream(9_001, top=100)
+    request = ledger.request()
+    for pause_s in (1, 2):
+        ledger.ledger.found_since(request, None)
+        assert ledger.is_waiting()
+        assert ledger.open() == [(101, 9_000, NOT_FETCHED)]
+        ledger.clock.advance(pause_s)
+        assert ledger.request() == request
+    ledger.ledger.found_since(request, 101)
+    assert ledger.request().first == 101
 
 
 def test_what_was_missed_between_runs_is_limited_by_count() -> None:

@@ -285,12 +285,18 @@ class GapLedger:
                 self._change(rest, self._delayed)
 
     def found_since(self, request: Request, first: int | None) -> None:
-        """Record the first number since the time of --backfill; None: there is none."""
+        """Record the first number since the time of --backfill.
+
+        None: the exchange lists none yet. There is one, because the stream has delivered a newer
+        trade, so this is asked again.
+        """
         with self._lock:
             self._outages = 0
-            state = self._series[request.series]
-            state.since_failures = 0
-            self._limit(request.series, first if first is not None else END)
+            if first is None:
+                self._fail(request, NOTHING_YET)
+                return
+            self._series[request.series].since_failures = 0
+            self._limit(request.series, first)
 
     def unavailable(self, request: Request, exc: HistoryUnavailable) -> float:
         """Record that nothing is served now; return how long nothing is asked for, in seconds."""
