@@ -79,11 +79,11 @@ class StreamMetrics(Collector):
             self._settled_rows = settled
             self._committed_us = self._newest_us
             self._note_commit()
+        self._errors.update(reject.fault.cause.value for reject in batch.rejects)
+        if batch.backfilled:  # past trades say nothing about the stream and its delay
+            return
         if batch.messages:
             self._last_message_s = time.time()
-        self._errors.update(reject.fault.cause.value for reject in batch.rejects)
-        if batch.backfilled:
-            return  # past trades, which would distort the delays
         for kind, rows in batch.rows:
             for symbol, count in _counted(rows["symbol"]):
                 self._received[kind.name, symbol] += count

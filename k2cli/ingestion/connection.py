@@ -119,6 +119,8 @@ class Connection(WSListener):
                         return
                     url = target
                 raise ConnectionError("too many redirects")
+        except TimeoutError as exc:
+            raise TimeoutError(str(exc) or f"no answer within {timeout_s:g} s") from exc
         except (WSError, ProxyError) as exc:
             raise ConnectionError(str(exc)) from exc
         except UnicodeError as exc:  # a label that no host name can have

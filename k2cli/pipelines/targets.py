@@ -99,7 +99,7 @@ def _continue_topic(
     from k2cli.ingestion.kafka.tails import newest_numbers  # noqa: PLC0415  tables need no Kafka
 
     target = f"{produce.kafka.get(BOOTSTRAP)} {topic}"
-    file = GapFile(config.home, series=ledger.series, target=target)
+    file = GapFile(config.home, target=target)
     gaps = file.load()
     ledger.load(gaps)
     newest = newest_numbers(
@@ -110,10 +110,10 @@ def _continue_topic(
         timeout_s=produce.timeout_s,
         observe=observe,
     )
-    stored = {
-        series: _sent_before(newest[series], gaps, series)
-        for series in ledger.series
-        if series in newest
+    stored = {  # also of symbols that may be listed during the run
+        series: _sent_before(number, gaps, series)
+        for series, number in ((Series(*pair), number) for pair, number in newest.items())
+        if series.exchange == ledger.exchange
     }
     return ForwardedGaps(ledger=ledger, file=file, stored=stored)
 

@@ -47,7 +47,7 @@ def messages(produce: ProduceOptions) -> int:
 
 def open_gaps(config: Settings, produce: ProduceOptions) -> list[tuple[int, int, str]]:
     target = f"{produce.kafka['bootstrap.servers']} {produce.topic}"
-    gaps = GapFile(config.home, series=[BTC], target=target).load().get(BTC, [])
+    gaps = GapFile(config.home, target=target).load().get(BTC, [])
     return [(each.first, each.last, each.reason) for each in gaps]
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_file_of_gaps_ends_the_run(
     config: Settings, produce: ProduceOptions, tmp_path: Path
 ) -> None:
     target = f"{produce.kafka['bootstrap.servers']} {produce.topic}"
-    path = GapFile(config.home, series=[BTC], target=target).path
+    path = GapFile(config.home, target=target).path
     path.parent.mkdir(parents=True)
     path.write_text("g1:nonsense")
     with pytest.raises(BadData, match=str(tmp_path)):

@@ -6,7 +6,7 @@ import re
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from typing import Final
 
@@ -167,3 +167,24 @@ def test_user_and_password_go_into_a_header_only() -> None:
     assert f"Authorization: Basic {expected}" in requests[0]
     assert re.search(r"^Host: 127\.0\.0\.1:\d+\r$", requests[0], re.MULTILINE)
     assert "p%2Fw" not in requests[0]
+
+
+def test_a_server_that_does_not_answer_is_described_in_words() -> None:
+    async def run() -> None:
+        is_closed = asyncio.Event()
+
+        async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+            is_closed.set()
+
+        async with await asyncio.start_server(ignore, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            connection = Connection(take=lambda _connection, _frames: None, clock=time.monotonic)
+            with pytest.raises(TimeoutError, match=r"^no answer within 0\.2 s$"):
+                await connection.open(f"ws://{host}:{port}/", proxy=None, timeout_s=0.2)
+            await connection.close()
+            await is_closed.wait()
+
+    asyncio.run(run())

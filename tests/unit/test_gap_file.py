@@ -14,36 +14,35 @@ GAP = OpenGap(first=5, last=9, reason="not fetched yet", found_s=1_790_000_000)
 FAR = OpenGap(first=5_000, last=5_001, reason="not fetched yet", found_s=1_790_000_000)
 
 
-def file_of(home: Path, *series: Series, target: str = "b:9092 market.crypto.trades") -> GapFile:
-    return GapFile(home, series=series, target=target)
+def file_of(home: Path, target: str = "b:9092 market.crypto.trades") -> GapFile:
+    return GapFile(home, target=target)
 
 
 def test_gaps_are_read_back_as_they_were(tmp_path: Path) -> None:
-    file = file_of(tmp_path, BTC)
+    file = file_of(tmp_path)
     assert file.load() == {}
     file.save({BTC: [GAP, FAR]})
-    assert file_of(tmp_path, BTC).load() == {BTC: [GAP, FAR]}
-    file.save({})
-    assert file_of(tmp_path, BTC).load() == {}
+    assert file_of(tmp_path).load() == {BTC: [GAP, FAR]}
+    file.save({BTC: []})
+    assert file_of(tmp_path).load() == {}
 
 
 def test_streams_of_other_symbols_keep_theirs(tmp_path: Path) -> None:
-    btc, eth = file_of(tmp_path, BTC), file_of(tmp_path, ETH)
+    btc, eth = file_of(tmp_path), file_of(tmp_path)
     btc.save({BTC: [GAP]})
     eth.save({ETH: [FAR]})
-    btc.save({})
-    assert btc.load() == {}
+    assert btc.load() == {BTC: [GAP], ETH: [FAR]}
+    btc.save({BTC: []})
     assert eth.load() == {ETH: [FAR]}
-    assert file_of(tmp_path, BTC, ETH).load() == {ETH: [FAR]}
 
 
 def test_clusters_and_topics_have_files_of_their_own(tmp_path: Path) -> None:
-    file_of(tmp_path, BTC).save({BTC: [GAP]})
-    assert file_of(tmp_path, BTC, target="c:9092 market.crypto.trades").load() == {}
+    file_of(tmp_path).save({BTC: [GAP]})
+    assert file_of(tmp_path, target="c:9092 market.crypto.trades").load() == {}
 
 
 def test_the_file_stays_small(tmp_path: Path) -> None:
-    file = file_of(tmp_path, BTC)
+    file = file_of(tmp_path)
     gaps = [OpenGap(first=n, last=n, reason="x", found_s=n) for n in range(1, 10_001, 2)]
     file.save({BTC: gaps})
     (*_, last) = read = file.load()[BTC]
@@ -52,7 +51,7 @@ def test_the_file_stays_small(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
-    file = file_of(tmp_path, BTC)
+    file = file_of(tmp_path)
     file.save({BTC: [GAP]})
     file.path.write_bytes(b"\xff")
     with pytest.raises(BadData, match="kafka-"):

@@ -18,7 +18,7 @@ from k2cli.pipelines.backfill.ledger import (
     NOTHING_YET,
     GapLedger,
 )
-from k2cli.pipelines.backfill.pieces import NOT_LISTED, Request
+from k2cli.pipelines.backfill.pieces import NOT_LISTED, Request, hole_of
 from k2cli.ranges import ranges_of
 from k2cli.records import TRADES
 from k2cli.rejects import Cause, Fault, Reject
@@ -30,6 +30,7 @@ from support.waiting import ManualClock
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 BTC, ETH = (Series("BINANCE", symbol) for symbol in SYMBOLS)
+BNB = Series("BINANCE", "BNBUSDT")
 NOW_S = 1_790_000_000.0
 Event = tuple[str, dict[str, Any]]
 
@@ -250,8 +251,8 @@ def test_what_was_missed_between_runs_is_limited_by_age() -> None:
     assert (before.is_between_runs, after.is_between_runs) == (True, False)
 
 
-@pytest.mark.parametrize(("first", "left"), [(None, 101), (9_500, 101), (50, None), (-3, None)])
-def test_all_or_nothing_may_be_older(first: int | None, left: int | None) -> None:
+@pytest.mark.parametrize(("first", "left"), [(9_500, 101), (50, None), (-3, None)])
+def test_all_or_nothing_may_be_older(first: int, left: int | None) -> None:
     ledger = Ledger("1h")
     ledger.ledger.opened([gap((101, 9_000), is_restart=True)])
     ledger.stream(9_001, top=100)
@@ -261,6 +262,21 @@ def test_all_or_nothing_may_be_older(first: int | None, left: int | None) -> Non
     else:
         assert ledger.is_waiting()
         assert ledger.open() == [(101, 9_000, "before --backfill 1h")]
+
+
+def test_an_exchange_that_lags_behind_its_stream_is_asked_again_what_is_older() -> None:
+    ledger = Ledger("1h")
+    ledger.ledger.opened([gap((101, 9_000), is_restart=True)])
+    ledger.stream(9_001, top=100)
+    request = ledger.request()
+    for pause_s in (1, 2):
+        ledger.ledger.found_since(request, None)
+        assert ledger.is_waiting()
+        assert ledger.open() == [(101, 9_000, NOT_FETCHED)]
+        ledger.clock.advance(pause_s)
+        assert ledger.request() == request
+    ledger.ledger.found_since(request, 101)
+    assert ledger.request().first == 101
 
 
 def test_what_was_missed_between_runs_is_limited_by_count() -> None:
@@ -287,6 +303,19 @@ def test_gaps_of_earlier_runs_are_tried_again_whatever_their_age() -> None:
     ledger.stream(101, top=49)
     request = ledger.request()
     assert (request.first, request.last) == (50, 60)
+
+
+def test_gaps_of_a_symbol_that_is_listed_later_are_tried_again_then() -> None:
+    ledger = Ledger()
+    known = OpenGap(first=5, last=9, reason=NOT_LISTED, found_s=1, tried_s=2, attempts=3)
+    ledger.ledger.load({BNB: [known], Series("BINANCE_USDM", "BNBUSDT"): [known]})
+    assert ledger.is_waiting()
+    assert BNB not in ledger.ledger.open_gaps()  # they stay as they were noted
+    ledger.ledger.follow(["BNBUSDT"])
+    assert ledger.ledger.open_gaps()[BNB] == [known]
+    ledger.ledger.opened([gap((20, 21), symbol="BNBUSDT")])
+    assert [hole_of(each) for each in ledger.ledger.open_gaps()[BNB]] == [(5, 9), (20, 21)]
+    assert (ledger.request().series, ledger.request().first) == (BNB, 5)
 
 
 def test_without_backfill_gaps_are_only_noted() -> None:

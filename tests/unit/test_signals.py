@@ -48,6 +48,62 @@ def test_a_signal_while_code_is_made_ends_with_the_exit_code_of_a_shell(
     assert (done.returncode, done.stderr) == (code, "")
 
 
+TOGETHER = """
+import os, signal, sys
+from k2cli.commands.terminal.signals import Interrupts, interrupted_by_signals, stopped_by_signals
+import typer
+
+ends = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
+
+def receive_all():
+    # Python calls the handlers of what is delivered during one C call in one pass.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    for each in ends:
+        os.kill(os.getpid(), each)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
+
+stops = []
+if sys.argv[1] == "stopped":
+    with stopped_by_signals(lambda: stops.append(1)):
+        receive_all()
+        print(stops)
+        if sys.argv[2:]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("still alive")
+elif sys.argv[1] == "raised":
+    try:
+        with Interrupts().raised():
+            receive_all()
+    except KeyboardInterrupt as exc:
+        print(type(exc).__name__)
+else:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupted_by_signals():
+            receive_all()
+    except typer.Exit as exc:
+        print(exc.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "printed"),
+    [
+        (["stopped"], 0, "[1]"),
+        (["stopped", "again"], -signal.SIGTERM, "[1]"),
+        (["raised"], 0, "Terminated"),
+        (["interrupted"], 0, "129"),
+    ],
+)
+def test_signals_that_arrive_together_count_as_one(
+    words: list[str], code: int, printed: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", TOGETHER, *words], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (code, printed, "")
+
+
 @pytest.mark.timeout(60)
 def test_a_wait_for_a_thread_is_interrupted_by_a_signal_that_another_thread_received() -> None:
     class Received(Exception):

@@ -1,6 +1,7 @@
 """The metrics of a stream, from its batches and events."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -60,17 +61,22 @@ def test_delays_are_those_of_committed_rows() -> None:
     assert samples(metrics)['k2_exchange_to_commit_seconds_bucket{le="0.1"}'] == 1
 
 
-def test_rows_from_the_history_do_not_distort_delays() -> None:
+def test_backfilled_trades_are_neither_received_nor_late() -> None:
     totals = Totals()
     metrics = StreamMetrics(totals)
     metrics.on_batch(batch(1))
-    metrics.on_batch(batch(3000, 2000, backfilled=2))
+    fault = Fault(reason="price is negative", cause=Cause.NEGATIVE)
+    reject = Reject(fault=fault, raw=b"{}", position=1, received_us=1)
+    past = batch(3_600, 3_599)
+    metrics.on_batch(replace(past, messages=0, backfilled=3, rejects=[reject]))
     totals.rows = 3
     metrics.on_batch(Batch())
     found = samples(metrics)
+    assert found["k2_commit_delay_seconds"] < 300
+    assert found['k2_exchange_to_commit_seconds_bucket{le="300.0"}'] == 1
     assert found["k2_exchange_to_commit_seconds_count"] == 1
-    assert found["k2_commit_delay_seconds"] < 60
     assert found['k2_received_total{kind="trades",symbol="BTCUSDT"}'] == 1
+    assert found['k2_message_errors_total{cause="negative"}'] == 1
 
 
 def test_errors_are_counted_by_cause() -> None:

@@ -6,7 +6,7 @@ Streams are asked to stop. Finite work is interrupted, but never in the middle o
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
@@ -35,6 +35,7 @@ def interrupted_by_signals() -> Iterator[None]:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         received.append(number)
+        _discard_arrived(handled)
         for each in handled:
             signal.signal(each, signal.SIG_DFL)
         deadline = threading.Timer(_MOST_CLOSING_S, os._exit, [_BASE + number])
@@ -80,6 +81,7 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     numbers = _ends()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
+        _discard_arrived(numbers)
         for number in numbers:
             is_final = number in _REPEATED_ENDS
             signal.signal(number, signal.SIG_DFL if is_final else signal.SIG_IGN)
@@ -92,6 +94,17 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
         for number, handler in zip(numbers, before, strict=True):
             if signal.getsignal(number) is not signal.SIG_IGN:  # hung up: until the process ends
                 signal.signal(number, handler)
+
+
+def _discard_arrived(numbers: Sequence[signal.Signals]) -> None:
+    """Ignore what arrived together with the signal that is handled: SIGTERM and SIGHUP often do.
+
+    CPython calls the handlers of all signals that have arrived in one pass, and reports an error
+    for one whose handler is no longer a function by then. Raising a signal begins another pass.
+    """
+    for number in numbers:
+        signal.signal(number, lambda _number, _frame: None)
+    signal.raise_signal(numbers[0])
 
 
 def _ends() -> list[signal.Signals]:
@@ -120,6 +133,7 @@ class Interrupts:
         """Raise KeyboardInterrupt or Terminated at the first signal; end at the second."""
 
         def handle(number: int, _frame: FrameType | None) -> None:
+            _discard_arrived(numbers)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if signal.SIGHUP in numbers:

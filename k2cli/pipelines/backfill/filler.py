@@ -117,7 +117,7 @@ class GapFiller:
             page = await self._history.trades(instrument, request.first, request.last)
         except HistoryUnavailable as exc:
             pause_s = self._ledger.unavailable(request, exc)
-            self._observe("backfill_paused", reason=str(exc), retry_in_s=pause_s)
+            self._observe("backfill_paused", reason=str(exc), retry_in_s=round(pause_s, 2))
         except HistoryRefused as exc:
             self._ledger.refused(request, str(exc))
         else:

@@ -2,11 +2,12 @@
 
 A file has the gaps of one topic on one cluster, by exchange and symbol. Streams of different
 symbols may write it at the same time: each replaces the gaps of its own symbols, under a lock.
+The symbols of a stream may change while it runs.
 """
 
 import fcntl
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -14,48 +15,25 @@ from typing import Final
 from k2cli.errors import BadData, Unavailable
 from k2cli.files import make_folder, opener, replace_file
 from k2cli.storage.opengaps import MAX_GAPS, OpenGaps, decode_open_gaps, encode_open_gaps, shrunk
-from k2cli.storage.position import Series
 
 _HASHED: Final = 16  # characters
 
 
 class GapFile:
-    """The file of the open gaps of some series."""
+    """The file of the open gaps of one topic."""
 
-    def __init__(self, home: Path, *, series: Iterable[Series], target: str) -> None:
+    def __init__(self, home: Path, *, target: str) -> None:
         """Name the file; `target` names the cluster and the topic."""
         name = hashlib.sha256(target.encode()).hexdigest()[:_HASHED]
         self.path: Final = home / "gaps" / f"kafka-{name}.txt"
-        self._series = frozenset(series)
 
     def load(self) -> OpenGaps:
-        """Return the open gaps of these series.
+        """Return the open gaps of all series.
 
         Raises:
             BadData: the file is damaged.
             Unavailable: it cannot be read.
         """
-        gaps = self._read()
-        return {series: some for series, some in gaps.items() if series in self._series}
-
-    def save(self, gaps: OpenGaps) -> None:
-        """Replace the open gaps of these series.
-
-        Raises:
-            BadData: the file is damaged.
-            Unavailable: it cannot be written.
-        """
-        with self._locked():
-            others = {
-                series: some for series, some in self._read().items() if series not in self._series
-            }
-            text = encode_open_gaps(shrunk({**others, **gaps}, MAX_GAPS))
-            try:
-                replace_file(self.path, text)
-            except OSError as exc:
-                raise self._unavailable("write", exc) from exc
-
-    def _read(self) -> OpenGaps:
         try:
             return decode_open_gaps(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -67,6 +45,20 @@ class GapFile:
                 f"{self.path}: {exc}",
                 hint="move the file elsewhere; k2 then does not fill the gaps in it",
             ) from exc
+
+    def save(self, gaps: OpenGaps) -> None:
+        """Replace the open gaps of the given series, of which some may have none any more.
+
+        Raises:
+            BadData: the file is damaged.
+            Unavailable: it cannot be written.
+        """
+        with self._locked():
+            text = encode_open_gaps(shrunk({**self.load(), **gaps}, MAX_GAPS))
+            try:
+                replace_file(self.path, text)
+            except OSError as exc:
+                raise self._unavailable("write", exc) from exc
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -117,6 +117,7 @@ class GapLedger:
         self._lock = Lock()
         self._series = {Series(exchange, symbol): _SeriesGaps() for symbol in symbols}
         self._turns = deque(self._series)
+        self._unfollowed: dict[Series, Sequence[OpenGap]] = {}  # of symbols that may be added
         self._fetched: deque[Fetched] = deque()  # not taken yet
         self._taken: list[Fetched] = []  # not committed yet
         self._changed: set[Series] = set()  # since the last notes
@@ -134,20 +135,23 @@ class GapLedger:
         return self._series.keys()
 
     def follow(self, symbols: Iterable[str]) -> None:
-        """Note the gaps of more symbols. Any thread."""
+        """Note the gaps of more symbols, and try to fill those of earlier runs. Any thread."""
         with self._lock:
             for symbol in symbols:
                 series = Series(self.exchange, symbol)
                 if series not in self._series:
                     self._series[series] = _SeriesGaps()
                     self._turns.append(series)
+                    self._add(series, self._unfollowed.pop(series, ()))
 
     def load(self, gaps: OpenGaps) -> None:
-        """Add the open gaps of earlier runs."""
+        """Add the open gaps of earlier runs; those of other symbols wait for `follow`."""
         with self._lock:
             for series, some in gaps.items():
                 if series in self._series:
                     self._add(series, some)
+                elif series.exchange == self.exchange:
+                    self._unfollowed[series] = some
 
     def notes(self) -> GapNotes:
         """Return what the next commit has to note about gaps."""
@@ -213,12 +217,14 @@ class GapLedger:
         return sum(gap.reason != NOT_LISTED for some in gaps for gap in some)
 
     def open_gaps(self) -> dict[Series, Sequence[OpenGap]]:
-        """Return all open gaps, including those whose trades are not committed yet."""
+        """Return the open gaps of every series, including trades that are not committed yet."""
         with self._lock:
-            gaps = {series: self._plain(series) for series in self._series}
+            gaps: dict[Series, Sequence[OpenGap]] = {
+                series: self._plain(series) for series in self._series
+            }
             for each in (*self._fetched, *self._taken):
                 gaps[each.series] = overlay(each.gaps, gaps[each.series])
-            return {series: some for series, some in gaps.items() if some}
+            return gaps
 
     @property
     def has_changes(self) -> bool:
@@ -287,12 +293,18 @@ class GapLedger:
                 self._change(rest, self._delayed)
 
     def found_since(self, request: Request, first: int | None) -> None:
-        """Record the first number since the time of --backfill; None: there is none."""
+        """Record the first number since the time of --backfill.
+
+        None: the exchange lists none yet. There is one, because the stream has delivered a newer
+        trade, so this is asked again.
+        """
         with self._lock:
             self._outages = 0
-            state = self._series[request.series]
-            state.since_failures = 0
-            self._limit(request.series, first if first is not None else END)
+            if first is None:
+                self._fail(request, NOTHING_YET)
+                return
+            self._series[request.series].since_failures = 0
+            self._limit(request.series, first)
 
     def unavailable(self, request: Request, exc: HistoryUnavailable) -> float:
         """Record that nothing is served now; return how long nothing is asked for, in seconds."""
