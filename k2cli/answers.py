@@ -181,14 +181,26 @@ class LakeReader:
         """
         return self.gaps_of(selection_of(symbol=symbol, exchange=exchange), zone=_zone(tz))
 
-    def gaps_of(self, selection: Selection, *, zone: str = "UTC") -> Answer:
-        """List the gaps of the selected symbols."""
+    def gaps_of(
+        self,
+        selection: Selection,
+        *,
+        zone: str = "UTC",
+        searched: set[tuple[str, str]] | None = None,
+    ) -> Answer:
+        """List the gaps of the selected symbols.
+
+        The exchanges and symbols that have trades with ids are added to `searched`.
+        """
 
         def is_selected(series: tuple[str, str]) -> bool:
             exchange, symbol = series
-            return (not selection.symbols or symbol in selection.symbols) and (
+            is_chosen = (not selection.symbols or symbol in selection.symbols) and (
                 not selection.exchanges or exchange in selection.exchanges
             )
+            if is_chosen and searched is not None:
+                searched.add((exchange, symbol))
+            return is_chosen
 
         table = self.lake.open(TRADES)
         holes = table.holes(is_selected)

@@ -22,7 +22,8 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.terminal.output import Output
 from k2cli.commands.terminal.streams import note
-from k2cli.errors import BadData, UsageError
+from k2cli.errors import BadData, NotFound, UsageError
+from k2cli.symbols import join_symbol
 
 if TYPE_CHECKING:
     from k2cli.answers import LakeReader
@@ -114,13 +115,31 @@ def gaps(
     selection = selection_of(symbol=selecting.symbol, exchange=selecting.exchange, prefix="--")
     config = settings(home)
     zone = output_zone(tz, config)
+    searched: set[tuple[str, str]] = set()
     with LakeReader(config) as reader:
-        found = out.write(reader.gaps_of(selection, zone=zone))
+        found = out.write(reader.gaps_of(selection, zone=zone, searched=searched))
+    if unknown := _not_searched(selection, searched):
+        error = NotFound(
+            f"no trades with ids of {', '.join(unknown)}: gaps cannot be found",
+            hint="k2 query symbols lists what is stored",
+        )
+        if is_failing and not found:
+            raise error
+        note(str(error))
     if found and is_failing:
         raise BadData(
             f"{found:,} gaps in the trade ids" if found > 1 else "1 gap in the trade ids",
             hint="k2 stream fills gaps; or load the exchange's dumps with k2 load csv",
         )
+
+
+def _not_searched(selection: "Selection", searched: set[tuple[str, str]]) -> list[str]:
+    """Return the selected symbols, or else exchanges, of which nothing was searched for gaps."""
+    stored = {join_symbol(symbol) for _, symbol in searched}
+    unknown = {join_symbol(symbol): symbol for symbol in selection.symbols}
+    if unknown:
+        return [symbol for joined, symbol in unknown.items() if joined not in stored]
+    return sorted({*selection.exchanges} - {exchange for exchange, _ in searched})
 
 
 class _SqlCommand(TyperCommand):

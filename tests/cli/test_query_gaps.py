@@ -149,6 +149,28 @@ def test_gaps_fail_on_request(lake: Lake, k2: K2) -> None:
     assert "hint: " in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "unknown"),
+    [
+        (("--symbol", "BTCUDST"), "BTCUDST"),
+        (("--symbol", "BTCUSDT,ETH/USDT"), "ETHUSDT"),
+        (("--exchange", "BINANCE_US"), "BINANCE_US"),
+        (("--symbol", "BTCUSDT", "--exchange", "BINANCE_US"), "BTCUSDT"),
+    ],
+)
+def test_a_check_for_gaps_of_what_is_not_stored_fails(
+    lake: Lake, k2: K2, args: tuple[str, ...], unknown: str
+) -> None:
+    append(lake, [1, 2, 3])
+    message = f"no trades with ids of {unknown}: gaps cannot be found"
+    done = k2("query", "gaps", *args, "--fail-on-gaps", code=4)
+    assert f"error: {message}" in done.stderr
+    assert message in k2("query", "gaps", *args).stderr
+    append(lake, [5])
+    assert "error: " not in k2("query", "gaps", "-s", "BTC/USDT").stderr
+    k2("query", "gaps", "-s", "BTC/USDT", "--fail-on-gaps", code=6)
+
+
 def test_gaps_are_selected_by_symbol_and_exchange(lake: Lake, k2: K2) -> None:
     append(lake, [10, 12])
     append(lake, [10, 13], symbol="ETHUSDT")

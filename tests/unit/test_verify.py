@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from k2cli.errors import BadData, ConfigError, NotFound
+from k2cli.errors import BadData, ConfigError, NotFound, Unavailable
 from k2cli.ingestion.history import HistoryLocked, HistoryRefused, Page
 from k2cli.ingestion.symbols import Instrument
 from k2cli.pipelines.verify.copy import SourceCopy
@@ -99,6 +99,27 @@ def test_refusal_is_an_error_with_its_reason(
     history.refused = refused
     with pytest.raises(error, match=str(refused)):
         read(history)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "unserved"),
+    [
+        pytest.param(range(10, 15), 15, id="ends-early"),
+        pytest.param([*range(12, 20)], 10, id="starts-late"),
+        pytest.param([], 10, id="nothing"),
+    ],
+)
+def test_rest_that_serves_a_part_of_the_day_proves_nothing(
+    numbers: Sequence[int], unserved: int
+) -> None:
+    history = FakeHistory(numbers, first=10, after=20)
+    with pytest.raises(Unavailable, match=f"does not serve trade {unserved} of"):
+        read(history)
+
+
+def test_rest_that_serves_no_trades_of_a_day_with_trades_proves_nothing() -> None:
+    with pytest.raises(Unavailable, match="does not serve trade 10 of"):
+        read(FakeHistory([], first=10, after=None))
 
 
 def test_invalid_trade_is_an_error() -> None:

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import pyarrow as pa
 
-from k2cli.errors import BadData, ConfigError, NotFound
+from k2cli.errors import BadData, ConfigError, NotFound, Unavailable
 from k2cli.ingestion.csv.layout import load_layout
 from k2cli.ingestion.csv.source import CsvOptions, CsvSource, read_csv
 from k2cli.ingestion.history import History, HistoryLocked, HistoryRefused
@@ -127,7 +127,7 @@ class RestSource:
         Raises:
             ConfigError: an API key is required.
             NotFound: the exchange refuses to serve these trades.
-            Unavailable: the exchange does not answer.
+            Unavailable: the exchange does not answer, or serves only a part of the day.
         """
         self.is_partial = time.time() < self._of.end.timestamp()
         try:
@@ -140,19 +140,32 @@ class RestSource:
             ) from exc
 
     def _pages(self) -> Iterator[pa.RecordBatch]:
-        first, after = map(self._first_since, (self._of.start, self._of.end))
-        if first is None:
+        opening, after = map(self._first_since, (self._of.start, self._of.end))
+        if opening is None:
             return
-        last = MAX_NUMBER if after is None else after - 1
+        first, last = opening, MAX_NUMBER if after is None else after - 1
         while first <= last:
             page = self._runner.run(self._history.trades(self._instrument, first, last))
             if page.rejects:
                 raise _invalid(self.name, page.rejects, what="trade", hint=None)
+            is_at_end = page.known_to < first
+            if first == opening and not _starts_with(page.rows, opening):
+                raise self._incomplete(opening)
+            if is_at_end and after is not None:
+                raise self._incomplete(first)
             if page.rows.num_rows:
                 yield page.rows
-            if page.known_to < first:
+            if is_at_end:
                 return
             first = page.known_to + 1
+
+    def _incomplete(self, number: int) -> Unavailable:
+        """Return the error for trades that the API knows but does not serve."""
+        return Unavailable(
+            f"{self.name} does not serve trade {number} of {self._of.symbol},"
+            " although it shows it or newer ones",
+            hint="run it again later, or use the exchange's dump of the day: --dump FILE",
+        )
 
     def _first_since(self, moment: datetime) -> int | None:
         time_us = int(moment.timestamp()) * 1_000_000
@@ -162,6 +175,10 @@ class RestSource:
         """Close the connections."""
         with closing(self._runner):
             self._runner.run(self._history.close())
+
+
+def _starts_with(rows: pa.RecordBatch, number: int) -> bool:
+    return bool(rows.num_rows) and rows["source_sequence"][0].as_py() == number
 
 
 def _invalid(name: str, rejects: Sequence[Reject], *, what: str, hint: str | None) -> BadData:
