@@ -1,6 +1,7 @@
 """`k2 query gaps`: the missing ids of a real table, and what is known about them."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -233,7 +234,11 @@ def test_gaps_are_exact_if_the_position_must_be_rebuilt(lake: Lake, k2: K2) -> N
     ]
 
 
-def test_the_python_api_lists_gaps(lake: Lake, settings: Settings) -> None:
+def test_the_python_api_lists_gaps(
+    lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("K2_")]:
+        monkeypatch.delenv(name)
     append(lake, [10, 12])
     append(lake, [10, 15], symbol="ETHUSDT")
     with k2cli.open_lake(settings.home) as opened:

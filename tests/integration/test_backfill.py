@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from k2cli.config import Settings
+from k2cli.pipelines.backfill import ledger
 from k2cli.pipelines.backfill.ledger import NOT_FETCHED
 from k2cli.pipelines.backfill.pieces import NOT_LISTED
 from k2cli.records import TRADES
@@ -43,6 +44,12 @@ def store(settings: Settings, *numbers: int) -> None:
     ]
     with open_lake(settings, create=True) as lake:
         lake.open(TRADES).append(table_of(TRADES, rows))
+
+
+@pytest.fixture
+def _notes_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commit changes of gaps without rows after a moment, not after a minute."""
+    monkeypatch.setattr(ledger, "_NOTES_S", 0.2)
 
 
 # --- during a run
@@ -78,6 +85,7 @@ def test_what_the_exchange_does_not_list_stays_open(settings: Settings) -> None:
     assert [(each.attempts, each.tried_s > 0) for each in open_gaps(settings)] == [(1, True)] * 2
 
 
+@pytest.mark.usefixtures("_notes_are_due")
 def test_the_next_run_asks_once_more_for_what_is_open(settings: Settings) -> None:
     Run(settings, TinyHistory(listed=())).stream([3, 5], lambda run: run.named("gap_open"))
     history = TinyHistory()
@@ -94,6 +102,7 @@ def test_an_outage_of_the_history_pauses_it(settings: Settings) -> None:
     assert stored(settings) == [3, 4, 5]
 
 
+@pytest.mark.usefixtures("_notes_are_due")
 def test_refused_trades_stay_open_with_the_reason(settings: Settings) -> None:
     history = TinyHistory(refusal="an API key is needed")
     run = Run(settings, history).stream([3, 5], lambda run: run.named("gap_open"))

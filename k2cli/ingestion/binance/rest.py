@@ -101,6 +101,7 @@ class BinanceHistory:
         """
         self._check_reach(time_us)
         start_ms, window_ms = max(time_us // 1000, 0), min(_HOUR_MS, self._longest_ms)
+        has_newer = False  # known only once a window is empty
         for _ in range(_MOST_WINDOWS):
             end_ms = start_ms + window_ms - 1
             page = await self._within(instrument, start_ms, end_ms)
@@ -112,11 +113,17 @@ class BinanceHistory:
                     return each.first
             if page:  # aggregates before the time, in the same millisecond
                 start_ms = page[-1].time_us // 1000 + 1
-            elif end_ms >= self._timing.utc() * 1000:
+                continue
+            is_over = end_ms >= self._timing.utc() * 1000
+            if is_over or not (has_newer or await self._has_newer(instrument, time_us)):
                 return None
-            else:
-                start_ms, window_ms = end_ms + 1, min(2 * window_ms, self._longest_ms)
+            has_newer = True
+            start_ms, window_ms = end_ms + 1, min(2 * window_ms, self._longest_ms)
         raise HistoryUnavailable(f"no trade of {instrument.symbol} was found since then")
+
+    async def _has_newer(self, instrument: Instrument, time_us: int) -> bool:
+        newest = await self._aggregates(instrument, {})
+        return bool(newest) and newest[-1].time_us >= time_us
 
     async def close(self) -> None:
         """Close the connections."""
