@@ -15,7 +15,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event
 
 from k2cli.__main__ import main
-from k2cli.ingestion import websocket
+from k2cli.ingestion import subscriber
+from k2cli.ingestion.connection import Ending
 
 _MESSAGES = (Opcode.TEXT, Opcode.BINARY)
 
@@ -50,15 +51,22 @@ class WebsocketsConnection:
         self.is_started = True
         self._client.hand_over()
 
-    async def wait_closed(self) -> str:
+    @property
+    def is_closed(self) -> bool:
+        return bool(self._client.close_code is not None)
+
+    def send(self, message: str) -> None:
+        raise NotImplementedError  # the bench changes no streams
+
+    async def wait_closed(self) -> Ending:
         with suppress(ConnectionClosed):
             await self._client.recv()
-        return "closed"
+        return Ending("closed", "closed")
 
     async def close(self) -> None:
         await self._client.close()
 
-    def abort(self, _reason: str) -> None:
+    def abort(self, _cause: str, _reason: str) -> None:
         self._client.transport.abort()
 
     def pause(self) -> None:
@@ -102,5 +110,5 @@ class _Client(ClientConnection):
 
 
 if __name__ == "__main__":
-    vars(websocket)["Connection"] = WebsocketsConnection
+    vars(subscriber)["Connection"] = WebsocketsConnection
     main()
