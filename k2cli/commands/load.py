@@ -170,12 +170,12 @@ def load_frames(
 
     Example: k2 load frames recordings/
     """
-    from k2cli.commands.load_frames import FramesRun, find_recordings
+    from k2cli.commands.load_frames import FramesRun, choose_recordings
 
     config = settings(home)
     FramesRun(
         config=config,
-        recordings=find_recordings(paths, market),
+        recordings=choose_recordings(paths, market),
         target=target,
         servers=servers,
         log=log,

@@ -140,7 +140,7 @@ class FramesRun:
         )
 
 
-def find_recordings(words: Iterable[str], market: str | None) -> list[RecordingToLoad]:
+def choose_recordings(words: Iterable[str], market: str | None) -> list[RecordingToLoad]:
     """Find the recordings of files, globs and folders, and the market of each.
 
     In folders, files of other markets, or whose names have no market, are skipped with a note.
