@@ -80,8 +80,15 @@ def shown_properties(properties: Mapping[str, str]) -> dict[str, str]:
 
 
 def _defaults(properties: Mapping[str, str]) -> dict[str, str]:
-    """Return properties that keep pyiceberg from a wrong default or a long wait."""
-    return {"rest.sigv4.max-retries": "1", **_store_defaults(properties)}
+    """Return properties that keep pyiceberg from a wrong default or a long wait.
+
+    Arrow gives up an upload during which a store is silent for 3 s, which busy stores often are.
+    """
+    return {
+        "rest.sigv4.max-retries": "1",
+        "s3.request-timeout": "10",
+        **_store_defaults(properties),
+    }
 
 
 def _store_defaults(properties: Mapping[str, str]) -> dict[str, str]:
