@@ -149,9 +149,9 @@ class _Section(msgspec.Struct, frozen=True):
 
 
 class TableSettings(_Section, frozen=True, kw_only=True):
-    """How long old snapshots are kept. A snapshot is kept if either rule keeps it.
+    """How long old snapshots are kept, and whether commits survive a power cut.
 
-    Each snapshot adds about 0.4 ms to every commit.
+    A snapshot is kept if either rule keeps it. Each adds about 0.4 ms to every commit.
     """
 
     keep_snapshots: Annotated[
@@ -160,6 +160,13 @@ class TableSettings(_Section, frozen=True, kw_only=True):
     keep_for: Annotated[Duration, Meta(description="Also keep snapshots younger than this.")] = (
         Duration(0)
     )
+    fsync: Annotated[
+        bool,
+        Meta(
+            description="In an embedded home, report a commit once its files are on disk: a power "
+            "cut loses nothing that was reported."
+        ),
+    ] = True
 
 
 class StreamSettings(_Section, frozen=True, kw_only=True):

@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NotInstalledError
-from pyiceberg.io import SCHEMA_TO_FILE_IO
+from pyiceberg.io import PY_IO_IMPL, SCHEMA_TO_FILE_IO
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 
 from k2cli.config import Settings
 from k2cli.errors import ConfigError
 from k2cli.redaction import hide_secrets
+from k2cli.storage.durable import DURABLE_IO
 from k2cli.storage.s3 import aws_session, is_on
 from k2cli.urls import check_database_url, check_url
 
@@ -48,6 +49,7 @@ def catalog_properties(settings: Settings) -> dict[str, str]:
         "type": "sql",
         "uri": url.render_as_string(),
         "warehouse": str(path.parent / "warehouse"),
+        **({PY_IO_IMPL: DURABLE_IO} if settings.table.fsync else {}),
         **settings.catalog,
     }
 
@@ -76,7 +78,8 @@ def open_catalog(properties: Mapping[str, str]) -> Catalog:
 
 def shown_properties(properties: Mapping[str, str]) -> dict[str, str]:
     """Return the properties with which pyiceberg opens the same catalog without k2."""
-    return {**properties, **_store_defaults(properties)}
+    plain = {name: value for name, value in properties.items() if value != DURABLE_IO}
+    return {**plain, **_store_defaults(properties)}
 
 
 def _defaults(properties: Mapping[str, str]) -> dict[str, str]:

@@ -84,7 +84,7 @@ def test_api_key_is_never_shown(args: list[str], home: Path, run: Run) -> None:
 def test_show_as_json_is_plain_without_origins(home: Path) -> None:
     found = json.loads(k2_at(home)("config", "show", "-f", "json").stdout)
     assert (found["home"], found["file"], found["profile"]) == (str(home), None, None)
-    assert found["table"] == {"keep_snapshots": 20, "keep_for": "0s"}
+    assert found["table"] == {"keep_snapshots": 20, "keep_for": "0s", "fsync": True}
 
 
 def test_the_profile_option_wins_over_its_variable(home: Path, secret_file: Path, run: Run) -> None:
