@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from copy import copy
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import typer
 from typer.core import TyperGroup
@@ -13,11 +13,13 @@ from k2cli.commands.lazy import LazyCommands, described
 from k2cli.commands.options import chosen_profile
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.signals import forget_interrupts, interrupted_by_signals
-from k2cli.commands.terminal.streams import give_up_stdout, stdout_failure
+from k2cli.commands.terminal.streams import give_up_stdout, note, stdout_failure
 from k2cli.config import is_utf8
 from k2cli.errors import K2Error, UsageError
 
-_OF_RICH: Final = 1  # exit code of Rich and Typer if the reader of --help closes the pipe
+_OF_TYPER: Final = 1  # exit code of Typer if the reader of --help closes the pipe
+# What all wrong command lines raise, which Typer does not export.
+_UsageMistake = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 
 # In the order of --help.
@@ -88,7 +90,7 @@ def run() -> int:
     forget_interrupts()
     if failure := stdout_failure():
         give_up_stdout()
-        return 0 if isinstance(failure, BrokenPipeError) and code == _OF_RICH else code
+        return 0 if isinstance(failure, BrokenPipeError) and code == _OF_TYPER else code
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -102,13 +104,19 @@ def run() -> int:
 
 def _run() -> int:
     try:
-        app(prog_name="k2")
+        code = app(prog_name="k2", standalone_mode=False)
     except SystemExit as exc:
-        return exc.code if isinstance(exc.code, int) else 0
+        code = exc.code
+    except _UsageMistake as exc:
+        exc.show(file=sys.stderr)  # by itself Typer evades k2's stderr if that is not UTF-8
+        return exc.exit_code
+    except typer.Abort:  # a question without an answer
+        note("aborted")
+        return 1
     except K2Error as exc:  # outside of a command, such as --help
         output.error(exc)
         return exc.exit_code
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _check_profile_stands_first(args: Sequence[str]) -> None:
@@ -121,6 +129,7 @@ app = typer.Typer(
     name="k2",
     help="Stream and load market data into an Iceberg lakehouse, and query it.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: Rich takes twice the time of everything else
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

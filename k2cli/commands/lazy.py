@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from inspect import cleandoc
 from typing import Any
 
 import typer
@@ -44,20 +45,28 @@ def described(path: str) -> dict[str, Any]:
     """Return the visible commands of a group with their help only, without importing them."""
     grammar = load_grammar()
     names = grammar[path]["commands"]
-    return {
-        name: TyperCommand(name, help=grammar[f"{path} {name}".lstrip()]["help"]) for name in names
-    }
+    texts = {name: grammar[f"{path} {name}".lstrip()]["help"] for name in names}
+    return {name: TyperCommand(name, short_help=text) for name, text in texts.items()}
 
 
 def _load(name: str, target: str, *, is_hidden: bool) -> Any:
     """Import a command, and build it as part of a group."""
     module, _, attribute = target.partition(":")
     found = getattr(import_module(module), attribute)
-    group = typer.Typer(add_completion=False)
+    group = typer.Typer(add_completion=False, rich_markup_mode=None)
     group.callback()(lambda: None)
     if isinstance(found, typer.Typer):
         group.add_typer(found, name=name, hidden=is_hidden)
     else:
         group.command(name, hidden=is_hidden)(found)
-    command: Any = typer.main.get_command(group)
-    return command.commands[name]
+    parent: Any = typer.main.get_command(group)
+    command = parent.commands[name]
+    _summarize(command)
+    return command
+
+
+def _summarize(group: Any) -> None:
+    """List the commands of a group with the first paragraphs of their help, uncut."""
+    for command in getattr(group, "commands", {}).values():
+        command.short_help = " ".join(cleandoc(command.help or "").partition("\n\n")[0].split())
+        _summarize(command)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from k2cli.commands.terminal.plain import for_people_in_colour
+from k2cli.commands.terminal.plain import for_people
 from k2cli.simulator import Simulator, SimulatorOptions, running_simulator
 from support.running import K2_COMMAND, Run, environment, k2_at, start_k2
 from support.waiting import PATIENCE_S
@@ -249,10 +249,6 @@ def test_names_never_steer_the_terminal(tmp_path: Path, args: list[str]) -> None
     assert_tame(on_a_terminal(home, *args, K2_KAFKA_CLIENT_ID=EVIL))
 
 
-def test_colours_are_still_there(home: Path) -> None:
-    assert b"\x1b[31m" in on_a_terminal(home, "query", "nonsense")
-
-
 def test_events_and_log_files_hide_secrets(run: Run, tmp_path: Path) -> None:
     log = tmp_path / "k2.log"
     stream = ["stream", "binance", "-s", "BTCUSDT", "--connect-timeout", "100ms"]
@@ -283,7 +279,7 @@ def test_errors_hide_awkward_passwords(
     home: Path, args: list[str], env: dict[str, str], code: int
 ) -> None:
     result = k2_at(home, {"COLUMNS": "200", **env})(*args, code=code)
-    shown = for_people_in_colour(result.output)  # as stderr shows it
+    shown = for_people(result.output)  # as stderr shows it
     assert "word" not in shown.replace("password", "")
 
 

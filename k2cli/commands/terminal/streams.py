@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from k2cli.commands.terminal.lossy import LossyWriter
-from k2cli.commands.terminal.plain import for_people, for_people_in_colour
+from k2cli.commands.terminal.plain import for_people
 from k2cli.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class PeopleWriter(io.TextIOWrapper):
     """stderr, for people."""
 
     def write(self, text: str, /) -> int:
-        """Write a text without secrets and control characters, except for colours."""
-        super().write(for_people_in_colour(text))
+        """Write a text without secrets and control characters."""
+        super().write(for_people(text))
         return len(text)
 
 
