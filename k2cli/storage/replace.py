@@ -1,8 +1,6 @@
 """A snapshot that replaces data files by others with the same rows."""
 
 from collections.abc import Mapping
-from typing import Any
-
 from pyiceberg.table import Table, Transaction
 from pyiceberg.table.snapshots import Operation, Summary
 from pyiceberg.table.update.snapshot import _OverwriteFiles
@@ -24,10 +22,9 @@ def replace_files(
     transaction: Transaction, table: Table, properties: Mapping[str, str]
 ) -> _OverwriteFiles:
     """Begin a REPLACE snapshot. Its commit fails if a file to delete is not live."""
-    done: Any = _ReplaceFiles(
+    return _ReplaceFiles(
         operation=Operation.OVERWRITE,
         transaction=transaction,
         io=table.io,
         snapshot_properties=dict(properties),
     )
-    return done
