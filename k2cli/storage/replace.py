@@ -1,6 +1,7 @@
 """A snapshot that replaces data files by others with the same rows."""
 
 from collections.abc import Mapping
+
 from pyiceberg.table import Table, Transaction
 from pyiceberg.table.snapshots import Operation, Summary
 from pyiceberg.table.update.snapshot import _OverwriteFiles

@@ -1,10 +1,13 @@
 """Compacted tables: the same rows in fewer, sorted files, whatever else writes meanwhile."""
 
 import json
+import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyiceberg.table.snapshots import Operation
+from pyiceberg.io import FileIO
+from pyiceberg.manifest import ManifestContent, ManifestFile
+from pyiceberg.table.snapshots import Operation, Snapshot
 
-from k2cli.config import Settings
+from k2cli.config import Settings, load_settings
 from k2cli.errors import BadData, Conflict
 from k2cli.records import TRADES
-from k2cli.storage import compact
+from k2cli.storage import compact, expire
 from k2cli.storage.compact import Choice, DayDone
+from k2cli.storage.expire import unreferenced_files
 from k2cli.storage.lake import Lake, open_lake
 from k2cli.storage.laketable import LakeTable
 from k2cli.storage.lease import KEY
@@ -279,7 +285,7 @@ def test_a_full_disk_changes_nothing(
 def test_a_second_compaction_is_refused_until_the_lease_ends(lake: Lake) -> None:
     table = fill(lake)
     with table.compaction() as lease:
-        with pytest.raises(Conflict, match="another compaction of trades is running"):
+        with pytest.raises(Conflict, match="another compaction of trades_v2 is running"):
             run(lake.open(TRADES))
         taken = json.loads(lake.open(TRADES).iceberg.properties[KEY])
         stale = {**taken, "until": int(time.time()) - 1}
@@ -347,14 +353,28 @@ def test_a_stream_that_appends_meanwhile_loses_nothing(lake: Lake, settings: Set
     assert [row["source_sequence"] for row in content(table)] == [*range(50), *numbers]
 
 
-def test_row_level_deletes_and_row_lineage_are_refused(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_row_lineage_is_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     table = fill(lake, 2)
     metadata = table.iceberg.metadata.model_copy(update={"format_version": 3})
     monkeypatch.setattr(table.iceberg, "metadata", metadata)
     with pytest.raises(BadData, match="format version 3"):
         compact.plan_compaction(table.iceberg, TRADES, ALL)
+
+
+def test_row_level_deletes_are_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = fill(lake, 2)
+    real = Snapshot.manifests
+
+    def with_deletes(self: Snapshot, io: FileIO) -> list[ManifestFile]:
+        found = real(self, io)
+        for each in found:
+            each[3] = ManifestContent.DELETES
+        return found
+
+    assert real(table.iceberg.snapshots()[-1], table.iceberg.io)[0].content is ManifestContent.DATA
+    monkeypatch.setattr(Snapshot, "manifests", with_deletes)
+    with pytest.raises(BadData, match="row-level deletes"):
+        run(table)
 
 
 def test_days_are_chosen(lake: Lake) -> None:
@@ -372,3 +392,66 @@ def test_days_are_chosen(lake: Lake) -> None:
     assert not table.plan_compaction(old)
     assert len(run(table, one)) == 1
     assert [plan.day for plan in table.plan_compaction(ALL)] == [DAY]
+
+
+def test_expiry_after_a_compaction_deletes_what_it_replaced(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """Only the manifests of deleted files are read, and the result is that of reading all."""
+    table = fill(lake)
+    run(table)
+    fill(lake, 10, first=10)
+    run(table)
+    fill(lake, 3, first=20)
+    table.refresh()
+    snapshots = sorted(table.iceberg.snapshots(), key=lambda each: each.sequence_number or 0)
+    for count in range(1, len(snapshots)):
+        gone = {each.snapshot_id for each in snapshots[:count]}
+        quick = unreferenced_files(table.iceberg, gone, next_log=None)
+        with monkeypatch.context() as patch:
+            patch.setattr(expire, "_is_oldest", lambda *_: False)
+            assert unreferenced_files(table.iceberg, gone, next_log=None) == quick
+    limits = {"K2_HOME": str(home), "K2_TABLE_KEEP_SNAPSHOTS": "2", "K2_TABLE_KEEP_FOR": "0s"}
+    with open_lake(load_settings(limits)) as other:
+        other.open(TRADES).append(trades(900))
+    assert len(content(table)) == 23 * 5 + 5
+    assert on_disk(home) >= set(paths(table))
+    assert len(on_disk(home)) <= len(paths(table)) + 1
+
+
+_KILLED = """
+import sys
+from k2cli.config import load_settings
+from k2cli.records import TRADES
+from k2cli.storage.compact import Choice
+from k2cli.storage.expire import unreferenced_files
+from k2cli.storage.lake import open_lake
+
+with open_lake(load_settings({"K2_HOME": sys.argv[1]})) as lake:
+    table, choice = lake.open(TRADES), Choice(target_bytes=128_000_000)
+    print("ready", flush=True)
+    with table.compaction() as lease:
+        for plan in table.plan_compaction(choice):
+            table.compact_day(plan, lease, choice, lambda _: None)
+"""
+
+
+def test_no_row_is_lost_by_a_compaction_that_is_killed(lake: Lake, home: Path) -> None:
+    dice = random.Random(15)
+    expected: list[int] = []
+    table = lake.open(TRADES)
+    for number in range(10):
+        fill(lake, 8, first=number * 8)
+        expected += range(number * 40, number * 40 + 40)
+        words = [sys.executable, "-c", _KILLED, str(home)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(dice.uniform(0, 0.5))
+            process.kill()
+        assert [row["source_sequence"] for row in content(table)] == expected
+        assert table.append(trades(number * 40, 40)).rows == 0
+    run(table)  # the lease of a process that was killed does not block it
+    assert len(paths(table)) == 1
+    assert [row["source_sequence"] for row in content(table)] == expected
