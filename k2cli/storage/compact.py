@@ -243,6 +243,7 @@ class _Outputs:
         return is_same_schema and self._plan.files.keys() <= set(live)
 
     def _exchange(self) -> int | None:
+        self._table.refresh()  # the lease and the inputs as they are now
         self._are_ours = False  # whatever interrupts the commit, it may have succeeded
         try:
             return commit_attempts(self._table, self._attempt, self._target.settings)

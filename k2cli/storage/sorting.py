@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from k2cli.storage.datafiles import sort_keys
 
-RUN_BYTES: Final = 96_000_000  # of rows in memory; sorting them takes twice as much
+RUN_BYTES: Final = 48_000_000  # of rows in memory; sorting them takes three times as much
 _BLOCK_ROWS: Final = 4096
 _BEFORE_ALL: Final = -1  # null comes first; numbers are not negative
 Key = tuple[Any, ...]

@@ -338,6 +338,7 @@ def test_a_stream_that_appends_meanwhile_loses_nothing(lake: Lake, settings: Set
                     assert mine.append(trades(number * 5)).rows == 5
                     numbers.extend(range(number * 5, number * 5 + 5))
                     number += 1
+                    time.sleep(0.2)
         except BaseException as exc:  # noqa: BLE001  reported below
             failures.append(exc)
 
@@ -453,5 +454,6 @@ def test_no_row_is_lost_by_a_compaction_that_is_killed(lake: Lake, home: Path) -
         assert [row["source_sequence"] for row in content(table)] == expected
         assert table.append(trades(number * 40, 40)).rows == 0
     run(table)  # the lease of a process that was killed does not block it
-    assert len(paths(table)) == 1
+    assert not table.plan_compaction(ALL)
+    assert len(paths(table)) <= 3
     assert [row["source_sequence"] for row in content(table)] == expected
