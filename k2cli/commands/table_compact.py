@@ -20,7 +20,7 @@ from k2cli.kinds import KindName
 
 if TYPE_CHECKING:
     from k2cli.records import RecordKind
-    from k2cli.storage.compact import DayPlan
+    from k2cli.storage.compactplan import DayPlan
 
 _MB: Final = 1_000_000
 
@@ -75,8 +75,8 @@ def compact(
     Example: k2 table compact trades --older-than 1h --dry-run
     """
     from k2cli.pipelines.compact import CompactRun
-    from k2cli.storage.compact import Choice
     from k2cli.storage.compaction import TARGET_BYTES
+    from k2cli.storage.compactplan import Choice
 
     if day is not None and older_than is not None:
         raise UsageError("--day and --older-than exclude each other", hint="omit one of them")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from k2cli.config import Settings
 from k2cli.errors import BadData
 from k2cli.records import RecordKind
-from k2cli.storage.compact import Choice, DayPlan
+from k2cli.storage.compactplan import Choice, DayPlan
 from k2cli.storage.lake import open_lake
 from k2cli.storage.laketable import LakeTable
 

@@ -4,37 +4,25 @@ The files are written first; then one REPLACE snapshot per day exchanges them. I
 a lost race, with the same files, as long as all files that it replaces are live.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import RESTError
-from pyiceberg.expressions import (
-    AlwaysTrue,
-    And,
-    BooleanExpression,
-    GreaterThanOrEqual,
-    LessThan,
-)
 from pyiceberg.manifest import DataFile
-from pyiceberg.table import Table
 from sqlalchemy.exc import DatabaseError
 
 from k2cli.errors import BadData, Conflict, K2Error
-from k2cli.records import RecordKind
 from k2cli.storage.append import (
     Attempt,
     OutcomeUnknown,
     PositionMissing,
     commit_attempts,
 )
-from k2cli.storage.compaction import Group, StoredFile, files_after, plan_day, saved_bytes
+from k2cli.storage.compaction import Group
+from k2cli.storage.compactplan import Choice, DayPlan, plan_compaction, table_sort_order
 from k2cli.storage.datafiles import (
     ROW_GROUP_ROWS,
     delete_files,
@@ -45,13 +33,10 @@ from k2cli.storage.lease import Lease
 from k2cli.storage.rebuild import ensure_position
 from k2cli.storage.sorting import regrouped, sorted_rows
 from k2cli.storage.state import TableState
-from k2cli.storage.stored import Days, check_deletes
+from k2cli.storage.stored import Days
 from k2cli.storage.target import Target
-from k2cli.storage.vendor import predicate, reading_manifests
 
-_EPOCH: Final = date(1970, 1, 1)
 _ATTEMPTS: Final = 5  # plans of one day
-_LINEAGE_VERSION: Final = 3  # of the format: rows have ids, which would have to be copied
 
 
 _WRAP: Final = 1 << 64
@@ -62,62 +47,6 @@ class InputsGone(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Which days to compact, and how."""
-
-    day: date | None = None
-    older_than_s: float | None = None  # only days that are over for at least this
-    target_bytes: int
-    over_for_s: float = 3600.0  # a day that is over for this is sorted as a whole
-
-    def includes(self, day: int, now_s: float) -> bool:
-        """Return whether a day (since 1970) is chosen."""
-        if self.day is not None:
-            return day == (self.day - _EPOCH).days
-        return self.older_than_s is None or _is_over(day, now_s, self.older_than_s)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DayPlan:
-    """The files of one day to compact."""
-
-    day: date
-    groups: Sequence[Group]
-    files: Mapping[str, DataFile]  # by path
-    target_bytes: int
-
-    @property
-    def stored(self) -> list[StoredFile]:
-        """The files to replace."""
-        return [file for group in self.groups for file in group.files]
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the day is sorted as a whole."""
-        return any(group.is_whole_day for group in self.groups)
-
-    @property
-    def rows(self) -> int:
-        """The rows in these files."""
-        return sum(file.rows for file in self.stored)
-
-    @property
-    def size_bytes(self) -> int:
-        """The size of these files."""
-        return sum(file.size_bytes for file in self.stored)
-
-    @property
-    def files_after(self) -> int:
-        """The estimated number of files afterwards."""
-        return files_after(self.groups, self.target_bytes)
-
-    @property
-    def saved_bytes(self) -> int:
-        """The estimated bytes that fewer files save; sorting usually saves more."""
-        return saved_bytes(self.stored, self.files_after)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DayDone:
     """What the compaction of a day replaced."""
 
@@ -125,44 +54,6 @@ class DayDone:
     files: int  # afterwards
     size_bytes: int  # afterwards
     snapshot_id: int | None
-
-
-def plan_compaction(table: Table, kind: RecordKind, choice: Choice) -> list[DayPlan]:
-    """Choose the files to compact, oldest day first.
-
-    Raises:
-        BadData: the table has row-level deletes, or a format version with row ids.
-    """
-    if table.metadata.format_version >= _LINEAGE_VERSION:
-        raise BadData(
-            f"table {kind.table} has format version {table.metadata.format_version}, whose row ids"
-            " k2 cannot keep",
-            hint="compact the table with the engine that upgraded it",
-        )
-    now_s = time.time()
-    days: dict[int, dict[str, DataFile]] = {}
-    for file in _live_files(table, kind, choice.day):
-        day = int(file.partition[0])
-        if file.spec_id == table.spec().spec_id and choice.includes(day, now_s):
-            days.setdefault(day, {})[file.file_path] = file
-    plans = []
-    for day in sorted(days):
-        groups = plan_day(
-            [_stored(table, kind, file) for file in days[day].values()],
-            is_over=_is_over(day, now_s, choice.over_for_s),
-            target_bytes=choice.target_bytes,
-        )
-        if groups:
-            files = {each.path: days[day][each.path] for group in groups for each in group.files}
-            plans.append(
-                DayPlan(
-                    day=_EPOCH + timedelta(days=day),
-                    groups=groups,
-                    files=files,
-                    target_bytes=choice.target_bytes,
-                )
-            )
-    return plans
 
 
 def compact_day(
@@ -180,10 +71,10 @@ def compact_day(
         with _Outputs(target, plan, lease, on_rows) as outputs:
             try:
                 return outputs.commit()
-            except (InputsGone, FileNotFoundError):
+            except (InputsGone, FileNotFoundError) as exc:
                 target.table.refresh()
-                if outputs.are_inputs_live():
-                    raise  # the file is missing
+                if isinstance(exc, FileNotFoundError) and outputs.are_inputs_live():
+                    raise
         only = Choice(day=plan.day, target_bytes=plan.target_bytes, over_for_s=choice.over_for_s)
         plans = plan_compaction(target.table, target.kind, only)
         if not plans:
@@ -220,6 +111,8 @@ class _Outputs:
         Raises:
             InputsGone: other writers replaced or deleted input files.
         """
+        if not self.are_inputs_live():  # the plan is outdated
+            raise InputsGone
         for group in self._plan.groups:
             self._write(group)
         while True:
@@ -237,7 +130,7 @@ class _Outputs:
 
     def are_inputs_live(self) -> bool:
         """Return whether the loaded table has all files to replace, and the same schema."""
-        day = (self._plan.day - _EPOCH).days
+        day = self._plan.day_number
         live = self._target.index.files(self._table, Days(day, day)).paths
         is_same_schema = self._table.schema().schema_id == self._schema_id
         return is_same_schema and self._plan.files.keys() <= set(live)
@@ -285,7 +178,7 @@ class _Outputs:
             inputs[0],
             self._renewing(rows),
             size_bytes=self._plan.target_bytes,
-            sort_order_id=_sort_order_id(table) if group.is_whole_day else None,
+            sort_order_id=table_sort_order(table, kind) if group.is_whole_day else None,
         ):
             self._files.append(file)
             written += file.record_count
@@ -335,64 +228,3 @@ def _bounds(known: list[Any], column: pa.ChunkedArray) -> list[Any]:
     values = [*known, found["min"], found["max"]]
     values = [value for value in values if value is not None]
     return [min(values), max(values)] if values else []
-
-
-def _live_files(table: Table, kind: RecordKind, day: date | None) -> Iterator[DataFile]:
-    """Yield the data files of a table, or of one day."""
-    snapshot = table.current_snapshot()
-    if snapshot is None:
-        return
-    rows: BooleanExpression = AlwaysTrue()
-    if day is not None:
-        begin, end = (
-            datetime.combine(each, datetime.min.time(), UTC).isoformat()
-            for each in (day, day + timedelta(days=1))
-        )
-        rows = And(
-            predicate(GreaterThanOrEqual, kind.partition_by, begin),
-            predicate(LessThan, kind.partition_by, end),
-        )
-    with reading_manifests():
-        check_deletes(table, snapshot.manifests(table.io))
-        tasks = list(table.scan(row_filter=rows).plan_files())
-    for task in tasks:
-        yield task.file
-
-
-def _stored(table: Table, kind: RecordKind, file: DataFile) -> StoredFile:
-    symbol = _bounds_of(table, file, "symbol")
-    times = _bounds_of(table, file, kind.partition_by)
-    given: dict[str, Any] = {}
-    if symbol is not None:
-        given["symbols"] = symbol
-    if times is not None:
-        given |= {"begin": times[0], "end": times[1]}
-    order = _sort_order_id(table)
-    return StoredFile(
-        path=file.file_path,
-        size_bytes=file.file_size_in_bytes,
-        rows=file.record_count,
-        is_marked=order is not None and file.sort_order_id == order,
-        **given,
-    )
-
-
-def _bounds_of(table: Table, file: DataFile, name: str) -> tuple[Any, Any] | None:
-    column = table.schema().find_field(name)
-    lower = (file.lower_bounds or {}).get(column.field_id)
-    upper = (file.upper_bounds or {}).get(column.field_id)
-    if lower is None or upper is None:
-        return None
-    return from_bytes(column.field_type, lower), from_bytes(column.field_type, upper)
-
-
-def _sort_order_id(table: Table) -> int | None:
-    """Return the id of the table's sort order; None if it has none."""
-    with suppress(ValueError):
-        return table.sort_order().order_id or None
-    return None
-
-
-def _is_over(day: int, now_s: float, for_s: float) -> bool:
-    ended = datetime.combine(_EPOCH + timedelta(days=day + 1), datetime.min.time(), UTC)
-    return now_s >= ended.timestamp() + for_s

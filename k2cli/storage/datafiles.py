@@ -32,6 +32,7 @@ from k2cli.storage.evolve import arrow_columns, fit_rows
 from k2cli.storage.vendor import translated_damage
 
 ROW_GROUP_ROWS: Final = 100_000
+_NULL_FIRST: Final = -1  # numbers are not negative
 # Columns of few distinct values; ids and numbers are better off without a dictionary.
 _DICTIONARY: Final = [
     *("symbol", "exchange", "asset_class", "currency", "side"),
@@ -172,20 +173,25 @@ def _sorted_days(kind: RecordKind, rows: pa.Table) -> Iterator[tuple[int, pa.Tab
         yield int(day), ordered.slice(start, end - start)
 
 
-def sort_keys(rows: pa.Table, sort_by: Sequence[str]) -> list[npt.NDArray[np.int64]]:
-    """Return the keys that `numpy.lexsort` needs to order rows by these columns."""
-    return [_sort_key(rows[name]) for name in reversed(sort_by)]
+def sort_keys(
+    rows: pa.Table, sort_by: Sequence[str], *, null: int = _NULL_FIRST
+) -> list[npt.NDArray[np.int64]]:
+    """Return the keys that `numpy.lexsort` needs to order rows by these columns.
+
+    A null number is ordered like the number `null`.
+    """
+    return [_sort_key(rows[name], null) for name in reversed(sort_by)]
 
 
-def _sort_key(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Map values to integers of the same order; strings by code point, nulls first."""
+def _sort_key(column: pa.ChunkedArray, null: int) -> npt.NDArray[np.int64]:
+    """Map values to integers of the same order; strings by code point."""
     key: npt.NDArray[np.int64]
     if pa.types.is_string(column.type):
         encoded = column.combine_chunks().dictionary_encode()
         rank = np.argsort(np.argsort(np.array(encoded.dictionary.to_pylist(), dtype=object)))
         key = rank[encoded.indices.to_numpy()]
     else:
-        key = column.cast(pa.int64()).fill_null(-1).to_numpy()
+        key = column.cast(pa.int64()).fill_null(null).to_numpy()
     return key
 
 

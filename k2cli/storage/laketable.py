@@ -24,7 +24,8 @@ from k2cli.events import Observer
 from k2cli.records import RecordKind, TableFiles
 from k2cli.storage.append import Commit, PositionMissing, SourcePosition, append_rows
 from k2cli.storage.catalog import catalog_properties, shown_properties
-from k2cli.storage.compact import Choice, DayDone, DayPlan, compact_day, plan_compaction
+from k2cli.storage.compact import DayDone, compact_day
+from k2cli.storage.compactplan import Choice, DayPlan, plan_compaction
 from k2cli.storage.dedupe import remove_duplicates
 from k2cli.storage.describe import SnapshotInfo, TableInfo, describe_table, list_snapshots
 from k2cli.storage.duplicates import DuplicateRows, Keep
@@ -312,7 +313,7 @@ class LakeTable:
             yield from remove_duplicates(target, keep, is_dry_run=is_dry_run)
 
     def plan_compaction(self, choice: Choice) -> list[DayPlan]:
-        """Choose the files to compact, by day. See `compact.plan_compaction`."""
+        """Choose the files to compact, by day. See `compactplan.plan_compaction`."""
         self.refresh()
         with translated(f"cannot plan the compaction of {self._name}"):
             return plan_compaction(self._table, self.kind, choice)

@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.exceptions import CommitFailedException, RESTError
 from pyiceberg.table import Table
+from sqlalchemy.exc import DatabaseError
 
 from k2cli.errors import Conflict, K2Error
 from k2cli.iso import iso_utc
@@ -105,7 +106,8 @@ def hold_lease(load: Callable[[], Table]) -> Iterator[Lease]:
     try:
         yield lease
     except BaseException:
-        with suppress(K2Error):  # the first error matters; the lease ends by itself
+        # The first error matters; the lease ends by itself.
+        with suppress(K2Error, DatabaseError, OSError, RESTError):
             lease.end()
         raise
     lease.end()

@@ -17,7 +17,7 @@ from k2cli.storage.datafiles import sort_keys
 
 RUN_BYTES: Final = 48_000_000  # of rows in memory; sorting them takes three times as much
 _BLOCK_ROWS: Final = 4096
-_BEFORE_ALL: Final = -1  # null comes first; numbers are not negative
+_NULL_LAST: Final = np.iinfo(np.int64).max  # as in the sort order of the tables
 Key = tuple[Any, ...]
 
 
@@ -26,7 +26,7 @@ def sorted_rows(
 ) -> Iterator[pa.Table]:
     """Yield the rows of all parts, sorted by some columns: text, times and whole numbers.
 
-    The text is ordered by code point, and null comes first. Rows beyond `run_bytes` are kept in a
+    The text is ordered by code point, and null comes last. Rows beyond `run_bytes` are kept in a
     temporary file without a name, which disappears with the process.
     """
     with ExitStack() as stack:
@@ -68,7 +68,7 @@ def regrouped(parts: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 def _sorted(parts: Sequence[pa.Table], sort_by: Sequence[str]) -> pa.Table:
     rows = pa.concat_tables(parts)
-    order = np.lexsort(sort_keys(rows, sort_by))
+    order = np.lexsort(sort_keys(rows, sort_by, null=int(_NULL_LAST)))
     if (order[1:] > order[:-1]).all():
         return rows
     return rows.combine_chunks().take(pa.array(order))
@@ -159,7 +159,7 @@ def _comparable(column: pa.ChunkedArray, at: int) -> Any:
     if pa.types.is_string(column.type):
         return value.as_py()
     number = value.cast(pa.int64()).as_py()
-    return _BEFORE_ALL if number is None else number
+    return _NULL_LAST if number is None else number
 
 
 def _count_up_to(rows: pa.Table, sort_by: Sequence[str], bound: Key) -> int:

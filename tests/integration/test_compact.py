@@ -23,7 +23,9 @@ from k2cli.config import Settings, load_settings
 from k2cli.errors import BadData, Conflict
 from k2cli.records import TRADES
 from k2cli.storage import compact, expire
-from k2cli.storage.compact import Choice, DayDone
+from k2cli.storage.compact import DayDone
+from k2cli.storage.compactplan import Choice, plan_compaction
+from k2cli.storage.datafiles import write_sorted_files
 from k2cli.storage.expire import unreferenced_files
 from k2cli.storage.lake import Lake, open_lake
 from k2cli.storage.laketable import LakeTable
@@ -155,7 +157,7 @@ def test_a_target_size_makes_several_files_which_are_left_alone(
 @contextmanager
 def before_commit(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Iterator[None]:
     """Let something happen once, after the files were written and before they are committed."""
-    real, calls = compact._Outputs._exchange, []
+    real, calls = compact._Outputs._exchange, list[int]()
 
     def exchange(self: Any) -> Any:
         if not calls:
@@ -268,7 +270,7 @@ def test_a_full_disk_changes_nothing(
 ) -> None:
     table = fill(lake)
     before = on_disk(home)
-    real = compact.write_sorted_files
+    real = write_sorted_files
 
     def full(*args: Any, **kwargs: Any) -> Iterator[Any]:
         yield from real(*args, **kwargs)
@@ -359,7 +361,7 @@ def test_row_lineage_is_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> 
     metadata = table.iceberg.metadata.model_copy(update={"format_version": 3})
     monkeypatch.setattr(table.iceberg, "metadata", metadata)
     with pytest.raises(BadData, match="format version 3"):
-        compact.plan_compaction(table.iceberg, TRADES, ALL)
+        plan_compaction(table.iceberg, TRADES, ALL)
 
 
 def test_row_level_deletes_are_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +426,8 @@ _KILLED = """
 import sys
 from k2cli.config import load_settings
 from k2cli.records import TRADES
-from k2cli.storage.compact import Choice
+from k2cli.storage.compactplan import Choice
+from k2cli.storage.datafiles import write_sorted_files
 from k2cli.storage.expire import unreferenced_files
 from k2cli.storage.lake import open_lake
 

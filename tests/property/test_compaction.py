@@ -201,7 +201,7 @@ def test_runs_merge_to_the_same_rows_in_order(
     ]  # fmt: skip
 
     def key(each: tuple[Any, ...]) -> tuple[Any, ...]:
-        return each[0], each[1], -1 if each[2] is None else each[2]
+        return each[0], each[1], 2**63 if each[2] is None else each[2]
 
     got = [
         (each["symbol"], each["timestamp"].microsecond, each["source_sequence"], each["note"])
