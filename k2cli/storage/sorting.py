@@ -76,12 +76,13 @@ def _sorted(parts: Sequence[pa.Table], sort_by: Sequence[str]) -> pa.Table:
 
 @dataclass(slots=True)
 class _Block:
-    """Consecutive rows of a run, in the file unless `rows` has the rest of them."""
+    """Consecutive rows of a run, without those that were taken."""
 
     index: int  # in the file
     first: Key
     last: Key
-    rows: pa.Table | None = None
+    taken: int = 0
+    rows: pa.Table | None = None  # None: in the file
 
 
 class _Runs:
@@ -141,12 +142,14 @@ class _Runs:
         """Take the rows of a block up to a key; return them, and the rest of the block."""
         rows = block.rows
         if rows is None:
-            rows = pa.Table.from_batches([reader.get_batch(block.index)])
+            rows = pa.Table.from_batches([reader.get_batch(block.index)]).slice(block.taken)
         if block.last <= bound:
             return rows, None
         count = _count_up_to(rows, self._sort_by, bound)
         rest = rows.slice(count)
-        block.rows, block.first = rest, _key(rest, 0, self._sort_by)
+        block.taken, block.first = block.taken + count, _key(rest, 0, self._sort_by)
+        # The next symbol is far: many runs end a symbol, and their rest would fill the memory.
+        block.rows = rest if block.first[0] == bound[0] else None
         return rows.slice(0, count), block
 
 
