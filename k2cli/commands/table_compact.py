@@ -104,9 +104,10 @@ def compact(
 
 def _show_plan(kind: "RecordKind", plan: "DayPlan") -> None:
     saved = f"; at least {plan.saved_bytes / _MB:,.1f} MB less" if plan.saved_bytes else ""
+    after = f"{plan.files_after:,} file{'' if plan.files_after == 1 else 's'}"
     note(
         f"{kind.table} {plan.day}: {len(plan.stored):,} files, {plan.rows:,} rows,"
-        f" {plan.size_bytes / _MB:,.1f} MB -> about {plan.files_after:,} files{saved}"
+        f" {plan.size_bytes / _MB:,.1f} MB -> about {after}{saved}"
     )
 
 
