@@ -25,24 +25,19 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.schema.names import Finder
+from k2cli.commands.table_compact import compact
+from k2cli.commands.table_kind import TableArg, kind_of_table
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.fitting import fit_rows
 from k2cli.commands.terminal.streams import note, screen_width
-from k2cli.errors import BadData, NotFound, UsageError
+from k2cli.errors import BadData, UsageError
 from k2cli.iso import iso_utc
-from k2cli.kinds import KindName
 
 if TYPE_CHECKING:
-    from k2cli.records import RecordKind
     from k2cli.storage.describe import TableInfo
     from k2cli.storage.repair import Repair
 
 table_app = typer.Typer(help="Inspect, evolve, check and repair the tables.", no_args_is_help=True)
-
-TableArg = Annotated[
-    str,
-    typer.Argument(help=f"{' or '.join(KindName)}, or a table's full name.", show_default=False),
-]
 
 
 @table_app.command("list")
@@ -85,7 +80,7 @@ def describe(
     """
     from k2cli.storage.lake import open_lake
 
-    kind = _kind(table)
+    kind = kind_of_table(table)
     if python and fmt is TextOrJson.JSON:
         raise UsageError("--python prints code, not JSON", hint="omit --format")
     with open_lake(settings(home)) as lake:
@@ -117,7 +112,7 @@ def snapshots(
     from k2cli.storage.lake import open_lake
 
     chosen = out.choose()
-    kind = _kind(table)
+    kind = kind_of_table(table)
     with open_lake(settings(home)) as lake:
         infos = lake.open(kind).snapshots()
     rows = [{**asdict(info), "refs": ",".join(info.refs)} for info in infos]
@@ -154,7 +149,7 @@ def evolve(
     """
     from k2cli.storage.lake import open_lake
 
-    kind = _kind(table)
+    kind = kind_of_table(table)
     finder = Finder(home=home, registry=registry, timeout_s=timeout)
     avro = kind.avro if schema is None else finder.find(schema).avro
     with open_lake(settings(home)) as lake:
@@ -211,7 +206,7 @@ def dedupe(
     from k2cli.pipelines.dedupe import dedupe_table
     from k2cli.storage.duplicates import Keep
 
-    kind, config = _kind(table), settings(home)
+    kind, config = kind_of_table(table), settings(home)
     chosen = Keep(keep) if keep else None
     done = dedupe_table(config, kind, chosen, rejects=rejects, is_dry_run=dry_run)
     if done.examples:
@@ -220,6 +215,9 @@ def dedupe(
     output.summary(asdict(done.totals), summary, is_data_on_stdout=False)
     if dry_run:
         note("dry run: nothing was changed")
+
+
+table_app.command()(compact)
 
 
 @table_app.command()
@@ -244,7 +242,7 @@ def check(
     from k2cli.storage.lake import open_lake
 
     chosen = out.choose()
-    kind = _kind(table)
+    kind = kind_of_table(table)
     with open_lake(settings(home)) as lake:
         found = lake.check(kind)
     rows = [asdict(each) for each in found.damage]
@@ -287,7 +285,7 @@ def repair(
     """
     from k2cli.storage.lake import open_lake
 
-    kind = _kind(table)
+    kind = kind_of_table(table)
     with open_lake(settings(home)) as lake:
         plan = lake.plan_repair(kind)
         output.data(
@@ -366,16 +364,6 @@ def _confirm(question: str, *, is_confirmed: bool) -> None:
         raise UsageError("stdin is not a terminal: cannot ask", hint="confirm with --yes")
     if not typer.confirm(question, err=True):
         raise UsageError("not confirmed: nothing was changed")
-
-
-def _kind(table: str) -> "RecordKind":
-    from k2cli.records import KINDS
-
-    name = table.rpartition(".")[2].lower()
-    for kind in KINDS.values():
-        if name in (kind.name, kind.table):
-            return kind
-    raise NotFound(f"table {table!r} does not exist", hint=f"tables: {', '.join(KINDS)}")
 
 
 def _print_description(info: "TableInfo") -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 from pyiceberg.exceptions import (
@@ -21,7 +21,7 @@ from pyiceberg.exceptions import (
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table, TableProperties, Transaction
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
+from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots, _SnapshotProducer
 from requests import RequestException
 from sqlalchemy.exc import DatabaseError, DBAPIError
 
@@ -50,6 +50,7 @@ from k2cli.storage.opengaps import (
     with_open_gaps,
 )
 from k2cli.storage.position import KEY, Position, Series, Stored, merge_stored
+from k2cli.storage.replace import replace_files
 from k2cli.storage.state import (
     LOST_KEY,
     ROWS_KEY,
@@ -258,6 +259,7 @@ class Attempt:
     removed: Sequence[DataFile] = ()  # live files, replaced by `files`
     properties: Mapping[str, str]  # of the snapshot: carried over and new ones
     scratch: Sequence[str]  # files to delete if another writer is faster
+    is_same_rows: bool = False  # `files` have the rows of `removed`: a compaction
     is_repeatable: bool = False  # a second attempt writes its own files, so it may be retried
 
 
@@ -341,12 +343,11 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
     Raises:
         OutcomeUnknown: it may have succeeded, or may still succeed.
     """
-    transaction = _OneCommit(table)
+    transaction = OneCommit(table)
     properties = {**_without_closed(made.properties), RUN_KEY: settings.run}
     if (before := total_rows(table)) is not None:
         properties[ROWS_KEY] = str(before + _rows(made.files) - _rows(made.removed))
-    update = transaction.update_snapshot(snapshot_properties=properties)
-    snapshot = update.overwrite() if made.removed else update.merge_append()
+    snapshot = _begin_snapshot(transaction, table, made, properties)
     doomed: set[str] = set()
     try:
         expired = expired_snapshots(table.metadata, settings.table)
@@ -378,6 +379,15 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
     return snapshot.snapshot_id
 
 
+def _begin_snapshot(
+    transaction: Transaction, table: Table, made: Attempt, properties: dict[str, str]
+) -> _SnapshotProducer[Any]:
+    if made.is_same_rows:
+        return replace_files(transaction, table, properties)
+    update = transaction.update_snapshot(snapshot_properties=properties)
+    return update.overwrite() if made.removed else update.merge_append()
+
+
 def _without_closed(properties: Mapping[str, str]) -> Mapping[str, str]:
     """Return the properties without the gaps that are closed by now, whoever filled them."""
     if GAPS_KEY not in properties or KEY not in properties:
@@ -389,7 +399,7 @@ def _rows(files: Sequence[DataFile]) -> int:
     return sum(file.record_count for file in files)
 
 
-class _OneCommit(Transaction):
+class OneCommit(Transaction):
     """A transaction that is committed once and computes the metadata once per change.
 
     pyiceberg's retry would add rows that another writer has just added, and the table property that

@@ -7,6 +7,8 @@ pyiceberg's append spends several times that on casts.
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +32,7 @@ from k2cli.storage.evolve import arrow_columns, fit_rows
 from k2cli.storage.vendor import translated_damage
 
 ROW_GROUP_ROWS: Final = 100_000
+_NULL_FIRST: Final = -1  # numbers are not negative
 # Columns of few distinct values; ids and numbers are better off without a dictionary.
 _DICTIONARY: Final = [
     *("symbol", "exchange", "asset_class", "currency", "side"),
@@ -111,14 +114,40 @@ def write_data_file_again(
 
     `rows` are in order, have the columns of the table, and belong to the file's partition.
     """
+    schema = arrow_schema_with_ids(arrow_columns(table.schema()), table.schema())
+    form = _Form(sort_order_id=file.sort_order_id)
+    return _write_file(table, kind, _key_of(table, file), schema, rows, form)
+
+
+def write_sorted_files(  # noqa: PLR0913  one parameter per property of the files
+    table: Table,
+    kind: RecordKind,
+    like: DataFile,
+    rows: Iterable[pa.Table],
+    *,
+    size_bytes: int,
+    sort_order_id: int | None,
+) -> Iterator[DataFile]:
+    """Write sorted rows of one partition, that of `like`, as files of at least this size.
+
+    The last one may be smaller. Each file is yielded when it is complete; nothing is visible until
+    committed. `rows` have the columns of the table; each part becomes a row group, or several.
+    """
+    schema = arrow_schema_with_ids(arrow_columns(table.schema()), table.schema())
+    key, parts = _key_of(table, like), iter(rows)
+    form = _Form(sort_order_id=sort_order_id, size_bytes=size_bytes)
+    for first in parts:
+        yield _write_file(table, kind, key, schema, chain([first], parts), form)
+
+
+def _key_of(table: Table, file: DataFile) -> PartitionKey:
+    """Return the partition of a data file."""
     spec = table.specs()[file.spec_id]
     values = [
         PartitionFieldValue(field=field, value=file.partition[at])
         for at, field in enumerate(spec.fields)
     ]
-    key = PartitionKey(field_values=values, partition_spec=spec, schema=table.schema())
-    schema = arrow_schema_with_ids(arrow_columns(table.schema()), table.schema())
-    return _write_file(table, kind, key, schema, rows)
+    return PartitionKey(field_values=values, partition_spec=spec, schema=table.schema())
 
 
 def delete_files(table: Table, paths: Iterable[str]) -> None:
@@ -137,32 +166,50 @@ def _day_key(table: Table, day: int) -> PartitionKey:
 def _sorted_days(kind: RecordKind, rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     """Split rows by UTC day (days since 1970), each part in the kind's sort order."""
     days = rows_days(kind, rows)
-    keys = [_sort_key(rows[name]) for name in reversed(kind.sort_by)]
-    order = np.lexsort((*keys, days))
+    order = np.lexsort((*sort_keys(rows, kind.sort_by), days))
     ordered = rows.take(pa.array(order))
     present, starts = np.unique(days[order], return_index=True)
     for day, start, end in zip(present, starts, [*starts[1:], len(order)], strict=True):
         yield int(day), ordered.slice(start, end - start)
 
 
-def _sort_key(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Map values to integers of the same order; strings by code point, nulls first."""
+def sort_keys(
+    rows: pa.Table, sort_by: Sequence[str], *, null: int = _NULL_FIRST
+) -> list[npt.NDArray[np.int64]]:
+    """Return the keys that `numpy.lexsort` needs to order rows by these columns.
+
+    A null number is ordered like the number `null`.
+    """
+    return [_sort_key(rows[name], null) for name in reversed(sort_by)]
+
+
+def _sort_key(column: pa.ChunkedArray, null: int) -> npt.NDArray[np.int64]:
+    """Map values to integers of the same order; strings by code point."""
     key: npt.NDArray[np.int64]
     if pa.types.is_string(column.type):
         encoded = column.combine_chunks().dictionary_encode()
         rank = np.argsort(np.argsort(np.array(encoded.dictionary.to_pylist(), dtype=object)))
         key = rank[encoded.indices.to_numpy()]
     else:
-        key = column.cast(pa.int64()).fill_null(-1).to_numpy()
+        key = column.cast(pa.int64()).fill_null(null).to_numpy()
     return key
 
 
-def _write_file(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """How a data file is written."""
+
+    sort_order_id: int | None = None
+    size_bytes: int | None = None  # the file ends with the part that reaches this size
+
+
+def _write_file(  # noqa: PLR0913, PLR0917  one parameter per property of a file
     table: Table,
     kind: RecordKind,
     key: PartitionKey,
     schema: pa.Schema,
     parts: Iterable[pa.Table],
+    form: _Form = _Form(),
 ) -> DataFile:
     """Write one data file; delete it if that fails."""
     output = table.io.new_output(
@@ -188,6 +235,8 @@ def _write_file(
                 writer.write_table(
                     pa.Table.from_arrays(rows.columns, schema=schema), ROW_GROUP_ROWS
                 )
+                if form.size_bytes is not None and stream.tell() >= form.size_bytes:
+                    break
     except BaseException:
         delete_files(table, [output.location])
         raise
@@ -202,7 +251,7 @@ def _write_file(
         file_format=FileFormat.PARQUET,
         partition=key.partition,
         file_size_in_bytes=len(output),
-        sort_order_id=None,
+        sort_order_id=form.sort_order_id,
         spec_id=key.partition_spec.spec_id,
         equality_ids=None,
         key_metadata=None,

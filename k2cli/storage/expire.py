@@ -4,6 +4,7 @@ import re
 import time
 import uuid
 
+from pyiceberg.manifest import ManifestEntryStatus
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot
@@ -40,7 +41,9 @@ def unreferenced_files(table: Table, expired: set[int], *, next_log: str | None)
 
     Data files can only be among them if a snapshot rewrote or deleted files, or the table was
     rolled back. If all snapshots are appends on one branch, every data file is still referenced,
-    and no manifest is read. `next_log` is the log of loads that the next commit will name.
+    and no manifest is read. If there are compactions as well, only the manifests in which these
+    list the files that they replaced are read. `next_log` is the log of loads that the next commit
+    will name.
     """
     if not expired:
         return set()
@@ -54,7 +57,11 @@ def unreferenced_files(table: Table, expired: set[int], *, next_log: str | None)
     kept_logs = [next_log, *map(load_log, kept)]
     doomed |= segment_paths(table, map(load_log, gone)) - segment_paths(table, kept_logs)
     lineage = {snapshot.snapshot_id for snapshot in ancestors(table)}
-    if not (all(map(_is_append, snapshots)) and expired <= lineage):
+    if all(map(_is_append, snapshots)) and expired <= lineage:
+        return doomed
+    if all(map(_keeps_rows, snapshots)) and _is_oldest(table, expired):
+        doomed |= _replaced_files(table, expired)
+    else:
         live = {
             entry.data_file.file_path
             for manifest in kept_manifests.values()
@@ -83,6 +90,31 @@ def merged_manifests(table: Table, snapshot_id: int, commit_uuid: uuid.UUID) -> 
     last = max((int(match[1]) for match in map(pattern.search, used) if match), default=-1)
     path_of = table.location_provider().new_metadata_location
     return {path_of(f"{commit_uuid}-m{number}.avro") for number in range(last)} - used
+
+
+def _is_oldest(table: Table, expired: set[int]) -> bool:
+    """Return whether all snapshots are on one branch, and these are its oldest."""
+    lineage = [snapshot.snapshot_id for snapshot in ancestors(table)]
+    is_one_branch = len(lineage) == len(table.metadata.snapshots)
+    return is_one_branch and expired == set(lineage[len(lineage) - len(expired) :])
+
+
+def _replaced_files(table: Table, expired: set[int]) -> set[str]:
+    """List the data files that were replaced by the successors of these snapshots."""
+    return {
+        entry.data_file.file_path
+        for snapshot in table.metadata.snapshots
+        if snapshot.parent_snapshot_id in expired and not _is_append(snapshot)
+        for manifest in snapshot.manifests(table.io)
+        if manifest.added_snapshot_id == snapshot.snapshot_id and manifest.deleted_files_count != 0
+        for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=False)
+        if entry.status is ManifestEntryStatus.DELETED
+    }
+
+
+def _keeps_rows(snapshot: Snapshot) -> bool:
+    is_replace = snapshot.summary is not None and snapshot.summary.operation is Operation.REPLACE
+    return is_replace or _is_append(snapshot)
 
 
 def _is_append(snapshot: Snapshot) -> bool:

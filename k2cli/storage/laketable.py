@@ -10,7 +10,7 @@ Use one `LakeTable` per thread. Several of them, in any number of processes, may
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -24,6 +24,8 @@ from k2cli.events import Observer
 from k2cli.records import RecordKind, TableFiles
 from k2cli.storage.append import Commit, PositionMissing, SourcePosition, append_rows
 from k2cli.storage.catalog import catalog_properties, shown_properties
+from k2cli.storage.compact import DayDone, compact_day
+from k2cli.storage.compactplan import Choice, DayPlan, plan_compaction
 from k2cli.storage.dedupe import remove_duplicates
 from k2cli.storage.describe import SnapshotInfo, TableInfo, describe_table, list_snapshots
 from k2cli.storage.duplicates import DuplicateRows, Keep
@@ -33,6 +35,7 @@ from k2cli.storage.freshness import newest_time
 from k2cli.storage.gaps import GapWatch
 from k2cli.storage.groupload import CompleteFile, load_group
 from k2cli.storage.holes import find_holes, open_gaps
+from k2cli.storage.lease import Lease, hold_lease
 from k2cli.storage.lines import Lines
 from k2cli.storage.loadresult import LoadResult
 from k2cli.storage.loads import KEY as LOADS_KEY
@@ -308,6 +311,31 @@ class LakeTable:
         target = self._target(is_read_only=is_dry_run)
         with translated(f"cannot write to {self._name}"):
             yield from remove_duplicates(target, keep, is_dry_run=is_dry_run)
+
+    def plan_compaction(self, choice: Choice) -> list[DayPlan]:
+        """Choose the files to compact, by day. See `compactplan.plan_compaction`."""
+        self.refresh()
+        with translated(f"cannot plan the compaction of {self._name}"):
+            return plan_compaction(self._table, self.kind, choice)
+
+    @contextmanager
+    def compaction(self) -> Iterator[Lease]:
+        """Hold the right to compact the table, which one process has at a time.
+
+        Raises:
+            Conflict: another compaction is running.
+        """
+        with translated(f"cannot compact {self._name}"), hold_lease(self._load) as lease:
+            yield lease
+
+    def compact_day(
+        self, plan: DayPlan, lease: Lease, choice: Choice, on_rows: Callable[[int], None]
+    ) -> DayDone | None:
+        """Compact the files of one day. See `compact.compact_day`."""
+        self.refresh()
+        target = self._target()
+        with translated(f"cannot compact {plan.day} of {self._name}"):
+            return compact_day(target, plan, lease, choice, on_rows)
 
     def _target(self, *, is_read_only: bool = False) -> Target:
         """Prepare to write, and rebuild the table's position if it is unknown."""

@@ -21,6 +21,7 @@ from typing import Final
 import backfill
 import codec
 import commits
+import compact
 import fill
 import kafka
 import load
@@ -42,6 +43,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Setup], Iterable[Line]]]] = {
     "query": query.run,
     "load": load.run,
     "commits": commits.run,
+    "compact": compact.run,
     "backfill": backfill.run,
     "fill": fill.run,
     "codec": codec.run,

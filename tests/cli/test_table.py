@@ -129,3 +129,56 @@ def test_dedupe_counts_and_removes_what_is_stored_twice(
 def test_dedupe_of_a_table_that_is_not_there_exits_with_4(run: Run) -> None:
     result = run(["table", "dedupe", "trades"])
     assert (result.exit_code, result.stdout) == (4, "")
+
+
+@pytest.mark.usefixtures("filled")
+def test_compact_shows_the_plan_and_then_does_it_once(run: Run) -> None:
+    planned = run(["table", "compact", "--dry-run", "--summary", "json"])
+    assert planned.exit_code == 0
+    assert "2 files, 20 rows" in planned.stderr
+    assert "dry run: nothing was changed" in planned.stderr
+    sums = json.loads(planned.stdout)
+    assert (sums["days"], sums["files_before"], sums["files_after"]) == (1, 2, 1)
+    assert json.loads(run(["table", "describe", "trades", "-f", "json"]).stdout)["files"] == 2
+    done = json.loads(run(["table", "compact", "trades", "--summary", "json"]).stdout)
+    assert (done["days"], done["rows"], done["files_after"], done["failed"]) == (1, 20, 1, 0)
+    assert json.loads(run(["table", "describe", "trades", "-f", "json"]).stdout)["files"] == 1
+    again = run(["table", "compact", "trades"])
+    assert again.exit_code == 0
+    assert "nothing to do" in again.stderr
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["trades", "--target-size", "0"], 2, "not a size"),
+        (["trades", "--day", "yesterday", "--older-than", "1h"], 2, "exclude each other"),
+        (["nothing"], 4, "does not exist"),
+        (["trades", "--day", "2001-01-01"], 0, "nothing to do"),
+        (["quotes"], 0, "nothing to do"),
+    ],
+    ids=["no-size", "both", "unknown-table", "empty-day", "empty-table"],
+)
+def test_compact_says_why_it_does_nothing(
+    run: Run, words: list[str], code: int, message: str
+) -> None:
+    result = run(["table", "compact", *words])
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.split())
+
+
+def test_compact_names_a_missing_file_and_goes_on(run: Run, settings: Settings, home: Path) -> None:
+    with open_lake(settings, create=True) as lake:
+        for day in (0, 1):
+            for number in (1, 2):
+                moment = START + timedelta(days=day, seconds=number)
+                rows = [trade_row(source_sequence=10 * day + number, timestamp=moment)]
+                lake.open(TRADES).append(table_of(TRADES, rows))
+    gone = sorted(home.rglob(f"*{START.date()}*/*.parquet"))[0]
+    gone.unlink()
+    result = run(["table", "compact", "trades", "--summary", "json"])
+    assert result.exit_code == 6
+    assert gone.name in result.stderr
+    sums = json.loads(result.stdout)
+    assert (sums["days"], sums["failed"]) == (1, 1)

@@ -6,9 +6,9 @@ import socket
 import ssl
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from pyiceberg.io.pyarrow import PyArrowFileIO
 
 from k2cli.config import load_settings
 from k2cli.errors import ConfigError
+from k2cli.pipelines.compact import CompactRun
 from k2cli.query.engine import open_locked, open_session
 from k2cli.query.questions import select_rows
 from k2cli.query.selection import Selection
@@ -27,6 +28,7 @@ from k2cli.records import QUOTES, TRADES
 from k2cli.simulator import SimulatorOptions, running_simulator
 from k2cli.storage.append import OutcomeUnknown
 from k2cli.storage.catalog import open_catalog
+from k2cli.storage.compactplan import Choice
 from k2cli.storage.lake import open_lake
 from k2cli.storage.tables import create_table
 from services.catalogproxy import CatalogProxy, running_proxy
@@ -258,6 +260,24 @@ def test_old_files_go_from_the_store(tmp_path: Path, catalog: Properties) -> Non
     avro = {f"s3://{info.path}" for info in found if info.path.endswith(".avro")}
     assert avro == lists | manifests
     assert len(k2_at(tmp_path, variables(catalog))("query", "trades").stdout.splitlines()) == 13
+
+
+def _no_progress(*_: object) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda _: None)
+
+
+def test_a_day_is_compacted_in_the_store(tmp_path: Path, catalog: Properties) -> None:
+    config = load_settings({"K2_HOME": str(tmp_path), **variables(catalog)})
+    with open_lake(config, create=True) as lake:
+        table = lake.open(TRADES)
+        for exchange in ("BINANCE", "BINANCE_US"):
+            table.append(pa.Table.from_batches([trades_batch(9, exchange=exchange)]))
+        run = CompactRun(config=config, on_plan=lambda *_: None, progress=_no_progress)
+        run.compact([TRADES], Choice(target_bytes=128_000_000))
+        assert (run.totals.files_before, run.totals.files_after) == (2, 1)
+        info = lake.open(TRADES).describe()
+        assert (info.rows, info.files) == (18, 1)
+        assert table.append(pa.Table.from_batches([trades_batch(9)])).rows == 0
 
 
 def test_keys_that_the_catalog_hands_out_win(
