@@ -18,6 +18,7 @@ from k2cli.config import is_utf8
 from k2cli.errors import K2Error, UsageError
 
 _OF_TYPER: Final = 1  # exit code of Typer if the reader of --help closes the pipe
+_OF_PYDANTIC: Final = "Value error, "  # before the message of a ValueError in a parser of an option
 # What all wrong command lines raise, which Typer does not export.
 _UsageMistake = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
@@ -108,6 +109,7 @@ def _run() -> int:
     except SystemExit as exc:
         code = exc.code
     except _UsageMistake as exc:
+        exc.message = exc.message.removeprefix(_OF_PYDANTIC)
         exc.show(file=sys.stderr)  # by itself Typer evades k2's stderr if that is not UTF-8
         return exc.exit_code
     except typer.Abort:  # a question without an answer

@@ -249,6 +249,12 @@ def test_names_never_steer_the_terminal(tmp_path: Path, args: list[str]) -> None
     assert_tame(on_a_terminal(home, *args, K2_KAFKA_CLIENT_ID=EVIL))
 
 
+def test_wrong_values_are_explained_in_one_sentence(home: Path) -> None:
+    done = shell(home, f"{K2} table compact --day nope")
+    assert done.code == 2
+    assert "Error: Invalid value for '--day': 'nope' is not a day such as" in done.stderr
+
+
 def test_events_and_log_files_hide_secrets(run: Run, tmp_path: Path) -> None:
     log = tmp_path / "k2.log"
     stream = ["stream", "binance", "-s", "BTCUSDT", "--connect-timeout", "100ms"]
