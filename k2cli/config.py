@@ -32,7 +32,7 @@ from msgspec import Meta
 
 from k2cli.errors import ConfigError, NotFound
 from k2cli.nearest import suggestion
-from k2cli.paths import expand_home
+from k2cli.paths import expand_home, is_utf8
 from k2cli.redaction import HIDDEN, redact_setting
 
 FILE_NAME: Final = "k2.toml"
@@ -357,15 +357,6 @@ def _check_utf8(env: Mapping[str, str], home: Path | None) -> None:
             f"the name of the home folder is not UTF-8: {_home(env, home)}",
             hint="choose another one with K2_HOME or --home",
         )
-
-
-def is_utf8(text: str) -> bool:
-    """Return whether a text from the system, such as an argument, can be written as UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _home(env: Mapping[str, str], home: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""Expand paths as users write them."""
+"""Paths and other texts as users and the system write them."""
 
 from pathlib import Path
 
@@ -15,3 +15,12 @@ def expand_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as exc:
         raise NotFound(f"{path}: no such home directory", hint="write the full path") from exc
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text from the system, such as an argument, can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

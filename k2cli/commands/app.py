@@ -10,12 +10,11 @@ from typer.core import TyperGroup
 
 from k2cli import __version__
 from k2cli.commands.lazy import LazyCommands, described
-from k2cli.commands.options import chosen_profile
-from k2cli.commands.terminal import output
+from k2cli.commands.profile import chosen_profile
 from k2cli.commands.terminal.signals import forget_interrupts, interrupted_by_signals
-from k2cli.commands.terminal.streams import give_up_stdout, note, stdout_failure
-from k2cli.config import is_utf8
+from k2cli.commands.terminal.streams import error, give_up_stdout, note, stdout_failure
 from k2cli.errors import K2Error, UsageError
+from k2cli.paths import is_utf8
 
 _OF_TYPER: Final = 1  # exit code of Typer if the reader of --help closes the pipe
 _OF_PYDANTIC: Final = "Value error, "  # before the message of a ValueError in a parser of an option
@@ -74,7 +73,7 @@ class K2Group(TyperGroup):
             with interrupted_by_signals():
                 return super().invoke(ctx)
         except K2Error as exc:
-            output.error(exc)
+            error(exc)
             raise typer.Exit(exc.exit_code) from exc
         except BrokenPipeError as exc:
             give_up_stdout()
@@ -98,7 +97,7 @@ def run() -> int:
         give_up_stdout()
     except K2Error as exc:
         give_up_stdout()
-        output.error(exc)
+        error(exc)
         return exc.exit_code
     return code
 
@@ -116,7 +115,7 @@ def _run() -> int:
         note("aborted")
         return 1
     except K2Error as exc:  # outside of a command, such as --help
-        output.error(exc)
+        error(exc)
         return exc.exit_code
     return code if isinstance(code, int) else 0
 

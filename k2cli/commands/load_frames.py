@@ -16,7 +16,7 @@ from k2cli.commands.load_run import parse_allowance, progress_bar
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.signals import Interrupts, Terminated
-from k2cli.commands.terminal.streams import note
+from k2cli.commands.terminal.streams import error, note
 from k2cli.config import Settings
 from k2cli.errors import BadData, NotFound, UsageError
 from k2cli.flow import Batch
@@ -90,7 +90,7 @@ class FramesRun:
                 fault = load.load(recording, self._progress(seen))
                 if fault is not None:
                     log.record("failed", path=str(recording.path), message=str(fault), hint=None)
-                    output.error(fault)
+                    error(fault)
             load.finish()
         finally:
             if self.target.destination is LoadTo.TABLE:

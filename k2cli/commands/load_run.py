@@ -18,7 +18,7 @@ from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.plain import printable
 from k2cli.commands.terminal.signals import Interrupts, Terminated
-from k2cli.commands.terminal.streams import note, view_console
+from k2cli.commands.terminal.streams import error, note, view_console
 from k2cli.config import Settings
 from k2cli.errors import BadData
 from k2cli.events import Observer
@@ -217,7 +217,7 @@ class _Report:
     def _fault(self, file: FileToLoad, fault: BadData) -> None:
         self._observe("failed", path=file.path, message=str(fault), hint=fault.hint)
         if not self.is_logging:
-            output.error(fault)
+            error(fault)
 
     def _notice(self, file: FileToLoad, text: str) -> None:
         self._observe("notice", path=file.path, message=text)

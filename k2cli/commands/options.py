@@ -3,13 +3,13 @@
 import os
 import re
 from collections.abc import Callable
-from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import typer
 
+from k2cli.commands.profile import chosen_profile
 from k2cli.commands.terminal.output import Summary
 from k2cli.config import Settings, config_path, load_settings, parse_duration_s, parse_size_bytes
 from k2cli.errors import ConfigError, UsageError
@@ -215,10 +215,6 @@ TIMEOUT_S: Final = 10.0
 TimeoutOpt = Annotated[float | None, _timeout_option("10s")]
 SHORT_TIMEOUT_S: Final = 5.0
 ShortTimeoutOpt = Annotated[float | None, _timeout_option("5s")]
-
-
-# Precedes the command, and applies to everything the command reads.
-chosen_profile: Final[ContextVar[str | None]] = ContextVar("chosen_profile", default=None)
 
 
 def settings(home: Path | None = None) -> Settings:

@@ -13,7 +13,7 @@ import typer
 from k2cli.commands.options import DURATION, SIZE, HomeOpt, SummaryOpt, settings
 from k2cli.commands.table_kind import kind_of_table
 from k2cli.commands.terminal import output
-from k2cli.commands.terminal.streams import note
+from k2cli.commands.terminal.streams import error, note
 from k2cli.commands.verify import parse_day
 from k2cli.errors import UsageError
 from k2cli.kinds import KindName
@@ -97,7 +97,7 @@ def compact(
     elif dry_run:
         note("dry run: nothing was changed")
     for fault in run.faults[1:]:
-        output.error(fault)
+        error(fault)
     if run.faults:
         raise run.faults[0]
 

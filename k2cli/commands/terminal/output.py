@@ -14,7 +14,7 @@ from k2cli.commands.terminal.plain import printable_lines
 from k2cli.commands.terminal.progress import shown_progress
 from k2cli.commands.terminal.streams import note, screen_width
 from k2cli.commands.terminal.tables import COMPLETE, DETAILS, write_table
-from k2cli.errors import K2Error, UsageError
+from k2cli.errors import UsageError
 from k2cli.events import Observer
 from k2cli.files import writing_error
 from k2cli.query.destination import FileDestination, Write, choose_file
@@ -78,13 +78,6 @@ def summary(
         note(json.dumps(sums))
     else:
         data(json.dumps(sums))
-
-
-def error(exc: K2Error) -> None:
-    """Print an expected failure and, on a separate line, how to fix it."""
-    note(f"error: {exc}")
-    if exc.hint:
-        note(f"hint: {exc.hint}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

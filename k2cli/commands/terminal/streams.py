@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from k2cli.commands.terminal.lossy import LossyWriter
 from k2cli.commands.terminal.plain import for_people
-from k2cli.errors import Unavailable
+from k2cli.errors import K2Error, Unavailable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,6 +136,13 @@ def _escape(exc: UnicodeError) -> tuple[str, int]:
 def note(message: str) -> None:
     """Print a message for the user on stderr."""
     sys.stderr.write(f"{for_people(message)}\n")
+
+
+def error(exc: K2Error) -> None:
+    """Print an expected failure and, on a separate line, how to fix it."""
+    note(f"error: {exc}")
+    if exc.hint:
+        note(f"hint: {exc.hint}")
 
 
 def screen_width() -> int | None:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from k2cli.config import is_utf8
 from k2cli.errors import ConfigError, K2Error, NotFound, UsageError
 from k2cli.files import STDIN
 from k2cli.ingestion.csv.layout import Layout
 from k2cli.ingestion.csv.source import CsvOptions, CsvSource
-from k2cli.paths import expand_home
+from k2cli.paths import expand_home, is_utf8
 from k2cli.pipelines.load.job import FileToLoad
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".csv.zst", ".zip")
