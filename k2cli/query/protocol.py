@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, Self
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from k2cli.config import parse_size_bytes
 from k2cli.errors import ConfigError
@@ -71,7 +71,7 @@ class AnyAnswer(Protocol):
     def named_types(self) -> Sequence[tuple[str, str]]:
         """Return the columns: name, and id of the DuckDB type."""
 
-    def first(self, rows: int) -> Self:
+    def first(self, rows: int) -> "AnyAnswer":
         """Return the same answer, limited to its first rows."""
 
     def copy(self, form: str, sink: BinaryIO) -> int:
