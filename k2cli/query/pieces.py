@@ -17,7 +17,7 @@ from k2cli.query.selection import Selection
 from k2cli.query.timespan import Timespan
 from k2cli.records import RecordKind
 
-PIECE_ROWS: Final = 125_000
+PIECE_ROWS: Final = 100_000  # 2 million rows to csv stay below 600 MB
 # The forms of `render.COPIES` that a piece can be appended to, and the form of such a piece.
 _APPENDED: Final = {
     "csv": "csv without header",

@@ -4,15 +4,19 @@ import io
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from k2cli.config import QuerySettings
+from k2cli.answers import LakeReader
+from k2cli.config import QuerySettings, load_settings
 from k2cli.errors import Unavailable
+from k2cli.query.answer import Answer
 from k2cli.query.engine import Session, open_session
 from k2cli.query.formats import Format, write_answer
+from k2cli.query.pieces import LargeAnswer
 from k2cli.query.protocol import AnyAnswer
 from k2cli.query.questions import select_rows
 from k2cli.query.selection import Selection
@@ -113,3 +117,24 @@ def test_cancelling_between_two_pieces_ends_the_answer(session: Session) -> None
     finally:
         session.is_cancelled = False
     assert 0 < sink.getvalue().count(b"\n") < 100
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit", "kind"),
+    [
+        (1_000_000, None, Answer),
+        (1_000_001, None, LargeAnswer),
+        (2_000_000, 10, Answer),
+        (2_000_000, 0, Answer),
+        (2_000_000, 1_500_000, LargeAnswer),
+    ],
+)
+def test_only_large_selections_are_cut(
+    tmp_path: Path, rows: int, limit: int | None, kind: type[Answer]
+) -> None:
+    plan = replace(write_files(tmp_path, TRADES, table_of(TRADES, [trade_row()])), rows=rows)
+    with (
+        LakeReader(load_settings({"K2_HOME": str(tmp_path)})) as reader,
+        reader.rows_of(plan, Selection(limit=limit)).open() as opened,
+    ):
+        assert type(opened) is kind
