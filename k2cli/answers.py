@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from importlib.util import find_spec
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 import pyarrow as pa
 from msgspec.structs import replace
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from k2cli.query.sandbox import Sandbox
     from k2cli.storage.lake import Lake
 
+_LARGE_ROWS: Final = 1_000_000  # more are sorted in pieces
 T = TypeVar("T")
 Opening = Callable[[], AbstractContextManager["AnyAnswer"]]
 
@@ -255,6 +256,9 @@ class LakeReader:
     def rows_of(self, plan: TableFiles, selection: Selection, *, zone: str = "UTC") -> Answer:
         """Query the rows of a selection with an existing plan."""
         question = select_rows(plan.kind, selection)
+        most = plan.rows if selection.limit is None else min(plan.rows, selection.limit)
+        if most > _LARGE_ROWS:
+            return self.ask([plan], lambda s: s.ask_rows_of(plan.kind, selection), zone)
         return self.ask([plan], lambda session: session.ask(question), zone)
 
     def plan(self, kind: RecordKind, selection: Selection) -> TableFiles:

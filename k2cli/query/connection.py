@@ -7,6 +7,7 @@ from typing import BinaryIO, TypeVar
 import duckdb
 
 from k2cli.background import begin, wait_for_end
+from k2cli.errors import Unavailable
 from k2cli.query.pipes import Pump, open_pipe
 from k2cli.query.render import literal
 
@@ -25,6 +26,11 @@ class Connection:
         """Cancel the running question and all later ones: they raise Unavailable. Any thread."""
         self.is_cancelled = True
         self.connection.interrupt()
+
+    def check_cancelled(self) -> None:
+        """Raise Unavailable if the session was cancelled, perhaps between two questions."""
+        if self.is_cancelled:
+            raise Unavailable("the query was cancelled")
 
     def wait(self, future: Future[T]) -> T:
         """Return the result of DuckDB's work in another thread; an interrupt ends that work.

@@ -20,14 +20,16 @@ from k2cli.config import QuerySettings
 from k2cli.errors import K2Error
 from k2cli.query.answer import Answer
 from k2cli.query.connection import Connection
+from k2cli.query.pieces import PIECE_ROWS, LargeAnswer
 from k2cli.query.protocol import Request, modest_limit_bytes
 from k2cli.query.questions import Question
 from k2cli.query.render import UTC, as_transferred, literal, quoted
 from k2cli.query.s3 import check_paths, open_s3
+from k2cli.query.selection import Selection
 from k2cli.query.statements import check_statement
 from k2cli.query.vendor import MISTAKES, translated
 from k2cli.query.views import files_query, path_pattern
-from k2cli.records import TableFiles
+from k2cli.records import RecordKind, TableFiles
 
 _ANSWER: Final = "k2_answer"
 
@@ -196,6 +198,13 @@ class Session(Connection):
         """Check one of k2's own questions."""
         with translated():
             return Answer(session=self, question=question, is_from_user=False)
+
+    def ask_rows_of(
+        self, kind: RecordKind, selection: Selection, *, piece_rows: int = PIECE_ROWS
+    ) -> LargeAnswer:
+        """Check a selection of many rows, which are sorted and written in pieces."""
+        with translated():
+            return LargeAnswer(self, kind, selection, piece_rows=piece_rows)
 
     def ask_with(self, question: Question, name: str, rows: pa.Table) -> Answer:
         """Check one of k2's own questions about existing rows, which are a view of this name."""

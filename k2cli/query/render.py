@@ -193,16 +193,13 @@ def json_object(columns: Sequence[Column]) -> str:
     return f"to_json(struct_pack({fields}))"
 
 
+_TIMES: Final = f"TIMESTAMPFORMAT {literal(_TIME_FORMAT[_ZONED])}"
 COPIES: Final[Mapping[str, Copy]] = {
-    "csv": Copy(
-        as_csv, f"FORMAT csv, HEADER true, TIMESTAMPFORMAT {literal(_TIME_FORMAT[_ZONED])}"
-    ),
-    "tsv": Copy(
-        as_csv,
-        f"FORMAT csv, HEADER true, DELIMITER '\t', TIMESTAMPFORMAT {literal(_TIME_FORMAT[_ZONED])}",
-    ),
+    "csv": Copy(as_csv, f"FORMAT csv, HEADER true, {_TIMES}"),
+    "csv without header": Copy(as_csv, f"FORMAT csv, HEADER false, {_TIMES}"),
+    "tsv": Copy(as_csv, f"FORMAT csv, HEADER true, DELIMITER '\t', {_TIMES}"),
+    "tsv without header": Copy(as_csv, f"FORMAT csv, HEADER false, DELIMITER '\t', {_TIMES}"),
     "ndjson": Copy(as_json, "FORMAT json"),
-    "csv without header": Copy(as_text, "FORMAT csv, HEADER false"),
     "parquet": Copy(as_exchanged, "FORMAT parquet, COMPRESSION zstd"),
 }
 RENDERINGS: Final[Mapping[str, Expression]] = {"text": as_text, "exchanged": as_exchanged}
