@@ -12,7 +12,7 @@ import pytest
 
 from k2cli.background import wait_for_end
 
-RUN = """
+RUN = '''
 import os, signal, sys
 import typer
 from k2cli.commands.terminal.signals import forget_interrupts, interrupted_by_signals
@@ -23,6 +23,13 @@ class Named:
     def __set_name__(self, owner, name):
         exec(WAIT)
 
+def call_c():
+    """Like a C library that does not pass on an error: see _Py_CheckFunctionResult."""
+    try:
+        exec(WAIT)
+    except KeyboardInterrupt as exc:
+        raise SystemError("returned a result with an exception set") from exc
+
 try:
     with interrupted_by_signals():
         {1}
@@ -30,12 +37,14 @@ except typer.Exit as exc:
     code = exc.exit_code
 forget_interrupts()
 sys.exit(code)
-"""
+'''
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
 @pytest.mark.parametrize(
-    "during", ["exec(WAIT)", "type('Made', (), {'named': Named()})"], ids=["exec", "class"]
+    "during",
+    ["exec(WAIT)", "type('Made', (), {'named': Named()})", "call_c()"],
+    ids=["exec", "class", "c"],
 )
 def test_a_signal_while_code_is_made_ends_with_the_exit_code_of_a_shell(
     tmp_path: Path, name: str, code: int, during: str

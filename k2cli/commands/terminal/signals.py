@@ -49,11 +49,14 @@ def interrupted_by_signals() -> Iterator[None]:
         signal.signal(each, handle)
     try:
         yield
-    except (KeyboardInterrupt, RuntimeError) as exc:
-        # Within a class statement, as during imports, it may arrive as a RuntimeError.
-        is_interrupt = isinstance(exc, KeyboardInterrupt)
-        if not received or not (is_interrupt or isinstance(exc.__cause__, KeyboardInterrupt)):
+    except (KeyboardInterrupt, RuntimeError, SystemError) as exc:
+        # Within a class statement, as during imports, it may arrive as a RuntimeError; from a C
+        # library that does not pass on errors, as a SystemError.
+        interrupt = exc if isinstance(exc, KeyboardInterrupt) else exc.__cause__
+        if not isinstance(interrupt, KeyboardInterrupt):
             raise
+        if not received:  # SIGINT
+            raise interrupt from None
         raise typer.Exit(_BASE + received[0]) from exc
     finally:
         for each in handled:
