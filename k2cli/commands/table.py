@@ -4,7 +4,6 @@ The module is long because it has a command group as a whole.
 """
 
 import json
-import sys
 from dataclasses import asdict, fields
 from datetime import datetime
 from enum import StrEnum
@@ -25,24 +24,20 @@ from k2cli.commands.options import (
     settings,
 )
 from k2cli.commands.schema.names import Finder
+from k2cli.commands.table_history import SnapshotCommand, diff, rollback, tag, untag
+from k2cli.commands.table_kind import TableArg, kind_of_table
 from k2cli.commands.terminal import output
+from k2cli.commands.terminal.confirmation import confirm
 from k2cli.commands.terminal.fitting import fit_rows
 from k2cli.commands.terminal.streams import note, screen_width
-from k2cli.errors import BadData, NotFound, UsageError
+from k2cli.errors import BadData, UsageError
 from k2cli.iso import iso_utc
-from k2cli.kinds import KindName
 
 if TYPE_CHECKING:
-    from k2cli.records import RecordKind
     from k2cli.storage.describe import TableInfo
     from k2cli.storage.repair import Repair
 
 table_app = typer.Typer(help="Inspect, evolve, check and repair the tables.", no_args_is_help=True)
-
-TableArg = Annotated[
-    str,
-    typer.Argument(help=f"{' or '.join(KindName)}, or a table's full name.", show_default=False),
-]
 
 
 @table_app.command("list")
@@ -85,7 +80,7 @@ def describe(
     """
     from k2cli.storage.lake import open_lake
 
-    kind = _kind(table)
+    kind = kind_of_table(table)
     if python and fmt is TextOrJson.JSON:
         raise UsageError("--python prints code, not JSON", hint="omit --format")
     with open_lake(settings(home)) as lake:
@@ -117,7 +112,7 @@ def snapshots(
     from k2cli.storage.lake import open_lake
 
     chosen = out.choose()
-    kind = _kind(table)
+    kind = kind_of_table(table)
     with open_lake(settings(home)) as lake:
         infos = lake.open(kind).snapshots()
     rows = [{**asdict(info), "refs": ",".join(info.refs)} for info in infos]
@@ -125,6 +120,12 @@ def snapshots(
     shown = pa.Table.from_pylist(rows) if rows else pa.table(none)
     details = ("run", "total_files", "operation", "refs", "total_rows")
     output.print_rows(chosen, shown, details=details)
+
+
+table_app.command(cls=SnapshotCommand)(diff)
+table_app.command(cls=SnapshotCommand)(tag)
+table_app.command()(untag)
+table_app.command(cls=SnapshotCommand)(rollback)
 
 
 @table_app.command()
@@ -154,7 +155,7 @@ def evolve(
     """
     from k2cli.storage.lake import open_lake
 
-    kind = _kind(table)
+    kind = kind_of_table(table)
     finder = Finder(home=home, registry=registry, timeout_s=timeout)
     avro = kind.avro if schema is None else finder.find(schema).avro
     with open_lake(settings(home)) as lake:
@@ -211,7 +212,7 @@ def dedupe(
     from k2cli.pipelines.dedupe import dedupe_table
     from k2cli.storage.duplicates import Keep
 
-    kind, config = _kind(table), settings(home)
+    kind, config = kind_of_table(table), settings(home)
     chosen = Keep(keep) if keep else None
     done = dedupe_table(config, kind, chosen, rejects=rejects, is_dry_run=dry_run)
     if done.examples:
@@ -244,7 +245,7 @@ def check(
     from k2cli.storage.lake import open_lake
 
     chosen = out.choose()
-    kind = _kind(table)
+    kind = kind_of_table(table)
     with open_lake(settings(home)) as lake:
         found = lake.check(kind)
     rows = [asdict(each) for each in found.damage]
@@ -287,7 +288,7 @@ def repair(
     """
     from k2cli.storage.lake import open_lake
 
-    kind = _kind(table)
+    kind = kind_of_table(table)
     with open_lake(settings(home)) as lake:
         plan = lake.plan_repair(kind)
         output.data(
@@ -300,7 +301,7 @@ def repair(
         elif dry_run:
             note("dry run: nothing was changed")
         else:
-            _confirm(f"repair table {kind.table}?", is_confirmed=yes)
+            confirm(f"repair table {kind.table}?", is_confirmed=yes)
             lake.repair(kind, plan)
             note(f"table {kind.table} has {plan.rows:,} rows")
 
@@ -352,30 +353,6 @@ def _repair_lines(plan: "Repair") -> list[str]:
         for fault in plan.history
     ]
     return lines
-
-
-def _confirm(question: str, *, is_confirmed: bool) -> None:
-    """Ask for confirmation before data is lost.
-
-    Raises:
-        UsageError: stdin is not a terminal, or the user declined.
-    """
-    if is_confirmed:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError("stdin is not a terminal: cannot ask", hint="confirm with --yes")
-    if not typer.confirm(question, err=True):
-        raise UsageError("not confirmed: nothing was changed")
-
-
-def _kind(table: str) -> "RecordKind":
-    from k2cli.records import KINDS
-
-    name = table.rpartition(".")[2].lower()
-    for kind in KINDS.values():
-        if name in (kind.name, kind.table):
-            return kind
-    raise NotFound(f"table {table!r} does not exist", hint=f"tables: {', '.join(KINDS)}")
 
 
 def _print_description(info: "TableInfo") -> None:

@@ -341,7 +341,7 @@ def _try_commit(table: Table, made: Attempt, settings: Settings) -> int | None:
     Raises:
         OutcomeUnknown: it may have succeeded, or may still succeed.
     """
-    transaction = _OneCommit(table)
+    transaction = OneCommit(table)
     properties = {**_without_closed(made.properties), RUN_KEY: settings.run}
     if (before := total_rows(table)) is not None:
         properties[ROWS_KEY] = str(before + _rows(made.files) - _rows(made.removed))
@@ -389,7 +389,7 @@ def _rows(files: Sequence[DataFile]) -> int:
     return sum(file.record_count for file in files)
 
 
-class _OneCommit(Transaction):
+class OneCommit(Transaction):
     """A transaction that is committed once and computes the metadata once per change.
 
     pyiceberg's retry would add rows that another writer has just added, and the table property that
