@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyiceberg.table import Table
 
 from k2cli.config import Settings, load_settings
 from k2cli.errors import Conflict, Exists, NotFound, UsageError
 from k2cli.records import TRADES
-from k2cli.storage.history import Point
+from k2cli.storage.history import Point, TableHistory
 from k2cli.storage.lake import Lake, open_lake
 from k2cli.storage.state import TAG, read_state
 from support.builders import START, table_of, trade_row
@@ -131,6 +132,41 @@ def test_rollback_that_another_writer_forestalls_changes_nothing(lake: Lake) -> 
     with pytest.raises(Conflict, match="another process changed table trades_v2 meanwhile"):
         history.roll_back(plan)
     assert (rows(lake), refs(lake)["main"]) == (3, newest)
+
+
+def test_writer_between_the_last_look_and_the_commit_of_a_rollback_wins(lake: Lake) -> None:
+    first = append(lake, 1)
+    append(lake, 2)
+    loads = 0
+
+    def load() -> Table:
+        nonlocal loads
+        loads += 1
+        table = lake.open(TRADES).iceberg
+        if loads == 2:  # the first is for the plan
+            append(lake, 3)
+        return table
+
+    history = TableHistory(TRADES, load=load)
+    plan = history.plan_rollback(point(first))
+    with pytest.raises(Conflict, match="meanwhile; nothing was changed"):
+        history.roll_back(plan)
+    assert (loads, rows(lake)) == (3, 3)
+
+
+def test_tag_is_set_while_others_write(lake: Lake) -> None:
+    first = append(lake, 1)
+    loads = 0
+
+    def load() -> Table:
+        nonlocal loads
+        loads += 1
+        table = lake.open(TRADES).iceberg
+        append(lake, 1 + loads)
+        return table
+
+    assert TableHistory(TRADES, load=load).tag("eod") == first
+    assert refs(lake)["eod"] == first
 
 
 def test_rollback_is_not_disturbed_by_a_tag_that_is_set_meanwhile(lake: Lake) -> None:
