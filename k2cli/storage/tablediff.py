@@ -8,12 +8,12 @@ group at a time.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Final
 
 import pyarrow as pa
-from pyiceberg.manifest import DataFile, ManifestEntryStatus
+from pyiceberg.manifest import DataFile, ManifestEntryStatus, ManifestFile
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Snapshot
 
@@ -100,24 +100,31 @@ def _changed_by(table: Table, snapshot: Snapshot) -> _Files:
 
 
 def _differing(table: Table, older: Snapshot, newer: Snapshot) -> _Files:
-    """Yield the files that only one of two snapshots has."""
+    """Yield the files that only one of two snapshots has.
+
+    Manifests are read twice, so that only paths are in memory, not what they list of each file.
+    """
     with reading_manifests():
-        manifests = [
-            {each.manifest_path: each for each in snapshot.manifests(table.io)}
-            for snapshot in (older, newer)
-        ]
-        shared = manifests[0].keys() & manifests[1].keys()
-        before, after = (
-            {
-                entry.data_file.file_path: entry.data_file
-                for path, manifest in side.items()
-                if path not in shared
-                for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
-            }
-            for side in manifests
+        before, after = (snapshot.manifests(table.io) for snapshot in (older, newer))
+    shared = {each.manifest_path for each in before} & {each.manifest_path for each in after}
+    before, after = (
+        [each for each in side if each.manifest_path not in shared] for side in (before, after)
+    )
+    differing = {file.file_path for file in _listed(table, before)} ^ {
+        file.file_path for file in _listed(table, after)
+    }
+    for manifests, sign in ((before, -1), (after, 1)):
+        yield from (
+            (file, sign) for file in _listed(table, manifests) if file.file_path in differing
         )
-    yield from ((file, -1) for path, file in before.items() if path not in after)
-    yield from ((file, 1) for path, file in after.items() if path not in before)
+
+
+def _listed(table: Table, manifests: Sequence[ManifestFile]) -> Iterator[DataFile]:
+    """Yield the live files of manifests, one manifest at a time."""
+    for manifest in manifests:
+        with reading_manifests():
+            entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+        yield from (entry.data_file for entry in entries)
 
 
 def _count(table: Table, files: _Files) -> _Counts:
