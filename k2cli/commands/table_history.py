@@ -19,17 +19,23 @@ from k2cli.errors import UsageError
 from k2cli.iso import iso_utc
 
 if TYPE_CHECKING:
-    from k2cli.storage.history import Point, Rollback
+    from k2cli.storage.history import Point
+    from k2cli.storage.rollback import Rollback
 
 _AGO: Final = re.compile(r"-\d+\w")
 _LONGEST_EPOCH: Final = 16  # digits, in microseconds; longer numbers are snapshot ids
 _POINT: Final = "a snapshot id, a tag, or a time such as 2024-08-08T10:30Z or -2h"
+_MOST_SYMBOLS: Final = 20  # listed for people
 _CONSEQUENCES: Final = (
     "positions go back with the rows:",
     "- files loaded since then count as not loaded, and can be loaded again",
     "- consumers read their topics again from the older offsets",
     "- streams fetch what is missing, as far as the exchange serves it",
     "the later snapshots are kept until they expire, but k2 cannot return to them",
+)
+_NO_STATE: Final = (
+    "k2's state of that time has expired: all loads are forgotten, topics are read again from the"
+    " start, and the next write reads all ids in the table once"
 )
 
 
@@ -63,7 +69,8 @@ def rollback(
     topics again from the older offsets, and streams fetch what is missing, as far as the exchange
     serves it. At a time, the newest snapshot at or before it is chosen.
 
-    If another process commits after the confirmation, nothing is changed (exit code 7).
+    Shows the rows that would be lost by symbol, and asks. If another process changes rows after
+    that, nothing is changed (exit code 7).
 
     Example: k2 table rollback trades before-load --dry-run
     """
@@ -83,6 +90,10 @@ def rollback(
             return
         for line in _CONSEQUENCES:
             note(line)
+        if not plan.has_state:
+            note(_NO_STATE)
+        if plan.uncounted:
+            note(f"the rows by symbol are unknown: {plan.uncounted}")
         if dry_run:
             note("dry run: nothing was changed")
             return
@@ -192,10 +203,18 @@ def _moment(text: str) -> datetime | None:
 
 def _rollback_lines(plan: "Rollback") -> list[str]:
     at_least = "at least " if plan.has_expired else ""
-    return [
+    lines = [
         f"now      snapshot {plan.newest_id}: {iso_utc(plan.newest_at)}, {plan.newest_rows:,} rows",
         f"then     snapshot {plan.snapshot_id}: {iso_utc(plan.committed_at)}, {plan.rows:,} rows",
         f"undone   {at_least}{plan.commits:,} commits",
         f"lost     {at_least}{plan.lost_rows:,} rows added since then",
         f"restored {at_least}{plan.restored_rows:,} rows removed since then",
     ]
+    by_size = sorted(plan.symbols, key=lambda each: (-each.lost, each.exchange, each.symbol))
+    for each in by_size[:_MOST_SYMBOLS]:
+        restored = f", restored {each.restored:,}" if each.restored else ""
+        lines.append(f"symbol   {each.exchange} {each.symbol}: lost {each.lost:,}{restored}")
+    if more := by_size[_MOST_SYMBOLS:]:
+        rest = sum(each.lost for each in more)
+        lines.append(f"symbol   {len(more):,} more: lost {rest:,}; --format json shows all")
+    return lines

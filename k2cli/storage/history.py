@@ -7,14 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import takewhile
 from typing import Final
 
 import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException, RESTError
 from pyiceberg.table import Table
 from pyiceberg.table.refs import SnapshotRefType
-from pyiceberg.table.snapshots import Operation, Snapshot
+from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update.snapshot import ManageSnapshots
 from sqlalchemy.exc import DatabaseError
 
@@ -22,8 +21,9 @@ from k2cli.errors import Conflict, Exists, NotFound, UsageError
 from k2cli.iso import iso_utc
 from k2cli.records import RecordKind
 from k2cli.storage.append import OneCommit, has_moved_on
-from k2cli.storage.snapshots import number_of, utc_time
-from k2cli.storage.state import TAG, ancestors, newest_known
+from k2cli.storage.rollback import Rollback, check_rollback, plan_rollback, stage_rollback
+from k2cli.storage.snapshots import is_first, utc_time
+from k2cli.storage.state import TAG, ancestors
 from k2cli.storage.tablediff import count_changes
 from k2cli.storage.vendor import translated
 
@@ -42,23 +42,6 @@ class Point:
     moment: datetime | None = None  # if the text is a time
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollback:
-    """What a rollback changes. Without `commits` it changes nothing."""
-
-    table: str
-    snapshot_id: int  # to roll back to
-    committed_at: datetime
-    rows: int  # that the table has afterwards
-    newest_id: int  # the newest snapshot now
-    newest_at: datetime
-    newest_rows: int
-    commits: int  # since then, as far as their snapshots are kept
-    has_expired: bool  # there were more commits, whose snapshots have expired
-    lost_rows: int  # added since then
-    restored_rows: int  # removed since then
-
-
 class TableHistory:
     """The snapshots of the table of one record kind. Created by `Lake.history`.
 
@@ -73,31 +56,25 @@ class TableHistory:
         self._table = load()
 
     def plan_rollback(self, point: Point) -> Rollback:
-        """Find out what a rollback would change, by the metadata alone.
-
-        Raises:
-            UsageError: the table was never in the state of this snapshot, or was rolled back from
-                it.
-        """
-        return _plan_rollback(self._table, find_snapshot(self._table, point))
+        """Find out what a rollback would change. See `rollback.plan_rollback`."""
+        with translated(f"cannot plan a rollback of table {self._name}"):
+            plan = plan_rollback(self._table, find_snapshot(self._table, point))
+            if plan.uncounted is None or not has_moved_on(self._table):
+                return plan
+            # A file to count may just have expired.
+            return plan_rollback(self._table, find_snapshot(self._table, point))
 
     def roll_back(self, plan: Rollback) -> None:
         """Make an older snapshot the current one, and k2's tag follow it, in one commit.
 
         Raises:
-            Conflict: another writer has committed since it was planned; nothing was changed.
+            Conflict: another writer has changed rows since it was planned; nothing was changed.
         """
 
         def change(table: Table, manage: ManageSnapshots) -> None:
-            newest = table.current_snapshot()
-            if newest is None or newest.snapshot_id != plan.newest_id:
-                raise Conflict(
-                    f"another process changed table {self._name} meanwhile; nothing was changed",
-                    hint="run the command again to see what would be lost now",
-                )
+            check_rollback(table, plan)
             target = _kept(table, plan.snapshot_id, str(plan.snapshot_id))
-            manage.set_current_snapshot(target.snapshot_id)
-            _move_tag(table, manage, target)
+            stage_rollback(table, manage, target)
 
         def is_done(table: Table) -> bool:
             return table.metadata.current_snapshot_id == plan.snapshot_id
@@ -273,7 +250,7 @@ def _snapshot_at(table: Table, moment: datetime) -> Snapshot:
     name, first = table.name()[-1], iso_utc(utc_time(oldest.timestamp_ms))
     raise NotFound(
         f"table {name} has no snapshot at or before {iso_utc(moment)}; the first is from {first}"
-        if _is_first(oldest)
+        if is_first(oldest)
         else f"the snapshots of table {name} at {iso_utc(moment)} have expired; the oldest one that"
         f" is kept is from {first}",
         hint=_list_them(table),
@@ -311,78 +288,3 @@ def _tags(table: Table) -> list[str]:
         for name, ref in table.metadata.refs.items()
         if ref.snapshot_ref_type is SnapshotRefType.TAG and name != TAG
     )
-
-
-def _plan_rollback(table: Table, target: Snapshot) -> Rollback:
-    newest = table.current_snapshot()
-    assert newest is not None, "find_snapshot has checked it"
-    if not _is_in_history(table, target):
-        raise UsageError(
-            f"snapshot {target.snapshot_id} is not in the history of table {table.name()[-1]}:"
-            " it is on another branch, or the table was rolled back from it",
-            hint=_list_them(table),
-        )
-    undone = list(takewhile(lambda each: each.snapshot_id != target.snapshot_id, ancestors(table)))
-    changes = [_row_change(each) for each in undone]
-    has_expired = bool(undone) and undone[-1].parent_snapshot_id != target.snapshot_id
-    if has_expired:  # what the expired ones changed is only known in sum
-        changes.append(_rows(undone[-1]) - changes[-1] - _rows(target))
-    return Rollback(
-        table=table.name()[-1],
-        snapshot_id=target.snapshot_id,
-        committed_at=utc_time(target.timestamp_ms),
-        rows=_rows(target),
-        newest_id=newest.snapshot_id,
-        newest_at=utc_time(newest.timestamp_ms),
-        newest_rows=_rows(newest),
-        commits=len(undone),
-        has_expired=has_expired,
-        lost_rows=sum(change for change in changes if change > 0),
-        restored_rows=-sum(change for change in changes if change < 0),
-    )
-
-
-def _is_in_history(table: Table, snapshot: Snapshot) -> bool:
-    """Return whether the table was once in the state of a snapshot.
-
-    If the snapshots in between have expired, their order decides.
-    """
-    chain = list(ancestors(table))
-    if any(each.snapshot_id == snapshot.snapshot_id for each in chain):
-        return True
-    oldest = chain[-1]
-    return not _is_first(oldest) and (snapshot.sequence_number or 0) < (oldest.sequence_number or 0)
-
-
-def _is_first(snapshot: Snapshot) -> bool:
-    """Return whether a snapshot is the first of its table.
-
-    One whose parent has expired has no parent either, but a later sequence number.
-    """
-    return snapshot.parent_snapshot_id is None and (snapshot.sequence_number or 0) <= 1
-
-
-def _rows(snapshot: Snapshot) -> int:
-    return number_of(snapshot, "total-records") or 0
-
-
-def _row_change(snapshot: Snapshot) -> int:
-    if snapshot.summary is not None and snapshot.summary.operation is Operation.REPLACE:
-        return 0
-    added = number_of(snapshot, "added-records") or 0
-    return added - (number_of(snapshot, "deleted-records") or 0)
-
-
-def _move_tag(table: Table, manage: ManageSnapshots, target: Snapshot) -> None:
-    """Move k2's tag to its newest snapshot in the history of the target, if it has one.
-
-    A tag on a newer snapshot would lead to the state of rows that are no longer in the table.
-    """
-    known = newest_known(table, target)
-    ref = table.metadata.refs.get(TAG)
-    if known is not None:
-        manage.create_tag(known.snapshot_id, TAG)
-    elif ref is not None:
-        tagged = table.snapshot_by_id(ref.snapshot_id)
-        if tagged is None or (tagged.sequence_number or 0) > (target.sequence_number or 0):
-            manage.remove_tag(TAG)

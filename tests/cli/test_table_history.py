@@ -51,7 +51,8 @@ def test_file_is_loaded_again_after_a_rollback_and_stored_once(run: Run, paths: 
     first = str(snapshots(run)[-1]["snapshot_id"])
     done = run(["table", "rollback", "trades", first, "--yes"])
     assert done.exit_code == 0
-    assert "lost     5 rows added since then" in done.stdout
+    assert "lost     5 rows added since then\n" in done.stdout
+    assert "symbol   BINANCE BTCUSDT: lost 5\n" in done.stdout
     assert "can be loaded again" in done.stderr
     assert "table trades_v2 has 10 rows" in done.stderr
     assert [load(run, path)["rows"] for path in paths] == [0, 5]
@@ -66,6 +67,8 @@ def test_dry_run_of_a_rollback_changes_nothing(run: Run) -> None:
     done = run(words)
     plan = json.loads(done.stdout)
     assert (plan["rows"], plan["newest_rows"], plan["lost_rows"], plan["commits"]) == (10, 15, 5, 1)
+    expected = {"exchange": "BINANCE", "symbol": "BTCUSDT", "lost": 5, "restored": 0}
+    assert plan["symbols"] == [expected]
     assert "dry run: nothing was changed" in done.stderr
     assert snapshots(run)[0]["refs"] == "main,k2"
 

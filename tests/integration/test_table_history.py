@@ -12,9 +12,13 @@ from k2cli.errors import Conflict, Exists, NotFound, UsageError
 from k2cli.records import TRADES
 from k2cli.storage.history import Point, TableHistory
 from k2cli.storage.lake import Lake, open_lake
+from k2cli.storage.offsets import OffsetPosition, Partition, Span
+from k2cli.storage.rollback import Rollback
 from k2cli.storage.state import TAG, read_state
 from support.builders import START, table_of, trade_row
+from support.consuming import Consumer, trades_values
 from support.foreign import append_as_another_engine, rewrite_as_another_engine
+from support.memory_reader import MemoryBroker
 
 POINTS = {"now": Point("now", datetime(9999, 1, 1, tzinfo=UTC)), "main": Point("main")}
 
@@ -26,6 +30,11 @@ def trades(*numbers: int, symbol: str = "BTCUSDT") -> pa.Table:
         for n in numbers
     ]
     return table_of(TRADES, rows)
+
+
+def lost(plan: Rollback) -> dict[str, tuple[int, int]]:
+    """Return the rows that a rollback loses and restores, by symbol."""
+    return {each.symbol: (each.lost, each.restored) for each in plan.symbols}
 
 
 def append(lake: Lake, *numbers: int, symbol: str = "BTCUSDT") -> int:
@@ -85,8 +94,36 @@ def test_rollback_restores_rows_that_were_removed(lake: Lake) -> None:
     append(lake, 4)
     plan = lake.history(TRADES).plan_rollback(point(before))
     assert (plan.lost_rows, plan.restored_rows, plan.commits) == (1, 1, 2)
+    assert lost(plan) == {"BTCUSDT": (1, 1)}
     roll_back(lake, point(before))
     assert rows(lake) == 4
+
+
+def test_rollback_shows_the_rows_of_each_symbol(lake: Lake) -> None:
+    first = append(lake, 1)
+    append(lake, 2, 3)
+    append(lake, 1, symbol="ETHUSDT")
+    plan = lake.history(TRADES).plan_rollback(point(first))
+    assert lost(plan) == {"BTCUSDT": (2, 0), "ETHUSDT": (1, 0)}
+    assert (plan.lost_rows, plan.uncounted, plan.has_state) == (3, None, True)
+    assert lost(lake.history(TRADES).plan_rollback(Point("main"))) == {}
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_rollback_to_before_a_damaged_file_is_possible(lake: Lake, is_missing: bool) -> None:
+    first = append(lake, 1)
+    (kept,) = lake.open(TRADES).plan().paths
+    append(lake, 2, 3)
+    (damaged,) = {*lake.open(TRADES).plan().paths} - {kept}
+    if is_missing:
+        Path(damaged).unlink()
+    else:
+        Path(damaged).write_bytes(b"PAR1 nothing PAR1")
+    plan = lake.history(TRADES).plan_rollback(point(first))
+    assert damaged in (plan.uncounted or "")
+    assert (plan.lost_rows, lost(plan)) == (2, {})
+    roll_back(lake, point(first))
+    assert lake.open(TRADES).plan().paths == (kept,)
 
 
 def test_rollback_to_before_the_first_snapshot_of_k2_drops_its_tag(lake: Lake) -> None:
@@ -94,6 +131,7 @@ def test_rollback_to_before_the_first_snapshot_of_k2_drops_its_tag(lake: Lake) -
     append_as_another_engine(lake.open(TRADES).iceberg, trades(1, 2))
     foreign = refs(lake)["main"]
     append(lake, 3)
+    assert not lake.history(TRADES).plan_rollback(point(foreign)).has_state
     roll_back(lake, point(foreign))
     assert refs(lake) == {"main": foreign}
     assert read_state(lake.open(TRADES).iceberg).is_lost
@@ -167,6 +205,49 @@ def test_tag_is_set_while_others_write(lake: Lake) -> None:
 
     assert TableHistory(TRADES, load=load).tag("eod") == first
     assert refs(lake)["eod"] == first
+
+
+def test_rollback_is_not_disturbed_by_commits_without_new_rows(lake: Lake) -> None:
+    first = append(lake, 1)
+    append(lake, 2)
+    history = lake.history(TRADES)
+    plan = history.plan_rollback(point(first))
+    rewrite_as_another_engine(lake.open(TRADES).iceberg, is_expiring=False)
+    offsets = OffsetPosition({Partition("t", "id", 0): Span(expected=None, reached=7)})
+    assert lake.open(TRADES).append(trades(1), source=offsets).snapshot_id is not None
+    history.roll_back(plan)
+    assert (rows(lake), refs(lake)) == (1, {"main": first, TAG: first})
+
+
+def test_rollback_that_another_rollback_forestalls_changes_nothing(lake: Lake) -> None:
+    first, second = append(lake, 1), append(lake, 2)
+    append(lake, 3)
+    history = lake.history(TRADES)
+    plan = history.plan_rollback(point(first))
+    roll_back(lake, point(second))
+    with pytest.raises(Conflict, match="meanwhile; nothing was changed"):
+        history.roll_back(plan)
+    assert rows(lake) == 2
+
+
+def test_topics_are_read_again_after_a_rollback_and_stored_once(lake: Lake, tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    topic_id = broker.create("t", partitions=1)
+
+    def consume() -> int:
+        consumer = Consumer(tmp_path, topic="t", topic_id=topic_id, tables=lake, is_until_end=True)
+        consumer.run_in(broker, group="g")
+        return consumer.totals.messages
+
+    broker.send("t", 0, trades_values(10))
+    assert consume() == 10
+    before = Point(str(refs(lake)["main"]))
+    broker.send("t", 0, trades_values(20, begin=10))
+    assert consume() == 20
+    roll_back(lake, before)
+    assert (rows(lake), consume(), rows(lake)) == (10, 20, 30)
+    found = lake.open(TRADES).iceberg.scan().to_arrow()["message_id"]
+    assert len(found.unique()) == 30
 
 
 def test_rollback_is_not_disturbed_by_a_tag_that_is_set_meanwhile(lake: Lake) -> None:
