@@ -4,7 +4,6 @@ The module is long because it has a command group as a whole.
 """
 
 import json
-import sys
 from dataclasses import asdict, fields
 from datetime import datetime
 from enum import StrEnum
@@ -26,8 +25,10 @@ from k2cli.commands.options import (
 )
 from k2cli.commands.schema.names import Finder
 from k2cli.commands.table_compact import compact
+from k2cli.commands.table_history import SnapshotCommand, diff, rollback, tag, untag
 from k2cli.commands.table_kind import TableArg, kind_of_table
 from k2cli.commands.terminal import output
+from k2cli.commands.terminal.confirmation import confirm
 from k2cli.commands.terminal.fitting import fit_rows
 from k2cli.commands.terminal.streams import note, screen_width
 from k2cli.errors import BadData, UsageError
@@ -120,6 +121,12 @@ def snapshots(
     shown = pa.Table.from_pylist(rows) if rows else pa.table(none)
     details = ("run", "total_files", "operation", "refs", "total_rows")
     output.print_rows(chosen, shown, details=details)
+
+
+table_app.command(cls=SnapshotCommand)(diff)
+table_app.command(cls=SnapshotCommand)(tag)
+table_app.command()(untag)
+table_app.command(cls=SnapshotCommand)(rollback)
 
 
 @table_app.command()
@@ -298,7 +305,7 @@ def repair(
         elif dry_run:
             note("dry run: nothing was changed")
         else:
-            _confirm(f"repair table {kind.table}?", is_confirmed=yes)
+            confirm(f"repair table {kind.table}?", is_confirmed=yes)
             lake.repair(kind, plan)
             note(f"table {kind.table} has {plan.rows:,} rows")
 
@@ -350,20 +357,6 @@ def _repair_lines(plan: "Repair") -> list[str]:
         for fault in plan.history
     ]
     return lines
-
-
-def _confirm(question: str, *, is_confirmed: bool) -> None:
-    """Ask for confirmation before data is lost.
-
-    Raises:
-        UsageError: stdin is not a terminal, or the user declined.
-    """
-    if is_confirmed:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError("stdin is not a terminal: cannot ask", hint="confirm with --yes")
-    if not typer.confirm(question, err=True):
-        raise UsageError("not confirmed: nothing was changed")
 
 
 def _print_description(info: "TableInfo") -> None:

@@ -31,6 +31,7 @@ from k2cli.storage.catalog import (
     open_catalog,
 )
 from k2cli.storage.damage import Fault, Inspection, inspect_table, metadata_fault
+from k2cli.storage.history import TableHistory
 from k2cli.storage.laketable import LakeTable
 from k2cli.storage.pointer import read_pointers
 from k2cli.storage.relocate import MovedTable, moved_tables, relocate_tables
@@ -75,6 +76,14 @@ class Lake:
             settings=self._settings,
             observe=self._observe,
         )
+
+    def history(self, kind: RecordKind) -> TableHistory:
+        """Open the snapshots of a table, to compare them, tag them, or roll back to one.
+
+        Raises:
+            NotFound: nothing was ever written.
+        """
+        return TableHistory(kind, load=partial(self._load, kind))
 
     def _load(self, kind: RecordKind) -> Table:
         with translated(f"cannot open table {kind.table} in {self._where}"):

@@ -22,3 +22,11 @@ def number_of(snapshot: Snapshot | None, key: str) -> int | None:
 def utc_time(timestamp_ms: int) -> datetime:
     """Return the time of a snapshot or metadata file, in UTC milliseconds, as a time."""
     return datetime.fromtimestamp(timestamp_ms / 1000, tz=UTC)
+
+
+def is_first(snapshot: Snapshot) -> bool:
+    """Return whether a snapshot is the first of its table.
+
+    One whose parent has expired has no parent either, but a later sequence number.
+    """
+    return snapshot.parent_snapshot_id is None and (snapshot.sequence_number or 0) <= 1

@@ -103,9 +103,17 @@ def _newest_known(table: Table) -> tuple[Snapshot | None, bool, bool]:
     return table.snapshot_by_id(tag.snapshot_id) if tag else None, is_unchanged, False
 
 
-def ancestors(table: Table) -> Iterator[Snapshot]:
-    """Yield the current snapshot and its ancestors, newest first, as far as they are kept."""
-    snapshot = table.current_snapshot()
+def newest_known(table: Table, snapshot: Snapshot) -> Snapshot | None:
+    """Return the newest snapshot with k2's state: this one, or an ancestor that is kept."""
+    return next(filter(_k2_properties, ancestors(table, snapshot)), None)
+
+
+def ancestors(table: Table, snapshot: Snapshot | None = None) -> Iterator[Snapshot]:
+    """Yield a snapshot and its ancestors, newest first, as far as they are kept.
+
+    By default those of the current snapshot.
+    """
+    snapshot = snapshot or table.current_snapshot()
     while snapshot is not None:
         yield snapshot
         parent = snapshot.parent_snapshot_id

@@ -27,8 +27,8 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if page.name != "commands.md"]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 _BLOCK = re.compile(r"^```(console|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# They need a registry, or a home in another place.
-_ELSEWHERE = ("-value", "--home", "--cluster", "--docker", "export quotes")
+# They need a registry, a tag, or a home in another place.
+_ELSEWHERE = ("-value", "before-load", "--home", "--cluster", "--docker", "export quotes")
 
 
 def printed() -> list[str]:
