@@ -49,6 +49,8 @@ def interrupted_by_signals() -> Iterator[None]:
         signal.signal(each, handle)
     try:
         yield
+    except typer.Exit:  # a RuntimeError
+        raise
     except (KeyboardInterrupt, RuntimeError, SystemError) as exc:
         # Within a class statement, as during imports, it may arrive as a RuntimeError; from a C
         # library that does not pass on errors, as a SystemError.
