@@ -49,13 +49,9 @@ def interrupted_by_signals() -> Iterator[None]:
         signal.signal(each, handle)
     try:
         yield
-    except typer.Exit:  # a RuntimeError
-        raise
     except (KeyboardInterrupt, RuntimeError, SystemError) as exc:
-        # Within a class statement, as during imports, it may arrive as a RuntimeError; from a C
-        # library that does not pass on errors, as a SystemError.
-        interrupt = exc if isinstance(exc, KeyboardInterrupt) else exc.__cause__
-        if not isinstance(interrupt, KeyboardInterrupt):
+        interrupt = _interrupt_of(exc)
+        if interrupt is None:
             raise
         if not received:  # SIGINT
             raise interrupt from None
@@ -64,6 +60,19 @@ def interrupted_by_signals() -> Iterator[None]:
         for each in handled:
             if signal.getsignal(each) is handle:
                 signal.signal(each, signal.SIG_DFL)
+
+
+def _interrupt_of(exc: BaseException) -> KeyboardInterrupt | None:
+    """Return the interrupt that an error is, or arrived as; None if it is another one.
+
+    Within a class statement, as during imports, an interrupt may arrive as a RuntimeError; from a C
+    library that does not pass on errors, as a SystemError. An exit that a command chose after an
+    interrupt, also a RuntimeError, stays as it is.
+    """
+    if isinstance(exc, typer.Exit):
+        return None
+    found = exc if isinstance(exc, KeyboardInterrupt) else exc.__cause__
+    return found if isinstance(found, KeyboardInterrupt) else None
 
 
 def forget_interrupts() -> None:
