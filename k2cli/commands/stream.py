@@ -321,6 +321,7 @@ def _run(
             stack.close()
             output.summary(feed.summarize(), summary, is_data_on_stdout=is_printed, log=log)
         feed.check_connected(options.policy.duration_s)
+        feed.check_recorded()
 
 
 def _usual_destination(config: Settings, servers: ServerOptions) -> Destination:
