@@ -19,6 +19,7 @@ from k2cli.commands.terminal.signals import Interrupts, Terminated
 from k2cli.commands.terminal.streams import error, note
 from k2cli.config import Settings
 from k2cli.errors import BadData, NotFound, UsageError
+from k2cli.files import STDIN
 from k2cli.flow import Batch
 from k2cli.ingestion.exchange import Exchange, Venue
 from k2cli.ingestion.exchanges import EXCHANGES
@@ -141,7 +142,7 @@ class FramesRun:
 
 
 def choose_recordings(words: Iterable[str], market: str | None) -> list[RecordingToLoad]:
-    """Find the recordings of files, globs and folders, and the market of each.
+    """Find the recordings of files, globs and folders, and the market of each; `-` is stdin.
 
     In folders, files of other markets, or whose names have no market, are skipped with a note.
 
@@ -151,8 +152,9 @@ def choose_recordings(words: Iterable[str], market: str | None) -> list[Recordin
     """
     found: dict[Path, Venue] = {}
     for word in words:
-        files = find_files([word], suffixes=SUFFIXES, on_skip=_skip)
-        is_named = files == [expand_home(word)]
+        is_stdin = word == STDIN
+        files = [Path(STDIN)] if is_stdin else find_files([word], suffixes=SUFFIXES, on_skip=_skip)
+        is_named = is_stdin or files == [expand_home(word)]
         for path in files:
             try:
                 found[path] = _venue(path, market)
@@ -171,7 +173,8 @@ def _venue(path: Path, market: str | None) -> Venue:
     exchange = EXCHANGES.get(named[0]) if named else None
     venue = exchange.venues.get(named[1]) if named and exchange else None
     if venue is None and market is None:
-        raise UsageError(f"the market of {path} is not in its name", hint="choose it with --market")
+        what = "stdin is unknown" if str(path) == STDIN else f"{path} is not in its name"
+        raise UsageError(f"the market of {what}", hint="choose it with --market")
     if venue is None:
         return _default_exchange().venues[market or ""]
     if market is not None and named and named[1] != market:
