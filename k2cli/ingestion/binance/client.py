@@ -31,6 +31,14 @@ from k2cli.redaction import hide_secrets
 
 T = TypeVar("T")
 
+# What a request may raise, its answer included.
+FAILURES: Final = (
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
+    httpx2.StreamError,
+    OSError,
+    ValueError,
+)
 TRADES_ENDPOINT: Final = "historicalTrades"
 AGGREGATES_ENDPOINT: Final = "aggTrades"
 _MOST_BYTES: Final = 5 << 20  # of a decompressed answer; 1000 trades have about 200 kB
@@ -220,13 +228,7 @@ class RestClient:
                     answer.add(part)
         except TimeoutError as exc:
             raise self._failed(server, f"no answer within {self._timing.timeout_s:g} s") from exc
-        except (
-            httpx2.HTTPError,
-            httpx2.InvalidURL,
-            httpx2.StreamError,
-            OSError,
-            ValueError,
-        ) as exc:
+        except FAILURES as exc:
             raise self._failed(server, str(exc) or type(exc).__name__) from exc
         return _Response(response.status_code, response.headers, bytes(answer.body))
 

@@ -152,9 +152,9 @@ class SymbolRefresh:
 
 def _failures() -> tuple[type[Exception], ...]:
     """Return what a request for the list may raise."""
-    import httpx2  # noqa: PLC0415  most runs do not need it
+    from k2cli.ingestion.binance.client import FAILURES  # noqa: PLC0415  imports httpx2
 
-    return httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError, ValueError
+    return FAILURES
 
 
 def is_stale(venue: ListedVenue, home: Path) -> bool:
