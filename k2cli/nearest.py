@@ -1,7 +1,7 @@
-"""Suggestions for misspelt names."""
+"""Texts about names: suggestions for misspelt ones, and long lists in short."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 _LEAST_RATIO: Final = 0.6  # difflib cutoff: foo does not suggest symbol
@@ -19,3 +19,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     names = list(known)
     nearest = nearest_name(name, names)
     return f"did you mean {nearest}?" if nearest else f"known: {', '.join(names)}"
+
+
+def first_names(names: Sequence[str], most: int, *, sep: str = ", ") -> str:
+    """Join the first names, and count the others: `A, B and 1,200 more`."""
+    more = len(names) - most
+    return sep.join(names[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -24,6 +24,7 @@ from k2cli.config import Settings
 from k2cli.errors import BadData
 from k2cli.events import Observer
 from k2cli.flow import Batch
+from k2cli.nearest import first_names
 from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.load.files import InputFiles
 from k2cli.pipelines.load.job import FileToLoad, LoadPolicy, LoadTotals, Outcome
@@ -262,10 +263,8 @@ class _Report:
         """Report the loaded files, the one in progress, and how many remain."""
         left = [name for name in names if name not in self.done]
         current, remaining = left[0] if left else "", max(0, len(left) - 1)
-        named = self.loaded[:_MOST_NAMED]
-        more = len(self.loaded) - len(named)
-        files = ", ".join(named) + (f" and {more:,} more" if more else "")
-        parts = [f"loaded {len(self.loaded):,}" + (f" ({files})" if named else "")]
+        files = first_names(self.loaded, _MOST_NAMED)
+        parts = [f"loaded {len(self.loaded):,}" + (f" ({files})" if files else "")]
         if current:
             parts += [
                 f"not loaded {current}, which was in progress",

@@ -25,6 +25,7 @@ from k2cli.ingestion.subscriber import ConnectionOptions
 from k2cli.ingestion.subscriptions import Subscription, Subscriptions
 from k2cli.ingestion.symbols import Instrument
 from k2cli.ingestion.websocket import Connections
+from k2cli.nearest import first_names
 
 OVERLAP_S: Final = 30.0
 _TICK_S: Final = 0.05  # how long frames are collected before they are parsed
@@ -149,7 +150,7 @@ class ExchangeStream:
         """Report the streams without data, if a server was reached."""
         names = self.silent_streams
         if names and self.was_connected:
-            listed = ",".join(names[:_LISTED_STREAMS])
+            listed = first_names(names, _LISTED_STREAMS, sep=",")
             self._observe("silent_streams", count=len(names), streams=listed)
 
     def stop(self) -> None:

@@ -17,6 +17,7 @@ from k2cli.events import Observer
 from k2cli.ingestion.symbols import Instrument
 from k2cli.ingestion.trading import Selected, TradingList
 from k2cli.iso import iso_utc_ms
+from k2cli.nearest import first_names
 
 _CONFIRM_S: Final = 60.0  # until a list is asked for again before streams end
 _RETRY_S: Final = 600.0  # after the exchange did not list its symbols
@@ -118,8 +119,7 @@ class ListingWatch:
 
 
 def _names(instruments: Sequence[Instrument]) -> str:
-    more = ",..." if len(instruments) > _MOST_NAMES else ""
-    return ",".join(i.symbol for i in instruments[:_MOST_NAMES]) + more
+    return first_names([each.symbol for each in instruments], _MOST_NAMES, sep=",")
 
 
 @contextmanager
