@@ -177,7 +177,6 @@ class RunOptions(OptionGroup):
             venue=venue,
             instruments=instruments,
             channels=channels,
-            urls=venue.urls,
             home=config.home,
             connect_timeout_s=self.connect_timeout or config.stream.connect_timeout,
             stale_after_s=self.stale_after or config.stream.stale_after,

@@ -35,12 +35,11 @@ _LISTED_STREAMS: Final = 20  # per report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOptions:
-    """What to subscribe to, on which servers, and when to give up or stop."""
+    """What to subscribe to, at which venue and its servers, and when to give up or stop."""
 
     venue: Venue
     instruments: Sequence[Instrument]
     channels: Sequence[str]
-    urls: Sequence[str]  # bases, in failover order
     home: Path | None = None  # the folder with the last refreshed symbol lists
     connect_timeout_s: float = 10.0  # for the first connection only
     stale_after_s: float = 60.0
@@ -216,9 +215,9 @@ def _named(options: StreamOptions, instruments: Sequence[Instrument]) -> dict[st
 
 def _subscriptions(options: StreamOptions) -> Subscriptions:
     """Distribute the streams over connections."""
-    for base in options.urls:
+    for base in options.venue.urls:
         check_base(base)
-    subscriptions = Subscriptions(options.venue, options.urls)
+    subscriptions = Subscriptions(options.venue, options.venue.urls)
     subscriptions.change(_named(options, options.instruments))
     return subscriptions
 
@@ -230,7 +229,7 @@ def _silent_after_s(options: StreamOptions) -> float:
 def _connection_options(options: StreamOptions, clock: Callable[[], float]) -> ConnectionOptions:
     venue = options.venue
     return ConnectionOptions(
-        bases=options.urls,
+        bases=venue.urls,
         attempts=venue.limits.attempts,
         window_s=venue.limits.window_s,
         lifetime_s=venue.limits.lifetime_s,
