@@ -4,13 +4,13 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-_LEAST_RATIO: Final = 0.6  # difflib cutoff: foo does not suggest symbol
+_MIN_RATIO: Final = 0.6  # difflib cutoff: foo does not suggest symbol
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that is closest to `name`, ignoring case."""
     by_folded = {each.casefold(): each for each in known}
-    found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=_LEAST_RATIO)
+    found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=_MIN_RATIO)
     return by_folded[found[0]] if found else None
 
 

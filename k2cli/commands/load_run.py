@@ -34,7 +34,7 @@ from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 if TYPE_CHECKING:
     from k2cli.pipelines.frames import FrameTotals
 
-_MOST_NAMED = 20  # files per line
+_MAX_NAMED = 20  # files per line
 
 # Hints after an interruption.
 _CONTINUE_HINT: dict[LoadTo | None, str] = {
@@ -263,7 +263,7 @@ class _Report:
         """Report the loaded files, the one in progress, and how many remain."""
         left = [name for name in names if name not in self.done]
         current, remaining = left[0] if left else "", max(0, len(left) - 1)
-        files = first_names(self.loaded, _MOST_NAMED)
+        files = first_names(self.loaded, _MAX_NAMED)
         parts = [f"loaded {len(self.loaded):,}" + (f" ({files})" if files else "")]
         if current:
             parts += [

@@ -20,7 +20,7 @@ from k2cli.ingestion.bursts import CHUNK_FRAMES, BurstQueue
 from k2cli.ingestion.exchange import Venue, check_base
 from k2cli.ingestion.guard import HasNewer, SilenceGuard
 from k2cli.ingestion.recorder import Record
-from k2cli.ingestion.silence import LEAST_S, StreamWatch
+from k2cli.ingestion.silence import MIN_S, StreamWatch
 from k2cli.ingestion.subscriber import ConnectionOptions
 from k2cli.ingestion.subscriptions import Subscription, Subscriptions
 from k2cli.ingestion.symbols import Instrument
@@ -47,7 +47,7 @@ class StreamOptions:
     max_messages: int | None = None
     overlap_s: float = OVERLAP_S  # of a connection and the one that replaces it, at most
     rollover_at: datetime.time | None = None  # replace connections daily, UTC
-    stream_silent_after_s: float = LEAST_S  # when a stream may be suspicious
+    stream_silent_after_s: float = MIN_S  # when a stream may be suspicious
     # Whether the exchange has trades at or after a UTC time in microseconds, to check silent
     # streams; awaited in the connections' event loop. None: only the time counts.
     has_newer: Callable[[Instrument, int], Awaitable[bool]] | None = None
