@@ -20,7 +20,7 @@ from k2cli.rejects import Cause, Fault
 MICROSECONDS_FROM: Final = 10**15  # times from here on are microseconds, below milliseconds
 YEAR_1_US: Final = -62_135_596_800_000_000
 YEAR_9999_US: Final = 253_402_300_799_999_999
-MOST_DIGITS: Final = 38  # digits of a decimal128
+MAX_DIGITS: Final = 38  # digits of a decimal128
 
 Ints = npt.NDArray[np.int64]
 
@@ -124,7 +124,7 @@ def decimals_of(texts: pa.StringArray, of: pa.DataType) -> pa.Array:
     """Build an exact column of this type from a column of texts."""
     strange = characters(texts).translate(None, b"0123456789.")
     # Arrow's parser must not see an exponent or a long fraction: it reads out of bounds.
-    if strange or (pc.max(pc.binary_length(texts)).as_py() or 0) > MOST_DIGITS:
+    if strange or (pc.max(pc.binary_length(texts)).as_py() or 0) > MAX_DIGITS:
         cause = _cause_of(texts, of)
         is_negative = cause is Cause.NEGATIVE or (len(texts) > 1 and strange == b"-")
         raise Unfit("negative" if is_negative else "not a plain number", cause)

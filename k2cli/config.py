@@ -42,7 +42,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B(?:YTES?)?")
 LONGEST_DAYS: Final = 36_500  # 100 years; the system's timers cannot count much further
 _LARGEST_SIZE_BYTES: Final = 2**60
-_MOST_DIGITS: Final = 18
+_MAX_DIGITS: Final = 18
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -136,8 +136,8 @@ def parse_backfill(text: str) -> Backfill:
             raise ValueError(
                 f"{text!r} is not a duration such as 1h, a number of trades, or off"
             ) from exc
-    if len(word) > _MOST_DIGITS:
-        raise ValueError(f"{text!r} is longer than {_MOST_DIGITS} characters")
+    if len(word) > _MAX_DIGITS:
+        raise ValueError(f"{text!r} is longer than {_MAX_DIGITS} characters")
     return Backfill(word)
 
 

@@ -33,6 +33,16 @@ class Batch:
     notes: int = 0  # changes besides rows that need a commit
 
 
+class CommitTotals(Protocol):
+    """Totals to which commits are added."""
+
+    rows: int
+    duplicates: int
+    conflicts: int
+    missing: int
+    commits: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Committed:
     """The outcome of one commit of a sink, over all tables."""
@@ -45,6 +55,14 @@ class Committed:
     rejects: Sequence[Reject] = ()  # some of the conflicts
     unfit: Sequence[Reject] = ()  # rows that do not fit; the other rows of their kind stay pending
     failure: K2Error | None = None  # an outage: uncommitted rows are kept for a retry
+
+    def add_to(self, totals: CommitTotals) -> None:
+        """Add the counts to the totals of a run."""
+        totals.rows += self.rows
+        totals.duplicates += self.duplicates
+        totals.conflicts += self.conflicts
+        totals.missing += self.missing
+        totals.commits += self.commits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,8 +38,8 @@ _SHOW: Final = "k2 config show --origin shows what is set, and where"
 _ANOTHER: Final = "choose another folder with --home"
 _IDLE_S: Final = 60.0  # an active consumer commits more often
 _COUNTED: Final = 10_000  # up to this lag messages are counted: not all offsets are messages
-_LEAST_FREE_BYTES: Final = 1_000_000_000
-_LEAST_FREE_SHARE: Final = 0.05
+_MIN_FREE_BYTES: Final = 1_000_000_000
+_MIN_FREE_SHARE: Final = 0.05
 
 
 # The pages of docs/runbooks about checks that need an operator.
@@ -462,7 +462,7 @@ def judge_disk(home: Path, *, free: int, total: int) -> Check:
     """Check the free disk space, in bytes."""
     share = free / total if total else 0.0
     detail = f"{free / 1e9:,.1f} GB free ({share:.0%}) for {home}"
-    if free < _LEAST_FREE_BYTES or share < _LEAST_FREE_SHARE:
+    if free < _MIN_FREE_BYTES or share < _MIN_FREE_SHARE:
         return _red("disk", Unavailable(detail), f"free some space, or {_ANOTHER}")
     return Check(name="disk", state=State.GREEN, detail=detail)
 

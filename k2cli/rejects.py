@@ -33,7 +33,7 @@ from k2cli.files import make_folder, opener, refuse_dangling_link
 from k2cli.iso import iso_utc, iso_utc_us
 
 MAX_REJECT_BYTES: Final = 10**9  # of a rejects file, unless an option sets another limit
-MOST_SHOWN: Final = 80  # characters of a value
+MAX_SHOWN: Final = 80  # characters of a value
 _BUFFER_BYTES: Final = 64 * 1024
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -158,7 +158,7 @@ def shown(value: object) -> str | None:
     if value is None:
         return None
     text = _plain(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _plain(value: object) -> str:

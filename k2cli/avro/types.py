@@ -17,12 +17,12 @@ from k2cli.errors import BadData
 UNION: Final = "union"
 NAMED: Final = ("record", "enum", "fixed")
 PRIMITIVES: Final = ("null", "boolean", "int", "long", "float", "double", "bytes", "string")
-MOST_LEVELS: Final = 48  # of types within types
-_MOST_JSON_LEVELS: Final = 128  # a record within a record takes three
-_MOST_TYPES: Final = 20_000  # within one schema
-_TOO_DEEP: Final = f"JSON is nested more than {_MOST_JSON_LEVELS} levels deep"
+MAX_LEVELS: Final = 48  # of types within types
+_MAX_JSON_LEVELS: Final = 128  # a record within a record takes three
+_MAX_TYPES: Final = 20_000  # within one schema
+_TOO_DEEP: Final = f"JSON is nested more than {_MAX_JSON_LEVELS} levels deep"
 _BYTE_ORDER_MARK: Final = "\ufeff"
-MOST_DIGITS: Final = 38  # of a decimal in Arrow and Iceberg
+MAX_DIGITS: Final = 38  # of a decimal in Arrow and Iceberg
 # Logical type -> its base types; on any other it is ignored.
 _BASES: Final[Mapping[str, tuple[str, ...]]] = {
     "decimal": ("bytes", "fixed"),
@@ -147,7 +147,7 @@ def load_json(text: str, what: str) -> Any:
 
 def _check_nesting(value: Any) -> None:
     level = [value]
-    for _ in range(_MOST_JSON_LEVELS):
+    for _ in range(_MAX_JSON_LEVELS):
         level = [inner for each in level for inner in _items(each)]
         if not level:
             return
@@ -197,10 +197,10 @@ def _check_extent(root: Type) -> None:
     while todo:
         of, within = todo.pop()
         count += 1
-        if len(within) >= MOST_LEVELS:
-            raise ValueError(f"its types are nested more than {MOST_LEVELS} levels deep")
-        if count > _MOST_TYPES:
-            raise ValueError(f"it consists of more than {_MOST_TYPES:,} types")
+        if len(within) >= MAX_LEVELS:
+            raise ValueError(f"its types are nested more than {MAX_LEVELS} levels deep")
+        if count > _MAX_TYPES:
+            raise ValueError(f"it consists of more than {_MAX_TYPES:,} types")
         inner = (*of.inner, *(field.type for field in of.fields))
         todo += [(each, (*within, of)) for each in inner if each not in within and each is not of]
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from k2cli.avro.builtin import builtin_name, builtin_schema
 from k2cli.avro.compatibility import misfits
-from k2cli.avro.types import MOST_DIGITS, PRIMITIVES, UNION, Type, join_path, link, walk
+from k2cli.avro.types import MAX_DIGITS, PRIMITIVES, UNION, Type, join_path, link, walk
 from k2cli.errors import BadData
 from k2cli.records import arrow_field
 
@@ -174,8 +174,8 @@ def _flaws(path: str, of: Type) -> Iterator[Finding]:
     """Yield valid but probably unintended declarations, and those k2 cannot store."""
     if of.ignored:
         yield Finding(path=path, reason=f"{_IGNORED}: {of.ignored}")
-    if of.precision > MOST_DIGITS:
-        yield Finding(path=path, reason=f"{of} has more than {MOST_DIGITS} digits")
+    if of.precision > MAX_DIGITS:
+        yield Finding(path=path, reason=f"{of} has more than {MAX_DIGITS} digits")
     if of.kind == "fixed" and of.size < 1:
         yield Finding(path=path, reason=f"{of} has no bytes")
     names = {field.name for field in of.fields}

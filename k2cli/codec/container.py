@@ -24,6 +24,7 @@ from k2cli.codec.decode import (
     MARK,
     MARK_FIELD,
     UNDECODED,
+    UNIQUE,
     BlockReader,
     Decoded,
     Decoder,
@@ -175,7 +176,8 @@ class ContainerDecoder:
         self._parsed = fastavro_schema(schema)
         self._mark = new_mark()
         rows = {"name": "rows", "type": {"type": "array", "items": schema}}
-        wrapped = {"type": "record", "name": "k2_block", "fields": [rows, MARK_FIELD]}
+        name = f"k2_block_{UNIQUE}"
+        wrapped = {"type": "record", "name": name, "fields": [rows, MARK_FIELD]}
         self._reader = BlockReader(wrapped, ["rows", MARK])
 
     def decode(self, blocks: Iterator[Block]) -> Iterator[Decoded]:

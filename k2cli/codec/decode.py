@@ -28,13 +28,15 @@ from k2cli.codec.encode import varint
 from k2cli.records import avro_to_arrow_schema
 from k2cli.rejects import Cause, Fault
 
-MARK: Final = "k2_mark"
 _MARK_BYTES: Final = 16
+# Random, so that no writer's schema has a field or type of the same name.
+UNIQUE: Final = secrets.token_hex(_MARK_BYTES)
+MARK: Final = f"k2_mark_{UNIQUE}"
 MARK_FIELD: Final = {
     "name": MARK,
     "type": {"type": "fixed", "name": MARK, "size": _MARK_BYTES},
 }
-_PREFIX: Final = "k2_prefix"
+_PREFIX: Final = f"k2_prefix_{UNIQUE}"
 # What fastavro raises for bytes that are not a record of the schema.
 UNDECODED: Final = (ArithmeticError, EOFError, LookupError, MemoryError, TypeError, ValueError)
 _CUTS: Final = 16  # parts into which a bad block is split

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from k2cli.codec.decode import Decoded, empty_batch
 from k2cli.codec.resolve import Faults, amount_cause, unfit_decimals
-from k2cli.columns import MOST_DIGITS, Ints, VendorData, to_batch
+from k2cli.columns import MAX_DIGITS, Ints, VendorData, to_batch
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind, message_ids, schema_text
 from k2cli.rejects import Cause, Fault, shown
 
@@ -114,7 +114,7 @@ def _copied(name: str, source: str = "") -> Rule:
 def _decimal(kind: RecordKind, name: str, source: str) -> Rule:
     """Convert a decimal or integer to an exact price or quantity."""
     of = kind.type_of(name)
-    wide = pa.decimal128(MOST_DIGITS, of.scale)  # holds every long and every price, exactly
+    wide = pa.decimal128(MAX_DIGITS, of.scale)  # holds every long and every price, exactly
 
     def check(v1: V1Rows) -> Faults:
         values = v1.rows[source]

@@ -95,10 +95,9 @@ def _stream(config: Settings, seconds: float) -> "Totals":
         monitor = open_monitor(stack, RunLog(run=config.run), stream_title=title)
         observe = monitor.observe
         options = StreamOptions(
-            venue=venue,
+            venue=venue.at([simulator.url], ()),
             instruments=[parse_symbol(symbol, Market.SPOT) for symbol in _SYMBOLS],
             channels=list(Channel),
-            urls=[simulator.url],
         )
         pump = Pump(
             source=ExchangeStream(options=options, observe=observe),

@@ -12,6 +12,7 @@ from k2cli.commands.options import (
     HomeOpt,
     KafkaOpt,
     RegistryOpt,
+    ReplicationOpt,
     TimeoutOpt,
     settings,
 )
@@ -29,15 +30,7 @@ def init(
             show_default="the brokers' default",
         ),
     ] = None,
-    replication: Annotated[
-        int | None,
-        typer.Option(
-            "--replication",
-            min=1,
-            help="Number of brokers that store each record.",
-            show_default="the brokers' default",
-        ),
-    ] = None,
+    replication: ReplicationOpt = None,
     retention: Annotated[
         float | None,
         typer.Option(

@@ -145,7 +145,7 @@ def load_frames(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="Recordings of `k2 stream --record`: files, globs or folders.",
+            help="Recordings of `k2 stream --record`: files, globs, folders, or - for stdin.",
             show_default=False,
         ),
     ],

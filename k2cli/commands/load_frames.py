@@ -3,8 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -12,13 +12,14 @@ import typer
 from k2cli.commands.groups import LogOptions, ServerOptions
 from k2cli.commands.known import remember_series
 from k2cli.commands.load_options import PREVIEW_ROWS, LoadTo, RowTargetOptions
-from k2cli.commands.load_run import parse_allowance, progress_bar
+from k2cli.commands.load_run import opened_run, parse_allowance, progress_bar, sum_up
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
-from k2cli.commands.terminal.signals import Interrupts, Terminated
+from k2cli.commands.terminal.signals import Terminated
 from k2cli.commands.terminal.streams import error, note
 from k2cli.config import Settings
 from k2cli.errors import BadData, NotFound, UsageError
+from k2cli.files import STDIN
 from k2cli.flow import Batch
 from k2cli.ingestion.exchange import Exchange, Venue
 from k2cli.ingestion.exchanges import EXCHANGES
@@ -52,13 +53,7 @@ class FramesRun:
             BadData: some of them are damaged, or have too many rejects.
         """
         started = time.monotonic()
-        interrupts = Interrupts()
-        with (
-            ExitStack() as logs,
-            self.log.open(logs, self.config.run).ending() as log,
-            interrupts.raised(),
-            ExitStack() as stack,
-        ):
+        with opened_run(self.log, self.config.run) as (log, interrupts, stack):
             policy = RejectPolicy(
                 rejects=stack.enter_context(RejectLog(self.rejects, run=self.config.run)),
                 allowance=parse_allowance(self.target.max_rejects),
@@ -79,7 +74,7 @@ class FramesRun:
                     raise typer.Exit(exc.exit_code) from exc
                 raise
             finally:
-                self._sum_up(load, log, started)
+                sum_up(load.totals, started, self.target, self.summary, log)
             if failed := load.totals.failed:
                 raise BadData(f"{failed} of {load.totals.files} recordings have errors")
 
@@ -130,18 +125,9 @@ class FramesRun:
 
         return progress
 
-    def _sum_up(self, load: FrameLoad, log: RunLog, started: float) -> None:
-        load.totals.duration_s = round(time.monotonic() - started, 3)
-        output.summary(
-            asdict(load.totals),
-            self.summary,
-            is_data_on_stdout=self.target.destination in (None, LoadTo.STDOUT),
-            log=log,
-        )
-
 
 def choose_recordings(words: Iterable[str], market: str | None) -> list[RecordingToLoad]:
-    """Find the recordings of files, globs and folders, and the market of each.
+    """Find the recordings of files, globs and folders, and the market of each; `-` is stdin.
 
     In folders, files of other markets, or whose names have no market, are skipped with a note.
 
@@ -151,8 +137,9 @@ def choose_recordings(words: Iterable[str], market: str | None) -> list[Recordin
     """
     found: dict[Path, Venue] = {}
     for word in words:
-        files = find_files([word], suffixes=SUFFIXES, on_skip=_skip)
-        is_named = files == [expand_home(word)]
+        is_stdin = word == STDIN
+        files = [Path(STDIN)] if is_stdin else find_files([word], suffixes=SUFFIXES, on_skip=_skip)
+        is_named = is_stdin or files == [expand_home(word)]
         for path in files:
             try:
                 found[path] = _venue(path, market)
@@ -171,7 +158,8 @@ def _venue(path: Path, market: str | None) -> Venue:
     exchange = EXCHANGES.get(named[0]) if named else None
     venue = exchange.venues.get(named[1]) if named and exchange else None
     if venue is None and market is None:
-        raise UsageError(f"the market of {path} is not in its name", hint="choose it with --market")
+        what = "stdin is unknown" if str(path) == STDIN else f"{path} is not in its name"
+        raise UsageError(f"the market of {what}", hint="choose it with --market")
     if venue is None:
         return _default_exchange().venues[market or ""]
     if market is not None and named and named[1] != market:

@@ -7,13 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import typer
 
 from k2cli.commands.groups import LogOptions, ServerOptions
 from k2cli.commands.known import remember_series, remember_tables
-from k2cli.commands.load_options import PREVIEW_ROWS, LoadTo, TargetOptions
+from k2cli.commands.load_options import PREVIEW_ROWS, LoadTo, RowTargetOptions, TargetOptions
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.events import RunLog
 from k2cli.commands.terminal.plain import printable
@@ -23,13 +24,17 @@ from k2cli.config import Settings
 from k2cli.errors import BadData
 from k2cli.events import Observer
 from k2cli.flow import Batch
+from k2cli.nearest import first_names
 from k2cli.pipelines.conflicts import ConflictReport
 from k2cli.pipelines.load.files import InputFiles
 from k2cli.pipelines.load.job import FileToLoad, LoadPolicy, LoadTotals, Outcome
 from k2cli.pipelines.pump import Allowance
 from k2cli.rejects import MAX_REJECT_BYTES, RejectLog
 
-_MOST_NAMED = 20  # files per line
+if TYPE_CHECKING:
+    from k2cli.pipelines.frames import FrameTotals
+
+_MAX_NAMED = 20  # files per line
 
 # Hints after an interruption.
 _CONTINUE_HINT: dict[LoadTo | None, str] = {
@@ -59,13 +64,7 @@ class LoadRun:
             BadData: some of the files were not loaded.
         """
         started = time.monotonic()
-        interrupts = Interrupts()
-        with (
-            ExitStack() as logs,
-            self.log.open(logs, self.config.run).ending() as log,
-            interrupts.raised(),
-            ExitStack() as stack,
-        ):
+        with opened_run(self.log, self.config.run) as (log, interrupts, stack):
             report = _Report(log=log, is_logging=self.log.log_format is not None)
             policy = self._policy(stack, log, interrupts)
             try:
@@ -142,13 +141,35 @@ class LoadRun:
         return load_into_topics(files, topics, policy, partial(_progress, report=report))
 
     def _sum_up(self, report: "_Report", started: float) -> None:
-        report.totals.duration_s = round(time.monotonic() - started, 3)
-        output.summary(
-            asdict(report.totals),
-            self.summary,
-            is_data_on_stdout=self.target.destination in (None, LoadTo.STDOUT),
-            log=report.log,
-        )
+        sum_up(report.totals, started, self.target, self.summary, report.log)
+
+
+@contextmanager
+def opened_run(
+    options: LogOptions, run: str
+) -> Iterator[tuple[RunLog, Interrupts, ExitStack[bool | None]]]:
+    """Open the log of a load and a stack for what it uses; raise signals as exceptions."""
+    interrupts = Interrupts()
+    with (
+        ExitStack() as logs,
+        options.open(logs, run).ending() as log,
+        interrupts.raised(),
+        ExitStack() as stack,
+    ):
+        yield log, interrupts, stack
+
+
+def sum_up(
+    totals: "LoadTotals | FrameTotals",
+    started: float,
+    target: RowTargetOptions,
+    summary: output.Summary,
+    log: RunLog,
+) -> None:
+    """Print the totals of a load that started at this monotonic time."""
+    totals.duration_s = round(time.monotonic() - started, 3)
+    is_printed = target.destination in (None, LoadTo.STDOUT)
+    output.summary(asdict(totals), summary, is_data_on_stdout=is_printed, log=log)
 
 
 def parse_allowance(text: str) -> Allowance:
@@ -242,10 +263,8 @@ class _Report:
         """Report the loaded files, the one in progress, and how many remain."""
         left = [name for name in names if name not in self.done]
         current, remaining = left[0] if left else "", max(0, len(left) - 1)
-        named = self.loaded[:_MOST_NAMED]
-        more = len(self.loaded) - len(named)
-        files = ", ".join(named) + (f" and {more:,} more" if more else "")
-        parts = [f"loaded {len(self.loaded):,}" + (f" ({files})" if named else "")]
+        files = first_names(self.loaded, _MAX_NAMED)
+        parts = [f"loaded {len(self.loaded):,}" + (f" ({files})" if files else "")]
         if current:
             parts += [
                 f"not loaded {current}, which was in progress",

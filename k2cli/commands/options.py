@@ -126,6 +126,16 @@ TopicOpt = Annotated[
         show_default=f"market.{{asset class}}.{{{' or '.join(KindName)}}}",
     ),
 ]
+ReplicationOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--replication",
+        min=1,
+        help="Number of brokers that store each record.",
+        show_default="the brokers' default",
+    ),
+]
+
 AutoRegisterOpt = Annotated[
     bool,
     typer.Option(

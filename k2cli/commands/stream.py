@@ -177,7 +177,6 @@ class RunOptions(OptionGroup):
             venue=venue,
             instruments=instruments,
             channels=channels,
-            urls=venue.urls,
             home=config.home,
             connect_timeout_s=self.connect_timeout or config.stream.connect_timeout,
             stale_after_s=self.stale_after or config.stream.stale_after,
@@ -321,6 +320,7 @@ def _run(
             stack.close()
             output.summary(feed.summarize(), summary, is_data_on_stdout=is_printed, log=log)
         feed.check_connected(options.policy.duration_s)
+        feed.check_recorded()
 
 
 def _usual_destination(config: Settings, servers: ServerOptions) -> Destination:

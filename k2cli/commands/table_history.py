@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _AGO: Final = re.compile(r"-\d+\w")
 _LONGEST_EPOCH: Final = 16  # digits, in microseconds; longer numbers are snapshot ids
 _POINT: Final = "a snapshot id, a tag, or a time such as 2024-08-08T10:30Z or -2h"
-_MOST_SYMBOLS: Final = 20  # listed for people
+_MAX_SYMBOLS: Final = 20  # listed for people
 _CONSEQUENCES: Final = (
     "positions go back with the rows:",
     "- files loaded since then count as not loaded, and can be loaded again",
@@ -211,10 +211,10 @@ def _rollback_lines(plan: "Rollback") -> list[str]:
         f"restored {at_least}{plan.restored_rows:,} rows removed since then",
     ]
     by_size = sorted(plan.symbols, key=lambda each: (-each.lost, each.exchange, each.symbol))
-    for each in by_size[:_MOST_SYMBOLS]:
+    for each in by_size[:_MAX_SYMBOLS]:
         restored = f", restored {each.restored:,}" if each.restored else ""
         lines.append(f"symbol   {each.exchange} {each.symbol}: lost {each.lost:,}{restored}")
-    if more := by_size[_MOST_SYMBOLS:]:
+    if more := by_size[_MAX_SYMBOLS:]:
         rest = sum(each.lost for each in more)
         lines.append(f"symbol   {len(more):,} more: lost {rest:,}; --format json shows all")
     return lines

@@ -14,6 +14,7 @@ from k2cli.commands.options import (
     TIMEOUT_S,
     HomeOpt,
     KafkaOpt,
+    ReplicationOpt,
     TextOrJson,
     TextOrJsonOpt,
     TimeoutOpt,
@@ -46,15 +47,7 @@ def create(
             "--partitions", min=1, help="Number of partitions.", show_default="the brokers' default"
         ),
     ] = None,
-    replication: Annotated[
-        int | None,
-        typer.Option(
-            "--replication",
-            min=1,
-            help="Number of brokers that store each record.",
-            show_default="the brokers' default",
-        ),
-    ] = None,
+    replication: ReplicationOpt = None,
     retention: Annotated[
         float | None,
         typer.Option(

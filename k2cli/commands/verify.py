@@ -31,8 +31,8 @@ verify_app = typer.Typer(
     help="Compare the tables with what the exchange published.", no_args_is_help=True
 )
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_MOST_RANGES: Final = 5  # of ids, in a line for people
-_MOST_EXAMPLES: Final = 5
+_MAX_RANGES: Final = 5  # of ids, in a line for people
+_MAX_EXAMPLES: Final = 5
 
 
 @verify_app.callback()
@@ -245,7 +245,7 @@ def _text(found: "Verification") -> str:
 
 
 def _example_lines(found: "Verification") -> Iterator[str]:
-    for each in found.comparison.examples[:_MOST_EXAMPLES]:
+    for each in found.comparison.examples[:_MAX_EXAMPLES]:
         values = ", ".join(
             f"{name} {shown(value)} (table: {shown(each.stored[name])})"
             for name, value in each.source.items()
@@ -292,7 +292,7 @@ def _count(ranges: "Ranges") -> int:
 def _ranges_text(ranges: "Ranges") -> str:
     texts = [
         str(first) if first == last else f"{first}-{last}"
-        for first, last in ranges[:_MOST_RANGES].tolist()
+        for first, last in ranges[:_MAX_RANGES].tolist()
     ]
     more = len(ranges) - len(texts)
     return ", ".join(texts) + (f" and {more:,} more ranges" if more else "")

@@ -13,7 +13,7 @@ from k2cli.files import replace_file
 
 _FOLDER: Final = "completion"
 _DEFAULT: Final = "default"  # the file name without a profile
-_MOST_WORDS: Final = 20_000  # per kind
+_MAX_WORDS: Final = 20_000  # per kind
 _SAFE: Final = frozenset("._-/@+")
 
 
@@ -51,7 +51,7 @@ def remember(
     merged = dict(known)
     for kind, found in words.items():
         old = [] if is_complete else known.get(kind, [])
-        merged[kind] = sorted({*old, *filter(is_safe, found)})[:_MOST_WORDS]
+        merged[kind] = sorted({*old, *filter(is_safe, found)})[:_MAX_WORDS]
     if merged != known:
         lines = (f"{kind}\t{word}\n" for kind in merged for word in merged[kind])
         with suppress(OSError):

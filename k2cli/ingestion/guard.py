@@ -11,6 +11,7 @@ from k2cli.ingestion.silence import StreamWatch, Suspect
 from k2cli.ingestion.subscriber import Subscriber
 from k2cli.ingestion.subscriptions import Subscription
 from k2cli.ingestion.websocket import Connections
+from k2cli.nearest import first_names
 
 # Returns whether the exchange has trades of a stream's instrument at or after a UTC time in
 # microseconds. Raises HistoryRefused or HistoryUnavailable.
@@ -123,10 +124,9 @@ class SilenceGuard:
     def _report(self, suspects: Sequence[Suspect], action: str) -> None:
         names = [suspect.name for suspect in suspects]
         refusals = {self._refusals[name] for name in names if name in self._refusals}
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         self._observe(
             "silent_stream",
-            stream=",".join(names[:_LISTED]) + more,
+            stream=first_names(names, _LISTED, sep=","),
             silent_s=round(min(suspect.silent_s for suspect in suspects), 1),
             action="; ".join([action, *sorted(refusals)[:_LISTED]]),
         )

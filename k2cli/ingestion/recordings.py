@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 
 from k2cli.errors import NotFound
 from k2cli.files import reading
+from k2cli.ingestion.spooling import open_seekable
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -161,12 +162,13 @@ class RecordingReader:
 
     Raises:
         OSError: the file cannot be opened.
+        K2Error: it is stdin or a pipe, and cannot be copied; see `open_seekable`.
     """
 
     def __init__(self, path: Path, on_damage: OnDamage) -> None:
         self._path = path
         self._on_damage = on_damage
-        self._file = path.open("rb", buffering=0)
+        self._file = open_seekable(path)
         self.size_bytes: Final = os.fstat(self._file.fileno()).st_size
         self.bytes_read = 0
 

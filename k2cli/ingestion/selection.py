@@ -24,7 +24,7 @@ from k2cli.symbols import fold_symbol, split_commas
 _ALL: Final = "ALL"
 _WILDCARDS: Final = "*?["
 _LONGEST: Final = 100  # characters of a rule
-_MOST_BYTES: Final = 16 << 20  # of a file
+_MAX_BYTES: Final = 16 << 20  # of a file
 _SHOWN: Final = 80
 
 
@@ -155,10 +155,10 @@ def _read_file(name: str) -> list[Word]:
         raise UsageError("@ names no file", hint="write @FILE, or @- for stdin")
     path = name if name == "-" else expand_home(name)
     with reading(path), open_input(path) as source:
-        content = source.read(_MOST_BYTES + 1)
+        content = source.read(_MAX_BYTES + 1)
     shown = "stdin" if name == "-" else str(path)
-    if len(content) > _MOST_BYTES:
-        raise BadData(f"{shown} is larger than {_MOST_BYTES >> 20} MB")
+    if len(content) > _MAX_BYTES:
+        raise BadData(f"{shown} is larger than {_MAX_BYTES >> 20} MB")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as exc:

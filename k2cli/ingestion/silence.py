@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from k2cli.flow import Batch
 
-LEAST_S: Final = 60.0  # shorter silences are never suspicious
-PATIENT_LEAST_S: Final = 300.0  # if only the time counts
+MIN_S: Final = 60.0  # shorter silences are never suspicious
+PATIENT_MIN_S: Final = 300.0  # if only the time counts
 _FACTOR: Final = 3.0  # times the usual silence
 _PATIENT_FACTOR: Final = 10.0
 _HALF_LIFE_S: Final = 3600.0  # of the usual silence
@@ -60,7 +60,7 @@ class Rhythm:
         if not self.has_spoken:
             return least_s
         if is_patient:
-            return max(least_s * PATIENT_LEAST_S / LEAST_S, _PATIENT_FACTOR * self.usual_s)
+            return max(least_s * PATIENT_MIN_S / MIN_S, _PATIENT_FACTOR * self.usual_s)
         return max(least_s, _FACTOR * self.usual_s)
 
     def wait(self, now: float, least_s: float) -> None:
@@ -83,7 +83,7 @@ class StreamWatch:
         *,
         clock: Callable[[], float],
         has_check: bool,
-        least_s: float = LEAST_S,
+        least_s: float = MIN_S,
     ) -> None:
         self._names = dict(streams)
         self._rhythms = {name: Rhythm() for name in streams.values()}

@@ -20,11 +20,12 @@ from k2cli.ingestion.bursts import CHUNK_FRAMES, BurstQueue
 from k2cli.ingestion.exchange import Venue, check_base
 from k2cli.ingestion.guard import HasNewer, SilenceGuard
 from k2cli.ingestion.recorder import Record
-from k2cli.ingestion.silence import LEAST_S, StreamWatch
+from k2cli.ingestion.silence import MIN_S, StreamWatch
 from k2cli.ingestion.subscriber import ConnectionOptions
 from k2cli.ingestion.subscriptions import Subscription, Subscriptions
 from k2cli.ingestion.symbols import Instrument
 from k2cli.ingestion.websocket import Connections
+from k2cli.nearest import first_names
 
 OVERLAP_S: Final = 30.0
 _TICK_S: Final = 0.05  # how long frames are collected before they are parsed
@@ -34,12 +35,11 @@ _LISTED_STREAMS: Final = 20  # per report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOptions:
-    """What to subscribe to, on which servers, and when to give up or stop."""
+    """What to subscribe to, at which venue and its servers, and when to give up or stop."""
 
     venue: Venue
     instruments: Sequence[Instrument]
     channels: Sequence[str]
-    urls: Sequence[str]  # bases, in failover order
     home: Path | None = None  # the folder with the last refreshed symbol lists
     connect_timeout_s: float = 10.0  # for the first connection only
     stale_after_s: float = 60.0
@@ -47,7 +47,7 @@ class StreamOptions:
     max_messages: int | None = None
     overlap_s: float = OVERLAP_S  # of a connection and the one that replaces it, at most
     rollover_at: datetime.time | None = None  # replace connections daily, UTC
-    stream_silent_after_s: float = LEAST_S  # when a stream may be suspicious
+    stream_silent_after_s: float = MIN_S  # when a stream may be suspicious
     # Whether the exchange has trades at or after a UTC time in microseconds, to check silent
     # streams; awaited in the connections' event loop. None: only the time counts.
     has_newer: Callable[[Instrument, int], Awaitable[bool]] | None = None
@@ -149,7 +149,7 @@ class ExchangeStream:
         """Report the streams without data, if a server was reached."""
         names = self.silent_streams
         if names and self.was_connected:
-            listed = ",".join(names[:_LISTED_STREAMS])
+            listed = first_names(names, _LISTED_STREAMS, sep=",")
             self._observe("silent_streams", count=len(names), streams=listed)
 
     def stop(self) -> None:
@@ -215,9 +215,9 @@ def _named(options: StreamOptions, instruments: Sequence[Instrument]) -> dict[st
 
 def _subscriptions(options: StreamOptions) -> Subscriptions:
     """Distribute the streams over connections."""
-    for base in options.urls:
+    for base in options.venue.urls:
         check_base(base)
-    subscriptions = Subscriptions(options.venue, options.urls)
+    subscriptions = Subscriptions(options.venue, options.venue.urls)
     subscriptions.change(_named(options, options.instruments))
     return subscriptions
 
@@ -229,7 +229,7 @@ def _silent_after_s(options: StreamOptions) -> float:
 def _connection_options(options: StreamOptions, clock: Callable[[], float]) -> ConnectionOptions:
     venue = options.venue
     return ConnectionOptions(
-        bases=options.urls,
+        bases=venue.urls,
         attempts=venue.limits.attempts,
         window_s=venue.limits.window_s,
         lifetime_s=venue.limits.lifetime_s,

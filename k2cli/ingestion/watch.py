@@ -17,13 +17,14 @@ from k2cli.events import Observer
 from k2cli.ingestion.symbols import Instrument
 from k2cli.ingestion.trading import Selected, TradingList
 from k2cli.iso import iso_utc_ms
+from k2cli.nearest import first_names
 
 _CONFIRM_S: Final = 60.0  # until a list is asked for again before streams end
 _RETRY_S: Final = 600.0  # after the exchange did not list its symbols
-_LEAST_S: Final = 1.0  # between two requests
+_MIN_S: Final = 1.0  # between two requests
 _JITTER: Final = 0.1  # of the interval
-_LEAST_TO_COMPARE: Final = 10  # symbols; shorter lists are never incomplete
-_MOST_NAMES: Final = 20  # in an event
+_MIN_TO_COMPARE: Final = 10  # symbols; shorter lists are never incomplete
+_MAX_NAMES: Final = 20  # in an event
 
 
 class Streams(Protocol):
@@ -64,7 +65,7 @@ class ListingWatch:
     def run(self) -> None:
         """Ask until stopped."""
         delay_s = self._failed(self._failure, _CONFIRM_S) if self._failure else self._usual_s()
-        while not self._stopped.wait(max(delay_s, _LEAST_S)):
+        while not self._stopped.wait(max(delay_s, _MIN_S)):
             delay_s = self.check()
 
     def stop(self) -> None:
@@ -81,7 +82,7 @@ class ListingWatch:
             return 0.0
         known = len(self._list.symbols) if self._list else 0
         count = len(trading.symbols)
-        if known >= _LEAST_TO_COMPARE and count < known / 2:
+        if known >= _MIN_TO_COMPARE and count < known / 2:
             return self._failed(f"{count} symbols trade, after {known}", _RETRY_S)
         self._list = trading
         self._apply(trading.symbols)
@@ -118,8 +119,7 @@ class ListingWatch:
 
 
 def _names(instruments: Sequence[Instrument]) -> str:
-    more = ",..." if len(instruments) > _MOST_NAMES else ""
-    return ",".join(i.symbol for i in instruments[:_MOST_NAMES]) + more
+    return first_names([each.symbol for each in instruments], _MAX_NAMES, sep=",")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Final
 
 from k2cli.errors import BadData, ConfigError
 
-_MOST_BYTES: Final = 1 << 16  # of a .CHECKSUM file
+_MAX_BYTES: Final = 1 << 16  # of a .CHECKSUM file
 _LINE: Final = re.compile(r"([0-9a-fA-F]{64})(?: [ *]?(.+))?")
 
 
@@ -30,7 +30,7 @@ def check_checksum(path: Path, find_digest: Callable[[], str]) -> bool:
         if not beside.is_file():
             return False
         with beside.open("rb") as file:
-            text = file.read(_MOST_BYTES).decode("utf-8-sig", errors="replace")
+            text = file.read(_MAX_BYTES).decode("utf-8-sig", errors="replace")
     except OSError as exc:
         raise ConfigError(f"{beside} cannot be read: {exc.strerror}") from exc
     stated, actual = _stated(text, path.name, beside), find_digest()

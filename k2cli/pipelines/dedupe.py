@@ -12,7 +12,7 @@ from k2cli.storage.admission import ValueConflict
 from k2cli.storage.duplicates import Keep
 from k2cli.storage.lake import open_lake
 
-_MOST_EXAMPLES: Final = 100
+_MAX_EXAMPLES: Final = 100
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +58,7 @@ def dedupe_table(
             totals.days += bool(found.rows)
             totals.removed += found.rows
             totals.conflicts += found.conflicts
-            examples += found.examples[: _MOST_EXAMPLES - len(examples)]
+            examples += found.examples[: _MAX_EXAMPLES - len(examples)]
     if rejects is None and not is_dry_run:
         rejects = config.home / "rejects" / "table-dedupe.ndjson"
     if examples and rejects is not None:

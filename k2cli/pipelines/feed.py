@@ -110,6 +110,19 @@ class Feed:
             hint="check the network, or choose another server with --url",
         )
 
+    def check_recorded(self) -> None:
+        """Check that the recording, if any, has every frame; call it once the feed is closed.
+
+        Raises:
+            Unavailable: frames are missing.
+        """
+        if self.recorder is None or not self.recorder.unrecorded:
+            return
+        raise Unavailable(
+            f"{self.recorder.unrecorded:,} frames are missing in the recording",
+            hint="all rows were committed; events recording_failed say what the disk reported",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Gaps:

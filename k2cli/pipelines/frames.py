@@ -155,15 +155,10 @@ class FrameLoad:
         self._pending_rows = 0
 
     def _commit_sink(self, sink: Sink) -> None:
-        totals = self.totals
         while True:
             committed = sink.commit()
-            totals.rows += committed.rows
-            totals.duplicates += committed.duplicates
-            totals.conflicts += committed.conflicts
-            totals.missing += committed.missing
-            totals.commits += committed.commits
-            totals.rejects += len(committed.unfit)
+            committed.add_to(self.totals)
+            self.totals.rejects += len(committed.unfit)
             self._options.policy.rejects.write([*committed.rejects, *committed.unfit])
             self._options.policy.rejects.sync()
             if committed.failure is not None:

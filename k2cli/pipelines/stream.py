@@ -13,7 +13,7 @@ from typing import Final
 
 from k2cli.errors import BadData, K2Error, Unavailable
 from k2cli.events import Observer
-from k2cli.flow import Batch, Committed, Sink, Source, Totals
+from k2cli.flow import Batch, Sink, Source, Totals
 from k2cli.rejects import Reject, RejectLog
 
 _RETRY_S: Final = (0.5, 1.0, 2.0, 5.0)  # between commits during an outage
@@ -217,19 +217,16 @@ class Pump:
             except Unavailable as exc:
                 return exc
             committed = self._sink.commit()
-            self._add(committed)
+            committed.add_to(self.totals)
+            self._keep_rejects(committed.rejects)
             self._reject(committed.unfit)
             if committed.failure or not committed.unfit:
                 return committed.failure
 
-    def _add(self, committed: Committed) -> None:
-        self.totals.rows += committed.rows
-        self.totals.duplicates += committed.duplicates
-        self.totals.conflicts += committed.conflicts
-        self.totals.missing += committed.missing
-        self.totals.commits += committed.commits
-        if committed.rejects:
-            self._unwritten += committed.rejects
+    def _keep_rejects(self, rejects: Sequence[Reject]) -> None:
+        """Write rejects of a commit, or keep them for the next one."""
+        if rejects:
+            self._unwritten += rejects
             with suppress(Unavailable):
                 self._write_rejects()
                 self._rejects.sync()

@@ -25,7 +25,7 @@ from k2cli.records import MAX_NUMBER, OWN_ID, TRADES, series_prefix
 
 COMPARED: Final = TRADES.compared
 SOURCE_COLUMNS: Final = ("source_sequence", *COMPARED)
-MOST_EXAMPLES: Final = 100
+MAX_EXAMPLES: Final = 100
 _AMOUNTS: Final = ("price", "quantity")
 _MISSING, _EXTRA, _DIFFERING, _REPEATED = "missing", "extra", "differing", "repeated"
 _IS_EQUAL: Final = (
@@ -183,9 +183,9 @@ GROUP BY run ORDER BY first_id
 _EXAMPLES: Final = f"""
 SELECT id, {", ".join(f"s.{name}, t.{name} AS stored_{name}" for name in (*_AMOUNTS, "side"))},
   s.time AS timestamp, t.time AS stored_timestamp
-FROM (SELECT id FROM k2_faults WHERE fault = '{_DIFFERING}' ORDER BY id LIMIT {MOST_EXAMPLES})
+FROM (SELECT id FROM k2_faults WHERE fault = '{_DIFFERING}' ORDER BY id LIMIT {MAX_EXAMPLES})
 JOIN k2_source AS s USING (id) JOIN k2_stored AS t USING (id)
-WHERE ({_IS_EQUAL}) IS NOT TRUE ORDER BY id, s.us, t.us LIMIT {MOST_EXAMPLES}
+WHERE ({_IS_EQUAL}) IS NOT TRUE ORDER BY id, s.us, t.us LIMIT {MAX_EXAMPLES}
 """
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from k2cli.errors import UsageError
 from k2cli.iso import iso_utc
-from k2cli.nearest import nearest_name, suggestion
+from k2cli.nearest import first_names, nearest_name, suggestion
 from k2cli.query.render import quoted
 from k2cli.query.selection import Selection
 from k2cli.records import RecordKind
@@ -154,6 +154,5 @@ def _explained(symbol: str, kind: RecordKind, stored: Mapping[str, list[dict[str
     if nearest := nearest_name(symbol, stored):
         return f"no {kind.name} of {symbol}; did you mean {nearest}?"
     names = sorted(stored)
-    shown = ", ".join(names[:_SHOWN_SYMBOLS])
-    more = f" and {len(names) - _SHOWN_SYMBOLS} more" if len(names) > _SHOWN_SYMBOLS else ""
-    return f"no {kind.name} of {symbol}; there are {shown or 'none'}{more}: k2 query symbols"
+    shown = first_names(names, _SHOWN_SYMBOLS) or "none"
+    return f"no {kind.name} of {symbol}; there are {shown}: k2 query symbols"

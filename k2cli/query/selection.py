@@ -14,7 +14,7 @@ from k2cli.symbols import split_commas, stored_spellings
 Names = str | Iterable[str]
 Moment = str | datetime
 EVER = Timespan()
-_MOST_ROWS: Final = 2**63 - 1
+_MAX_ROWS: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +88,8 @@ def _limit(value: SupportsIndex | None, option: str) -> int | None:
         raise UsageError(f"{option} {value!r} is not a whole number") from exc
     if limit < 0:
         raise UsageError(f"{option} {limit} is negative")
-    if limit > _MOST_ROWS:
-        raise UsageError(f"{option} {limit} is greater than {_MOST_ROWS}")
+    if limit > _MAX_ROWS:
+        raise UsageError(f"{option} {limit} is greater than {_MAX_ROWS}")
     return limit
 
 

@@ -48,7 +48,7 @@ _HANDSHAKE_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 5.0
 _BURST_S: Final = 0.01
 _NONE_DUE_S: Final = 0.002
-_MOST_BEHIND_S: Final = 1.0
+_MAX_BEHIND_S: Final = 1.0
 
 
 class _Pace:
@@ -70,7 +70,7 @@ class _Pace:
         burst = max(self._rate * _BURST_S, 1)
         await asyncio.sleep(max((burst - self._due(self._rate)) / self._rate, 0))
         due = self._due(self._rate)
-        behind = due - max(self._rate * _MOST_BEHIND_S, 2 * burst)
+        behind = due - max(self._rate * _MAX_BEHIND_S, 2 * burst)
         if behind > 0:  # a slow reader does not catch up on what it missed long ago
             self._started_s += behind / self._rate
         return min(int(due), most)

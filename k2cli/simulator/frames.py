@@ -69,7 +69,7 @@ _PERIOD: Final = 1 << 18  # the walk is periodic after this many ids
 _MASK: Final = _PERIOD - 1
 _WIDEST: Final = 900  # steps from the base, so prices stay above zero
 _SIZES: Final = 1024
-_MOST_DECIMALS: Final = 8
+_MAX_DECIMALS: Final = 8
 _BOOLEANS: Final = np.array([b"false", b"true"], dtype=object)
 LAG_US: Final = 2000  # from a trade to its publication; its event time is between them
 
@@ -246,12 +246,12 @@ class Printer:
 def _turnover(found: Instrument, price: int, size: int) -> bytes:
     """Format price times quantity; both are integers, in units and steps of the instrument."""
     decimals = found.price_decimals + found.quantity_decimals
-    surplus = max(decimals - _MOST_DECIMALS, 0)
+    surplus = max(decimals - _MAX_DECIMALS, 0)
     return _decimal_text(price * size * found.step // 10**surplus, decimals - surplus)
 
 
 def _base_quantity(found: Instrument, price: int, size: int) -> bytes:
     """Format the base asset of so many contracts of 100 USD (BTC) or 10 USD (others)."""
     contract = 100 if found.symbol.startswith("BTC") else 10
-    units = size * found.step * contract * 10 ** (found.price_decimals + _MOST_DECIMALS)
-    return _decimal_text(units // (price * 10**found.quantity_decimals), _MOST_DECIMALS)
+    units = size * found.step * contract * 10 ** (found.price_decimals + _MAX_DECIMALS)
+    return _decimal_text(units // (price * 10**found.quantity_decimals), _MAX_DECIMALS)

@@ -19,9 +19,9 @@ from k2cli.symbols import lower_symbol
 
 CHANNELS: Final = ("trade", "aggTrade", "bookTicker")
 _TRADE_CHANNELS: Final = ("trade", "aggTrade")  # one id series: every aggregate is one trade
-_MOST_GAP_US: Final = 100_000
-_MOST_BLOCKS: Final = 1 << 20  # of published ids, over all series: 24 MB
-_LEAST_BLOCKS: Final = 1 << 10  # of one series
+_MAX_GAP_US: Final = 100_000
+_MAX_BLOCKS: Final = 1 << 20  # of published ids, over all series: 24 MB
+_MIN_BLOCKS: Final = 1 << 10  # of one series
 _NOW: Final = -1  # the next id of a live stream that was just subscribed
 
 
@@ -122,7 +122,7 @@ class SyntheticMarket:
     @property
     def most_blocks(self) -> int:
         """How many blocks of ids each series may remember."""
-        return max(_MOST_BLOCKS // max(len(self._sent), 1), _LEAST_BLOCKS)
+        return max(_MAX_BLOCKS // max(len(self._sent), 1), _MIN_BLOCKS)
 
 
 def first_id_at(now_us: int) -> int:
@@ -213,7 +213,7 @@ class Play:
         rank = _ranks(picks, counts)
         ids: Ints = self._ids[picks] + rank
         self._ids = self._ids + counts
-        span_us = min(max(now_us - self._last_us, 0), _MOST_GAP_US) if most > 1 else 0
+        span_us = min(max(now_us - self._last_us, 0), _MAX_GAP_US) if most > 1 else 0
         self._last_us = now_us
         since_us = now_us - span_us
         times = since_us + span_us * (rank + 1) // counts[picks]

@@ -14,9 +14,9 @@ from k2cli.symbols import lower_symbol
 
 _log = logging.getLogger(__name__)
 
-_MOST_LINES: Final = 5000  # searched per call
+_MAX_LINES: Final = 5000  # searched per call
 _MAX_PAUSE_S: Final = 60.0
-_MOST_BEHIND_S: Final = 1.0
+_MAX_BEHIND_S: Final = 1.0
 _SECOND_NS: Final = 1_000_000_000
 
 
@@ -79,8 +79,8 @@ class PlayClock:
         now_s = self._clock()
         self._started_s = now_s if self._started_s is None else self._started_s
         behind_s = now_s - self._started_s - self._played_s / self._speed
-        if behind_s > _MOST_BEHIND_S:  # a slow reader does not catch up on what it missed
-            self._started_s += behind_s - _MOST_BEHIND_S
+        if behind_s > _MAX_BEHIND_S:  # a slow reader does not catch up on what it missed
+            self._started_s += behind_s - _MAX_BEHIND_S
         return behind_s >= 0
 
     def _pause_s(self, received_ns: int) -> float:
@@ -132,7 +132,7 @@ class Recording:
             OSError: a file cannot be read.
         """
         frames: list[bytes] = []
-        for _ in range(_MOST_LINES if most > 0 else 0):
+        for _ in range(_MAX_LINES if most > 0 else 0):
             recorded = self._next or next(self._recorded, None)
             if recorded is None:
                 self._is_played = self._is_played or bool(frames)

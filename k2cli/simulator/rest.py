@@ -30,8 +30,8 @@ _FUTURES_LIMIT: Final = 2400
 _MINUTE_S: Final = 60
 _PATIENCE: Final = 5  # requests after a 429 until the client is banned
 _DEFAULT_ROWS: Final = 500
-_MOST_ROWS: Final = 1000
-_LEAST_MICROS: Final = 10**15  # a time of this size is in microseconds
+_MAX_ROWS: Final = 1000
+_MIN_MICROS: Final = 10**15  # a time of this size is in microseconds
 _NUMBER: Final = re.compile(r"\d{1,18}")
 _HTML: Final = b"<html><body><h1>Sorry</h1></body></html>"
 
@@ -201,7 +201,7 @@ class Rest:
     ) -> list[bytes]:
         symbol = self._symbol(query)
         limit = _number(query, "limit", _DEFAULT_ROWS)
-        if not 1 <= limit <= _MOST_ROWS:
+        if not 1 <= limit <= _MAX_ROWS:
             raise _Refused(-1130, "Data sent for parameter 'limit' is not valid.")
         is_timed = "startTime" in query or "endTime" in query
         if is_timed and (self._is_futures and "fromId" in query):
@@ -237,7 +237,7 @@ class Rest:
         if "startTime" in query:
             begin = self._market.first_at(symbol, ids, _time_us(query, "startTime"))
         if "endTime" in query:
-            unit = 1 if _number(query, "endTime", 0) >= _LEAST_MICROS else 1000
+            unit = 1 if _number(query, "endTime", 0) >= _MIN_MICROS else 1000
             end = self._market.first_at(symbol, ids, _time_us(query, "endTime") + unit)
         return range(begin, min(begin + most, end))
 
@@ -261,7 +261,7 @@ def _number(query: Mapping[str, str], name: str, default: int) -> int:
 
 def _time_us(query: Mapping[str, str], name: str) -> int:
     value = _number(query, name, 0)
-    return value if value >= _LEAST_MICROS else value * 1000
+    return value if value >= _MIN_MICROS else value * 1000
 
 
 def _falsify(rows: list[bytes], fault: RestFault | None) -> list[bytes]:

@@ -30,9 +30,9 @@ from k2cli.symbols import fold_symbol, is_asset
 
 _WRITE_BUFFER_BYTES: Final = 1 << 18
 _ACCEPTING_TURNS: Final = 5  # event loop iterations until an incoming connection is served
-_MOST_HEAD_BYTES: Final = 1 << 20  # a URL may name 1024 streams
+_MAX_HEAD_BYTES: Final = 1 << 20  # a URL may name 1024 streams
 _SECOND_US: Final = 1_000_000
-_MOST_PATHS: Final = 10_000
+_MAX_PATHS: Final = 10_000
 
 
 class Simulator:
@@ -46,7 +46,7 @@ class Simulator:
         self.connections = 0  # opened so far
         self.frames_sent = 0  # market frames, over all connections
         self.paths: list[str] = []  # of all handshakes, including refused ones
-        self.rest_paths: deque[str] = deque(maxlen=_MOST_PATHS)  # of the latest REST requests
+        self.rest_paths: deque[str] = deque(maxlen=_MAX_PATHS)  # of the latest REST requests
         self.info_requests = 0  # answered so far
         self.url = ""
         self._listed = {i.symbol: i for i in _listed(options)}
@@ -248,7 +248,7 @@ async def open_simulator(
             options.host,
             options.port,
             ssl=options.ssl,
-            limit=_MOST_HEAD_BYTES,
+            limit=_MAX_HEAD_BYTES,
         )
     except OSError as exc:
         is_taken = exc.errno == errno.EADDRINUSE

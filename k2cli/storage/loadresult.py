@@ -12,7 +12,7 @@ from k2cli.storage.admission import MAX_CONFLICTS, RECEIVED, Admission, ValueCon
 from k2cli.storage.loads import LoadEntry
 from k2cli.storage.position import Position, Series, Stored, encode_position
 
-_MOST_RANGES: Final = 100_000  # that are kept exactly of what one file adds to a series
+_MAX_RANGES: Final = 100_000  # that are kept exactly of what one file adds to a series
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Written:
         """Add stored rows, and what they add to the position."""
         for series, stored in added.items():
             own = self.numbers.get(series, Stored()).merged(stored)
-            self.numbers[series] = own.shrunk(_MOST_RANGES)
+            self.numbers[series] = own.shrunk(_MAX_RANGES)
         if rows.num_rows:
             self.received.update(rows[RECEIVED].cast(pa.int64()).unique().to_pylist())
             first, last = pc.min_max(rows[kind.partition_by].cast(pa.int64())).as_py().values()

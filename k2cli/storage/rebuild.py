@@ -31,7 +31,7 @@ from k2cli.storage.state import LOST_KEY, TableState, position_property, read_st
 from k2cli.storage.target import Target
 
 _SAVE_S: Final = 5.0
-_MOST_RANGES: Final = 100_000  # of one series, during the rebuild
+_MAX_RANGES: Final = 100_000  # of one series, during the rebuild
 
 
 class _Progress(msgspec.Struct):
@@ -108,7 +108,7 @@ class _Rebuild:
             )
             series = numbered.series[code]
             merged = self._series.get(series, Stored()).merged(part)
-            self._series[series] = merged.shrunk(_MOST_RANGES)
+            self._series[series] = merged.shrunk(_MAX_RANGES)
 
     def _save(self) -> None:
         make_folder(self._path.parent)

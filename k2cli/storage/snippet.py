@@ -12,7 +12,7 @@ from k2cli.redaction import redact_setting
 from k2cli.storage.catalog import NAME
 
 _EXTRAS: Final = {"sqlite": "sql-sqlite", "postgresql": "sql-postgres"}
-_MOST_COLUMNS: Final = 2  # of the decimals, to keep the code short
+_MAX_COLUMNS: Final = 2  # of the decimals, to keep the code short
 
 
 def reading_code(kind: RecordKind, table: str, properties: Mapping[str, str]) -> str:
@@ -22,7 +22,7 @@ def reading_code(kind: RecordKind, table: str, properties: Mapping[str, str]) ->
     variables that k2 itself would read.
     """
     decimals = [field.name for field in kind.arrow if pa.types.is_decimal(field.type)]
-    columns = ["symbol", "timestamp", *decimals[:_MOST_COLUMNS]]
+    columns = ["symbol", "timestamp", *decimals[:_MAX_COLUMNS]]
     code = dedent(
         """\
         # Read {table} without k2:

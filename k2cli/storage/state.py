@@ -25,7 +25,7 @@ REMOVED_KEY: Final = "k2.removed"  # changes whenever k2 removes rows
 TAG: Final = "k2"  # on k2's newest snapshot: other engines' expiry leaves tagged snapshots alone
 _LEGACY: Final = "k2.position."  # k2 0.1.0 had only positions of streams, one per exchange
 _TOTAL: Final = "total-records"
-_MOST_KNOWN: Final = 8
+_MAX_KNOWN: Final = 8
 _OWN: Final = (RUN_KEY, ROWS_KEY)  # of one snapshot alone
 
 
@@ -168,5 +168,5 @@ def decode_property(text: str) -> Position:
 def _remember(text: str, position: Position) -> None:
     _known.pop(text, None)
     _known[text] = position
-    if len(_known) > _MOST_KNOWN:
+    if len(_known) > _MAX_KNOWN:
         del _known[next(iter(_known))]

@@ -21,8 +21,8 @@ from k2cli.storage.admission import Keys
 from k2cli.storage.position import Series, Stored
 from k2cli.storage.vendor import reading_manifests
 
-_LEAST: Final = np.iinfo(np.int64).min
-_MOST: Final = np.iinfo(np.int64).max
+_MIN: Final = np.iinfo(np.int64).min
+_MAX: Final = np.iinfo(np.int64).max
 _LAST_TEXT: Final = chr(0x10FFFF)
 BEGINNING: Final = -1  # before the sequence number of every snapshot
 
@@ -34,7 +34,7 @@ class Days(NamedTuple):
     last: int
 
 
-EVER: Final = Days(_LEAST, _MOST)
+EVER: Final = Days(_MIN, _MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,10 @@ class FileStatistics:
             paths=[file.file_path for file in files],
             days=np.array([_day(file) for file in files], dtype=np.int64),
             numbers=np.array(
-                [_bounds(file, sequence, (_LEAST, _MOST)) for file in files], dtype=np.int64
+                [_bounds(file, sequence, (_MIN, _MAX)) for file in files], dtype=np.int64
             ).reshape(-1, 2),
             symbols=[_bounds(file, symbol, ("", _LAST_TEXT)) for file in files],
-            sequences=np.full(len(files), _MOST)
+            sequences=np.full(len(files), _MAX)
             if sequences is None
             else np.array(sequences, dtype=np.int64),
         )

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from k2cli.ingestion.recordings import encode_frames, zstd_packer
 from k2cli.records import QUOTES, TRADES, RecordKind
 from k2cli.simulator import GARBAGE
 from k2cli.storage.lake import open_lake
-from support.running import Run
+from support.running import Run, k2_at, start_k2
+from support.waiting import PATIENCE_S
 
 LOAD = ("load", "frames")
 NOW_NS = 1_768_312_800_123_456_789
@@ -76,6 +79,39 @@ def test_recordings_are_loaded_once(run: Run, settings: Settings, tmp_path: Path
     summary = summary_of(result.stdout)
     assert (summary["rows"], summary["duplicates"], summary["conflicts"]) == (1, 4, 0)
     assert ids(settings) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "pack", [bytes, gzip.compress, zstd_packer()], ids=["text", "gzip", "zstd"]
+)
+def test_stdin_is_a_recording(settings: Settings, pack: Callable[[bytes], bytes]) -> None:
+    data = pack(text_of(trade(1), trade(2), b"garbage"))
+    args = (*LOAD, "-", "--market", "us", "--max-rejects", "1", "--rejects", settings.home / "r")
+    k2_at(settings.home)(*args, stdin=data)
+    assert ids(settings) == [1, 2]
+    assert set(rows_of(settings)["exchange"].to_pylist()) == {"BINANCE_US"}
+    assert json.loads((settings.home / "r").read_text())["file"] == "-"
+
+
+def test_stdin_without_a_market_is_an_error(run: Run) -> None:
+    result = run([*LOAD, "-"], stdin=text_of(trade(1)).decode())
+    assert result.exit_code == 2
+    assert "the market of stdin is unknown" in result.stderr
+    assert "hint: choose it with --market" in result.stderr
+
+
+def test_a_pipe_is_a_recording(k2_env: dict[str, str], settings: Settings, tmp_path: Path) -> None:
+    pipe = tmp_path / NAME
+    os.mkfifo(pipe)
+    process = start_k2(*LOAD, str(pipe), env=k2_env)
+    try:
+        pipe.write_bytes(part(trade(1)) + part(trade(2)))
+        _, stderr = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0, stderr
+    assert ids(settings) == [1, 2]
 
 
 def test_every_market_has_its_exchange(run: Run, settings: Settings, tmp_path: Path) -> None:

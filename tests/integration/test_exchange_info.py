@@ -110,7 +110,7 @@ def test_list_is_stale_after_a_day_and_when_damaged(tmp_path: Path) -> None:
 def test_bad_answer_is_an_event_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_BYTES", 4000)
+    monkeypatch.setattr(module, "_MAX_BYTES", 4000)
     monkeypatch.setattr(module, "_TIMEOUT_S", 0.5)
     events: list[str] = []
     done = threading.Event()

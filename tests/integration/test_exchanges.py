@@ -1,5 +1,6 @@
 """Another exchange than Binance: streamed over real connections, by the same code and command."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,9 @@ GOODBYE = '{"goodbye":true}'
 
 def stream_of(url: str, read: Read, *symbols: str, **over: Any) -> ExchangeStream:
     options = StreamOptions(
-        venue=TINY_VENUE,
+        venue=replace(TINY_VENUE, urls=[url]),
         instruments=[TINY_VENUE.parse_symbol(symbol) for symbol in symbols],
         channels=["trades"],
-        urls=[url],
         stale_after_s=PATIENCE_S,
         **over,
     )

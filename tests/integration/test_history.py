@@ -562,7 +562,7 @@ def test_wrong_answer_about_a_time_is_unavailable(rows: object) -> None:
 
 
 def test_answers_without_numbers_do_not_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("k2cli.ingestion.binance.rest._MOST_WINDOWS", 20)
+    monkeypatch.setattr("k2cli.ingestion.binance.rest._MAX_WINDOWS", 20)
 
     def answer(request: Request) -> Reply:
         start = int(request.query["startTime"])

@@ -35,10 +35,9 @@ def streaming(
     """Read a stream in a thread while the test changes it."""
     read = Read()
     options = StreamOptions(
-        venue=venue,
+        venue=replace(venue, urls=[url]),
         instruments=[instrument(symbol) for symbol in symbols],
         channels=[Channel.TRADE],
-        urls=[url],
         stale_after_s=PATIENCE_S,
     )
     stream = ExchangeStream(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from k2cli.storage.lake import open_lake
 from support.recordings import frames_in
 from support.running import Run, start_k2
 from support.streamreading import Read, stream_of
-from support.waiting import wait_for
+from support.waiting import PATIENCE_S, wait_for
 
 STREAM = ("stream", "binance", "--symbols", "BTCUSDT,ETHUSDT", "--channels", "trade,bookTicker")
 ORDER = [("symbol", "ascending"), ("source_sequence", "ascending")]
@@ -119,6 +120,31 @@ def test_an_unwritable_folder_ends_the_run_before_it_connects(run: Run, tmp_path
     assert result.exit_code == 3
     assert f"cannot record to {tmp_path / 'file'}: " in result.stderr
     assert "hint: choose another folder with --record" in result.stderr
+
+
+def test_a_recording_with_missing_frames_ends_with_an_error_after_the_last_commit(
+    k2_env: dict[str, str], settings: Settings, folder: Path
+) -> None:
+    with running_simulator(SimulatorOptions(first_id=0, rate=200)) as simulator:
+        more = ("--record", str(folder), "--summary", "json", "--log-format", "json")
+        process = start_k2(*STREAM, "--url", simulator.url, *more, env=k2_env)
+        try:
+            wait_for(lambda: folder.is_dir() and bool(frames_in(folder)))
+            shutil.rmtree(folder)
+            folder.touch()  # so that no new file can be created
+            sent = simulator.frames_sent
+            wait_for(lambda: simulator.frames_sent > sent + 200)
+            process.terminate()
+            stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 5, stderr
+    summary = json.loads(stdout)
+    assert summary["unrecorded"] > 100
+    assert f"{summary['unrecorded']:,} frames are missing in the recording" in stderr
+    stored = rows_of(settings, TRADES).num_rows + rows_of(settings, QUOTES).num_rows
+    assert stored == summary["rows"] > 200
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

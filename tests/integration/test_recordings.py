@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -127,10 +127,9 @@ def stream(
         pass
 
     options = StreamOptions(
-        venue=VENUES[market],
+        venue=replace(VENUES[market], urls=[simulator.url]),
         instruments=[parse_symbol(symbol, market) for symbol in symbols],
         channels=list(Channel),
-        urls=[simulator.url],
         max_messages=count,
     )
     with (

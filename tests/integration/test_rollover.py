@@ -38,8 +38,7 @@ def read_until(
     options = {"connect_timeout_s": PATIENCE_S, "stale_after_s": PATIENCE_S, **over}
     stream = ExchangeStream(
         options=StreamOptions(
-            venue=venue,
-            urls=urls,
+            venue=replace(venue, urls=urls),
             instruments=[parse_symbol(symbol, Market.SPOT) for symbol in symbols],
             channels=["trade"],
             **options,

@@ -130,7 +130,7 @@ BAD = {
 def test_bad_answer_is_unavailable_and_then_the_last_list_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_BYTES", 9000)
+    monkeypatch.setattr(module, "_MAX_BYTES", 9000)
     monkeypatch.setattr(module, "_TIMEOUT_S", 0.5)
     answers = [answer, respond(ANSWER), answer]
 

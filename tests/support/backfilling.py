@@ -75,13 +75,13 @@ class Run:
 
     def _options(self, url: str, backfill: Backfill) -> FeedOptions:
         values = {each.name: getattr(TINY_VENUE, each.name) for each in fields(TINY_VENUE)}
+        values["urls"] = [url]
         venue = TinyVenueWithHistory(**values, history=lambda: self.history)
         return FeedOptions(
             stream=StreamOptions(
                 venue=venue,
                 instruments=[venue.parse_symbol("BTC/USD")],
                 channels=["trades"],
-                urls=[url],
                 stale_after_s=PATIENCE_S,
             ),
             policy=PumpPolicy(flush_rows=100_000, flush_interval_s=0.1),

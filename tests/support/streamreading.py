@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -69,7 +69,7 @@ def stream_of(
         **over,
     }
     return ExchangeStream(
-        options=StreamOptions(venue=VENUES[market], urls=urls, **options),
+        options=StreamOptions(venue=replace(VENUES[market], urls=urls), **options),
         observe=lambda event, /, **fields: read.events.append((event, fields)),
         clock=clock,
     )

@@ -90,6 +90,12 @@ def test_only_the_columns_asked_for_need_types_of_ours() -> None:
     assert rows_of(parts).column_names == ["a"]
 
 
+def test_a_record_may_have_any_name() -> None:
+    schema = {**TRADES.avro, "name": "k2_block", "namespace": ""}
+    data = file_of(schema=fastavro.parse_schema(schema))
+    assert rows_of(decoded(data)).num_rows == len(RECORDS)
+
+
 def test_an_empty_file_has_no_rows() -> None:
     assert decoded(file_of(records=[])) == []
 

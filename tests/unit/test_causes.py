@@ -29,7 +29,7 @@ from k2cli.ingestion.ndjson import read_ndjson
 from k2cli.ingestion.symbols import Market
 from k2cli.pipelines.conflicts import conflict_rejects
 from k2cli.records import QUOTES, TRADES
-from k2cli.rejects import MOST_SHOWN, Cause, Fault, Reject
+from k2cli.rejects import MAX_SHOWN, Cause, Fault, Reject
 from k2cli.storage.admission import ValueConflict
 from k2cli.storage.position import Series
 from support.builders import trade_row, trade_v1, trades_batch, written
@@ -70,7 +70,7 @@ CSV_LINES: Final[list[tuple[bytes, Told]]] = [
     (csv_line(price="it's"), (Cause.NOT_A_NUMBER, "price", "it's")),
     (csv_line(price="1.123456789"), (Cause.TOO_MANY_DECIMALS, "price", "1.123456789")),
     (csv_line(price="9" * 11), (Cause.DECIMAL_OVERFLOW, "price", "9" * 11)),
-    (csv_line(price="9" * 90), (Cause.DECIMAL_OVERFLOW, "price", "9" * MOST_SHOWN)),
+    (csv_line(price="9" * 90), (Cause.DECIMAL_OVERFLOW, "price", "9" * MAX_SHOWN)),
     (csv_line(source_sequence="1.5"), (Cause.NOT_AN_INTEGER, "source_sequence", "1.5")),
     (csv_line(source_sequence="9" * 19), (Cause.OUT_OF_RANGE, "source_sequence", "9" * 19)),
     (csv_line(timestamp="noon"), (Cause.BAD_TIME, "timestamp", "noon")),
@@ -85,7 +85,7 @@ CSV_LINES: Final[list[tuple[bytes, Told]]] = [
     (csv_line(symbol=" A"), (Cause.BAD_TEXT, "symbol", " A")),
     (csv_line(symbol="A" * 65), (Cause.TOO_LONG, "symbol", "A" * 65)),
     (csv_line(trade_id="a\x01"), (Cause.BAD_TEXT, "id", "a\x01")),
-    (csv_line(trade_id="a" * 129), (Cause.TOO_LONG, "id", "a" * MOST_SHOWN)),
+    (csv_line(trade_id="a" * 129), (Cause.TOO_LONG, "id", "a" * MAX_SHOWN)),
     (csv_line(side="\xff").replace("\xff".encode(), b"\xff"), (Cause.BAD_ENCODING, "", None)),
     (csv_line(side='"buy'), (Cause.BAD_CSV, "", None)),
     (csv_line(side="b\0"), (Cause.BAD_CSV, "", None)),

@@ -239,6 +239,18 @@ def test_a_newer_schema_is_read_with_the_fields_we_know() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["k2_mark", "k2_prefix", "k2_block"])
+def test_a_writers_names_never_collide_with_those_of_the_decoder(name: str) -> None:
+    field: dict[str, Any] = {name: {"type": {"type": "fixed", "name": name, "size": 16}}}
+    schema = evolved(**field)
+    rows = trades_batch(3)
+    bodies = written(schema, *({**record, name: b"m" * 16} for record in as_records(rows)))
+    framed = [wire_header(1) + body for body in bodies]
+    decoded = RecordDecoder(schema, TRADES.avro, prefix_bytes=5).decode(framed)
+    assert decoded.rejects == []
+    assert decoded.rows.equals(rows)
+
+
 def test_fields_that_an_older_schema_lacks_get_our_default() -> None:
     schema = evolved(drop="trade_conditions")
     rows = trades_batch(3)

@@ -175,7 +175,7 @@ def test_bad_file_is_an_error_that_names_it(
     error: type[K2Error],
     words: str,
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(module, "_MAX_BYTES", 1000)
     path = tmp_path / "symbols.txt"
     make(path)
     with pytest.raises(error, match=words):
@@ -188,6 +188,6 @@ def test_unreadable_file_is_a_wrong_setting() -> None:
 
 
 def test_endless_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(module, "_MAX_BYTES", 1000)
     with pytest.raises(BadData, match="is larger than"):
         selected("@/dev/zero")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2cli.flow import Batch
-from k2cli.ingestion.silence import LEAST_S, PATIENT_LEAST_S, StreamWatch
+from k2cli.ingestion.silence import MIN_S, PATIENT_MIN_S, StreamWatch
 from k2cli.records import TRADES
 from support.builders import batch_of, trade_row
 from support.waiting import ManualClock
@@ -48,11 +48,11 @@ def test_streams_are_not_suspicious_before_they_are_connected() -> None:
 def test_stream_that_never_spoke_is_suspicious_after_a_minute() -> None:
     watched = Watched()
     watched.watch.opened(STREAMS.values())
-    assert watched.run(LEAST_S - 1, {"BTCUSDT": 1}) == set()
+    assert watched.run(MIN_S - 1, {"BTCUSDT": 1}) == set()
     assert watched.run(3, {"BTCUSDT": 1}) == {QUIET}
     (suspect,) = watched.watch.suspects()
     assert not suspect.has_spoken
-    assert suspect.silent_s >= LEAST_S
+    assert suspect.silent_s >= MIN_S
 
 
 def test_stream_that_is_usually_quiet_does_not_alarm() -> None:
@@ -68,7 +68,7 @@ def test_without_a_check_the_watch_is_more_patient() -> None:
     watched = Watched(has_check=False)
     watched.watch.opened(STREAMS.values())
     watched.run(10, {"BTCUSDT": 1, "ETHUSDT": 1})
-    assert watched.run(PATIENT_LEAST_S - 10, {"BTCUSDT": 1}) == set()
+    assert watched.run(PATIENT_MIN_S - 10, {"BTCUSDT": 1}) == set()
     assert watched.run(20, {"BTCUSDT": 1}) == {QUIET}
 
 
@@ -113,14 +113,14 @@ def test_excused_stream_is_checked_at_growing_intervals_and_its_rhythm_learned()
 def test_stream_that_speaks_again_starts_over() -> None:
     watched = Watched()
     watched.watch.opened(STREAMS.values())
-    watched.run(LEAST_S + 2, {"BTCUSDT": 1})
+    watched.run(MIN_S + 2, {"BTCUSDT": 1})
     (suspect,) = watched.watch.suspects()
     assert watched.watch.is_silent(suspect)
     watched.watch.act(suspect)
     assert watched.watch.suspects() == []
     watched.run(2, {"ETHUSDT": 1})
     assert not watched.watch.is_silent(suspect)
-    watched.run(LEAST_S + 2, {"BTCUSDT": 1})
+    watched.run(MIN_S + 2, {"BTCUSDT": 1})
     assert [each.actions for each in watched.watch.suspects()] == [0]
 
 
@@ -144,7 +144,7 @@ def test_no_stream_is_suspicious_within_three_times_what_is_usual(gaps_s: list[i
             silent_s += step_s
             watched.watch.note(batch())
             is_suspicious = bool(watched.watch.suspects())
-            if silent_s < max(LEAST_S, 2 * usual_s):  # it decays slowly
+            if silent_s < max(MIN_S, 2 * usual_s):  # it decays slowly
                 assert not is_suspicious
         watched.watch.note(batch("ETHUSDT"))
         assert watched.watch.delivered([QUIET])

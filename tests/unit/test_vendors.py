@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from pyiceberg.io import pyarrow as iceberg_arrow
 
-from k2cli.errors import ConfigError
+from k2cli.errors import ConfigError, Conflict, Unavailable
 from k2cli.ingestion.kafka import vendor
 from k2cli.ingestion.kafka.producer import open_writer
 from k2cli.records import TRADES
@@ -93,3 +93,31 @@ def test_settings_that_the_brokers_refuse_are_not_an_outage(code: int, hint: str
     error = vendor.translate("cannot read", KafkaError(code), kafka)
     assert isinstance(error, ConfigError)
     assert hint in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KafkaError(KafkaError.FENCED_INSTANCE_ID),
+        # As read from a consumer of confluent-kafka 2.16 that a second one has replaced.
+        KafkaError(
+            KafkaError._FATAL,
+            "Fatal error: Broker: Static consumer fenced by other consumer with same "
+            "group.instance.id: Fatal consumer error: Broker: Static consumer fenced by other "
+            "consumer with same group.instance.id",
+        ),
+    ],
+    ids=["broker", "client"],
+)
+def test_a_second_member_with_the_same_static_id_is_a_conflict(error: KafkaError) -> None:
+    """A client that words it differently makes it an outage: exit code 5 and a wrong hint."""
+    found = vendor.translate("cannot read", error, {"bootstrap.servers": "127.0.0.1:1"})
+    assert isinstance(found, Conflict)
+    assert "kafka.group.instance.id" in str(found)
+    assert "different" in str(found.hint)
+
+
+def test_other_fatal_errors_of_the_client_are_no_conflict() -> None:
+    error = KafkaError(KafkaError._FATAL, "Fatal error: Broker: Unknown member")
+    found = vendor.translate("cannot read", error, {"bootstrap.servers": "127.0.0.1:1"})
+    assert isinstance(found, Unavailable)

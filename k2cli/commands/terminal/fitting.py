@@ -7,7 +7,7 @@ from typing import Final
 
 GAP: Final = "  "
 ELLIPSIS: Final = "…"
-_LEAST_WIDTH: Final = 12  # minimum width of a shortened text, unless the screen is narrower
+_MIN_WIDTH: Final = 12  # minimum width of a shortened text, unless the screen is narrower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +63,14 @@ def fit_columns(columns: Sequence[Column], width: int, *, details: Sequence[str]
 
 
 def _least(column: Column) -> int:
-    return min(column.width, _LEAST_WIDTH) if column.can_shrink else column.width
+    return min(column.width, _MIN_WIDTH) if column.can_shrink else column.width
 
 
 def _shrink(columns: dict[int, Column], widths: dict[int, int], width: int) -> None:
     """Cut the widest texts to one common width with which the table fits."""
     texts = [at for at, column in columns.items() if column.can_shrink]
     room = width - _total(widths.values()) + sum(widths[at] for at in texts)
-    least = _LEAST_WIDTH if len(columns) > 1 else 1
+    least = _MIN_WIDTH if len(columns) > 1 else 1
     most = max((widths[at] for at in texts), default=0)
     while least < most:  # the largest width that leaves room for all
         middle = (least + most + 1) // 2

@@ -20,7 +20,7 @@ from k2cli.commands.terminal.streams import view_console
 from k2cli.events import Level, level_of
 
 _WINDOW_S: Final = 5.0
-_LEAST_S: Final = 1.0  # window of a rate
+_MIN_S: Final = 1.0  # window of a rate
 _NARROW: Final = 20  # columns of the narrowest supported screen
 _SERVERS: Final = {
     "catalog_unavailable": "catalog",
@@ -52,7 +52,7 @@ class Rate:
             return 0.0
         self._forget(now)
         passed = now - min(self._first_at, since)
-        return sum(count for _, count in self._recent) / min(max(passed, _LEAST_S), _WINDOW_S)
+        return sum(count for _, count in self._recent) / min(max(passed, _MIN_S), _WINDOW_S)
 
     def _forget(self, now: float) -> None:
         while self._recent and self._recent[0][0] <= now - _WINDOW_S:

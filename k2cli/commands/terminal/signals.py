@@ -16,7 +16,7 @@ import typer
 from k2cli.errors import BadData
 
 _BASE: Final = 128  # a shell's exit code for a signal is this plus its number
-_MOST_CLOSING_S: Final = 5.0
+_MAX_CLOSING_S: Final = 5.0
 _REPEATED_ENDS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -38,7 +38,7 @@ def interrupted_by_signals() -> Iterator[None]:
         _discard_arrived(handled)
         for each in handled:
             signal.signal(each, signal.SIG_DFL)
-        deadline = threading.Timer(_MOST_CLOSING_S, os._exit, [_BASE + number])
+        deadline = threading.Timer(_MAX_CLOSING_S, os._exit, [_BASE + number])
         deadline.daemon = True
         deadline.start()
         raise KeyboardInterrupt

@@ -31,9 +31,17 @@ from k2cli.redaction import hide_secrets
 
 T = TypeVar("T")
 
+# What a request may raise, its answer included.
+FAILURES: Final = (
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
+    httpx2.StreamError,
+    OSError,
+    ValueError,
+)
 TRADES_ENDPOINT: Final = "historicalTrades"
 AGGREGATES_ENDPOINT: Final = "aggTrades"
-_MOST_BYTES: Final = 5 << 20  # of a decompressed answer; 1000 trades have about 200 kB
+_MAX_BYTES: Final = 5 << 20  # of a decompressed answer; 1000 trades have about 200 kB
 _ATTEMPTS: Final = 5  # at least, and two for each server
 _FIRST_WAIT_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 10.0
@@ -48,7 +56,7 @@ _FIREWALL: Final = 403
 _BANNED: Final = 418
 _LIMITED: Final = 429
 _CLIENT_ERRORS: Final = range(400, 500)
-_MOST_DIGITS: Final = 9
+_MAX_DIGITS: Final = 9
 # The exchange failed, or does not know whether it did: a GET is repeated.
 _TRANSIENT_CODES: Final = frozenset({-1000, -1001, -1004, -1006, -1007, -1008, -1016})
 _KEY_CODES: Final = frozenset({-1002, -2008, -2014, -2015})
@@ -210,7 +218,7 @@ class RestClient:
         headers = dict(self._headers)
         if self._api_key and endpoint == TRADES_ENDPOINT:
             headers["X-MBX-APIKEY"] = self._api_key
-        answer = Answer(_MOST_BYTES)
+        answer = Answer(_MAX_BYTES)
         try:
             async with (
                 asyncio.timeout(self._timing.timeout_s),
@@ -220,13 +228,7 @@ class RestClient:
                     answer.add(part)
         except TimeoutError as exc:
             raise self._failed(server, f"no answer within {self._timing.timeout_s:g} s") from exc
-        except (
-            httpx2.HTTPError,
-            httpx2.InvalidURL,
-            httpx2.StreamError,
-            OSError,
-            ValueError,
-        ) as exc:
+        except FAILURES as exc:
             raise self._failed(server, str(exc) or type(exc).__name__) from exc
         return _Response(response.status_code, response.headers, bytes(answer.body))
 
@@ -283,7 +285,7 @@ def _name(base: str) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
 
 
 def _wait_s(headers: Mapping[str, str], default_s: float, now_s: float) -> float:

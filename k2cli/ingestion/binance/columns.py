@@ -12,7 +12,7 @@ from k2cli.columns import Ints, Unfit, decimals, timestamps
 from k2cli.ingestion.exchange import Venue
 from k2cli.ingestion.symbols import Instrument
 from k2cli.records import RecordKind, message_ids
-from k2cli.rejects import MOST_SHOWN, Cause
+from k2cli.rejects import MAX_SHOWN, Cause
 
 # Indexed by whether the buyer is the maker: then the seller took liquidity.
 SIDES: Final = pa.array(["BUY", "SELL"])
@@ -74,5 +74,5 @@ def unfit_amount(name: str, value: object, of: pa.DataType) -> Unfit | None:
         decimals([value], of)
     except (pa.ArrowException, Unfit) as exc:
         cause = exc.cause if isinstance(exc, Unfit) else Cause.WRONG_TYPE
-        return Unfit(f"{name} {str(value)[:MOST_SHOWN]!r} does not fit {of}: {exc}", cause)
+        return Unfit(f"{name} {str(value)[:MAX_SHOWN]!r} does not fit {of}: {exc}", cause)
     return None

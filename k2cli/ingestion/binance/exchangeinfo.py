@@ -30,7 +30,7 @@ from k2cli.ingestion.listings import (
 from k2cli.ingestion.symbols import Instrument, Market
 from k2cli.symbols import fold_symbol, is_asset
 
-_MOST_BYTES: Final = 128 << 20  # of the decompressed answer; the spot market's is about 20 MB
+_MAX_BYTES: Final = 128 << 20  # of the decompressed answer; the spot market's is about 20 MB
 _TRADING: Final = "TRADING"  # the status of a symbol that trades
 _MAX_AGE_S: Final = 24 * 3600.0
 _TIMEOUT_S: Final = 60.0  # in total
@@ -152,9 +152,9 @@ class SymbolRefresh:
 
 def _failures() -> tuple[type[Exception], ...]:
     """Return what a request for the list may raise."""
-    import httpx2  # noqa: PLC0415  most runs do not need it
+    from k2cli.ingestion.binance.client import FAILURES  # noqa: PLC0415  imports httpx2
 
-    return httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError, ValueError
+    return FAILURES
 
 
 def is_stale(venue: ListedVenue, home: Path) -> bool:
@@ -223,7 +223,7 @@ def _fetch(url: str) -> bytes:
     import httpx2  # noqa: PLC0415
 
     deadline_s = time.monotonic() + _TIMEOUT_S
-    answer = Answer(_MOST_BYTES)
+    answer = Answer(_MAX_BYTES)
     with (
         httpx2.Client(verify=tls_context(), timeout=STEP_TIMEOUT_S) as client,
         client.stream("GET", url) as response,

@@ -49,7 +49,7 @@ from k2cli.ingestion.binance.columns import (
 from k2cli.ingestion.exchange import Parsed, Venue
 from k2cli.ingestion.symbols import Instrument
 from k2cli.records import MAX_NUMBER, QUOTES, TRADES, RecordKind
-from k2cli.rejects import MOST_SHOWN, Cause, Fault, Reject, shown
+from k2cli.rejects import MAX_SHOWN, Cause, Fault, Reject, shown
 from k2cli.symbols import normalize_symbol
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
@@ -306,7 +306,7 @@ class FrameParser:
             except UsageError as exc:
                 raise Unfit(str(exc), Cause.UNKNOWN_SYMBOL) from exc
             if instrument.symbol != normalize_symbol(symbol):
-                reason = f"{symbol[:MOST_SHOWN]!r} is not a symbol of this exchange"
+                reason = f"{symbol[:MAX_SHOWN]!r} is not a symbol of this exchange"
                 raise Unfit(reason, Cause.UNKNOWN_SYMBOL)
             self._instruments[symbol] = instrument
         return instrument
@@ -437,7 +437,7 @@ def _why_unknown(frame: bytes, payload: _Payload) -> Fault | None:
     """Explain a frame that is neither a trade nor a quote; None if it acknowledges a message."""
     unknown = Fault(reason="neither a trade nor a quote", cause=Cause.UNKNOWN_EVENT)
     if payload.e is not UNSET:
-        return replace(unknown, reason=f"unknown event {payload.e[:MOST_SHOWN]!r}")
+        return replace(unknown, reason=f"unknown event {payload.e[:MAX_SHOWN]!r}")
     with suppress(*_UNDECODABLE):
         msgspec.json.decode(frame, type=_Acknowledgement)
         return None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from k2cli.ingestion.binance.client import RestClient
 
 _PAGE_ROWS: Final = 1000  # the most that the exchange serves
-_MOST_WINDOWS: Final = 1000  # requests to find a trade by time
+_MAX_WINDOWS: Final = 1000  # requests to find a trade by time
 _HOUR_MS: Final = 3_600_000
 _TOO_LONG: Final = -1127  # the exchange's code for a window that it does not search
 
@@ -102,7 +102,7 @@ class BinanceHistory:
         self._check_reach(time_us)
         start_ms, window_ms = max(time_us // 1000, 0), min(_HOUR_MS, self._longest_ms)
         has_newer = False  # known only once a window is empty
-        for _ in range(_MOST_WINDOWS):
+        for _ in range(_MAX_WINDOWS):
             end_ms = start_ms + window_ms - 1
             page = await self._within(instrument, start_ms, end_ms)
             if page is None:  # the exchange does not search for so long

@@ -18,7 +18,7 @@ import pyarrow.csv
 
 from k2cli.columns import Ints, Unfit
 from k2cli.flow import Batch
-from k2cli.ingestion.csv.headers import MOST_COLUMNS
+from k2cli.ingestion.csv.headers import MAX_COLUMNS
 from k2cli.ingestion.csv.rows import Cells, RowBuilder
 from k2cli.rejects import Cause, Fault, Reject
 
@@ -27,7 +27,7 @@ LONGEST_LINE: Final = 1 << 20  # bytes
 _HALVE_ABOVE: Final = 64  # lines; smaller pieces are parsed line by line
 _PIECE_LINES: Final = 4096
 _PIECE_BYTES: Final = 256 << 10
-_MOST_REJECTS: Final = 1000  # of a batch, unless a single piece has more
+_MAX_REJECTS: Final = 1000  # of a batch, unless a single piece has more
 _BLANK_LINES: Final = re.compile(rb"(?:\r?\n)+")
 
 
@@ -78,7 +78,7 @@ class BlockParser:
             built, faulty = self._parse_piece(piece, start, now_us)
             batches += built
             rejects += faulty
-            if len(rejects) >= _MOST_REJECTS:
+            if len(rejects) >= _MAX_REJECTS:
                 yield self._batch(batches, rejects)
                 batches, rejects = [], []
         if batches or rejects:
@@ -206,10 +206,10 @@ def parse_line(line: bytes, delimiter: str) -> list[str]:
 
 def _parse_quoted(line: bytes, delimiter: str) -> list[str]:
     count = line.count(delimiter.encode()) + 1
-    if count > MOST_COLUMNS:  # Arrow makes a column of each, unless it is quoted
+    if count > MAX_COLUMNS:  # Arrow makes a column of each, unless it is quoted
         count = _count_cells(line, delimiter)
-    if count > MOST_COLUMNS:
-        reason = f"has too many columns: more than {MOST_COLUMNS:,}"
+    if count > MAX_COLUMNS:
+        reason = f"has too many columns: more than {MAX_COLUMNS:,}"
         raise BadLine(reason, Cause.BAD_COLUMN_COUNT)
     names = [f"f{number}" for number in range(count)]  # Arrow's, at most these
     try:
@@ -231,7 +231,7 @@ def _count_cells(line: bytes, delimiter: str) -> int:
     mark = re.escape(delimiter.encode())
     quoted = rb'"(?:[^"]++|"")*+(?:"|\Z)'
     cells = re.finditer(b"(?:" + quoted + b")?+[^" + mark + b"]*+(" + mark + rb"|\Z)", line)
-    return 1 + sum(bool(cell[1]) for cell in itertools.islice(cells, MOST_COLUMNS))
+    return 1 + sum(bool(cell[1]) for cell in itertools.islice(cells, MAX_COLUMNS))
 
 
 def count_lines(block: bytes) -> int:

@@ -1,13 +1,11 @@
 """Read any file as one stream of plain bytes, counted and hashed on the way."""
 
 import codecs
-import errno
 import hashlib
 import io
 import lzma
 import os
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,8 +14,9 @@ from typing import IO, Any, BinaryIO, Final, cast
 
 import pyarrow as pa
 
-from k2cli.errors import BadData, Unavailable
+from k2cli.errors import BadData
 from k2cli.files import reading
+from k2cli.ingestion.spooling import spool
 
 _CHUNK: Final = 1 << 20
 _MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
@@ -33,7 +32,6 @@ _BROKEN: Final = (  # errors of the decoders; zipfile also fails on odd names, f
     zlib.error,
     zipfile.BadZipFile,
 )
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RawFile(io.RawIOBase):
@@ -176,13 +174,13 @@ def open_raw(source: Path | IO[bytes]) -> RawFile:
         NotFound, ConfigError (no permission), UsageError (a directory), Unavailable (disk full).
     """
     if not isinstance(source, Path):
-        return RawFile(_spooled(source), "stdin")
+        return RawFile(spool(source), "stdin")
     with reading(source):
         file = source.open("rb")
     if source.is_file():
         return RawFile(file, str(source))
     with file:
-        return RawFile(_spooled(file), str(source))
+        return RawFile(spool(file), str(source))
 
 
 def compression(raw: RawFile, suffix: str) -> str | None:
@@ -310,23 +308,6 @@ def _is_by_macos(member: zipfile.ZipInfo) -> bool:
     """Return whether macOS Finder added this file to an archive."""
     path = PurePosixPath(member.filename)
     return path.parts[:1] == ("__MACOSX",) or path.name == ".DS_Store"
-
-
-def _spooled(source: IO[bytes]) -> IO[bytes]:
-    spool = tempfile.TemporaryFile()  # noqa: SIM115  closed with the RawFile
-    try:
-        while data := source.read(_CHUNK):
-            spool.write(data)
-        spool.seek(0)  # flushes its buffer
-    except OSError as exc:
-        spool.close()
-        if exc.errno in _NO_SPACE:
-            raise Unavailable(
-                f"no space for a copy of the input in {tempfile.gettempdir()}",
-                hint="set TMPDIR to a directory with more space",
-            ) from exc
-        raise BadData(f"the input cannot be read: {exc.strerror}") from exc
-    return spool
 
 
 def _state(file: IO[bytes]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from k2cli.errors import BadData
 from k2cli.ingestion.csv.layout import Layout, layout_names, load_layout
 from k2cli.ingestion.csv.market import plain_name
 
-MOST_COLUMNS: Final = 1000
+MAX_COLUMNS: Final = 1000
 _SHOWN: Final = 200  # characters of a header
 
 
@@ -35,8 +35,8 @@ def find_columns(layout: Layout, names: Sequence[str]) -> Columns:
         BadData: a required column is missing, a name or field is duplicated, there are too many
         columns, or a dump has a column unknown to the layout.
     """
-    if len(names) > MOST_COLUMNS:
-        raise BadData(f"{len(names):,} columns, more than {MOST_COLUMNS:,}")
+    if len(names) > MAX_COLUMNS:
+        raise BadData(f"{len(names):,} columns, more than {MAX_COLUMNS:,}")
     names = tuple(name or f"column_{number}" for number, name in enumerate(names, start=1))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

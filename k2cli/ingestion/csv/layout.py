@@ -65,7 +65,7 @@ _SIDE: Final = "side"
 _LABELS: Final = ("symbol", "exchange", "asset_class", "currency")
 _SHARED: Final = (*_LABELS, "id", "source_sequence")
 _TIMES: Final = ("timestamp", "date", "time")
-_MOST_SKIPPED: Final = 1000
+_MAX_SKIPPED: Final = 1000
 _SUFFIX: Final = ".toml"
 _EXAMPLE: Final = datetime(2024, 8, 8, tzinfo=UTC)
 
@@ -342,8 +342,8 @@ def _check_form(layout: Layout) -> None:
             f"{layout.decimal!r} cannot be the decimal mark",
             hint="use '.' or ',', and not the delimiter",
         )
-    if not 0 <= layout.skip_lines <= _MOST_SKIPPED:
-        raise UsageError(f"skip_lines must be from 0 to {_MOST_SKIPPED}, not {layout.skip_lines}")
+    if not 0 <= layout.skip_lines <= _MAX_SKIPPED:
+        raise UsageError(f"skip_lines must be from 0 to {_MAX_SKIPPED}, not {layout.skip_lines}")
     try:
         is_text = "a,\n".encode(layout.encoding).decode(layout.encoding) == "a,\n"
     except (LookupError, UnicodeError, ValueError):

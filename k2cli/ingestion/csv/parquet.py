@@ -34,7 +34,7 @@ from k2cli.ingestion.csv.names import CsvOptions
 from k2cli.ingestion.csv.numbers import plain_numbers
 from k2cli.ingestion.csv.rows import Cells, RowBuilder
 from k2cli.ingestion.csv.source import CsvSource, Start
-from k2cli.rejects import MOST_SHOWN, Cause, Fault, Reject
+from k2cli.rejects import MAX_SHOWN, Cause, Fault, Reject
 
 # Limits of a batch.
 _ROWS: Final = 65_536
@@ -42,7 +42,7 @@ _CELLS: Final = 1 << 20
 _BYTES: Final = 8 << 20  # of text
 _BUFFER: Final = 1 << 20  # bytes of a column per read
 _DELTA_BYTES: Final = 256 << 20  # at most of delta-encoded text per read, if its chunks are small
-_LEAST_ROWS: Final = 16  # per read
+_MIN_ROWS: Final = 16  # per read
 _PIECE_ROWS: Final = 4096  # of a batch with rejects
 _BROKEN: Final = (pa.ArrowException, OSError, ValueError, OverflowError)
 _EXACT: Final = {16: 1 << 11, 32: 1 << 24, 64: 1 << 53}  # floats below it are exact, by bits
@@ -99,7 +99,7 @@ class ParquetSource(CsvSource):
         texts = [
             field.name for field in schema if _is_text(field.type) and field.name not in deltas
         ]
-        most = max(min(_ROWS, _DELTA_BYTES // max(deltas.values(), default=1)), _LEAST_ROWS)
+        most = max(min(_ROWS, _DELTA_BYTES // max(deltas.values(), default=1)), _MIN_ROWS)
         file = self._open(
             self._raw, metadata=about.metadata, read_dictionary=texts, buffer_size=_BUFFER
         )
@@ -186,7 +186,7 @@ class ParquetSource(CsvSource):
                 texts, bad = _readable(self._texts_of(columns, number, column))
                 for index in bad:
                     name = columns.names[number]
-                    value = texts[index].as_py()[:MOST_SHOWN]
+                    value = texts[index].as_py()[:MAX_SHOWN]
                     fault = _fault(name, value, "is not UTF-8", Cause.BAD_ENCODING)
                     faults.setdefault(index, fault)
                 cells.append(texts)

@@ -42,13 +42,13 @@ from k2cli.ingestion.csv.market import markets_of_symbol
 from k2cli.ingestion.csv.numbers import plain_numbers
 from k2cli.ingestion.csv.times import TimeReader, whole_numbers
 from k2cli.ingestion.symbols import Instrument, Market, parse_symbol
-from k2cli.rejects import MOST_SHOWN, Cause, Fault
+from k2cli.rejects import MAX_SHOWN, Cause, Fault
 from k2cli.symbols import normalize_symbol
 
 _HALVE_ABOVE: Final = 32  # rows; smaller parts are tried row by row
 _LONGEST_NAME: Final = 64  # characters of a symbol, exchange or currency
 _FEW: Final = 5  # values shown in a notice
-_MOST_KEPT: Final = 1000  # distinct values
+_MAX_KEPT: Final = 1000  # distinct values
 _NO_CONDITIONS: Final = pa.array([], pa.string())
 
 Cells = Sequence[pa.StringArray]
@@ -215,7 +215,7 @@ class RowBuilder:
         index = self._columns.fields[name]
         column = self._columns.names[index]
         is_alone = len(cells[index]) == 1
-        value = cells[index][0].as_py()[:MOST_SHOWN] if is_alone else None
+        value = cells[index][0].as_py()[:MAX_SHOWN] if is_alone else None
         what = column if value is None else f"{column} {value!r}"
         return UnfitField(
             Fault(
@@ -274,7 +274,7 @@ class RowBuilder:
         except Unfit as exc:
             if len(parts[0]) > 1:
                 raise self._unfit(names[0], cells, exc, exc.cause) from exc
-            both = " ".join(part[0].as_py()[:MOST_SHOWN] for part in parts)
+            both = " ".join(part[0].as_py()[:MAX_SHOWN] for part in parts)
             cause = exc.cause if both.strip() else Cause.MISSING
             if len(parts) == 1:
                 raise self._unfit(names[0], cells, exc, cause) from exc
@@ -367,7 +367,7 @@ class RowBuilder:
             market = self._context.market
             assert market is not None  # only these layouts split symbols
             if market not in markets_of_symbol(text):
-                raise UsageError(f"{text[:MOST_SHOWN]} is not on the market {market}")
+                raise UsageError(f"{text[:MAX_SHOWN]} is not on the market {market}")
             instrument = parse_symbol(text, market, self._context.home)
             self._instruments |= {text: instrument, instrument.symbol: instrument}
         return instrument
@@ -433,7 +433,7 @@ class RowBuilder:
         is_other = pc.equal(sides, other)
         for each in pc.value_counts(cells[index].filter(is_other)):
             text, count = each["values"].as_py(), each["counts"].as_py()
-            is_room = len(self._unknown_sides) < _MOST_KEPT or text in self._unknown_sides
+            is_room = len(self._unknown_sides) < _MAX_KEPT or text in self._unknown_sides
             if text.strip().lower() not in known:
                 self._unknown_sides[text if is_room else ""] += count
 

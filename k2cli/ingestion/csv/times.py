@@ -25,7 +25,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_BELOW: Final = 10**11  # plain numbers below it are seconds,
 _MILLISECONDS_BELOW: Final = 10**14  # below this milliseconds,
 _MICROSECONDS_BELOW: Final = 10**17  # below this microseconds, and nanoseconds from here on
-_MOST_DIGITS: Final = 18  # of an integer that always fits 64 bits
+_MAX_DIGITS: Final = 18  # of an integer that always fits 64 bits
 _EPOCH_DIGITS: Final = 19  # of nanoseconds
 _FRACTION: Final = 9  # fraction digits that are read
 _OF_TIMES: Final = {  # causes of integer faults, for times
@@ -75,7 +75,7 @@ def check_zone(zone: str) -> None:
         ) from exc
 
 
-def whole_numbers(texts: pa.StringArray, *, digits: int = _MOST_DIGITS) -> Ints:
+def whole_numbers(texts: pa.StringArray, *, digits: int = _MAX_DIGITS) -> Ints:
     """Parse texts of digits to a column of integers."""
     if characters(texts).translate(None, b"0123456789"):
         raise Unfit("is not a whole number", Cause.NOT_AN_INTEGER)
@@ -85,7 +85,7 @@ def whole_numbers(texts: pa.StringArray, *, digits: int = _MOST_DIGITS) -> Ints:
     try:
         return _ints(texts.cast(pa.int64()))
     except pa.ArrowException as exc:
-        if longest > _MOST_DIGITS:
+        if longest > _MAX_DIGITS:
             raise Unfit("is not a number of 64 bits", Cause.OUT_OF_RANGE) from exc
         raise Unfit("is empty", Cause.MISSING) from exc
 

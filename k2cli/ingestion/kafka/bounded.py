@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import httpx2
 
-MOST_BYTES: Final = 8 << 20
+MAX_BYTES: Final = 8 << 20
 
 
 def bound_client(client: httpx2.Client, *, timeout_s: float) -> None:
-    """Limit all answers that a client receives to `MOST_BYTES` and `timeout_s`.
+    """Limit all answers that a client receives to `MAX_BYTES` and `timeout_s`.
 
     Answers that are late, too large or compressed raise an `httpx2.TransportError`.
     """
@@ -72,8 +72,8 @@ class _BoundedStream(httpx2.SyncByteStream):
         size = 0
         for part in self._inner:
             size += len(part)
-            if size > MOST_BYTES:
-                raise httpx2.RemoteProtocolError(f"the answer exceeds {MOST_BYTES >> 20} MiB")
+            if size > MAX_BYTES:
+                raise httpx2.RemoteProtocolError(f"the answer exceeds {MAX_BYTES >> 20} MiB")
             yield part
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ SUFFIX: Final = ".dlq"
 _LARGEST: Final = "1000000000"  # bytes: librdkafka's maximum
 _SIZE_LIMIT: Final = "max.message.bytes"
 PREFIX: Final = "k2."
-_MOST_SENDS: Final = 2_000  # per commit, a few seconds; the run cannot end meanwhile
+_MAX_SENDS: Final = 2_000  # per commit, a few seconds; the run cannot end meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +196,7 @@ class DeadLetterTopics:
             part = todo.pop()
             found = self._send(letters, part)
             sends += 1
-            if len(part) == 1 or sends > _MOST_SENDS:
+            if len(part) == 1 or sends > _MAX_SENDS:
                 refused |= found
             else:
                 again = sorted(found)

@@ -49,7 +49,7 @@ _UNKNOWN: Final = range(40400, 40500)  # error codes for unknown subjects, versi
 _NOT_OF_A_REGISTRY: Final = -1  # the client's error code for answers without one, as of a proxy
 _WAIT_AGAIN_S: Final = 60.0
 _UNKNOWN_S: Final = 5.0  # how long an unknown id is not requested again
-_MOST_UNKNOWN: Final = 10_000
+_MAX_UNKNOWN: Final = 10_000
 _ASKERS: Final = 8  # requests for many subjects run in parallel
 _IDS: Final = 1 << 31  # how many a registry has: it counts in signed integers of 32 bits
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=_IDS)]
@@ -164,7 +164,7 @@ class Registry:
                 self._waits_since = now
             if now - self._waits_since < self._patience_s:
                 raise NotYet(str(exc)) from exc
-            if len(self._unknown) >= _MOST_UNKNOWN:
+            if len(self._unknown) >= _MAX_UNKNOWN:
                 self._unknown.clear()
             self._unknown[schema_id] = now
             raise

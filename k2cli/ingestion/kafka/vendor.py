@@ -59,6 +59,8 @@ _TAKEN: Final = frozenset(
         KafkaError._FENCED,
     }
 )
+# The client reports a lost static membership as a fatal error whose text has the broker's.
+_FENCED_MEMBER: Final = KafkaError(KafkaError.FENCED_INSTANCE_ID).str()
 _UNSETTLED: Final = frozenset(
     {
         KafkaError.FENCED_LEADER_EPOCH,
@@ -155,6 +157,7 @@ def translated(what: str, kafka: Mapping[str, str]) -> Iterator[None]:
         ConfigError: a setting is wrong, or the brokers reject the credentials.
         NotFound: the topic does not exist.
         BadData: the brokers permanently reject this.
+        Conflict: another client has taken over.
         Unavailable: the brokers do not answer.
     """
     try:
@@ -166,10 +169,8 @@ def translated(what: str, kafka: Mapping[str, str]) -> Iterator[None]:
 def translate(what: str, error: KafkaError, kafka: Mapping[str, str]) -> K2Error:
     """Convert a librdkafka error to a k2 error."""
     message = f"{what}: {error.str()}"
-    if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
-        return ConfigError(
-            message, hint="other programs are members of this group: choose another --group"
-        )
+    if (exclusion := _exclusion(what, error)) is not None:
+        return exclusion
     if error.code() in _REFUSED:
         return ConfigError(message, hint="check the [kafka] settings: k2 config show")
     if error.code() in NO_TOPIC:
@@ -179,6 +180,21 @@ def translate(what: str, error: KafkaError, kafka: Mapping[str, str]) -> K2Error
     if error.code() in _TAKEN:
         return Conflict(message)
     return unreachable(message, kafka)
+
+
+def _exclusion(what: str, error: KafkaError) -> K2Error | None:
+    """Return the error if other members keep this one out of its group."""
+    if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
+        return ConfigError(
+            f"{what}: {error.str()}",
+            hint="other programs are members of this group: choose another --group",
+        )
+    if _FENCED_MEMBER in error.str():
+        return Conflict(
+            f"{what}: another member of the group has the same kafka.group.instance.id",
+            hint="set a different one for each process, or none: k2 config show",
+        )
+    return None
 
 
 def is_refusal(error: KafkaError) -> bool:

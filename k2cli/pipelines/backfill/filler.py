@@ -18,7 +18,7 @@ from k2cli.pipelines.backfill.pieces import Request
 _TICK_S: Final = 0.1
 _CLOSE_S: Final = 2.0
 _STOP_S: Final = 5.0
-_MOST_BATCHES: Final = 100  # of fetched trades, after each batch of the stream
+_MAX_BATCHES: Final = 100  # of fetched trades, after each batch of the stream
 
 
 class GapFiller:
@@ -157,7 +157,7 @@ class BackfilledSource:
         yield from self._fetched()
 
     def _fetched(self) -> Iterator[Batch]:
-        for _ in range(_MOST_BATCHES):
+        for _ in range(_MAX_BATCHES):
             if (batch := self._ledger.take()) is None:
                 break
             yield replace(batch, session=self._session)

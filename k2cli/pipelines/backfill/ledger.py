@@ -59,13 +59,13 @@ NOTHING_YET: Final = "the exchange does not have them yet"
 NOT_ASKED_FOR: Final = "the exchange sent other trades than those asked for"
 PAGE_IDS: Final = 1_000  # what an exchange serves at once; also the size of a small gap
 MAX_PIECES: Final = 4_000
-_LEAST_IDS: Final = 100  # a shorter page that does not end a request slows the next one down
+_MIN_IDS: Final = 100  # a shorter page that does not end a request slows the next one down
 _QUEUED_ROWS: Final = 20_000
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 600.0
-_MOST_S: Final = 86_400.0  # that an exchange may demand
+_MAX_S: Final = 86_400.0  # that an exchange may demand
 _REPORTED_FAILURES: Final = 3  # in a row
-_MOST_REFUSALS: Final = 3  # in a row, of one symbol
+_MAX_REFUSALS: Final = 3  # in a row, of one symbol
 _NOTES_S: Final = 60.0  # after which changes are committed without rows
 
 
@@ -288,7 +288,7 @@ class GapLedger:
             self._outages = 0
             self._series[request.series].refusals = 0
             self._take_page(request, page, numbers, known_to)
-            if known_to < request.last and known_to - request.first + 1 < _LEAST_IDS:
+            if known_to < request.last and known_to - request.first + 1 < _MIN_IDS:
                 rest = replace(request, first=known_to + 1)
                 self._change(rest, self._delayed)
 
@@ -309,7 +309,7 @@ class GapLedger:
     def unavailable(self, request: Request, exc: HistoryUnavailable) -> float:
         """Record that nothing is served now; return how long nothing is asked for, in seconds."""
         with self._lock:
-            demanded_s = min(exc.retry_in_s, _MOST_S) if exc.retry_in_s > 0 else 0.0
+            demanded_s = min(exc.retry_in_s, _MAX_S) if exc.retry_in_s > 0 else 0.0
             pause_s = max(demanded_s, _pause_s(self._outages))
             self._outages += 1
             self._paused_until_s = self._clock() + pause_s
@@ -323,7 +323,7 @@ class GapLedger:
         with self._lock:
             state = self._series[request.series]
             state.refusals += 1
-            if state.refusals >= _MOST_REFUSALS:
+            if state.refusals >= _MAX_REFUSALS:
                 state.refused = reason
             is_all = state.refused is not None
             for index, piece in enumerate(state.pieces):

@@ -12,7 +12,7 @@ from k2cli.storage.offsets import Partition, PositionMoved
 if TYPE_CHECKING:
     from k2cli.pipelines.consume.batch import Batch
 
-_MOST_FILLED: Final = 1  # batches that wait for the running commit
+_MAX_FILLED: Final = 1  # batches that wait for the running commit
 
 
 class Committer:
@@ -35,7 +35,7 @@ class Committer:
         if not batch.spans or not (fill >= 1 or is_old):
             return
         if self._under_way is not None:
-            if fill < _MOST_FILLED:
+            if fill < _MAX_FILLED:
                 return
             self.collect(is_waiting=True)
         if not self._run.progress.must_rewind:

@@ -10,7 +10,7 @@ from k2cli.paths import expand_home
 from k2cli.records import RecordKind
 from k2cli.storage.lake import Lake
 
-_LEAST_ID: Final = 4  # shortest prefix of an id
+_MIN_ID: Final = 4  # shortest prefix of an id
 _TO_FIND: Final = ["load", "loaded_at", "path", "exchange", "symbol", "duplicates"]
 
 
@@ -42,7 +42,7 @@ def find_load(lake: Lake, word: str) -> FoundLoad:
     ]
     entries.sort(key=lambda pair: pair[1]["loaded_at"], reverse=True)
     found = [(kind, entry) for kind, entry in entries if entry["path"] == path]
-    if not found and len(word) >= _LEAST_ID:
+    if not found and len(word) >= _MIN_ID:
         found = [(kind, entry) for kind, entry in entries if entry["load"].startswith(word.lower())]
         if len(found) > 1:
             raise UsageError(f"{len(found)} loads have ids that start with {word}")
