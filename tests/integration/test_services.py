@@ -114,7 +114,7 @@ def test_broker_with_bad_config_shows_its_log(own_broker: OwnBroker) -> None:
 
 
 def test_registry_finds_what_was_registered(registry: RegistryAddress, topic_name: str) -> None:
-    with SchemaRegistryClient({"url": registry.url}) as client:
+    with SchemaRegistryClient({"url": registry.url, "timeout": PATIENCE_S}) as client:
         schema = record_schema(ID)
         schema_id = client.register_schema(topic_name, schema)
         assert client.lookup_schema(topic_name, schema).schema_id == schema_id
@@ -124,7 +124,7 @@ def test_registry_finds_what_was_registered(registry: RegistryAddress, topic_nam
 def test_registry_demands_backward_compatible_schemas(
     registry: RegistryAddress, topic_name: str
 ) -> None:
-    with SchemaRegistryClient({"url": registry.url}) as client:
+    with SchemaRegistryClient({"url": registry.url, "timeout": PATIENCE_S}) as client:
         client.register_schema(topic_name, record_schema(ID))
         price = {"name": "price", "type": "double"}
         assert not client.test_compatibility(topic_name, record_schema(ID, price))
@@ -136,7 +136,7 @@ def test_registry_demands_backward_compatible_schemas(
 
 def test_registry_does_not_know_other_subjects(registry: RegistryAddress, topic_name: str) -> None:
     with (
-        SchemaRegistryClient({"url": registry.url}) as client,
+        SchemaRegistryClient({"url": registry.url, "timeout": PATIENCE_S}) as client,
         pytest.raises(SchemaRegistryError) as refused,
     ):
         client.get_latest_version(topic_name)
@@ -148,11 +148,11 @@ def test_registry_started_again_has_its_schemas(
     own_registry: OwnRegistry, topic_name: str, end: Literal["stop", "kill"]
 ) -> None:
     registry = own_registry()
-    with SchemaRegistryClient({"url": registry.url}) as client:
+    with SchemaRegistryClient({"url": registry.url, "timeout": PATIENCE_S}) as client:
         schema_id = client.register_schema(topic_name, record_schema(ID))
     getattr(registry, end)()
     registry.start()
-    with SchemaRegistryClient({"url": registry.url}) as client:
+    with SchemaRegistryClient({"url": registry.url, "timeout": PATIENCE_S}) as client:
         assert client.lookup_schema(topic_name, record_schema(ID)).schema_id == schema_id
 
 
