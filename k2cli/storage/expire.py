@@ -11,6 +11,7 @@ from pyiceberg.table.snapshots import Operation, Snapshot
 
 from k2cli.config import TableSettings
 from k2cli.storage.loads import load_log, segment_paths
+from k2cli.storage.snapshots import operation_of
 from k2cli.storage.state import ancestors
 
 
@@ -113,9 +114,8 @@ def _replaced_files(table: Table, expired: set[int]) -> set[str]:
 
 
 def _keeps_rows(snapshot: Snapshot) -> bool:
-    is_replace = snapshot.summary is not None and snapshot.summary.operation is Operation.REPLACE
-    return is_replace or _is_append(snapshot)
+    return operation_of(snapshot) in (Operation.REPLACE, Operation.APPEND)
 
 
 def _is_append(snapshot: Snapshot) -> bool:
-    return snapshot.summary is not None and snapshot.summary.operation is Operation.APPEND
+    return operation_of(snapshot) is Operation.APPEND

@@ -10,7 +10,7 @@ from pyiceberg.table.snapshots import Operation, Snapshot
 from pyiceberg.table.update.snapshot import ManageSnapshots
 
 from k2cli.errors import BadData, Conflict, UsageError
-from k2cli.storage.snapshots import is_first, number_of, utc_time
+from k2cli.storage.snapshots import is_first, number_of, operation_of, utc_time
 from k2cli.storage.state import ROWS_KEY, TAG, ancestors, newest_known
 from k2cli.storage.tablediff import count_changes
 from k2cli.storage.vendor import translated
@@ -181,7 +181,7 @@ def _is_in_history(table: Table, snapshot: Snapshot) -> bool:
 
 
 def _keeps_rows(snapshot: Snapshot, rows: int) -> bool:
-    operation = snapshot.summary.operation if snapshot.summary else None
+    operation = operation_of(snapshot)
     is_addition = operation is Operation.APPEND and number_of(snapshot, "total-records") == rows
     return operation is Operation.REPLACE or is_addition
 
@@ -191,7 +191,7 @@ def _rows(snapshot: Snapshot) -> int:
 
 
 def _row_change(snapshot: Snapshot) -> int:
-    if snapshot.summary is not None and snapshot.summary.operation is Operation.REPLACE:
+    if operation_of(snapshot) is Operation.REPLACE:
         return 0
     added = number_of(snapshot, "added-records") or 0
     return added - (number_of(snapshot, "deleted-records") or 0)

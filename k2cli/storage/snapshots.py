@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.snapshots import Operation, Snapshot
 
 
 def summary_of(snapshot: Snapshot | None) -> Mapping[str, str]:
@@ -17,6 +17,11 @@ def number_of(snapshot: Snapshot | None, key: str) -> int | None:
     """Return a number in a snapshot's summary; None if it is missing."""
     value = summary_of(snapshot).get(key)
     return None if value is None else int(value)
+
+
+def operation_of(snapshot: Snapshot) -> Operation | None:
+    """Return what a snapshot did; None without a summary."""
+    return snapshot.summary.operation if snapshot.summary else None
 
 
 def utc_time(timestamp_ms: int) -> datetime:

@@ -15,7 +15,7 @@ from pyiceberg.table.snapshots import Operation, Snapshot
 
 from k2cli.storage.offsets import KEY as OFFSETS_KEY
 from k2cli.storage.position import KEY, Position, decode_position, encode_position
-from k2cli.storage.snapshots import number_of, summary_of
+from k2cli.storage.snapshots import number_of, operation_of, summary_of
 
 PREFIX: Final = "k2."
 RUN_KEY: Final = "k2.run"  # the run that created a snapshot, as in its log lines
@@ -98,7 +98,7 @@ def _newest_known(table: Table) -> tuple[Snapshot | None, bool, bool]:
     for snapshot in ancestors(table):
         if _k2_properties(snapshot):
             return snapshot, is_unchanged, True
-        is_unchanged = is_unchanged and _operation(snapshot) is Operation.REPLACE
+        is_unchanged = is_unchanged and operation_of(snapshot) is Operation.REPLACE
     tag = table.metadata.refs.get(TAG)
     return table.snapshot_by_id(tag.snapshot_id) if tag else None, is_unchanged, False
 
@@ -138,10 +138,6 @@ def is_ancestor(table: Table, snapshot: Snapshot) -> bool:
 def _k2_properties(snapshot: Snapshot) -> dict[str, str]:
     properties = summary_of(snapshot)
     return {key: value for key, value in properties.items() if key.startswith(PREFIX)}
-
-
-def _operation(snapshot: Snapshot) -> Operation | None:
-    return snapshot.summary.operation if snapshot.summary else None
 
 
 _known: dict[str, Position] = {}  # the last positions read or written, by encoded text

@@ -18,6 +18,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Snapshot
 
 from k2cli.storage.datafiles import read_data_file
+from k2cli.storage.snapshots import operation_of
 from k2cli.storage.state import ancestors
 from k2cli.storage.stored import check_deletes
 from k2cli.storage.vendor import reading_manifests
@@ -76,7 +77,7 @@ def _steps(table: Table, older: Snapshot, newer: Snapshot) -> Iterator[_Files]:
             chain = []
         yield _differing(table, older, base)
     for snapshot in reversed(chain):
-        if snapshot.summary is None or snapshot.summary.operation is not Operation.REPLACE:
+        if operation_of(snapshot) is not Operation.REPLACE:
             yield _changed_by(table, snapshot)
 
 
