@@ -3,7 +3,6 @@
 The module is long because every attempt of a commit, its outcome and its clean-up belong together.
 """
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -50,6 +49,7 @@ from k2cli.storage.opengaps import (
     with_open_gaps,
 )
 from k2cli.storage.position import KEY, Position, Series, Stored, merge_stored
+from k2cli.storage.races import ATTEMPTS, too_many_races, wait_after_race
 from k2cli.storage.replace import replace_files
 from k2cli.storage.state import (
     LOST_KEY,
@@ -64,9 +64,7 @@ from k2cli.storage.state import (
 )
 from k2cli.storage.target import Target
 
-_ATTEMPTS: Final = 20
 _UNKNOWN_ATTEMPTS: Final = 3
-_MAX_WAIT_S: Final = 1.0
 # After these a catalog may still be processing the commit.
 _UNANSWERED: Final = (
     CommitStateUnknownException,
@@ -281,7 +279,7 @@ def commit_attempts(
         OutcomeUnknown: the catalog repeatedly did not answer.
     """
     unknown: list[int] = []  # snapshots that may have been committed
-    for number in range(_ATTEMPTS):
+    for number in range(ATTEMPTS):
         landed = next((each for each in unknown if table.snapshot_by_id(each)), None)
         if landed is not None:
             return landed
@@ -301,13 +299,10 @@ def commit_attempts(
             snapshot_id = None
         if snapshot_id is not None:
             return snapshot_id
-        time.sleep(random.uniform(0, min(_MAX_WAIT_S, 0.02 * 2**number)))
+        wait_after_race(number)
         table.refresh()
         is_current = True
-    raise Conflict(
-        f"other writers of {'.'.join(table.name())} won {_ATTEMPTS} times in a row",
-        hint="run the command again, or let fewer processes write",
-    )
+    raise too_many_races(table)
 
 
 def _judge(

@@ -18,12 +18,12 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 
 from k2cli.codec.resolve import record_name, unfit_decimals
-from k2cli.errors import BadData, Conflict
+from k2cli.errors import BadData
 from k2cli.records import RecordKind, arrow_field, is_wider
 from k2cli.rejects import Cause, Fault, shown
+from k2cli.storage.races import ATTEMPTS, too_many_races
 from k2cli.storage.tables import RETRIES, RETRIES_KEY
 
-_ATTEMPTS: Final = 20
 _NO_RETRIES: Final = "0"  # in tables of k2 0.1.0; it makes other engines' rewrites fail
 
 
@@ -133,7 +133,7 @@ def evolve_table(
 
     See `LakeTable.evolve`.
     """
-    for _ in range(_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         changes = list(_changes(kind, avro, arrow_columns(table.schema())))
         texts = [str(change) for change in changes]
         is_retried = table.properties.get(RETRIES_KEY) != _NO_RETRIES
@@ -152,10 +152,7 @@ def evolve_table(
             table.refresh()
             continue
         return texts
-    raise Conflict(
-        f"other writers of {'.'.join(table.name())} won {_ATTEMPTS} times in a row",
-        hint="run the command again",
-    )
+    raise too_many_races(table)
 
 
 def _changes(kind: RecordKind, avro: Mapping[str, Any], columns: pa.Schema) -> Iterator[Change]:

@@ -1,8 +1,6 @@
 """The snapshots of a table: find one, tag it, roll back to it, compare two of them."""
 
-import random
 import re
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,18 +15,17 @@ from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update.snapshot import ManageSnapshots
 from sqlalchemy.exc import DatabaseError
 
-from k2cli.errors import Conflict, Exists, NotFound, UsageError
+from k2cli.errors import Exists, NotFound, UsageError
 from k2cli.iso import iso_utc
 from k2cli.records import RecordKind
 from k2cli.storage.append import OneCommit, has_moved_on
+from k2cli.storage.races import ATTEMPTS, too_many_races, wait_after_race
 from k2cli.storage.rollback import Rollback, check_rollback, plan_rollback, stage_rollback
 from k2cli.storage.snapshots import is_first, utc_time
 from k2cli.storage.state import TAG, ancestors
 from k2cli.storage.tablediff import count_changes
 from k2cli.storage.vendor import translated
 
-_ATTEMPTS: Final = 20
-_MAX_WAIT_S: Final = 1.0
 _ID: Final = re.compile(r"[0-9]{1,19}")
 _TAG_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _MAIN: Final = "main"
@@ -165,16 +162,13 @@ class TableHistory:
         Raises:
             Conflict: other writers won too often; nothing was changed.
         """
-        for number in range(_ATTEMPTS):
+        for number in range(ATTEMPTS):
             self._table = self._load()
             with translated(what):
                 if _try_commit(self._table, change, is_done):
                     return
-            time.sleep(random.uniform(0, min(_MAX_WAIT_S, 0.02 * 2**number)))
-        raise Conflict(
-            f"other writers of table {self._name} won {_ATTEMPTS} times in a row",
-            hint="run the command again, or let fewer processes write",
-        )
+            wait_after_race(number)
+        raise too_many_races(self._table)
 
 
 def _try_commit(

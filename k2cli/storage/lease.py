@@ -21,10 +21,10 @@ from sqlalchemy.exc import DatabaseError
 from k2cli.errors import Conflict, K2Error
 from k2cli.iso import iso_utc
 from k2cli.storage.append import OneCommit
+from k2cli.storage.races import ATTEMPTS, too_many_races, wait_after_race
 
 KEY: Final = "k2.compaction"
 DURATION_S: Final = 300.0
-_ATTEMPTS: Final = 20
 
 
 class Lease:
@@ -41,7 +41,7 @@ class Lease:
         Raises:
             Conflict: another compaction has it.
         """
-        for number in range(_ATTEMPTS):
+        for number in range(ATTEMPTS):
             table = self._load()
             if (holder := _holder(table)) and holder["id"] != self._id and _is_alive(holder):
                 raise Conflict(
@@ -59,8 +59,8 @@ class Lease:
                 self._until = until
                 self.check(self._load())
                 return
-            time.sleep(0.01 * 2 ** min(number, 6))
-        raise Conflict("other writers won too often", hint="run the command again")
+            wait_after_race(number)
+        raise too_many_races(self._load())
 
     def renew(self) -> None:
         """Extend the lease if half of it is over."""
@@ -82,7 +82,7 @@ class Lease:
 
     def end(self) -> None:
         """Give the lease back, unless another compaction has it."""
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             table = self._load()
             holder = _holder(table)
             if holder is None or holder["id"] != self._id:

@@ -110,7 +110,7 @@ def check_rollback(table: Table, plan: Rollback) -> None:
 def stage_rollback(table: Table, manage: ManageSnapshots, target: Snapshot) -> None:
     """Make a snapshot the current one, and k2's tag follow it.
 
-    A tag on a newer snapshot would lead to the state of rows that are no longer in the table.
+    A tag on a newer snapshot would lead to the state of rows that the table has lost.
     """
     manage.set_current_snapshot(target.snapshot_id)
     state, ref = _state_after(table, target), table.metadata.refs.get(TAG)
