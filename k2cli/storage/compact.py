@@ -37,8 +37,6 @@ from k2cli.storage.stored import Days
 from k2cli.storage.target import Target
 
 _ATTEMPTS: Final = 5  # plans of one day
-
-
 _WRAP: Final = 1 << 64
 
 

@@ -16,6 +16,7 @@ import numpy as np
 TARGET_BYTES: Final = 128_000_000
 SMALL_BYTES: Final = 32_000_000  # larger files are not packed
 FEWEST: Final = 8  # files to pack
+ALL_SYMBOLS: Final = ("", chr(0x10FFFF))  # the bounds of a file without statistics
 _GROWTH: Final = 4  # a packed file is at least so many times as large as its largest part
 _LATE_SHARE: Final = 10  # a sorted day is sorted again if a tenth of it is new
 
@@ -28,7 +29,7 @@ class StoredFile:
     size_bytes: int
     rows: int
     is_marked: bool = False  # as part of a sorted day
-    symbols: tuple[str, str] = ("", chr(0x10FFFF))  # bounds
+    symbols: tuple[str, str] = ALL_SYMBOLS  # bounds
     begin: int = 0  # lower bound of the times, in microseconds since 1970
     end: int = 0  # upper bound
 
@@ -110,11 +111,10 @@ def _are_disjoint(files: Sequence[StoredFile]) -> bool:
     for one, next_one in pairwise(ordered):
         if one.symbols[1] < next_one.symbols[0]:
             continue
-        are_alike = one.symbols == next_one.symbols and one.symbols[0] == one.symbols[1]
-        is_shared = one.symbols[1] == next_one.symbols[0]
-        if are_alike and one.end > next_one.begin:
+        if one.symbols[1] > next_one.symbols[0]:
             return False
-        if not is_shared:
+        has_one_symbol = one.symbols[0] == next_one.symbols[1]
+        if has_one_symbol and one.end > next_one.begin:
             return False
     return True
 

@@ -1,12 +1,11 @@
 """Plan a compaction: choose the data files of each day by what their manifests say."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from pyiceberg.conversions import from_bytes
 from pyiceberg.expressions import (
     AlwaysTrue,
     And,
@@ -21,8 +20,15 @@ from pyiceberg.transforms import IdentityTransform
 
 from k2cli.errors import BadData
 from k2cli.records import RecordKind
-from k2cli.storage.compaction import Group, StoredFile, files_after, plan_day, saved_bytes
-from k2cli.storage.stored import check_deletes
+from k2cli.storage.compaction import (
+    ALL_SYMBOLS,
+    Group,
+    StoredFile,
+    files_after,
+    plan_day,
+    saved_bytes,
+)
+from k2cli.storage.stored import bounds_of, check_deletes
 from k2cli.storage.vendor import predicate, reading_manifests
 
 _EPOCH: Final = date(1970, 1, 1)
@@ -102,16 +108,16 @@ def plan_compaction(table: Table, kind: RecordKind, choice: Choice) -> list[DayP
             " k2 cannot keep",
             hint="compact the table with the engine that upgraded it",
         )
-    now_s = time.time()
+    now_s, describe, spec_id = time.time(), _describe(table, kind), table.spec().spec_id
     days: dict[int, dict[str, DataFile]] = {}
     for file in _live_files(table, kind, choice.day):
         day = int(file.partition[0])
-        if file.spec_id == table.spec().spec_id and choice.includes(day, now_s):
+        if file.spec_id == spec_id and choice.includes(day, now_s):
             days.setdefault(day, {})[file.file_path] = file
     plans = []
     for day in sorted(days):
         groups = plan_day(
-            [_stored(table, kind, file) for file in days[day].values()],
+            [describe(file) for file in days[day].values()],
             is_over=_is_over(day, now_s, choice.over_for_s),
             target_bytes=choice.target_bytes,
         )
@@ -150,31 +156,24 @@ def _live_files(table: Table, kind: RecordKind, day: date | None) -> Iterator[Da
         yield task.file
 
 
-def _stored(table: Table, kind: RecordKind, file: DataFile) -> StoredFile:
-    symbol = _bounds_of(table, file, "symbol")
-    times = _bounds_of(table, file, kind.partition_by)
-    given: dict[str, Any] = {}
-    if symbol is not None:
-        given["symbols"] = symbol
-    if times is not None:
-        given |= {"begin": times[0], "end": times[1]}
+def _describe(table: Table, kind: RecordKind) -> Callable[[DataFile], StoredFile]:
+    """Return what converts the manifest entries of a table's files."""
     order = table_sort_order(table, kind)
-    return StoredFile(
-        path=file.file_path,
-        size_bytes=file.file_size_in_bytes,
-        rows=file.record_count,
-        is_marked=order in (None, file.sort_order_id),  # else only bounds show it
-        **given,
-    )
+    symbol, time_of = (table.schema().find_field(name) for name in ("symbol", kind.partition_by))
 
+    def stored(file: DataFile) -> StoredFile:
+        begin, end = bounds_of(file, time_of, (0, 0))
+        return StoredFile(
+            path=file.file_path,
+            size_bytes=file.file_size_in_bytes,
+            rows=file.record_count,
+            is_marked=order in (None, file.sort_order_id),  # else only bounds show it
+            symbols=bounds_of(file, symbol, ALL_SYMBOLS),
+            begin=begin,
+            end=end,
+        )
 
-def _bounds_of(table: Table, file: DataFile, name: str) -> tuple[Any, Any] | None:
-    column: Any = table.schema().find_field(name)
-    lower = (file.lower_bounds or {}).get(column.field_id)
-    upper = (file.upper_bounds or {}).get(column.field_id)
-    if lower is None or upper is None:
-        return None
-    return from_bytes(column.field_type, lower), from_bytes(column.field_type, upper)
+    return stored
 
 
 def table_sort_order(table: Table, kind: RecordKind) -> int | None:

@@ -64,9 +64,9 @@ class FileStatistics:
             paths=[file.file_path for file in files],
             days=np.array([_day(file) for file in files], dtype=np.int64),
             numbers=np.array(
-                [_bounds(file, sequence, (_MIN, _MAX)) for file in files], dtype=np.int64
+                [bounds_of(file, sequence, (_MIN, _MAX)) for file in files], dtype=np.int64
             ).reshape(-1, 2),
-            symbols=[_bounds(file, symbol, ("", _LAST_TEXT)) for file in files],
+            symbols=[bounds_of(file, symbol, ("", _LAST_TEXT)) for file in files],
             sequences=np.full(len(files), _MAX)
             if sequences is None
             else np.array(sequences, dtype=np.int64),
@@ -148,7 +148,8 @@ def _day(file: DataFile) -> int:
     return int(file.partition[0])
 
 
-def _bounds(file: DataFile, field: Any, unknown: tuple[Any, Any]) -> tuple[Any, Any]:
+def bounds_of(file: DataFile, field: Any, unknown: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Return the lower and upper bound of a column in a data file, or the unknown ones."""
     lower = (file.lower_bounds or {}).get(field.field_id)
     upper = (file.upper_bounds or {}).get(field.field_id)
     return (
