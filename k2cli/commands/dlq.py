@@ -23,6 +23,7 @@ from k2cli.commands.options import (
     TextOrJson,
     TextOrJsonOpt,
     TimeoutOpt,
+    dry_run_option,
     settings,
 )
 from k2cli.commands.terminal import output
@@ -174,9 +175,7 @@ def replay(
     again: Annotated[
         bool, typer.Option("--again", help="Also replay dead letters that were replayed before.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be sent without sending it.")
-    ] = False,
+    dry_run: Annotated[bool, dry_run_option("what would be sent without sending it")] = False,
     timeout: TimeoutOpt = None,
     summary: Annotated[
         Summary, typer.Option("--summary", help="Summary at the end: text, or JSON on stdout.")

@@ -13,7 +13,13 @@ from k2cli.commands.load_options import (
     ShapeOptions,
     TargetOptions,
 )
-from k2cli.commands.options import HomeOpt, SummaryOpt, rejects_option, settings
+from k2cli.commands.options import (
+    HomeOpt,
+    SummaryOpt,
+    dry_run_option,
+    rejects_option,
+    settings,
+)
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.output import Summary
 from k2cli.commands.terminal.streams import note
@@ -234,9 +240,7 @@ def undo(
             metavar="FILE|LOAD",
         ),
     ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be removed without removing it.")
-    ] = False,
+    dry_run: Annotated[bool, dry_run_option("what would be removed without removing it")] = False,
     summary: SummaryOpt = output.Summary.TEXT,
     home: HomeOpt = None,
 ) -> None:

@@ -175,6 +175,19 @@ MetricsOpt = Annotated[
 ]
 
 
+YesOpt = Annotated[
+    bool,
+    typer.Option(
+        "--yes", "-y", help="Do not ask for confirmation; required if stdin is not a terminal."
+    ),
+]
+
+
+def dry_run_option(shown: str) -> Any:
+    """Declare --dry-run, which shows this and changes nothing."""
+    return typer.Option("--dry-run", help=f"Show {shown}.")
+
+
 class Order(StrEnum):
     """The order by time."""
 

@@ -20,7 +20,9 @@ from k2cli.commands.options import (
     TextOrJson,
     TextOrJsonOpt,
     TimeoutOpt,
+    YesOpt,
     checked_file,
+    dry_run_option,
     settings,
 )
 from k2cli.commands.schema.names import Finder
@@ -140,9 +142,7 @@ def evolve(
             show_default="the built-in schema",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would change without changing it.")
-    ] = False,
+    dry_run: Annotated[bool, dry_run_option("what would change without changing it")] = False,
     timeout: TimeoutOpt = None,
     registry: RegistryOpt = None,
     home: HomeOpt = None,
@@ -179,9 +179,7 @@ class KeepName(StrEnum):
 @table_app.command()
 def dedupe(
     table: TableArg,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be removed without removing it.")
-    ] = False,
+    dry_run: Annotated[bool, dry_run_option("what would be removed without removing it")] = False,
     keep: Annotated[
         KeepName | None,
         typer.Option(
@@ -268,14 +266,9 @@ def check(
 def repair(
     table: TableArg,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be lost without changing anything.")
+        bool, dry_run_option("what would be lost without changing anything")
     ] = False,
-    yes: Annotated[
-        bool,
-        typer.Option(
-            "--yes", "-y", help="Do not ask for confirmation; required if stdin is not a terminal."
-        ),
-    ] = False,
+    yes: YesOpt = False,
     fmt: TextOrJsonOpt = TextOrJson.TEXT,
     home: HomeOpt = None,
 ) -> None:
@@ -313,7 +306,7 @@ def repair(
 @table_app.command()
 def relocate(
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done without changing anything.")
+        bool, dry_run_option("what would be done without changing anything")
     ] = False,
     home: HomeOpt = None,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from k2cli.commands.options import DURATION, SIZE, HomeOpt, SummaryOpt, settings
+from k2cli.commands.options import DURATION, SIZE, HomeOpt, SummaryOpt, dry_run_option, settings
 from k2cli.commands.table_kind import kind_of_table
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.streams import error, note
@@ -58,7 +58,7 @@ def compact(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done without changing anything.")
+        bool, dry_run_option("what would be done without changing anything")
     ] = False,
     summary: SummaryOpt = output.Summary.TEXT,
     home: HomeOpt = None,

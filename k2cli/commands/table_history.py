@@ -10,7 +10,14 @@ import typer
 from typer.core import TyperCommand
 
 from k2cli.commands.groups import AnswerOptions, takes_groups
-from k2cli.commands.options import HomeOpt, TextOrJson, TextOrJsonOpt, settings
+from k2cli.commands.options import (
+    HomeOpt,
+    TextOrJson,
+    TextOrJsonOpt,
+    YesOpt,
+    dry_run_option,
+    settings,
+)
 from k2cli.commands.table_kind import TableArg, kind_of_table
 from k2cli.commands.terminal import output
 from k2cli.commands.terminal.confirmation import confirm
@@ -52,14 +59,9 @@ def rollback(
     table: TableArg,
     snapshot: Annotated[str, typer.Argument(help=f"Roll back to {_POINT}.", show_default=False)],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be lost without changing anything.")
+        bool, dry_run_option("what would be lost without changing anything")
     ] = False,
-    yes: Annotated[
-        bool,
-        typer.Option(
-            "--yes", "-y", help="Do not ask for confirmation; required if stdin is not a terminal."
-        ),
-    ] = False,
+    yes: YesOpt = False,
     fmt: TextOrJsonOpt = TextOrJson.TEXT,
     home: HomeOpt = None,
 ) -> None:

@@ -20,7 +20,7 @@ def kind_of_table(table: str) -> "RecordKind":
     """Return the record kind of a table's name, with or without its namespace.
 
     Raises:
-        NotFound: there is no such table.
+        NotFound: the table does not exist.
     """
     from k2cli.records import KINDS
 
