@@ -255,10 +255,10 @@ class LakeReader:
 
     def rows_of(self, plan: TableFiles, selection: Selection, *, zone: str = "UTC") -> Answer:
         """Query the rows of a selection with an existing plan."""
-        question = select_rows(plan.kind, selection)
         most = plan.rows if selection.limit is None else min(plan.rows, selection.limit)
         if most > _LARGE_ROWS:
             return self.ask([plan], lambda s: s.ask_rows_of(plan.kind, selection), zone)
+        question = select_rows(plan.kind, selection)
         return self.ask([plan], lambda session: session.ask(question), zone)
 
     def plan(self, kind: RecordKind, selection: Selection) -> TableFiles:
